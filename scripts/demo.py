@@ -1,0 +1,55 @@
+"""What `make demo` shows once the chain has run: a real Triton answers for validation pictures, the table, and where everything lies."""
+
+import csv
+import json
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dreamteacher.params import load_params
+from dreamteacher.serving.client import predict
+from dreamteacher.serving.triton_server import running_triton
+
+ANSWERS = Path("plots/predict")
+PLACES = {
+    "data set, with its manifest": "artifacts/data",
+    "teacher (a diffusers pipeline)": "artifacts/teacher",
+    "pretrained backbone (timm)": "artifacts/backbones/features",
+    "fine-tuned models": "artifacts/finetuned",
+    "figures": "metrics/evaluate.json",
+    "plots and overlays": "plots/evaluate",
+    "ONNX": "artifacts/onnx",
+    "Triton repositories": "artifacts/triton",
+    "answers of the served model": str(ANSWERS),
+    "all runs": "mlflow.db (`mlflow ui --backend-store-uri sqlite:///mlflow.db`)",
+}
+
+
+def main() -> None:
+    """Serve, ask, print."""
+    params = load_params()
+    with Path("artifacts/data/manifest.csv").open(newline="") as file:
+        pictures = [Path(row["path"]) for row in csv.DictReader(file) if row["split"] == "val"][:3]
+    with running_triton(Path("artifacts/triton/local")) as triton:
+        print(f"\nTriton serves {', '.join(triton.models)}; it says of {len(pictures)} validation pictures:")
+        predict(pictures, triton.http_url, params.publish.name, ANSWERS)
+        predict(pictures, triton.grpc_url, params.publish.name, ANSWERS, protocol="grpc", features=True)
+    show(json.loads(Path("metrics/evaluate.json").read_text()))
+    print("\nWhere everything lies:")
+    for what, place in PLACES.items():
+        print(f"  {what:32} {place}")
+
+
+def show(figures: dict[str, dict[str, float]]) -> None:
+    """Print what evaluate found, one row an initialisation."""
+    columns = list(dict.fromkeys(name for row in figures.values() for name in row if not isinstance(row[name], (dict, list))))
+    table = Table("init", *columns, box=box.SIMPLE, title="validation split, mean and spread over seeds")
+    for init, row in figures.items():
+        table.add_row(init, *(f"{row[name]:.4g}" if name in row else "" for name in columns))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The command line: parses, calls a stage, prints. argparse, because `--help` must answer at once and typer alone imports for 0.4 s."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dreamteacher.errors import Interrupted, UserError
+
+INITS = ("scratch", "features", "labels", "mix", "imagenet")  # those of params.Init, which is slow to import
+
+
+@dataclass(frozen=True)
+class StageCommand:
+    """A stage on the command line. Places may name `{seed}`, `{mode}`, `{init}` and settings such as `{params.export.init}`."""
+
+    help: str
+    out: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)  # further options that must be given, with what is possible
+    seed: bool = False
+
+
+STAGES = {
+    "ingest": StageCommand("any pictures to one data set", "artifacts/data"),
+    "train-teacher": StageCommand("train the generator on the unlabelled pictures", "artifacts/teacher", {"data": "artifacts/data"}),
+    "distill-features": StageCommand(
+        "distill the generator's features into a backbone",
+        "artifacts/backbones/features",
+        {"data": "artifacts/data", "teacher": "artifacts/teacher"},
+    ),
+    "train-interpreter": StageCommand(
+        "train the feature interpreter on the few labels",
+        "artifacts/interpreters/{seed}",
+        {"data": "artifacts/data", "teacher": "artifacts/teacher"},
+        seed=True,
+    ),
+    "distill-labels": StageCommand(
+        "distill the interpreter's soft labels into a backbone",
+        "artifacts/backbones/{mode}/{seed}",
+        {
+            "data": "artifacts/data",
+            "teacher": "artifacts/teacher",
+            "interpreter": "artifacts/interpreters/{seed}",
+            "features": "artifacts/backbones/features",
+        },
+        {"mode": ("labels", "mix")},
+        seed=True,
+    ),
+    "finetune": StageCommand(
+        "fine-tune a backbone for the task",
+        "artifacts/finetuned/{init}/{seed}",
+        {"data": "artifacts/data", "pretrained": "that of --init below artifacts/backbones, if it has one"},
+        {"init": INITS},
+        seed=True,
+    ),
+    "evaluate": StageCommand(
+        "compare the fine-tuned models on the validation split",
+        "artifacts/evaluation",
+        {
+            "data": "artifacts/data",
+            "teacher": "artifacts/teacher",
+            "features": "artifacts/backbones/features",
+            "finetuned": "artifacts/finetuned",
+            "metrics": "metrics/evaluate.json",
+            "plots": "plots/evaluate",
+        },
+    ),
+    "export-onnx": StageCommand(
+        "write the fine-tuned model and its backbone as ONNX",
+        "artifacts/onnx",
+        {"data": "artifacts/data", "finetuned": "artifacts/finetuned/{params.export.init}/{params.export.seed}"},
+    ),
+    "publish": StageCommand(
+        "make the Triton repositories and register the model",
+        "artifacts/triton",
+        {"onnx": "artifacts/onnx", "evaluation": "artifacts/evaluation"},
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code: 0, 1 for a defect (with its traceback), 2 for a user's mistake, 128 + signal when stopped."""
+    options = _parser().parse_args(arguments)
+    _log_to_stderr()
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code: int = options.run(options)
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        print("stopped; start the same command again to go on", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # of `dreamteacher params | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _run_stage(options: argparse.Namespace) -> int:
+    from dreamteacher.params import load_params
+
+    command = STAGES[options.command]
+    params = load_params(options.params, options.set)
+    given = {name: getattr(options, name) for name in [*command.choices, *(["seed"] if command.seed else [])]}
+
+    def place(name: str, default: str) -> Path:
+        return getattr(options, name) or Path(default.format(params=params, **given))
+
+    inputs: dict[str, Any] = {name: place(name, default) for name, default in command.inputs.items()}
+    if options.command == "finetune" and not options.pretrained:
+        init = given["init"]
+        folder = Path("artifacts/backbones") / init
+        inputs["pretrained"] = {"features": folder, "labels": folder / str(options.seed), "mix": folder / str(options.seed)}.get(init)
+    out = place("out", command.out)
+    run = import_module(f"dreamteacher.stages.{options.command.replace('-', '_')}").run
+    metrics = run(params, **inputs, **given, out=out, overwrite=options.overwrite)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{options.command}: {out}")
+        for name, value in metrics.items():
+            print(f"  {name} = {value:.6g}")
+    return 0
+
+
+def _run_sync(_: argparse.Namespace) -> int:
+    from dreamteacher.tracking import sync
+
+    sent = sync()
+    print("\n".join(f"sent {name}" for name in sent) or "nothing to send")
+    return 0
+
+
+def _run_doctor(_: argparse.Namespace) -> int:
+    from dreamteacher.doctor import examine
+
+    return examine()
+
+
+def _run_serve(options: argparse.Namespace) -> int:
+    from dreamteacher.serving.triton_server import serve
+
+    serve(options.repository, options.http_port, options.grpc_port)
+    return 0
+
+
+def _run_predict(options: argparse.Namespace) -> int:
+    from dreamteacher.serving.client import predict
+
+    predict(options.images, options.url, options.model, options.out, protocol=options.protocol, features=options.features)
+    return 0
+
+
+def _run_params(options: argparse.Namespace) -> int:
+    import yaml
+
+    from dreamteacher.params import load_params
+
+    if options.markdown:
+        print(markdown_of_params())
+    else:
+        params = load_params(options.params, options.set)
+        print(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def markdown_of_params() -> str:
+    """The table of docs/parameters.md: every setting with its values, default and meaning."""
+    import json
+
+    from dreamteacher.params import describe
+
+    rows = ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, values, setting in describe():
+        default = json.dumps(setting.get_default(call_default_factory=True), ensure_ascii=False)
+        rows.append(f"| `{name}` | {values} | `{default}` | {setting.description} |")
+    return "\n".join(rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dreamteacher", description="Unlabelled pictures and a few labels in, a served image backbone out."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=run)
+        return command
+
+    def add_params(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="settings (default: %(default)s)")
+        command.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting, such as distill.T=250; may be given again")
+
+    for name, stage in STAGES.items():
+        command = add(name, _run_stage, stage.help)
+        add_params(command)
+        for option, values in stage.choices.items():
+            command.add_argument(f"--{option}", required=True, choices=values)
+        if stage.seed:
+            command.add_argument("--seed", type=int, default=0, help="draws the few labels and the random weights (default: 0)")
+        for option, default in {**stage.inputs, "out": stage.out}.items():
+            command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
+        command.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+
+    add("sync", _run_sync, "send the records that MLflow could not take before")
+    add("doctor", _run_doctor, "say what this machine has and lacks")
+    serve = add("serve", _run_serve, "start a local Triton on a published repository")
+    serve.add_argument("repository", type=Path, nargs="?", default=Path("artifacts/triton/local"), help="default: %(default)s")
+    serve.add_argument("--http-port", type=int, help="default: a free one")
+    serve.add_argument("--grpc-port", type=int, help="default: a free one")
+    predict = add("predict", _run_predict, "ask a served model about pictures")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    predict.add_argument("--url", required=True, help="HOST:PORT of the server, as `dreamteacher serve` prints it")
+    predict.add_argument("--model", default="dreamteacher", help="its name in the repository (default: %(default)s)")
+    predict.add_argument("--out", type=Path, metavar="FOLDER", help="where overlays and features go; default: only the answer is printed")
+    predict.add_argument("--protocol", choices=("http", "grpc"), default="http", help="default: %(default)s")
+    predict.add_argument("--features", action="store_true", help="write the backbone's features as well")
+    show = add("params", _run_params, "print the resolved settings")
+    add_params(show)
+    show.add_argument("--markdown", action="store_true", help="print all settings as the table of the documentation")
+    return parser
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM outside training, where nothing is lost by stopping at once; training has its own handler, which saves first."""
+    print("stopped; start the same command again to go on", file=sys.stderr)
+    raise SystemExit(128 + signum)
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("dreamteacher").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

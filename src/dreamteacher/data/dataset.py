@@ -1,0 +1,160 @@
+"""What `ingest` made, read back picture by picture at random, without unpacking."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamteacher.data.decode import decode, decode_mask
+from dreamteacher.errors import UserError
+
+IGNORE = 255  # mask value that no loss or metric counts
+CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory
+
+
+@dataclass(frozen=True)
+class Sample:
+    """image: uint8 (H, W, 3) RGB. label: class id, or uint8 (H, W) with IGNORE, or None. Shared with the cache: do not write to them."""
+
+    image: np.ndarray
+    label: int | np.ndarray | None
+    name: str
+
+
+class ImageSet:
+    """One split of the data set in `folder`, map-style, cheap to pickle to loader workers.
+
+    task: "segmentation", "classification" or None. classes: their names by id. mean, std: of the train split, RGB in [0, 1].
+    names: where each picture came from. in_memory: the split is small enough to be kept decoded.
+
+    Raises:
+        UserError: the folder holds no data set.
+    """
+
+    def __init__(self, folder: Path, split: Literal["train", "val"]):
+        try:
+            facts = json.loads((folder / "dataset.json").read_text())
+            with (folder / "manifest.csv").open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row["split"] == split]
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} holds no data set ({error.filename} is missing); run `dreamteacher ingest` first") from error
+        self.task: Literal["segmentation", "classification"] | None = facts["task"]
+        self.classes: list[str] = facts["classes"]
+        self.mean: list[float] = facts["mean"]
+        self.std: list[float] = facts["std"]
+        self.names = [row["path"] for row in rows]
+        self.hashes = [row["sha256"] for row in rows]
+        shards = sorted({row["shard"] for row in rows})
+        self._shards = [folder / "shards" / name for name in shards]
+        # shard, offset and length of the picture, offset and length of the label (length 0: none)
+        number = {name: i for i, name in enumerate(shards)}
+        where = [[number[r["shard"]], *(int(r[k] or 0) for k in ("offset", "length", "label_offset", "label_length"))] for r in rows]
+        self._where = np.array(where, np.int64).reshape(-1, 5)
+        self.in_memory = sum(int(row["width"]) * int(row["height"]) * 4 for row in rows) < CACHE_BYTES
+        self._cache: dict[int, Sample] = {}
+        self._files: dict[tuple[int, int], int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}, "_files": {}}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def labelled(self) -> list[int]:
+        """Indices of the pictures that have a label."""
+        return np.flatnonzero(self._where[:, 4]).tolist()
+
+    def label(self, index: int) -> int | np.ndarray | None:
+        """The label alone, without decoding the picture: class id, or uint8 (H, W), or None."""
+        shard, _, _, offset, length = self._where[index].tolist()
+        if not length:
+            return None
+        data = self._bytes(shard, offset, length)
+        return int(data) if self.task == "classification" else decode_mask(data)
+
+    def read(self, index: int) -> Sample:
+        """Picture, label and name at `index` (0 <= index < len)."""
+        sample = self._cache.get(index)
+        if sample is None:
+            shard, offset, length = self._where[index, :3].tolist()
+            # ingest has checked the size, so no limit is needed here
+            image = decode(self._bytes(shard, offset, length), max_pixels=1 << 62).image
+            sample = Sample(image, self.label(index), self.names[index])
+            if self.in_memory:
+                self._cache[index] = sample
+        return sample
+
+    def _bytes(self, shard: int, offset: int, length: int) -> bytes:
+        key = os.getpid(), shard  # a forked worker opens its own
+        if key not in self._files:
+            self._files[key] = os.open(self._shards[shard], os.O_RDONLY)
+        return os.pread(self._files[key], length, offset)
+
+
+class Samples(torch.utils.data.Dataset):
+    """What the training loop takes: item (index, seed) -> tensors of the picture at `indices[index]`, transformed with that seed.
+
+    Labels are given only where every one of the pictures has one, so that all items have the same keys. The process' own random
+    state is left as it was: how many workers load the data changes nothing else.
+    """
+
+    def __init__(self, images: ImageSet, transform: Callable[[Sample], dict[str, Tensor]], indices: list[int] | None = None):
+        self.images = images
+        self.transform = transform
+        self.indices = list(range(len(images))) if indices is None else indices
+        self.in_memory = images.in_memory
+        self._labelled = set(self.indices) <= set(images.labelled())
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
+        index, seed = item
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            result = self.transform(self.images.read(self.indices[index]))
+        finally:
+            torch.set_rng_state(state)
+        if not self._labelled:
+            result.pop("label", None)
+        return result
+
+
+def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
+    """Indices, sorted, of `n` labelled pictures (None: all): the first `n` in an order by hash of seed and content.
+
+    The same pictures are drawn whatever their order, and most of them again when data is added. For classification each class gets
+    its equal share as far as it has pictures.
+
+    Raises:
+        UserError: fewer than `n` pictures are labelled.
+    """
+    labelled = images.labelled()
+    if n is None:
+        return labelled
+    if n > len(labelled):
+        raise UserError(
+            f"few_labels = {n}, but only {len(labelled)} of {len(images)} pictures have a label; label more or lower few_labels"
+        )
+    order = sorted(labelled, key=lambda i: hashlib.sha256(f"{seed}:{images.hashes[i]}".encode()).digest())
+    if images.task == "classification":
+        turns: dict[int, int] = defaultdict(int)  # a picture's turn is its place among those of its class
+        turn = {}
+        for i in order:
+            label = int(images.label(i))  # type: ignore[arg-type]
+            turn[i] = turns[label]
+            turns[label] += 1
+        order.sort(key=lambda i: turn[i])  # stable: within a turn still by hash
+    return sorted(order[:n])

@@ -1,0 +1,117 @@
+"""One found item -> what is stored of it: checked, upright, reduced, encoded, hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask
+from dreamteacher.data.sources import Item
+
+LARGEST_ID = 65535  # of a class that has no name
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """data, suffix: the stored picture. width, height: of the stored picture. mode: Pillow's name of the source's pixel type.
+
+    hashes: sha256 of the file, of the decoded pixels, of the stored pixels; equal pictures share at least one.
+    histogram: int64 (3, 256) counts of the stored RGB values. label: bytes of the stored label, with its suffix "mask.png" or "cls";
+    cls: the class id if it is one; mask_values: int64 (256) counts of the mask's values, all 0 without a mask.
+    """
+
+    data: bytes
+    suffix: str
+    width: int
+    height: int
+    mode: str
+    hashes: tuple[bytes, bytes, bytes]
+    histogram: np.ndarray
+    label: tuple[str, bytes] | None
+    cls: int | None
+    mask_values: np.ndarray
+
+
+def prepare(item: Item, classes: list[str] | None, *, max_pixels: int, min_side: int, short_side: int | None) -> Prepared:
+    """Decode, check and encode an item; a picture whose shorter side exceeds `short_side` is reduced to it (antialiased; masks NEAREST).
+
+    Raises:
+        BadPicture: picture or mask cannot be decoded, their sizes differ, a class or mask value is none of `classes`.
+    """
+    if item.problem:
+        raise BadPicture(item.problem)
+    picture = decode(item.data, max_pixels=max_pixels, min_side=min_side)
+    height, width = picture.image.shape[:2]
+    mask = None if item.mask is None else decode_mask(item.mask, max_pixels=max_pixels)
+    if mask is not None:
+        _check(mask, width, height, classes or [])
+    cls = None if item.cls is None or mask is not None else _class_id(item.cls, classes)
+    shrink = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
+    size = (round(width * shrink), round(height * shrink))
+    pixels = picture.image
+    if shrink < 1:
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+        mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    data, suffix = _encode(picture, pixels, item.data)
+    decoded = _hash(picture.image)
+    return Prepared(
+        data=data,
+        suffix=suffix,
+        width=size[0],
+        height=size[1],
+        mode=picture.mode,
+        hashes=(hashlib.sha256(item.data).digest(), decoded, _hash(pixels) if shrink < 1 else decoded),
+        histogram=np.array(Image.fromarray(pixels).histogram(), np.int64).reshape(3, 256),
+        label=_label(mask, cls),
+        cls=cls,
+        mask_values=np.zeros(256, np.int64) if mask is None else np.bincount(mask.ravel(), minlength=256),
+    )
+
+
+def _check(mask: np.ndarray, width: int, height: int, classes: list[str]) -> None:
+    if mask.shape != (height, width):
+        raise BadPicture(f"mask is {mask.shape[1]} x {mask.shape[0]}, its picture {width} x {height}")
+    values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    strange = [int(value) for value in values if value >= len(classes) and value != IGNORE]
+    if strange:
+        raise BadPicture(f"mask holds the value {strange[0]}; classes are 0 to {len(classes) - 1}, and {IGNORE} for unknown")
+
+
+def _class_id(cls: str, classes: list[str] | None) -> int:
+    if classes and cls in classes:
+        return classes.index(cls)
+    if len(cls) < 9 and cls.isascii() and cls.isdecimal() and int(cls) < (len(classes) if classes else LARGEST_ID):
+        return int(cls)
+    known = f"the {len(classes)} classes" if classes else "a class number (names need a classes.txt)"
+    raise BadPicture(f"class {cls[:80]!r} is not {'one of ' if classes else ''}{known}")
+
+
+def _label(mask: np.ndarray | None, cls: int | None) -> tuple[str, bytes] | None:
+    if mask is not None:
+        return "mask.png", _save(Image.fromarray(mask), "PNG", optimize=True)
+    return None if cls is None else ("cls", str(cls).encode())
+
+
+def _encode(picture: Picture, pixels: np.ndarray, original: bytes) -> tuple[bytes, str]:
+    """The source's own bytes where they will do, else PNG for what was lossless, else JPEG of quality 95 with full colour resolution."""
+    if picture.suffix and pixels is picture.image:
+        return original, picture.suffix
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if picture.grey else pixels)
+    if picture.lossless:
+        return _save(image, "PNG"), "png"
+    return _save(image, "JPEG", quality=95, subsampling=0), "jpg"
+
+
+def _save(image: Image.Image, form: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _hash(pixels: np.ndarray) -> bytes:
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()

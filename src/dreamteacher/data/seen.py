@@ -1,0 +1,40 @@
+"""Which pictures were seen before, in a temporary database on disk, so that memory does not grow with their number."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+
+class Kept(NamedTuple):
+    """A picture that was kept: its split and its name."""
+
+    split: str
+    name: str
+
+
+class Seen:
+    """Hashes of kept pictures; used as a context manager."""
+
+    def __init__(self) -> None:
+        self._table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
+        self._table.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY, split TEXT, name TEXT) WITHOUT ROWID")
+        self._table.execute("BEGIN")
+
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._table.close()
+
+    def find(self, hashes: Sequence[bytes]) -> Kept | None:
+        """The kept picture that shares a hash with these."""
+        marks = ", ".join("?" * len(hashes))
+        row = self._table.execute(f"SELECT split, name FROM seen WHERE hash IN ({marks}) ORDER BY name LIMIT 1", hashes).fetchone()
+        return Kept(*row) if row else None
+
+    def keep(self, hashes: Sequence[bytes], kept: Kept) -> None:
+        """Remember `hashes` as those of `kept`, where they are not known yet."""
+        self._table.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", [(value, *kept) for value in hashes])

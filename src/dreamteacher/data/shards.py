@@ -1,0 +1,41 @@
+"""Writing one split as WebDataset shards, byte for byte the same each time, with the place of every file for random access."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+from webdataset.writer import TarWriter
+
+BLOCK = 512  # tar: a header of one block, then the data in whole blocks
+
+
+class ShardSet:
+    """Shards `folder/PREFIX-000000.tar`, ...; the next one is begun when one has `max_bytes`."""
+
+    def __init__(self, folder: Path, prefix: str, max_bytes: int):
+        self._folder, self._prefix, self._max_bytes = folder, prefix, max_bytes
+        self._count = 0
+        self._file: IO[bytes] | None = None
+        self._writer: TarWriter | None = None
+
+    def write(self, key: str, files: dict[str, bytes]) -> tuple[str, dict[str, tuple[int, int]]]:
+        """Add `KEY.SUFFIX` for each (suffix: bytes); returns the shard's name and {suffix: (offset, length)} of the bytes in it."""
+        if self._writer is None or self._writer.tarstream.offset >= self._max_bytes:
+            self.close()
+            self._file = (self._folder / f"{self._prefix}-{self._count:06d}.tar").open("wb")
+            self._writer = TarWriter(self._file, user="dreamteacher", group="dreamteacher", mtime=0, encoder=False)
+            self._count += 1
+        places, offset = {}, self._writer.tarstream.offset
+        for suffix in sorted(files):  # the order in which TarWriter writes them
+            places[suffix] = (offset + BLOCK, len(files[suffix]))
+            offset += BLOCK + -(-len(files[suffix]) // BLOCK) * BLOCK
+        self._writer.write({"__key__": key, **files})
+        return f"{self._prefix}-{self._count - 1:06d}.tar", places
+
+    def close(self) -> None:
+        """Finish the last shard."""
+        if self._writer is not None and self._file is not None:
+            self._writer.close()
+            self._file.close()
+            self._writer = self._file = None

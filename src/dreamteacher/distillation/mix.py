@@ -1,0 +1,42 @@
+"""The student of label distillation: a task model whose neck may also regress the generator's features (Eq 5 and 6)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from dreamteacher.students.neck import FeatureRegressor, PyramidNeck, TapHeads
+from dreamteacher.tasks.model import TaskModel
+from dreamteacher.tasks.segmentation import SegmentationHead
+
+
+class MixStudent(nn.Module):
+    """One backbone, and for segmentation one neck, under the task's head and the heads of the teacher's taps.
+
+    Every part is registered once: the averaged weights would otherwise take in the shared ones twice a step.
+    """
+
+    def __init__(self, task: TaskModel, regressor: FeatureRegressor, regress: bool):
+        """`regress` False: labels alone. In either case the task model takes over the regressor's backbone and neck."""
+        super().__init__()
+        self.task = task
+        task.backbone = regressor.backbone
+        self.heads = regressor.heads if regress else None
+        self.neck: PyramidNeck | None = None  # of the taps, where the task has none
+        if isinstance(task.head, SegmentationHead):
+            task.head.neck = regressor.neck
+        elif regress:
+            self.neck = regressor.neck
+
+    def forward(self, normalized: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`(B, 3, H, W)` to the task's logits and the regressed maps (none for labels alone)."""
+        size = normalized.shape[2:]
+        pyramid = self.task.backbone(normalized)
+        if isinstance(self.task.head, SegmentationHead):
+            levels = self.task.head.neck(pyramid)
+            logits = self.task.head.decode(levels, size)
+        else:
+            levels = self.neck(pyramid, cast(TapHeads, self.heads).finest) if self.neck else []
+            logits = self.task.head(self.task.backbone.embed(pyramid))
+        return logits, self.heads(levels, size) if self.heads else []

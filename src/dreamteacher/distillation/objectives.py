@@ -1,0 +1,50 @@
+"""What is minimised (Sec 3.1 and 3.2): whitening, Eq 1 to 3, 5 and 6. Pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def layernorm_whitening(features: Tensor) -> Tensor:
+    """W of Eq 1 for one tap `(B, C, h, w)`: zero mean, unit variance over (C, h, w) of each picture.
+
+    The axes are not stated. Over channels alone every pixel would get the same energy, and Eq 1 would forbid the
+    regressor the very map of energies that Eq 2 asks of it.
+    """
+    return F.layer_norm(features, features.shape[1:])
+
+
+def standardize_whitening(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Each channel of `(B, C, h, w)` by the teacher's measured `mean` and `std`, both `(C,)`."""
+    return (features - mean[:, None, None]) / std[:, None, None]
+
+
+def feature_mse(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
+    """Eq 1, averaged over taps and, within one, over all elements."""
+    return torch.stack([F.mse_loss(r, w) for r, w in zip(regressed, whitened, strict=True)]).mean()
+
+
+def attention_map(features: Tensor) -> Tensor:
+    """Q / ||Q||_2 of Eq 2 with p = 2: `(B, C, h, w)` to unit vectors `(B, h*w)` of summed squares."""
+    return F.normalize(features.square().sum(1).flatten(1), dim=1)
+
+
+def attention_transfer(regressed: list[Tensor], target: list[Tensor]) -> Tensor:
+    """Eq 2: distance of the attention maps of the regressed and the raw (not whitened) target, averaged over taps and pictures."""
+    distances = [(attention_map(r) - attention_map(t)).norm(dim=1).mean() for r, t in zip(regressed, target, strict=True)]
+    return torch.stack(distances).mean()
+
+
+def soft_label_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+    """Eq 5: H(P_tau^g, P_tau^r), logits `(B, K)` or `(B, K, H, W)`, averaged over pictures and pixels."""
+    soft = (teacher_logits.float() / tau).softmax(1)
+    return -(soft * (student_logits.float() / tau).log_softmax(1)).sum(1).mean()
+
+
+def explained_variance(regressed: Tensor, whitened: Tensor) -> float:
+    """Share of the variance of one tap's targets that the regressor explains; 1 is perfect, 0 no better than each channel's mean."""
+    residual = (regressed - whitened).square().sum()
+    total = (whitened - whitened.mean(dim=(0, 2, 3), keepdim=True)).square().sum()
+    return float(1 - residual / total)

@@ -1,0 +1,360 @@
+"""Every setting: name, type, range, default, unit and source, once. `params.yaml` holds the values of a project.
+
+Equation, section and table numbers are those of the DreamTeacher paper (arXiv 2307.07487).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dreamteacher.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Init = Literal["scratch", "features", "labels", "mix", "imagenet"]
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` (no dot) as text; people, and DVC, mean the number."""
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+# PyYAML's constructors let these out for text such as 2020-13-45, 0x_ or brackets nested a thousand deep.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are refused and values cannot be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Training(Section):
+    """What every trained stage shares; each stage overrides the defaults that differ."""
+
+    steps: Positive = Field(1000, description="optimiser steps")
+    batch_size: Positive = Field(32, description="pictures per optimiser step, over all processes and accumulation parts")
+    accumulate: Positive = Field(1, description="parts into which each process splits its share of the batch, to save memory")
+    optimizer: Literal["adamw", "lamb", "sgd"] = Field("adamw", description="Tab 17: AdamW; LAMB for batches of 2048 and more")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="Tab 17; not applied to biases and norms")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW and LAMB moments, Tab 17; sgd takes the first as momentum")
+    warmup_steps: Count = Field(100, description="linear warm-up before the cosine decay to 0, steps")
+    clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm; null: no clipping")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the averaged weights; null: none are kept")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the device computes it fast, else fp32")
+    workers: Count | Literal["auto"] = Field("auto", description="loader processes; auto: 0 where the decoded set fits in memory")
+    checkpoint_every: Positive = Field(500, description="steps between checkpoints; the last three are kept")
+    log_every: Positive = Field(25, description="steps between records")
+
+
+class Ingest(Section):
+    """Any pictures in, one data set out."""
+
+    source: str = Field(
+        "samples/nuclei",
+        description="folder (with all below it), text file of paths, or WebDataset shards (path or s3:// URL, braces allowed)",
+    )
+    labels: Literal["auto", "none", "folders", "masks", "csv"] = Field(
+        "auto", description="where labels come from: class folders, masks/ beside images/, labels.csv; auto: what is found"
+    )
+    val_fraction: Fraction = Field(
+        0.1, description="share of the pictures kept for the final figure, by content hash, where the source has no train/ and val/"
+    )
+    short_side: Positive | None = Field(256, description="larger pictures are reduced to this short side, pixels; null: kept as they are")
+    min_side: Positive = Field(16, description="pictures with a shorter side are quarantined, pixels")
+    max_pixels: Positive = Field(100_000_000, description="larger pictures are quarantined before decoding (decompression bombs)")
+    max_bad_fraction: Fraction = Field(0.05, description="the stage fails when more of the files than this are quarantined")
+    shard_mb: Positive = Field(256, description="size of a WebDataset shard, MB")
+
+
+class Teacher(Training):
+    """The generator: a DDPM trained on the unlabelled pictures."""
+
+    size: Literal["tiny", "small", "adm-256"] = Field(
+        "tiny", description="widths and depth of the U-Net: the demo's, 64 px, or the paper's (Tab 16)"
+    )
+    resolution: Positive = Field(64, description="side of the random crops it learns from, pixels")
+    T_train: Positive = Field(1000, description="diffusion steps of the linear schedule, betas 1e-4 to 2e-2 (Tab 16)")
+    samples: Count = Field(16, description="pictures in the sample grid")
+    sample_steps: Positive = Field(50, description="DDIM steps for the sample grid")
+    stats_images: Positive = Field(256, description="pictures over which the feature statistics are measured")
+    stats_T: Annotated[int, Field(ge=0)] = Field(
+        50, description="noise step at which the feature statistics are measured; keep it equal to distill.T"
+    )
+    steps: Positive = Field(4000, description="optimiser steps")
+    lr: Annotated[float, Field(gt=0)] = Field(4e-4, description="peak learning rate (Tab 16: 1e-4 at 256 px)")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="none in Tab 16")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW moments")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(0.999, description="decay of the averaged weights, which become the teacher")
+
+
+class Student(Section):
+    """The backbone to be pretrained and its neck."""
+
+    backbone: str = Field("resnet18", description="any timm model that offers a feature pyramid")
+    width: Positive = Field(256, description="channels of the feature regressor (App D.1: 256), which is also the segmentation neck")
+
+
+class Distill(Training):
+    """Feature distillation (Sec 3.1, Eq 1-3)."""
+
+    T: Count = Field(50, description="noise step of the encoding (Tab 17: 50, ImageNet 150; best of Tab 11: 250)")
+    resolution: Positive = Field(64, description="side of the random crops, pixels")
+    whitening: Literal["layernorm", "standardize"] = Field(
+        "layernorm", description="W of Eq 1: LayerNorm over channels, or the teacher's measured mean and std per channel"
+    )
+    at_weight: Annotated[float, Field(ge=0)] = Field(10.0, description="lambda_AT of Eq 3")
+    monitor_every: Positive = Field(250, description="steps between measurements of explained variance on held-out unlabelled pictures")
+    monitor_images: Positive = Field(64, description="held-out unlabelled pictures for that measurement, never trained on")
+
+
+class Interpreter(Training):
+    """The feature interpreter on the frozen generator (Sec 3.2, Eq 4, App D.2)."""
+
+    width: Positive = Field(256, description="channels of its fuse layers (App D.2: 256)")
+    T: Count = Field(50, description="noise step of the encoding (App G.2: 50)")
+    resolution: Positive = Field(64, description="side of the random crops, pixels")
+    dice_weight: Annotated[float, Field(ge=0)] = Field(3.0, description="lambda_d of Eq 4; segmentation only")
+    dropout: Fraction = Field(0.1, description="before the logits (App D.2)")
+    lr: Annotated[float, Field(gt=0)] = Field(4e-3, description="peak learning rate (App G.2)")
+
+
+class Labels(Training):
+    """Label distillation alone (Eq 5) or mixed with feature distillation (Eq 6)."""
+
+    start: Literal["features", "fresh"] = Field(
+        "features", description="start from the feature-distilled backbone and neck, or from random weights"
+    )
+    tau: Annotated[float, Field(gt=0)] = Field(4.0, description="temperature of both distributions (Eq 5)")
+    label_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="lambda_ld of Eq 6")
+
+
+class Finetune(Training):
+    """The downstream task, the same budget for every initialisation."""
+
+    resolution: Positive = Field(64, description="side of the training crops, pixels")
+    dice_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="weight of the Dice loss beside the cross entropy; segmentation only"
+    )
+    backbone_lr_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="learning rate of a pretrained backbone relative to lr; scratch always takes lr"
+    )
+
+
+class Compare(Section):
+    """What is compared. A group of its own, so that one seed more re-runs nothing that is done."""
+
+    inits: Annotated[list[Init], Field(min_length=1)] = Field(
+        ["scratch", "features", "mix"], description="initialisations to fine-tune from"
+    )
+    modes: list[Literal["labels", "mix"]] = Field(["mix"], description="label distillations that dvc runs: those that inits names")
+    seeds: Annotated[list[int], Field(min_length=1)] = Field(
+        [0, 1, 2], description="each draws its own few labels and its own random weights"
+    )
+
+
+class Evaluate(Section):
+    """Figures and pictures on the untouched validation split."""
+
+    batch_size: Positive = Field(8, description="pictures at once")
+    overlays: Count = Field(8, description="pictures drawn with their predictions")
+    knn_k: Positive = Field(20, description="neighbours of the frozen kNN read-out")
+
+
+class Export(Section):
+    """ONNX files of the backbone and of the task model."""
+
+    init: Init = Field("mix", description="which fine-tuned model is exported; must be among compare.inits")
+    seed: int = Field(0, description="which of its seeds; must be among compare.seeds")
+    size: Annotated[int, Field(gt=0, multiple_of=32)] = Field(
+        128, description="side of the example input, pixels; other multiples of 32 work where the model allows them"
+    )
+    opset: Literal[17, 18] = Field(18, description="current Triton images load both")
+    tolerance: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest |onnxruntime - torch| in fp32; more fails the stage")
+
+
+class Publish(Section):
+    """Triton model repositories and the registered version."""
+
+    name: str = Field("dreamteacher", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="prefix of the model names in Triton and MLflow")
+    max_batch_size: Positive = Field(64, description="largest batch that Triton forms")
+    queue_delay_us: Count = Field(2000, description="longest wait of a request for companions, microseconds")
+    instances: Positive = Field(2, description="instances of each model on one server")
+    gpu: bool = Field(False, description="production instances on GPU (KIND_GPU) instead of CPU")
+
+
+class Params(Section):
+    """All settings of a project."""
+
+    seed: int = Field(0, description="seed of the stages that run once (teacher, features)")
+    few_labels: Positive | None = Field(
+        None, description="how many labelled train pictures the interpreter and fine-tuning may see, drawn by seed; null: all"
+    )
+    taps: Annotated[list[Positive], Field(min_length=1)] | Literal["auto"] = Field(
+        "auto",
+        description="strides of the generator's decoder levels that are regressed and interpreted; "
+        "auto: the paper's 4 to 32 or, for a generator without them, all but stride 1",
+    )
+    ingest: Ingest = Ingest()
+    teacher: Teacher = Teacher()
+    student: Student = Student()
+    distill: Distill = Distill()
+    interpreter: Interpreter = Interpreter()
+    labels: Labels = Labels()
+    finetune: Finetune = Finetune()
+    compare: Compare = Compare()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    publish: Publish = Publish()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Params:
+        """What would otherwise fail hours later, in another stage."""
+        for name, value, possible in (
+            ("export.init", self.export.init, self.compare.inits),
+            ("export.seed", self.export.seed, self.compare.seeds),
+        ):
+            if value not in possible:
+                raise ValueError(f"{name} = {value!r} is not among compare.{name.split('.')[1]}s = {possible}; set it to one of them")
+        for name, values in self.compare:
+            if len(set(values)) < len(values):
+                raise ValueError(f"compare.{name} = {values} names one twice")
+        if missing := [mode for mode in ("labels", "mix") if (mode in self.compare.inits) != (mode in self.compare.modes)]:
+            raise ValueError(f"compare.modes = {self.compare.modes} must hold what compare.inits has of labels and mix; see {missing[0]!r}")
+        for name, step in (
+            ("teacher.stats_T", self.teacher.stats_T),
+            ("distill.T", self.distill.T),
+            ("interpreter.T", self.interpreter.T),
+        ):
+            if step >= self.teacher.T_train:
+                raise ValueError(f"{name} = {step} must be below teacher.T_train = {self.teacher.T_train}")
+        return self
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """The named settings as plain data, to be recorded and digested: `section("seed", "teacher")`."""
+        plain = self.model_dump(mode="json")
+        return {name: plain[name] for name in names}
+
+
+def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | None = None) -> Params:
+    """Read `path` (None or, for the default name only, a missing file: all defaults) and apply `KEY.KEY=VALUE` overrides.
+
+    Values of overrides are YAML, so `null`, `[0, 1]` and `1e-3` mean what they mean in the file.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown (the nearest known one is named), a value is impossible.
+    """
+    values: Any = {}
+    where = "the defaults"
+    if path is not None and (path.exists() or path != Path("params.yaml")):
+        where = str(path)
+        try:
+            values = yaml.load(path.read_text(), _Yaml) or {}
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; name a params file that exists") from error
+        except _YAML_ERRORS as error:
+            raise UserError(f"{path} is not valid YAML: {_last_line(error)}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path} must hold settings as `key: value`, not a {type(values).__name__}")
+        # A group whose lines are all commented out reads as null.
+        values = {key: value for key, value in values.items() if value is not None or key not in _groups()}
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, where if not overrides else f"{where} with --set")) from error
+    except RecursionError:
+        raise UserError(f"{where}: a value contains itself") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not all(key.strip().split(".")):
+        raise UserError(f"--set {override}: write it as KEY.KEY=VALUE, for example distill.T=250")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {override}: {parent} is a value, not a group of settings")
+    try:
+        values[last] = yaml.load(text, _Yaml)
+    except _YAML_ERRORS as error:
+        raise UserError(f"--set {override}: {text!r} is not a YAML value: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[-1].strip()
+
+
+def _groups() -> set[str]:
+    return {
+        name for name, field in Params.model_fields.items() if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """One line for the first problem: where it stands, what is wrong, what is possible."""
+    problem = error.errors()[0]
+    if not problem["loc"]:
+        return f"{where}: {problem['ctx']['error']}"
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(part for part in location if part.replace("_", "").isalnum() and not part.startswith("function"))
+    more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
+    if problem["type"] == "extra_forbidden":
+        known = known_keys()
+        if isinstance(problem["input"], dict) and problem["input"]:
+            name += f".{next(iter(problem['input']))}"
+        near = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == location[-1]]
+        return f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}") + more
+    shown = repr(problem["input"])
+    return f"{where}: {name} = {shown if len(shown) < 80 else shown[:77] + '...'} is not possible: {problem['msg']}{more}"
+
+
+def known_keys() -> list[str]:
+    """Dotted names of all settings, in the order of this file."""
+    return [key for key, _, _ in describe()]
+
+
+def describe() -> list[tuple[str, str, Any]]:
+    """(dotted name, type and range in words, pydantic field) of every setting, from which docs/parameters.md is made."""
+    rows = []
+    for name, field in Params.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for inner, inner_field in field.annotation.model_fields.items():
+                rows.append((f"{name}.{inner}", _words(inner_field.annotation, inner_field.metadata), inner_field))
+        else:
+            rows.append((name, _words(field.annotation, field.metadata), field))
+    return rows
+
+
+def _words(kind: Any, metadata: Any = ()) -> str:
+    origin = get_origin(kind)
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "at least"}
+    limits = [
+        f"{sign} {getattr(part, name):g}"
+        for constraint in metadata
+        for part in getattr(constraint, "metadata", None) or [constraint]
+        for name, sign in signs.items()
+        if getattr(part, name, None) is not None
+    ]
+    if origin is Annotated:
+        return _words(get_args(kind)[0], kind.__metadata__)
+    if origin is Literal:
+        words = ", ".join(str(choice) for choice in get_args(kind))
+    elif origin in (Union, types.UnionType):
+        words = " or ".join("null" if part is type(None) else _words(part) for part in get_args(kind))
+    elif origin in (list, tuple):
+        words = f"{origin.__name__} of {_words(get_args(kind)[0])}"
+    else:
+        words = kind.__name__
+    return " ".join([words, ", ".join(limits)]).strip()

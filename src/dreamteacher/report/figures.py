@@ -1,0 +1,78 @@
+"""Pictures for people, with the same bytes each time: overlays, feature maps in colour, a bar chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from dreamteacher.data.dataset import IGNORE
+
+Panel = tuple[str, np.ndarray | None]  # title, uint8 RGB (H, W, 3) or nothing
+SIDE = 2.2  # inches of a panel
+TINT = 0.5
+
+
+def save_panels(rows: Sequence[Sequence[Panel]], path: Path) -> None:
+    """Rows of titled pictures as a PNG; all rows have the same length."""
+    first = next(image for _, image in rows[0] if image is not None)
+    across = SIDE * min(2.0, max(0.5, first.shape[1] / first.shape[0]))
+    figure = Figure(figsize=(across * len(rows[0]), (SIDE + 0.3) * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for row, panels in zip(grid, rows, strict=True):
+        for axes, (title, image) in zip(row, panels, strict=True):
+            axes.set_axis_off()
+            axes.set_title(title, fontsize=8)
+            if image is not None:
+                axes.imshow(image, interpolation="nearest")
+    _save(figure, path)
+
+
+def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """uint8 `(H, W, 3)` tinted by the classes of uint8 `(H, W)`; class 0, most often the background, and IGNORE stay as they are."""
+    colours = (np.array(matplotlib.colormaps["tab10"].colors) * 255)[(mask.astype(int) - 1) % 10]  # type: ignore[attr-defined]
+    tinted = ((mask != 0) & (mask != IGNORE))[..., None]
+    return np.where(tinted, (1 - TINT) * picture + TINT * colours, picture).astype(np.uint8)
+
+
+def pca_colours(reference: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The three main directions of `reference` as red, green and blue, of it and of `others`.
+
+    Both hold maps `(C, h, w)` of the same features, of any sizes. Colours are comparable between all of them: they span the
+    middle 96 % of the reference's values. Returns uint8 `(h, w, 3)` each.
+    """
+    flat = np.concatenate([maps.reshape(len(maps), -1).T for maps in reference]).astype(np.float64)
+    mean = flat.mean(0)
+    directions = np.linalg.eigh(np.cov(flat - mean, rowvar=False))[1][:, ::-1][:, :3]
+    directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(3)])  # eigh leaves the signs open
+    low, high = np.percentile((flat - mean) @ directions, [2, 98], axis=0)
+
+    def colour(maps: np.ndarray) -> np.ndarray:
+        values = (np.moveaxis(maps, 0, -1) - mean) @ directions
+        return ((values - low) / np.maximum(high - low, 1e-12) * 255).clip(0, 255).astype(np.uint8)
+
+    return [colour(maps) for maps in reference], [colour(maps) for maps in others]
+
+
+def save_bars(values: dict[str, list[float]], label: str, path: Path) -> None:
+    """A bar for each name: the mean of its values in per cent, their sample standard deviation, and each value as a dot."""
+    figure = Figure(figsize=(1.2 + 0.9 * len(values), 3.2), layout="constrained")
+    axes = figure.subplots()
+    for place, of_name in enumerate(values.values()):
+        percent = 100 * np.array(of_name)
+        spread = percent.std(ddof=1) if len(percent) > 1 else None
+        axes.bar(place, percent.mean(), yerr=spread, width=0.6, capsize=4, color="#8fb3d9")
+        axes.plot(np.full(len(percent), place), percent, "o", color="#1f3f66", markersize=3)
+    axes.set_xticks(range(len(values)), list(values))
+    axes.set_ylabel(f"{label}, %")
+    lowest = 100 * min(min(of_name) for of_name in values.values())
+    axes.set_ylim(bottom=max(0.0, lowest - 15))
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, metadata={"Software": None})

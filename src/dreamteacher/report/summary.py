@@ -1,0 +1,31 @@
+"""The result of a chain in one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def table(metrics: dict[str, dict[str, Any]]) -> str:
+    """`metrics/evaluate.json` as a Markdown table that also reads well on a terminal; figures in per cent."""
+    figure, name = ("miou", "mIoU") if any("miou_mean" in of_init for of_init in metrics.values()) else ("top1", "top-1")
+    rows = [["init", f"{name} mean ± std", "seeds", "frozen linear", "frozen kNN"]]
+    for init, of_init in metrics.items():
+        rows.append(
+            [init, _spread(of_init, figure), str(of_init["n_seeds"]), *(_spread(of_init, f"{r}_{figure}") for r in ("linear", "knn"))]
+        )
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Rows of text, the first of them the header, as an aligned Markdown table."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
+
+
+def _spread(of_init: dict[str, Any], figure: str) -> str:
+    """`79.7 ± 0.4`, without the spread where one seed gives none."""
+    if f"{figure}_mean" not in of_init:
+        return "-"
+    mean = f"{100 * of_init[f'{figure}_mean']:.1f}"
+    return mean if of_init["n_seeds"] < 2 else f"{mean} ± {100 * of_init[f'{figure}_std']:.1f}"

@@ -1,0 +1,163 @@
+"""A torch module to one ONNX file that says how its inputs are made and computes what the module computes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.errors import UserError
+
+INPUT = "images"
+BATCHES = (1, 2, 5)  # batch sizes of the parity check
+MULTIPLE = 32  # height and width of the input are multiples of it
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of an export.
+
+    parity: largest |onnxruntime - torch| over all outputs, batch sizes and picture sizes.
+    fixed_because: why the file takes one picture size only; None when it takes any multiple of 32.
+    """
+
+    parity: float
+    fixed_because: str | None
+
+
+def export(
+    module: nn.Module, path: Path, outputs: Sequence[str], *, size: int, opset: int, tolerance: float, metadata: dict[str, str]
+) -> Exported:
+    """Write `module` to `path` as one ONNX file: input `images` float32 (N, 3, H, W), outputs named `outputs`, first dimension N.
+
+    N is free. H and W are free as well, unless the module cannot be exported so or then differs from torch at a second, oblong
+    size: in that case the file takes `size` x `size` only. `metadata` goes into the file, with `dynamic_size` added. The file
+    appears whole, after `onnx.checker` and `check_parity`, or not at all.
+
+    `dynamo=False`: the newer exporter of torch 2.11 to 2.15 cannot write opset 17, stores paths of this machine in the file, takes
+    20 times longer, and gave no better graph for timm's families. The tracer may bake a size into the graph; the second size shows it.
+
+    Raises:
+        UserError: the file computes something else than the module, by more than `tolerance`.
+    """
+    module = module.float().cpu().eval()
+    square, oblong = (size, size), (size + MULTIPLE, size + 2 * MULTIPLE)
+    with TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        write = partial(_write, module, temporary, outputs, size=size, opset=opset, metadata=metadata)
+        try:
+            write(dynamic=True)
+            done = Exported(check_parity(temporary, module, sizes=[square, oblong], tolerance=tolerance), None)
+        except Exception as error:  # the module at another size and onnxruntime raise what they like
+            write(dynamic=False)
+            done = Exported(check_parity(temporary, module, sizes=[square], tolerance=tolerance), _first_line(error))
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    return done
+
+
+def check_parity(
+    onnx_path: Path, module: nn.Module, *, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = BATCHES, tolerance: float
+) -> float:
+    """Largest |onnxruntime - torch| in fp32 over every (H, W) of `sizes` with every N of `batches`, on standard normal input.
+
+    Raises:
+        UserError: it is more than `tolerance` (or not a number), or a shape differs; names output, batch and size.
+    """
+    session = onnxruntime.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    random = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for height, width in sizes:
+        for batch in batches:
+            images = torch.randn(batch, 3, height, width, generator=random)
+            for output, theirs, ours in zip(names, session.run(None, {INPUT: images.numpy()}), _outputs(module, images), strict=True):
+                where = f"{onnx_path.name}: output {output} for {batch} x 3 x {height} x {width}"
+                if theirs.shape != ours.shape:
+                    raise UserError(f"{where} has shape {theirs.shape} in onnxruntime and {ours.shape} in torch; choose another backbone")
+                difference = float(np.abs(theirs - ours).max())
+                if not difference <= tolerance:
+                    raise UserError(
+                        f"{where} differs from torch by {difference:.3g}, more than export.tolerance = {tolerance:g}; "
+                        "choose another export.opset or backbone, or raise the tolerance if that is acceptable"
+                    )
+                worst = max(worst, difference)
+    return worst
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of an ONNX file.
+
+    Raises:
+        UserError: the file is missing or no ONNX file.
+    """
+    return {prop.key: prop.value for prop in load(path).metadata_props}
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """A fresh copy of an ONNX file (`mlflow.onnx` and others change the object they are given).
+
+    Raises:
+        UserError: the file is missing or no ONNX file.
+    """
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; run `dreamteacher export-onnx` first") from error
+    except Exception as error:  # protobuf and the checker raise classes of their own
+        raise UserError(f"{path} is no valid ONNX file ({_first_line(error)}); export it again") from error
+    return model
+
+
+def _write(
+    module: nn.Module, path: Path, outputs: Sequence[str], *, size: int, opset: int, metadata: dict[str, str], dynamic: bool
+) -> None:
+    images = torch.zeros(2, 3, size, size)
+    free = {0: "N", 2: "H", 3: "W"} if dynamic else {0: "N"}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # on the exporter's age, and on constants in the trace, which the parity check judges
+        try:
+            torch.onnx.export(
+                module,
+                (images,),
+                str(path),
+                dynamo=False,
+                external_data=False,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=list(outputs),
+                dynamic_axes={INPUT: free} | {name: {0: "N"} for name in outputs},
+            )
+        except Exception as error:
+            why = f"torch cannot write this model as ONNX opset {opset} ({_first_line(error)})"
+            raise UserError(f"{why}; choose another distill.backbone or export.opset") from error
+    model = onnx.load(path)
+    for output, example in zip(model.graph.output, _outputs(module, images), strict=True):
+        # The tracer gives up on shapes behind a free size, but Triton needs the channels.
+        dims = [f"{output.name}_{'NCHW'[i]}" if dynamic and i > 1 else int(length) for i, length in enumerate(example.shape)]
+        output.type.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, ["N", *dims[1:]]))
+    onnx.helper.set_model_props(model, dict(sorted((metadata | {"dynamic_size": str(dynamic).lower()}).items())))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _outputs(module: nn.Module, images: Tensor) -> list[np.ndarray]:
+    with torch.no_grad():
+        given = module(images)
+    return [tensor.numpy() for tensor in ([given] if isinstance(given, Tensor) else given)]

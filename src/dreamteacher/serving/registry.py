@@ -1,0 +1,50 @@
+"""An ONNX file as a version of a registered MLflow model."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow.onnx
+import numpy as np
+import onnx
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema, TensorSpec
+
+from dreamteacher.serving.export import load
+from dreamteacher.tracking import Tracker
+
+ALIAS = "challenger"
+
+
+def register(tracker: Tracker, file: Path, name: str, *, tags: dict[str, str], scratch: Path) -> None:
+    """Hand `file` to `tracker` as a version of `name` with alias `challenger`, tags `tags` and `sha256` (of the file).
+
+    A file that is registered already gets the alias and the tags, and no second version. When the server is down the tracker keeps
+    the model until `dreamteacher sync`. `scratch` is an empty or missing folder that may be written; its name becomes that of the
+    model's artifact.
+
+    Raises:
+        UserError: `file` is no ONNX file.
+    """
+    model = load(file)
+    shutil.rmtree(scratch, ignore_errors=True)
+    mlflow.onnx.save_model(
+        model,
+        scratch,
+        signature=ModelSignature(_schema(model.graph.input), _schema(model.graph.output)),
+        pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "onnx", "onnxruntime")],
+        save_as_external_data=False,  # MLflow's default writes two files and empties the object, which a second save stores as a model
+    )
+    tracker.register(scratch, name, alias=ALIAS, tags=tags | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+
+
+def _schema(values: list[onnx.ValueInfoProto]) -> Schema:
+    specs: list[ColSpec | TensorSpec] = []
+    for value in values:
+        tensor = value.type.tensor_type
+        dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+        specs.append(TensorSpec(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), tuple(dims), value.name))
+    return Schema(specs)

@@ -1,0 +1,52 @@
+"""The model of a local Triton repository: onnxruntime behind Triton's python backend. Copied there as `1/model.py`.
+
+Tensors go in and out by DLPack: with numpy 2, the numpy calls of the backend of Triton 24.10 and older return empty or wrong
+tensors without an error; with numpy 1, its DLPack calls crash.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
+
+
+def read(tensor):
+    """A tensor of Triton's as a numpy array."""
+    return np.from_dlpack(tensor) if NUMPY_2 else tensor.as_numpy()
+
+
+def write(name, array):
+    """A numpy array as a tensor of Triton's."""
+    return pb_utils.Tensor.from_dlpack(name, array) if NUMPY_2 else pb_utils.Tensor(name, array)
+
+
+class TritonPythonModel:
+    """What the backend calls: once `initialize`, then `execute` for every batch of requests that Triton has formed."""
+
+    def initialize(self, args):
+        """Open `model.onnx` beside this file, on the device of this instance."""
+        config = json.loads(args["model_config"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(config["parameters"]["intra_op_num_threads"]["string_value"])
+        providers: list = ["CPUExecutionProvider"]
+        if args["model_instance_kind"] == "GPU":
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(args["model_instance_device_id"])}))
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        self.input = config["input"][0]["name"]
+        self.outputs = [output["name"] for output in config["output"]]
+
+    def execute(self, requests):
+        """One response a request, in order; the requests' pictures are run as one batch."""
+        images = [read(pb_utils.get_input_tensor_by_name(request, self.input)) for request in requests]
+        try:
+            results = self.session.run(self.outputs, {self.input: np.concatenate(images)})
+        except Exception as error:  # the server goes on, these requests learn why
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))) for _ in requests]
+        ends = np.cumsum([len(part) for part in images])[:-1]
+        parts = zip(*(np.split(result, ends) for result in results), strict=True)
+        return [pb_utils.InferenceResponse([write(n, a) for n, a in zip(self.outputs, part, strict=True)]) for part in parts]

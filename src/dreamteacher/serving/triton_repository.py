@@ -1,0 +1,126 @@
+"""Triton model repositories, written from the ONNX files themselves and checked against them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelDynamicBatching, ModelInstanceGroup, ModelQueuePolicy
+
+from dreamteacher.errors import UserError
+from dreamteacher.params import Publish
+from dreamteacher.serving.export import load
+
+Backend = Literal["onnxruntime", "python"]
+
+VERSION = "1"
+LABELS = "labels.txt"
+LOGITS = "logits"
+MAX_QUEUE = 512  # requests that may wait for one model; more are refused at once
+MAX_WAIT_US = 10_000_000  # a request that has waited longer is refused
+TYPES: dict[int, Any] = {
+    onnx.TensorProto.FLOAT: DataType.TYPE_FP32,
+    onnx.TensorProto.FLOAT16: DataType.TYPE_FP16,
+    onnx.TensorProto.INT64: DataType.TYPE_INT64,
+}
+
+
+def write_repository(models: dict[str, Path], out: Path, *, backend: Backend, settings: Publish) -> None:
+    """Write NAME/config.pbtxt, NAME/1/model.onnx and (for a model with classes) NAME/labels.txt for every NAME: ONNX file.
+
+    backend: "onnxruntime" for Triton's own images; "python" for the tritonserver of the nvidia-pytriton wheel, which has that
+    backend only: NAME/1/model.py then runs the file, on CPU, with one thread an instance.
+    Triton's model parameters carry the file's metadata, so that a client learns from the server how to prepare a picture.
+
+    Raises:
+        UserError: an ONNX file is missing, damaged or of more than one file, or Triton cannot serve it.
+    """
+    for name, path in models.items():
+        model = load(path)
+        config = _config(name, model, backend, settings)
+        folder = out / name
+        (folder / VERSION).mkdir(parents=True)
+        shutil.copyfile(path, folder / VERSION / "model.onnx")
+        (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+        if any(output.label_filename for output in config.output):
+            (folder / LABELS).write_text("".join(f"{label}\n" for label in json.loads(config.parameters["classes"].string_value)))
+        if backend == "python":
+            shutil.copyfile(Path(__file__).with_name("triton_model.py"), folder / VERSION / "model.py")
+    check_repository(out)
+
+
+def check_repository(repository: Path) -> list[str]:
+    """The names of the models of a repository, each of whose config.pbtxt Triton can read and its ONNX file fulfils.
+
+    Raises:
+        UserError: there is no model, or one with an unknown field, a wrong value, or inputs and outputs other than the file's.
+    """
+    configs = sorted(repository.glob("*/config.pbtxt"))
+    if not configs:
+        raise UserError(f"{repository} is no Triton model repository (no NAME/config.pbtxt); run `dreamteacher publish` first")
+    for path in configs:
+        try:
+            config = text_format.Parse(path.read_text(), ModelConfig())
+        except text_format.ParseError as error:
+            raise UserError(f"{path}: {error}; mend it, or write it anew with `dreamteacher publish --overwrite`") from error
+        graph = load(path.parent / VERSION / "model.onnx").graph
+        for kind, declared, values in (("input", config.input, graph.input), ("output", config.output, graph.output)):
+            theirs: dict[str, tuple[int, list[int]]] = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in declared}
+            ours = {value.name: _tensor(value) for value in values}
+            if theirs != ours:
+                raise UserError(f"{path}: {kind}s {_words(theirs)} are not the ONNX file's {_words(ours)}; publish the model again")
+        if config.name != path.parent.name:
+            raise UserError(f"{path}: the model is called {config.name!r} but its folder {path.parent.name!r}; they must be the same")
+    return [path.parent.name for path in configs]
+
+
+def _config(name: str, model: onnx.ModelProto, backend: Backend, settings: Publish) -> ModelConfig:
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    config = ModelConfig(name=name, backend=backend, max_batch_size=settings.max_batch_size)
+    for value in model.graph.input:
+        kind, dims = _tensor(value)
+        config.input.add(name=value.name, data_type=kind, dims=dims)
+    for value in model.graph.output:
+        kind, dims = _tensor(value)
+        config.output.add(name=value.name, data_type=kind, dims=dims, label_filename=LABELS if value.name == LOGITS else "")
+    for key, text in metadata.items():
+        config.parameters[key].string_value = text
+    on_gpu = settings.gpu and backend == "onnxruntime"
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU, count=settings.instances)
+    if backend == "python":
+        # Several one-thread instances hold their speed on a busy machine; one session over all cores collapses there.
+        config.parameters["intra_op_num_threads"].string_value = "1"
+    config.version_policy.latest.num_versions = 1
+    config.dynamic_batching.CopyFrom(
+        ModelDynamicBatching(
+            max_queue_delay_microseconds=settings.queue_delay_us,
+            default_queue_policy=ModelQueuePolicy(
+                timeout_action=ModelQueuePolicy.REJECT, default_timeout_microseconds=MAX_WAIT_US, max_queue_size=MAX_QUEUE
+            ),
+        )
+    )
+    # The largest batch claims all memory before the first request and lets a GPU choose its kernels; a laptop warms up with one.
+    warm_up = config.model_warmup.add(name="warm-up", batch_size=settings.max_batch_size if backend == "onnxruntime" else 1)
+    for tensor in config.input:
+        size = int(metadata["size"])
+        warm_up.inputs[tensor.name].data_type = tensor.data_type
+        warm_up.inputs[tensor.name].dims.extend(size if length == -1 else length for length in tensor.dims)
+        warm_up.inputs[tensor.name].random_data = True
+    return config
+
+
+def _tensor(value: onnx.ValueInfoProto) -> tuple[int, list[int]]:
+    """Triton's data type and dims (-1: free; without the batch, which must be free) of an input or output of a graph."""
+    tensor = value.type.tensor_type
+    batch, *dims = tensor.shape.dim
+    if tensor.elem_type not in TYPES or batch.HasField("dim_value"):
+        raise UserError(f"{value.name} of the ONNX file has a type or a fixed batch size that cannot be served; export it again")
+    return TYPES[tensor.elem_type], [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
+
+
+def _words(tensors: dict[str, tuple[int, list[int]]]) -> str:
+    return ", ".join(f"{name} {DataType.Name(kind)} {dims}" for name, (kind, dims) in tensors.items())

@@ -1,0 +1,211 @@
+"""A real Triton on this machine: the tritonserver that the nvidia-pytriton wheel carries, without the rest of that wheel."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from dreamteacher.errors import UserError
+from dreamteacher.serving.triton_repository import check_repository
+
+HOST = "127.0.0.1"
+CACHE = Path(".dreamteacher/triton")
+START_SECONDS = 300  # large models warm up slowly
+STOP_SECONDS = 20
+SHARED_MEMORY = re.compile(r"/dev/shm/triton_python_backend_shm_region_\S+")
+
+
+@dataclass(frozen=True)
+class Triton:
+    """Where a running server answers, and the names of its models."""
+
+    http_url: str
+    grpc_url: str
+    metrics_url: str
+    models: list[str]
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def serve(repository: Path, http_port: int | None = None, grpc_port: int | None = None) -> None:
+    """Serve `repository` in the foreground until Ctrl-C or SIGTERM, which end it cleanly; prints where it answers once it is ready.
+
+    Raises:
+        UserError: it cannot start, or it ended by itself.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # the impatient second one must not leave a server behind
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with running_triton(repository, http_port, grpc_port) as triton:
+            print(f"models   {', '.join(triton.models)}")
+            print(f"HTTP     http://{triton.http_url}")
+            print(f"gRPC     {triton.grpc_url}")
+            print(f"metrics  http://{triton.metrics_url}/metrics")
+            print(f"log      {triton.log}")
+            print(f"ready; try: dreamteacher predict IMAGE --url {triton.http_url} (Ctrl-C stops the server)", flush=True)
+            code = triton.process.wait()
+            raise UserError(f"tritonserver ended by itself with code {code}: {_complaints(triton.log)}")
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def running_triton(repository: Path, http_port: int | None = None, grpc_port: int | None = None) -> Iterator[Triton]:
+    """A Triton that serves all models of `repository` on this machine only, ready; stopped when the block ends.
+
+    Raises:
+        UserError: the repository is broken, something is not installed, a port is taken, or the server does not start (with
+            the server's own words).
+    """
+    models = check_repository(repository)
+    command, environment = installation()
+    ports = _ports(http_port, grpc_port, None)
+    for protocol, port in zip(("http", "grpc", "metrics"), ports, strict=True):
+        command += [f"--{protocol}-address={HOST}", f"--{protocol}-port={port}"]
+    command += [f"--model-repository={repository.resolve()}", "--disable-auto-complete-config", "--exit-timeout-secs=10"]
+    log = (CACHE / f"server-{ports[0]}.log").absolute()
+    with log.open("wb") as file:
+        # A session of its own, because Ctrl-C reaches every process of the terminal's group and the stubs must outlive the server's stop.
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    regions: set[str] = set()
+    try:
+        urls = [f"{HOST}:{port}" for port in ports]
+        _wait_until_ready(process, urls[0], models, log)
+        regions = _shared_memory(process.pid)
+        yield Triton(urls[0], urls[1], urls[2], models, process, log)
+    finally:
+        _stop(process, regions)
+        if process.returncode == 0:  # after a failure it stays
+            log.unlink()
+
+
+def installation() -> tuple[list[str], dict[str, str]]:
+    """The start of the command line and the environment of a tritonserver whose python backend runs this Python."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    spec = importlib.util.find_spec("pytriton")
+    if not spec or not spec.submodule_search_locations:
+        raise UserError(
+            "no tritonserver here; install it with: pip install --no-deps nvidia-pytriton==0.7.0 (Linux x86_64, glibc 2.34 or newer)"
+        )
+    package = Path(next(iter(spec.submodule_search_locations)))
+    server = package / "tritonserver"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        raise UserError(f"nvidia-pytriton in {package} has no backend for Python {version}; pip install --no-deps nvidia-pytriton==0.7.0")
+    backend = server / "backends" / "python"
+    backends = (CACHE / f"py{version}" / "backends").absolute()
+    (backends / "python").mkdir(parents=True, exist_ok=True)
+    # The backend looks for its stub beside itself, where the wheel does not have it.
+    for target in (backend / "libtriton_python.so", backend / "triton_python_backend_utils.py", stub):
+        link = backends / "python" / f".{target.name}.{os.getpid()}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        link.replace(backends / "python" / target.name)
+    libraries = [package.parent / "nvidia_pytriton.libs", _libpython_folder(version)]
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": ":".join([*(str(p) for p in libraries if p), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # the stub takes the packages of the first python3
+    }
+    environment.pop("PYTHONHOME", None)
+    return [str(server / "bin" / "tritonserver"), f"--backend-directory={backends}"], environment
+
+
+def _libpython_folder(version: str) -> Path | None:
+    """The folder of the shared library of this Python, into which the backend's stub embeds itself; None: the loader finds it."""
+    name = f"libpython{version}.so.1.0"
+    for folder in (sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib"):
+        if folder and (Path(folder) / name).exists():
+            return Path(folder)
+    if ctypes.util.find_library(f"python{version}") == name:
+        return None
+    raise UserError(
+        f"Triton's python backend needs {name}, which this Python ({sys.base_prefix}) does not have; "
+        f"install it: `apt-get install libpython{version}` on Debian and Ubuntu, "
+        "or use a Python with a shared library (uv, conda, or pyenv with PYTHON_CONFIGURE_OPTS=--enable-shared)"
+    )
+
+
+def _ports(*wanted: int | None) -> list[int]:
+    """The wanted ports, a free one for each None."""
+    sockets = []
+    try:
+        for port in wanted:
+            probe = socket.socket()
+            sockets.append(probe)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port or 0))
+            except (OSError, OverflowError) as error:
+                raise UserError(f"port {port} cannot be used ({error}); name another, or none for a free one") from error
+        return [probe.getsockname()[1] for probe in sockets]
+    finally:
+        for probe in sockets:
+            probe.close()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, models: list[str], log: Path) -> None:
+    paths = ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models)]
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise UserError(f"tritonserver does not start (code {process.returncode}): {_complaints(log)}; its log: {log}")
+        with suppress(urllib.error.URLError, ConnectionError, TimeoutError):  # not listening yet, or not ready
+            for path in paths:
+                urllib.request.urlopen(f"http://{url}{path}", timeout=5).close()
+            return
+        time.sleep(0.1)
+    raise UserError(f"tritonserver was not ready after {START_SECONDS} s; its log: {log}")
+
+
+def _complaints(log: Path) -> str:
+    """The server's own error lines, as one."""
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [match[1].strip() for line in lines if (match := re.match(r'E\d{4} [^\]]*\] ?"?(.*?)"?$', line))]
+    errors = [error for error in errors if error.startswith("failed to load")] or errors or lines[-3:]
+    return " | ".join(dict.fromkeys(error.split("\\n\\nAt:")[0] for error in errors))[:1000]
+
+
+def _shared_memory(pid: int) -> set[str]:
+    """The shared memory regions of the python backend that a process has open."""
+    try:
+        return set(SHARED_MEMORY.findall(Path(f"/proc/{pid}/maps").read_text()))
+    except OSError:
+        return set()
+
+
+def _stop(process: subprocess.Popen[bytes], regions: set[str]) -> None:
+    """Ask the server to end, end what is left of its session, and remove the shared memory that a crash or kill leaves behind."""
+    regions |= _shared_memory(process.pid)
+    with suppress(subprocess.TimeoutExpired, ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+        process.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for region in regions:
+        Path(region).unlink(missing_ok=True)

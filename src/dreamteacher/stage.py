@@ -1,0 +1,237 @@
+"""What surrounds every stage: whole outputs or none, a record of what made them, and a place to resume from.
+
+A folder that bears `stage.json` is complete: the file is written last into a temporary sibling that is then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from dreamteacher.errors import UserError
+from dreamteacher.tracking import Tracker, open_tracker
+
+RECORD = "stage.json"
+LOCK = ".lock"
+# Folder names of the default places, most telling first, to say which stage makes what is missing.
+MAKERS = {
+    "finetuned": "finetune",
+    "interpreters": "train-interpreter",
+    "features": "distill-features",
+    "labels": "distill-labels",
+    "mix": "distill-labels",
+    "teacher": "train-teacher",
+    "evaluation": "evaluate",
+    "onnx": "export-onnx",
+    "triton": "publish",
+    "data": "ingest",
+}
+RECORDED_PACKAGES = ("torch", "torchvision", "timm", "diffusers", "accelerate", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
+
+
+@dataclass
+class Stage:
+    """An opened stage; its body writes into `tmp`, fills `metrics`, and returns them."""
+
+    name: str
+    params: dict[str, Any]
+    out: Path
+    tmp: Path
+    checkpoints: Path
+    tracker: Tracker
+    done: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], out: Path, overwrite: bool = False) -> Iterator[Stage]:
+    """Open a stage whose outputs appear in `out` all at once when the body ends, and not at all when it fails.
+
+    `params` is all that may change the result besides `inputs`; both make up the digest by which a finished `out` and
+    left checkpoints are recognised. When `out` is complete with this digest and `overwrite` is not set, `done` is true,
+    `metrics` are those on record, and the body has nothing to do. `metrics` must not depend on the clock: they are part
+    of `stage.json`, which is the same bytes whenever params, inputs and package versions are.
+
+    Under torchrun (RANK > 0) nothing is written or tracked here; rank 0 does it for all.
+
+    Raises:
+        UserError: an input is missing or incomplete, `out` holds something else, another process is writing it, the disk
+            is full or a folder cannot be written.
+    """
+    with _one_line_for_disk_errors():
+        digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
+        digest = _sha256(_to_json({"stage": name, "params": params, "inputs": digests}).encode())[:16]
+        checkpoints = Path(os.environ.get("DREAMTEACHER_CHECKPOINTS", ".checkpoints")) / name / digest
+        stage = Stage(name, params, out, out.with_name(f".{out.name}.tmp"), checkpoints, Tracker())
+        record = {"stage": name, "version": _version("dreamteacher"), "digest": digest, "params": params, "inputs": digests}
+        if not overwrite and _is_complete(out, digest):
+            stage.done, stage.metrics = True, read_stage(out)["metrics"]
+            yield stage
+        elif int(os.environ.get("RANK", "0")) > 0:
+            yield stage
+        else:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            with _locked(stage.tmp), open_tracker(name, params, _tags(inputs, digests), checkpoints / "run.json") as stage.tracker:
+                yield stage
+                record["versions"] = {"python": platform.python_version()} | {p: v for p in RECORDED_PACKAGES if (v := _version(p))}
+                record["files"] = {file: digest_of(stage.tmp / file) for file in _files(stage.tmp)}
+                record["metrics"] = stage.metrics
+                (stage.tmp / RECORD).write_text(_to_json(record))
+                _publish(stage.tmp, out)
+                shutil.rmtree(checkpoints)
+                stage.tracker.metrics(stage.metrics)
+                stage.tracker.artifact(out / RECORD)
+
+
+def read_stage(folder: Path) -> dict[str, Any]:
+    """The `stage.json` of a complete stage output.
+
+    Raises:
+        UserError: the folder is missing, has no `stage.json` or lacks a file that its `stage.json` names.
+    """
+    maker = next((stage for name, stage in MAKERS.items() if name in folder.parts[-3:]), None)
+    remedy = f"run `dreamteacher {maker}` first" if maker else "run the stage that makes it first"
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; {remedy}")
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a complete stage output (it has no {RECORD}); {remedy}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / RECORD} is damaged ({error}); remove {folder} and {remedy}") from error
+    lost = [file for file in record["files"] if not (folder / file).exists()]
+    if lost:
+        raise UserError(f"{folder} lacks {lost[0]}, which its {RECORD} names; fetch it again (`dvc checkout`) or {remedy}")
+    return record
+
+
+def digest_of(path: Path) -> str:
+    """sha256 (hex) of a file, of a stage output (that of its `stage.json`), or of the names and contents of any other folder."""
+    if not path.exists():
+        read_stage(path)  # raises, naming the stage that makes it
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if (path / RECORD).exists():
+        read_stage(path)
+        return digest_of(path / RECORD)
+    return _sha256(_to_json({file: digest_of(path / file) for file in _files(path)}).encode())
+
+
+def _is_complete(out: Path, digest: str) -> bool:
+    """Whether `out` is the finished output of this digest; False when there is nothing there."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / RECORD).is_file():
+        raise UserError(f"{out} holds files that no stage recorded; name another --out, or give --overwrite to replace them")
+    record = read_stage(out)
+    if record["digest"] != digest:
+        raise UserError(f"{out} holds the result of other settings or inputs; name another --out, or give --overwrite to replace it")
+    return True
+
+
+@contextmanager
+def _locked(tmp: Path) -> Iterator[None]:
+    """An empty `tmp` that is this process' alone; removed when the body fails."""
+    tmp.mkdir(parents=True, exist_ok=True)
+    with (tmp / LOCK).open("w") as lock:
+        _lock(lock, tmp)
+        for left in tmp.iterdir():
+            if left.name != LOCK:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(tmp, ignore_errors=True)
+            raise
+
+
+def _lock(lock: IO[str], tmp: Path) -> None:
+    """Record locks, unlike flock, are not inherited by loader workers, which may outlive a killed stage by seconds."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.fstat(lock.fileno()).st_ino == (tmp / LOCK).stat().st_ino
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        mine = False
+    if not mine:
+        raise UserError(f"another process is writing {tmp}; wait for it to end, or name another --out")
+
+
+def _publish(tmp: Path, out: Path) -> None:
+    """Rename `tmp` to `out` once every byte is on disk; what stood there before goes only when the new is in place."""
+    (tmp / LOCK).unlink()
+    for path in [*tmp.rglob("*"), tmp]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    if out.is_symlink() or out.is_file():
+        out.unlink()
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    tmp.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _one_line_for_disk_errors() -> Iterator[None]:
+    """Full disks, quotas and missing permissions are the user's to mend. Libraries wrap them, so the text is looked at too."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        advice = {
+            errno.ENOSPC: "free some space and start the same command again: it resumes",
+            errno.EDQUOT: "free some of the quota and start the same command again: it resumes",
+            errno.EACCES: "grant the permission or name another folder",
+            errno.EPERM: "grant the permission or name another folder",
+            errno.EROFS: "name a folder on a writable file system",
+        }
+        for code, remedy in advice.items():
+            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+                where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+                raise UserError(f"{where}{os.strerror(code)}; {remedy}") from error
+        raise
+
+
+def _tags(inputs: dict[str, Path], digests: dict[str, str]) -> dict[str, str]:
+    """What the tracked run says of its inputs; the data set is known by the hash that ingest gave it."""
+    tags = {f"dreamteacher.input.{key}": digest for key, digest in digests.items()}
+    description = inputs["data"] / "dataset.json" if "data" in inputs else None
+    if description and description.is_file():
+        tags["dreamteacher.data"] = json.loads(description.read_text())["hash"]
+    return tags
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

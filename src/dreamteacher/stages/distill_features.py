@@ -1,0 +1,109 @@
+"""Feature distillation: the backbone, through the feature regressor, learns the frozen generator's decoder features (Sec 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import ImageSet, Samples
+from dreamteacher.data.transforms import pretrain_crop
+from dreamteacher.distillation.features import embedding_spread, feature_loss, quality, whitening
+from dreamteacher.errors import UserError
+from dreamteacher.params import Distill, Params
+from dreamteacher.report.tables import write_table
+from dreamteacher.stage import open_stage
+from dreamteacher.students.backbone import create_backbone
+from dreamteacher.students.neck import FeatureRegressor, save_regressor
+from dreamteacher.tasks.model import normalize
+from dreamteacher.teachers.diffusion import DiffusionTeacher, choose_strides, load_teacher, read_facts
+from dreamteacher.training.loop import train
+from dreamteacher.training.processes import this_process
+from dreamteacher.training.randomness import StepRandom, derive_seed
+
+COLLAPSED = 0.02
+
+
+def run(params: Params, *, data: Path, teacher: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
+    """Distil `teacher` on the train split of `data`; `out` gets `backbone/`, the regressor, `curves.csv`.
+
+    Returns:
+        `explained_variance` of the whitened targets on held-out unlabelled pictures, also by tap, and `embedding_spread`.
+    """
+    settings = params.distill
+    recorded, inputs = params.section("seed", "taps", "student", "distill"), {"data": data, "teacher": teacher}
+    with open_stage("distill-features", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
+        if stage.done:
+            return stage.metrics
+        device = this_process().device
+        generator = load_teacher(teacher, choose_strides(teacher, params.taps)).to(device)
+        whiten = whitening(settings.whitening, generator.taps, read_facts(teacher)["statistics"])
+        torch.manual_seed(params.seed)
+        channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
+        regressor = FeatureRegressor(create_backbone(params.student.backbone), channels, strides, params.student.width)
+        mean, std = regressor.backbone.mean, regressor.backbone.std
+        samples, held_out = hold_out(ImageSet(data, "train"), settings.monitor_images, settings.resolution, params.seed)
+
+        def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+            target = generator.features(batch["image"], settings.T, random)
+            return feature_loss(model(normalize(batch["image"], mean, std)), target, whiten, settings.at_weight)
+
+        trained = train(
+            regressor,
+            step,
+            samples,
+            settings,
+            seed=params.seed,
+            checkpoints=stage.checkpoints,
+            tracker=stage.tracker,
+            name=stage.name,
+            on_eval=_monitor(generator, held_out, settings, whiten),
+            eval_every=settings.monitor_every,
+        )
+        student = trained.ema or trained.model
+        assert isinstance(student, FeatureRegressor)
+        if this_process().is_main_process:
+            save_regressor(student, stage.tmp)
+            write_table(trained.history, stage.tmp / "curves.csv")
+        stage.metrics.update(
+            {k: v for k, v in trained.history[-1].items() if k.startswith("ev_") or k in ("explained_variance", "embedding_spread")}
+        )
+    return stage.metrics
+
+
+def hold_out(images: ImageSet, count: int, resolution: int, seed: int) -> tuple[Samples, Samples]:
+    """The train split without, and only, `count` pictures for the label-free quality signal.
+
+    Raises:
+        UserError: fewer pictures would be left to train on than are held out.
+    """
+    if len(images) < 2 * count:
+        raise UserError(f"{len(images)} train pictures are too few to hold {count} out; lower distill.monitor_images")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive_seed(seed, "hold-out"))).tolist()
+    crop = pretrain_crop(resolution)
+    return Samples(images, crop, sorted(order[count:])), Samples(images, crop, sorted(order[:count]))
+
+
+def _monitor(
+    generator: DiffusionTeacher, held_out: Samples, settings: Distill, whiten: Callable[[list[Tensor]], list[Tensor]]
+) -> Callable[[nn.Module, int], dict[str, float]]:
+    """Explained variance and collapse on the same held-out crops and noise each time."""
+    images = torch.stack([held_out[(i, i)]["image"] for i in range(len(held_out))])
+
+    @torch.no_grad()
+    def measure(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, FeatureRegressor)
+        batch = images.to(next(model.parameters()).device)
+        target = generator.features(batch, settings.T, StepRandom(0, 0, 0, 1, batch.device))
+        pyramid = model.backbone(normalize(batch, model.backbone.mean, model.backbone.std))
+        spread = embedding_spread(model.backbone.embed(pyramid))
+        if spread < COLLAPSED:
+            print(
+                f"warning: step {step}: the backbone gives all pictures nearly the same embedding (spread {spread:.3f}); lower distill.lr"
+            )
+        regressed = model.regress(pyramid, batch.shape[2:])
+        return {**quality(regressed, target, whiten, generator.taps), "embedding_spread": spread}
+
+    return measure

@@ -1,0 +1,99 @@
+"""Label distillation: the interpreter's soft labels for all pictures, alone (Eq 5) or mixed with feature distillation (Eq 6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import ImageSet, Samples
+from dreamteacher.data.transforms import pretrain_crop
+from dreamteacher.distillation.features import feature_loss, whitening
+from dreamteacher.distillation.interpreter import load_interpreter
+from dreamteacher.distillation.mix import MixStudent
+from dreamteacher.distillation.objectives import soft_label_cross_entropy
+from dreamteacher.params import Params
+from dreamteacher.report.tables import write_table
+from dreamteacher.stage import open_stage
+from dreamteacher.students.backbone import create_backbone
+from dreamteacher.students.neck import FeatureRegressor, load_regressor
+from dreamteacher.tasks.model import TaskModel, normalize, save_task_model
+from dreamteacher.teachers.diffusion import load_teacher, read_facts
+from dreamteacher.training.loop import train
+from dreamteacher.training.processes import this_process
+from dreamteacher.training.randomness import StepRandom
+
+
+def run(
+    params: Params,
+    *,
+    data: Path,
+    teacher: Path,
+    features: Path,
+    interpreter: Path,
+    mode: Literal["labels", "mix"],
+    seed: int,
+    out: Path,
+    overwrite: bool = False,
+) -> dict[str, float]:
+    """Distil on the train split of `data`; `out` gets a task model (`backbone/`, `head.safetensors`, `task.json`) and `curves.csv`.
+
+    With `labels.start = features` backbone and neck start from those of `features`.
+
+    Returns:
+        `loss` and its parts over the last records.
+    """
+    settings = params.labels
+    recorded = {**params.section("taps", "student", "distill", "labels"), "mode": mode, "seed": seed}
+    inputs = {"data": data, "teacher": teacher, "features": features, "interpreter": interpreter}
+    with open_stage("distill-labels", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
+        if stage.done:
+            return stage.metrics
+        reader, facts = load_interpreter(interpreter)
+        device = this_process().device
+        generator, reader = load_teacher(teacher, facts["strides"]).to(device), reader.to(device)
+        whiten = whitening(params.distill.whitening, generator.taps, read_facts(teacher)["statistics"])
+        images = ImageSet(data, "train")
+        torch.manual_seed(seed)
+        student = _build_student(params, images, generator.taps, features, mode)
+        mean, std = student.task.mean, student.task.std
+
+        def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+            pictures = batch["image"]
+            targets = generator.features(pictures, facts["T"], random)
+            with torch.no_grad():
+                soft = reader(targets, tuple(pictures.shape[2:]))
+            logits, regressed = model(normalize(pictures, mean, std))
+            labels = soft_label_cross_entropy(logits, soft, settings.tau)
+            if not regressed:
+                return {"loss": labels}
+            if facts["T"] != params.distill.T:
+                targets = generator.features(pictures, params.distill.T, random)
+            losses = feature_loss(regressed, targets, whiten, params.distill.at_weight)
+            return {**losses, "loss": losses["loss"] + settings.label_weight * labels, "labels": labels}
+
+        trained = train(
+            student,
+            step,
+            Samples(images, pretrain_crop(params.distill.resolution)),
+            settings,
+            seed=seed,
+            checkpoints=stage.checkpoints,
+            tracker=stage.tracker,
+            name=stage.name,
+        )
+        if this_process().is_main_process:
+            save_task_model(cast(MixStudent, trained.ema or trained.model).task, stage.tmp)
+            write_table(trained.history, stage.tmp / "curves.csv")
+        stage.metrics.update({k: v for k, v in trained.history[-1].items() if k in ("loss", "mse", "at", "labels")})
+    return stage.metrics
+
+
+def _build_student(params: Params, images: ImageSet, taps: list, features: Path, mode: str) -> MixStudent:
+    start = load_regressor(features) if params.labels.start == "features" else None
+    backbone = start.backbone if start else create_backbone(params.student.backbone)
+    task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, params.student.width)
+    regressor = start or FeatureRegressor(backbone, [t.channels for t in taps], [t.stride for t in taps], params.student.width)
+    return MixStudent(task, regressor, regress=mode == "mix").train()

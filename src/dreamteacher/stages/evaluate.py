@@ -1,0 +1,237 @@
+"""Compare the fine-tuned models on the untouched validation split: figures over seeds, frozen read-outs, pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from dreamteacher.data.dataset import ImageSet, few_labelled
+from dreamteacher.data.transforms import whole
+from dreamteacher.distillation.features import whitening
+from dreamteacher.errors import UserError
+from dreamteacher.params import Params
+from dreamteacher.report.figures import overlay, pca_colours, save_bars, save_panels
+from dreamteacher.report.tables import write_table
+from dreamteacher.stage import RECORD, open_stage, read_stage
+from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
+from dreamteacher.students.neck import load_regressor
+from dreamteacher.tasks.model import load_task_model, normalize
+from dreamteacher.tasks.readout import read_out
+from dreamteacher.tasks.scoring import score
+from dreamteacher.teachers.diffusion import load_teacher, read_facts
+from dreamteacher.training.checkpoint import writing
+from dreamteacher.training.processes import this_process
+from dreamteacher.training.randomness import StepRandom
+
+METRICS_FILE = "metrics.json"
+PCA_PICTURES = 4  # a generator's pass over whole pictures is slow, and a few show all there is to see
+
+
+def run(
+    params: Params,
+    *,
+    data: Path,
+    teacher: Path,
+    features: Path,
+    finetuned: Path,
+    out: Path,
+    metrics: Path = Path("metrics/evaluate.json"),
+    plots: Path = Path("plots/evaluate"),
+    overwrite: bool = False,
+) -> dict[str, float]:
+    """Score every model of compare.inits and compare.seeds below `finetuned` (INIT/SEED) on the validation split of `data`.
+
+    `out` gets metrics.json, per_model.csv, curves (finetune_loss.csv, teacher_loss.csv, distill_quality.csv), results.png,
+    overlays/N.png and pca_N.png; when it is whole, `metrics` and `plots` get copies for `dvc metrics` and `dvc plots`.
+
+    `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: figures in [0, 1] (`miou`, `accuracy`, `iou_CLASS`, or `top1`,
+    `accuracy_CLASS`), and for scratch and features those of the backbone before fine-tuning, `linear_` and `knn_` (see
+    `readout.read_out`). The spread is the sample standard deviation over seeds, 0 for one seed.
+
+    Returns:
+        The same without those of single classes, as INIT_FIGURE_mean and so on.
+
+    Raises:
+        UserError: a model is missing, the models were not trained alike, or the validation split has no labels.
+    """
+    models = {(init, seed): finetuned / init / str(seed) for init in params.compare.inits for seed in params.compare.seeds}
+    recorded = params.section("few_labels", "evaluate") | {"inits": params.compare.inits, "seeds": params.compare.seeds}
+    inputs = {"data": data, "teacher": teacher, "features": features}
+    inputs |= {f"finetuned/{init}/{seed}": folder for (init, seed), folder in models.items()}
+    trained = _alike(models)
+    with open_stage("evaluate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
+        if not stage.done:
+            train, val = ImageSet(data, "train"), ImageSet(data, "val")
+            if not val.labelled():
+                raise UserError(f"the validation split of {data} has no labels; give ingest.source some to compare models by")
+            rows, answers = _score(params, models, val)
+            _read_out(params, rows, trained=trained, features=features, train=train, val=val)
+            results = _over_seeds(rows)
+            write_table(rows, stage.tmp / "per_model.csv")
+            (stage.tmp / METRICS_FILE).write_text(json.dumps(results, indent=1) + "\n")
+            headline = "miou" if val.task == "segmentation" else "top1"
+            of_init = {init: [row[headline] for row in rows if row["init"] == init] for init in results}
+            save_bars(of_init, {"miou": "mIoU", "top1": "top-1 accuracy"}[headline], stage.tmp / "results.png")
+            _write_curves(models, teacher, features, stage.tmp)
+            _draw_answers(val, answers, stage.tmp / "overlays")
+            if params.evaluate.overlays:
+                _draw_features(val, teacher, features, _shown(val, min(PCA_PICTURES, params.evaluate.overlays)), stage.tmp)
+            for name in ("results.png", "overlays"):
+                if (stage.tmp / name).exists():
+                    stage.tracker.artifact(stage.tmp / name)
+            stage.metrics = {
+                f"{init}_{key}": float(value)
+                for init, figures in results.items()
+                for key, value in figures.items()
+                if key.removesuffix("_mean").removesuffix("_std") in ("miou", "top1", f"linear_{headline}", f"knn_{headline}", "n_seeds")
+            }
+    _hand_out(out, metrics, plots)
+    return stage.metrics
+
+
+def _alike(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
+    """The settings that all the models were trained with.
+
+    Raises:
+        UserError: a model is missing, or one had other settings or data than the first: such a comparison would say nothing.
+    """
+    first: tuple[Path, Any] | None = None
+    for folder in models.values():
+        record = read_stage(folder)
+        made = {key: value for key, value in record["params"].items() if key not in ("init", "seed")}, record["inputs"]["data"]
+        first = first or (folder, made)
+        if made != first[1]:
+            raise UserError(f"{folder} was trained with other settings or data than {first[0]}; run `dreamteacher finetune` again for it")
+    assert first
+    return first[1][0]
+
+
+def _shown(val: ImageSet, count: int) -> list[int]:
+    """Up to `count` labelled pictures, spread over the split."""
+    labelled = val.labelled()
+    count = min(count, len(labelled))
+    return [labelled[i * len(labelled) // count] for i in range(count)]
+
+
+def _score(params: Params, models: dict[tuple[Any, int], Path], val: ImageSet) -> tuple[list[dict[str, Any]], dict[str, dict[int, Any]]]:
+    """A row of figures for each model, and the predictions of each init's first seed for the pictures that are drawn."""
+    shown = _shown(val, params.evaluate.overlays)
+    rows: list[dict[str, Any]] = []
+    answers: dict[str, dict[int, Any]] = {}
+    for (init, seed), folder in models.items():
+        figures, kept = score(load_task_model(folder), val, params.evaluate.batch_size, this_process().device, keep=shown)
+        rows.append({"init": init, "seed": seed, **figures})
+        answers.setdefault(init, kept)
+    return rows, answers
+
+
+def _read_out(
+    params: Params, rows: list[dict[str, Any]], *, trained: dict[str, Any], features: Path, train: ImageSet, val: ImageSet
+) -> None:
+    """Add to the rows of scratch and features what can be read from the backbone they started from."""
+    for row in rows:
+        if row["init"] == "scratch":
+            torch.manual_seed(row["seed"])
+            backbone = create_backbone(trained["student"]["backbone"])
+        elif row["init"] == "features":
+            backbone = load_backbone(features / BACKBONE_FOLDER)
+        else:
+            continue
+        few = few_labelled(train, params.few_labels, row["seed"])
+        size, device = trained["finetune"]["resolution"], this_process().device
+        settings = params.evaluate
+        row.update(read_out(backbone, train, few, val, size=size, k=settings.knn_k, batch_size=settings.batch_size, device=device))
+
+
+def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """{init: {FIGURE_mean, FIGURE_std, ..., n_seeds}}."""
+    results: dict[str, dict[str, float]] = {}
+    for init in dict.fromkeys(row["init"] for row in rows):
+        of_init = [row for row in rows if row["init"] == init]
+        figures: dict[str, float] = {}
+        for name in of_init[0]:
+            if name not in ("init", "seed"):
+                values = [row[name] for row in of_init]
+                figures |= {f"{name}_mean": fmean(values), f"{name}_std": stdev(values) if len(values) > 1 else 0.0}
+        results[init] = figures | {"n_seeds": len(of_init)}
+    return results
+
+
+def _write_curves(models: dict[tuple[Any, int], Path], teacher: Path, features: Path, folder: Path) -> None:
+    """The stages' curves as `dvc plots` draws them: no gaps; of fine-tuning a column for each init, its mean over seeds."""
+    losses: dict[str, dict[str, list[float]]] = {}
+    for (init, _), model in models.items():
+        for row in _curve(model, ["loss"]):
+            losses.setdefault(row["step"], {}).setdefault(init, []).append(float(row["loss"]))
+    write_table([{"step": step, **{init: fmean(v) for init, v in of.items()}} for step, of in losses.items()], folder / "finetune_loss.csv")
+    write_table(_curve(teacher, ["loss"]), folder / "teacher_loss.csv")
+    write_table(_curve(features, ["explained_variance"]), folder / "distill_quality.csv")
+
+
+def _curve(folder: Path, columns: list[str]) -> list[dict[str, str]]:
+    """The records of a stage's curves.csv that have all of `columns`."""
+    with (folder / "curves.csv").open(newline="") as file:
+        return [{name: row[name] for name in ("step", *columns)} for row in csv.DictReader(file) if all(row.get(name) for name in columns)]
+
+
+def _draw_answers(val: ImageSet, answers: dict[str, dict[int, Any]], folder: Path) -> None:
+    """For each picture truth and predictions: as tints for segmentation, in words for classification."""
+    for number, index in enumerate(sorted(next(iter(answers.values())))):
+        sample = val.read(index)
+        if val.task == "segmentation":
+            said = {"truth": sample.label, **{init: kept[index] for init, kept in answers.items()}}
+            panels = [("picture", sample.image), *((name, overlay(sample.image, mask)) for name, mask in said.items())]
+        else:
+            named = {"truth": sample.label, **{init: kept[index] for init, kept in answers.items()}}
+            panels = [("\n".join(f"{name}: {val.classes[label]}" for name, label in named.items()), sample.image)]
+        save_panels([panels], folder / f"{number}.png")
+
+
+@torch.inference_mode()
+def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int], folder: Path) -> None:
+    """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation."""
+    distill = read_stage(features)["params"]["distill"]
+    device = this_process().device
+    student = load_regressor(features).eval().to(device)
+    generator = load_teacher(teacher, student.facts["tap_strides"]).to(device)
+    whiten = whitening(distill["whitening"], generator.taps, read_facts(teacher)["statistics"])
+    targets, regressed = [], []
+    for index in shown:
+        picture = whole()(val.read(index))["image"][None].to(device)
+        maps = whiten(generator.features(picture, distill["T"], StepRandom(0, index, 0, 1, device)))
+        targets.append([m[0].cpu().numpy() for m in maps])
+        maps = student(normalize(picture, student.backbone.mean, student.backbone.std))
+        regressed.append([m[0].cpu().numpy() for m in maps])
+    coloured = [pca_colours([t[tap] for t in targets], [r[tap] for r in regressed]) for tap in range(len(generator.taps))]
+    for number, index in enumerate(shown):
+        names = [f"stride {tap.stride}" for tap in generator.taps]
+        above = [("picture", val.read(index).image), *((f"generator, {n}", c[0][number]) for n, c in zip(names, coloured, strict=True))]
+        below = [("", None), *((f"student, {n}", c[1][number]) for n, c in zip(names, coloured, strict=True))]
+        save_panels([above, below], folder / f"pca_{number}.png")
+
+
+def _hand_out(out: Path, metrics: Path, plots: Path) -> None:
+    """Copy what is missing or different, each file at once; drawings of a former, longer series go."""
+    given = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (RECORD, METRICS_FILE)]
+    _copy(out / METRICS_FILE, metrics)
+    for file in given:
+        _copy(out / file, plots / file)
+    for left in [*plots.glob("overlays/*.png"), *plots.glob("pca_*.png")]:
+        if left.relative_to(plots) not in given:
+            left.unlink()
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    if target.is_file() and target.read_bytes() == content:
+        return
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
+        temporary.write_bytes(content)
+        temporary.replace(target)

@@ -1,0 +1,107 @@
+"""A fine-tuned model to two ONNX files: the backbone (pyramid and embedding) and the task model (logits)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dreamteacher.params import Params
+from dreamteacher.serving.export import MULTIPLE, export
+from dreamteacher.stage import open_stage, read_stage
+from dreamteacher.students.backbone import Backbone
+from dreamteacher.tasks.model import load_task_model
+
+log = logging.getLogger(__name__)
+
+BACKBONE_FILE, MODEL_FILE = "backbone.onnx", "model.onnx"
+
+
+class PyramidAndEmbedding(nn.Module):
+    """All that a backbone offers, as one flat tuple."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, normalized: Tensor) -> tuple[Tensor, ...]:
+        """`(B, 3, H, W)` to one `(B, C_l, H/s_l, W/s_l)` a level, fine to coarse, and the embedding `(B, C_last)`."""
+        pyramid = self.backbone(normalized)
+        return (*pyramid, self.backbone.embed(pyramid))
+
+
+def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
+    """Write `backbone.onnx` and `model.onnx` into `out`, each with its preprocessing in its metadata.
+
+    Returns `parity_max` (largest |onnxruntime - torch|), `onnx_mb` (size of both files) and `dynamic_size` (1: any multiple of
+    32 is taken; 0: only params.export.size).
+
+    Raises:
+        UserError: an input is incomplete, or a file computes something else than torch by more than params.export.tolerance.
+    """
+    settings = params.export
+    with open_stage(
+        "export-onnx", params=params.section("export"), inputs={"data": data, "finetuned": finetuned}, out=out, overwrite=overwrite
+    ) as stage:
+        if stage.done:
+            return stage.metrics
+        model = load_task_model(finetuned)
+        made = read_stage(finetuned)["params"]
+        facts = {
+            "classes": json.dumps(model.classes),
+            "strides": json.dumps(model.backbone.strides),
+            "architecture": model.backbone.name,
+            "layout": "NCHW",
+            "channel_order": "RGB",
+            "value_range": "[0, 1], then (value - mean) / std per channel",
+            "mean": json.dumps(model.mean),
+            "std": json.dumps(model.std),
+            "size": json.dumps(settings.size),
+            "multiple": json.dumps(MULTIPLE),
+            "padding": "reflect, right and bottom",
+            "short_side": json.dumps(read_stage(data)["params"]["ingest"]["short_side"]),
+            "interpolation": "bilinear",
+            "init": made["init"],
+            "seed": json.dumps(made["seed"]),
+            "data_hash": json.loads((data / "dataset.json").read_text())["hash"],
+            "git_revision": git_revision(),
+            "dreamteacher_version": version("dreamteacher"),
+        }
+        outputs = {
+            BACKBONE_FILE: [*(f"stride{stride}" for stride in model.backbone.strides), "embedding"],
+            MODEL_FILE: ["logits"],
+        }
+        exported = {}
+        for name, module, task in ((BACKBONE_FILE, PyramidAndEmbedding(model.backbone), "features"), (MODEL_FILE, model, model.task)):
+            done = exported[name] = export(
+                module,
+                stage.tmp / name,
+                outputs[name],
+                size=settings.size,
+                opset=settings.opset,
+                tolerance=settings.tolerance,
+                metadata=facts | {"task": task},
+            )
+            sizes = f"only {settings.size} x {settings.size} ({done.fixed_because})" if done.fixed_because else "any picture size"
+            log.info("%s: |onnxruntime - torch| <= %.2g, any batch size, %s", name, done.parity, sizes)
+        stage.metrics = {
+            "parity_max": max(done.parity for done in exported.values()),
+            "onnx_mb": sum((stage.tmp / name).stat().st_size for name in exported) / 1e6,
+            "dynamic_size": float(not any(done.fixed_because for done in exported.values())),
+        }
+        return stage.metrics
+
+
+def git_revision() -> str:
+    """The commit of the current directory, with `-dirty` when other tracked files differ than those `dvc repro` writes; "" without git."""
+    revision = ["rev-parse", "HEAD"]
+    changes = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!plots"]
+    try:
+        answers = [subprocess.run(["git", *command], capture_output=True, text=True, check=True).stdout for command in (revision, changes)]
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return answers[0].strip() + ("-dirty" if answers[1].strip() else "")

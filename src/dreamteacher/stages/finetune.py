@@ -1,0 +1,107 @@
+"""The downstream task from one initialisation, on the few labels, with the same budget for every initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
+from dreamteacher.data.transforms import finetune_crop
+from dreamteacher.errors import UserError
+from dreamteacher.params import Init, Params
+from dreamteacher.report.tables import write_table
+from dreamteacher.stage import open_stage
+from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
+from dreamteacher.tasks import classification, segmentation
+from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
+from dreamteacher.training.loop import train
+from dreamteacher.training.processes import this_process
+from dreamteacher.training.randomness import StepRandom
+
+
+def run(
+    params: Params, *, data: Path, init: Init, seed: int, out: Path, backbone: Path | None = None, overwrite: bool = False
+) -> dict[str, float]:
+    """Fine-tune on the few labelled pictures that `seed` draws; `out` gets a task model and `curves.csv`.
+
+    Args:
+        params: settings; `finetune`, `student` and `few_labels` are read.
+        data: data set made by ingest.
+        init: where the weights start from; `seed` draws those that are random.
+        seed: of the few labels, the random weights and the order.
+        out: folder to make.
+        backbone: output of distill-features (init features) or distill-labels (labels, mix: its head is carried over too).
+        overwrite: replace `out` where it holds another result.
+
+    Returns:
+        `loss` over the last records and `n_labels`.
+    """
+    settings = params.finetune
+    # Which other initialisations and seeds are compared is no part of this one.
+    own = {k: v for k, v in params.section("finetune")["finetune"].items() if k not in ("inits", "seeds")}
+    recorded = {**params.section("few_labels", "student"), "finetune": own, "init": init, "seed": seed}
+    inputs = {"data": data} if backbone is None else {"data": data, "backbone": backbone}
+    with open_stage("finetune", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
+        if stage.done:
+            return stage.metrics
+        images = ImageSet(data, "train")
+        if images.task is None:
+            raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to fine-tune")
+        few = few_labelled(images, params.few_labels, seed)
+        torch.manual_seed(seed)
+        model = _build(params, images, init, backbone)
+
+        def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+            logits = model(normalize(batch["image"], mean, std))
+            if images.task == "segmentation":
+                return segmentation.loss(logits, batch["label"], settings.dice_weight)
+            return classification.loss(logits, batch["label"])
+
+        mean, std = model.mean, model.std
+        trained = train(
+            model,
+            step,
+            Samples(images, finetune_crop(images.task, settings.resolution), few),
+            settings,
+            seed=seed,
+            checkpoints=stage.checkpoints,
+            tracker=stage.tracker,
+            name=f"{stage.name} {init} {seed}",
+            lr_scale=None if init == "scratch" else _scale_backbone(settings.backbone_lr_scale),
+        )
+        if this_process().is_main_process:
+            save_task_model(cast(TaskModel, trained.ema or trained.model), stage.tmp)
+            write_table(trained.history, stage.tmp / "curves.csv")
+        last = [record["loss"] for record in trained.history[-10:] if "loss" in record]
+        stage.metrics.update(loss=sum(last) / len(last), n_labels=len(few))
+    return stage.metrics
+
+
+def _build(params: Params, images: ImageSet, init: Init, folder: Path | None) -> TaskModel:
+    """The model with random weights, the same for every init of a seed, and then with those of `folder` over them."""
+    student = create_backbone(params.student.backbone, pretrained=init == "imagenet")
+    model = TaskModel(student, cast(str, images.task), images.classes, params.finetune.resolution, params.student.width)
+    if init in ("scratch", "imagenet"):
+        return model.train()
+    maker = "distill-features" if init == "features" else "distill-labels"
+    if folder is None:
+        raise UserError(f"init {init} needs --backbone: the output of {maker}")
+    try:
+        if init == "features":
+            model.backbone.load_state_dict(load_backbone(folder / BACKBONE_FOLDER).state_dict())
+        else:
+            model.load_state_dict(load_task_model(folder).state_dict())
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder} does not fit student.backbone = {params.student.backbone!r}, student.width = {params.student.width} "
+            f"and the {len(images.classes)} classes of the data; run `dreamteacher {maker}` again with these"
+        ) from error
+    return model.train()
+
+
+def _scale_backbone(scale: float) -> Callable[[str], float]:
+    return lambda name: scale if name.startswith("backbone.") else 1.0

@@ -1,0 +1,229 @@
+"""Stage ingest: a folder, a list or shards of any pictures -> one checked data set with a manifest."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import sys
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.decode import BadPicture
+from dreamteacher.data.prepare import Prepared, prepare
+from dreamteacher.data.seen import Kept, Seen
+from dreamteacher.data.shards import ShardSet
+from dreamteacher.data.sources import Found, Item, find, inputs_of
+from dreamteacher.errors import UserError
+from dreamteacher.params import Ingest, Params
+from dreamteacher.stage import open_stage
+
+COLUMNS = ("path", "sha256", "width", "height", "mode", "split", "label", "shard", "offset", "length", "label_offset", "label_length")
+EXAMPLES = 1000  # duplicates and leaks that report.json names; all are counted
+SPLITS = ("train", "val")
+
+
+def run(params: Params, *, out: Path, source: Path | str | None = None, overwrite: bool = False) -> dict[str, float]:
+    """Read every picture of `source` (default: ingest.source), keep the good ones once, and write the data set to `out`.
+
+    A picture is quarantined (quarantine.csv) if it cannot be used, dropped as a duplicate if its file or its pixels are in its
+    split already, and dropped from train, whichever came first, if it is in val. Memory does not grow with the set.
+
+    Returns:
+        n_train, n_val, n_labelled (of both splits), n_quarantined, n_duplicates, n_leaks.
+
+    Raises:
+        UserError: no source, no usable train picture, labels that cannot be understood, or more than ingest.max_bad_fraction of the
+            pictures quarantined; nothing is written then.
+    """
+    settings = params.ingest
+    place = str(source or settings.source)
+    inputs = inputs_of(place)
+    recorded = params.section("ingest")
+    recorded["ingest"]["source"] = Path(place).name if inputs else place  # what a local source holds counts, not where it lies
+    with open_stage("ingest", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # oddities of metadata; what matters is quarantined
+        if not stage.done:
+            found = find(place, settings.labels, max_bytes=settings.max_pixels * 8 + 1_000_000)
+            tally = _write_pictures(settings, found, stage.tmp)
+            _write_facts(settings, found, tally, stage.tmp)
+            stage.metrics = tally.metrics()
+        return stage.metrics
+
+
+@dataclass
+class _Tally:
+    """What was counted on the way; whole numbers, so that the order of adding does not show."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    classes: Counter[int] = field(default_factory=Counter)
+    mask_values: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros((3, 256), np.int64))
+    tasks: set[str] = field(default_factory=set)
+    reasons: list[str] = field(default_factory=list)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"duplicates": [], "leaks": []})
+    manifest: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, picture: Prepared, split: str) -> None:
+        self.counts[split] += 1
+        if split == "train":
+            self.histogram += picture.histogram
+        if picture.label:
+            self.counts[f"labelled_{split}"] += 1
+            self.tasks.add("classification" if picture.label[0] == "cls" else "segmentation")
+            self.mask_values += picture.mask_values
+            if picture.cls is not None:
+                self.classes[picture.cls] += 1
+
+    def reject(self, name: str, reason: str) -> None:
+        self.counts["quarantined"] += 1
+        if len(self.reasons) < 3:
+            self.reasons.append(f"{name}: {reason}")
+
+    def drop(self, name: str, picture: Prepared, kind: str, other: Kept) -> None:
+        self.counts[kind] += 1
+        if len(self.examples[kind]) < EXAMPLES:
+            self.examples[kind].append({"path": name, "same_as": other.name, "labelled": picture.label is not None})
+
+    def metrics(self) -> dict[str, float]:
+        names = {f"n_{name}": self.counts[name] for name in (*SPLITS, "quarantined", "duplicates", "leaks")}
+        return {name: float(value) for name, value in names.items()} | {
+            "n_labelled": float(self.counts["labelled_train"] + self.counts["labelled_val"])
+        }
+
+
+def _write_pictures(settings: Ingest, found: Found, out: Path) -> _Tally:
+    """The one pass over the pictures: shards, manifest.csv and quarantine.csv."""
+    tally = _Tally()
+    (out / "shards").mkdir()
+    shards = {split: ShardSet(out / "shards", split, settings.shard_mb * 1_000_000) for split in SPLITS}
+    limits: dict[str, Any] = {"max_pixels": settings.max_pixels, "min_side": settings.min_side, "short_side": settings.short_side}
+    pictures = _show_progress(_in_threads(partial(_try_prepare, classes=found.classes, **limits), found.items), tally.counts)
+    with Seen() as seen, (out / "manifest.csv").open("w", newline="") as good, (out / "quarantine.csv").open("w", newline="") as bad:
+        manifest, quarantine = csv.writer(good, lineterminator="\n"), csv.writer(bad, lineterminator="\n")
+        manifest.writerow(COLUMNS)
+        quarantine.writerow(("path", "reason"))
+        for item, picture in pictures:
+            if isinstance(picture, BadPicture):
+                tally.reject(item.name, picture.reason)
+                quarantine.writerow((item.name, picture.reason))
+                continue
+            split = (item.split or "train") if found.has_val else _split_of(picture, settings.val_fraction)
+            other = seen.find(picture.hashes)
+            seen.keep(picture.hashes, other or Kept(split, item.name))
+            if other:
+                # find() gives the val split first, so a picture that is in both is met in val before it is met in train
+                tally.drop(item.name, picture, "leaks" if (other.split, split) == ("val", "train") else "duplicates", other)
+                continue
+            tally.add(picture, split)
+            row = _row(item.name, picture, split, shards[split])
+            manifest.writerow(row)
+            tally.manifest.update(("\x1f".join(row) + "\n").encode())
+    for shard_set in shards.values():
+        shard_set.close()
+    return tally
+
+
+def _row(name: str, picture: Prepared, split: str, shards: ShardSet) -> list[str]:
+    """Store a picture with its label; returns its line of the manifest."""
+    files = {picture.suffix: picture.data} | ({picture.label[0]: picture.label[1]} if picture.label else {})
+    digest = picture.hashes[0].hex()
+    shard, places = shards.write(digest[:20], files)
+    label = "" if not picture.label else "mask" if picture.cls is None else picture.cls
+    label_place = places[picture.label[0]] if picture.label else ("", "")
+    values = (name, digest, picture.width, picture.height, picture.mode, split, label, shard, *places[picture.suffix], *label_place)
+    return [str(value) for value in values]
+
+
+def _write_facts(settings: Ingest, found: Found, tally: _Tally, out: Path) -> None:
+    """Refuse what nobody should train on, then dataset.json and report.json."""
+    counts = tally.counts
+    seen, bad = counts["pictures"], counts["quarantined"]
+    if bad > settings.max_bad_fraction * seen:
+        share = f"{bad} of {seen} pictures cannot be used, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
+        raise UserError(f"{share}: {'; '.join(tally.reasons)}{' ...' if bad > len(tally.reasons) else ''}; remove them or raise the limit")
+    if not counts["train"]:
+        raise UserError(f"no picture is left to train on ({seen} seen, {counts['val']} in val); add pictures or lower ingest.val_fraction")
+    if len(tally.tasks) > 1:
+        raise UserError("some pictures have a mask and some a class; set ingest.labels to masks or folders to choose one kind")
+    if tally.mask_values[IGNORE] and not tally.mask_values[1:IGNORE].any():
+        raise UserError("the masks hold only 0 and 255, and 255 means unknown: write class ids (1 for the object, not 255) and start again")
+    task = next(iter(tally.tasks), None)
+    classes = (found.classes or [str(i) for i in range(max(tally.classes, default=-1) + 1)]) if task else []
+    numbers = {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
+    mean, std = _mean_and_std(tally.histogram)
+    facts = {"task": task, "classes": classes, "counts": numbers, "channels": 3, "mean": mean, "std": std}
+    _save_json(out / "dataset.json", facts | {"hash": tally.manifest.hexdigest()})
+    weights = tally.mask_values if task == "segmentation" else tally.classes  # pixels or pictures of each class
+    report: dict[str, Any] = {name: counts[name] for name in ("pictures", "quarantined", "duplicates", "leaks")} | numbers | found.counts
+    report |= {"labels": found.labels, "labels_per_class": {name: int(weights[i]) for i, name in enumerate(classes)}}
+    _save_json(out / "report.json", report | {"examples": tally.examples})
+
+
+def _split_of(picture: Prepared, val_fraction: float) -> str:
+    """By the decoded pixels, so that a picture stays where it is when others are added, and its copies come along."""
+    return "val" if int.from_bytes(picture.hashes[1][:8]) < val_fraction * 2**64 else "train"
+
+
+def _mean_and_std(histogram: np.ndarray) -> tuple[list[float], list[float]]:
+    """Of each channel's values / 255, from whole-number sums; a constant channel's std is 1/255 (it is divided by)."""
+    values, n = np.arange(256), histogram.sum(axis=1)
+    mean = (histogram @ values) / n
+    std = np.sqrt(np.maximum((histogram @ values**2) / n - mean**2, 1))
+    return [[round(float(v), 6) for v in part / 255] for part in (mean, std)]  # type: ignore[return-value]
+
+
+def _try_prepare(item: Item, **settings: Any) -> Prepared | BadPicture:
+    try:
+        return prepare(item, **settings)
+    except BadPicture as error:
+        return error
+
+
+def _in_threads(work: Callable[[Item], Prepared | BadPicture], items: Iterator[Item]) -> Iterator[tuple[Item, Prepared | BadPicture]]:
+    """(item, its result) in order, a few at a time (decoding and hashing release Python's lock)."""
+    threads = min(4, os.cpu_count() or 1)  # each holds one decoded picture
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > 2 * threads:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for item, future in waiting:
+            yield item, future.result()
+
+
+def _show_progress(pictures: Iterator[tuple[Item, Any]], counts: Counter[str]) -> Iterator[tuple[Item, Any]]:
+    """Count the pictures that pass, in one line that changes on a terminal, else in a line every ten seconds."""
+    console = Console(stderr=True)
+    start = last = time.monotonic()
+    with console.status("ingest: looking through the source") as status:
+        for entry in pictures:
+            counts["pictures"] += 1
+            yield entry
+            now = time.monotonic()
+            if now - last > (0.2 if console.is_terminal else 10):
+                last = now
+                speed = f"{counts['pictures'] / (now - start):.0f}/s"
+                line = f"ingest: {counts['pictures']} pictures, {speed}, {counts['quarantined']} quarantined"
+                if console.is_terminal:
+                    status.update(line)
+                else:
+                    print(line, file=sys.stderr, flush=True)
+
+
+def _save_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

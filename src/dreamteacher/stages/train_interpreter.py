@@ -1,0 +1,69 @@
+"""Train the feature interpreter on the frozen generator's features from the few labels (Sec 3.2, Eq 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
+from dreamteacher.data.transforms import pretrain_crop
+from dreamteacher.distillation.interpreter import FeatureInterpreter, save_interpreter
+from dreamteacher.errors import UserError
+from dreamteacher.params import Params
+from dreamteacher.report.tables import write_table
+from dreamteacher.stage import open_stage
+from dreamteacher.tasks import classification, segmentation
+from dreamteacher.teachers.diffusion import choose_strides, load_teacher
+from dreamteacher.training.loop import train
+from dreamteacher.training.processes import this_process
+from dreamteacher.training.randomness import StepRandom
+
+
+def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, overwrite: bool = False) -> dict[str, float]:
+    """Train on the few labelled pictures that `seed` draws; `out` gets `interpreter.safetensors`, `interpreter.json`, `curves.csv`.
+
+    Returns:
+        `loss` over the last records and `n_labels`, the labelled pictures used.
+    """
+    settings = params.interpreter
+    recorded = {**params.section("few_labels", "taps", "interpreter"), "seed": seed}
+    inputs = {"data": data, "teacher": teacher}
+    with open_stage("train-interpreter", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
+        if stage.done:
+            return stage.metrics
+        images = ImageSet(data, "train")
+        if images.task is None:
+            raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to train an interpreter")
+        strides = choose_strides(teacher, params.taps)
+        generator = load_teacher(teacher, strides).to(this_process().device)
+        few = few_labelled(images, params.few_labels, seed)
+        torch.manual_seed(seed)
+        channels, dense = [tap.channels for tap in generator.taps], images.task == "segmentation"
+        interpreter = FeatureInterpreter(channels, len(images.classes), settings.width, settings.dropout, dense)
+
+        def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+            features = generator.features(batch["image"], settings.T, random)
+            logits = model(features, tuple(batch["image"].shape[2:]))
+            if dense:
+                return segmentation.loss(logits, batch["label"], settings.dice_weight)
+            return classification.loss(logits, batch["label"])
+
+        trained = train(
+            interpreter,
+            step,
+            Samples(images, pretrain_crop(settings.resolution), few),
+            settings,
+            seed=seed,
+            checkpoints=stage.checkpoints,
+            tracker=stage.tracker,
+            name=stage.name,
+        )
+        if this_process().is_main_process:
+            save_interpreter(cast(FeatureInterpreter, trained.ema or trained.model), strides, settings.T, stage.tmp)
+            write_table(trained.history, stage.tmp / "curves.csv")
+        last = [record["loss"] for record in trained.history[-10:] if "loss" in record]
+        stage.metrics.update(loss=sum(last) / len(last), n_labels=len(few))
+    return stage.metrics

@@ -1,0 +1,94 @@
+"""Train the generator: a DDPM on the unlabelled pictures, saved as a diffusers pipeline with its taps and feature statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
+from torchvision.utils import make_grid, save_image
+
+from dreamteacher.data.dataset import ImageSet, Samples
+from dreamteacher.data.transforms import pretrain_crop
+from dreamteacher.params import Params
+from dreamteacher.report.tables import write_table
+from dreamteacher.stage import open_stage
+from dreamteacher.teachers.diffusion import DiffusionTeacher, build_scheduler, build_unet, denoising_loss, save_teacher
+from dreamteacher.training.loop import train
+from dreamteacher.training.processes import this_process
+from dreamteacher.training.randomness import StepRandom
+
+
+def run(params: Params, *, data: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
+    """Train on the train split of `data`; `out` gets the pipeline folder, `teacher.json`, `samples.png`, `curves.csv`.
+
+    Returns:
+        `loss`: mean squared error of the predicted noise over the last records.
+    """
+    settings = params.teacher
+    with open_stage(
+        "train-teacher", params=params.section("seed", "teacher"), inputs={"data": data}, out=out, overwrite=overwrite
+    ) as stage:
+        if stage.done:
+            return stage.metrics
+        torch.manual_seed(params.seed)
+        unet, scheduler = build_unet(settings.size, settings.resolution), build_scheduler(settings.T_train)
+        samples = Samples(ImageSet(data, "train"), pretrain_crop(settings.resolution))
+
+        def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+            return {"loss": denoising_loss(model, scheduler, batch["image"], random)}
+
+        trained = train(
+            unet, step, samples, settings, seed=params.seed, checkpoints=stage.checkpoints, tracker=stage.tracker, name=stage.name
+        )
+        teacher = trained.ema or trained.model
+        assert isinstance(teacher, UNet2DModel)
+        if this_process().is_main_process:
+            write_table(trained.history, stage.tmp / "curves.csv")
+            _save_grid(teacher, params, stage.tmp / "samples.png")
+            stage.tracker.artifact(stage.tmp / "samples.png")
+            facts = {"T": settings.stats_T, "resolution": settings.resolution, **_feature_statistics(teacher, samples, params)}
+            save_teacher(stage.tmp, teacher, scheduler, facts)
+        last = [record["loss"] for record in trained.history[-10:] if "loss" in record]
+        stage.metrics["loss"] = sum(last) / len(last)
+    return stage.metrics
+
+
+@torch.no_grad()
+def _save_grid(unet: UNet2DModel, params: Params, path: Path) -> None:
+    """Pictures that the generator dreams, by DDIM (Song et al. 2021) from fixed noise."""
+    settings = params.teacher
+    if not settings.samples:
+        return
+    scheduler = DDIMScheduler.from_config(build_scheduler(settings.T_train).config, clip_sample=True)
+    scheduler.set_timesteps(min(settings.sample_steps, settings.T_train))
+    unet = unet.to(this_process().device).eval()
+    generator = torch.Generator().manual_seed(params.seed)
+    shape = (settings.samples, 3, settings.resolution, settings.resolution)
+    pictures = torch.randn(shape, generator=generator).to(this_process().device)
+    for t in scheduler.timesteps:
+        pictures = scheduler.step(unet(pictures, t).sample, t, pictures).prev_sample
+    save_image(make_grid((pictures.cpu() / 2 + 0.5).clamp(0, 1), nrow=8), path)
+    unet.cpu()
+
+
+def _feature_statistics(unet: UNet2DModel, samples: Samples, params: Params) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Mean and standard deviation of each tap's channels at step `stats_T`, for whitening by `standardize`."""
+    settings = params.teacher
+    copy = build_unet(settings.size, settings.resolution)
+    copy.load_state_dict(unet.state_dict())
+    teacher = DiffusionTeacher(copy, build_scheduler(settings.T_train)).to(this_process().device)
+    sums = {tap.name: torch.zeros(3, tap.channels, dtype=torch.float64) for tap in teacher.taps}
+    count = min(settings.stats_images, len(samples))
+    for start in range(0, count, 16):
+        images = torch.stack([samples[(i, i)]["image"] for i in range(start, min(start + 16, count))]).to(this_process().device)
+        random = StepRandom(params.seed, start, 0, 1, images.device)
+        for tap, maps in zip(teacher.taps, teacher.features(images, settings.stats_T, random), strict=True):
+            flat = maps.double().movedim(1, 0).flatten(1).cpu()
+            sums[tap.name] += torch.stack([torch.full_like(flat[:, 0], flat.shape[1]), flat.sum(1), flat.square().sum(1)])
+    statistics = {}
+    for name, (n, total, squares) in sums.items():
+        mean = total / n
+        statistics[name] = {"mean": mean.tolist(), "std": (squares / n - mean.square()).clamp(min=1e-8).sqrt().tolist()}
+    return {"statistics": statistics}

@@ -1,0 +1,23 @@
+"""Classification: linear head on the pooled embedding, loss, metric."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+
+def loss(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Cross entropy of `(B, K)` logits and `(B,)` labels."""
+    return {"loss": F.cross_entropy(logits.float(), labels)}
+
+
+def metrics(classes: int) -> MetricCollection:
+    """Top-1 accuracy and its mean over the classes, over the whole split."""
+    return MetricCollection(
+        {
+            "top1": MulticlassAccuracy(classes, average="micro"),
+            "class_accuracy": MulticlassAccuracy(classes, average="none"),
+        }
+    )

@@ -1,0 +1,76 @@
+"""A backbone with the head of its task: built, saved, loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dreamteacher.errors import UserError
+from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backbone, save_backbone
+from dreamteacher.tasks.segmentation import SegmentationHead
+
+TASK_FILE, HEAD_FILE = "task.json", "head.safetensors"
+
+
+class TaskModel(nn.Module):
+    """Backbone and head.
+
+    Attributes:
+        task: "segmentation" or "classification".
+        classes: names, in the order of the logits.
+        size: side of the crops it was trained on, pixels.
+        mean, std: of the normalisation of RGB values in [0, 1] that `forward` expects.
+    """
+
+    def __init__(self, backbone: Backbone, task: str, classes: list[str], size: int, width: int):
+        super().__init__()
+        self.backbone = backbone
+        self.task, self.classes, self.size, self.width = task, classes, size, width
+        self.mean, self.std = backbone.mean, backbone.std
+        self.head: nn.Module = (
+            SegmentationHead(backbone.channels, width, len(classes))
+            if task == "segmentation"
+            else nn.Linear(backbone.channels[-1], len(classes))
+        )
+
+    def forward(self, normalized: Tensor) -> Tensor:
+        """`(B, 3, H, W)` to logits: `(B, K, H, W)` for segmentation, `(B, K)` for classification."""
+        pyramid = self.backbone(normalized)
+        if self.task == "segmentation":
+            return self.head(pyramid, normalized.shape[2:])
+        return self.head(self.backbone.embed(pyramid))
+
+
+def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """RGB `(B, 3, H, W)` in [0, 1] to (x - mean) / std a channel."""
+    shape = (1, 3, 1, 1)
+    return (images - torch.tensor(mean, device=images.device).view(shape)) / torch.tensor(std, device=images.device).view(shape)
+
+
+def save_task_model(model: TaskModel, folder: Path) -> None:
+    """Write `backbone/` (timm local folder), `head.safetensors` and `task.json` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_backbone(model.backbone, folder / BACKBONE_FOLDER)
+    save_file({k: v.contiguous() for k, v in model.head.state_dict().items()}, folder / HEAD_FILE)
+    facts = {"task": model.task, "classes": model.classes, "size": model.size, "width": model.width, "mean": model.mean, "std": model.std}
+    (folder / TASK_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+def load_task_model(folder: Path | str) -> TaskModel:
+    """The model of a folder written by `save_task_model`, in eval mode.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    folder = Path(folder)
+    if not (folder / TASK_FILE).exists():
+        raise UserError(f"{folder} is not a task model (no {TASK_FILE}); run `dreamteacher finetune` first")
+    facts: dict[str, Any] = json.loads((folder / TASK_FILE).read_text())
+    model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), facts["task"], facts["classes"], facts["size"], facts["width"])
+    model.head.load_state_dict(load_file(folder / HEAD_FILE))
+    return cast(TaskModel, model.eval())

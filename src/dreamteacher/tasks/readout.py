@@ -1,0 +1,120 @@
+"""What a frozen backbone already knows: linear and nearest-neighbour read-outs of its features, learned from the few labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dreamteacher.data.dataset import IGNORE, ImageSet
+from dreamteacher.students.backbone import Backbone
+from dreamteacher.tasks.model import normalize
+from dreamteacher.tasks.scoring import Score, picture_size, whole_batches
+from dreamteacher.training.randomness import derive_seed
+
+LEARNED, ASKED = 4096, 16384  # pixels drawn from all labelled train pictures, and from all validation pictures
+TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018)
+L2 = 1e-2  # of the linear read-out, on standardised features
+ITERATIONS = 100
+CHUNK = 2048
+
+
+def read_out(
+    backbone: Backbone, train: ImageSet, few: list[int], val: ImageSet, *, size: int, k: int, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Learn from the pictures `few` of `train`, ask about all labelled ones of `val`.
+
+    Segmentation reads each of a fixed random sample of pixels from the pyramid, every level interpolated to that pixel and all
+    concatenated, so the figures are estimates over that sample, which is the same for every backbone. Classification reads the
+    pooled embedding of every picture.
+
+    Args:
+        backbone: frozen here; it is put in eval mode on `device`.
+        train: where `few` are labelled.
+        few: indices.
+        val: where the figures are measured.
+        size: side of the crops that the task is trained on, pixels (classification: the short side of the pictures).
+        k: neighbours.
+        batch_size: pictures at once.
+        device: where it is computed.
+
+    Returns:
+        `linear_` and `knn_` with the figures of `Score` without those of single classes.
+    """
+    backbone = backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    known, labels = _features(backbone, train, few, pixels=LEARNED, size=size, batch_size=batch_size, device=device)
+    asked, truth = _features(backbone, val, val.labelled(), pixels=ASKED, size=size, batch_size=batch_size, device=device)
+    mean, std = known.mean(0), known.std(0, correction=0).clamp(min=1e-6)
+    known, asked = (known - mean) / std, (asked - mean) / std
+    answers = {
+        "linear": linear(known, labels, asked, len(train.classes)),
+        "knn": nearest(known, labels, asked, len(train.classes), k),
+    }
+    figures = {}
+    for name, predicted in answers.items():
+        total = Score(str(train.task), train.classes)
+        total.update(predicted, truth)
+        figures.update({f"{name}_{key}": value for key, value in total.compute().items() if key in ("miou", "top1")})
+    return figures
+
+
+def linear(known: Tensor, labels: Tensor, asked: Tensor, classes: int) -> Tensor:
+    """Multinomial logistic regression with L2 on `(N, C)` features and `(N,)` labels; the classes of `(M, C)` features."""
+    weight = torch.zeros(known.shape[1], classes, device=known.device, requires_grad=True)
+    bias = torch.zeros(classes, device=known.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(known @ weight + bias, labels) + L2 / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return (asked @ weight + bias).argmax(1).detach()
+
+
+@torch.inference_mode()
+def nearest(known: Tensor, labels: Tensor, asked: Tensor, classes: int, k: int) -> Tensor:
+    """The class of each of `(M, C)` features by the votes of its `k` neighbours by cosine among `(N, C)`, weighted by exp(cos / 0.07)."""
+    bank = F.normalize(known, dim=1).T
+    predicted = []
+    for part in F.normalize(asked, dim=1).split(CHUNK):
+        likeness, index = (part @ bank).topk(min(k, bank.shape[1]), dim=1)
+        votes = torch.zeros(len(part), classes, device=part.device)
+        votes.scatter_add_(1, labels[index], (likeness / TEMPERATURE).exp())
+        predicted.append(votes.argmax(1))
+    return torch.cat(predicted)
+
+
+@torch.no_grad()
+def _features(
+    backbone: Backbone, images: ImageSet, indices: list[int], *, pixels: int, size: int, batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`(N, C)` features and `(N,)` labels; N: the pictures, or for segmentation about `pixels` over all of them."""
+    dense = images.task == "segmentation"
+    each = max(1, pixels // len(indices))
+    features, labels = [], []
+    for batch_indices, batch in whole_batches(images, indices, batch_size, picture_size(str(images.task), size)):
+        pictures = batch["image"].to(device, memory_format=torch.channels_last)
+        pyramid = backbone(normalize(pictures, backbone.mean, backbone.std))
+        if not dense:
+            features.append(backbone.embed(pyramid).float())
+            labels.append(batch["label"])
+            continue
+        for place, index in enumerate(batch_indices):
+            mask = batch["label"][place]
+            counted = (mask != IGNORE).nonzero()
+            generator = torch.Generator().manual_seed(derive_seed("pixels", images.hashes[index]))
+            chosen = counted[torch.randperm(len(counted), generator=generator)[:each]]
+            features.append(pixel_features([level[place] for level in pyramid], chosen, mask.shape))
+            labels.append(mask[chosen[:, 0], chosen[:, 1]])
+    return torch.cat(features), torch.cat(labels).to(device)
+
+
+def pixel_features(pyramid: list[Tensor], pixels: Tensor, size: torch.Size) -> Tensor:
+    """Levels `(C_l, h_l, w_l)` of a picture of `size` (H, W), each interpolated to `pixels` (N, 2: row, column): `(N, sum of C_l)`."""
+    scale = torch.tensor(size, device=pixels.device)
+    places = ((pixels + 0.5) / scale * 2 - 1).flip(1)[None, :, None].to(pyramid[0])
+    read = [F.grid_sample(level[None], places, padding_mode="border", align_corners=False)[0, :, :, 0] for level in pyramid]
+    return torch.cat(read).T.float()

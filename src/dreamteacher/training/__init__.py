@@ -1,0 +1,1 @@
+"""The one training loop. It knows no model: it is given a step function."""

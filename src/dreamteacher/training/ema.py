@@ -1,0 +1,19 @@
+"""Averaged weights."""
+
+from __future__ import annotations
+
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+
+def create_ema(model: nn.Module, decay: float) -> ModelEmaV3:
+    """A running average of the parameters and buffers of `model`, in eval mode as `.module`."""
+    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=9, warmup_power=1)
+
+
+def update_ema(ema: ModelEmaV3, model: nn.Module, step: int) -> None:
+    """Take in the weights after `step` (from 0), with decay min(decay, (1 + step) / (10 + step)): short runs forget their random start.
+
+    timm's warm-up is 1 - 1 / (1 + s / gamma) with s = its step - 1, which is this one for gamma = 9 and s = step + 1.
+    """
+    ema.update(model, step + 2)

@@ -1,0 +1,58 @@
+"""Optimiser and learning rate from the settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim import Lamb
+from torch import nn
+
+from dreamteacher.params import Training
+
+
+def create_optimizer(model: nn.Module, settings: Training, lr_scale: Callable[[str], float] | None = None) -> torch.optim.Optimizer:
+    """The optimiser over the trainable parameters; biases and norms (at most one dimension) are not decayed.
+
+    Each group keeps its `peak_lr`: settings.lr times `lr_scale(parameter name)`, 1 where not given.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            scale = lr_scale(name) if lr_scale else 1.0
+            groups.setdefault((decay, scale), []).append(parameter)
+    if not groups:
+        raise ValueError("the model has no trainable parameters")
+    plain: list[dict[str, Any]] = [
+        {"params": members, "weight_decay": decay, "lr": settings.lr * scale, "peak_lr": settings.lr * scale}
+        for (decay, scale), members in groups.items()
+    ]
+    if settings.optimizer == "sgd":
+        momentum = settings.betas[0]
+        return torch.optim.SGD(plain, lr=settings.lr, momentum=momentum, nesterov=momentum > 0)
+    if settings.optimizer == "lamb":
+        # The loop clips; Lamb's own clipping would do it a second time.
+        return Lamb(plain, lr=settings.lr, betas=settings.betas, max_grad_norm=None)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
+    return torch.optim.AdamW(plain, lr=settings.lr, betas=settings.betas, fused=fused)
+
+
+def schedule(step: int, warmup_steps: int, steps: int) -> float:
+    """Share of the peak learning rate at `step` in [0, steps).
+
+    Linear from 1 / warmup to 1 over the warm-up, then half a cosine down to 0. A warm-up longer than half the run is cut to half of it.
+    """
+    warmup = min(warmup_steps, steps // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, share: float) -> float:
+    """Give every group this share of its peak learning rate; returns the largest."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * share
+    return max(group["lr"] for group in optimizer.param_groups)

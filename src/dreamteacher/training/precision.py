@@ -1,0 +1,47 @@
+"""In which number format and memory layout a device computes fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+
+def choose_precision(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> torch.dtype:
+    """The autocast type: bfloat16, or float32 for none. Weights, optimiser and averages are float32 in either case.
+
+    auto is bfloat16 on CUDA devices that have it in hardware and on CPUs with AMX or AVX512-BF16. Forward and backward of
+    32 pictures of 64 px, one core of an AVX512-BF16 machine without AMX, against fp32 contiguous (benchmarks/precision.py):
+
+    |                                | fp32 channels_last | bf16 contiguous | bf16 channels_last |
+    | ResNet-18 pyramid              | x1.20              | x2.35           | x2.25              |
+    | UNet2DModel (32, 64, 64, 128)  | x0.98              | x1.50           | x1.33              |
+    """
+    if precision == "auto":
+        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def choose_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """Layout of pictures and convolution weights: channels_last, but contiguous for bfloat16 on a CPU.
+
+    There oneDNN brings convolutions into its own layout anyway and GroupNorm's backward pass is slow in channels_last;
+    figures in `choose_precision`.
+    """
+    return torch.contiguous_format if device.type == "cpu" and dtype == torch.bfloat16 else torch.channels_last
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and not _cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"})
+
+
+def _cpu_flags() -> set[str]:
+    """What Linux lists for the first core; empty elsewhere. The kernel hides what it has not enabled, so this is safer than CPUID."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in text.splitlines() if line.startswith("flags")), set())

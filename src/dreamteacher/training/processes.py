@@ -1,0 +1,80 @@
+"""The processes that train together, one or many."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def this_process() -> PartialState:
+    """This process among those that train together: `device`, `is_main_process`. The first call joins them.
+
+    accelerate alone joins CPU processes only when told so before anything else asks it for the device.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu)
+    if state.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise RuntimeError("accelerate was asked for the device before this_process() was; ask this_process() instead")
+    return state
+
+
+class Processes:
+    """What accelerate found: `rank` of `count` processes, each on `device`.
+
+    What the processes tell each other besides gradients goes from host to host, so that no step waits for its accelerator.
+    """
+
+    def __init__(self) -> None:
+        this_process()
+        # Which of a backbone's stages take part depends on the pyramid levels asked for, so some parameters may get no gradient.
+        wrapping = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[wrapping])
+        self.count = self.accelerator.num_processes
+        self.rank = self.accelerator.process_index
+        self.is_first = self.rank == 0
+        self.device = self.accelerator.device
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model on this process' device, in DDP where there are several."""
+        return self.accelerator.prepare_model(model)
+
+    def largest(self, value: int) -> int:
+        """The largest of all processes' values."""
+        if self.count == 1:
+            return value
+        values = torch.tensor(value)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=_hosts())
+        return int(values)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of all processes' values (CPU tensors of one shape)."""
+        if self.count > 1:
+            dist.all_reduce(values, dist.ReduceOp.SUM, group=_hosts())
+            values /= self.count
+        return values
+
+    def from_first(self, value: T) -> T:
+        """What the first process has; the others wait for it."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=_hosts())
+        return values[0]
+
+
+@cache
+def _hosts() -> dist.ProcessGroup:
+    # The others may wait for the first process to measure or to write a large checkpoint.
+    group = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
+    assert isinstance(group, dist.ProcessGroup)
+    return group

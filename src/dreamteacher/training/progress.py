@@ -1,0 +1,127 @@
+"""What a person sees while training runs, and the records beside the checkpoints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dreamteacher.training.checkpoint import writing
+
+LINE_EVERY = 10.0  # seconds between plain lines
+
+
+class Pace:
+    """Pictures per second and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was added."""
+        self._since = time.perf_counter()
+        self._pictures = 0
+        self._waited = 0.0
+
+    def add(self, pictures: int, waited: float) -> None:
+        """These many more pictures, for which training waited these seconds."""
+        self._pictures += pictures
+        self._waited += waited
+
+    def read(self) -> dict[str, float]:
+        """{"img_per_s", "data_wait" in [0, 1]}, and start over."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        values = {"img_per_s": self._pictures / seconds, "data_wait": self._waited / seconds}
+        self.restart()
+        return values
+
+
+class Display:
+    """A bar on stderr when that is a terminal, else a plain line about every ten seconds; silent on all but the first process."""
+
+    def __init__(self, name: str, steps: int, shown: bool):
+        self._name = name
+        self._steps = steps
+        self._shown = shown
+        self._note = ""
+        self._started = self._spoke = time.monotonic()
+        self._first = 0
+        self._bar: Progress | None = None
+        if shown and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=Console(stderr=True))
+            self._task = self._bar.add_task(name, total=steps, note="")
+
+    def __enter__(self) -> Display:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self._shown:
+            print(text, file=sys.stderr, flush=True)
+
+    def start_at(self, step: int) -> None:
+        """Training begins, at `step`."""
+        self._first = step
+        self._started = self._spoke = time.monotonic()
+        if self._bar:
+            self._bar.reset(self._task, completed=step)
+
+    def record(self, row: dict[str, float]) -> None:
+        """Show the losses and pace of a log record from now on."""
+        self._note = f"loss {row['loss']:.4g}  {row['img_per_s']:.0f} img/s  data wait {row['data_wait']:.0%}"
+
+    def step(self, done: int) -> None:
+        """`done` steps are done."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, note=self._note)
+        elif self._shown and (done == self._steps or time.monotonic() - self._spoke > LINE_EVERY):
+            self._spoke = time.monotonic()
+            left = (self._spoke - self._started) / max(done - self._first, 1) * (self._steps - done)
+            self.say(f"{self._name}: step {done}/{self._steps}  {self._note}  ETA {_clock(left)}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class Records:
+    """JSON lines in `path`, one for each record; what a killed run wrote after its last checkpoint is cut off at resume."""
+
+    def __init__(self, path: Path, step: int):
+        """Keep the records up to `step`."""
+        self._path = path
+        kept = [line for line in self._lines() if _step(line) <= step]
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(kept))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a record."""
+        with writing(self._path.parent), self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _lines(self) -> list[str]:
+        return self._path.read_text(errors="replace").splitlines(keepends=True) if self._path.exists() else []
+
+
+def _step(line: str) -> float:
+    """The step of a record; infinite for a line that was cut short."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

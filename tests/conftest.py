@@ -1,0 +1,73 @@
+"""What all tests share: nothing is tracked or left in the project, no server is asked unless a test says so."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_trace_in_the_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tracking off, checkpoints elsewhere, and nothing of the caller's own MLflow, DVC or torchrun; subprocesses inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "DREAMTEACHER_"))]:
+            patch.delenv(name)
+        patch.setenv("DREAMTEACHER_TRACKING", "off")
+        patch.setenv("DREAMTEACHER_CHECKPOINTS", str(tmp_path_factory.mktemp("checkpoints")))
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        yield
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, with checkpoints in it as for a user."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DREAMTEACHER_CHECKPOINTS")
+    return tmp_path
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real MLflow server on SQLite, one for the whole session since it takes long to start."""
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("w") as log:
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{url}/health", server, folder / "log")
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 240) -> None:
+    """Until `url` answers."""
+    for _ in range(int(seconds / 0.1)):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"{url} does not answer; {log.read_text()}")

@@ -1,0 +1,65 @@
+"""The step of feature distillation: Eq 3 of its parts, whitening by either kind, the quality and collapse signals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dreamteacher.distillation.features import embedding_spread, feature_loss, quality, whitening
+from dreamteacher.distillation.objectives import attention_transfer, feature_mse, layernorm_whitening
+from dreamteacher.teachers.base import Tap
+
+TAPS = [Tap("up_blocks.1", 2, 3), Tap("up_blocks.0", 4, 5)]
+
+
+def features(seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 3, 8, 8, generator=generator) * 40, torch.randn(2, 5, 4, 4, generator=generator) + 9]
+
+
+def test_equation_3_adds_attention_on_raw_targets_to_the_error_on_whitened_ones() -> None:
+    regressed, target = features(0), features(1)
+    losses = feature_loss(regressed, target, whitening("layernorm", TAPS, {}), 10.0)
+    mse = feature_mse(regressed, [layernorm_whitening(t) for t in target])
+    at = attention_transfer(regressed, target)
+    assert losses["mse"].item() == pytest.approx(mse.item())
+    assert losses["at"].item() == pytest.approx(at.item())
+    assert losses["loss"].item() == pytest.approx(mse.item() + 10 * at.item())
+    # whitened targets would give another attention term: it is the raw ones that count
+    assert attention_transfer(regressed, [layernorm_whitening(t) for t in target]).item() != pytest.approx(at.item(), rel=1e-3)
+
+
+def test_standardize_uses_the_teachers_statistics_of_each_tap_by_name() -> None:
+    target = features(1)
+    statistics = {
+        tap.name: {"mean": t.mean((0, 2, 3)).tolist(), "std": t.std((0, 2, 3), correction=0).tolist()}
+        for tap, t in zip(TAPS, target, strict=True)
+    }
+    for whitened in whitening("standardize", TAPS, statistics)(target):
+        torch.testing.assert_close(whitened.mean((0, 2, 3)), torch.zeros(whitened.shape[1]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(whitened.std((0, 2, 3), correction=0), torch.ones(whitened.shape[1]))
+
+
+def test_no_gradient_flows_to_the_targets_and_bf16_outputs_are_taken() -> None:
+    regressed = [r.bfloat16().requires_grad_() for r in features(0)]
+    losses = feature_loss(regressed, features(1), whitening("layernorm", TAPS, {}), 10.0)
+    assert losses["loss"].dtype == torch.float32
+    losses["loss"].backward()
+    assert all(r.grad is not None and r.grad.isfinite().all() and r.grad.any() for r in regressed)
+
+
+def test_quality_is_the_explained_variance_of_each_tap_and_their_mean() -> None:
+    target = features(1)
+    whiten = whitening("layernorm", TAPS, {})
+    whitened = whiten(target)
+    figures = quality([whitened[0], torch.zeros_like(whitened[1])], target, whiten, TAPS)
+    assert figures["ev_stride2"] == pytest.approx(1)
+    assert figures["ev_stride4"] < 0.1
+    assert figures["explained_variance"] == pytest.approx((figures["ev_stride2"] + figures["ev_stride4"]) / 2)
+
+
+def test_embedding_spread_tells_collapse() -> None:
+    same = torch.randn(1, 16).expand(8, 16)
+    assert embedding_spread(same) == pytest.approx(0, abs=1e-6)
+    assert embedding_spread(same * torch.rand(8, 1).add(0.1)) == pytest.approx(0, abs=1e-3)  # the length says nothing
+    assert embedding_spread(torch.eye(16)) == pytest.approx((15 / 16) ** 0.5)

@@ -1,0 +1,60 @@
+"""Small models, exported and published by the real stages, behind the real tritonserver."""
+
+import pytest
+import torch
+from serving_samples import PARAMS, make_data, make_evaluation, make_finetuned, make_model
+
+from dreamteacher.serving.triton_repository import write_repository
+from dreamteacher.serving.triton_server import running_triton
+from dreamteacher.stages import export_onnx
+
+torch.set_num_threads(1)  # tiny pictures; two threads only wait for each other
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty project folder, without tracking."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "off")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """artifacts of both tasks: data, finetuned/TASK, onnx/TASK, evaluation."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DREAMTEACHER_TRACKING", "off")
+        make_data(folder / "data")
+        make_evaluation(folder / "evaluation")
+        for task in ("segmentation", "classification"):
+            make_finetuned(folder / "finetuned" / task, make_model(task))
+            export_onnx.run(PARAMS, data=folder / "data", finetuned=folder / "finetuned" / task, out=folder / "onnx" / task)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(project):
+    """Triton's model name -> its ONNX file."""
+    onnx = project / "onnx"
+    return {
+        "cells": onnx / "segmentation" / "model.onnx",
+        "cells-backbone": onnx / "segmentation" / "backbone.onnx",
+        "stages": onnx / "classification" / "model.onnx",
+    }
+
+
+@pytest.fixture(scope="session")
+def repository(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("triton") / "local"
+    write_repository(models, folder, backend="python", settings=PARAMS.publish)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def triton(repository):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository.parent)
+        with running_triton(repository) as server:
+            yield server

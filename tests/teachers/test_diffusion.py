@@ -1,0 +1,241 @@
+"""Taps against a full pass with hooks, noise against the closed form, folders against diffusers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, UNet2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dreamteacher.errors import UserError
+from dreamteacher.teachers import diffusion
+from dreamteacher.teachers.diffusion import (
+    DiffusionTeacher,
+    build_scheduler,
+    build_unet,
+    choose_strides,
+    decoder_taps,
+    denoising_loss,
+    load_teacher,
+    save_teacher,
+)
+from dreamteacher.training.randomness import StepRandom
+
+# The presets with the same blocks but few channels.
+SLIM: dict[str, dict[str, Any]] = {
+    "tiny": {"widths": (8, 8, 16, 16), "head_dim": 8, "groups": 4},
+    "small": {"widths": (8, 16, 16, 16), "head_dim": 8, "groups": 4},
+    "adm-256": {"widths": (8, 8, 16, 16, 24, 24), "head_dim": 8, "groups": 4},
+}
+SIDE = 32
+
+
+@pytest.fixture(params=SLIM)
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(diffusion.SIZES, request.param, {**diffusion.SIZES[request.param], **SLIM[request.param]})
+    return request.param
+
+
+@pytest.fixture
+def unet(size: str) -> UNet2DModel:
+    torch.manual_seed(0)
+    return build_unet(size, SIDE)
+
+
+def random(step: int = 0) -> StepRandom:
+    return StepRandom(3, step, 0, 1)
+
+
+def images(count: int = 2, height: int = SIDE, width: int = SIDE) -> torch.Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def maps_before_upsampling(unet: UNet2DModel, pictures: torch.Tensor, T: int) -> list[torch.Tensor]:
+    """What a full pass of an untouched U-Net gives to each up-sampler (and, at full resolution, to the output's norm), fine to coarse."""
+    seen = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        for module in [*(block.upsamplers[0] for block in unet.up_blocks[:-1]), unet.conv_norm_out]
+    ]
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))[T]
+    noise = random().normal(pictures.shape)
+    noisy = float(np.sqrt(alpha_bar)) * (2 * pictures - 1) + float(np.sqrt(1 - alpha_bar)) * noise
+    with torch.no_grad():
+        unet.eval()(noisy, T)
+    for handle in handles:
+        handle.remove()
+    return seen[::-1]
+
+
+def test_taps_are_what_a_full_pass_hands_to_the_upsamplers(unet: UNet2DModel) -> None:
+    expected = maps_before_upsampling(copy.deepcopy(unet), images(), 50)
+    teacher = DiffusionTeacher(unet, build_scheduler(1000))
+    features = teacher.features(images(), 50, random())
+    assert len(features) == len(expected) == len(teacher.taps)
+    for tap, maps, reference in zip(teacher.taps, features, expected, strict=True):
+        assert maps.shape == (2, tap.channels, SIDE // tap.stride, SIDE // tap.stride)
+        torch.testing.assert_close(maps, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_need_not_be_square(unet: UNet2DModel) -> None:
+    wide = images(1, SIDE, 2 * SIDE)
+    expected = maps_before_upsampling(copy.deepcopy(unet), wide, 7)
+    for maps, reference in zip(DiffusionTeacher(unet, build_scheduler(1000)).features(wide, 7, random()), expected, strict=True):
+        torch.testing.assert_close(maps, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_runs_beyond_the_finest_wanted_tap(unet: UNet2DModel) -> None:
+    whole = copy.deepcopy(unet).eval()
+    tap = decoder_taps(unet)[-2]
+    with FlopCounterMode(display=False) as full:
+        whole(images(1) * 2 - 1, 0)
+    last = int(tap.name.split(".")[1])
+    beyond = [f"up_blocks.{i}" for i in range(last + 1, len(whole.up_blocks))] + [f"{tap.name}.upsamplers.0", "conv_out"]
+    flops = {name.removeprefix("UNet2DModel."): sum(counts.values()) for name, counts in full.get_flop_counts().items()}
+    spared = sum(flops[name] for name in beyond)
+
+    teacher = DiffusionTeacher(unet, build_scheduler(1000), [tap.stride, 2 * tap.stride])
+    with FlopCounterMode(display=False) as cut:
+        teacher.features(images(1), 0, random())
+    assert [tap.stride for tap in teacher.taps] == [tap.stride, 2 * tap.stride]
+    assert cut.get_total_flops() == full.get_total_flops() - spared
+    assert spared > 0.2 * full.get_total_flops()
+
+
+def test_the_cut_network_has_no_parameter_that_is_not_used(unet: UNet2DModel) -> None:
+    teacher = DiffusionTeacher(unet, build_scheduler(1000), [decoder_taps(unet)[1].stride])
+    outputs: list[torch.Tensor] = []
+    tap = teacher.unet.get_submodule(teacher.taps[0].name)
+    tap.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    teacher.unet.requires_grad_(True)
+    teacher.unet(images(1), 5)
+    outputs[0].square().sum().backward()
+    assert [name for name, p in teacher.unet.named_parameters() if p.grad is None] == []
+
+
+def test_the_teacher_is_frozen_and_stays_in_eval() -> None:
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000))
+    holder = torch.nn.ModuleList([teacher]).train()
+    assert not any(module.training for module in teacher.modules())
+    assert holder.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    with torch.enable_grad():
+        features = teacher.features(images(1, 16, 16).requires_grad_(), 3, random())
+    assert not any(maps.requires_grad for maps in features)
+    assert not teacher._maps
+
+
+def test_dropout_of_the_generator_does_not_reach_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(diffusion.SIZES, "tiny", {**diffusion.SIZES["tiny"], **SLIM["tiny"], "dropout": 0.5})
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000))
+    teacher.train()
+    first, second = (teacher.features(images(1, 16, 16), 9, random()) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_features_are_float32_under_bf16_autocast() -> None:
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000))
+    exact = teacher.features(images(2, 16, 16), 50, random())
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = teacher.features(images(2, 16, 16), 50, random())
+    assert {m.dtype for m in maps} == {torch.float32}
+    for a, b in zip(maps, exact, strict=True):
+        assert (a - b).norm() / b.norm() < 0.05
+
+
+def test_noise_follows_the_closed_form_of_a_linear_schedule() -> None:
+    """x_T = sqrt(alpha_bar_T) x + sqrt(1 - alpha_bar_T) eps, alpha_bar the running product of 1 - beta, x in [-1, 1]."""
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000))
+    given = []
+    teacher.unet.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
+    pictures = images(2, 16, 16)
+    for T in (0, 50, 250, 999):
+        teacher.features(pictures, T, random(T))
+        noisy, steps = given.pop()
+        noise = random(T).normal(pictures.shape).numpy()
+        expected = np.sqrt(alpha_bar[T]) * (2 * pictures.numpy() - 1) + np.sqrt(1 - alpha_bar[T]) * noise
+        np.testing.assert_allclose(noisy.numpy(), expected, atol=1e-5)
+        assert steps.tolist() == [T, T]
+
+
+def test_denoising_loss_is_the_error_of_the_predicted_noise_at_each_pictures_own_step() -> None:
+    unet, scheduler = build_unet("tiny", 16).eval(), build_scheduler(1000)
+    given = []
+    unet.register_forward_hook(lambda module, inputs, output: given.append((*inputs, output.sample)))
+    loss = denoising_loss(unet, scheduler, images(4, 16, 16), random())
+    noisy, steps, predicted = given[0]
+    draws = random()
+    noise = draws.normal((4, 3, 16, 16))
+    assert steps.tolist() == draws.integers(0, 1000, 4).tolist()
+    assert len(set(steps.tolist())) > 1
+    alpha_bar = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000)))[steps].float()[:, None, None, None]
+    torch.testing.assert_close(noisy, alpha_bar.sqrt() * (2 * images(4, 16, 16) - 1) + (1 - alpha_bar).sqrt() * noise, rtol=0, atol=1e-5)
+    assert loss.item() == pytest.approx(np.square(predicted.detach().numpy() - noise.numpy()).mean(), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in unet.parameters())
+
+
+def test_adm_256_is_the_papers_network() -> None:
+    """552.8M parameters: the published ADM's 554M less its learned variances; channels of the table in paper.md 1.2."""
+    with torch.device("meta"):
+        unet = build_unet("adm-256", 256)
+    taps = {tap.stride: tap.channels for tap in decoder_taps(unet)}
+    assert [taps[stride] for stride in (4, 8, 16, 32)] == [512, 512, 1024, 1024]
+    assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(552.8, abs=0.1)
+    heads = {2**level: [a.heads for a in block.attentions] for level, block in enumerate(unet.down_blocks) if hasattr(block, "attentions")}
+    assert heads == {8: [8, 8], 16: [16, 16], 32: [16, 16]}  # 64 channels each
+
+
+def test_a_saved_teacher_opens_with_diffusers_and_gives_the_same_taps(size: str, unet: UNet2DModel, tmp_path: Path) -> None:
+    save_teacher(tmp_path / "teacher", unet, build_scheduler(500), {"T": 50})
+    files = [path.name for path in (tmp_path / "teacher").rglob("*") if path.is_file()]
+    assert sorted({Path(name).suffix for name in files}) == [".json", ".safetensors"]
+
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "teacher")
+    assert pipeline.scheduler.config.num_train_timesteps == 500
+    foreign = DiffusionTeacher(pipeline.unet, pipeline.scheduler).features(images(1), 50, random())
+    ours = load_teacher(tmp_path / "teacher").features(images(1), 50, random())
+    direct = DiffusionTeacher(unet, build_scheduler(500)).features(images(1), 50, random())
+    for a, b, c in zip(ours, foreign, direct, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-5)  # rounding differs with the alignment of the weights in memory
+
+    finest = load_teacher(tmp_path / "teacher", [4])
+    assert [tap.stride for tap in finest.taps] == [4]
+    torch.testing.assert_close(finest.features(images(1), 50, random())[0], ours[2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_teacher_bears_no_trace_of_where_and_when(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        torch.manual_seed(0)
+        save_teacher(tmp_path / name, build_unet("tiny", 16), build_scheduler(1000), {})
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert [(tmp_path / "a" / file).read_bytes() for file in files] == [(tmp_path / "b" / file).read_bytes() for file in files]
+
+
+@pytest.mark.parametrize(("strides", "chosen"), [([1, 2, 4, 8, 16, 32], [4, 8, 16, 32]), ([1, 2, 4, 8], [2, 4, 8])])
+def test_auto_takes_the_papers_strides_or_all_but_full_resolution(tmp_path: Path, strides: list[int], chosen: list[int]) -> None:
+    (tmp_path / "teacher.json").write_text(json.dumps({"taps": [{"stride": s} for s in strides]}))
+    assert choose_strides(tmp_path, "auto") == chosen
+    assert choose_strides(tmp_path, [8, 2]) == [2, 8]
+
+
+def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"teacher\.resolution = 36 does not fit the 'tiny' U-Net: take a multiple of 8"):
+        build_unet("tiny", 36)
+    with pytest.raises(UserError, match=r"no tap at stride 16; it has \[1, 2, 4, 8\]"):
+        DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000), [4, 16])
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(100))
+    with pytest.raises(UserError, match="20x16 px do not fit the teacher: their sides must be multiples of 8"):
+        teacher.features(images(1, 20, 16), 5, random())
+    with pytest.raises(UserError, match="T = 100 does not fit the teacher, which has 100"):
+        teacher.features(images(1, 16, 16), 100, random())
+    with pytest.raises(UserError, match="run `dreamteacher train-teacher` first"):
+        load_teacher(tmp_path)

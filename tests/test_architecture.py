@@ -1,0 +1,94 @@
+"""Who may import whom: arrows point down only."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import PROJECT
+
+SOURCE = PROJECT / "src/dreamteacher"
+BASE = {"errors", "params"}
+ROOMS = {  # room or module -> what it may import of ours
+    "errors": set(),
+    "params": {"errors"},
+    "tracking": {"errors"},
+    "stage": {"errors", "tracking"},
+    "data": BASE,
+    "training": {*BASE, "tracking"},
+    "teachers": {*BASE, "training"},
+    "students": BASE,
+    "report": set(),
+    "distillation": {*BASE, "training", "teachers", "students", "tasks"},
+    "tasks": {*BASE, "data", "students", "report"},
+    "serving": {*BASE, "data", "tracking", "students", "tasks"},
+    "stages": {*BASE, "stage", "tracking", "data", "training", "teachers", "students", "distillation", "tasks", "serving", "report", "stages"},
+    "doctor": {*BASE, "tracking", "training", "serving"},
+    "cli": {*BASE, "stages", "tracking", "serving", "doctor"},
+    "": {"tasks"},
+}  # fmt: skip
+
+
+def imports() -> list[tuple[str, str, str]]:
+    """(file, its room, imported room) of every import of ours."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        inside = path.relative_to(SOURCE)
+        room = inside.parts[0].removesuffix(".py").replace("__init__", "")
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{inside}: relative import"
+                names = [f"{node.module}.{alias.name}" if node.module == "dreamteacher" else node.module or "" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                if name.startswith("dreamteacher."):
+                    found.append((str(inside), room, name.split(".")[1]))
+    return found
+
+
+def test_arrows_point_down_only():
+    wrong = [(file, target) for file, room, target in imports() if target != room and target not in ROOMS[room]]
+    assert wrong == []
+
+
+def test_the_rule_itself_has_no_circle():
+    below: dict[str, set[str]] = {}
+    todo = {room: targets - {room} for room, targets in ROOMS.items()}
+    while todo:
+        ready = [room for room, targets in todo.items() if targets <= set(below)]
+        assert ready, f"circle among {sorted(todo)}"
+        for room in ready:
+            below[room] = todo.pop(room)
+
+
+def test_every_room_is_one_of_the_plan():
+    found = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__"}
+    assert found == set(ROOMS) - {""}
+
+
+def test_teachers_students_and_data_know_nothing_of_each_other():
+    trio = {"teachers", "students", "data"}
+    for room in trio:
+        assert not (trio - {room}) & ROOMS[room]
+    assert [(file, target) for file, room, target in imports() if {room, target} <= trio and room != target] == []
+
+
+@pytest.mark.parametrize("module", ["cli", "params", "errors", "stage", "tracking", "doctor"])
+def test_light_modules_import_nothing_heavy(module):
+    body = f"import sys, dreamteacher.{module}; print([m for m in ('torch', 'numpy', 'mlflow', 'PIL') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_tensors_are_never_unpickled():
+    """`torch.load` only with weights_only=True, and no pickle, joblib or numpy objects."""
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "load"):
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert ast.unparse(node.func) != "torch.load" or given.get("weights_only") == "True", path
+            if isinstance(node, ast.Import):
+                assert not {alias.name for alias in node.names} & {"pickle", "joblib", "dill", "cloudpickle"}, path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert ast.unparse(node.value) == "False", path

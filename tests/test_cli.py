@@ -1,0 +1,169 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+
+from dreamteacher import cli
+from dreamteacher.errors import Interrupted, UserError
+from dreamteacher.params import load_params
+
+HEAVY = ("torch", "numpy", "mlflow", "PIL", "pydantic", "yaml", "onnxruntime", "rich")
+
+
+@pytest.fixture
+def stage(monkeypatch, in_tmp):
+    """Replace the stages by one that notes its call; set `.outcome` to a result or an exception."""
+
+    class Noted:
+        outcome: object = {"loss": 0.12345678, "n": 3.0}
+        name, params, arguments = "", None, {}
+
+        def run(self, params, **arguments):
+            self.params, self.arguments = params, arguments
+            if isinstance(self.outcome, BaseException):
+                raise self.outcome
+            return self.outcome
+
+    noted = Noted()
+    monkeypatch.setattr(cli, "import_module", lambda name: setattr(noted, "name", name) or noted)
+    return noted
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy():
+    body = f"import sys, dreamteacher.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print([m for m in {HEAVY} if m in sys.modules])"
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=True)
+    print(f"dreamteacher --help took {time.perf_counter() - begin:.2f} s")
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in [*cli.STAGES, "sync", "doctor", "serve", "predict", "params"]:
+        assert command in done.stdout
+
+
+def test_every_stage_has_a_module_and_a_line_of_help(capsys):
+    for name in cli.STAGES:
+        assert (PROJECT / f"src/dreamteacher/stages/{name.replace('-', '_')}.py").exists()
+        with pytest.raises(SystemExit) as done:
+            cli.main([name, "--help"])
+        assert done.value.code == 0
+        assert "--overwrite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "places"),
+    [
+        ("ingest", {"out": "artifacts/data"}),
+        ("train-interpreter --seed 2", {"seed": 2, "teacher": "artifacts/teacher", "out": "artifacts/interpreters/2"}),
+        ("distill-labels --mode mix --seed 1", {"mode": "mix", "interpreter": "artifacts/interpreters/1", "out": "artifacts/backbones/mix/1"}),
+        ("finetune --init scratch", {"pretrained": None, "seed": 0, "out": "artifacts/finetuned/scratch/0"}),
+        ("finetune --init imagenet", {"pretrained": None}),
+        ("finetune --init features --seed 4", {"pretrained": "artifacts/backbones/features", "out": "artifacts/finetuned/features/4"}),
+        ("finetune --init mix --seed 4 --out x", {"pretrained": "artifacts/backbones/mix/4", "out": "x", "overwrite": False}),
+        ("finetune --init mix --pretrained y --overwrite", {"pretrained": "y", "overwrite": True}),
+        ("evaluate", {"finetuned": "artifacts/finetuned", "metrics": "metrics/evaluate.json", "plots": "plots/evaluate"}),
+        ("export-onnx --set export.init=features --set export.seed=1", {"finetuned": "artifacts/finetuned/features/1"}),
+        ("publish", {"onnx": "artifacts/onnx", "evaluation": "artifacts/evaluation", "out": "artifacts/triton"}),
+    ],
+)  # fmt: skip
+def test_stage_gets_its_places(stage, arguments, places, capsys):
+    assert cli.main(arguments.split()) == 0
+    assert stage.name == f"dreamteacher.stages.{arguments.split()[0].replace('-', '_')}"
+    for name, place in places.items():
+        given = stage.arguments[name]
+        assert (str(given) if isinstance(given, Path) else given) == place
+    out = capsys.readouterr().out
+    assert "loss = 0.123457" in out
+    assert "n = 3" in out
+
+
+def test_arguments_are_those_that_the_stages_take():
+    """The stages import torch, so this is read from their source."""
+    import ast
+
+    for name, command in cli.STAGES.items():
+        tree = ast.parse((PROJECT / f"src/dreamteacher/stages/{name.replace('-', '_')}.py").read_text())
+        (run,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+        taken = {argument.arg for argument in run.args.kwonlyargs}
+        given = {*command.inputs, *command.choices, *(["seed"] if command.seed else []), "out", "overwrite"}
+        assert taken == given, name
+        assert [argument.arg for argument in run.args.args] == ["params"], name
+
+
+def test_settings_come_from_the_named_file_and_set(stage):
+    Path("mine.yaml").write_text("few_labels: 5\n")
+    cli.main(["ingest", "--params", "mine.yaml", "--set", "distill.T=7", "--set", "distill.lr=1e-2"])
+    assert (stage.params.few_labels, stage.params.distill.T, stage.params.distill.lr) == (5, 7, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "line"),
+    [(UserError("no pictures; do this"), 2, "error: no pictures; do this\n"), (Interrupted(15, 30), 143, "at step 30"),
+     (Interrupted(2, 30), 130, "start the same command again"), (KeyboardInterrupt(), 130, "start the same command again")],
+)  # fmt: skip
+def test_what_a_user_can_mend_is_one_line_and_a_code(stage, outcome, code, line, capsys):
+    stage.outcome = outcome
+    assert cli.main(["ingest"]) == code
+    errors = capsys.readouterr().err
+    assert line in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_defect_shows_its_traceback(stage):
+    stage.outcome = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["ingest"])
+
+
+def test_mistyped_setting_stops_before_anything_is_done(stage, capsys):
+    assert cli.main(["ingest", "--set", "distil.T=3"]) == 2
+    assert stage.params is None
+    assert "did you mean 'distill.T'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_outside_training_stops_with_its_code(sent, code, in_tmp):
+    body = (
+        "import sys, time, types\nfrom dreamteacher import cli\n"
+        "def run(params, **given): print('in', flush=True); time.sleep(60)\n"
+        "cli.import_module = lambda name: types.SimpleNamespace(run=run)\nsys.exit(cli.main(['ingest']))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", body], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "in\n"
+        process.send_signal(sent)
+        assert process.wait(30) == code
+        assert process.stderr.read() == "stopped; start the same command again to go on\n"
+
+
+def test_printed_settings_are_a_settings_file(in_tmp, capsys):
+    assert cli.main(["params", "--set", "distill.T=7"]) == 0
+    Path("all.yaml").write_text(capsys.readouterr().out)
+    assert load_params(Path("all.yaml")) == load_params(None, ["distill.T=7"])
+
+
+def test_output_cut_short_by_head_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m dreamteacher.cli params --markdown | head -1", shell=True, capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert done.stdout.startswith("| setting |")
+    assert done.stderr == ""
+
+
+def test_sync_says_what_it_sent(in_tmp, capsys):
+    assert cli.main(["sync"]) == 0
+    assert capsys.readouterr().out == "nothing to send\n"
+
+
+def test_import_sends_no_telemetry():
+    body = "import os, dreamteacher; print(os.environ['MLFLOW_DISABLE_TELEMETRY'], os.environ['HF_HUB_DISABLE_TELEMETRY'])"
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+    assert subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True, text=True, check=True).stdout == "true 1\n"
+
+
+def test_command_is_installed():
+    scripts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"dreamteacher": "dreamteacher.cli:main"}

@@ -1,0 +1,72 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import free_port
+
+from dreamteacher import doctor
+
+
+@pytest.fixture(autouse=True)
+def here(in_tmp):
+    Path("samples/nuclei").mkdir(parents=True)
+
+
+def test_machine_that_can_run_the_chain_is_told_so(capsys):
+    assert doctor.examine() == 0
+    out = capsys.readouterr().out
+    for what in ("python", "packages", "cpu", "memory", "disk", "settings", "git", "dvc", "mlflow", "triton"):
+        assert any(line.split()[1] == what for line in out.splitlines()[:-1]), what
+    assert "torch " in out
+    assert out.endswith("the chain can run here\n")
+
+
+def found(look) -> dict[str, tuple[str, str]]:
+    return {what: (state, words) for state, what, words in look()}
+
+
+def test_missing_pictures_and_bad_settings_are_what_stops_the_chain(monkeypatch, capsys):
+    Path("params.yaml").write_text("ingest: {source: nowhere}\n")
+    assert found(doctor._settings)["pictures"] == ("missing", "ingest.source = nowhere does not exist here")
+    Path("params.yaml").write_text("distil: {}\n")
+    monkeypatch.setattr(doctor, "_packages", lambda: [])
+    assert doctor.examine() == 1
+    assert "missing  settings" in capsys.readouterr().out
+
+
+def test_shards_on_s3_are_not_looked_for_here():
+    Path("params.yaml").write_text("ingest: {source: 's3://bucket/{000..010}.tar'}\n")
+    assert list(found(doctor._settings)) == ["settings"]
+
+
+def test_absent_and_outdated_packages_are_named_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=99", "no-such-package>=2", "moto; extra == 'test'"])
+    states = found(doctor._packages)
+    assert states["torch"][0] == "warn"
+    assert states["no-such-package"] == ("missing", "not installed; pip install -c constraints.txt 'no-such-package>=2'")
+    assert "moto" not in str(states)
+
+
+def test_silent_mlflow_server_is_a_warning_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{free_port()}")
+    state, words = found(doctor._mlflow)["mlflow"]
+    assert state == "warn"
+    assert "does not answer" in words
+    assert "hunter2" not in words
+
+
+def test_answering_mlflow_server_is_fine(mlflow_server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    assert found(doctor._mlflow)["mlflow"] == ("ok", mlflow_server)
+
+
+def test_unsent_records_are_pointed_out():
+    Path(".dreamteacher/unsent/ingest-1").mkdir(parents=True)
+    assert [words for _, _, words in doctor._mlflow()][1].startswith("1 stages have records to send")
+
+
+def test_dvc_remote_is_named():
+    subprocess.run(["dvc", "init", "-q", "--no-scm"], check=True)
+    assert found(doctor._git_and_dvc)["dvc"][0] == "warn"
+    subprocess.run(["dvc", "remote", "add", "-q", "-d", "storage", "s3://models/cache"], check=True)
+    assert found(doctor._git_and_dvc)["dvc"][1].startswith("remote storage s3://models/cache")

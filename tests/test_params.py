@@ -1,0 +1,156 @@
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dreamteacher.cli import INITS, markdown_of_params
+from dreamteacher.errors import UserError
+from dreamteacher.params import Init, Params, describe, known_keys, load_params
+
+
+def loaded(*overrides: str) -> Params:
+    return load_params(None, list(overrides))
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        loaded(*overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [("distil.T=5", "distill.T"), ("distill.lrr=1", "distill.lr"), ("few_label=3", "few_labels"), ("finetune.step=3", "finetune.steps"),
+     ("Teacher.steps=3", "teacher.steps"), ("lr=1", "teacher.lr")],
+)  # fmt: skip
+def test_unknown_setting_names_the_nearest_known_one(override, meant):
+    assert f"unknown setting {override.split('=')[0]!r}; did you mean {meant!r}?" in refusal(override)
+
+
+def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
+    assert "known: seed, few_labels" in refusal("zzzzzzzz=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("distill.whitening=zca", "'layernorm' or 'standardize'"),
+        ("teacher.steps=0", "greater than 0"),
+        ("teacher.steps=many", "valid integer"),
+        ("teacher.ema=1", "less than 1"),
+        ("export.size=100", "multiple of 32"),
+        ("export.opset=19", "17 or 18"),
+        ("publish.name=no spaces", "pattern"),
+        ("distill.lr=.inf", "finite"),
+        ("distill.lr=.nan", "finite"),
+        ("compare.inits=[scratch, magic]", "'scratch', 'features', 'labels', 'mix' or 'imagenet'"),
+        ("compare.seeds=[]", "at least 1 item"),
+        ("distill=3", "valid dictionary"),
+        ("export.seed=7", "among compare.seeds = [0, 1, 2]"),
+        ("compare.inits=[scratch]", "export.init = 'mix' is not among compare.inits = ['scratch']"),
+        ("compare.inits=[labels, mix]", "compare.modes = ['mix'] must hold"),
+        ("compare.seeds=[0, 0]", "twice"),
+        ("distill.T=1000", "must be below teacher.T_train = 1000"),
+    ],
+)
+def test_impossible_value_says_what_is_possible(override, words):
+    assert words in refusal(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("distill.T=250", "distill.T", 250),
+        ("distill.lr=1e-3", "distill.lr", 1e-3),
+        ("distill.lr=2E+0", "distill.lr", 2.0),
+        ("distill.clip=null", "distill.clip", None),
+        ("few_labels=5", "few_labels", 5),
+        ("compare.seeds=[3, 0]", "compare.seeds", [3, 0]),
+        ("teacher.betas=[0.5, 0.9]", "teacher.betas", (0.5, 0.9)),
+        ("ingest.source=s3://bucket/{000..010}.tar", "ingest.source", "s3://bucket/{000..010}.tar"),
+        ("ingest.source='1e5'", "ingest.source", "1e5"),
+        ("publish.gpu=true", "publish.gpu", True),
+        (" distill.T =7", "distill.T", 7),
+    ],
+)
+def test_set_reads_values_as_the_file_would(override, key, value):
+    found = loaded(override)
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    "override", ["", "distill.T", "=3", ".=3", "distill.=3", "seed.x=1", "distill.T=[", "few_labels=2020-13-45", "few_labels=0x_"]
+)
+def test_malformed_set_is_one_line(override):
+    assert "--set" in refusal(override)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(st.text(), st.builds("{}={}".format, st.sampled_from(known_keys()), st.text()), st.builds("{}={}".format, st.text(), st.text())), max_size=3))  # fmt: skip  # noqa: E501
+def test_no_text_after_set_is_a_defect(overrides):
+    try:
+        assert isinstance(loaded(*overrides), Params)
+    except UserError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "&a [*a]", "&a {T: *a}"])
+def test_pathological_yaml_is_refused(text):
+    refusal(f"distill={text}")
+    refusal(f"ingest.source={text}")
+
+
+def test_file_and_set_together(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("few_labels: 5\ndistill: {T: 100, lr: 1e-4}\nteacher:\n")
+    params = load_params(file, ["distill.T=200"])
+    assert (params.few_labels, params.distill.T, params.distill.lr, params.teacher) == (5, 200, 1e-4, Params().teacher)
+
+
+def test_default_file_may_be_missing_but_a_named_one_may_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_params() == Params()
+    with pytest.raises(UserError, match=r"cannot read mine.yaml: No such file"):
+        load_params(tmp_path.joinpath("mine.yaml").relative_to(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"- 1", b"\xff\xfe\x00", b"a: b: c", b"\x00"])
+def test_broken_file_is_one_line_with_its_name(tmp_path, content):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"mine.yaml") as caught:
+        load_params(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_resolved_settings_are_a_settings_file(tmp_path):
+    file = tmp_path / "all.yaml"
+    file.write_text(yaml.safe_dump(loaded("distill.T=7").model_dump(mode="json")))
+    assert load_params(file) == loaded("distill.T=7")
+
+
+def test_every_setting_is_described_with_its_values():
+    rows = describe()
+    assert len({name for name, _, _ in rows}) == len(rows) > 90
+    for name, values, field in rows:
+        assert values, name
+        assert field.description, name
+    words = {name: values for name, values, _ in rows}
+    assert words["distill.betas"] == "tuple of float >= 0, <= 1"
+    assert words["few_labels"] == "int > 0 or null"
+    assert words["distill.workers"] == "int >= 0 or auto"
+    assert words["distill.whitening"] == "layernorm, standardize"
+
+
+def test_documented_table_has_every_setting():
+    table = markdown_of_params()
+    for name in known_keys():
+        assert f"| `{name}` |" in table
+    assert len(table.splitlines()) == len(known_keys()) + 2
+
+
+def test_command_line_knows_the_same_initialisations():
+    assert Init.__args__ == INITS

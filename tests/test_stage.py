@@ -1,0 +1,218 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dreamteacher.errors import Interrupted, UserError
+from dreamteacher.stage import open_stage, read_stage
+
+pytestmark = pytest.mark.usefixtures("in_tmp")
+OUT = Path("artifacts/teacher")
+CHECKPOINTS = Path(".checkpoints/train-teacher")
+
+
+def make(
+    text: str = "weights", *, out: Path = OUT, params: dict | None = None, inputs: dict | None = None, overwrite: bool = False
+) -> bool:
+    """Run a small stage; whether it had something to do."""
+    with open_stage("train-teacher", params=params or {"lr": 1e-3}, inputs=inputs or {}, out=out, overwrite=overwrite) as stage:
+        if not stage.done:
+            (stage.tmp / "unet").mkdir()
+            (stage.tmp / "unet/model.safetensors").write_text(text)
+            stage.metrics["loss"] = 0.25
+        return not stage.done
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_output_appears_whole_with_its_record_and_nothing_beside_it():
+    assert make()
+    assert set(tree(OUT)) == {"stage.json", "unet/model.safetensors"}
+    assert [path.name for path in OUT.parent.iterdir()] == ["teacher"]
+    assert not list(CHECKPOINTS.iterdir())
+    record = read_stage(OUT)
+    assert record["stage"] == "train-teacher"
+    assert record["params"] == {"lr": 1e-3}
+    assert record["metrics"] == {"loss": 0.25}
+    assert record["versions"]["torch"]
+    assert list(record["files"]) == ["unet/model.safetensors"]
+
+
+def test_same_stage_elsewhere_and_later_gives_the_same_bytes(tmp_path):
+    make()
+    time.sleep(1.1)
+    make(out=tmp_path / "other/place")
+    assert tree(OUT) == tree(tmp_path / "other/place")
+    assert str(tmp_path) not in (OUT / "stage.json").read_text()
+
+
+def test_finished_stage_is_not_run_again_and_gives_its_metrics():
+    make()
+    before = (OUT / "stage.json").stat().st_mtime_ns
+    with open_stage("train-teacher", params={"lr": 1e-3}, inputs={}, out=OUT) as stage:
+        assert stage.done
+        assert stage.metrics == {"loss": 0.25}
+    assert (OUT / "stage.json").stat().st_mtime_ns == before
+
+
+def test_failure_leaves_the_old_output_and_the_checkpoints():
+    make("old")
+    with pytest.raises(ZeroDivisionError), open_stage("train-teacher", params={"lr": 1}, inputs={}, out=OUT, overwrite=True) as stage:
+        (stage.tmp / "unet").mkdir()
+        (stage.checkpoints / "step-10").write_text("half way")
+        raise ZeroDivisionError
+    assert (OUT / "unet/model.safetensors").read_text() == "old"
+    assert [path.name for path in OUT.parent.iterdir()] == ["teacher"]
+    with open_stage("train-teacher", params={"lr": 1}, inputs={}, out=OUT, overwrite=True) as stage:
+        assert (stage.checkpoints / "step-10").read_text() == "half way"
+
+
+def test_interrupted_stage_finds_its_checkpoints_only_with_the_same_settings_and_inputs():
+    Path("data").mkdir()
+    Path("data/a").write_text("1")
+    with pytest.raises(Interrupted), open_stage("train-teacher", params={"lr": 1}, inputs={"data": Path("data")}, out=OUT) as stage:
+        (stage.checkpoints / "step-10").touch()
+        raise Interrupted(15, 10)
+    seen = []
+    for lr, content in ((2, "1"), (1, "2"), (1, "1")):
+        Path("data/a").write_text(content)
+        with pytest.raises(Interrupted), open_stage("train-teacher", params={"lr": lr}, inputs={"data": Path("data")}, out=OUT) as stage:
+            seen.append((stage.checkpoints / "step-10").exists())
+            raise Interrupted(15, 10)
+    assert seen == [False, False, True]
+
+
+@pytest.mark.parametrize("what", ["other settings", "other inputs", "foreign files"])
+def test_output_of_something_else_is_not_replaced_unless_told_to(what):
+    Path("data").mkdir()
+    make("old")
+    if what == "foreign files":
+        (OUT / "stage.json").unlink()
+    other = {"other settings": {"params": {"lr": 2}}, "other inputs": {"inputs": {"data": Path("data")}}, "foreign files": {}}[what]
+    with pytest.raises(UserError, match="--overwrite"):
+        make("new", **other)
+    assert (OUT / "unet/model.safetensors").read_text() == "old"
+    assert make("new", overwrite=True, **other)
+    assert (OUT / "unet/model.safetensors").read_text() == "new"
+    assert [path.name for path in OUT.parent.iterdir()] == ["teacher"]
+
+
+def test_overwrite_makes_even_a_finished_output_anew():
+    make("old")
+    assert make("new", overwrite=True)
+    assert (OUT / "unet/model.safetensors").read_text() == "new"
+
+
+def test_empty_output_folder_is_used():
+    OUT.mkdir(parents=True)
+    assert make()
+    assert read_stage(OUT)
+
+
+def test_input_folder_with_a_record_counts_by_its_record_alone():
+    make()
+    with open_stage("distill-features", params={}, inputs={"teacher": OUT}, out=Path("a")):
+        pass
+    (OUT / "unet/model.safetensors").write_text("written since, which nobody should")
+    with open_stage("distill-features", params={}, inputs={"teacher": OUT}, out=Path("a")) as stage:
+        assert stage.done
+
+
+@pytest.mark.parametrize(
+    ("folder", "stage"),
+    [("artifacts/data", "ingest"), ("artifacts/backbones/features", "distill-features"), ("artifacts/backbones/mix/0", "distill-labels"),
+     ("artifacts/finetuned/mix/0", "finetune"), ("somewhere/else", "the stage that makes it")],
+)  # fmt: skip
+def test_missing_input_names_the_stage_that_makes_it(folder, stage):
+    with pytest.raises(UserError, match=stage):
+        read_stage(Path(folder))
+    with (
+        pytest.raises(UserError, match=f"{folder} does not exist.*{stage}"),
+        open_stage("x", params={}, inputs={"data": Path(folder)}, out=Path("out")),
+    ):
+        pass
+    assert not Path("out").exists()
+
+
+def test_incomplete_and_damaged_inputs_are_refused():
+    make()
+    (OUT / "unet/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks unet/model.safetensors"):
+        read_stage(OUT)
+    (OUT / "stage.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        read_stage(OUT)
+    (OUT / "stage.json").unlink()
+    with pytest.raises(UserError, match="not a complete stage output"):
+        read_stage(OUT)
+
+
+def test_kill_9_leaves_no_output_and_the_next_start_cleans_up():
+    body = (
+        "import os, sys; from pathlib import Path; from dreamteacher.stage import open_stage\n"
+        "with open_stage('train-teacher', params={'lr': 1e-3}, inputs={}, out=Path('artifacts/teacher')) as stage:\n"
+        "    (stage.tmp / 'half').write_text('x' * 1000); (stage.checkpoints / 'step-10').touch(); os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", body], check=False).returncode == -9
+    assert not OUT.exists()
+    assert (OUT.parent / ".teacher.tmp/half").exists()
+    with open_stage("train-teacher", params={"lr": 1e-3}, inputs={}, out=OUT) as stage:
+        assert (stage.checkpoints / "step-10").exists()
+        assert not (stage.tmp / "half").exists()
+    assert set(tree(OUT)) == {"stage.json"}
+
+
+def test_second_process_on_the_same_output_is_refused():
+    body = (
+        "import sys; from pathlib import Path; from dreamteacher.stage import open_stage\n"
+        "with open_stage('train-teacher', params={}, inputs={}, out=Path('artifacts/teacher')):\n"
+        "    print('in', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"in\n"
+        with pytest.raises(UserError, match="another process is writing"):
+            make()
+        first.stdin.close()
+        assert first.wait() == 0
+    assert read_stage(OUT)["params"] == {}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
+def test_disk_trouble_is_one_line_and_leaves_nothing(code):
+    with pytest.raises(UserError) as caught, open_stage("x", params={}, inputs={}, out=Path("artifacts/x")) as stage:
+        (stage.tmp / "half").write_text("half")
+        raise OSError(code, os.strerror(code), "some/file")
+    assert os.strerror(code) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(Path("artifacts").iterdir())
+
+
+def test_full_disk_seen_by_a_library_is_one_line():
+    seen = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors, which keeps no errno
+    with pytest.raises(UserError, match="No space left on device; free"), open_stage("x", params={}, inputs={}, out=Path("artifacts/x")):
+        raise RuntimeError(seen)
+
+
+def test_other_errors_are_not_hidden():
+    with pytest.raises(OSError, match="not ours"), open_stage("x", params={}, inputs={}, out=Path("x")):
+        raise OSError("not ours")
+
+
+def test_other_ranks_write_nothing(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with open_stage("train-teacher", params={}, inputs={}, out=OUT) as stage:
+        assert not stage.done
+        stage.tracker.metrics({"loss": 1.0})
+    assert not list(Path().iterdir())
+
+
+def test_record_is_plain_standard_json():
+    make()
+    assert json.loads((OUT / "stage.json").read_text(), parse_constant=pytest.fail)

@@ -1,0 +1,256 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import free_port
+from dreamteacher import tracking
+from dreamteacher.errors import Interrupted, UserError
+from dreamteacher.stage import open_stage
+from dreamteacher.tracking import UNSENT, open_tracker, sync
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    """One for all, since MLflow takes seconds to make its tables."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def tracked(in_tmp, database, monkeypatch, request):
+    """Tracking is on, into an experiment of the test's own."""
+    monkeypatch.delenv("DREAMTEACHER_TRACKING")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # the machine may be busy
+
+
+@pytest.fixture
+def live(mlflow_server, monkeypatch):
+    """A real server instead."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+
+
+@pytest.fixture
+def dead(monkeypatch):
+    """The address of a server that is not there."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+
+
+def client():
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
+
+
+def runs() -> dict:
+    """The runs of the test's experiment by name."""
+    experiment = client().get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME", "dreamteacher"))
+    found = client().search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+def stage(*, fail: BaseException | None = None) -> None:
+    """A small stage that tells all kinds of things."""
+    with open_stage("finetune", params={"finetune": {"lr": 1e-3}, "init": "mix", "seed": 2}, inputs={}, out=Path("artifacts/x")) as opened:
+        if opened.done:
+            return
+        for step in range(3):
+            opened.tracker.metrics({"loss": 1 / (step + 1), "iou/grün (%)": 0.5}, step=step)
+        (opened.tmp / "grid.png").write_bytes(b"png")
+        opened.tracker.artifact(opened.tmp / "grid.png", "pictures")
+        if fail:
+            raise fail
+        opened.metrics["miou"] = 0.75
+
+
+def assert_complete(run, parent) -> None:
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"finetune.lr": "0.001", "init": "mix", "seed": "2"}
+    assert run.data.metrics["miou"] == 0.75
+    history = client().get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(0, 1), (1, 0.5), (2, 1 / 3)]
+    assert [point.path for point in client().list_artifacts(run.info.run_id)] == ["pictures", "stage.json"]
+    assert client().list_artifacts(run.info.run_id, "pictures")[0].path == "pictures/grid.png"
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.data.tags["dreamteacher.stage"] == "finetune"
+    assert parent.info.status == "FINISHED"
+
+
+def test_stage_is_a_child_of_the_chain_on_a_real_server(live):
+    stage()
+    found = runs()
+    assert set(found) == {"chain adhoc", "finetune init=mix seed=2"}
+    assert_complete(found["finetune init=mix seed=2"], found["chain adhoc"])
+    assert not list(UNSENT.iterdir())
+
+
+def test_without_settings_runs_go_to_a_database_here(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    stage()
+    found = runs()
+    assert_complete(found["finetune init=mix seed=2"], found["chain adhoc"])
+    assert Path("mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "chain"),
+    [({}, "{git}"), ({"DVC_EXP_NAME": "snowy-owl"}, "snowy-owl"), ({"DVC_EXP_NAME": "x", "DREAMTEACHER_CHAIN": "it's mine"}, "its mine")],
+)
+def test_stages_of_one_chain_share_a_parent(environment, chain, monkeypatch):
+    for command in ("init -q", "config user.email a@b.c", "config user.name a", "commit -q --allow-empty -m one"):
+        subprocess.run(["git", *command.split()], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("ingest", "train-teacher"):
+        with open_tracker(name, {}, {}):
+            pass
+    found = runs()
+    parent = found.pop(f"chain {chain.format(git=head[:7])}")
+    assert {name: run.data.tags["mlflow.parentRunId"] for name, run in found.items()} == dict.fromkeys(
+        ["ingest", "train-teacher"], parent.info.run_id
+    )
+    assert {run.data.tags["mlflow.source.git.commit"] for run in found.values()} == {head}
+    assert {run.data.tags["dreamteacher.git.dirty"] for run in found.values()} == {"false"}
+
+
+def test_named_run_is_the_stage_run_and_no_other_is_made(live, monkeypatch):
+    experiment = client().create_experiment("test of the caller")
+    mine = client().create_run(experiment, run_name="mine", tags={"owner": "me"}).info.run_id
+    client().log_param(mine, "seed", "7")  # in conflict with the stage's own, which must not lose the rest
+    monkeypatch.setenv("MLFLOW_RUN_ID", mine)
+    stage()
+    assert client().get_experiment_by_name(os.environ["MLFLOW_EXPERIMENT_NAME"]) is None
+    run = client().get_run(mine)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["miou"] == 0.75
+    assert run.data.tags["owner"] == "me"
+    assert not list(UNSENT.iterdir())
+
+
+def test_dead_server_stops_no_stage_and_sync_sends_everything_later(dead, mlflow_server, monkeypatch, caplog):
+    begin = time.monotonic()
+    stage()
+    assert time.monotonic() - begin < 60
+    assert Path("artifacts/x/stage.json").exists()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert len(warnings) == 1
+    assert "`dreamteacher sync`" in warnings[0]
+    assert "\n" not in warnings[0]
+    with pytest.raises(UserError, match="stays unsent"):
+        sync()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    assert len(sync()) == 1
+    found = runs()
+    assert_complete(found["finetune init=mix seed=2"], found["chain adhoc"])
+    assert not list(UNSENT.iterdir())
+    assert sync() == []
+
+
+def test_sync_that_breaks_off_sends_nothing_twice(dead, mlflow_server, monkeypatch):
+    stage()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    real = tracking._replay
+    for allowed in range(4):  # breaks off after ever more records, the last of them sent but not noted
+        left = [None] * allowed
+
+        def breaking(*args, left=left):
+            real(*args)
+            if not left:
+                raise ConnectionError
+            left.pop()
+
+        with monkeypatch.context() as patch, pytest.raises(UserError):
+            patch.setattr(tracking, "_replay", breaking)
+            sync()
+    sync()
+    found = runs()
+    assert_complete(found["finetune init=mix seed=2"], found["chain adhoc"])
+
+
+@pytest.mark.parametrize(
+    ("fail", "status"),
+    [(ZeroDivisionError(), "FAILED"), (Interrupted(15, 3), "KILLED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")],
+)
+def test_stopped_stage_says_so_and_goes_on_in_the_same_run(fail, status):
+    with pytest.raises(type(fail)):
+        stage(fail=fail)
+    assert runs()["finetune init=mix seed=2"].info.status == status
+    stage()
+    assert runs()["finetune init=mix seed=2"].info.status == "FINISHED"
+    assert runs()["finetune init=mix seed=2"].data.metrics["miou"] == 0.75
+    assert len(runs()) == 2
+
+
+def test_stage_resumed_while_the_server_is_away_is_one_run_all_the_same(dead, mlflow_server, monkeypatch):
+    with pytest.raises(Interrupted):
+        stage(fail=Interrupted(15, 3))
+    stage()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    sync()
+    assert set(runs()) == {"chain adhoc", "finetune init=mix seed=2"}
+    assert runs()["finetune init=mix seed=2"].info.status == "FINISHED"
+
+
+def test_journal_of_a_killed_process_is_sent_and_its_run_ends_as_killed():
+    body = (
+        "import os; from dreamteacher.tracking import open_tracker\n"
+        "with open_tracker('ingest', {}, {}) as tracker:\n"
+        "    tracker.metrics({'n': 1.0})\n"
+        "    (tracker._journal / 'records.jsonl').open('a').write('{\"do\": \"met')\n"  # the torn line of a kill
+        f"    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", body], check=False).returncode == -signal.SIGKILL
+    assert len(sync()) == 1
+    assert runs()["ingest"].info.status == "KILLED"
+    assert runs()["ingest"].data.metrics == {"n": 1.0}
+
+
+def test_sync_leaves_running_stages_alone():
+    body = (
+        "import sys; from dreamteacher.tracking import open_tracker\n"
+        "with open_tracker('ingest', {}, {}):\n"
+        "    print('in', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdout.readline() == b"in\n"
+        assert sync() == []
+        running.stdin.close()
+        assert running.wait() == 0
+    assert runs()["ingest"].info.status == "FINISHED"
+
+
+def test_registered_model_bears_its_alias_and_is_registered_once(live):
+    model = Path("model")
+    model.mkdir()
+    (model / "MLmodel").write_text("flavors: {}\n")
+    with open_tracker("publish", {}, {}) as tracker:
+        tracker.register(model, "nuclei", alias="challenger", tags={"sha256": "a", "miou": "0.7"})
+        tracker.register(model, "nuclei", alias="challenger", tags={"sha256": "a", "miou": "0.8"})
+    version = client().get_model_version_by_alias("nuclei", "challenger")
+    assert version.version == "1"
+    assert version.tags == {"sha256": "a", "miou": "0.8"}
+    assert version.run_id == runs()["publish"].info.run_id
+    assert [file.path for file in client().list_artifacts(version.run_id, "model")] == ["model/MLmodel"]
+
+
+def test_off_means_off(monkeypatch):
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "off")
+    stage()
+    assert {path.name for path in Path().iterdir()} == {"artifacts", ".checkpoints"}
+
+
+def test_password_of_the_server_is_kept_nowhere(monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{free_port()}")
+    stage()
+    (journal,) = UNSENT.iterdir()
+    assert "hunter2" not in (journal / "records.jsonl").read_text() + caplog.text
+    assert json.loads((journal / "records.jsonl").read_text().splitlines()[0])["uri"].startswith("http://127.0.0.1:")
