@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import islice
 from pathlib import Path
 
 from rich import box
@@ -30,8 +31,10 @@ PLACES = {
 def main() -> None:
     """Serve, ask, print."""
     params = load_params()
+    source = Path(params.ingest.source)
     with Path("artifacts/data/manifest.csv").open(newline="") as file:
-        pictures = [Path(row["path"]) for row in csv.DictReader(file) if row["split"] == "val"][:3]
+        found = (source / row["path"] for row in csv.DictReader(file) if row["split"] == "val")
+        pictures = list(islice(filter(Path.exists, found), 3))
     with running_triton(Path("artifacts/triton/local")) as triton:
         print(f"\nTriton serves {', '.join(triton.models)}; it says of {len(pictures)} validation pictures:")
         predict(pictures, triton.http_url, params.publish.name, ANSWERS)

@@ -1,17 +1,14 @@
 """What all tests share: nothing is tracked or left in the project, no server is asked unless a test says so."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+from helpers import free_port, wait_for
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,13 +33,6 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real MLflow server on SQLite, one for the whole session since it takes long to start."""
@@ -59,15 +49,3 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
-
-
-def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 240) -> None:
-    """Until `url` answers."""
-    for _ in range(int(seconds / 0.1)):
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"{url} does not answer; {log.read_text()}")

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT
+
+from helpers import PROJECT
 
 SOURCE = PROJECT / "src/dreamteacher"
 BASE = {"errors", "params"}
@@ -18,11 +19,11 @@ ROOMS = {  # room or module -> what it may import of ours
     "training": {*BASE, "tracking"},
     "teachers": {*BASE, "training"},
     "students": BASE,
-    "report": set(),
+    "report": {"errors", "data"},
     "distillation": {*BASE, "training", "teachers", "students", "tasks"},
-    "tasks": {*BASE, "data", "students", "report"},
+    "tasks": {*BASE, "data", "training", "students", "report"},
     "serving": {*BASE, "data", "tracking", "students", "tasks"},
-    "stages": {*BASE, "stage", "tracking", "data", "training", "teachers", "students", "distillation", "tasks", "serving", "report", "stages"},
+    "stages": {*BASE, "stage", "tracking", "data", "training", "teachers", "students", "distillation", "tasks", "serving", "report"},
     "doctor": {*BASE, "tracking", "training", "serving"},
     "cli": {*BASE, "stages", "tracking", "serving", "doctor"},
     "": {"tasks"},
@@ -85,10 +86,9 @@ def test_tensors_are_never_unpickled():
     """`torch.load` only with weights_only=True, and no pickle, joblib or numpy objects."""
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "load"):
-                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                assert ast.unparse(node.func) != "torch.load" or given.get("weights_only") == "True", path
-            if isinstance(node, ast.Import):
-                assert not {alias.name for alias in node.names} & {"pickle", "joblib", "dill", "cloudpickle"}, path
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("weights_only") == "True", path
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in {f"{name}.load{s}" for name in ("pickle", "joblib", "dill") for s in ("", "s")}, path
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert ast.unparse(node.value) == "False", path

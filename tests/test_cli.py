@@ -7,11 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
 
 from dreamteacher import cli
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.params import load_params
+from helpers import PROJECT
 
 HEAVY = ("torch", "numpy", "mlflow", "PIL", "pydantic", "yaml", "onnxruntime", "rich")
 
@@ -57,14 +57,16 @@ def test_every_stage_has_a_module_and_a_line_of_help(capsys):
 @pytest.mark.parametrize(
     ("arguments", "places"),
     [
-        ("ingest", {"out": "artifacts/data"}),
+        ("ingest", {"source": None, "out": "artifacts/data"}),
+        ("ingest --source s3://bucket/{0..3}.tar", {"source": "s3://bucket/{0..3}.tar"}),
         ("train-interpreter --seed 2", {"seed": 2, "teacher": "artifacts/teacher", "out": "artifacts/interpreters/2"}),
-        ("distill-labels --mode mix --seed 1", {"mode": "mix", "interpreter": "artifacts/interpreters/1", "out": "artifacts/backbones/mix/1"}),
-        ("finetune --init scratch", {"pretrained": None, "seed": 0, "out": "artifacts/finetuned/scratch/0"}),
-        ("finetune --init imagenet", {"pretrained": None}),
-        ("finetune --init features --seed 4", {"pretrained": "artifacts/backbones/features", "out": "artifacts/finetuned/features/4"}),
-        ("finetune --init mix --seed 4 --out x", {"pretrained": "artifacts/backbones/mix/4", "out": "x", "overwrite": False}),
-        ("finetune --init mix --pretrained y --overwrite", {"pretrained": "y", "overwrite": True}),
+        ("distill-labels --mode mix --seed 1", {"mode": "mix", "interpreter": "artifacts/interpreters/1"}),
+        ("distill-labels --mode labels --seed 1", {"mode": "labels", "out": "artifacts/backbones/labels/1"}),
+        ("finetune --init scratch", {"backbone": None, "seed": 0, "out": "artifacts/finetuned/scratch/0"}),
+        ("finetune --init imagenet", {"backbone": None}),
+        ("finetune --init features --seed 4", {"backbone": "artifacts/backbones/features", "out": "artifacts/finetuned/features/4"}),
+        ("finetune --init mix --seed 4 --out x", {"backbone": "artifacts/backbones/mix/4", "out": "x", "overwrite": False}),
+        ("finetune --init mix --backbone y --overwrite", {"backbone": "y", "overwrite": True}),
         ("evaluate", {"finetuned": "artifacts/finetuned", "metrics": "metrics/evaluate.json", "plots": "plots/evaluate"}),
         ("export-onnx --set export.init=features --set export.seed=1", {"finetuned": "artifacts/finetuned/features/1"}),
         ("publish", {"onnx": "artifacts/onnx", "evaluation": "artifacts/evaluation", "out": "artifacts/triton"}),
@@ -89,7 +91,7 @@ def test_arguments_are_those_that_the_stages_take():
         tree = ast.parse((PROJECT / f"src/dreamteacher/stages/{name.replace('-', '_')}.py").read_text())
         (run,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
         taken = {argument.arg for argument in run.args.kwonlyargs}
-        given = {*command.inputs, *command.choices, *(["seed"] if command.seed else []), "out", "overwrite"}
+        given = {*command.inputs, *command.optional, *command.choices, *(["seed"] if command.seed else []), "out", "overwrite"}
         assert taken == given, name
         assert [argument.arg for argument in run.args.args] == ["params"], name
 

@@ -2,9 +2,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import free_port
 
 from dreamteacher import doctor
+from helpers import free_port
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import free_port
 from dreamteacher import tracking
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.stage import open_stage
 from dreamteacher.tracking import UNSENT, open_tracker, sync
+from helpers import free_port
 
 
 @pytest.fixture(scope="session")

@@ -26,12 +26,17 @@ class StageCommand:
     help: str
     out: str
     inputs: dict[str, str] = field(default_factory=dict)
+    optional: dict[str, str] = field(default_factory=dict)  # inputs without a default place, with their help
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)  # further options that must be given, with what is possible
     seed: bool = False
 
 
 STAGES = {
-    "ingest": StageCommand("any pictures to one data set", "artifacts/data"),
+    "ingest": StageCommand(
+        "any pictures to one data set",
+        "artifacts/data",
+        optional={"source": "folder, list file or shards (path or URL); default: ingest.source of the settings"},
+    ),
     "train-teacher": StageCommand("train the generator on the unlabelled pictures", "artifacts/teacher", {"data": "artifacts/data"}),
     "distill-features": StageCommand(
         "distill the generator's features into a backbone",
@@ -53,14 +58,15 @@ STAGES = {
             "interpreter": "artifacts/interpreters/{seed}",
             "features": "artifacts/backbones/features",
         },
-        {"mode": ("labels", "mix")},
+        choices={"mode": ("labels", "mix")},
         seed=True,
     ),
     "finetune": StageCommand(
         "fine-tune a backbone for the task",
         "artifacts/finetuned/{init}/{seed}",
-        {"data": "artifacts/data", "pretrained": "that of --init below artifacts/backbones, if it has one"},
-        {"init": INITS},
+        {"data": "artifacts/data"},
+        {"backbone": "what --init starts from; default: its place below artifacts/backbones, if it has one"},
+        choices={"init": INITS},
         seed=True,
     ),
     "evaluate": StageCommand(
@@ -121,10 +127,9 @@ def _run_stage(options: argparse.Namespace) -> int:
         return getattr(options, name) or Path(default.format(params=params, **given))
 
     inputs: dict[str, Any] = {name: place(name, default) for name, default in command.inputs.items()}
-    if options.command == "finetune" and not options.pretrained:
-        init = given["init"]
-        folder = Path("artifacts/backbones") / init
-        inputs["pretrained"] = {"features": folder, "labels": folder / str(options.seed), "mix": folder / str(options.seed)}.get(init)
+    inputs |= {name: getattr(options, name) for name in command.optional}
+    if options.command == "finetune":
+        inputs["backbone"] = Path(options.backbone) if options.backbone else _pretrained(**given)
     out = place("out", command.out)
     run = import_module(f"dreamteacher.stages.{options.command.replace('-', '_')}").run
     metrics = run(params, **inputs, **given, out=out, overwrite=options.overwrite)
@@ -133,6 +138,11 @@ def _run_stage(options: argparse.Namespace) -> int:
         for name, value in metrics.items():
             print(f"  {name} = {value:.6g}")
     return 0
+
+
+def _pretrained(init: str, seed: int) -> Path | None:
+    folder = Path("artifacts/backbones") / init
+    return {"features": folder, "labels": folder / str(seed), "mix": folder / str(seed)}.get(init)
 
 
 def _run_sync(_: argparse.Namespace) -> int:
@@ -211,6 +221,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{option}", required=True, choices=values)
         if stage.seed:
             command.add_argument("--seed", type=int, default=0, help="draws the few labels and the random weights (default: 0)")
+        for option, text in stage.optional.items():
+            command.add_argument(f"--{option}", metavar="PATH", help=text)
         for option, default in {**stage.inputs, "out": stage.out}.items():
             command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
         command.add_argument("--overwrite", action="store_true", help="replace what --out holds")

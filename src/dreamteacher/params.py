@@ -110,7 +110,7 @@ class Distill(Training):
     T: Count = Field(50, description="noise step of the encoding (Tab 17: 50, ImageNet 150; best of Tab 11: 250)")
     resolution: Positive = Field(64, description="side of the random crops, pixels")
     whitening: Literal["layernorm", "standardize"] = Field(
-        "layernorm", description="W of Eq 1: LayerNorm over channels, or the teacher's measured mean and std per channel"
+        "layernorm", description="W of Eq 1: LayerNorm over channels and places, or the teacher's measured mean and std per channel"
     )
     at_weight: Annotated[float, Field(ge=0)] = Field(10.0, description="lambda_AT of Eq 3")
     monitor_every: Positive = Field(250, description="steps between measurements of explained variance on held-out unlabelled pictures")
@@ -201,8 +201,7 @@ class Params(Section):
     )
     taps: Annotated[list[Positive], Field(min_length=1)] | Literal["auto"] = Field(
         "auto",
-        description="strides of the generator's decoder levels that are regressed and interpreted; "
-        "auto: the paper's 4 to 32 or, for a generator without them, all but stride 1",
+        description="strides of the generator's decoder levels that are regressed and interpreted; auto: those from 4 on, as in the paper",
     )
     ingest: Ingest = Ingest()
     teacher: Teacher = Teacher()

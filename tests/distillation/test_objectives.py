@@ -78,13 +78,7 @@ def numpy_mse(regressed: list[np.ndarray], whitened: list[np.ndarray]) -> float:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    batch=st.integers(1, 3),
-    channels=st.integers(1, 5),
-    side=st.integers(1, 6),
-    scale=st.sampled_from([1e-2, 1.0, 1e3]),
-    seed=st.integers(0, 99),
-)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.sampled_from([1e-2, 1.0, 1e3]), st.integers(0, 99))
 def test_equations_1_and_2_are_those_of_numpy(batch: int, channels: int, side: int, scale: float, seed: int) -> None:
     shapes = [(batch, channels, 2 * side, side), (batch, channels + 1, side, side)]
     regressed = [maps(*shape, seed=seed) for shape in shapes]

@@ -8,7 +8,14 @@ from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
 from dreamteacher.stages import export_onnx
 
-torch.set_num_threads(1)  # tiny pictures; two threads only wait for each other
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    """Pictures are tiny, and on a busy machine two threads mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -19,7 +26,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def project(tmp_path_factory):
     """artifacts of both tasks: data, finetuned/TASK, onnx/TASK, evaluation."""
     folder = tmp_path_factory.mktemp("project")
@@ -34,7 +41,7 @@ def project(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def models(project):
     """Triton's model name -> its ONNX file."""
     onnx = project / "onnx"
@@ -45,14 +52,14 @@ def models(project):
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def repository(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("triton") / "local"
     write_repository(models, folder, backend="python", settings=PARAMS.publish)
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def triton(repository):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository.parent)

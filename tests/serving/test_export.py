@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import onnx
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 from dreamteacher.errors import UserError
 from dreamteacher.params import Export, Params
-from dreamteacher.serving.export import check_parity, export, load, read_metadata
+from dreamteacher.serving.export import check_parity, export
+from dreamteacher.serving.onnx_files import load, read_metadata
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import export_onnx
 from dreamteacher.students.backbone import create_backbone
@@ -171,3 +173,21 @@ def test_damaged_and_missing_files_are_named(tmp_path, project):
     (tmp_path / "model.onnx").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="no valid ONNX file"):
         load(tmp_path / "model.onnx")
+
+
+def test_revision_names_the_commit_and_whether_tracked_files_differ_from_it(in_tmp):
+    assert export_onnx.git_revision() == ""
+
+    def git(*command):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *who, *command], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    for name in ("code.py", "dvc.lock"):
+        (in_tmp / name).write_text("1")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    (in_tmp / "dvc.lock").write_text("2")  # what `dvc repro` has just written says nothing about the code
+    assert export_onnx.git_revision() == git("rev-parse", "HEAD")
+    (in_tmp / "code.py").write_text("2")
+    assert export_onnx.git_revision() == git("rev-parse", "HEAD") + "-dirty"

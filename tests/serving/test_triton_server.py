@@ -1,5 +1,4 @@
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
 
 LIBRARIES = {"http": tritonclient.http, "grpc": tritonclient.grpc}
+AS_JSON = {"http": {}, "grpc": {"as_json": True}}
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -35,9 +35,6 @@ def ask(triton, protocol, model, images):
         given.set_data_from_numpy(images)
         answer = client.infer(model, [given])
         return {o["name"]: answer.as_numpy(o["name"]) for o in client.get_model_metadata(model, **AS_JSON[protocol])["outputs"]}
-
-
-AS_JSON = {"http": {}, "grpc": {"as_json": True}}
 
 
 def assert_equal(answer, path, images):
@@ -199,10 +196,15 @@ def test_python_3_12_has_a_backend_too():
         assert (package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub").exists()
 
 
-def test_backend_folder_of_another_installation_is_replaced(single):
-    stale = Path(f".dreamteacher/triton/py{sys.version_info.major}.{sys.version_info.minor}/backends/python/libtriton_python.so")
+def test_backend_folder_of_another_installation_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stale = tmp_path / f".dreamteacher/triton/py{sys.version_info.major}.{sys.version_info.minor}/backends/python/libtriton_python.so"
     stale.parent.mkdir(parents=True)
     stale.symlink_to("/nowhere/libtriton_python.so")
-    with running_triton(single) as triton:
-        assert triton.models == ["cells"]
-    shutil.rmtree(".dreamteacher")
+    command, _ = triton_server._installation()
+    assert f"--backend-directory={stale.parents[1]}" in command
+    assert {path.name for path in stale.parent.iterdir() if path.resolve().exists()} == {
+        "libtriton_python.so",
+        "triton_python_backend_utils.py",
+        "triton_python_backend_stub",
+    }

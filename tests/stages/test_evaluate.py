@@ -23,6 +23,7 @@ from dreamteacher.stage import open_stage
 from dreamteacher.stages import evaluate, ingest
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, save_regressor
+from dreamteacher.tasks import readout
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
 from dreamteacher.teachers.diffusion import build_scheduler, build_unet, save_teacher
 
@@ -96,6 +97,8 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setattr(readout, "LEARNED", 200)
+        patch.setattr(readout, "ASKED", 400)
         make_pictures(task, root / "pictures", np.random.default_rng(0))
         ingest.run(params, source=root / "pictures", out=root / "data")
         torch.manual_seed(0)

@@ -1,7 +1,10 @@
 import csv
+import gc
 import hashlib
 import io
 import json
+import os
+import sys
 import tarfile
 import tracemalloc
 from collections import Counter
@@ -16,6 +19,8 @@ from PIL import Image
 
 from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.data.decode import decode
+from dreamteacher.data.shards import ShardSet
+from dreamteacher.data.sources import find
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.stages import ingest
@@ -364,9 +369,19 @@ def test_the_validation_split_stays_when_data_is_added(tmp_path):
     assert {name: after[name] for name in before} == before
 
 
+def test_names_that_cannot_be_written_down_are_counted(nested):
+    for name in (b"caf\xe9.png", b"two\nlines.png"):
+        (nested / os.fsdecode(name)).write_bytes((nested / "b.png").read_bytes())
+    found = find(str(nested), "none", 10_000)
+    assert len(list(found.items)) == 4
+    assert found.counts["unprintable_names"] == 2
+
+
 def test_nothing_to_train_on_is_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         run(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(UserError, match="is no text"):
+        run(save(picture(0), tmp_path / "one.png"), tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pictures in"):
         run(tmp_path / "empty", tmp_path / "out")
@@ -463,18 +478,34 @@ def test_the_sample_has_no_validation_picture_among_the_unlabelled(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch):
-    monkeypatch.setattr("dreamteacher.stage.digest_of", lambda path: "the same")  # only what ingest itself keeps is measured
-    for i in range(450):
+    """Objects alive when the last picture has been written, for 50 and for 450 pictures: one for each more would show."""
+    monkeypatch.setattr("dreamteacher.stage.digest_of", lambda path: "the same")  # only what ingest itself keeps is counted
+    alive, close = [], ShardSet.close
+
+    def count_and_close(shards: ShardSet) -> None:
+        gc.collect()
+        alive.append(sys.getallocatedblocks())
+        close(shards)
+
+    monkeypatch.setattr(ShardSet, "close", count_and_close)
+    for i in range(500):
         image = Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16), np.uint8))
         save(image, tmp_path / ("few" if i < 50 else "many") / f"{i}.bmp")
+    counts = []
+    for name, out in [("few", "first"), ("few", "small"), ("many", "large")]:  # the first makes what is made once
+        run(tmp_path / name, tmp_path / out)
+        counts.append(alive[-2])  # before train's shards are closed
+    assert counts[2] - counts[1] < 300, counts
 
-    def peak(name: str, out: str) -> int:
+
+def test_looking_through_a_folder_does_not_hold_its_names(tmp_path):
+    for i in range(3000):
+        (tmp_path / ("few" if i < 300 else "many")).mkdir(exist_ok=True)
+        (tmp_path / ("few" if i < 300 else "many") / f"{i}.png").touch()
+    peaks = []
+    for name in ("few", "few", "many"):
         tracemalloc.start()
-        try:
-            run(tmp_path / name, tmp_path / out)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    peak("few", "first")  # what is allocated once
-    assert peak("many", "large") - peak("few", "small") < 12_000  # not even the names of 350 pictures more would fit
+        find(str(tmp_path / name), "auto", 1000)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 50_000, peaks

@@ -82,9 +82,7 @@ def test_gradients_reach_every_parameter_of_the_neck_and_every_level() -> None:
     assert all(level.grad is not None and level.grad.any() for level in levels)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "convnext_atto", "efficientnet_b0", "efficientnet_lite0", "mobilenetv3_small_100", "regnety_002"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_lite0", "mobilenetv3_small_100", "regnety_002"])
 @pytest.mark.parametrize(("strides", "channels"), [([2, 4, 8], [16, 24, 32]), ([4, 8, 16, 32], [24, 24, 32, 32]), ([1], [16])])
 def test_the_regressor_gives_each_tap_its_shape(name: str, strides: list[int], channels: list[int]) -> None:
     regressor = FeatureRegressor(create_backbone(name), channels, strides, 16)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dreamteacher.data.dataset import IGNORE
 from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask
-from dreamteacher.data.sources import Item
+from dreamteacher.data.items import Item
 
 LARGEST_ID = 65535  # of a class that has no name
 

@@ -31,6 +31,7 @@ class ShardSet:
             places[suffix] = (offset + BLOCK, len(files[suffix]))
             offset += BLOCK + -(-len(files[suffix]) // BLOCK) * BLOCK
         self._writer.write({"__key__": key, **files})
+        self._writer.tarstream.members.clear()  # tarfile would keep them all
         return f"{self._prefix}-{self._count - 1:06d}.tar", places
 
     def close(self) -> None:

@@ -6,53 +6,19 @@ File names are kept in a temporary database on disk, so that memory does not gro
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
-
-import braceexpand
-import fsspec
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from dreamteacher.data.decode import SUFFIXES
+from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, Found, Item, LabelKind, masks_need_classes, parse_classes
+from dreamteacher.data.shard_source import are_shards, expand, find_in_shards
 from dreamteacher.errors import UserError
 
-LabelKind = Literal["auto", "none", "folders", "masks", "csv"]
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 UNLABELLED = {"unlabelled", "unlabeled"}
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 NOT_PICTURES = {"classes.txt", "labels.csv"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture as found: its bytes, with a mask's bytes or a class (name or number) if it has a label; or why it is useless."""
-
-    name: str
-    split: str | None
-    data: bytes = b""
-    mask: bytes | None = None
-    cls: str | None = None
-    problem: str | None = None
-
-
-@dataclass
-class Found:
-    """items: the pictures, those of the val split first, then by name. classes: names by id, None if the source does not say.
-
-    has_val: the source has its own validation split. counts: what was seen and left out; complete once the items are read.
-    """
-
-    items: Iterator[Item]
-    classes: list[str] | None
-    labels: str
-    has_val: bool
-    counts: dict[str, int] = field(default_factory=dict)
 
 
 def inputs_of(source: str) -> dict[str, Path]:
@@ -61,10 +27,10 @@ def inputs_of(source: str) -> dict[str, Path]:
     Raises:
         UserError: there is nothing at `source`.
     """
-    if _are_shards(source):
-        paths = [Path(url) for url in _expand(source) if "://" not in url]
+    if are_shards(source):
+        paths = [Path(url) for url in expand(source) if "://" not in url]
         names = paths[:1] and [path for path in [paths[0].parent / "classes.txt"] if path.exists()]
-        return {f"source/{path.name}": path for path in [*paths, *names]}
+        return {f"source/{i:06d}/{path.name}": path for i, path in enumerate([*paths, *names])}
     path = Path(source)
     if not path.exists():
         raise UserError(f"ingest.source: {source} does not exist; name a folder, a text file of paths, or WebDataset shards")
@@ -91,15 +57,15 @@ def find(source: str, labels: LabelKind, max_bytes: int) -> Found:
     Raises:
         UserError: nothing there, no pictures, labels of that kind are missing or cannot be understood.
     """
-    if _are_shards(source):
-        return _find_in_shards(source, labels)
+    if are_shards(source):
+        return find_in_shards(source, labels)
     path = Path(source)
     root = path if path.is_dir() else path.parent
     table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
     table.execute("CREATE TABLE files (name TEXT PRIMARY KEY, key TEXT, role TEXT, split TEXT, class TEXT) WITHOUT ROWID")
     table.execute("CREATE TABLE labels (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
     table.execute("BEGIN")
-    counts = {"ignored_files": 0}
+    counts = {"ignored_files": 0, "unprintable_names": 0}
     rows = _walk(root, counts) if path.is_dir() else _read_list(path)
     table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?)", rows)
     table.execute("CREATE INDEX by_key ON files (key, role)")
@@ -125,7 +91,7 @@ def find(source: str, labels: LabelKind, max_bytes: int) -> Found:
         classes = classes or names
     elif kind == "masks":
         if classes is None:
-            raise _masks_need_classes(str(root))
+            raise masks_need_classes(str(root))
         pictures = "(SELECT key FROM files WHERE role = 'picture')"
         counts["masks_without_picture"] = _one(table, f"SELECT count(*) FROM files WHERE role = 'mask' AND key NOT IN {pictures}")
     counts["left_out_as_test"] = _one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
@@ -150,7 +116,9 @@ def _walk(root: Path, counts: dict[str, int]) -> Iterator[Row]:
                 if entry.name.startswith("."):
                     continue
                 path = Path(entry.path)
-                if entry.is_dir():
+                if not entry.name.isprintable():  # also what is not UTF-8: neither a manifest nor a shard could name it
+                    counts["unprintable_names"] += 1
+                elif entry.is_dir():
                     waiting.append(path)
                 elif path.suffix.lower() in SUFFIXES:
                     yield _row(PurePosixPath(path.relative_to(root)), first=True)
@@ -159,16 +127,20 @@ def _walk(root: Path, counts: dict[str, int]) -> Iterator[Row]:
 
 
 def _read_list(path: Path) -> Iterator[Row]:
-    for line in path.open(encoding="utf-8"):
-        if line.strip() and not line.startswith("#"):
-            name = PurePosixPath(line.strip())
-            yield _row(name, first=False)
-            folders = [PurePosixPath(*("masks" if part == "images" else part for part in name.parent.parts)), name.parent]
-            for mask in (
-                folder / f"{name.stem}{tail}{suffix}" for folder in folders for tail in ("", ".mask", "_mask") for suffix in MASK_SUFFIXES
-            ):
-                if mask != name and _row(mask, first=False)[2] != "picture" and (path.parent / mask).is_file():
-                    yield _row(mask, first=False)
+    """The pictures that the lines name and, looked for where `find` says, their masks."""
+    with path.open(encoding="utf-8") as lines:
+        try:
+            names = (PurePosixPath(line.strip()) for line in lines if line.strip() and not line.startswith("#"))
+            for name in names:
+                yield _row(name, first=False)
+                folders = (PurePosixPath(*("masks" if part == "images" else part for part in name.parent.parts)), name.parent)
+                tails = (f"{tail}{suffix}" for tail in ("", ".mask", "_mask") for suffix in MASK_SUFFIXES)
+                for mask in (folder / f"{name.stem}{tail}" for tail in tails for folder in folders):
+                    row = _row(mask, first=False)
+                    if row[2] != "picture" and (path.parent / mask).is_file():
+                        yield row
+        except UnicodeDecodeError as error:
+            raise UserError(f"ingest.source: {path} is no text; name a folder, a text file of paths, or WebDataset shards") from error
 
 
 def _row(name: PurePosixPath, first: bool) -> Row:
@@ -237,106 +209,8 @@ def _read_csv(table: sqlite3.Connection, path: Path, classes: list[str] | None) 
 def _read_classes(path: Path) -> list[str] | None:
     if not path.exists():
         return None
-    return _classes(path.read_text(encoding="utf-8-sig"), str(path))
-
-
-def _classes(text: str, where: str) -> list[str]:
-    names = [line.strip() for line in text.rstrip().splitlines()]
-    if len(names) < 2 or "" in names or len(set(names)) < len(names):
-        raise UserError(f"{where} must hold at least two different class names, one on each line, the first for id 0")
-    return names
-
-
-def _masks_need_classes(where: str) -> UserError:
-    return UserError(f"there are masks but no classes.txt in {where}; write one class name on each line, the first for mask value 0")
+    return parse_classes(path.read_text(encoding="utf-8-sig"), str(path))
 
 
 def _one(table: sqlite3.Connection, query: str) -> int:
     return int(table.execute(query).fetchone()[0])
-
-
-def _are_shards(source: str) -> bool:
-    return "://" in source or bool(re.search(r"\.(tar|tar\.gz|tgz)$", source))
-
-
-def _expand(source: str) -> list[str]:
-    """Braces and * of a path or an address."""
-    urls: list[str] = []
-    for url in braceexpand.braceexpand(source):
-        if "*" in url:
-            files, paths = fsspec.core.url_to_fs(url)
-            urls += sorted(files.unstrip_protocol(path) if "://" in url else path for path in files.glob(paths))
-        else:
-            urls.append(url)
-    missing = [url for url in urls if "://" not in url and not Path(url).exists()]
-    if missing or not urls:
-        raise UserError(f"ingest.source: there is no shard {missing[0] if missing else source}")
-    return urls
-
-
-def _find_in_shards(source: str, labels: LabelKind) -> Found:
-    urls = _expand(source)
-    common = os.path.commonpath([url.rpartition("/")[0] for url in urls])
-    names = {url: url[len(common) :].lstrip("/") if url.startswith(common) else url.rpartition("/")[2] for url in urls}
-    splits = {url: next((SPLITS[word] for word in re.split(r"\W|_", names[url].lower()) if word in SPLITS), None) for url in urls}
-    counts = {"ignored_files": 0, "left_out_as_test": 0}
-    try:
-        with fsspec.open(urls[0].rpartition("/")[0] + "/classes.txt", "r", encoding="utf-8-sig") as file:
-            classes = _classes(file.read(), f"classes.txt beside {urls[0]}")
-    except FileNotFoundError:
-        classes = None
-    except Exception as error:
-        if isinstance(error, UserError):
-            raise
-        raise _cannot_open(urls[0], error) from error
-
-    def items() -> Iterator[Item]:
-        for url in sorted(urls, key=lambda url: (splits[url] != "val", names[url])):
-            if splits[url] == "test":
-                counts["left_out_as_test"] += 1
-            else:
-                for item in _read_shard(url, names[url], splits[url], labels, counts):
-                    if item.mask is not None and classes is None:
-                        raise _masks_need_classes("the folder of the shards")
-                    yield item
-
-    return Found(items(), classes, "shards" if labels != "none" else "none", "val" in splits.values(), counts)
-
-
-def _read_shard(url: str, shard: str, split: str | None, labels: LabelKind, counts: dict[str, int]) -> Iterator[Item]:
-    try:
-        opened = fsspec.open(url, "rb").open()
-    except Exception as error:
-        raise _cannot_open(url, error) from error
-    with opened as stream:
-        try:
-            for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
-                suffix = next((key for key in sample if f".{key}" in SUFFIXES), None)
-                if suffix is None:
-                    counts["ignored_files"] += 1
-                    continue
-                name = f"{shard}/{sample['__key__']}.{suffix}"
-                mask = next((sample[key] for key in sample if key.startswith("mask.") and f".{key[5:]}" in MASK_SUFFIXES), None)
-                try:
-                    cls = _class_of(sample)
-                except (ValueError, TypeError):
-                    yield Item(name, split, problem="its .cls or .json cannot be read")
-                    continue
-                mask, cls = (mask if labels in ("auto", "masks") else None), (cls if labels in ("auto", "folders", "csv") else None)
-                yield Item(name, split, sample[suffix], mask, cls)
-        except Exception as error:  # a damaged archive or a lost connection, in the words of any of five libraries
-            yield Item(shard, split, problem=f"damaged shard, what follows is lost: {type(error).__name__}")
-
-
-def _class_of(sample: dict[str, bytes]) -> str | None:
-    """The class as text, from KEY.cls or KEY.json ("label" or "cls")."""
-    if "cls" in sample:
-        return sample["cls"].decode("utf-8").strip()
-    facts = json.loads(sample["json"]) if "json" in sample else {}
-    value = facts.get("label", facts.get("cls")) if isinstance(facts, dict) else None
-    return None if value is None else str(value)
-
-
-def _cannot_open(url: str, error: Exception) -> UserError:
-    words = " ".join(str(error).split())[:200]
-    return UserError(f"cannot open {url}: {type(error).__name__}: {words}; check the address, the credentials and AWS_ENDPOINT_URL")

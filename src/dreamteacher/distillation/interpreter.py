@@ -20,7 +20,7 @@ class FeatureFuse(nn.Module):
 
     def __init__(self, channels: int, width: int, first: bool):
         super().__init__()
-        groups = gcd(32, width)
+        groups = gcd(max(width // 8, 1), width)  # of eight channels, as are the paper's 32 of 256
         merged = width if first else 2 * width
         self.enter = nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(groups, width), nn.SiLU())
         self.merge = nn.Sequential(

@@ -120,7 +120,7 @@ def _connect(url: str, model: str, protocol: Protocol) -> tuple[dict[str, Any], 
         if model not in models:
             raise UserError(f"the server at {url} has no model {model!r}; it has {', '.join(sorted(models)) or 'none'}")
         config = _plain(client().get_model_config(model))
-    parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+    parameters = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
     if "task" not in parameters:
         raise UserError(f"model {model!r} at {url} does not say how pictures are prepared; serve what `dreamteacher publish` wrote")
 

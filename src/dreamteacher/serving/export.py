@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
+from dreamteacher.serving.onnx_files import INPUT, first_line
 
-INPUT = "images"
 BATCHES = (1, 2, 5)  # batch sizes of the parity check
 MULTIPLE = 32  # height and width of the input are multiples of it
 
@@ -60,7 +60,7 @@ def export(
             done = Exported(check_parity(temporary, module, sizes=[square, oblong], tolerance=tolerance), None)
         except Exception as error:  # the module at another size and onnxruntime raise what they like
             write(dynamic=False)
-            done = Exported(check_parity(temporary, module, sizes=[square], tolerance=tolerance), _first_line(error))
+            done = Exported(check_parity(temporary, module, sizes=[square], tolerance=tolerance), first_line(error))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -96,31 +96,6 @@ def check_parity(
     return worst
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of an ONNX file.
-
-    Raises:
-        UserError: the file is missing or no ONNX file.
-    """
-    return {prop.key: prop.value for prop in load(path).metadata_props}
-
-
-def load(path: Path) -> onnx.ModelProto:
-    """A fresh copy of an ONNX file (`mlflow.onnx` and others change the object they are given).
-
-    Raises:
-        UserError: the file is missing or no ONNX file.
-    """
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; run `dreamteacher export-onnx` first") from error
-    except Exception as error:  # protobuf and the checker raise classes of their own
-        raise UserError(f"{path} is no valid ONNX file ({_first_line(error)}); export it again") from error
-    return model
-
-
 def _write(
     module: nn.Module, path: Path, outputs: Sequence[str], *, size: int, opset: int, metadata: dict[str, str], dynamic: bool
 ) -> None:
@@ -141,7 +116,7 @@ def _write(
                 dynamic_axes={INPUT: free} | {name: {0: "N"} for name in outputs},
             )
         except Exception as error:
-            why = f"torch cannot write this model as ONNX opset {opset} ({_first_line(error)})"
+            why = f"torch cannot write this model as ONNX opset {opset} ({first_line(error)})"
             raise UserError(f"{why}; choose another distill.backbone or export.opset") from error
     model = onnx.load(path)
     for output, example in zip(model.graph.output, _outputs(module, images), strict=True):
@@ -151,10 +126,6 @@ def _write(
     onnx.helper.set_model_props(model, dict(sorted((metadata | {"dynamic_size": str(dynamic).lower()}).items())))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _outputs(module: nn.Module, images: Tensor) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import onnx
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
-from dreamteacher.serving.export import load
+from dreamteacher.serving.onnx_files import load
 from dreamteacher.tracking import Tracker
 
 ALIAS = "challenger"

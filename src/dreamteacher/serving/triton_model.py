@@ -28,17 +28,16 @@ class TritonPythonModel:
     """What the backend calls: once `initialize`, then `execute` for every batch of requests that Triton has formed."""
 
     def initialize(self, args):
-        """Open `model.onnx` beside this file, on the device of this instance."""
+        """Open `model.onnx` beside this file and run it once."""
         config = json.loads(args["model_config"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(config["parameters"]["intra_op_num_threads"]["string_value"])
-        providers: list = ["CPUExecutionProvider"]
-        if args["model_instance_kind"] == "GPU":
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(args["model_instance_device_id"])}))
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.input = config["input"][0]["name"]
         self.outputs = [output["name"] for output in config["output"]]
+        size = int(config["parameters"]["size"]["string_value"])
+        self.session.run(self.outputs, {self.input: np.zeros((1, 3, size, size), np.float32)})  # the first run is slow, or fails
 
     def execute(self, requests):
         """One response a request, in order; the requests' pictures are run as one batch."""

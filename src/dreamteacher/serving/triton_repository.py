@@ -13,13 +13,12 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelDynam
 
 from dreamteacher.errors import UserError
 from dreamteacher.params import Publish
-from dreamteacher.serving.export import load
+from dreamteacher.serving.onnx_files import LOGITS, load
 
 Backend = Literal["onnxruntime", "python"]
 
 VERSION = "1"
 LABELS = "labels.txt"
-LOGITS = "logits"
 MAX_QUEUE = 512  # requests that may wait for one model; more are refused at once
 MAX_WAIT_US = 10_000_000  # a request that has waited longer is refused
 TYPES: dict[int, Any] = {
@@ -82,18 +81,13 @@ def _config(name: str, model: onnx.ModelProto, backend: Backend, settings: Publi
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     config = ModelConfig(name=name, backend=backend, max_batch_size=settings.max_batch_size)
     for value in model.graph.input:
-        kind, dims = _tensor(value)
-        config.input.add(name=value.name, data_type=kind, dims=dims)
+        data_type, dims = _tensor(value)
+        config.input.add(name=value.name, data_type=data_type, dims=dims)
     for value in model.graph.output:
-        kind, dims = _tensor(value)
-        config.output.add(name=value.name, data_type=kind, dims=dims, label_filename=LABELS if value.name == LOGITS else "")
+        data_type, dims = _tensor(value)
+        config.output.add(name=value.name, data_type=data_type, dims=dims, label_filename=LABELS if value.name == LOGITS else "")
     for key, text in metadata.items():
         config.parameters[key].string_value = text
-    on_gpu = settings.gpu and backend == "onnxruntime"
-    config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU, count=settings.instances)
-    if backend == "python":
-        # Several one-thread instances hold their speed on a busy machine; one session over all cores collapses there.
-        config.parameters["intra_op_num_threads"].string_value = "1"
     config.version_policy.latest.num_versions = 1
     config.dynamic_batching.CopyFrom(
         ModelDynamicBatching(
@@ -103,8 +97,16 @@ def _config(name: str, model: onnx.ModelProto, backend: Backend, settings: Publi
             ),
         )
     )
-    # The largest batch claims all memory before the first request and lets a GPU choose its kernels; a laptop warms up with one.
-    warm_up = config.model_warmup.add(name="warm-up", batch_size=settings.max_batch_size if backend == "onnxruntime" else 1)
+    if backend == "python":
+        # Several one-thread instances hold their speed on a busy machine; one session over all cores collapses there.
+        config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=settings.instances)
+        config.parameters["intra_op_num_threads"].string_value = "1"
+        return config
+    kind = ModelInstanceGroup.KIND_GPU if settings.gpu else ModelInstanceGroup.KIND_CPU
+    config.instance_group.add(kind=kind, count=settings.instances)
+    # The largest batch claims all memory before the first request and lets a GPU choose its kernels. The python backend warms
+    # itself up: this Triton crashes without a word when a warm-up fails there.
+    warm_up = config.model_warmup.add(name="largest batch", batch_size=settings.max_batch_size)
     for tensor in config.input:
         size = int(metadata["size"])
         warm_up.inputs[tensor.name].data_type = tensor.data_type

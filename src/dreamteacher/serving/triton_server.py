@@ -27,6 +27,7 @@ HOST = "127.0.0.1"
 CACHE = Path(".dreamteacher/triton")
 START_SECONDS = 300  # large models warm up slowly
 STOP_SECONDS = 20
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHARED_MEMORY = re.compile(r"/dev/shm/triton_python_backend_shm_region_\S+")
 
 
@@ -50,11 +51,11 @@ def serve(repository: Path, http_port: int | None = None, grpc_port: int | None 
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in STOPPING:
             signal.signal(each, signal.SIG_IGN)  # the impatient second one must not leave a server behind
         raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, stop) for each in STOPPING}
     try:
         with running_triton(repository, http_port, grpc_port) as triton:
             print(f"models   {', '.join(triton.models)}")
@@ -62,7 +63,10 @@ def serve(repository: Path, http_port: int | None = None, grpc_port: int | None 
             print(f"gRPC     {triton.grpc_url}")
             print(f"metrics  http://{triton.metrics_url}/metrics")
             print(f"log      {triton.log}")
-            print(f"ready; try: dreamteacher predict IMAGE --url {triton.http_url} (Ctrl-C stops the server)", flush=True)
+            print(
+                f"ready; try: dreamteacher predict IMAGE --url {triton.http_url} --model {triton.models[0]} (Ctrl-C stops the server)",
+                flush=True,
+            )
             code = triton.process.wait()
             raise UserError(f"tritonserver ended by itself with code {code}: {_complaints(triton.log)}")
     except KeyboardInterrupt:
@@ -85,7 +89,7 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
     ports = _ports(http_port, grpc_port, None)
     for protocol, port in zip(("http", "grpc", "metrics"), ports, strict=True):
         command += [f"--{protocol}-address={HOST}", f"--{protocol}-port={port}"]
-    command += [f"--model-repository={repository.resolve()}", "--disable-auto-complete-config", "--exit-timeout-secs=10"]
+    command += [f"--model-repository={repository.resolve()}", "--disable-auto-complete-config", "--exit-timeout-secs=5"]
     log = (CACHE / f"server-{ports[0]}.log").absolute()
     with log.open("wb") as file:
         # A session of its own, because Ctrl-C reaches every process of the terminal's group and the stubs must outlive the server's stop.
@@ -186,6 +190,7 @@ def _complaints(log: Path) -> str:
     """The server's own error lines, as one."""
     lines = log.read_text(errors="replace").splitlines()
     errors = [match[1].strip() for line in lines if (match := re.match(r'E\d{4} [^\]]*\] ?"?(.*?)"?$', line))]
+    errors = [error for error in errors if not error.startswith("CudaDriverHelper")]  # which it says wherever there is no GPU
     errors = [error for error in errors if error.startswith("failed to load")] or errors or lines[-3:]
     return " | ".join(dict.fromkeys(error.split("\\n\\nAt:")[0] for error in errors))[:1000]
 

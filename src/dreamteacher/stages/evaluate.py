@@ -197,8 +197,9 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
     """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation."""
     distill = read_stage(features)["params"]["distill"]
     device = this_process().device
-    student = load_regressor(features).eval().to(device)
-    generator = load_teacher(teacher, student.facts["tap_strides"]).to(device)
+    student = load_regressor(features)
+    generator = load_teacher(teacher, student.heads.strides).to(device)
+    student.eval().to(device)
     whiten = whitening(distill["whitening"], generator.taps, read_facts(teacher)["statistics"])
     targets, regressed = [], []
     for index in shown:

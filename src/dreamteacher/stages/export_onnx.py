@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from dreamteacher.params import Params
 from dreamteacher.serving.export import MULTIPLE, export
+from dreamteacher.serving.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.tasks.model import load_task_model
 
 log = logging.getLogger(__name__)
-
-BACKBONE_FILE, MODEL_FILE = "backbone.onnx", "model.onnx"
 
 
 class PyramidAndEmbedding(nn.Module):
@@ -73,7 +72,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
         }
         outputs = {
             BACKBONE_FILE: [*(f"stride{stride}" for stride in model.backbone.strides), "embedding"],
-            MODEL_FILE: ["logits"],
+            MODEL_FILE: [LOGITS],
         }
         exported = {}
         for name, module, task in ((BACKBONE_FILE, PyramidAndEmbedding(model.backbone), "features"), (MODEL_FILE, model, model.task)):

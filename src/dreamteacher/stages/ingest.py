@@ -22,10 +22,11 @@ from rich.console import Console
 
 from dreamteacher.data.dataset import IGNORE
 from dreamteacher.data.decode import BadPicture
+from dreamteacher.data.items import Found, Item
 from dreamteacher.data.prepare import Prepared, prepare
 from dreamteacher.data.seen import Kept, Seen
 from dreamteacher.data.shards import ShardSet
-from dreamteacher.data.sources import Found, Item, find, inputs_of
+from dreamteacher.data.sources import find, inputs_of
 from dreamteacher.errors import UserError
 from dreamteacher.params import Ingest, Params
 from dreamteacher.stage import open_stage

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from dreamteacher.params import Params
-from dreamteacher.serving.export import read_metadata
+from dreamteacher.serving.onnx_files import BACKBONE_FILE, MODEL_FILE, read_metadata
 from dreamteacher.serving.registry import register
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.stage import open_stage, read_stage
-from dreamteacher.stages.export_onnx import BACKBONE_FILE, MODEL_FILE
 
 TOLD = ("init", "seed", "task", "architecture", "git_revision", "data_hash", "dreamteacher_version")
 
@@ -35,12 +35,10 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
         write_repository(models, stage.tmp / "local", backend="python", settings=params.publish)
         metadata = read_metadata(models[name])
         parity = read_stage(onnx)["metrics"]["parity_max"]
-        figures = {
-            key.removeprefix(f"{metadata['init']}."): f"{value:.6g}"
-            for key, value in read_stage(evaluation)["metrics"].items()
-            if key.startswith(f"{metadata['init']}.")
-        }
-        tags = {key: metadata[key] for key in TOLD} | figures | {"parity_max": f"{parity:.3g}"}
+        figures = json.loads((evaluation / "metrics.json").read_text()).get(metadata["init"], {})
+        tags = (
+            {key: metadata[key] for key in TOLD} | {key: f"{value:.6g}" for key, value in figures.items()} | {"parity_max": f"{parity:.3g}"}
+        )
         register(stage.tracker, models[name], name, tags=tags, scratch=stage.checkpoints / "model")
         stage.metrics = {"models": float(len(models)), "parity_max": parity}
         return stage.metrics

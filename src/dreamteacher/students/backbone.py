@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
 
+FINEST = 4  # stride of the pyramid's first level
 BACKBONE_FOLDER = "backbone"  # where an artifact with more in it keeps its backbone
 
 
@@ -22,7 +23,7 @@ class Backbone(nn.Module):
 
     Attributes:
         name: timm's name of the architecture.
-        strides: of the pyramid's levels, fine to coarse, for example [2, 4, 8, 16, 32].
+        strides: of the pyramid's levels, fine to coarse: 4, 8, 16, 32 (Sec 3.1: l = 2, 3, 4, 5) or those of them that the model has.
         channels: of the same levels.
         mean, std: of the RGB normalisation that the model expects, per channel, for values in [0, 1].
     """
@@ -41,7 +42,8 @@ class Backbone(nn.Module):
         self.model.train(was_training)
         if odd := [m.shape[-1] for m in maps if side % m.shape[-1]]:
             raise ValueError(f"{side} px become {odd[0]}, which is not a whole fraction")
-        last = {side // m.shape[-1]: i for i, m in enumerate(maps)}
+        # Finer levels cost a neck more than the whole backbone.
+        last = {side // m.shape[-1]: i for i, m in enumerate(maps) if side // m.shape[-1] >= FINEST}
         self._levels = sorted(last.values())
         self.strides = [side // maps[i].shape[-1] for i in self._levels]
         self.channels = [maps[i].shape[1] for i in self._levels]

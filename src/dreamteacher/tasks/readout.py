@@ -12,10 +12,10 @@ from dreamteacher.tasks.model import normalize
 from dreamteacher.tasks.scoring import Score, picture_size, whole_batches
 from dreamteacher.training.randomness import derive_seed
 
-LEARNED, ASKED = 4096, 16384  # pixels drawn from all labelled train pictures, and from all validation pictures
+LEARNED, ASKED = 4096, 8192  # pixels drawn from all labelled train pictures, and from all validation pictures
 TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018)
 L2 = 1e-2  # of the linear read-out, on standardised features
-ITERATIONS = 100
+ITERATIONS = 50
 CHUNK = 2048
 
 

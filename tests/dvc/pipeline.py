@@ -1,0 +1,63 @@
+"""A copy of the project's pipeline, run by a real DVC. Only the stage bodies are replaced: by ones that take no time."""
+
+import os
+import subprocess
+from pathlib import Path
+
+STAND_IN = """#!{python}
+import json, sys, types
+from pathlib import Path
+from dreamteacher import cli
+from dreamteacher.stage import open_stage
+
+READS = {{"ingest": ["ingest"], "train-teacher": ["seed", "teacher"], "distill-features": ["seed", "taps", "student", "distill"],
+    "train-interpreter": ["few_labels", "taps", "interpreter"], "distill-labels": ["taps", "student", "distill", "labels"],
+    "finetune": ["few_labels", "student", "finetune"], "evaluate": ["few_labels", "compare", "evaluate"], "export-onnx": ["export"],
+    "publish": ["publish"]}}
+name = sys.argv[1]
+
+def run(params, *, out, overwrite, metrics=None, plots=None, **given):
+    inputs = {{key: value for key, value in given.items() if isinstance(value, Path)}}
+    with open("ran.log", "a") as log:
+        print(" ".join(sys.argv[1:]), file=log)
+    with open_stage(name, params={{**params.section(*READS[name]), **{{k: v for k, v in given.items() if k not in inputs}}}},
+                    inputs=inputs, out=out, overwrite=overwrite) as stage:
+        (stage.tmp / "model.safetensors").write_text(name + str(given.get("seed")))
+    if plots:
+        for file, text in {{"finetune_loss.csv": "step,scratch,features,mix\\n1,3,2,1\\n", "teacher_loss.csv": "step,loss\\n1,2\\n",
+                            "distill_quality.csv": "step,explained_variance\\n1,0.5\\n", "results.png": "", "overlays/0.png": ""}}.items():
+            (plots / file).parent.mkdir(parents=True, exist_ok=True)
+            (plots / file).write_text(text)
+        metrics.parent.mkdir(exist_ok=True)
+        metrics.write_text(json.dumps({{"mix": {{"miou_mean": params.finetune.lr}}}}))
+    return {{}}
+
+cli.import_module = lambda module: types.SimpleNamespace(run=run)
+sys.exit(cli.main())
+"""
+
+
+class Project:
+    """A git and DVC project in `folder` with one seed of the demo's comparison."""
+
+    def __init__(self, folder: Path, tools: Path):
+        self.folder = folder
+        self.environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def change(self, old: str, new: str) -> None:
+        """Edit params.yaml."""
+        text = (self.folder / "params.yaml").read_text()
+        assert text.count(old) == 1, old
+        (self.folder / "params.yaml").write_text(text.replace(old, new))
+
+    def repro(self) -> list[str]:
+        """`dvc repro`; the commands it ran."""
+        log = self.folder / "ran.log"
+        log.unlink(missing_ok=True)
+        self.run("dvc", "repro")
+        return sorted(log.read_text().splitlines()) if log.exists() else []

@@ -1,0 +1,91 @@
+"""What the real dvc.yaml runs again, and what not."""
+
+import json
+
+import pytest
+import yaml
+
+from dreamteacher import cli
+from dreamteacher.params import Params
+from helpers import PROJECT
+
+AFTER_FINETUNE = ["evaluate", "export-onnx", "publish"]
+
+
+@pytest.fixture
+def clean(project):
+    """The committed state before and after."""
+    yield project
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q")
+
+
+def test_chain_runs_every_stage_once(project):
+    assert project.first == sorted(
+        ["ingest", "train-teacher", "distill-features", "train-interpreter --seed 0", "distill-labels --mode mix --seed 0",
+         "finetune --init scratch --seed 0", "finetune --init features --seed 0", "finetune --init mix --seed 0", *AFTER_FINETUNE]
+    )  # fmt: skip
+
+
+def test_second_start_runs_nothing(project):
+    assert project.repro() == []
+    assert "up to date" in project.run("dvc", "status")
+
+
+def test_touching_the_finetune_rate_reruns_finetune_and_what_follows(clean):
+    (clean.folder / "ran.log").unlink(missing_ok=True)
+    clean.run("dvc", "exp", "run", "-q", "-S", "finetune.lr=0.0123")
+    ran = sorted((clean.folder / "ran.log").read_text().splitlines())
+    assert ran == sorted([*(f"finetune --init {init} --seed 0" for init in ("scratch", "features", "mix")), *AFTER_FINETUNE])
+    assert json.loads((clean.folder / "metrics/evaluate.json").read_text()) == {"mix": {"miou_mean": 0.0123}}
+    assert "0.0123" in clean.run("dvc", "metrics", "diff")
+
+
+def test_touching_distillation_leaves_scratch_and_teacher_alone(clean):
+    settings = yaml.safe_load((clean.folder / "params.yaml").read_text())
+    settings["distill"]["T"] = 77
+    (clean.folder / "params.yaml").write_text(yaml.safe_dump(settings))
+    assert clean.repro() == sorted(
+        ["distill-features", "distill-labels --mode mix --seed 0", "finetune --init features --seed 0", "finetune --init mix --seed 0",
+         *AFTER_FINETUNE]
+    )  # fmt: skip
+
+
+def test_one_seed_more_runs_only_that_seed(clean):
+    clean.change("seeds: [0]", "seeds: [0, 1]")
+    ran = clean.repro()
+    assert "train-interpreter --seed 1" in ran
+    assert "finetune --init scratch --seed 1" in ran
+    # finetune from mix depends on all of artifacts/backbones/mix, which has a new seed in it: the one price of INIT as a dependency
+    assert [command for command in ran if command.endswith("--seed 0")] == ["finetune --init mix --seed 0"]
+
+
+def test_plots_are_drawn(project):
+    said = project.run("dvc", "plots", "show")
+    assert "failed" not in said
+    page = (project.folder / "dvc_plots/index.html").read_text()
+    for title in ("loss", "explained_variance"):
+        assert f'"{title}"' in page
+
+
+def test_every_stage_is_in_the_graph_with_settings_that_exist():
+    graph, settings = (yaml.safe_load((PROJECT / name).read_text()) for name in ("dvc.yaml", "params.yaml"))
+    assert set(graph["stages"]) == {*cli.STAGES, "nothing"}
+    for name, stage in graph["stages"].items():
+        for key in stage.get("params", []):
+            assert key in Params.model_fields, name
+            assert key in settings, f"{key} must be in params.yaml: DVC knows no defaults"
+
+
+def test_drawn_columns_are_the_compared_initialisations():
+    graph, settings = (yaml.safe_load((PROJECT / name).read_text()) for name in ("dvc.yaml", "params.yaml"))
+    (columns,) = [
+        y for plot in graph["plots"] if isinstance(plot, dict) for line in plot.values() for y in line["y"].values() if isinstance(y, list)
+    ]
+    assert columns == settings["compare"]["inits"]
+
+
+def test_nothing_is_told_to_anyone():
+    config = (PROJECT / ".dvc/config").read_text()
+    for setting in ("analytics = false", "autostage = false", "check_update = false"):
+        assert setting in config

@@ -1,0 +1,28 @@
+"""Small things that tests of several rooms need; a module of its own, because every folder has its conftest."""
+
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 240) -> None:
+    """Until `url` answers."""
+    for _ in range(int(seconds / 0.1)):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"{url} does not answer; {log.read_text()}")

@@ -1,0 +1,155 @@
+import json
+import socket
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+from serving_samples import PARAMS, make_model
+
+from dreamteacher.data.dataset import Sample
+from dreamteacher.data.transforms import whole
+from dreamteacher.errors import UserError
+from dreamteacher.serving.client import predict, prepare
+from dreamteacher.serving.triton_repository import write_repository
+from dreamteacher.serving.triton_server import running_triton
+from dreamteacher.tasks.model import normalize
+
+
+def save_picture(path, height, width, seed=0):
+    """A smooth coloured picture, so that reducing it does not make noise of it."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def url(triton, protocol):
+    return {"http": f"http://{triton.http_url}", "grpc": triton.grpc_url}[protocol]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_mask_and_overlay_show_what_the_torch_model_says(triton, tmp_path, capsys, protocol):
+    picture = save_picture(tmp_path / "a.png", 40, 45)  # no multiple of 32, below the short side: padded, not scaled
+    predict([picture], url(triton, protocol), "cells", tmp_path / "out", protocol=protocol)
+    pixels = np.asarray(Image.open(picture))
+    model = make_model("segmentation")
+    image = whole(32)(Sample(pixels, None, "a"))["image"][None]
+    expected = model(normalize(image, model.mean, model.std))[0, :, :40, :45].argmax(0).numpy()
+    mask = Image.open(tmp_path / "out" / "a.mask.png")
+    assert (np.asarray(mask) == expected).all() and len(np.unique(expected)) > 1
+    overlay = np.asarray(Image.open(tmp_path / "out" / "a.overlay.png"))
+    assert (overlay[expected == 0] == pixels[expected == 0]).all()
+    assert (overlay[expected == 1] != pixels[expected == 1]).any()
+    share = (expected == 1).mean()
+    assert f"{picture}: background " in (line := capsys.readouterr().out) and f"cell {share:.1%}" in line
+
+
+def test_large_picture_is_reduced_as_in_training_and_its_mask_enlarged_again(triton, tmp_path):
+    picture = save_picture(tmp_path / "large.png", 130, 200)
+    predict([picture], url(triton, "http"), "cells", tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "large.mask.png").size == (200, 130)
+    assert Image.open(tmp_path / "out" / "large.overlay.png").size == (200, 130)
+    predict([picture], url(triton, "http"), "cells", tmp_path / "out", features=True)
+    with np.load(tmp_path / "out" / "large.npz") as features:
+        assert features["size"].tolist() == [48, 74]  # the short side that ingest had
+        assert features["stride4"].shape[1:] == (64 // 4, 96 // 4)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_features_are_those_of_onnxruntime(triton, models, tmp_path, protocol):
+    picture = save_picture(tmp_path / "a.png", 32, 64)
+    predict([picture], url(triton, protocol), "cells", tmp_path / "out", protocol=protocol, features=True)
+    assert (tmp_path / "out" / "a.mask.png").exists()
+    session = onnxruntime.InferenceSession(str(models["cells-backbone"]), providers=["CPUExecutionProvider"])
+    parameters = {prop.key: prop.value for prop in onnx.load(models["cells-backbone"]).metadata_props}
+    mean, std = (np.array(json.loads(parameters[key]), np.float32) for key in ("mean", "std"))
+    images = ((np.asarray(Image.open(picture)) / 255 - mean) / std).astype(np.float32).transpose(2, 0, 1)[None]
+    with np.load(tmp_path / "out" / "a.npz") as features:
+        for output, expected in zip(session.get_outputs(), session.run(None, {"images": images}), strict=True):
+            assert np.abs(features[output.name] - expected[0]).max() < 1e-4
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_many_pictures_of_many_kinds_give_a_line_each_in_order(triton, tmp_path, capsys, protocol):
+    pictures = [save_picture(tmp_path / f"{i:02}.png", 24 + i, 60 - i, seed=i) for i in range(30)]
+    Image.open(pictures[3]).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.open(pictures[4]).convert("LA").save(tmp_path / "alpha.png")
+    pictures += [tmp_path / "cmyk.jpg", tmp_path / "alpha.png"]
+    predict(pictures, url(triton, protocol), "stages", protocol=protocol)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [str(path) for path in pictures]
+    assert all(any(f"{name} 0." in line for name in ("early", "middle", "late", "done")) for line in lines)
+
+
+def test_class_and_probability_are_the_model_s(triton, tmp_path, capsys):
+    picture = save_picture(tmp_path / "a.png", 32, 32)
+    predict([picture], url(triton, "http"), "stages")
+    model = make_model("classification")
+    image = whole(32)(Sample(np.asarray(Image.open(picture)), None, "a"))["image"][None]
+    share, best = model(normalize(image, model.mean, model.std))[0].softmax(0).max(0)
+    assert capsys.readouterr().out.startswith(f"{picture}: {model.classes[best]} {share:.3f}")
+
+
+def test_bad_pictures_are_named_and_the_others_done(triton, tmp_path, capsys):
+    good = save_picture(tmp_path / "good.png", 32, 32)
+    (tmp_path / "text.png").write_text("no picture")
+    pictures = [tmp_path / "text.png", good, tmp_path / "missing.png"]
+    with pytest.raises(UserError, match="2 of 3 pictures"):
+        predict(pictures, url(triton, "http"), "cells", tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"BAD {pictures[0]}: not a picture") and lines[2].startswith(f"BAD {pictures[2]}: No such file")
+    assert lines[1].startswith(f"{good}: ") and (tmp_path / "out" / "good.mask.png").exists()
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(triton, tmp_path):
+    pictures = [save_picture(tmp_path / folder / "1.png", 32, 32) for folder in ("a", "b")]
+    predict(pictures, url(triton, "http"), "cells", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.mask.png")) == ["1-2.mask.png", "1.mask.png"]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_one_line_when_the_server_is_not_there(tmp_path, protocol):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", "no-such-host.invalid:8000"):
+        with pytest.raises(UserError, match=r"no Triton answers at .*dreamteacher serve") as error:
+            predict([save_picture(tmp_path / "a.png", 32, 32)], address, "cells", protocol=protocol)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_address_of_the_other_protocol_is_no_traceback(triton, tmp_path, protocol):
+    other = {"http": triton.grpc_url, "grpc": triton.http_url}[protocol]
+    with pytest.raises(UserError, match="no Triton answers"):
+        predict([save_picture(tmp_path / "a.png", 32, 32)], other, "cells", protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_unknown_model_names_those_that_are_served(triton, tmp_path, protocol):
+    with pytest.raises(UserError, match="no model 'cell'; it has cells, cells-backbone, stages"):
+        predict([save_picture(tmp_path / "a.png", 32, 32)], url(triton, protocol), "cell", protocol=protocol)
+
+
+def test_features_need_a_folder(triton, tmp_path):
+    with pytest.raises(UserError, match="--out"):
+        predict([save_picture(tmp_path / "a.png", 32, 32)], url(triton, "http"), "cells", features=True)
+
+
+def test_model_of_one_size_gets_the_picture_in_that_size():
+    contract = {"dynamic_size": False, "size": 32, "short_side": None, "interpolation": "bilinear", "multiple": 32}
+    contract |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    tensor, size = prepare(np.full((50, 70, 3), 255, np.uint8), contract)
+    assert tensor.shape == (1, 3, 32, 32) and size == (32, 32)
+    assert np.allclose(tensor, 2.0)
+
+
+def test_failure_inside_the_server_is_one_line(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_repository({"cells": models["cells"]}, tmp_path / "local", backend="python", settings=PARAMS.publish)
+    code = tmp_path / "local" / "cells" / "1" / "model.py"
+    failing = "            if images[0].shape[3] == 64:\n                raise MemoryError('out of memory')\n            results = self"
+    code.write_text(code.read_text().replace("            results = self", failing))
+    with running_triton(tmp_path / "local") as triton, pytest.raises(UserError, match="refuses .*out of memory"):
+        predict([save_picture(tmp_path / "a.png", 32, 64)], triton.http_url, "cells")

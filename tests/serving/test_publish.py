@@ -1,0 +1,110 @@
+import logging
+import shutil
+
+import mlflow
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from mlflow.tracking import MlflowClient
+from serving_samples import PARAMS, make_finetuned, make_model
+
+from dreamteacher.errors import UserError
+from dreamteacher.serving.triton_repository import check_repository
+from dreamteacher.stage import digest_of
+from dreamteacher.stages import export_onnx, publish
+from dreamteacher.tracking import UNSENT, sync
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A database with MLflow's tables, which take seconds to make."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def registry(in_tmp, database, monkeypatch):
+    """A client of the database that the stages of this test use."""
+    shutil.copy(database, in_tmp / "mlflow.db")
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "on")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    yield MlflowClient("sqlite:///mlflow.db")
+    mlflow.set_tracking_uri(None)
+
+
+def run_publish(project, out, onnx_folder=None, **options):
+    return publish.run(PARAMS, onnx=onnx_folder or project / "onnx" / "segmentation", evaluation=project / "evaluation", out=out, **options)
+
+
+def test_publish_writes_both_repositories(project, here):
+    metrics = run_publish(project, here / "triton")
+    for kind in ("production", "local"):
+        assert check_repository(here / "triton" / kind) == ["cells", "cells-backbone"]
+    assert (here / "triton" / "local" / "cells" / "1" / "model.py").exists()
+    assert metrics["models"] == 2 and 0 < metrics["parity_max"] < 1e-4
+    assert run_publish(project, here / "triton") == metrics  # done already
+
+
+def test_registered_version_says_what_it_is_and_runs_equal(project, registry, in_tmp):
+    run_publish(project, in_tmp / "triton")
+    version = registry.get_model_version_by_alias("cells", "challenger")
+    file = project / "onnx" / "segmentation" / "model.onnx"
+    told = {prop.key: prop.value for prop in onnx.load(file).metadata_props}
+    assert version.version == 1 or version.version == "1"
+    assert version.tags["sha256"] == digest_of(file)
+    assert version.tags["data_hash"] == "d" * 64 and version.tags["git_revision"] == told["git_revision"]
+    assert (version.tags["miou_mean"], version.tags["miou_std"], version.tags["init"]) == ("0.8125", "0.01", "mix")
+    assert float(version.tags["parity_max"]) < 1e-4
+
+    mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    loaded = mlflow.onnx.load_model("models:/cells@challenger")
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 64), dtype=np.float32)
+    ours = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, {"images": images})
+    theirs = onnxruntime.InferenceSession(loaded.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"images": images})
+    assert (ours[0] == theirs[0]).all()
+    assert {prop.key: prop.value for prop in loaded.metadata_props} == told
+    served = mlflow.pyfunc.load_model("models:/cells@challenger")
+    assert np.abs(served.predict({"images": images})["logits"] - ours[0]).max() < 1e-5
+
+
+def test_same_file_again_stays_one_version_and_a_new_one_takes_the_alias(project, registry, in_tmp, monkeypatch):
+    run_publish(project, in_tmp / "triton")
+    registry.delete_registered_model_alias("cells", "challenger")
+    run_publish(project, in_tmp / "triton", overwrite=True)
+    assert len(registry.search_model_versions("name = 'cells'")) == 1
+    assert int(registry.get_model_version_by_alias("cells", "challenger").version) == 1
+
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "off")
+    make_finetuned(in_tmp / "finetuned", make_model("segmentation", seed=1))
+    export_onnx.run(PARAMS, data=project / "data", finetuned=in_tmp / "finetuned", out=in_tmp / "onnx")
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "on")
+    run_publish(project, in_tmp / "triton", in_tmp / "onnx", overwrite=True)
+    assert int(registry.get_model_version_by_alias("cells", "challenger").version) == 2
+    # Back to the first: the alias moves, the versions stay two.
+    run_publish(project, in_tmp / "triton", overwrite=True)
+    assert len(registry.search_model_versions("name = 'cells'")) == 2
+    assert int(registry.get_model_version_by_alias("cells", "challenger").version) == 1
+
+
+def test_publish_without_a_server_finishes_and_registers_later(project, registry, in_tmp, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with caplog.at_level(logging.WARNING):
+        run_publish(project, in_tmp / "triton")
+    assert "dreamteacher sync" in caplog.text
+    assert check_repository(in_tmp / "triton" / "production") == ["cells", "cells-backbone"]
+    assert len(list(UNSENT.iterdir())) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    sync()
+    assert registry.get_model_version_by_alias("cells", "challenger").tags["miou_mean"] == "0.8125"
+    assert not list(UNSENT.iterdir())
+
+
+def test_damaged_export_is_named_and_nothing_is_published(project, here):
+    shutil.copytree(project / "onnx" / "segmentation", here / "onnx")
+    data = (here / "onnx" / "model.onnx").read_bytes()
+    (here / "onnx" / "model.onnx").write_bytes(data[:-1000])
+    with pytest.raises(UserError, match=r"model\.onnx is no valid ONNX file"):
+        run_publish(project, here / "triton", here / "onnx")
+    assert not (here / "triton").exists()

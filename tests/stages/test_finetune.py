@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dreamteacher
+from conftest import INITS, Chain, brief_params
+from dreamteacher.data.dataset import ImageSet, few_labelled
+from dreamteacher.errors import UserError
+from dreamteacher.stages import finetune
+from dreamteacher.students.backbone import load_backbone
+from dreamteacher.tasks.model import load_task_model
+
+
+def begun(chain: Chain, init: str) -> dict[str, torch.Tensor]:
+    return chain.begun[f"finetune/{init}"]
+
+
+def part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_every_init_sees_the_same_few_labels(chain: Chain) -> None:
+    images = ImageSet(chain.root / "data", "train")
+    few = {images.names[i] for i in few_labelled(images, 6, 0)}
+    for init in INITS:
+        assert chain.read[f"finetune/{init}"] == few, init
+        assert chain.metrics[f"finetune/{init}"]["n_labels"] == 6
+    assert chain.read["interpreter"] == few
+
+
+def test_features_begin_with_the_distilled_backbone_and_the_head_of_scratch(chain: Chain) -> None:
+    distilled = load_backbone(chain.root / "features/backbone").state_dict()
+    assert equal(part(begun(chain, "features"), "backbone."), {f"backbone.{key}": value for key, value in distilled.items()})
+    assert equal(part(begun(chain, "features"), "head."), part(begun(chain, "scratch"), "head."))
+    assert not equal(part(begun(chain, "features"), "backbone."), part(begun(chain, "scratch"), "backbone."))
+
+
+@pytest.mark.parametrize("init", ["labels", "mix"])
+def test_label_distilled_models_begin_with_their_neck_and_head(chain: Chain, init: str) -> None:
+    assert equal(begun(chain, init), load_task_model(chain.root / init).state_dict())
+    assert not equal(part(begun(chain, init), "head."), part(begun(chain, "scratch"), "head."))
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_the_model_opens_by_itself(chain: Chain, init: str) -> None:
+    model = dreamteacher.load(chain.root / "finetune" / init)
+    assert (model.task, model.size, model.training) == (chain.task, 32, False)
+    logits = model(torch.zeros(1, 3, 64, 96))
+    assert logits.shape == ((1, 2, 64, 96) if chain.task == "segmentation" else (1, 2))
+    assert not equal(model.state_dict(), begun(chain, init))
+
+
+def test_a_pretrained_backbone_may_learn_more_slowly(chain: Chain, tmp_path: Path) -> None:
+    """Adam's first steps are as long as the rate, so a rate a thousand times lower shows."""
+    params = brief_params(chain.source, finetune={"backbone_lr_scale": 1e-3})
+    given = {"data": chain.root / "data", "seed": 0}
+    finetune.run(params, **given, init="features", backbone=chain.root / "features", out=tmp_path / "features")
+    finetune.run(params, **given, init="scratch", out=tmp_path / "scratch")
+
+    def way(folder: Path, init: str) -> float:
+        after, before = load_task_model(folder).backbone.model, begun(chain, init)
+        return sum(float((p - before[f"backbone.model.{name}"]).abs().sum()) for name, p in after.named_parameters())
+
+    assert way(tmp_path / "features", "features") < 0.01 * way(chain.root / "finetune/features", "features")
+    assert way(tmp_path / "scratch", "scratch") == pytest.approx(way(chain.root / "finetune/scratch", "scratch"))
+
+
+def test_which_others_are_compared_is_no_part_of_a_result(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "train", None)
+    params = brief_params(chain.source, compare={"seeds": [0, 1, 2, 3]})
+    metrics = finetune.run(params, data=chain.root / "data", init="scratch", seed=0, out=chain.root / "finetune/scratch")
+    assert metrics == chain.metrics["finetune/scratch"]
+
+
+def test_what_does_not_fit_is_refused_in_one_line(chain: Chain, tmp_path: Path) -> None:
+    given = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "out"}
+    with pytest.raises(UserError, match="init mix needs --backbone: the output of distill-labels"):
+        finetune.run(chain.params, init="mix", **given)
+    wide = brief_params(chain.source, student={"width": 16})
+    with pytest.raises(UserError, match=r"does not fit student\.backbone = 'resnet10t'.*run `dreamteacher distill-features` again"):
+        finetune.run(
+            brief_params(chain.source, student={"backbone": "resnet10t"}), init="features", backbone=chain.root / "features", **given
+        )
+    if chain.task == "segmentation":
+        with pytest.raises(UserError, match=r"student\.width = 16 and the 2 classes of the data; run `dreamteacher distill-labels` again"):
+            finetune.run(wide, init="mix", backbone=chain.root / "mix", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_comes_to_fit_the_few_labels(chain: Chain, tmp_path: Path) -> None:
+    params = brief_params(chain.source, finetune={"steps": 40, "lr": 3e-3, "log_every": 5, "batch_size": 8})
+    finetune.run(params, data=chain.root / "data", init="mix", backbone=chain.root / "mix", seed=0, out=tmp_path / "model")
+    losses = [float(line.split(",")[1]) for line in (tmp_path / "model/curves.csv").read_text().splitlines()[1:]]
+    assert losses[-1] < 0.8 * losses[0]

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Chain, brief_params, draw
+from dreamteacher.data.dataset import ImageSet, few_labelled
+from dreamteacher.distillation.interpreter import load_interpreter
+from dreamteacher.errors import UserError
+from dreamteacher.stages import ingest, train_interpreter
+
+
+def test_it_learns_from_the_few_labels_that_the_seed_draws(chain: Chain) -> None:
+    images = ImageSet(chain.root / "data", "train")
+    assert chain.read["interpreter"] == {images.names[i] for i in few_labelled(images, 6, 0)}
+    assert chain.metrics["interpreter"]["n_labels"] == 6
+
+
+def test_it_leaves_an_interpreter_of_the_task(chain: Chain) -> None:
+    interpreter, facts = load_interpreter(chain.root / "interpreter")
+    assert interpreter.dense == (chain.task == "segmentation")
+    assert (facts["strides"], facts["T"]) == ([2, 4], 10)
+    assert facts["shape"]["tap_channels"] == [8, 16]
+    before = chain.begun["interpreter"]
+    assert all(not torch.equal(value, before[key]) for key, value in interpreter.state_dict().items())
+
+
+def test_it_comes_to_read_the_labels(chain: Chain, tmp_path: Path) -> None:
+    params = brief_params(chain.source, interpreter={"steps": 60, "lr": 1e-2, "dropout": 0.0, "log_every": 10})
+    train_interpreter.run(params, data=chain.root / "data", teacher=chain.root / "teacher", seed=0, out=tmp_path / "interpreter")
+    losses = [float(line.split(",")[1]) for line in (tmp_path / "interpreter/curves.csv").read_text().splitlines()[1:]]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_another_seed_draws_other_labels_and_weights(chain: Chain, tmp_path: Path) -> None:
+    train_interpreter.run(chain.params, data=chain.root / "data", teacher=chain.root / "teacher", seed=1, out=tmp_path / "interpreter")
+    assert (tmp_path / "interpreter/interpreter.safetensors").read_bytes() != (
+        chain.root / "interpreter/interpreter.safetensors"
+    ).read_bytes()
+    assert json.loads((tmp_path / "interpreter/stage.json").read_text())["params"]["seed"] == 1
+
+
+def test_more_labels_than_there_are_is_refused(chain: Chain, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="few_labels = 11, but only 10 of 14 pictures have a label"):
+        train_interpreter.run(
+            chain.params.model_copy(update={"few_labels": 11}),
+            data=chain.root / "data",
+            teacher=chain.root / "teacher",
+            seed=0,
+            out=tmp_path / "interpreter",
+        )
+
+
+def test_data_without_labels_is_refused(chains: dict[str, Chain], tmp_path: Path) -> None:
+    made = chains["segmentation"]
+    source = draw("segmentation", tmp_path / "pictures")
+    params = brief_params(source, ingest={"labels": "none"})
+    ingest.run(params, source=source, out=tmp_path / "data")
+    with pytest.raises(UserError, match="has no labels"):
+        train_interpreter.run(params, data=tmp_path / "data", teacher=made.root / "teacher", seed=0, out=tmp_path / "interpreter")

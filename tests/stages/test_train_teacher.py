@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from PIL import Image
+
+from conftest import Chain, brief_params
+from dreamteacher.data.dataset import ImageSet, Samples
+from dreamteacher.data.transforms import pretrain_crop
+from dreamteacher.errors import UserError
+from dreamteacher.stages import train_teacher
+from dreamteacher.teachers.diffusion import load_teacher
+from dreamteacher.training.randomness import StepRandom
+
+
+def test_the_teacher_is_a_diffusers_pipeline_with_its_taps(chain: Chain) -> None:
+    pipeline = DDPMPipeline.from_pretrained(chain.root / "teacher")
+    assert pipeline.unet.config.sample_size == 16
+    assert pipeline.scheduler.config.num_train_timesteps == 100
+    facts = json.loads((chain.root / "teacher/teacher.json").read_text())
+    assert [(tap["stride"], tap["channels"]) for tap in facts["taps"]] == [(1, 8), (2, 8), (4, 16)]
+    assert (facts["T"], facts["resolution"]) == (10, 16)
+
+
+def test_its_statistics_are_those_of_its_features_on_train_crops(chain: Chain) -> None:
+    teacher = load_teacher(chain.root / "teacher")
+    samples = Samples(ImageSet(chain.root / "data", "train"), pretrain_crop(16))
+    images = torch.stack([samples[(i, i)]["image"] for i in range(5)])
+    statistics = json.loads((chain.root / "teacher/teacher.json").read_text())["statistics"]
+    for tap, maps in zip(teacher.taps, teacher.features(images, 10, StepRandom(0, 0, 0, 1)), strict=True):
+        np.testing.assert_allclose(statistics[tap.name]["mean"], maps.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(statistics[tap.name]["std"], maps.double().std((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
+
+
+def test_it_shows_what_it_dreams(chain: Chain) -> None:
+    with Image.open(chain.root / "teacher/samples.png") as grid:
+        assert grid.size == (2 * 18 + 2, 16 + 4)  # two pictures of 16 px with 2 px between and around
+        assert np.asarray(grid)[2:18, 2:18].std() > 0
+
+
+def test_the_averaged_weights_become_the_teacher(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    train = train_teacher.train
+
+    def watched(*args, **kwargs):
+        kept.append(train(*args, **kwargs))
+        return kept[0]
+
+    monkeypatch.setattr(train_teacher, "train", watched)
+    train_teacher.run(chain.params, data=chain.root / "data", out=tmp_path / "teacher")
+    saved = DDPMPipeline.from_pretrained(tmp_path / "teacher").unet.state_dict()
+    averaged, last = kept[0].ema.state_dict(), kept[0].model.state_dict()
+    assert all(torch.equal(saved[key], averaged[key]) for key in saved)
+    assert not all(torch.equal(saved[key], last[key]) for key in saved)
+
+
+def test_a_resolution_that_the_network_cannot_halve_is_refused_and_nothing_is_left(chain: Chain, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"teacher\.resolution = 18 does not fit the 'tiny' U-Net: take a multiple of 4"):
+        train_teacher.run(brief_params(chain.source, teacher={"resolution": 18}), data=chain.root / "data", out=tmp_path / "teacher")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_learns_to_tell_noise_from_pictures(chains: dict[str, Chain], tmp_path: Path) -> None:
+    """An untrained network predicts nothing: error 1. Near 0 the noise is known."""
+    params = brief_params(Path("pictures"), teacher={"steps": 60, "lr": 3e-3, "log_every": 5, "batch_size": 8})
+    metrics = train_teacher.run(params, data=chains["segmentation"].root / "data", out=tmp_path / "teacher")
+    assert metrics["loss"] < 0.8

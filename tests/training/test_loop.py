@@ -1,0 +1,212 @@
+"""The loop: the same result whatever happens to it and however the batch is split."""
+
+import json
+import math
+import os
+import random as dice
+import resource
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import build, denoise, ended, in_pair, launch, outcome, run, slow, start, wait_for_records
+from torch import nn
+
+from dreamteacher.errors import Interrupted, UserError
+from dreamteacher.training.checkpoint import list_checkpoints
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    return ended(folder, start(folder))
+
+
+def test_killed_run_ends_with_the_same_bytes(tmp_path: Path, undisturbed: bytes) -> None:
+    folder = tmp_path / "run"
+    for records in (3, 10, 16):
+        child = start(folder, slow)
+        wait_for_records(folder, records)
+        time.sleep(dice.uniform(0, 0.05))
+        assert child.pid
+        os.kill(child.pid, signal.SIGKILL)
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+    assert ended(folder, start(folder)) == undisturbed
+    steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 60
+
+
+@pytest.mark.parametrize(("signum", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+def test_signal_writes_a_checkpoint_and_the_run_resumes(tmp_path: Path, undisturbed: bytes, signum: signal.Signals, workers: int) -> None:
+    """The signal goes to the loader's workers as well, as Ctrl-C and `timeout` send it."""
+    folder = tmp_path / "run"
+    child = start(folder, in_own_group, settings={"checkpoint_every": 1000, "workers": workers})
+    wait_for_records(folder, 4)
+    assert child.pid
+    os.killpg(child.pid, signum)
+    said = ended(folder, child).decode()
+    assert said.startswith(f"Interrupted: stopped by signal {signum.value} at step ")
+    (left,) = list_checkpoints(folder)
+    assert int(left.name.split("-")[1]) == int(said.split("at step ")[1].split(";")[0]) < 60
+    assert ended(folder, start(folder)) == undisturbed
+
+
+def in_own_group(model, batch, random):
+    if os.getpgid(0) != os.getpid():
+        os.setpgid(0, 0)
+        for child in torch.multiprocessing.active_children():
+            os.setpgid(child.pid, os.getpid())
+    return slow(model, batch, random)
+
+
+def test_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    def stubborn(model, batch, random):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return denoise(model, batch, random)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stubborn)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_training_works_in_a_thread(tmp_path: Path) -> None:
+    results: list[int] = []
+    thread = threading.Thread(target=lambda: results.append(len(run(tmp_path, settings={"steps": 4}).history)))
+    thread.start()
+    thread.join()
+    assert results == [1]
+
+
+def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = outcome(run(tmp_path))
+    newest, before, oldest = list_checkpoints(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    capsys.readouterr()
+    assert outcome(run(tmp_path)) == whole
+    said = capsys.readouterr().err
+    assert f"checkpoint {newest} is passed over: its checksum is wrong" in said
+    assert "resumes after step 56" in said
+    for path in (newest, before, oldest):
+        if path.exists():
+            path.write_bytes(b"")
+    assert outcome(run(tmp_path)) == whole
+    said = capsys.readouterr().err
+    assert said.count("is passed over") == 3
+    assert "tiny: starts 60 steps" in said
+
+
+def test_checkpoint_of_another_model_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, settings={"steps": 4})
+    run(tmp_path, model=build(norm=False), settings={"steps": 4})
+    assert "it is of another model" in capsys.readouterr().err
+
+
+def test_full_disk_is_one_line_and_leaves_what_was(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    said = ended(folder, start(folder, fill_disk_after_16)).decode()
+    assert said.startswith(f"UserError: cannot write to {folder}: File too large; make room")
+    assert "\n" not in said
+    assert [path.name.split("-")[1] for path in list_checkpoints(folder)] == ["00000014", "00000007"]
+    assert not list(folder.glob(".*"))
+
+
+def fill_disk_after_16(model, batch, random):
+    if random.step == 16:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    return denoise(model, batch, random)
+
+
+def test_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file/below: Not a directory"):
+        run(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_not_finite_stops_before_a_checkpoint_is_spoilt(tmp_path: Path, broken: str) -> None:
+    def breaks(model, batch, random):
+        losses = denoise(model, batch, random)
+        if random.step == 9:
+            zero = (losses["loss"] - losses["loss"].detach()).abs()
+            losses["loss"] = losses["loss"] * math.nan if broken == "loss" else losses["loss"] + zero.sqrt()
+        return losses
+
+    with pytest.raises(UserError, match=r"tiny: not finite at step 10: .*grad_norm; lower lr \(now 0.001\)") as caught:
+        run(tmp_path, breaks, settings={"log_every": 100})
+    assert ("loss" in str(caught.value).split(";")[0].split(":")[-1]) == (broken == "loss")
+    assert [path.name.split("-")[1] for path in list_checkpoints(tmp_path)] == ["00000007"]
+
+
+def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+    whole = run(tmp_path / "1", model=build(norm=False), settings={"precision": "fp32"})
+    parts = run(tmp_path / "4", model=build(norm=False), settings={"precision": "fp32", "accumulate": 4})
+    same_history(parts.history, whole.history)
+    for one, other in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    """By torchrun: the same curve and weights, one stop for both though one is told, a resume with the same bytes."""
+    pair = launch(in_pair, tmp_path / "pair")
+    whole = run(tmp_path / "one", model=build(norm=False), settings={"precision": "fp32"})
+    for result in pair.values():
+        assert result["processes"] == 2
+        same_history(result["history"], whole.history)
+        for key, value in whole.model.state_dict().items():
+            np.testing.assert_allclose(result["weights"][key], value.numpy(), rtol=1e-4, atol=1e-5)
+        assert result["stopped"] == (15, 17)
+        assert result["same"]
+
+
+def same_history(rows: list[dict[str, float]], others: list[dict[str, float]]) -> None:
+    assert len(rows) == len(others) > 10
+    for row, other in zip(rows, others, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+def test_batch_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch of 8 cannot be split evenly into 3 parts .* multiple of 3"):
+        run(tmp_path, settings={"accumulate": 3})
+
+
+def test_loader_processes_change_nothing(tmp_path: Path) -> None:
+    settings = {"steps": 8}
+    assert outcome(run(tmp_path / "0", settings=settings)) == outcome(run(tmp_path / "2", settings={**settings, "workers": 2}))
+
+
+def test_history_and_result(tmp_path: Path) -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def on_eval(model: nn.Module, step: int) -> dict[str, float]:
+        seen.append((model.training, step))
+        return {"figure": step}
+
+    given = build()
+    trained = run(tmp_path, model=given, settings={"steps": 25}, on_eval=on_eval)
+    assert seen == [(False, 10), (False, 20), (False, 25)]
+    rows = {row["step"]: row for row in trained.history}
+    assert list(rows) == [4, 8, 10, 12, 16, 20, 24, 25]
+    assert set(rows[4]) == {"step", "loss", "noise", "lr", "grad_norm"}
+    assert set(rows[10]) == {"step", "figure"}
+    assert set(rows[20]) == {"step", "loss", "noise", "lr", "grad_norm", "figure"}
+    assert trained.model is given and not given.training and trained.ema is not None
+    assert all(value.is_contiguous() for value in [*given.state_dict().values(), *trained.ema.state_dict().values()])
+    record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert set(record) == {*rows[4], "img_per_s", "data_wait"}
+
+
+def test_learning_rate_by_parameter_name(tmp_path: Path) -> None:
+    frozen = build(norm=False)
+    before = frozen[0].weight.detach().clone()
+    run(tmp_path, model=frozen, settings={"steps": 4}, lr_scale=lambda name: 1e-30 if name.startswith("0.") else 1.0)
+    torch.testing.assert_close(frozen[0].weight, before, rtol=0, atol=1e-12)
+
+
+def test_interrupted_names_its_signal() -> None:
+    assert "signal 15 at step 7" in str(Interrupted(15, 7))

@@ -1,0 +1,79 @@
+"""What a person and a program read while training runs."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreamteacher.training import progress
+from dreamteacher.training.progress import Display, Pace, Records
+
+RECORD = {"loss": 0.25, "img_per_s": 123.4, "data_wait": 0.07}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def show(steps: int = 5, shown: bool = True) -> None:
+    with Display("work", steps, shown) as display:
+        display.say("hello")
+        display.start_at(2)
+        for done in range(3, steps + 1):
+            display.record(RECORD)
+            display.step(done)
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["hello", "work: step 5/5  loss 0.25  123 img/s  data wait 7%  ETA 0:00:00"]
+
+
+def test_a_plain_line_about_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 10_000, 4))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    show(steps=12)
+    assert 3 <= len(capsys.readouterr().err.splitlines()) < 11
+
+
+def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    show()
+    seen = terminal.getvalue()
+    for text in ("hello", "work", "5/5", "loss 0.25", "123 img/s", "data wait 7%", "ETA"):
+        assert text in seen
+
+
+def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    show(shown=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_pace_counts_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    pace = Pace()
+    pace.add(10, 0.5)
+    now[0] = 2.0
+    assert pace.read() == {"img_per_s": 5.0, "data_wait": 0.25}
+    now[0] = 3.0
+    assert pace.read() == {"img_per_s": 0.0, "data_wait": 0.0}
+
+
+def test_records_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "log.jsonl"
+    records = Records(path, 0)
+    for step in (5, 10, 15):
+        records.add({"step": step, "loss": 0.5})
+    with path.open("a") as file:
+        file.write('{"step": 7')
+    Records(path, 10).add({"step": 20})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10, 20]
