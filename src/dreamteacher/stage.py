@@ -126,7 +126,10 @@ def digest_of(path: Path) -> str:
     if (path / RECORD).exists():
         read_stage(path)
         return digest_of(path / RECORD)
-    return _sha256(_to_json({file: digest_of(path / file) for file in _files(path)}).encode())
+    whole = hashlib.sha256()
+    for file in _files(path):
+        whole.update(os.fsencode(file) + b"\0" + digest_of(path / file).encode())
+    return whole.hexdigest()
 
 
 def _is_complete(out: Path, digest: str) -> bool:
