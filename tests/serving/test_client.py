@@ -151,5 +151,5 @@ def test_failure_inside_the_server_is_one_line(models, tmp_path, monkeypatch):
     code = tmp_path / "local" / "cells" / "1" / "model.py"
     failing = "            if images[0].shape[3] == 64:\n                raise MemoryError('out of memory')\n            results = self"
     code.write_text(code.read_text().replace("            results = self", failing))
-    with running_triton(tmp_path / "local") as triton, pytest.raises(UserError, match="refuses .*out of memory"):
+    with running_triton(tmp_path / "local") as triton, pytest.raises(UserError, match=r"refuses .*out of memory"):
         predict([save_picture(tmp_path / "a.png", 32, 64)], triton.http_url, "cells")

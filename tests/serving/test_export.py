@@ -41,7 +41,7 @@ def test_exported_backbone_gives_the_pyramid_and_its_pooled_last_level(project):
     path = project / "onnx" / "segmentation" / "backbone.onnx"
     images = torch.randn(2, 3, 64, 32)
     outputs = dict(zip([o.name for o in onnx.load(path).graph.output], run_onnx(path, images.numpy()), strict=True))
-    assert list(outputs) == ["stride2", "stride4", "stride8", "stride16", "stride32", "embedding"]
+    assert list(outputs) == ["stride4", "stride8", "stride16", "stride32", "embedding"]
     with torch.no_grad():
         for (name, array), level in zip(outputs.items(), backbone(images), strict=False):
             assert array.shape[2:] == (64 // int(name[6:]), 32 // int(name[6:]))
@@ -81,7 +81,7 @@ def test_metadata_says_how_a_picture_is_prepared(project):
     told = read_metadata(project / "onnx" / "segmentation" / "model.onnx")
     assert json.loads(told["mean"]) == model.mean and json.loads(told["std"]) == model.std
     assert json.loads(told["classes"]) == ["background", "cell", "debris"]
-    assert json.loads(told["strides"]) == [2, 4, 8, 16, 32]
+    assert json.loads(told["strides"]) == [4, 8, 16, 32]
     assert json.loads(told["short_side"]) == 48 and json.loads(told["size"]) == 32
     assert (told["layout"], told["channel_order"], told["task"]) == ("NCHW", "RGB", "segmentation")
     assert (told["data_hash"], told["init"], told["dynamic_size"]) == ("d" * 64, "mix", "true")

@@ -101,6 +101,19 @@ def test_server_that_cannot_start_says_why(single):
     assert str(log) in str(error.value)
 
 
+def test_server_that_crashes_while_it_starts_leaves_no_shared_memory(single):
+    before = regions()
+    model = single / "cells" / "1" / "model.py"
+    model.write_text(
+        model.read_text().replace(
+            "        self.session = ", "        import os, signal\n        os.kill(os.getppid(), signal.SIGKILL)\n        self.session = "
+        )
+    )
+    with pytest.raises(UserError, match=r"does not start \(code -9\)"), running_triton(single):
+        pass
+    assert regions() <= before
+
+
 def test_taken_port_is_named(single):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -201,7 +214,7 @@ def test_backend_folder_of_another_installation_is_replaced(tmp_path, monkeypatc
     stale = tmp_path / f".dreamteacher/triton/py{sys.version_info.major}.{sys.version_info.minor}/backends/python/libtriton_python.so"
     stale.parent.mkdir(parents=True)
     stale.symlink_to("/nowhere/libtriton_python.so")
-    command, _ = triton_server._installation()
+    command, _ = triton_server.installation()
     assert f"--backend-directory={stale.parents[1]}" in command
     assert {path.name for path in stale.parent.iterdir() if path.resolve().exists()} == {
         "libtriton_python.so",

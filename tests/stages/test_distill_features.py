@@ -18,7 +18,7 @@ from dreamteacher.students.neck import load_regressor
 def test_it_leaves_a_timm_backbone_and_its_regressor(chain: Chain) -> None:
     model = timm.create_model(f"local-dir:{chain.root / 'features/backbone'}", pretrained=True)
     regressor = load_regressor(chain.root / "features")
-    assert regressor.heads.strides == [2, 4]
+    assert regressor.heads.strides == [4, 8]
     for key, value in model.state_dict().items():
         assert torch.equal(regressor.backbone.model.state_dict()[key], value), key
 
@@ -27,14 +27,14 @@ def test_backbone_neck_and_heads_have_learned(chain: Chain) -> None:
     before, after = chain.begun["features"], load_regressor(chain.root / "features").state_dict()
     assert before.keys() == after.keys()
     still = {key for key, value in before.items() if value.is_floating_point() and torch.equal(value, after[key])}
-    # nothing reads the smoothed level of stride 8 and 16: the taps are 2 and 4
-    assert all(key.startswith(("neck.smooth.2.", "neck.smooth.3.")) for key in still), still
+    # the taps are 4 and 8: nothing reads the smoothed level of stride 16
+    assert all(key.startswith("neck.smooth.2.") for key in still), still
 
 
 def test_quality_is_measured_on_pictures_that_it_never_learns_from(chain: Chain) -> None:
     metrics = chain.metrics["features"]
-    assert set(metrics) == {"ev_stride2", "ev_stride4", "explained_variance", "embedding_spread"}
-    assert metrics["explained_variance"] == pytest.approx((metrics["ev_stride2"] + metrics["ev_stride4"]) / 2)
+    assert set(metrics) == {"ev_stride4", "ev_stride8", "explained_variance", "embedding_spread"}
+    assert metrics["explained_variance"] == pytest.approx((metrics["ev_stride4"] + metrics["ev_stride8"]) / 2)
     images = ImageSet(chain.root / "data", "train")
     learned, held = hold_out(images, 3, 32, seed=0)
     assert len(held) == 3
@@ -45,35 +45,37 @@ def test_quality_is_measured_on_pictures_that_it_never_learns_from(chain: Chain)
     assert measured == ["3", "4"]  # every third step and at the end
 
 
-@pytest.mark.parametrize("whitening", ["layernorm", "standardize"])
-def test_it_explains_more_of_the_teacher_the_longer_it_learns(whitening: str, chains: dict[str, Chain], tmp_path: Path) -> None:
+def test_it_explains_more_of_the_teacher_the_longer_it_learns(chains: dict[str, Chain], tmp_path: Path) -> None:
     made = chains["segmentation"]
-    changes = {"steps": 40, "lr": 3e-3, "batch_size": 8, "monitor_every": 1, "whitening": whitening, "at_weight": 1.0}
-    metrics = distill_features.run(
+    changes = {"steps": 24, "lr": 3e-2, "batch_size": 8, "log_every": 4, "monitor_every": 1, "at_weight": 1.0}
+    distill_features.run(
         brief_params(made.source, distill=changes), data=made.root / "data", teacher=made.root / "teacher", out=tmp_path / "features"
     )
     with (tmp_path / "features/curves.csv").open() as file:
-        first = float(next(csv.DictReader(file))["explained_variance"])
-    assert metrics["explained_variance"] > max(first, 0) + 0.2
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["explained_variance"]) > float(rows[0]["explained_variance"]) + 0.2
+    losses = [float(row["mse"]) for row in rows if row["mse"]]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_what_cannot_be_is_refused_in_one_line(chain: Chain, tmp_path: Path) -> None:
     where = {"data": chain.root / "data", "teacher": chain.root / "teacher", "out": tmp_path / "features"}
     with pytest.raises(UserError, match="14 train pictures are too few to hold 8 out"):
         distill_features.run(brief_params(chain.source, distill={"monitor_images": 8}), **where)
-    with pytest.raises(UserError, match="pictures of 30x30 px do not fit the teacher: their sides must be multiples of 4"):
+    with pytest.raises(UserError, match="pictures of 30x30 px do not fit the teacher: their sides must be multiples of 8"):
         distill_features.run(brief_params(chain.source, distill={"resolution": 30}), **where)
-    with pytest.raises(UserError, match=r"no tap at stride 8; it has \[1, 2, 4\]"):
-        distill_features.run(chain.params.model_copy(update={"taps": [4, 8]}), **where)
+    with pytest.raises(UserError, match=r"no tap at stride 16; it has \[1, 2, 4, 8\]"):
+        distill_features.run(chain.params.model_copy(update={"taps": [4, 16]}), **where)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_student_without_the_teachers_strides_is_distilled_from_its_nearest_level(chains: dict[str, Chain], tmp_path: Path) -> None:
-    """test_convnext begins at stride 4; the teacher's maps of stride 2 are regressed from there."""
+    """A pyramid begins at stride 4; the teacher's maps of stride 2 and 1 are regressed from there."""
     made = chains["segmentation"]
     params = brief_params(made.source, student={"backbone": "test_convnext"}, distill={"steps": 2, "monitor_every": 5})
+    params = params.model_copy(update={"taps": [8, 2, 1]})
     metrics = distill_features.run(params, data=made.root / "data", teacher=made.root / "teacher", out=tmp_path / "features")
-    assert set(metrics) >= {"ev_stride2", "ev_stride4"}
+    assert set(metrics) >= {"ev_stride1", "ev_stride2", "ev_stride8"}
 
 
 def test_collapse_is_told(chains: dict[str, Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

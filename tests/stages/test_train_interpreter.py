@@ -22,17 +22,19 @@ def test_it_learns_from_the_few_labels_that_the_seed_draws(chain: Chain) -> None
 def test_it_leaves_an_interpreter_of_the_task(chain: Chain) -> None:
     interpreter, facts = load_interpreter(chain.root / "interpreter")
     assert interpreter.dense == (chain.task == "segmentation")
-    assert (facts["strides"], facts["T"]) == ([2, 4], 10)
+    assert (facts["strides"], facts["T"]) == ([4, 8], 10)
     assert facts["shape"]["tap_channels"] == [8, 16]
     before = chain.begun["interpreter"]
     assert all(not torch.equal(value, before[key]) for key, value in interpreter.state_dict().items())
 
 
-def test_it_comes_to_read_the_labels(chain: Chain, tmp_path: Path) -> None:
-    params = brief_params(chain.source, interpreter={"steps": 60, "lr": 1e-2, "dropout": 0.0, "log_every": 10})
-    train_interpreter.run(params, data=chain.root / "data", teacher=chain.root / "teacher", seed=0, out=tmp_path / "interpreter")
+def test_it_comes_to_read_the_labels(chains: dict[str, Chain], tmp_path: Path) -> None:
+    made = chains["segmentation"]
+    changes = {"steps": 24, "lr": 3e-2, "dropout": 0.0, "log_every": 4, "resolution": 32, "batch_size": 6}
+    params = brief_params(made.source, interpreter=changes)
+    train_interpreter.run(params, data=made.root / "data", teacher=made.root / "teacher", seed=0, out=tmp_path / "interpreter")
     losses = [float(line.split(",")[1]) for line in (tmp_path / "interpreter/curves.csv").read_text().splitlines()[1:]]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_another_seed_draws_other_labels_and_weights(chain: Chain, tmp_path: Path) -> None:

@@ -85,16 +85,15 @@ def test_training_works_in_a_thread(tmp_path: Path) -> None:
 
 def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = outcome(run(tmp_path))
-    newest, before, oldest = list_checkpoints(tmp_path)
+    newest = list_checkpoints(tmp_path)[0]
     newest.write_bytes(newest.read_bytes()[:-1000])
     capsys.readouterr()
     assert outcome(run(tmp_path)) == whole
     said = capsys.readouterr().err
     assert f"checkpoint {newest} is passed over: its checksum is wrong" in said
     assert "resumes after step 56" in said
-    for path in (newest, before, oldest):
-        if path.exists():
-            path.write_bytes(b"")
+    for path in list_checkpoints(tmp_path):
+        path.write_bytes(b"")
     assert outcome(run(tmp_path)) == whole
     said = capsys.readouterr().err
     assert said.count("is passed over") == 3
@@ -171,7 +170,7 @@ def same_history(rows: list[dict[str, float]], others: list[dict[str, float]]) -
 
 
 def test_batch_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="batch of 8 cannot be split evenly into 3 parts .* multiple of 3"):
+    with pytest.raises(UserError, match=r"batch of 8 cannot be split evenly into 3 parts .* multiple of 3"):
         run(tmp_path, settings={"accumulate": 3})
 
 

@@ -80,6 +80,7 @@ def start(folder: Path, step: Step = denoise, **more: Any) -> mp.process.BasePro
 
 def _child(folder: Path, step: Step, more: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    mp.set_start_method("fork", force=True)  # as in a process that no server has forked
     result = folder.with_suffix(".result")
     try:
         result.write_bytes(outcome(run(folder, step, **more)))

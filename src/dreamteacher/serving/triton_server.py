@@ -99,8 +99,7 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
     regions: set[str] = set()
     try:
         urls = [f"{HOST}:{port}" for port in ports]
-        _wait_until_ready(process, urls[0], models, log)
-        regions = _shared_memory(process.pid)
+        _wait_until_ready(process, urls[0], models, log, regions)
         yield Triton(urls[0], urls[1], urls[2], models, process, log)
     finally:
         _stop(process, regions)
@@ -172,10 +171,12 @@ def _ports(*wanted: int | None) -> list[int]:
             probe.close()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, models: list[str], log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, models: list[str], log: Path, regions: set[str]) -> None:
+    """Return when all models answer; `regions` gets the server's shared memory, for which a crashed one cannot be asked."""
     paths = ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models)]
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
+        regions |= _shared_memory(process.pid)
         if process.poll() is not None:
             raise UserError(f"tritonserver does not start (code {process.returncode}): {_complaints(log)}; its log: {log}")
         with suppress(urllib.error.URLError, ConnectionError, TimeoutError):  # not listening yet, or not ready

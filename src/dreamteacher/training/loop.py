@@ -264,7 +264,8 @@ class _Run:
         values: Row = {}
         if self.processes.is_first:
             model.eval()
-            values = {key: float(value) for key, value in on_eval(model, self.done).items()}
+            with torch.no_grad():
+                values = {key: float(value) for key, value in on_eval(model, self.done).items()}
             self.bare.train()
         return self.processes.from_first(values)
 

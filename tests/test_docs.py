@@ -1,0 +1,48 @@
+"""The documentation speaks of what exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dreamteacher.cli import _parser, markdown_of_params
+from dreamteacher.params import known_keys
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> dict[str, set[str]]:
+    """Options of each command of the command line."""
+    subparsers = next(action for action in _parser()._actions if action.dest == "command")
+    assert isinstance(subparsers.choices, dict)
+    return {name: {s for action in p._actions for s in action.option_strings} for name, p in subparsers.choices.items()}
+
+
+def test_the_page_of_parameters_is_up_to_date() -> None:
+    assert markdown_of_params() in (ROOT / "docs/parameters.md").read_text(), "run `dreamteacher params --markdown`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_that_a_page_names_exists(page: Path) -> None:
+    known = commands()
+    for name, rest in re.findall(r"(?:^ +|`)dreamteacher ([a-z][a-z-]*)([^`\n#]*)", page.read_text(), re.M):
+        assert name in known, name
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known[name], (name, rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_that_a_page_sets_exists(page: Path) -> None:
+    text = page.read_text()
+    assert set(re.findall(r"(?:--set '?|-S )([\w.]+)=", text)) <= set(known_keys())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_module_that_the_explanation_names_exists() -> None:
+    for file in re.findall(r"`((?:\w+/)*\w+\.py)", (ROOT / "docs/how-it-works.md").read_text()):
+        assert (ROOT / "src/dreamteacher" / file).exists(), file
