@@ -57,7 +57,8 @@ class Tracker:
     def register(self, model: Path, name: str, *, alias: str, tags: dict[str, str]) -> None:
         """Record an MLflow model folder (as `mlflow.onnx.save_model` writes it) as a new version of `name` that bears `alias`."""
         if self._journal:
-            self._record(do="register", file=self._keep(model), name=name, alias=alias, tags=tags)
+            named = {_key(key): value for key, value in tags.items()}
+            self._record(do="register", file=self._keep(model), name=name, alias=alias, tags=named)
 
     def _record(self, **record: Any) -> None:
         if self._journal:

@@ -42,6 +42,6 @@ def make_finetuned(folder: Path, model: torch.nn.Module) -> Path:
 
 def make_evaluation(folder: Path) -> Path:
     with open_stage("evaluate", params={}, inputs={}, out=folder) as stage:
-        figures = {"mix": {"miou_mean": 0.8125, "miou_std": 0.01, "n_seeds": 3}, "scratch": {"miou_mean": 0.7}}
+        figures = {"mix": {"miou_mean": 0.8125, "miou_std": 0.01, "n_seeds": 3, "iou_cell (dead)_mean": 0.5}, "scratch": {"miou_mean": 0.7}}
         (stage.tmp / "metrics.json").write_text(json.dumps(figures))
     return folder

@@ -56,6 +56,7 @@ def test_registered_version_says_what_it_is_and_runs_equal(project, registry, in
     assert version.tags["sha256"] == digest_of(file)
     assert version.tags["data_hash"] == "d" * 64 and version.tags["git_revision"] == told["git_revision"]
     assert (version.tags["miou_mean"], version.tags["miou_std"], version.tags["init"]) == ("0.8125", "0.01", "mix")
+    assert version.tags["iou_cell _dead__mean"] == "0.5"  # MLflow refuses other letters
     assert float(version.tags["parity_max"]) < 1e-4
 
     mlflow.set_tracking_uri("sqlite:///mlflow.db")

@@ -25,7 +25,7 @@ from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, save_regressor
 from dreamteacher.tasks import readout
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
-from dreamteacher.teachers.diffusion import build_scheduler, build_unet, save_teacher
+from dreamteacher.teachers.diffusion import build_scheduler, build_unet, decoder_taps, save_teacher
 
 ARCHITECTURE, WIDTH, SIDE = "resnet10t", 16, 32
 CLASSES = {"segmentation": ["background", "disc"], "classification": ["dark", "light", "striped"]}
@@ -108,7 +108,9 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             write_table([{"step": 1, "loss": 1.0}], stage.tmp / "curves.csv")
         distill = {"distill": {"T": 5, "whitening": "layernorm"}}
         with open_stage("distill-features", params=distill, inputs={"data": root / "data"}, out=root / "features") as stage:
-            save_regressor(FeatureRegressor(create_backbone(ARCHITECTURE), [96, 128], [4, 8], WIDTH), stage.tmp)
+            taps = decoder_taps(unet)[2:]
+            channels, strides = [tap.channels for tap in taps], [tap.stride for tap in taps]
+            save_regressor(FeatureRegressor(create_backbone(ARCHITECTURE), channels, strides, WIDTH), stage.tmp)
             write_table([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.9, "explained_variance": 0.1}], stage.tmp / "curves.csv")
         for init in ("scratch", "features"):
             for seed in (0, 1):

@@ -113,7 +113,7 @@ def test_levels_finer_than_every_tap_cost_nothing() -> None:
         maps = regressor(pictures)
     with FlopCounterMode(display=False) as neck, torch.no_grad():
         levels = regressor.neck(regressor.backbone(pictures))
-    assert flops.get_total_flops() < 0.5 * neck.get_total_flops()
+    assert flops.get_total_flops() < 0.6 * neck.get_total_flops()
     for a, b in zip(regressor.heads(levels, pictures.shape[2:]), maps, strict=True):
         assert torch.equal(a, b)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamteacher.training.randomness import StepRandom, derive_seed
+from dreamteacher.training.randomness import StepRandom, derive_seed, seed_everything
 
 
 @settings(max_examples=40, deadline=None)
@@ -42,3 +42,11 @@ def test_derived_seeds_fit_a_generator_and_do_not_collide() -> None:
 def test_part_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="part 2"):
         StepRandom(0, 0, 2, 2)
+
+
+def test_dropout_is_reproducible_after_seeding() -> None:
+    draws = []
+    for seed in (1, 2, 1):
+        seed_everything(seed, torch.device("cpu"))
+        draws.append(torch.nn.functional.dropout(torch.ones(100)).tolist())
+    assert draws[0] == draws[2] != draws[1]

@@ -37,7 +37,7 @@ class Pictures(torch.utils.data.Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
         index, seed = item
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return {"image": torch.rand(3, 8, 8) + index / 20}
 
 

@@ -24,7 +24,7 @@ from dreamteacher.training.order import Batches, choose_workers, open_loader
 from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.processes import Processes
 from dreamteacher.training.progress import Display, Pace, Records
-from dreamteacher.training.randomness import StepRandom, derive_seed
+from dreamteacher.training.randomness import StepRandom, derive_seed, seed_everything
 from dreamteacher.training.signals import stop_request
 
 if TYPE_CHECKING:
@@ -172,6 +172,9 @@ class _Run:
         self.given = model
         # Statistics over all processes' pictures; on a copy, since the result should be loadable without a process group.
         sync = processes.count > 1 and self.device.type == "cuda"
+        alone = settings.batch_size == settings.accumulate * processes.count and not sync
+        if alone and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            raise UserError(f"{name}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
         self.bare: nn.Module = convert_sync_batchnorm(copy.deepcopy(model)) if sync else model
         self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = create_ema(self.bare, settings.ema) if settings.ema is not None else None
@@ -203,7 +206,7 @@ class _Run:
             batch = {key: self.to_device(value) for key, value in batch.items()}
             part = micro * processes.count + processes.rank
             random = StepRandom(self.seed, self.done, part, accumulate * processes.count, self.device)
-            torch.manual_seed(derive_seed("step", self.seed, self.done, part))
+            seed_everything(derive_seed("step", self.seed, self.done, part), self.device)
             share = contextlib.nullcontext() if micro == accumulate - 1 else processes.accelerator.no_sync(self.wrapped)
             with share:
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

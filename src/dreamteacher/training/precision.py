@@ -11,12 +11,12 @@ import torch
 def choose_precision(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> torch.dtype:
     """The autocast type: bfloat16, or float32 for none. Weights, optimiser and averages are float32 in either case.
 
-    auto is bfloat16 on CUDA devices that have it in hardware and on CPUs with AMX or AVX512-BF16. Forward and backward of
-    32 pictures of 64 px, one core of an AVX512-BF16 machine without AMX, against fp32 contiguous (benchmarks/precision.py):
+    auto is bfloat16 on CUDA devices that have it in hardware and on CPUs with AMX or AVX512-BF16. Speed of forward and backward
+    of 32 pictures of 64 px against fp32 contiguous, two runs of benchmarks/precision.py on one core with AVX512-BF16, without AMX:
 
     |                                | fp32 channels_last | bf16 contiguous | bf16 channels_last |
-    | ResNet-18 pyramid              | x1.20              | x2.35           | x2.25              |
-    | UNet2DModel (32, 64, 64, 128)  | x0.98              | x1.50           | x1.33              |
+    | ResNet-18 pyramid              | x1.20, x1.02       | x2.35, x1.57    | x2.25, x1.66       |
+    | UNet2DModel (32, 64, 64, 128)  | x0.98, x0.95       | x1.50, x1.46    | x1.33, x1.32       |
     """
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
