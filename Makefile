@@ -13,7 +13,7 @@ test: $(VENV)/.installed-test
 	ruff check
 	ruff format --check
 	mypy
-	pytest
+	OMP_NUM_THREADS=1 pytest
 
 # The stamps make a second start skip pip. nvidia-pytriton brings a real tritonserver; its numpy<2 is of its Python API, which is not used.
 $(VENV)/.installed: pyproject.toml constraints.txt

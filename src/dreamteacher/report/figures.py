@@ -20,7 +20,12 @@ def save_panels(rows: Sequence[Sequence[Panel]], path: Path) -> None:
     """Rows of titled pictures as a PNG; all rows have the same length."""
     first = next(image for _, image in rows[0] if image is not None)
     across = SIDE * min(2.0, max(0.5, first.shape[1] / first.shape[0]))
-    figure = Figure(figsize=(across * len(rows[0]), (SIDE + 0.3) * len(rows)), layout="constrained")
+    lines = 1 + max(title.count("\n") for panels in rows for title, _ in panels)
+    above = 0.1 + 0.14 * lines  # inches for the titles
+    tall = (SIDE + above) * len(rows)
+    figure = Figure(figsize=(across * len(rows[0]), tall))
+    # By hand, for matplotlib's own layouts draw everything twice.
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=1 - above / tall, wspace=0.03, hspace=above / SIDE)
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, panels in zip(grid, rows, strict=True):
         for axes, (title, image) in zip(row, panels, strict=True):
@@ -65,11 +70,11 @@ def save_bars(values: dict[str, list[float]], label: str, path: Path) -> None:
         percent = 100 * np.array(of_name)
         spread = percent.std(ddof=1) if len(percent) > 1 else None
         axes.bar(place, percent.mean(), yerr=spread, width=0.6, capsize=4, color="#8fb3d9")
+        axes.text(place, 2, f"{percent.mean():.1f}", ha="center")
         axes.plot(np.full(len(percent), place), percent, "o", color="#1f3f66", markersize=3)
     axes.set_xticks(range(len(values)), list(values))
     axes.set_ylabel(f"{label}, %")
-    lowest = 100 * min(min(of_name) for of_name in values.values())
-    axes.set_ylim(bottom=max(0.0, lowest - 15))
+    axes.set_ylim(bottom=0)
     _save(figure, path)
 
 
