@@ -114,7 +114,9 @@ class Distill(Training):
     )
     at_weight: Annotated[float, Field(ge=0)] = Field(10.0, description="lambda_AT of Eq 3")
     monitor_every: Positive = Field(250, description="steps between measurements of explained variance on held-out unlabelled pictures")
-    monitor_images: Positive = Field(64, description="held-out unlabelled pictures for that measurement, from which the backbone does not learn features")
+    monitor_images: Positive = Field(
+        64, description="held-out unlabelled pictures for that measurement, from which the backbone does not learn features"
+    )
 
 
 class Interpreter(Training):
