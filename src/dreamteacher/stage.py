@@ -127,8 +127,8 @@ def digest_of(path: Path) -> str:
         read_stage(path)
         return digest_of(path / RECORD)
     whole = hashlib.sha256()
-    for file in _files(path):
-        whole.update(os.fsencode(file) + b"\0" + digest_of(path / file).encode())
+    for name in _files(path):
+        whole.update(os.fsencode(name) + b"\0" + digest_of(path / name).encode())
     return whole.hexdigest()
 
 
