@@ -5,11 +5,8 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from dreamteacher.params import load_params
+from dreamteacher.report.summary import table
 from dreamteacher.serving.client import predict
 from dreamteacher.serving.triton_server import running_triton
 
@@ -39,19 +36,11 @@ def main() -> None:
         print(f"\nTriton serves {', '.join(triton.models)}; it says of {len(pictures)} validation pictures:")
         predict(pictures, triton.http_url, params.publish.name, ANSWERS)
         predict(pictures, triton.grpc_url, params.publish.name, ANSWERS, protocol="grpc", features=True)
-    show(json.loads(Path("metrics/evaluate.json").read_text()))
+    print("\nOn the validation split, over the seeds of labels and initialisation:\n")
+    print(table(json.loads(Path("metrics/evaluate.json").read_text())))
     print("\nWhere everything lies:")
     for what, place in PLACES.items():
         print(f"  {what:32} {place}")
-
-
-def show(figures: dict[str, dict[str, float]]) -> None:
-    """Print what evaluate found, one row an initialisation."""
-    columns = list(dict.fromkeys(name for row in figures.values() for name in row if not isinstance(row[name], (dict, list))))
-    table = Table("init", *columns, box=box.SIMPLE, title="validation split, mean and spread over seeds")
-    for init, row in figures.items():
-        table.add_row(init, *(f"{row[name]:.4g}" if name in row else "" for name in columns))
-    Console().print(table)
 
 
 if __name__ == "__main__":
