@@ -78,9 +78,10 @@ def main() -> None:
                 print(f"{'done' if (job.out / RECORD).exists() else 'run '}  {job.name:60s} -> {job.out}")
             return
         run(plan)
-        rows = measure(plan, options.artifacts / "data", params.evaluate.batch_size, options.out)
+        rows = measure(plan, options.artifacts / "data", params.evaluate.batch_size, options.work / "scores.json")
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
+    write_json({"settings": params.model_dump(mode="json"), "models": rows}, options.out)
     print(table(rows))
 
 
@@ -144,21 +145,24 @@ def run(plan: Plan) -> None:
         print(f"[{number}/{len(plan.jobs)}] {job.name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
-def measure(plan: Plan, data: Path, batch_size: int, out: Path) -> list[dict[str, Any]]:
-    """A row for each model; the file `out` is written after each, and rows of the same model are taken from it."""
-    known = {row["digest"]: row for row in json.loads(out.read_text())} if out.exists() else {}
+def measure(plan: Plan, data: Path, batch_size: int, cache: Path) -> list[dict[str, Any]]:
+    """A row for each model; `cache` keeps the figures of every model that was ever measured, by its digest."""
+    known: dict[str, dict[str, float]] = json.loads(cache.read_text()) if cache.exists() else {}
     val, rows = ImageSet(data, "val"), []
     for (labels, steps, init, seed), folder in plan.models.items():
         digest = digest_of(folder)
         if digest not in known:
-            figures, _ = score(load_task_model(folder), val, batch_size, this_process().device)
-            known[digest] = {"labels": labels, "steps": steps, "init": init, "seed": seed, "digest": digest, **figures}
-            out.parent.mkdir(parents=True, exist_ok=True)
-            temporary = out.with_name(f".{out.name}.tmp")
-            temporary.write_text(json.dumps(list(known.values()), indent=1) + "\n")
-            temporary.replace(out)
-        rows.append(known[digest])
+            known[digest], _ = score(load_task_model(folder), val, batch_size, this_process().device)
+            write_json(known, cache)
+        rows.append({"labels": labels, "steps": steps, "init": init, "seed": seed, **known[digest]})
     return rows
+
+
+def write_json(value: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
