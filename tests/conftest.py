@@ -1,6 +1,7 @@
 """What all tests share: nothing is tracked or left in the project, no server is asked unless a test says so."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from helpers import free_port, wait_for
 @pytest.fixture(scope="session", autouse=True)
 def no_trace_in_the_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tracking off, checkpoints elsewhere, and nothing of the caller's own MLflow, DVC or torchrun; subprocesses inherit it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and so by all children, where the tests run in the background
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "DREAMTEACHER_"))]:
             patch.delenv(name)

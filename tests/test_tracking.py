@@ -11,7 +11,7 @@ import pytest
 from dreamteacher import tracking
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.stage import open_stage
-from dreamteacher.tracking import UNSENT, open_tracker, sync
+from dreamteacher.tracking import UNSENT, open_tracker, sync, tracking_uri
 from helpers import free_port
 
 
@@ -45,7 +45,7 @@ def dead(monkeypatch):
 def client():
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
+    return MlflowClient(tracking_uri())
 
 
 def runs() -> dict:

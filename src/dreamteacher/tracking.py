@@ -326,8 +326,8 @@ def _why(error: Exception) -> str:
 
 
 def tracking_uri() -> str:
-    """Where MLflow is: MLFLOW_TRACKING_URI, else a database in the current directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    """Where MLflow is: MLFLOW_TRACKING_URI, else a database in the current directory, which stays the same wherever `sync` is called."""
+    return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{Path('mlflow.db').absolute()}")
 
 
 def without_password(text: str) -> str:
