@@ -110,7 +110,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         journal = UNSENT / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         journal.mkdir(parents=True)
     _drop_torn_line(journal)
-    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     tracker = Tracker(journal)
     with _held(journal):
         tracker._record(
@@ -335,7 +335,8 @@ def without_password(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
-def _git(*command: str) -> str:
+def git(*command: str) -> str:
+    """What git says of the current directory; "" where there is no git or no repository."""
     try:
         return subprocess.run(["git", *command], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from dreamteacher.serving.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.tasks.model import load_task_model
+from dreamteacher.tracking import git
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +97,5 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
 
 def git_revision() -> str:
     """The commit of the current directory, with `-dirty` when other tracked files differ than those `dvc repro` writes; "" without git."""
-    revision = ["rev-parse", "HEAD"]
-    changes = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!plots"]
-    try:
-        answers = [subprocess.run(["git", *command], capture_output=True, text=True, check=True).stdout for command in (revision, changes)]
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return answers[0].strip() + ("-dirty" if answers[1].strip() else "")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!plots")
+    return git("rev-parse", "HEAD") + ("-dirty" if changes else "")

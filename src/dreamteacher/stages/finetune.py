@@ -76,8 +76,7 @@ def run(
         if this_process().is_main_process:
             save_task_model(cast(TaskModel, trained.ema or trained.model), stage.tmp)
             write_table(trained.history, stage.tmp / "curves.csv")
-        last = [record["loss"] for record in trained.history[-10:] if "loss" in record]
-        stage.metrics.update(loss=sum(last) / len(last), n_labels=len(few))
+        stage.metrics.update(loss=trained.last_loss(), n_labels=len(few))
     return stage.metrics
 
 

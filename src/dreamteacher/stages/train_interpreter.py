@@ -64,6 +64,5 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
         if this_process().is_main_process:
             save_interpreter(cast(FeatureInterpreter, trained.ema or trained.model), strides, settings.T, stage.tmp)
             write_table(trained.history, stage.tmp / "curves.csv")
-        last = [record["loss"] for record in trained.history[-10:] if "loss" in record]
-        stage.metrics.update(loss=sum(last) / len(last), n_labels=len(few))
+        stage.metrics.update(loss=trained.last_loss(), n_labels=len(few))
     return stage.metrics

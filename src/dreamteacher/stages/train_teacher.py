@@ -50,8 +50,7 @@ def run(params: Params, *, data: Path, out: Path, overwrite: bool = False) -> di
             stage.tracker.artifact(stage.tmp / "samples.png")
             facts = {"T": settings.stats_T, "resolution": settings.resolution, **_feature_statistics(teacher, samples, params)}
             save_teacher(stage.tmp, teacher, scheduler, facts)
-        last = [record["loss"] for record in trained.history[-10:] if "loss" in record]
-        stage.metrics["loss"] = sum(last) / len(last)
+        stage.metrics["loss"] = trained.last_loss()
     return stage.metrics
 
 

@@ -53,6 +53,11 @@ class Trained:
     ema: nn.Module | None
     history: list[Row]
 
+    def last_loss(self) -> float:
+        """The mean loss of the last ten rows of the history, as far as they have one."""
+        last = [row["loss"] for row in self.history[-10:] if "loss" in row]
+        return sum(last) / len(last)
+
 
 def train(
     model: nn.Module,
