@@ -266,7 +266,7 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; name a params file that exists") from error
         except _YAML_ERRORS as error:
-            raise UserError(f"{path} is not valid YAML: {_last_line(error)}") from error
+            raise UserError(f"{path} is not valid YAML: {_problem(error)}") from error
         if not isinstance(values, dict):
             raise UserError(f"{path} must hold settings as `key: value`, not a {type(values).__name__}")
         # A group whose lines are all commented out reads as null.
@@ -293,10 +293,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         values[last] = yaml.load(text, _Yaml)
     except _YAML_ERRORS as error:
-        raise UserError(f"--set {override}: {text!r} is not a YAML value: {_last_line(error)}") from error
+        raise UserError(f"--set {override}: {text!r} is not a YAML value: {_problem(error)}") from error
 
 
-def _last_line(error: Exception) -> str:
+def _problem(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:  # whose text ends with a drawing
+        return f"{error.problem}, line {error.problem_mark.line + 1}"
     return (str(error).splitlines() or [type(error).__name__])[-1].strip()
 
 
