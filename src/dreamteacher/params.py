@@ -281,6 +281,28 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
         raise UserError(f"{where}: a value contains itself") from None
 
 
+def save_overrides(path: Path, overrides: list[str]) -> Params:
+    """Write `KEY.KEY=VALUE` overrides into the file `path`, whose comments and order stay; the settings it then holds.
+
+    Raises:
+        UserError: as load_params does; the file is unchanged then.
+    """
+    from ruamel.yaml import YAML
+
+    params = load_params(path, overrides)
+    if overrides:
+        editor = YAML()
+        editor.preserve_quotes = True
+        editor.width = 1000
+        editor.indent(mapping=2, sequence=4, offset=2)
+        values = editor.load(path.read_text())
+        for override in overrides:
+            _apply(values, override)
+        with path.open("w") as file:
+            editor.dump(values, file)
+    return params
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
     if not sep or not all(key.strip().split(".")):
