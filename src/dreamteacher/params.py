@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from dreamteacher.errors import UserError
 
@@ -279,6 +279,17 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
         raise UserError(_explain(error, where if not overrides else f"{where} with --set")) from error
     except RecursionError:
         raise UserError(f"{where}: a value contains itself") from None
+
+
+def restore_params(**sections: Any) -> Params:
+    """Settings of which only some sections are known, as a pipeline hands them to a step: what `Params.section` gave, or YAML text of it.
+
+    They were checked with all others when the run began, and without those a check across groups would say nothing. The rest has its
+    defaults, and the step does not read it.
+    """
+    plain = {name: yaml.load(value, _Yaml) if isinstance(value, str) else value for name, value in sections.items()}
+    checked = {name: TypeAdapter(Params.model_fields[name].annotation).validate_python(value) for name, value in plain.items()}
+    return Params().model_copy(update=checked)
 
 
 def save_overrides(path: Path, overrides: list[str]) -> Params:

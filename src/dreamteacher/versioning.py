@@ -11,6 +11,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,6 +180,18 @@ def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Pat
     if missing:
         raise UserError(f"the run has no output of {', '.join(missing)}, which dvc.yaml has; record every output of the run")
     return filled
+
+
+@contextmanager
+def lay_out(models: list[str]) -> Iterator[Path]:
+    """A folder in which the fine-tuned models lie as INIT/SEED, as evaluate and export-onnx expect them; gone afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for model in models:
+            made = read_stage(Path(model))["params"]
+            place = Path(scratch) / made["init"] / str(made["seed"])
+            place.parent.mkdir(exist_ok=True)
+            place.symlink_to(Path(model).absolute(), target_is_directory=True)
+        yield Path(scratch)
 
 
 def _last_words(text: str) -> str:
