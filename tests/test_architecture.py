@@ -1,6 +1,7 @@
 """Who may import whom: arrows point down only."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -95,3 +96,10 @@ def test_tensors_are_never_unpickled():
                 assert ast.unparse(node.func) not in {f"{name}.load{s}" for name in ("pickle", "joblib", "dill") for s in ("", "s")}, path
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert ast.unparse(node.value) == "False", path
+
+
+def test_tests_share_code_by_modules_of_their_own_names():
+    """Any mix of folders can then be collected in one call: every folder has a conftest, and only one is `conftest` to an import."""
+    files = [path for path in (PROJECT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len({path.name for path in files}) == len(files)
+    assert [path for path in files if re.search(r"^(from|import) conftest", path.read_text(), re.M)] == []

@@ -1,16 +1,18 @@
 """Where pictures and labels come from: folders, list files and WebDataset shards, all read lazily and in a fixed order.
 
-File names are kept in a temporary database on disk, so that memory does not grow with the set.
+File names are kept in a temporary database on disk, so that memory does not grow with the set. They are plain text here: pathlib interns
+every part of a path, and Python 3.12 never frees what is interned.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import posixpath
 import re
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dreamteacher.data.decode import SUFFIXES
 from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, Found, Item, LabelKind, masks_need_classes, parse_classes
@@ -104,10 +106,11 @@ Row = tuple[str, str, str, str | None, str]
 
 def _walk(root: Path, counts: dict[str, int]) -> Iterator[Row]:
     """All files below `root`, entry by entry: os.walk would hold the names of a folder of a million pictures."""
-    waiting, visited = [root], set()  # a folder may be a link, even to one above it
+    waiting, visited = [str(root)], set()  # a folder may be a link, even to one above it
+    above = len(posixpath.join(root, ""))
     while waiting:
         folder = waiting.pop()
-        here = folder.stat()
+        here = Path(folder).stat()
         if (here.st_dev, here.st_ino) in visited:
             continue
         visited.add((here.st_dev, here.st_ino))
@@ -115,13 +118,12 @@ def _walk(root: Path, counts: dict[str, int]) -> Iterator[Row]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                path = Path(entry.path)
                 if not entry.name.isprintable():  # also what is not UTF-8: neither a manifest nor a shard could name it
                     counts["unprintable_names"] += 1
                 elif entry.is_dir():
-                    waiting.append(path)
-                elif path.suffix.lower() in SUFFIXES:
-                    yield _row(PurePosixPath(path.relative_to(root)), first=True)
+                    waiting.append(entry.path)
+                elif posixpath.splitext(entry.name)[1].lower() in SUFFIXES:
+                    yield _row(entry.path[above:], first=True)
                 elif entry.name not in NOT_PICTURES:
                     counts["ignored_files"] += 1
 
@@ -130,30 +132,38 @@ def _read_list(path: Path) -> Iterator[Row]:
     """The pictures that the lines name and, looked for where `find` says, their masks."""
     with path.open(encoding="utf-8") as lines:
         try:
-            names = (PurePosixPath(line.strip()) for line in lines if line.strip() and not line.startswith("#"))
+            names = (_tidy(line.strip()) for line in lines if line.strip() and not line.startswith("#"))
             for name in names:
                 yield _row(name, first=False)
-                folders = (PurePosixPath(*("masks" if part == "images" else part for part in name.parent.parts)), name.parent)
+                folder, file = posixpath.split(name)
+                folders = ("/".join("masks" if part == "images" else part for part in folder.split("/")), folder)
                 tails = (f"{tail}{suffix}" for tail in ("", ".mask", "_mask") for suffix in MASK_SUFFIXES)
-                for mask in (folder / f"{name.stem}{tail}" for tail in tails for folder in folders):
+                for mask in (posixpath.join(place, posixpath.splitext(file)[0] + tail) for tail in tails for place in folders):
                     row = _row(mask, first=False)
-                    if row[2] != "picture" and (path.parent / mask).is_file():
+                    if row[2] != "picture" and os.path.isfile(posixpath.join(path.parent, mask)):  # noqa: PTH113 - see above
                         yield row
         except UnicodeDecodeError as error:
             raise UserError(f"ingest.source: {path} is no text; name a folder, a text file of paths, or WebDataset shards") from error
 
 
-def _row(name: PurePosixPath, first: bool) -> Row:
+def _tidy(name: str) -> str:
+    """Without `.` and doubled slashes; `..` stays, as a link may stand before it."""
+    return name[: name.startswith("/")] + "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _row(name: str, first: bool) -> Row:
     """Name, the key that picture and mask share, role, split and class of a file; `first`: the split is the topmost such folder."""
-    folders = [part for part in name.parent.parts if part not in ("images", "masks")]
-    stem = re.sub(r"[._]mask$", "", name.stem)
-    role = "mask" if "masks" in name.parent.parts else "mask?" if stem != name.stem else "picture"
+    *above, file = name.split("/")
+    folders = [part for part in above if part not in ("images", "masks")]
+    full_stem = posixpath.splitext(file)[0]
+    stem = re.sub(r"[._]mask$", "", full_stem)
+    role = "mask" if "masks" in above else "mask?" if stem != full_stem else "picture"
     places = [i for i, part in enumerate(folders) if part.lower() in SPLITS]
     place = (places[0] if first else places[-1]) if places else -1
     below = folders[place + 1 :]
     cls = (below[0] if first else below[-1]) if below else ""
     split = SPLITS[folders[place].lower()] if places else None
-    return str(name), str(PurePosixPath(*folders, stem)), role, split, "" if cls.lower() in UNLABELLED else cls
+    return name, "/".join([*folders, stem]), role, split, "" if cls.lower() in UNLABELLED else cls
 
 
 def _kind_of_labels(table: sqlite3.Connection, labels: LabelKind, root: Path, classes: list[str] | None, is_list: bool) -> str:
@@ -179,8 +189,8 @@ def _read_files(table: sqlite3.Connection, root: Path, kind: str, classes: list[
         try:
             if kind == "masks" and n_masks > 1:
                 raise OSError(0, f"it has {n_masks} masks (one is {mask})")
-            data = _read(root / name, max_bytes)
-            mask_data = _read(root / mask, max_bytes) if kind == "masks" and mask else None
+            data = _read(posixpath.join(root, name), max_bytes)
+            mask_data = _read(posixpath.join(root, mask), max_bytes) if kind == "masks" and mask else None
         except OSError as error:
             yield Item(name, split, problem=f"cannot be read: {error.strerror}")
             continue
@@ -188,11 +198,12 @@ def _read_files(table: sqlite3.Connection, root: Path, kind: str, classes: list[
         yield Item(name, split, data, mask_data, cls)
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise OSError(0, f"{size} bytes are more than a picture of ingest.max_pixels needs")
-    return path.read_bytes()
+def _read(path: str, max_bytes: int) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123 - see above
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise OSError(0, f"{size} bytes are more than a picture of ingest.max_pixels needs")
+        return file.read()
 
 
 def _read_csv(table: sqlite3.Connection, path: Path, classes: list[str] | None) -> list[str]:
@@ -200,7 +211,7 @@ def _read_csv(table: sqlite3.Connection, path: Path, classes: list[str] | None) 
         rows = csv.DictReader(file)
         if not {"path", "label"} <= set(rows.fieldnames or []):
             raise UserError(f"{path}: its first line must name the columns path and label")
-        pairs = ((str(PurePosixPath(row["path"])), row["label"].strip()) for row in rows if row["label"] and row["label"].strip())
+        pairs = ((_tidy(row["path"]), row["label"].strip()) for row in rows if row["label"] and row["label"].strip())
         table.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?)", pairs)
     values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
     return classes or sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))

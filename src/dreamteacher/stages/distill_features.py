@@ -42,7 +42,8 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, overwrite: bool
         whiten = whitening(settings.whitening, generator.taps, read_facts(teacher)["statistics"])
         torch.manual_seed(params.seed)
         channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
-        regressor = FeatureRegressor(create_backbone(params.student.backbone), channels, strides, params.student.width)
+        backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
+        regressor = FeatureRegressor(backbone, channels, strides, params.student.width)
         mean, std = regressor.backbone.mean, regressor.backbone.std
         samples, held_out = hold_out(ImageSet(data, "train"), settings.monitor_images, settings.resolution, params.seed)
 

@@ -137,7 +137,7 @@ def _read_out(
     for row in rows:
         if row["init"] == "scratch":
             torch.manual_seed(row["seed"])
-            backbone = create_backbone(trained["student"]["backbone"])
+            backbone = create_backbone(trained["student"]["backbone"], finest=trained["student"]["finest_stride"])
         elif row["init"] == "features":
             backbone = load_backbone(features / BACKBONE_FOLDER)
         else:
