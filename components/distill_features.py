@@ -33,10 +33,10 @@ def distill_features(
     """
     from pathlib import Path
 
+    from dreamteacher.launch import launch
     from dreamteacher.params import restore_params
     from dreamteacher.report.step import tell
-    from dreamteacher.stages.distill_features import run
 
     params = restore_params(seed=seed, taps=taps, student=student, distill=distill)
-    run(params, data=Path(data.path), teacher=Path(teacher.path), out=Path(out.path))
+    launch("distill-features", params, {"data": data.path, "teacher": teacher.path}, out.path)
     tell(Path(out.path), out, metrics, page)

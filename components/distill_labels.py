@@ -41,11 +41,11 @@ def distill_labels(
     """
     from pathlib import Path
 
+    from dreamteacher.launch import launch
     from dreamteacher.params import restore_params
     from dreamteacher.report.step import tell
-    from dreamteacher.stages.distill_labels import run
 
     params = restore_params(taps=taps, student=student, distill=distill, labels=labels)
-    inputs = {"data": data, "teacher": teacher, "features": features, "interpreter": interpreter}
-    run(params, **{name: Path(given.path) for name, given in inputs.items()}, mode=mode, seed=seed, out=Path(out.path))
+    inputs = {"data": data.path, "teacher": teacher.path, "features": features.path, "interpreter": interpreter.path}
+    launch("distill-labels", params, inputs, out.path, mode=mode, seed=seed)
     tell(Path(out.path), out, metrics, page)

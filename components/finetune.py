@@ -35,11 +35,11 @@ def finetune(
     """
     from pathlib import Path
 
+    from dreamteacher.launch import launch
     from dreamteacher.params import restore_params
     from dreamteacher.report.step import tell
-    from dreamteacher.stages.finetune import run
 
     params = restore_params(few_labels=few_labels, student=student, finetune=finetune)
-    start = Path(backbone.path) if backbone else None
-    run(params, data=Path(data.path), init=init, seed=seed, backbone=start, out=Path(out.path))
+    inputs = {"data": data.path} | ({"backbone": backbone.path} if backbone else {})
+    launch("finetune", params, inputs, out.path, init=init, seed=seed)
     tell(Path(out.path), out, metrics, page)

@@ -33,10 +33,10 @@ def train_interpreter(
     """
     from pathlib import Path
 
+    from dreamteacher.launch import launch
     from dreamteacher.params import restore_params
     from dreamteacher.report.step import tell
-    from dreamteacher.stages.train_interpreter import run
 
     params = restore_params(few_labels=few_labels, taps=taps, interpreter=interpreter)
-    run(params, data=Path(data.path), teacher=Path(teacher.path), seed=seed, out=Path(out.path))
+    launch("train-interpreter", params, {"data": data.path, "teacher": teacher.path}, out.path, seed=seed)
     tell(Path(out.path), out, metrics, page)

@@ -27,9 +27,9 @@ def train_teacher(
     """
     from pathlib import Path
 
+    from dreamteacher.launch import launch
     from dreamteacher.params import restore_params
     from dreamteacher.report.step import tell
-    from dreamteacher.stages.train_teacher import run
 
-    run(restore_params(seed=seed, teacher=teacher), data=Path(data.path), out=Path(out.path))
+    launch("train-teacher", restore_params(seed=seed, teacher=teacher), {"data": data.path}, out.path)
     tell(Path(out.path), out, metrics, page)

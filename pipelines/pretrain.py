@@ -21,8 +21,8 @@ from components.train_teacher import train_teacher
 from pipelines.resources import Profile
 
 
-def build(profile: Profile) -> Callable:
-    """The pipeline, each step with the resources of `profile`."""
+def build(profile: Profile, parallelism: int = 0) -> Callable:
+    """The pipeline, each step with the resources of `profile`; `parallelism` passes of a loop at once, 0: all."""
 
     def step(name: str, task: PipelineTask) -> PipelineTask:
         return profile.apply(name, task)
@@ -64,11 +64,11 @@ def build(profile: Profile) -> Callable:
                 distill_features(data=data, teacher=teacher, seed=seed_, taps=taps, student=student, distill=said["distill"]),
             ).outputs["out"]
             task = {"data": data, "few_labels": few_labels, "student": student, "finetune": said["finetune"]}
-            with ParallelFor(step("combine", combine(inits=fresh, seeds=seeds)).output) as item:
+            with ParallelFor(step("combine", combine(inits=fresh, seeds=seeds)).output, parallelism=parallelism) as item:
                 from_fresh = step("finetune", finetune(init=item.init, seed=item.seed, **task)).outputs["out"]
-            with ParallelFor(seeds) as seed:
+            with ParallelFor(seeds, parallelism=parallelism) as seed:
                 from_features = step("finetune", finetune(init="features", seed=seed, backbone=features, **task)).outputs["out"]
-            with ParallelFor(step("combine", combine(inits=modes, seeds=seeds)).output) as item:
+            with ParallelFor(step("combine", combine(inits=modes, seeds=seeds)).output, parallelism=parallelism) as item:
                 interpreter = step(
                     "train-interpreter",
                     train_interpreter(
@@ -91,7 +91,10 @@ def build(profile: Profile) -> Callable:
                     ),
                 ).outputs["out"]
                 from_labels = step("finetune", finetune(init=item.init, seed=item.seed, backbone=labels, **task)).outputs["out"]
-            models = {"fresh": Collected(from_fresh), "distilled": Collected(from_features), "mixed": Collected(from_labels)}
+            def models() -> dict[str, Collected]:
+                """KFP's compiler alters each Collected that it meets, so every step gets its own."""
+                return {"fresh": Collected(from_fresh), "distilled": Collected(from_features), "mixed": Collected(from_labels)}
+
             evaluation = step(
                 "evaluate",
                 evaluate(
@@ -101,10 +104,10 @@ def build(profile: Profile) -> Callable:
                     few_labels=few_labels,
                     compare=said["compare"],
                     evaluate=said["evaluate"],
-                    **models,
+                    **models(),
                 ),
             ).outputs["out"]
-            onnx = step("export-onnx", export_onnx(data=data, export=said["export"], **models)).outputs["out"]
+            onnx = step("export-onnx", export_onnx(data=data, export=said["export"], **models())).outputs["out"]
             triton = step("publish", publish(onnx=onnx, evaluation=evaluation, publish=said["publish"])).outputs["out"]
             step(
                 "record",
@@ -121,7 +124,7 @@ def build(profile: Profile) -> Callable:
                     evaluation=evaluation,
                     onnx=onnx,
                     triton=triton,
-                    **models,
+                    **models(),
                 ),
             )
 
