@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description="The pipelines on Kubeflow, or here.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    build = subparsers.add_parser("compile", help="write a pipeline as KFP reads it; DREAMTEACHER_IMAGE names the image, by digest or commit")
+    build = subparsers.add_parser(
+        "compile", help="write a pipeline as KFP reads it; DREAMTEACHER_IMAGE names the image, by digest or commit"
+    )
     _add_pipeline(build)
     build.add_argument("--profile", default="single-gpu", help="of pipelines/resources.yaml (default: %(default)s)")
     build.add_argument("--format", choices=("kfp", "kubernetes"), default="kfp", help="kubernetes: Pipeline and PipelineVersion manifests")

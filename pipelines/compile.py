@@ -16,7 +16,9 @@ from pipelines.resources import Profile
 NAMES = ("pretrain",)
 
 
-def compile_pipeline(name: str, profile: str, out: Path, *, manifests: bool = False, version: str = "", namespace: str = "kubeflow") -> None:
+def compile_pipeline(
+    name: str, profile: str, out: Path, *, manifests: bool = False, version: str = "", namespace: str = "kubeflow"
+) -> None:
     """Write pipeline `name` with the resources of `profile` to `out`.
 
     Args:

@@ -51,9 +51,7 @@ def build(profile: Profile, parallelism: int = 0) -> Callable:
         with ExitHandler(step("finish", finish())):
             given = step(
                 "fetch-data",
-                fetch_data(
-                    project=project, git_url=git_url, data_rev=data_rev, settings=settings, seeds=seeds, fresh=fresh, modes=modes
-                ),
+                fetch_data(project=project, git_url=git_url, data_rev=data_rev, settings=settings, seeds=seeds, fresh=fresh, modes=modes),
             )
             said = given.outputs
             seed_, few_labels, taps, student = said["seed"], said["few_labels"], said["taps"], said["student"]
@@ -91,6 +89,7 @@ def build(profile: Profile, parallelism: int = 0) -> Callable:
                     ),
                 ).outputs["out"]
                 from_labels = step("finetune", finetune(init=item.init, seed=item.seed, backbone=labels, **task)).outputs["out"]
+
             def models() -> dict[str, Collected]:
                 """KFP's compiler alters each Collected that it meets, so every step gets its own."""
                 return {"fresh": Collected(from_fresh), "distilled": Collected(from_features), "mixed": Collected(from_labels)}
