@@ -7,8 +7,13 @@ from kfp.dsl import Dataset, Output
 
 from components import IMAGE
 
-# A step is run again when one of its inputs changes, so each group of settings is an output of its own.
-Settings = NamedTuple(
+
+# A step is run again when one of its inputs changes, so each group of settings is an output of its own. KFP ships the function's
+# source alone, which must therefore hold the names and types of its outputs.
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def fetch_data(
+    project: str, git_url: str, data_rev: str, settings: list, seeds: list, fresh: list, modes: list, source: Output[Dataset]
+) -> NamedTuple(
     "Settings",
     [
         ("overrides", list),
@@ -27,13 +32,7 @@ Settings = NamedTuple(
         ("export", dict),
         ("publish", dict),
     ],
-)
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def fetch_data(
-    project: str, git_url: str, data_rev: str, settings: list, seeds: list, fresh: list, modes: list, source: Output[Dataset]
-) -> Settings:
+):
     """Get the pictures of a data version by git and DVC, and resolve the settings that belong to it.
 
     Args:

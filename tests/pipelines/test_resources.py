@@ -63,7 +63,7 @@ def test_each_step_has_what_the_file_says(compiled: dict[str, Any], profile: str
         assert [t["key"] for t in pod.get("tolerations", [])] == ([GPU] if held else []), name
         assert pod["nodeSelector"]["labels"] == {"dreamteacher.io/pool": "cpu" if launcher else wanted.pool}, name
         assert pod["activeDeadlineSeconds"] == str(int(wanted.timeout_h * 3600)), name
-        assert {"size": v["sizeLimit"] for v in pod["emptyDirMounts"]} == {"size": wanted.shm}, name
+        assert [v["sizeLimit"] for v in pod["emptyDirMounts"]] == [wanted.shm], name
         assert [(v["constant"], v["mountPath"]) for v in pod["pvcMount"]] == [("dreamteacher-runs", "/runs")], name
         assert task.get("cachingOptions", {}).get("enableCache", False) == wanted.cache, name
         retry = task.get("retryPolicy", {})

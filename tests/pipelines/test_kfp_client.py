@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from kfp import compiler, dsl
 from kfp_api import KfpApi
-from pipelines.client import Kubeflow, check_cron
-from pipelines.commands import add_commands
 
 from dreamteacher.errors import UserError
 from helpers import free_port
+from pipelines.client import Kubeflow, check_cron
+from pipelines.commands import add_commands
 
 
 @dsl.component(base_image="registry.example/python:1", install_kfp_package=False)
