@@ -293,6 +293,16 @@ def restore_params(**sections: Any) -> Params:
     return Params().model_copy(update=checked)
 
 
+def write_sections(path: Path, params: Params) -> None:
+    """What `restore_params` gave, for the processes that a step starts."""
+    path.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+
+
+def read_sections(path: Path) -> Params:
+    """What `write_sections` wrote. Like `restore_params`, it holds no group against another: only some are those of the run."""
+    return restore_params(**yaml.safe_load(path.read_text()))
+
+
 def save_overrides(path: Path, overrides: list[str]) -> Params:
     """Write `KEY.KEY=VALUE` overrides into the file `path`, whose comments and order stay; the settings it then holds.
 

@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.params import Params, write_sections
 from dreamteacher.stage import read_stage
 
 if TYPE_CHECKING:
@@ -86,9 +85,9 @@ def run_stage(
     room = Path(nodes.mount) / run_id / name
     places = {key: _share(path, room / "inputs" / key) for key, path in inputs.items()}
     settings = room / "params.yaml"
-    settings.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    write_sections(settings, params)
     options = {"params": settings, **places, "out": room / "out", **given}
-    arguments = [stage, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+    arguments = [stage, "--sections", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
     run(api_client(), manifest(nodes, name, run_id, namespace, arguments))
     shutil.copytree(room / "out", out, dirs_exist_ok=True)
     shutil.rmtree(room)
