@@ -288,6 +288,9 @@ def restore_params(**sections: Any) -> Params:
     defaults, and the step does not read it.
     """
     plain = {name: yaml.load(value, _Yaml) if isinstance(value, str) else value for name, value in sections.items()}
+    for name, group in plain.items():
+        if isinstance(group, dict):  # KFP's local runner takes no null, so a pipeline says it by the word
+            plain[name] = {key: None if value == "null" else value for key, value in group.items()}
     types: dict[str, Any] = {name: Params.model_fields[name].annotation for name in plain}
     checked = {name: TypeAdapter(types[name]).validate_python(value) for name, value in plain.items()}
     return Params().model_copy(update=checked)
