@@ -20,11 +20,15 @@ ROOMS = {  # room or module -> what it may import of ours
     "training": {*BASE, "tracking"},
     "teachers": {*BASE, "training"},
     "students": BASE,
-    "report": {"errors", "data"},
+    "report": {"errors", "data", "stage"},
     "distillation": {*BASE, "training", "teachers", "students", "tasks"},
     "tasks": {*BASE, "data", "training", "students", "report"},
     "serving": {*BASE, "data", "tracking", "students", "tasks"},
-    "stages": {*BASE, "stage", "tracking", "data", "training", "teachers", "students", "distillation", "tasks", "serving", "report"},
+    "versioning": {"errors", "stage", "tracking"},
+    "trainjob": {*BASE, "stage"},
+    "stages": {*BASE, "stage", "tracking", "versioning", "data", "training", "teachers", "students", "distillation", "tasks", "serving",
+               "report"},
+    "launch": {*BASE, "stage", "stages", "trainjob"},
     "doctor": {*BASE, "tracking", "training", "serving"},
     "cli": {*BASE, "stages", "tracking", "serving", "doctor"},
     "": {"tasks"},
@@ -77,7 +81,7 @@ def test_teachers_students_and_data_know_nothing_of_each_other():
     assert [(file, target) for file, room, target in imports() if {room, target} <= trio and room != target] == []
 
 
-@pytest.mark.parametrize("module", ["cli", "params", "errors", "stage", "tracking", "doctor"])
+@pytest.mark.parametrize("module", ["cli", "params", "errors", "stage", "tracking", "doctor", "versioning", "trainjob"])
 def test_light_modules_import_nothing_heavy(module):
     body = f"import sys, dreamteacher.{module}; print([m for m in ('torch', 'numpy', 'mlflow', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=True).stdout == "[]\n"
