@@ -35,7 +35,10 @@ STAGES = {
     "ingest": StageCommand(
         "any pictures to one data set",
         "artifacts/data",
-        optional={"source": "folder, list file or shards (path or URL); default: ingest.source of the settings"},
+        optional={
+            "source": "folder, list file or shards (path or URL); default: ingest.source of the settings",
+            "incoming": "a second place, of unlabelled pictures that arrived since; they are for training only",
+        },
     ),
     "train-teacher": StageCommand("train the generator on the unlabelled pictures", "artifacts/teacher", {"data": "artifacts/data"}),
     "distill-features": StageCommand(

@@ -61,7 +61,7 @@ class Ingest(Section):
 
     source: str = Field(
         "samples/nuclei",
-        description="folder (with all below it), text file of paths, or WebDataset shards (path or s3:// URL, braces allowed)",
+        description="folder or s3:// prefix (with all below it), text file of paths, or WebDataset shards (path or URL, braces allowed)",
     )
     labels: Literal["auto", "none", "folders", "masks", "csv"] = Field(
         "auto", description="where labels come from: class folders, masks/ beside images/, labels.csv; auto: what is found"
