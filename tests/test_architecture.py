@@ -1,6 +1,7 @@
 """Who may import whom: arrows point down only."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -23,7 +24,10 @@ ROOMS = {  # room or module -> what it may import of ours
     "distillation": {*BASE, "training", "teachers", "students", "tasks"},
     "tasks": {*BASE, "data", "training", "students", "report"},
     "serving": {*BASE, "data", "tracking", "students", "tasks"},
-    "stages": {*BASE, "stage", "tracking", "data", "training", "teachers", "students", "distillation", "tasks", "serving", "report"},
+    "versioning": {"errors", "stage", "tracking"},
+    "trainjob": {*BASE, "stage"},
+    "stages": {*BASE, "stage", "tracking", "versioning", "data", "training", "teachers", "students", "distillation", "tasks", "serving",
+               "report"},
     "doctor": {*BASE, "tracking", "training", "serving"},
     "cli": {*BASE, "stages", "tracking", "serving", "doctor"},
     "": {"tasks"},
@@ -76,7 +80,7 @@ def test_teachers_students_and_data_know_nothing_of_each_other():
     assert [(file, target) for file, room, target in imports() if {room, target} <= trio and room != target] == []
 
 
-@pytest.mark.parametrize("module", ["cli", "params", "errors", "stage", "tracking", "doctor"])
+@pytest.mark.parametrize("module", ["cli", "params", "errors", "stage", "tracking", "doctor", "versioning", "trainjob"])
 def test_light_modules_import_nothing_heavy(module):
     body = f"import sys, dreamteacher.{module}; print([m for m in ('torch', 'numpy', 'mlflow', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -92,3 +96,10 @@ def test_tensors_are_never_unpickled():
                 assert ast.unparse(node.func) not in {f"{name}.load{s}" for name in ("pickle", "joblib", "dill") for s in ("", "s")}, path
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert ast.unparse(node.value) == "False", path
+
+
+def test_tests_share_code_by_modules_of_their_own_names():
+    """Any mix of folders can then be collected in one call: every folder has a conftest, and only one is `conftest` to an import."""
+    files = [path for path in (PROJECT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len({path.name for path in files}) == len(files)
+    assert [path for path in files if re.search(r"^(from|import) conftest", path.read_text(), re.M)] == []

@@ -214,6 +214,15 @@ def test_journal_of_a_killed_process_is_sent_and_its_run_ends_as_killed():
     assert runs()["ingest"].data.metrics == {"n": 1.0}
 
 
+def test_stages_that_begin_together_share_a_new_database_and_one_parent(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/new.db")
+    body = "import sys; from dreamteacher.tracking import open_tracker\nwith open_tracker(sys.argv[1], {}, {}): pass\n"
+    together = [subprocess.Popen([sys.executable, "-c", body, name]) for name in ("ingest", "publish", "evaluate")]
+    assert [one.wait() for one in together] == [0, 0, 0]
+    assert not list(UNSENT.glob("*/records.jsonl"))
+    assert set(runs()) == {"chain adhoc", "ingest", "publish", "evaluate"}
+
+
 def test_sync_leaves_running_stages_alone():
     body = (
         "import sys; from dreamteacher.tracking import open_tracker\n"

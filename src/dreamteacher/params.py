@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from dreamteacher.errors import UserError
 
@@ -101,6 +101,9 @@ class Student(Section):
     """The backbone to be pretrained and its neck."""
 
     backbone: str = Field("resnet18", description="any timm model that offers a feature pyramid")
+    finest_stride: Literal[2, 4] = Field(
+        4, description="stride of the pyramid's finest level: 4 as in the paper (256 px); 2 for objects of few pixels; see also taps"
+    )
     width: Positive = Field(256, description="channels of the feature regressor (App D.1: 256), which is also the segmentation neck")
 
 
@@ -295,6 +298,39 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
         raise UserError(_explain(error, where if not overrides else f"{where} with --set")) from error
     except RecursionError:
         raise UserError(f"{where}: a value contains itself") from None
+
+
+def restore_params(**sections: Any) -> Params:
+    """Settings of which only some sections are known, as a pipeline hands them to a step: what `Params.section` gave, or YAML text of it.
+
+    They were checked with all others when the run began, and without those a check across groups would say nothing. The rest has its
+    defaults, and the step does not read it.
+    """
+    plain = {name: yaml.load(value, _Yaml) if isinstance(value, str) else value for name, value in sections.items()}
+    checked = {name: TypeAdapter(Params.model_fields[name].annotation).validate_python(value) for name, value in plain.items()}
+    return Params().model_copy(update=checked)
+
+
+def save_overrides(path: Path, overrides: list[str]) -> Params:
+    """Write `KEY.KEY=VALUE` overrides into the file `path`, whose comments and order stay; the settings it then holds.
+
+    Raises:
+        UserError: as load_params does; the file is unchanged then.
+    """
+    from ruamel.yaml import YAML
+
+    params = load_params(path, overrides)
+    if overrides:
+        editor = YAML()
+        editor.preserve_quotes = True
+        editor.width = 1000
+        editor.indent(mapping=2, sequence=4, offset=2)
+        values = editor.load(path.read_text())
+        for override in overrides:
+            _apply(values, override)
+        with path.open("w") as file:
+            editor.dump(values, file)
+    return params
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

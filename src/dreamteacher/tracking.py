@@ -171,12 +171,14 @@ def _send(journal: Path) -> None:
     cursor_file = journal / "cursor.json"
     cursor: dict[str, Any] = json.loads(cursor_file.read_text()) if cursor_file.exists() else {"sent": 0, "run": None}
     records = _records(journal)
-    client = _client(os.environ.get("MLFLOW_TRACKING_URI", records[0]["uri"]))
+    with _first_alone():
+        client = _client(os.environ.get("MLFLOW_TRACKING_URI", records[0]["uri"]))
     while unsent := records[cursor["sent"] :]:
         record = unsent[0]
         batch = list(takewhile(lambda other: other["do"] == "metrics", unsent[:1000])) or [record]
         if record["do"] == "start":
-            cursor["run"] = _find_or_create_run(client, record, cursor["run"], journal.name)
+            with _first_alone():
+                cursor["run"] = _find_or_create_run(client, record, cursor["run"], journal.name)
         else:
             _replay(client, cursor["run"], batch, journal)
         cursor["sent"] += len(batch)
@@ -286,7 +288,7 @@ def _client(uri: str) -> MlflowClient:
 
     for chatty in ("alembic", "mlflow", "urllib3.connectionpool"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
+    return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))  # makes or migrates the tables of a database
 
 
 @contextmanager
@@ -294,6 +296,14 @@ def _held(journal: Path) -> Iterator[None]:
     """The journal is this process' alone meanwhile. Raises BlockingIOError when another has it."""
     with (journal / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+@contextmanager
+def _first_alone() -> Iterator[None]:
+    """One process of this folder at a time: two that begin together would both set up MLflow's database, and the chain's run."""
+    with UNSENT.with_name("lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -130,3 +131,17 @@ def test_samples_are_plain_values():
     sample = Sample(np.zeros((2, 2, 3), np.uint8), None, "x")
     with pytest.raises(AttributeError):
         sample.label = 3
+
+
+def test_opening_a_set_takes_few_bytes_a_picture(data, tmp_path):
+    """A manifest row as a Python dictionary takes about 1300."""
+    head, row = (data / "manifest.csv").read_text().splitlines()[:2]
+    (tmp_path / "manifest.csv").write_text("\n".join([head, *[row] * 20_000]))
+    (tmp_path / "dataset.json").write_bytes((data / "dataset.json").read_bytes())
+    ImageSet(data, "train")  # what is imported and made once
+    tracemalloc.start()
+    images = Samples(ImageSet(tmp_path, "train"), pretrain_crop(8))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(images) == 20_000
+    assert peak < 300 * 20_000

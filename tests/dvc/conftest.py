@@ -1,11 +1,14 @@
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from pipeline import STAND_IN, Project
 
-from helpers import PROJECT
+from helpers import PROJECT, free_port, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +40,21 @@ def project(tmp_path_factory: pytest.TempPathFactory, tools: Path) -> Project:
     found.run("git", "add", "-A")
     found.run("git", "commit", "-qm", "first")
     return found
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port, log = free_port(), tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=file, stderr=file)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{url}/moto-api/", server, log)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+                patch.setenv(name, value)
+            boto3.client("s3", endpoint_url=url).create_bucket(Bucket="models")
+            yield url
+    finally:
+        server.terminate()
+        server.wait(30)

@@ -23,13 +23,18 @@ def run(params, *, out, overwrite, metrics=None, plots=None, **given):
     with open_stage(name, params={{**params.section(*READS[name]), **{{k: v for k, v in given.items() if k not in inputs}}}},
                     inputs=inputs, out=out, overwrite=overwrite) as stage:
         (stage.tmp / "model.safetensors").write_text(name + str(given.get("seed")))
-    if plots:
-        for file, text in {{"finetune_loss.csv": "step,scratch,features,mix\\n1,3,2,1\\n", "teacher_loss.csv": "step,loss\\n1,2\\n",
-                            "distill_quality.csv": "step,explained_variance\\n1,0.5\\n", "results.png": "", "overlays/0.png": ""}}.items():
-            (plots / file).parent.mkdir(parents=True, exist_ok=True)
-            (plots / file).write_text(text)
-        metrics.parent.mkdir(exist_ok=True)
-        metrics.write_text(json.dumps({{"mix": {{"miou_mean": params.finetune.lr}}}}))
+        if plots:
+            files = {{"finetune_loss.csv": "step,scratch,features,mix\\n1,3,2,1\\n", "teacher_loss.csv": "step,loss\\n1,2\\n",
+                      "distill_quality.csv": "step,explained_variance\\n1,0.5\\n", "results.png": "", "overlays/0.png": "",
+                      "metrics.json": json.dumps({{"mix": {{"miou_mean": params.finetune.lr}}}})}}
+            for file, text in files.items():
+                (stage.tmp / file).parent.mkdir(exist_ok=True)
+                (stage.tmp / file).write_text(text)
+    if plots:  # as the stage itself does
+        for file in files:
+            place = metrics if file == "metrics.json" else plots / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes((out / file).read_bytes())
     return {{}}
 
 cli.import_module = lambda module: types.SimpleNamespace(run=run)

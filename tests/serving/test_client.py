@@ -1,20 +1,26 @@
 import json
 import socket
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 from serving_samples import PARAMS, make_model
 
-from dreamteacher.data.dataset import Sample
+from dreamteacher.data.dataset import ImageSet, Sample
 from dreamteacher.data.transforms import whole
 from dreamteacher.errors import UserError
-from dreamteacher.serving.client import predict, prepare
+from dreamteacher.params import Params
+from dreamteacher.serving.client import JSON_KEYS, predict, prepare
+from dreamteacher.serving.onnx_files import read_metadata
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
-from dreamteacher.tasks.model import normalize
+from dreamteacher.stages import ingest
+from dreamteacher.tasks.model import load_task_model, normalize
+from dreamteacher.tasks.scoring import picture_size, score, whole_batches
 
 
 def save_picture(path, height, width, seed=0):
@@ -92,6 +98,28 @@ def test_class_and_probability_are_the_model_s(triton, tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{picture}: {model.classes[best]} {share:.3f}")
 
 
+def test_predict_sees_and_says_what_evaluation_sees_and_says(triton, project, models, here, capsys):
+    """Real ingest and scoring on one side, Triton and the client on the other; pictures above and below short_side and the task's side."""
+    model = load_task_model(project / "finetuned" / "classification")
+    sizes = [(200, 130), (130, 200), (40, 44), (20, 30), (48, 300), (32, 32)]
+    paths = [save_picture(here / "in" / "val" / model.classes[i % 4] / f"{i}.png", *size, seed=i) for i, size in enumerate(sizes)]
+    save_picture(here / "in" / "train" / model.classes[0] / "train.png", 50, 50, seed=9)
+    (here / "in" / "classes.txt").write_text("\n".join(model.classes))
+    told = read_metadata(models["stages"])
+    ingest.run(Params(ingest={"short_side": json.loads(told["short_side"])}), source=here / "in", out=here / "data")
+    val = ImageSet(here / "data", "val")
+    _, said = score(model, val, 4, torch.device("cpu"), keep=range(len(val)))
+    predict(paths, url(triton, "http"), "stages")
+    answers = {Path(line.split(": ")[0]).name: line.split(": ")[1].split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert {Path(val.names[i]).name: model.classes[label] for i, label in said.items()} == answers
+    assert len(set(answers.values())) > 1
+    contract = {key: json.loads(text) if key in JSON_KEYS else text for key, text in told.items()}
+    for indices, batch in whole_batches(val, list(range(len(val))), 1, picture_size(model.task, model.size)):
+        tensor, _ = prepare(np.asarray(Image.open(here / "in" / val.names[indices[0]])), contract)
+        step = 1 / 255 / min(model.std)  # Pillow and torchvision may round differently
+        assert np.abs(tensor - normalize(batch["image"], model.mean, model.std).numpy()).max() < 1.01 * step
+
+
 def test_bad_pictures_are_named_and_the_others_done(triton, tmp_path, capsys):
     good = save_picture(tmp_path / "good.png", 32, 32)
     (tmp_path / "text.png").write_text("no picture")
@@ -138,7 +166,7 @@ def test_features_need_a_folder(triton, tmp_path):
 
 
 def test_model_of_one_size_gets_the_picture_in_that_size():
-    contract = {"dynamic_size": False, "size": 32, "short_side": None, "interpolation": "bilinear", "multiple": 32}
+    contract = {"dynamic_size": False, "size": 32, "short_side": None, "scale_to": None, "interpolation": "bilinear", "multiple": 32}
     contract |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     tensor, size = prepare(np.full((50, 70, 3), 255, np.uint8), contract)
     assert tensor.shape == (1, 3, 32, 32) and size == (32, 32)

@@ -76,6 +76,12 @@ def test_same_model_gives_the_same_bytes(here, project):
     assert read_stage(here / "onnx")["files"] == record["files"]
 
 
+def test_classification_tells_the_side_at_which_it_is_evaluated(project):
+    for task, side in (("segmentation", None), ("classification", load_task_model(project / "finetuned" / "classification").size)):
+        for file in ("model.onnx", "backbone.onnx"):
+            assert json.loads(read_metadata(project / "onnx" / task / file)["scale_to"]) == side
+
+
 def test_metadata_says_how_a_picture_is_prepared(project):
     model = load_task_model(project / "finetuned" / "segmentation")
     told = read_metadata(project / "onnx" / "segmentation" / "model.onnx")

@@ -176,6 +176,18 @@ def test_serve_answers_at_the_given_port_and_stops_cleanly(single, number):
     assert not list(Path(".dreamteacher/triton").glob("*.log"))
 
 
+def test_killed_serve_takes_its_server_along(single):
+    before = regions()
+    process, _ = start_serving(single)
+    server = server_of(process)
+    process.kill()
+    process.communicate(timeout=30)
+    end = time.monotonic() + 20
+    while time.monotonic() < end and (regions() - before or server_lives(server) or children_of_session(server)):
+        time.sleep(0.1)
+    assert regions() <= before and not server_lives(server) and not children_of_session(server)
+
+
 def test_serve_says_when_the_server_dies_and_leaves_nothing_behind(single):
     before = regions()
     process, _ = start_serving(single)
@@ -188,6 +200,12 @@ def test_serve_says_when_the_server_dies_and_leaves_nothing_behind(single):
     while time.monotonic() < end and (regions() - before or children_of_session(server)):
         time.sleep(0.1)
     assert regions() <= before and not children_of_session(server)
+
+
+def server_lives(pid):
+    """Whether there is such a process and nobody has only to collect it."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def children_of_session(session):

@@ -1,129 +1,15 @@
-"""The chain from pictures to task models on a tiny synthetic data set, run once for all tests of its stages."""
+"""The tiny chain, run once for all tests of its stages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch import Tensor
+from tiny_chain import TASKS, Chain, brief_params, draw
 
-from dreamteacher.data.dataset import ImageSet
-from dreamteacher.params import Params
-from dreamteacher.stages import distill_features, distill_labels, finetune, ingest, train_interpreter, train_teacher
 from dreamteacher.teachers import diffusion
 
-TASKS = ("segmentation", "classification")
 SLIM = {"widths": (8, 8, 8, 16), "depth": 1, "attention": (8,), "head_dim": 8, "groups": 4, "dropout": 0.0}
-BRIEF = {"steps": 4, "batch_size": 4, "log_every": 2, "warmup_steps": 1, "checkpoint_every": 100, "precision": "fp32"}
-INITS = ("scratch", "features", "labels", "mix")
-
-
-def brief_params(source: Path, **changes: dict[str, Any]) -> Params:
-    settings: dict[str, dict[str, Any]] = {
-        "ingest": {"source": str(source), "min_side": 8},
-        "teacher": BRIEF
-        | {"resolution": 16, "T_train": 100, "stats_T": 10, "stats_images": 5, "samples": 2, "sample_steps": 3, "ema": 0.9},
-        "student": {"backbone": "test_resnet", "width": 8},
-        "distill": BRIEF | {"T": 10, "resolution": 32, "monitor_images": 3, "monitor_every": 3},
-        "interpreter": BRIEF | {"T": 10, "resolution": 16, "width": 16},
-        "labels": BRIEF | {"ema": 0.9},
-        "finetune": BRIEF | {"resolution": 32},
-        "compare": {"inits": list(INITS), "modes": ["labels", "mix"], "seeds": [0]},
-        "export": {"init": "mix", "seed": 0},
-    }
-    return Params(few_labels=6, **{name: values | changes.get(name, {}) for name, values in settings.items()})
-
-
-def draw(task: str, folder: Path) -> Path:
-    """14 train pictures, 10 of them labelled, and 4 for validation, of several sizes: a bright blob of one of two hues on faint noise."""
-    generator = np.random.default_rng(5)
-    for split, count in (("train", 14), ("val", 4)):
-        for i in range(count):
-            height, width = [(40, 48), (33, 60), (12, 40), (64, 20)][i % 4]
-            kind, y, x = i % 2, generator.integers(2, height - 8), generator.integers(2, width - 8)
-            pixels, mask = generator.integers(0, 30, (height, width, 3)), np.zeros((height, width), np.uint8)
-            pixels[y : y + 8, x : x + 8, kind] += 150
-            mask[y : y + 8, x : x + 8] = 1
-            mask[:2] = 255
-            labelled = split == "val" or i < 10
-            below = f"{split}/images" if task == "segmentation" else f"{split}/{['green', 'red'][kind] if labelled else 'unlabelled'}"
-            _save(pixels.astype(np.uint8), folder / below / f"{i:02}.png")
-            if task == "segmentation" and labelled:
-                _save(mask, folder / f"{split}/masks/{i:02}.png")
-    if task == "segmentation":
-        (folder / "classes.txt").write_text("background\nblob\n")
-    return folder
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-@dataclass
-class Chain:
-    """Finished stages: their folders below `root`, what they returned, which pictures they read, and the weights they began to train."""
-
-    task: str
-    source: Path
-    root: Path
-    params: Params
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    read: dict[str, set[str]] = field(default_factory=dict)
-    begun: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-
-    def calls(self) -> dict[str, Callable[..., dict[str, float]]]:
-        """What runs each stage, in order; `params` and `overwrite` may be given."""
-        at = {name: self.root / name for name in ("data", "teacher", "features", "interpreter", "labels", "mix", *INITS)}
-        data = {"data": at["data"], "params": self.params}
-        seeded = {**data, "seed": 0}
-        distilled = {**seeded, "teacher": at["teacher"], "interpreter": at["interpreter"], "features": at["features"]}
-        calls: dict[str, Callable[..., dict[str, float]]] = {
-            "data": partial(ingest.run, params=self.params, source=self.source, out=at["data"]),
-            "teacher": partial(train_teacher.run, **data, out=at["teacher"]),
-            "features": partial(distill_features.run, **data, teacher=at["teacher"], out=at["features"]),
-            "interpreter": partial(train_interpreter.run, **seeded, teacher=at["teacher"], out=at["interpreter"]),
-        }
-        for mode in ("labels", "mix"):
-            calls[mode] = partial(distill_labels.run, **distilled, mode=mode, out=at[mode])
-        for init in INITS:
-            given = {} if init == "scratch" else {"backbone": at[init]}
-            calls[f"finetune/{init}"] = partial(finetune.run, **seeded, **given, init=init, out=self.root / "finetune" / init)
-        return calls
-
-    def run(self) -> Chain:
-        """All stages; the functions that read pictures and train are watched."""
-        read_one, name = ImageSet.read, ""
-
-        def read(images: ImageSet, index: int) -> Any:
-            self.read[name].add(images.names[index])
-            return read_one(images, index)
-
-        def watch(stage: ModuleType) -> Callable[..., Any]:
-            train = stage.train
-
-            def watched(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-                self.begun[name] = {key: value.clone() for key, value in model.state_dict().items()}
-                return train(model, *args, **kwargs)
-
-            return watched
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ImageSet, "read", read)
-            for stage in (train_teacher, distill_features, train_interpreter, distill_labels, finetune):
-                patch.setattr(stage, "train", watch(stage))
-            for name, call in self.calls().items():
-                self.read[name] = set()
-                self.metrics[name] = call()
-        return self
 
 
 @pytest.fixture(scope="session")

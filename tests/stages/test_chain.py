@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 
 import pytest
+from tiny_chain import Chain
 
-from conftest import Chain
 from dreamteacher.stage import read_stage
 
 TRAINED = ("teacher", "features", "interpreter", "labels", "mix")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from tiny_chain import Chain, brief_params
 
-from conftest import Chain, brief_params
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
 from dreamteacher.stages import distill_features

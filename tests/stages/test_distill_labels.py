@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_chain import Chain, brief_params
 
-from conftest import Chain, brief_params
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.interpreter import load_interpreter

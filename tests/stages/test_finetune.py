@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_chain import INITS, Chain, brief_params
 
 import dreamteacher
-from conftest import INITS, Chain, brief_params
 from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.errors import UserError
 from dreamteacher.stages import finetune

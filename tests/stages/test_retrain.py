@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from tiny_chain import BRIEF, brief_params, draw
 
-from conftest import BRIEF, brief_params, draw
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.serving.promotion import fetch_champion, rollback

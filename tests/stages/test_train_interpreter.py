@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_chain import Chain, brief_params, draw
 
-from conftest import Chain, brief_params, draw
 from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.errors import UserError

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 from PIL import Image
+from tiny_chain import Chain, brief_params
 
-from conftest import Chain, brief_params
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.errors import UserError

@@ -15,12 +15,14 @@ from dreamteacher.students.backbone import create_backbone, load_backbone, save_
 NAMES = ["resnet18", "convnext_atto", "efficientnet_lite0", "mobilenetv3_small_100", "regnety_002"]
 
 
+@pytest.mark.parametrize("finest", [2, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_pyramid_is_timms_own(name: str) -> None:
-    backbone = create_backbone(name).eval()
+def test_the_pyramid_is_timms_own(name: str, finest: int) -> None:
+    backbone = create_backbone(name, finest=finest).eval()
     reference = timm.create_model(name, features_only=True).eval()
-    finer = sum(stride < 4 for stride in reference.feature_info.reduction())  # left out: the paper's levels begin at 4
-    assert backbone.strides == reference.feature_info.reduction()[finer:] == [4, 8, 16, 32]
+    finer = sum(stride < finest for stride in reference.feature_info.reduction())  # left out
+    assert backbone.strides == reference.feature_info.reduction()[finer:]
+    assert backbone.strides == ([4, 8, 16, 32] if finest == 4 or name == "convnext_atto" else [2, 4, 8, 16, 32])  # its stem has stride 4
     assert backbone.channels == reference.feature_info.channels()[finer:]
     unexpected = reference.load_state_dict({_flat(name, k): v for k, v in backbone.model.state_dict().items()}, strict=False)
     assert not unexpected.missing_keys
@@ -37,10 +39,10 @@ def _flat(name: str, key: str) -> str:
     return key.replace("stages.", "stages_", 1).replace("stem.", "stem_", 1) if name.startswith("convnext") else key
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
-def test_a_saved_backbone_opens_with_timm_and_gives_identical_features(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "finest"), [("resnet18", 2), ("efficientnet_lite0", 4)])
+def test_a_saved_backbone_opens_with_timm_and_gives_identical_features(name: str, finest: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    backbone = create_backbone(name)
+    backbone = create_backbone(name, finest=finest)
     for module in backbone.modules():  # no running statistic may be left at its default
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean), torch.nn.init.uniform_(module.running_var, 0.5, 2)

@@ -6,8 +6,9 @@ import csv
 import hashlib
 import json
 import os
+from array import array
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,25 +44,31 @@ class ImageSet:
     """
 
     def __init__(self, folder: Path, split: Literal["train", "val"]):
+        # A million rows as dictionaries take more than 1 GB.
+        self.names: list[str] = []
+        shards: dict[str, int] = {}
+        hashes, where, pixels = bytearray(), array("q"), 0
         try:
             facts = json.loads((folder / "dataset.json").read_text())
             with (folder / "manifest.csv").open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row["split"] == split]
+                for row in csv.DictReader(file):
+                    if row["split"] == split:
+                        self.names.append(row["path"])
+                        hashes += bytes.fromhex(row["sha256"])
+                        where.append(shards.setdefault(row["shard"], len(shards)))
+                        where.extend(int(row[key] or 0) for key in ("offset", "length", "label_offset", "label_length"))
+                        pixels += int(row["width"]) * int(row["height"])
         except FileNotFoundError as error:
             raise UserError(f"{folder} holds no data set ({error.filename} is missing); run `dreamteacher ingest` first") from error
         self.task: Literal["segmentation", "classification"] | None = facts["task"]
         self.classes: list[str] = facts["classes"]
         self.mean: list[float] = facts["mean"]
         self.std: list[float] = facts["std"]
-        self.names = [row["path"] for row in rows]
-        self.hashes = [row["sha256"] for row in rows]
-        shards = sorted({row["shard"] for row in rows})
+        self._hashes = np.frombuffer(hashes, np.uint8).reshape(-1, hashlib.sha256().digest_size)
         self._shards = [folder / "shards" / name for name in shards]
-        # shard, offset and length of the picture, offset and length of the label (length 0: none)
-        number = {name: i for i, name in enumerate(shards)}
-        where = [[number[r["shard"]], *(int(r[k] or 0) for k in ("offset", "length", "label_offset", "label_length"))] for r in rows]
-        self._where = np.array(where, np.int64).reshape(-1, 5)
-        self.in_memory = sum(int(row["width"]) * int(row["height"]) * 4 for row in rows) < CACHE_BYTES
+        # number of the shard, offset and length of the picture, offset and length of the label (length 0: none)
+        self._where = np.frombuffer(where, np.int64).reshape(-1, 5)
+        self.in_memory = pixels * 4 < CACHE_BYTES
         self._cache: dict[int, Sample] = {}
         self._files: dict[tuple[int, int], int] = {}
 
@@ -70,6 +77,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def sha256(self, index: int) -> str:
+        """Hexadecimal digest of the file in which the picture came."""
+        return self._hashes[index].tobytes().hex()
 
     def labelled(self) -> list[int]:
         """Indices of the pictures that have a label."""
@@ -112,9 +123,9 @@ class Samples(torch.utils.data.Dataset):
     def __init__(self, images: ImageSet, transform: Callable[[Sample], dict[str, Tensor]], indices: list[int] | None = None):
         self.images = images
         self.transform = transform
-        self.indices = list(range(len(images))) if indices is None else indices
+        self.indices: Sequence[int] = range(len(images)) if indices is None else indices
         self.in_memory = images.in_memory
-        self._labelled = set(self.indices) <= set(images.labelled())
+        self._labelled = bool(np.isin(self.indices, images.labelled()).all())
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -148,7 +159,7 @@ def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
         raise UserError(
             f"few_labels = {n}, but only {len(labelled)} of {len(images)} pictures have a label; label more or lower few_labels"
         )
-    order = sorted(labelled, key=lambda i: hashlib.sha256(f"{seed}:{images.hashes[i]}".encode()).digest())
+    order = sorted(labelled, key=lambda i: hashlib.sha256(f"{seed}:{images.sha256(i)}".encode()).digest())
     if images.task == "classification":
         turns: dict[int, int] = defaultdict(int)  # a picture's turn is its place among those of its class
         turn = {}

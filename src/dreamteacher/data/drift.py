@@ -35,8 +35,8 @@ def contents(folder: Path) -> dict[str, set[str]]:
 
 def draw(images: ImageSet, wanted: set[str], count: int) -> list[int]:
     """Indices, sorted, of up to `count` pictures whose sha256 is in `wanted`, the same whatever order they have."""
-    there = [i for i, digest in enumerate(images.hashes) if digest in wanted]
-    return sorted(sorted(there, key=lambda i: hashlib.sha256(images.hashes[i].encode()).digest())[:count])
+    there = [i for i in range(len(images)) if images.sha256(i) in wanted]
+    return sorted(sorted(there, key=lambda i: hashlib.sha256(images.sha256(i).encode()).digest())[:count])
 
 
 def brightness_and_size(images: ImageSet, indices: list[int]) -> np.ndarray:

@@ -1,15 +1,18 @@
 """Where pictures and labels come from: folders, here or at an address, list files and WebDataset shards; lazily, in a fixed order.
 
-File names are kept in a temporary database on disk, so that memory does not grow with the set.
+File names are kept in a temporary database on disk, so that memory does not grow with the set. They are plain text here: pathlib interns
+every part of a path, and Python 3.12 never frees what is interned.
 """
 
 from __future__ import annotations
 
 import csv
+import os
+import posixpath
 import re
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dreamteacher.data.decode import SUFFIXES
 from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, Found, Item, LabelKind, masks_need_classes, parse_classes
@@ -106,30 +109,38 @@ def _read_list(path: Path) -> Iterator[Row]:
     """The pictures that the lines name and, looked for where `find` says, their masks."""
     with path.open(encoding="utf-8") as lines:
         try:
-            names = (PurePosixPath(line.strip()) for line in lines if line.strip() and not line.startswith("#"))
+            names = (_tidy(line.strip()) for line in lines if line.strip() and not line.startswith("#"))
             for name in names:
                 yield _row(name, first=False)
-                folders = (PurePosixPath(*("masks" if part == "images" else part for part in name.parent.parts)), name.parent)
+                folder, file = posixpath.split(name)
+                folders = ("/".join("masks" if part == "images" else part for part in folder.split("/")), folder)
                 tails = (f"{tail}{suffix}" for tail in ("", ".mask", "_mask") for suffix in MASK_SUFFIXES)
-                for mask in (folder / f"{name.stem}{tail}" for tail in tails for folder in folders):
+                for mask in (posixpath.join(place, posixpath.splitext(file)[0] + tail) for tail in tails for place in folders):
                     row = _row(mask, first=False)
-                    if row[2] != "picture" and (path.parent / mask).is_file():
+                    if row[2] != "picture" and os.path.isfile(posixpath.join(path.parent, mask)):  # noqa: PTH113 - see above
                         yield row
         except UnicodeDecodeError as error:
             raise UserError(f"ingest.source: {path} is no text; name a folder, a text file of paths, or WebDataset shards") from error
 
 
-def _row(name: PurePosixPath, first: bool) -> Row:
+def _tidy(name: str) -> str:
+    """Without `.` and doubled slashes; `..` stays, as a link may stand before it."""
+    return name[: name.startswith("/")] + "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _row(name: str, first: bool) -> Row:
     """Name, the key that picture and mask share, role, split and class of a file; `first`: the split is the topmost such folder."""
-    folders = [part for part in name.parent.parts if part not in ("images", "masks")]
-    stem = re.sub(r"[._]mask$", "", name.stem)
-    role = "mask" if "masks" in name.parent.parts else "mask?" if stem != name.stem else "picture"
+    *above, file = name.split("/")
+    folders = [part for part in above if part not in ("images", "masks")]
+    full_stem = posixpath.splitext(file)[0]
+    stem = re.sub(r"[._]mask$", "", full_stem)
+    role = "mask" if "masks" in above else "mask?" if stem != full_stem else "picture"
     places = [i for i, part in enumerate(folders) if part.lower() in SPLITS]
     place = (places[0] if first else places[-1]) if places else -1
     below = folders[place + 1 :]
     cls = (below[0] if first else below[-1]) if below else ""
     split = SPLITS[folders[place].lower()] if places else None
-    return str(name), str(PurePosixPath(*folders, stem)), role, split, "" if cls.lower() in UNLABELLED else cls
+    return name, "/".join([*folders, stem]), role, split, "" if cls.lower() in UNLABELLED else cls
 
 
 def _kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, is_list: bool) -> str:
@@ -176,7 +187,7 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) 
         rows = csv.DictReader(file)
         if not {"path", "label"} <= set(rows.fieldnames or []):
             raise UserError(f"{tree}/labels.csv: its first line must name the columns path and label")
-        pairs = ((str(PurePosixPath(row["path"])), row["label"].strip()) for row in rows if row["label"] and row["label"].strip())
+        pairs = ((_tidy(row["path"]), row["label"].strip()) for row in rows if row["label"] and row["label"].strip())
         table.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?)", pairs)
     values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
     return classes or sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))

@@ -1,10 +1,14 @@
-"""Where files lie: a local folder, or a prefix at any address that fsspec knows (s3://, with AWS_ENDPOINT_URL honoured)."""
+"""Where files lie: a local folder, or a prefix at any address that fsspec knows (s3://, with AWS_ENDPOINT_URL honoured).
+
+Names are plain text here: pathlib interns every part of a path, and Python 3.12 never frees what is interned.
+"""
 
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Protocol
 
 import fsspec
@@ -23,7 +27,7 @@ class Tree(Protocol):
 
     at_once: int
 
-    def pictures(self, counts: dict[str, int]) -> Iterator[PurePosixPath]:
+    def pictures(self, counts: dict[str, int]) -> Iterator[str]:
         """Names of all pictures, in any order; what is passed over is counted as ignored_files or unprintable_names."""
         ...
 
@@ -47,12 +51,13 @@ class Folder:
     def __str__(self) -> str:
         return str(self.root)
 
-    def pictures(self, counts: dict[str, int]) -> Iterator[PurePosixPath]:
+    def pictures(self, counts: dict[str, int]) -> Iterator[str]:
         """Entry by entry: os.walk would hold the names of a folder of a million pictures."""
-        waiting, visited = [self.root], set()  # a folder may be a link, even to one above it
+        waiting, visited = [str(self.root)], set()  # a folder may be a link, even to one above it
+        above = len(posixpath.join(self.root, ""))
         while waiting:
             folder = waiting.pop()
-            here = folder.stat()
+            here = Path(folder).stat()
             if (here.st_dev, here.st_ino) in visited:
                 continue
             visited.add((here.st_dev, here.st_ino))
@@ -60,21 +65,21 @@ class Folder:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    path = Path(entry.path)
-                    if not entry.name.isprintable():
+                    if not entry.name.isprintable():  # also what is not UTF-8: neither a manifest nor a shard could name it
                         counts["unprintable_names"] += 1
                     elif entry.is_dir():
-                        waiting.append(path)
+                        waiting.append(entry.path)
                     elif _is_picture(entry.name, counts):
-                        yield PurePosixPath(path.relative_to(self.root))
+                        yield entry.path[above:]
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
         """One file after the other."""
         contents: list[bytes | Exception] = []
         for name in names:
             try:
-                size = (self.root / name).stat().st_size
-                contents.append((self.root / name).read_bytes() if size <= max_bytes else _too_large(size))
+                with open(posixpath.join(self.root, name), "rb") as file:  # noqa: PTH123 - see above
+                    size = os.fstat(file.fileno()).st_size
+                    contents.append(file.read() if size <= max_bytes else _too_large(size))
             except OSError as error:
                 contents.append(error)
         return contents
@@ -104,18 +109,18 @@ class Prefix:
     def __str__(self) -> str:
         return self.address
 
-    def pictures(self, counts: dict[str, int]) -> Iterator[PurePosixPath]:
+    def pictures(self, counts: dict[str, int]) -> Iterator[str]:
         """Folder by folder; a prefix without objects has none."""
         try:
             for folder, _, names in self.files.walk(self.root, on_error="raise"):
-                inside = PurePosixPath(folder).relative_to(PurePosixPath(self.root))
-                for name in names:
-                    if any(part.startswith(".") for part in (*inside.parts, name)):
+                for file in names:
+                    name = posixpath.relpath(f"{folder}/{file}", self.root)
+                    if any(part.startswith(".") for part in name.split("/")):
                         continue
-                    if not str(inside / name).isprintable():
+                    if not name.isprintable():
                         counts["unprintable_names"] += 1
-                    elif _is_picture(name, counts):
-                        yield inside / name
+                    elif _is_picture(file, counts):
+                        yield name
         except FileNotFoundError as error:
             if "bucket" in str(error):
                 raise cannot_open(self.address, error) from error
@@ -145,7 +150,7 @@ def cannot_open(url: str, error: Exception) -> UserError:
 
 
 def _is_picture(name: str, counts: dict[str, int]) -> bool:
-    if PurePosixPath(name).suffix.lower() in SUFFIXES:
+    if posixpath.splitext(name)[1].lower() in SUFFIXES:
         return True
     counts["ignored_files"] += name not in NOT_PICTURES
     return False

@@ -26,6 +26,7 @@ Protocol = Literal["http", "grpc"]
 Infer = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 AT_ONCE = 8  # requests under way, from which the server forms batches
+JSON_KEYS = ("classes", "mean", "std", "size", "multiple", "short_side", "scale_to", "dynamic_size")  # of the contract
 TIMEOUT = 120.0  # seconds for one answer
 # Tableau's ten colours, for class 1, 2, ...; class 0, most often the background, is left as it is.
 COLOURS = bytes.fromhex("1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf")
@@ -39,7 +40,7 @@ def predict(
     Segmentation: the share of each class; with `out` also STEM.mask.png (class ids, in the picture's own size) and STEM.overlay.png.
     Classification: the three likeliest classes with their probabilities.
     `features` asks MODEL-backbone as well and writes STEM.npz: `strideS` (C, H/S, W/S) and `embedding` (C,), float32, of the
-    picture as prepared (reduced to `short_side`, padded by reflection on the right and the bottom), and `size`, its (H, W) unpadded.
+    picture as prepared (see `prepare`), and `size`, its (H, W) unpadded.
 
     Raises:
         UserError: the server cannot be reached or lacks the model, `out` is needed, or some pictures are bad (the others are done).
@@ -83,23 +84,35 @@ def _answer(picture: np.ndarray, contract: dict[str, Any], infer: Infer, place: 
 
 
 def prepare(picture: np.ndarray, contract: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
-    """uint8 RGB (H, W, 3) as in training: reduced to the short side, padded by reflection to the multiple, normalised.
+    """uint8 RGB (H, W, 3) as evaluation sees it: scaled, padded by reflection to the multiple, normalised.
 
-    A model that takes one size only gets the picture scaled to it. Returns float32 (1, 3, H', W') and the size (h, w) of its
-    upper left part that is the picture.
+    Scaled: reduced to `short_side` as ingest does, then, where the task is evaluated at one scale, to the short side `scale_to`. A model
+    that takes one size only gets the picture in that size. Returns float32 (1, 3, H', W') and the size (h, w) of its upper left part
+    that is the picture.
     """
-    height, width = picture.shape[:2]
+    interpolation = Image.Resampling[contract["interpolation"].upper()]
     if not contract["dynamic_size"]:
-        height = width = contract["size"]
-    elif contract["short_side"] and min(height, width) > contract["short_side"]:
-        shrink = contract["short_side"] / min(height, width)
-        height, width = round(height * shrink), round(width * shrink)
-    if (height, width) != picture.shape[:2]:
-        picture = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling[contract["interpolation"].upper()]))
+        picture = _resize(picture, contract["size"], contract["size"], interpolation)
+    else:
+        if contract["short_side"]:
+            picture = _scale(picture, min(contract["short_side"], *picture.shape[:2]), interpolation)
+        if contract["scale_to"]:
+            picture = _scale(picture, contract["scale_to"], interpolation)
+    height, width = picture.shape[:2]
     down, right = (-side % contract["multiple"] for side in (height, width))
     padded = np.pad(picture, ((0, down), (0, right), (0, 0)), mode="reflect")
     normalized = (padded / np.float32(255) - np.float32(contract["mean"])) / np.float32(contract["std"])
     return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None]), (height, width)
+
+
+def _scale(picture: np.ndarray, short: int, interpolation: Image.Resampling) -> np.ndarray:
+    height, width = picture.shape[:2]
+    scale = short / min(height, width)
+    return _resize(picture, round(height * scale), round(width * scale), interpolation)
+
+
+def _resize(picture: np.ndarray, height: int, width: int, interpolation: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize((width, height), interpolation))  # Pillow copies where the size is the same
 
 
 def _connect(url: str, model: str, protocol: Protocol) -> tuple[dict[str, Any], Infer]:
@@ -121,7 +134,7 @@ def _connect(url: str, model: str, protocol: Protocol) -> tuple[dict[str, Any], 
             raise UserError(f"the server at {url} has no model {model!r}; it has {', '.join(sorted(models)) or 'none'}")
         config = _plain(client().get_model_config(model))
     parameters = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
-    if "task" not in parameters:
+    if not {"task", *JSON_KEYS} <= set(parameters):
         raise UserError(f"model {model!r} at {url} does not say how pictures are prepared; serve what `dreamteacher publish` wrote")
 
     def infer(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -131,8 +144,7 @@ def _connect(url: str, model: str, protocol: Protocol) -> tuple[dict[str, Any], 
             answer = client().infer(model, [given], **limit)
         return {output["name"]: answer.as_numpy(output["name"]) for output in config["output"]}
 
-    json_keys = ("classes", "mean", "std", "size", "multiple", "short_side", "dynamic_size")
-    return {key: json.loads(text) if key in json_keys else text for key, text in parameters.items()}, infer
+    return {key: json.loads(text) if key in JSON_KEYS else text for key, text in parameters.items()}, infer
 
 
 def _plain(answer: Any) -> Any:

@@ -28,6 +28,16 @@ CACHE = Path(".dreamteacher/triton")
 START_SECONDS = 300  # large models warm up slowly
 STOP_SECONDS = 20
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Python that becomes its arguments, which the kernel then interrupts when their parent is gone, be it by kill -9 (Linux only). Not a
+# preexec_fn, which may hang where the parent has threads. The number is that of the parent: it may be gone before the call.
+DIES_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 SHARED_MEMORY = re.compile(r"/dev/shm/triton_python_backend_shm_region_\S+")
 
 
@@ -78,7 +88,7 @@ def serve(repository: Path, http_port: int | None = None, grpc_port: int | None 
 
 @contextmanager
 def running_triton(repository: Path, http_port: int | None = None, grpc_port: int | None = None) -> Iterator[Triton]:
-    """A Triton that serves all models of `repository` on this machine only, ready; stopped when the block ends.
+    """A Triton that serves all models of `repository` on this machine only, ready; stopped when the block ends, or this thread.
 
     Raises:
         UserError: the repository is broken, something is not installed, a port is taken, or the server does not start (with
@@ -94,7 +104,12 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
     with log.open("wb") as file:
         # A session of its own, because Ctrl-C reaches every process of the terminal's group and the stubs must outlive the server's stop.
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, "-ISc", DIES_WITH_PARENT, str(os.getpid()), *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     regions: set[str] = set()
     try:

@@ -39,9 +39,10 @@ def run(
         if stage.done:
             return stage.metrics
         images = ImageSet(data, "train")
-        there, known = set(images.hashes), contents(before)["train"] if before else set()
+        digests = [images.sha256(i) for i in range(len(images))]
+        there, known = set(digests), contents(before)["train"] if before else set()
         new = there - known
-        names = [name for name, digest in zip(images.names, images.hashes, strict=True) if digest in new]
+        names = [name for name, digest in zip(images.names, digests, strict=True) if digest in new]
         (stage.tmp / "new.txt").write_text("".join(f"{name}\n" for name in names))
         stage.metrics = {"n_new": float(len(new)), "n_known": float(len(there & known)), "n_gone": float(len(known - there))}
         shifts = {}

@@ -47,7 +47,8 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
         whiten = whitening(settings.whitening, generator.taps, read_facts(teacher)["statistics"])
         torch.manual_seed(params.seed)
         channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
-        regressor = FeatureRegressor(create_backbone(params.student.backbone), channels, strides, params.student.width)
+        backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
+        regressor = FeatureRegressor(backbone, channels, strides, params.student.width)
         if start:
             _go_on_from(start, regressor)
         mean, std = regressor.backbone.mean, regressor.backbone.std

@@ -93,7 +93,7 @@ def run(
 
 def _build_student(params: Params, images: ImageSet, taps: list, features: Path, mode: str) -> MixStudent:
     start = load_regressor(features) if params.labels.start == "features" else None
-    backbone = start.backbone if start else create_backbone(params.student.backbone)
+    backbone = start.backbone if start else create_backbone(params.student.backbone, finest=params.student.finest_stride)
     task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, params.student.width)
     regressor = start or FeatureRegressor(backbone, [t.channels for t in taps], [t.stride for t in taps], params.student.width)
     return MixStudent(task, regressor, regress=mode == "mix").train()

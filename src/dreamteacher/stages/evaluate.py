@@ -90,7 +90,7 @@ def run(
                 for key, value in figures.items()
                 if key.removesuffix("_mean").removesuffix("_std") in ("miou", "top1", f"linear_{headline}", f"knn_{headline}", "n_seeds")
             }
-    _hand_out(out, metrics, plots)
+    hand_out(out, metrics, plots)
     return stage.metrics
 
 
@@ -137,7 +137,7 @@ def _read_out(
     for row in rows:
         if row["init"] == "scratch":
             torch.manual_seed(row["seed"])
-            backbone = create_backbone(trained["student"]["backbone"])
+            backbone = create_backbone(trained["student"]["backbone"], finest=trained["student"]["finest_stride"])
         elif row["init"] == "features":
             backbone = load_backbone(features / BACKBONE_FOLDER)
         else:
@@ -216,7 +216,7 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
         save_panels([above, below], folder / f"pca_{number}.png")
 
 
-def _hand_out(out: Path, metrics: Path, plots: Path) -> None:
+def hand_out(out: Path, metrics: Path, plots: Path) -> None:
     """Copy what is missing or different, each file at once; drawings of a former, longer series go."""
     given = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (RECORD, METRICS_FILE)]
     _copy(out / METRICS_FILE, metrics)

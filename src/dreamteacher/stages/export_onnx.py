@@ -15,6 +15,7 @@ from dreamteacher.serving.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.tasks.model import load_task_model
+from dreamteacher.tasks.scoring import picture_size
 from dreamteacher.tracking import git
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             "multiple": json.dumps(MULTIPLE),
             "padding": "reflect, right and bottom",
             "short_side": json.dumps(read_stage(data)["params"]["ingest"]["short_side"]),
+            "scale_to": json.dumps(picture_size(model.task, model.size)),
             "interpolation": "bilinear",
             "init": made["init"],
             "seed": json.dumps(made["seed"]),

@@ -82,7 +82,7 @@ def run(
 
 def _build(params: Params, images: ImageSet, init: Init, folder: Path | None) -> TaskModel:
     """The model with random weights, the same for every init of a seed, and then with those of `folder` over them."""
-    student = create_backbone(params.student.backbone, pretrained=init == "imagenet")
+    student = create_backbone(params.student.backbone, init == "imagenet", params.student.finest_stride)
     model = TaskModel(student, cast(str, images.task), images.classes, params.finetune.resolution, params.student.width)
     if init in ("scratch", "imagenet"):
         return model.train()

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
 
-FINEST = 4  # stride of the pyramid's first level
+FINEST = 4  # stride of the pyramid's first level in the paper (Sec 3.1: l = 2, 3, 4, 5)
+FINEST_KEY = "finest_stride"  # in config.json; timm passes over it
 BACKBONE_FOLDER = "backbone"  # where an artifact with more in it keeps its backbone
 
 
@@ -23,15 +24,16 @@ class Backbone(nn.Module):
 
     Attributes:
         name: timm's name of the architecture.
-        strides: of the pyramid's levels, fine to coarse: 4, 8, 16, 32 (Sec 3.1: l = 2, 3, 4, 5) or those of them that the model has.
+        strides: of the pyramid's levels, fine to coarse: `finest` and coarser, as far as the model has them.
+        finest: the smallest stride that was asked for.
         channels: of the same levels.
         mean, std: of the RGB normalisation that the model expects, per channel, for values in [0, 1].
     """
 
-    def __init__(self, model: Any, name: str):
+    def __init__(self, model: Any, name: str, finest: int = FINEST):
         super().__init__()
         self.model = model
-        self.name = name
+        self.name, self.finest = name, finest
         config: dict[str, Any] = self.model.pretrained_cfg
         self.mean, self.std = [float(v) for v in config["mean"]], [float(v) for v in config["std"]]
         # feature_info differs between families, so the pyramid is measured: the last map of each resolution is its level.
@@ -42,8 +44,7 @@ class Backbone(nn.Module):
         self.model.train(was_training)
         if odd := [m.shape[-1] for m in maps if side % m.shape[-1]]:
             raise ValueError(f"{side} px become {odd[0]}, which is not a whole fraction")
-        # Finer levels cost a neck more than the whole backbone.
-        last = {side // m.shape[-1]: i for i, m in enumerate(maps) if side // m.shape[-1] >= FINEST}
+        last = {side // m.shape[-1]: i for i, m in enumerate(maps) if side // m.shape[-1] >= finest}
         self._levels = sorted(last.values())
         self.strides = [side // maps[i].shape[-1] for i in self._levels]
         self.channels = [maps[i].shape[1] for i in self._levels]
@@ -58,8 +59,10 @@ class Backbone(nn.Module):
         return pyramid[-1].mean(dim=(2, 3))
 
 
-def create_backbone(name: str, pretrained: bool = False) -> Backbone:
+def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -> Backbone:
     """A backbone with random weights, or with timm's own (`pretrained`, which needs the model hub or its cache).
+
+    `finest` is the stride of the pyramid's first level; a model without it begins with its next coarser one.
 
     Raises:
         UserError: timm has no such model, it offers no pyramid, or its weights cannot be had.
@@ -75,7 +78,7 @@ def create_backbone(name: str, pretrained: bool = False) -> Backbone:
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"timm's {name!r} offers no feature pyramid (forward_intermediates); choose another student.backbone")
     try:
-        backbone = Backbone(model, name)
+        backbone = Backbone(model, name, finest)
     except (AssertionError, RuntimeError, ValueError) as error:  # vision transformers and window attention, mostly
         raise UserError(
             f"{name!r} does not take pictures of any size ({_first_line(error)}); choose a convolutional model as student.backbone"
@@ -91,7 +94,7 @@ def _first_line(error: Exception) -> str:
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
     """Write a timm local folder: `config.json` and `model.safetensors`, read by `timm.create_model("local-dir:PATH")`."""
-    config = {"num_classes": 0, "num_features": backbone.model.num_features}
+    config = {"num_classes": 0, "num_features": backbone.model.num_features, FINEST_KEY: backbone.finest}
     save_for_hf(backbone.model, str(folder), model_config=config, safe_serialization=True)
 
 
@@ -101,4 +104,5 @@ def load_backbone(folder: Path) -> Backbone:
     if not path.exists():
         raise UserError(f"{folder} is not a backbone (no config.json); run `dreamteacher distill-features` first")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-    return cast(Backbone, Backbone(model, json.loads(path.read_text())["architecture"]).eval())
+    config = json.loads(path.read_text())
+    return cast(Backbone, Backbone(model, config["architecture"], config.get(FINEST_KEY, FINEST)).eval())

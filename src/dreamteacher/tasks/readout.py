@@ -105,7 +105,7 @@ def _features(
         for place, index in enumerate(batch_indices):
             mask = batch["label"][place]
             counted = (mask != IGNORE).nonzero()
-            generator = torch.Generator().manual_seed(derive_seed("pixels", images.hashes[index]))
+            generator = torch.Generator().manual_seed(derive_seed("pixels", images.sha256(index)))
             chosen = counted[torch.randperm(len(counted), generator=generator)[:each]]
             features.append(pixel_features([level[place] for level in pyramid], chosen, mask.shape))
             labels.append(mask[chosen[:, 0], chosen[:, 1]])

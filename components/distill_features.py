@@ -1,0 +1,42 @@
+"""Distil the generator's decoder features into a backbone."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def distill_features(
+    data: Input[Dataset],
+    teacher: Input[Model],
+    seed: int,
+    taps: str,
+    student: dict,
+    distill: dict,
+    out: Output[Model],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+) -> None:
+    """Distil the generator's decoder features into a backbone.
+
+    Args:
+        data: the data set of ingest.
+        teacher: the generator.
+        seed: of the weights, the order and the noise.
+        taps: decoder levels to learn from, as YAML.
+        student: settings of the group student.
+        distill: settings of the group distill.
+        out: the backbone (timm folder) and its feature regressor.
+        metrics: the stage's figures.
+        page: figures, settings, curves and pictures.
+    """
+    from pathlib import Path
+
+    from dreamteacher.launch import launch
+    from dreamteacher.params import restore_params
+    from dreamteacher.report.step import tell
+
+    params = restore_params(seed=seed, taps=taps, student=student, distill=distill)
+    launch("distill-features", params, {"data": data.path, "teacher": teacher.path}, out.path)
+    tell(Path(out.path), out, metrics, page)

@@ -1,0 +1,51 @@
+"""Distil the interpreter's soft labels for all pictures into backbone and head."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def distill_labels(
+    data: Input[Dataset],
+    teacher: Input[Model],
+    features: Input[Model],
+    interpreter: Input[Model],
+    mode: str,
+    seed: int,
+    taps: str,
+    student: dict,
+    distill: dict,
+    labels: dict,
+    out: Output[Model],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+) -> None:
+    """Distil the interpreter's soft labels for all pictures into backbone and head.
+
+    Args:
+        data: the data set of ingest.
+        teacher: the generator.
+        features: the feature-distilled backbone to start from.
+        interpreter: that of this seed.
+        mode: labels (Eq 5) or mix (Eq 6).
+        seed: of the weights, the order and the noise.
+        taps: decoder levels to learn from, as YAML.
+        student: settings of the group student.
+        distill: settings of the group distill.
+        labels: settings of the group labels.
+        out: backbone, neck and head.
+        metrics: the stage's figures.
+        page: figures, settings, curves and pictures.
+    """
+    from pathlib import Path
+
+    from dreamteacher.launch import launch
+    from dreamteacher.params import restore_params
+    from dreamteacher.report.step import tell
+
+    params = restore_params(taps=taps, student=student, distill=distill, labels=labels)
+    inputs = {"data": data.path, "teacher": teacher.path, "features": features.path, "interpreter": interpreter.path}
+    launch("distill-labels", params, inputs, out.path, mode=mode, seed=seed)
+    tell(Path(out.path), out, metrics, page)

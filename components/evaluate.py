@@ -1,0 +1,51 @@
+"""Compare all fine-tuned models on the untouched validation split."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    data: Input[Dataset],
+    teacher: Input[Model],
+    features: Input[Model],
+    fresh: Input[list[Model]],
+    distilled: Input[list[Model]],
+    mixed: Input[list[Model]],
+    few_labels: str,
+    compare: dict,
+    evaluate: dict,
+    out: Output[Model],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+) -> None:
+    """Compare all fine-tuned models on the untouched validation split.
+
+    Args:
+        data: the data set of ingest.
+        teacher: the generator.
+        features: the feature-distilled backbone.
+        fresh: models that started from scratch or ImageNet.
+        distilled: models that started from the feature-distilled backbone.
+        mixed: models that started from label distillation.
+        few_labels: how many labelled pictures the models saw, as YAML.
+        compare: settings of the group compare: which inits and seeds there are.
+        evaluate: settings of the group evaluate.
+        out: figures of all models and means over seeds, curves, overlays.
+        metrics: the stage's figures.
+        page: figures, settings, curves and pictures.
+    """
+    from pathlib import Path
+
+    from dreamteacher.params import restore_params
+    from dreamteacher.report.step import tell
+    from dreamteacher.stages.evaluate import run
+    from dreamteacher.versioning import lay_out
+
+    params = restore_params(few_labels=few_labels, compare=compare, evaluate=evaluate)
+    with lay_out([model.path for model in [*fresh, *distilled, *mixed]]) as finetuned:
+        inputs = {"data": Path(data.path), "teacher": Path(teacher.path), "features": Path(features.path), "finetuned": finetuned}
+        run(params, **inputs, out=Path(out.path), metrics=finetuned / "metrics.json", plots=finetuned / "plots")
+    tell(Path(out.path), out, metrics, page)

@@ -1,0 +1,43 @@
+"""Write one fine-tuned model and its backbone as ONNX, checked against torch."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def export_onnx(
+    data: Input[Dataset],
+    fresh: Input[list[Model]],
+    distilled: Input[list[Model]],
+    mixed: Input[list[Model]],
+    export: dict,
+    out: Output[Model],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+) -> None:
+    """Write one fine-tuned model and its backbone as ONNX, checked against torch.
+
+    Args:
+        data: the data set of ingest.
+        fresh: models that started from scratch or ImageNet.
+        distilled: models that started from the feature-distilled backbone.
+        mixed: models that started from label distillation.
+        export: settings of the group export: which of the models, and how.
+        out: model.onnx and backbone.onnx.
+        metrics: the stage's figures.
+        page: figures, settings, curves and pictures.
+    """
+    from pathlib import Path
+
+    from dreamteacher.params import restore_params
+    from dreamteacher.report.step import tell
+    from dreamteacher.stages.export_onnx import run
+    from dreamteacher.versioning import lay_out
+
+    params = restore_params(export=export)
+    with lay_out([model.path for model in [*fresh, *distilled, *mixed]]) as finetuned:
+        chosen = finetuned / params.export.init / str(params.export.seed)
+        run(params, data=Path(data.path), finetuned=chosen, out=Path(out.path))
+    tell(Path(out.path), out, metrics, page)

@@ -1,0 +1,45 @@
+"""Fine-tune for the task on the few labels, from one initialisation."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def finetune(
+    data: Input[Dataset],
+    init: str,
+    seed: int,
+    few_labels: str,
+    student: dict,
+    finetune: dict,
+    out: Output[Model],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+    backbone: Input[Model] = None,
+) -> None:
+    """Fine-tune for the task on the few labels, from one initialisation.
+
+    Args:
+        data: the data set of ingest.
+        init: scratch, features, labels, mix or imagenet.
+        seed: draws the few labels and the random weights.
+        few_labels: how many labelled pictures are seen, as YAML.
+        student: settings of the group student.
+        finetune: settings of the group finetune.
+        out: the task model.
+        metrics: the stage's figures.
+        page: figures, settings, curves and pictures.
+        backbone: what features, labels and mix start from.
+    """
+    from pathlib import Path
+
+    from dreamteacher.launch import launch
+    from dreamteacher.params import restore_params
+    from dreamteacher.report.step import tell
+
+    params = restore_params(few_labels=few_labels, student=student, finetune=finetune)
+    inputs = {"data": data.path} | ({"backbone": backbone.path} if backbone else {})
+    launch("finetune", params, inputs, out.path, init=init, seed=seed)
+    tell(Path(out.path), out, metrics, page)

@@ -1,0 +1,42 @@
+"""Train the feature interpreter on the few labels."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_interpreter(
+    data: Input[Dataset],
+    teacher: Input[Model],
+    seed: int,
+    few_labels: str,
+    taps: str,
+    interpreter: dict,
+    out: Output[Model],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+) -> None:
+    """Train the feature interpreter on the few labels.
+
+    Args:
+        data: the data set of ingest.
+        teacher: the generator.
+        seed: draws the few labels and the weights.
+        few_labels: how many labelled pictures it sees, as YAML.
+        taps: decoder levels it reads, as YAML.
+        interpreter: settings of the group interpreter.
+        out: the interpreter.
+        metrics: the stage's figures.
+        page: figures, settings, curves and pictures.
+    """
+    from pathlib import Path
+
+    from dreamteacher.launch import launch
+    from dreamteacher.params import restore_params
+    from dreamteacher.report.step import tell
+
+    params = restore_params(few_labels=few_labels, taps=taps, interpreter=interpreter)
+    launch("train-interpreter", params, {"data": data.path, "teacher": teacher.path}, out.path, seed=seed)
+    tell(Path(out.path), out, metrics, page)

@@ -1,0 +1,35 @@
+"""Train the generator on the unlabelled pictures."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_teacher(
+    data: Input[Dataset],
+    seed: int,
+    teacher: dict,
+    out: Output[Model],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+) -> None:
+    """Train the generator on the unlabelled pictures.
+
+    Args:
+        data: the data set of ingest.
+        seed: of the weights, the order and the noise.
+        teacher: settings of the group teacher.
+        out: a diffusers pipeline with its taps and feature statistics.
+        metrics: the stage's figures.
+        page: figures, settings, curves and pictures.
+    """
+    from pathlib import Path
+
+    from dreamteacher.launch import launch
+    from dreamteacher.params import restore_params
+    from dreamteacher.report.step import tell
+
+    launch("train-teacher", restore_params(seed=seed, teacher=teacher), {"data": data.path}, out.path)
+    tell(Path(out.path), out, metrics, page)

@@ -1,0 +1,79 @@
+"""`python -m pipelines COMMAND`: compile the pipelines, run them here, or on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dreamteacher.errors import UserError
+from dreamteacher.tracking import git
+from pipelines import commands
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code: 0, 2 for a user's mistake."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description="The pipelines on Kubeflow, or here.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    build = subparsers.add_parser(
+        "compile", help="write a pipeline as KFP reads it; DREAMTEACHER_IMAGE names the image, by digest or commit"
+    )
+    _add_pipeline(build)
+    build.add_argument("--profile", default="single-gpu", help="of pipelines/resources.yaml (default: %(default)s)")
+    build.add_argument("--format", choices=("kfp", "kubernetes"), default="kfp", help="kubernetes: Pipeline and PipelineVersion manifests")
+    build.add_argument("--namespace", default="kubeflow", help="of the manifests (default: %(default)s)")
+    build.add_argument("--out", type=Path, metavar="FILE", help="default: the pipeline's name .yaml")
+    build.set_defaults(run=_compile)
+    here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step a process")
+    _add_pipeline(here)
+    here.add_argument("--sample", action="store_true", help="on samples/nuclei with the settings of params.yaml")
+    here.add_argument("--project", type=Path, default=Path(), help="folder with params.yaml and the pictures it names (default: here)")
+    here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be given again")
+    here.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    here.add_argument("--root", type=Path, default=Path("artifacts/local-runs"), help="where outputs go (default: %(default)s)")
+    here.add_argument("--parallel", action="store_true", help="passes of a loop at the same time")
+    here.set_defaults(run=_run_local)
+    commands.add_commands(subparsers)
+    return parser
+
+
+def _add_pipeline(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--pipeline", choices=("pretrain",), default="pretrain", help="default: %(default)s")
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from pipelines.compile import compile_pipeline
+
+    out = options.out or Path(f"{options.pipeline}.yaml")
+    manifests = options.format == "kubernetes"
+    version = f"dreamteacher-{options.pipeline}-{git('rev-parse', '--short=12', 'HEAD') or 'unversioned'}"
+    compile_pipeline(options.pipeline, options.profile, out, manifests=manifests, version=version, namespace=options.namespace)
+    print(f"{options.pipeline}, {options.profile}: {out}")
+    return 0
+
+
+def _run_local(options: argparse.Namespace) -> int:
+    from pipelines.local import run_local
+
+    project = options.project.absolute()
+    if not (project / "params.yaml").exists():
+        raise UserError(f"{project} has no params.yaml; name the project's folder with --project")
+    settings = [*(["ingest.source=samples/nuclei"] if options.sample else []), *options.set]
+    arguments = {"data_rev": "here", "project": str(project), "settings": settings, "seeds": options.seeds}
+    run_local(options.pipeline, options.root, arguments, parallel=options.parallel)
+    print(f"{options.pipeline}: done; outputs are in {options.root}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

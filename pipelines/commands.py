@@ -1,0 +1,155 @@
+"""`python -m pipelines submit|schedule|pause|unschedule|status`: what a user asks of the KFP API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dreamteacher.errors import UserError
+from dreamteacher.tracking import git
+
+if TYPE_CHECKING:
+    from pipelines.client import Kubeflow, Version
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the commands to those of `python -m pipelines`; each sets `run`, which takes the options and returns the exit code."""
+    submit = commands.add_parser("submit", help="upload a compiled pipeline and start a run")
+    _add_package(submit)
+    submit.add_argument("--name", help="of the run (default: pipeline and version)")
+    submit.set_defaults(run=_submit)
+    schedule = commands.add_parser("schedule", help="upload a compiled pipeline and run it by the clock; replaces a schedule of that name")
+    _add_package(schedule)
+    schedule.add_argument(
+        "--cron", required=True, help="six fields, seconds first: '0 0 2 * * MON' is Mondays at 2 (UTC, unless set in KFP)"
+    )
+    schedule.add_argument("--name", help="of the schedule (default: the pipeline's)")
+    schedule.set_defaults(run=_schedule)
+    for name, run, text in (
+        ("pause", _pause, "let a schedule rest until it is scheduled again"),
+        ("unschedule", _unschedule, "remove a schedule; its runs stay"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("name", help="of the schedule, as `status` prints it")
+        command.set_defaults(run=run)
+        _add_server(command)
+    status = commands.add_parser("status", help="list the schedules and the newest runs")
+    status.set_defaults(run=_status)
+    _add_server(status)
+
+
+def _add_package(command: argparse.ArgumentParser) -> None:
+    command.add_argument("package", type=Path, help="what `python -m pipelines compile` wrote")
+    command.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; may be given again")
+    command.add_argument("--version", help="name of the pipeline's version (default: git-COMMIT)")
+    command.add_argument("--service-account", help="the run's account in the cluster (default: that of KFP)")
+    _add_server(command)
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", help="URL of the KFP API (default: KF_PIPELINES_ENDPOINT); a token is read from KFP_EXISTING_TOKEN")
+    command.add_argument("--namespace", help="of your team, where KFP has several (default: KFP_NAMESPACE)")
+    command.add_argument("--experiment", default="dreamteacher", help="that holds the runs (default: %(default)s)")
+
+
+def _submit(options: argparse.Namespace) -> int:
+    arguments = _arguments(options)
+    server = _server(options)
+    version = _upload(server, options)
+    name = options.name or f"{version.pipeline} {version.name}"
+    run = server.run(version, name=name, experiment=options.experiment, arguments=arguments, service_account=options.service_account)
+    print(f"{version.pipeline} {version.name}: run {run}\n{options.host}/#/runs/details/{run}")
+    return 0
+
+
+def _schedule(options: argparse.Namespace) -> int:
+    from pipelines.client import check_cron
+
+    check_cron(options.cron)
+    arguments = _arguments(options)
+    server = _server(options)
+    version = _upload(server, options)
+    name = options.name or version.pipeline
+    server.schedule(
+        version,
+        name=name,
+        cron=options.cron,
+        experiment=options.experiment,
+        arguments=arguments,
+        service_account=options.service_account,
+    )
+    print(f"{name}: {version.pipeline} {version.name} at {options.cron}")
+    return 0
+
+
+def _pause(options: argparse.Namespace) -> int:
+    _server(options).pause(options.name)
+    print(f"{options.name}: paused; `schedule` it again to go on")
+    return 0
+
+
+def _unschedule(options: argparse.Namespace) -> int:
+    _server(options).unschedule(options.name)
+    print(f"{options.name}: removed")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    server = _server(options)
+    schedules, runs = server.schedules(), server.runs(options.experiment)
+    for each in schedules:
+        cron = each.trigger.cron_schedule.cron if each.trigger and each.trigger.cron_schedule else "every so often"
+        print(f"schedule  {each.display_name}  {'runs' if each.mode == 'ENABLE' else 'paused'}  {cron}")
+    for each in runs:
+        print(f"run  {each.display_name}  {each.state or 'PENDING'}  {each.created_at:%Y-%m-%d %H:%M}  {each.run_id}")
+    if not schedules and not runs:
+        print(f"no schedule, and no run in experiment {options.experiment}")
+    return 0
+
+
+def _server(options: argparse.Namespace) -> Kubeflow:
+    options.host = options.host or os.environ.get("KF_PIPELINES_ENDPOINT")
+    if not options.host:
+        raise UserError("which cluster? Give --host URL or set KF_PIPELINES_ENDPOINT, such as http://localhost:8888 of a port-forward")
+    from pipelines.client import Kubeflow  # kfp takes two seconds to import
+
+    namespace = options.namespace or os.environ.get("KFP_NAMESPACE")
+    return Kubeflow(options.host.rstrip("/"), namespace, os.environ.get("KFP_EXISTING_TOKEN"))
+
+
+def _upload(server: Kubeflow, options: argparse.Namespace) -> Version:
+    return server.upload(options.package, options.version or _commit())
+
+
+def _commit() -> str:
+    """The version's name: that of the commit, which must hold all that is in use."""
+    commit = git("rev-parse", "--short=12", "HEAD")
+    if not commit:
+        raise UserError("a version is named after its git commit, and here is no git repository; name it with --version")
+    if git("status", "--porcelain", "--untracked-files=no"):
+        raise UserError(f"files differ from commit {commit}, after which the version is named; commit them, or name it with --version")
+    return f"git-{commit}"
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """`--arg NAME=VALUE` as plain values; VALUE is YAML, and text where the pipeline wants text. Checked before anything is uploaded."""
+    from pipelines.client import read_package
+
+    inputs = read_package(options.package)["root"].get("inputDefinitions", {}).get("parameters", {})
+    values: dict[str, Any] = {}
+    for each in options.arg:
+        name, sep, text = each.partition("=")
+        if not sep or name not in inputs:
+            raise UserError(f"--arg {each}: write it as NAME=VALUE; parameters of {options.package} are {', '.join(inputs) or 'none'}")
+        try:
+            values[name] = text if inputs[name]["parameterType"] == "STRING" else yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--arg {each}: {text!r} is not a YAML value") from None
+    missing = [name for name, kind in inputs.items() if name not in values and "defaultValue" not in kind and not kind.get("isOptional")]
+    if missing:
+        raise UserError(f"{options.package} needs --arg {missing[0]}=VALUE")
+    return values

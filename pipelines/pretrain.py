@@ -1,0 +1,130 @@
+"""The whole chain of dvc.yaml on a cluster: pictures of a data version in, a registered model out, recorded by DVC."""
+
+from collections.abc import Callable
+
+from kfp import dsl
+from kfp.dsl import Collected, ExitHandler, ParallelFor, PipelineTask
+
+from components.combine import combine
+from components.distill_features import distill_features
+from components.distill_labels import distill_labels
+from components.evaluate import evaluate
+from components.export_onnx import export_onnx
+from components.fetch_data import fetch_data
+from components.finetune import finetune
+from components.finish import finish
+from components.ingest import ingest
+from components.publish import publish
+from components.record import record
+from components.train_interpreter import train_interpreter
+from components.train_teacher import train_teacher
+from pipelines.resources import Profile
+
+
+def build(profile: Profile, parallelism: int = 0) -> Callable:
+    """The pipeline, each step with the resources of `profile`; `parallelism` passes of a loop at once, 0: all."""
+
+    def step(name: str, task: PipelineTask) -> PipelineTask:
+        return profile.apply(name, task)
+
+    @dsl.pipeline(name="dreamteacher-pretrain")
+    def pretrain(
+        data_rev: str,
+        git_url: str = "",
+        project: str = ".",
+        settings: list[str] = [],  # noqa: B006
+        seeds: list[int] = [0, 1, 2],  # noqa: B006
+        fresh: list[str] = ["scratch"],  # noqa: B006
+        modes: list[str] = ["mix"],  # noqa: B006
+    ):
+        """Pretrain a backbone on unlabelled pictures, fine-tune it, compare with training from scratch, export, publish.
+
+        Args:
+            data_rev: revision of the project (commit, tag or branch) that names the data version.
+            git_url: repository of the project; empty: the folder `project`.
+            project: folder of the project that the steps can see, where git_url is empty.
+            settings: what differs from params.yaml of that revision, as ["distill.T=150", ...].
+            seeds: each draws its own few labels and random weights.
+            fresh: initialisations to compare with, of scratch and imagenet; at least one.
+            modes: label distillations, of labels and mix; at least one.
+        """
+        with ExitHandler(step("finish", finish())):
+            given = step(
+                "fetch-data",
+                fetch_data(project=project, git_url=git_url, data_rev=data_rev, settings=settings, seeds=seeds, fresh=fresh, modes=modes),
+            )
+            said = given.outputs
+            seed_, few_labels, taps, student = said["seed"], said["few_labels"], said["taps"], said["student"]
+            data = step("ingest", ingest(source=said["source"], ingest=said["ingest"])).outputs["out"]
+            teacher = step("train-teacher", train_teacher(data=data, seed=seed_, teacher=said["teacher"])).outputs["out"]
+            features = step(
+                "distill-features",
+                distill_features(data=data, teacher=teacher, seed=seed_, taps=taps, student=student, distill=said["distill"]),
+            ).outputs["out"]
+            task = {"data": data, "few_labels": few_labels, "student": student, "finetune": said["finetune"]}
+            with ParallelFor(step("combine", combine(inits=fresh, seeds=seeds)).output, parallelism=parallelism) as item:
+                from_fresh = step("finetune", finetune(init=item.init, seed=item.seed, **task)).outputs["out"]
+            with ParallelFor(seeds, parallelism=parallelism) as seed:
+                from_features = step("finetune", finetune(init="features", seed=seed, backbone=features, **task)).outputs["out"]
+            with ParallelFor(step("combine", combine(inits=modes, seeds=seeds)).output, parallelism=parallelism) as item:
+                interpreter = step(
+                    "train-interpreter",
+                    train_interpreter(
+                        data=data, teacher=teacher, seed=item.seed, few_labels=few_labels, taps=taps, interpreter=said["interpreter"]
+                    ),
+                ).outputs["out"]
+                labels = step(
+                    "distill-labels",
+                    distill_labels(
+                        data=data,
+                        teacher=teacher,
+                        features=features,
+                        interpreter=interpreter,
+                        mode=item.init,
+                        seed=item.seed,
+                        taps=taps,
+                        student=student,
+                        distill=said["distill"],
+                        labels=said["labels"],
+                    ),
+                ).outputs["out"]
+                from_labels = step("finetune", finetune(init=item.init, seed=item.seed, backbone=labels, **task)).outputs["out"]
+
+            def models() -> dict[str, Collected]:
+                """KFP's compiler alters each Collected that it meets, so every step gets its own."""
+                return {"fresh": Collected(from_fresh), "distilled": Collected(from_features), "mixed": Collected(from_labels)}
+
+            evaluation = step(
+                "evaluate",
+                evaluate(
+                    data=data,
+                    teacher=teacher,
+                    features=features,
+                    few_labels=few_labels,
+                    compare=said["compare"],
+                    evaluate=said["evaluate"],
+                    **models(),
+                ),
+            ).outputs["out"]
+            onnx = step("export-onnx", export_onnx(data=data, export=said["export"], **models())).outputs["out"]
+            triton = step("publish", publish(onnx=onnx, evaluation=evaluation, publish=said["publish"])).outputs["out"]
+            step(
+                "record",
+                record(
+                    git_url=git_url,
+                    data_rev=data_rev,
+                    overrides=said["overrides"],
+                    run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                    data=data,
+                    teacher=teacher,
+                    features=features,
+                    interpreters=Collected(interpreter),
+                    labels=Collected(labels),
+                    evaluation=evaluation,
+                    onnx=onnx,
+                    triton=triton,
+                    **models(),
+                ),
+            )
+
+    return pretrain

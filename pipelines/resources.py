@@ -1,0 +1,141 @@
+"""What each step gets in the cluster: resources.yaml, typed, and applied to KFP's tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from kfp import kubernetes
+from kfp.dsl import PipelineTask
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dreamteacher.errors import UserError
+
+FILE = Path(__file__).with_name("resources.yaml")
+GPU = "nvidia.com/gpu"
+LAUNCHER = {"cpu": "1", "memory": "2Gi"}  # of a step that only watches a TrainJob
+
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Volume(_Strict):
+    """A ReadWriteMany claim that all steps of a run share: checkpoints, and what the nodes of a TrainJob read and write."""
+
+    claim: str
+    mount: str
+
+
+class Environment(_Strict):
+    """What every step has in its environment."""
+
+    config_map: dict[str, list[str]] = Field(description="{config map: its keys, which become variables of that name}")
+    secrets: dict[str, list[str]] = Field(description="{secret: its keys}; a secret that is missing hinders no step")
+    volume: Volume
+    pool_label: str = Field(description="label of the nodes whose value is the pool's name")
+
+
+class Step(_Strict):
+    """The resources of one step."""
+
+    pool: str = Field(description="of nodes")
+    cpu: Quantity
+    memory: Quantity
+    shm: Quantity = Field("1Gi", description="/dev/shm, through which loader processes hand over pictures")
+    gpus: int = Field(0, ge=0, description="of each node; one process runs on each")
+    nodes: int = Field(1, ge=1, description="more than one: a TrainJob")
+    timeout_h: float = Field(gt=0, description="hours that one try may take")
+    retries: int = Field(ge=0, description="further tries after a failure or preemption; training resumes from its checkpoint")
+    cache: bool = Field(True, description="take the outputs of an equal earlier step; false where the effect is outside")
+
+
+class _ProfileFile(_Strict):
+    default: dict[str, Any]
+    steps: dict[str, dict[str, Any]]
+
+
+class _File(_Strict):
+    environment: Environment
+    profiles: dict[str, _ProfileFile]
+
+
+class Profile:
+    """One profile of resources.yaml."""
+
+    def __init__(self, name: str, image: str, file: Path = FILE):
+        """`image` is what the steps, and the nodes of a TrainJob, run.
+
+        Raises:
+            UserError: the file has no such profile, or something in it is wrong.
+        """
+        try:
+            whole = _File.model_validate(yaml.safe_load(file.read_text()))
+            if name not in whole.profiles:
+                raise UserError(f"{file.name} has no profile {name!r}; it has {', '.join(whole.profiles)}")
+            chosen = whole.profiles[name]
+            self.steps = {step: Step(**(chosen.default | own)) for step, own in chosen.steps.items()}
+            self.default = Step(**chosen.default)
+        except (ValidationError, yaml.YAMLError) as error:
+            problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error).splitlines()[0]}
+            where = ".".join(map(str, problem["loc"]))
+            raise UserError(f"{file.name}: {where}: {problem['msg']}; pipelines/resources.py lists what is possible") from error
+        self.environment, self.image = whole.environment, image
+
+    def of(self, step: str) -> Step:
+        """The resources of a step by its name in dvc.yaml (or of the pipeline)."""
+        return self.steps.get(step, self.default)
+
+    def apply(self, step: str, task: PipelineTask) -> PipelineTask:
+        """Give `task`, which is the step `step`, its resources and its environment."""
+        wanted, around = self.of(step), self.environment
+        launcher = wanted.nodes > 1
+        cpu, memory = (LAUNCHER["cpu"], LAUNCHER["memory"]) if launcher else (wanted.cpu, wanted.memory)
+        task.set_display_name(step)
+        task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
+        task.set_caching_options(wanted.cache)
+        if wanted.retries:  # without a limit of their own KFP counts an hour from the first try's start
+            limit = f"{int((wanted.retries + 1) * wanted.timeout_h * 3600)}s"
+            task.set_retry(wanted.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=limit)
+        kubernetes.set_timeout(task, int(wanted.timeout_h * 3600))
+        kubernetes.add_node_selector(task, around.pool_label, "cpu" if launcher else wanted.pool)
+        if wanted.gpus and not launcher:
+            task.set_accelerator_type(GPU).set_accelerator_limit(wanted.gpus)
+            kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
+            if wanted.gpus > 1:
+                task.set_env_variable("DREAMTEACHER_PROCESSES", str(wanted.gpus))
+        if launcher:
+            task.set_env_variable("DREAMTEACHER_TRAINJOB", json.dumps(self._nodes(wanted)))
+        kubernetes.empty_dir_mount(task, volume_name="dshm", mount_path="/dev/shm", medium="Memory", size_limit=wanted.shm)
+        kubernetes.mount_pvc(task, pvc_name=around.volume.claim, mount_path=around.volume.mount)
+        task.set_env_variable("DREAMTEACHER_RUNS", around.volume.mount)
+        kubernetes.use_field_path_as_env(task, "DREAMTEACHER_RUN", "metadata.labels['pipeline/runid']")
+        kubernetes.use_field_path_as_env(task, "DREAMTEACHER_NAMESPACE", "metadata.namespace")
+        for name, keys in around.config_map.items():
+            kubernetes.use_config_map_as_env(task, name, {key: key for key in keys})
+        for name, keys in around.secrets.items():
+            kubernetes.use_secret_as_env(task, name, {key: key for key in keys}, optional=True)
+        return task
+
+    def _nodes(self, wanted: Step) -> dict[str, Any]:
+        """What dreamteacher.trainjob.Nodes reads."""
+        around = self.environment
+        return {
+            "image": self.image,
+            "nodes": wanted.nodes,
+            "gpus": wanted.gpus,
+            "cpu": wanted.cpu,
+            "memory": wanted.memory,
+            "shm": wanted.shm,
+            "claim": around.volume.claim,
+            "mount": around.volume.mount,
+            "timeout": int(wanted.timeout_h * 3600),
+            "node_selector": {around.pool_label: wanted.pool},
+            "tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}] if wanted.gpus else [],
+            "config_maps": {name: {key: key for key in keys} for name, keys in around.config_map.items()},
+            "secrets": {name: {key: key for key in keys} for name, keys in around.secrets.items()},
+        }

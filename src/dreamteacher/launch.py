@@ -1,0 +1,57 @@
+"""A stage, started as a pipeline's step is told to: in its own process, by torchrun on all its GPUs, or on several nodes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dreamteacher.errors import UserError
+from dreamteacher.params import Params
+from dreamteacher.stage import read_stage
+from dreamteacher.trainjob import run_stage, settings_of
+
+PROCESSES = "DREAMTEACHER_PROCESSES"  # environment variable: processes on this machine, one for each GPU
+
+
+def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **given: Any) -> dict[str, float]:
+    """Run `stage` and return its metrics, as `dreamteacher.stages.STAGE.run` does.
+
+    Args:
+        stage: its name on the command line, such as train-teacher.
+        params: settings.
+        inputs: {name of the stage's argument: folder}.
+        out: folder to make.
+        given: the stage's further arguments (seed, mode, init).
+
+    Raises:
+        UserError: whatever the stage says, or that its processes failed.
+    """
+    folders = {name: Path(place) for name, place in inputs.items()}
+    if {"DREAMTEACHER_RUNS", "DREAMTEACHER_RUN"} <= set(os.environ):  # the run's volume, by which a retried pod resumes
+        os.environ["DREAMTEACHER_CHECKPOINTS"] = f"{os.environ['DREAMTEACHER_RUNS']}/{os.environ['DREAMTEACHER_RUN']}/checkpoints"
+    if nodes := settings_of(os.environ):
+        where = {"run_id": os.environ["DREAMTEACHER_RUN"], "namespace": os.environ["DREAMTEACHER_NAMESPACE"]}
+        return run_stage(nodes, stage, params, inputs=folders, out=Path(out), **where, **given)
+    processes = int(os.environ.get(PROCESSES, "1"))
+    if processes == 1:
+        run = import_module(f"dreamteacher.stages.{stage.replace('-', '_')}").run
+        metrics: dict[str, float] = run(params, **folders, **given, out=Path(out))
+        return metrics
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = Path(scratch) / "params.yaml"
+        settings.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+        options = {"params": settings, **folders, "out": out, **given}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        done = subprocess.run([*torchrun, "--module", "dreamteacher.cli", stage, *words], check=False)
+    if done.returncode:
+        raise UserError(f"{stage} failed in its {processes} processes (exit code {done.returncode}); the reason stands above")
+    recorded: dict[str, float] = read_stage(Path(out))["metrics"]
+    return recorded

@@ -1,0 +1,99 @@
+"""What a pipeline's user interface shows of a finished stage: figures, facts, and a page that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from dreamteacher.stage import read_stage
+
+PICTURES = 12  # more make a page that browsers load slowly
+STYLE = "body{font:14px sans-serif;margin:1em}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:2px 8px;text-align:left}img{max-width:100%}"
+
+
+def tell(folder: Path, out: Any, metrics: Any, page: Any) -> None:
+    """Fill a KFP step's artifacts from the complete stage output `folder`.
+
+    Args:
+        folder: stage output with its stage.json.
+        out: artifact of the output; its `metadata` gets `facts`.
+        metrics: `dsl.Metrics`; gets the stage's figures.
+        page: `dsl.HTML`; `write_page` writes its file.
+    """
+    for name, value in read_stage(folder)["metrics"].items():
+        metrics.log_metric(name, value)
+    out.metadata.update(facts(folder))
+    write_page(folder, Path(page.path))
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What tells one artifact from another: stage, digest, figures, and, as far as it has them, data hash, classes, taps, backbone."""
+    record = read_stage(folder)
+    found = {"stage": record["stage"], "digest": record["digest"], "version": record["version"], **record["metrics"]}
+    found |= {key: record["params"][key] for key in ("init", "mode", "seed") if key in record["params"]}
+    if student := record["params"].get("student"):
+        found["backbone"] = student["backbone"]
+    for file, keys in (("dataset.json", ("hash", "task", "classes")), ("teacher.json", ("taps",)), ("task.json", ("task", "classes"))):
+        if (folder / file).exists():
+            known = json.loads((folder / file).read_text())
+            found |= {key: known[key] for key in keys}
+    return found
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """One HTML file: figures, settings, curves and pictures of the complete stage output `folder`."""
+    record = read_stage(folder)
+    name = html.escape(record["stage"])
+    parts = [f"<h2>{name}</h2>", _table(record["metrics"]), "<h3>Settings</h3>", _table(_flat(record["params"]))]
+    if (folder / "curves.csv").exists():
+        parts += ["<h3>Curves</h3>", _image(_curves(folder / "curves.csv"))]
+    pictures = sorted(path for path in folder.rglob("*.png") if path.is_file())
+    for path in pictures[:PICTURES]:
+        parts += [f"<h3>{html.escape(path.relative_to(folder).as_posix())}</h3>", _image(path.read_bytes())]
+    if len(pictures) > PICTURES:
+        parts.append(f"<p>{len(pictures) - PICTURES} more pictures are in the artifact.</p>")
+    parts += ["<h3>Versions</h3>", _table(record["versions"])]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>" + "\n".join(parts))
+
+
+def _table(rows: dict[str, Any]) -> str:
+    cells = "".join(
+        f"<tr><th>{html.escape(key)}</th><td>{html.escape(f'{value:.6g}' if isinstance(value, float) else str(value))}</td></tr>"
+        for key, value in rows.items()
+    )
+    return f"<table>{cells}</table>"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _image(png: bytes) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _curves(path: Path) -> bytes:
+    """A PNG with one small plot for each column over `step`."""
+    from matplotlib.figure import Figure
+
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name != "step"]
+    figure = Figure(figsize=(4 * min(len(names), 3), 2.5 * -(-len(names) // 3)), layout="constrained")
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(-(-len(names) // 3), min(len(names), 3), number + 1)
+        points = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
+        axes.plot([x for x, _ in points], [y for _, y in points], marker="." if len(points) < 20 else "")
+        axes.set_title(name, fontsize=9)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=80)
+    return picture.getvalue()

@@ -1,0 +1,44 @@
+"""Last step of a pipeline on a cluster: its outputs come back to DVC."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+from dreamteacher.params import save_overrides
+from dreamteacher.stages.evaluate import hand_out
+from dreamteacher.versioning import Clone, put
+
+log = logging.getLogger(__name__)
+
+
+def run(*, git_url: str, data_rev: str, overrides: list[str], outputs: list[Path], run_id: str) -> dict[str, str]:
+    """Record a run's stage outputs on the branch `runs/RUN_ID` of `git_url`, so that a clone of it with `dvc pull` is up to date.
+
+    The branch starts at `data_rev` and has the run's settings in params.yaml, its dvc.lock and its metrics; models and data go to
+    DVC's remote. `outputs` are complete stage outputs in any order: each tells by its stage.json where it belongs. Started again,
+    the step replaces the branch.
+
+    Returns:
+        `{"branch", "commit"}`.
+
+    Raises:
+        UserError: an output that dvc.yaml has is not among `outputs` or the other way round, or something cannot be read or pushed.
+    """
+    branch = f"runs/{run_id}"
+    with tempfile.TemporaryDirectory() as scratch:
+        clone = Clone(git_url, data_rev, Path(scratch) / "project")
+        settings = clone.folder / "params.yaml"
+        source = save_overrides(settings, overrides).ingest.source
+        places = clone.places()
+        filled = put(outputs, places, clone.folder)
+        hand_out(filled["evaluate"], clone.folder / "metrics/evaluate.json", clone.folder / "plots/evaluate")
+        for place in places:
+            if not place.ours:  # marks that dvc.yaml makes by a shell command
+                clone.dvc("repro", "--single-item", place.stage)
+        clone.get(source)  # what ingest read, which DVC compares
+        message = "\n".join([f"Run {run_id} of {clone.commit[:12]}", "", *overrides])
+        commit = clone.push([place.stage for place in places], branch, message)
+    log.info("recorded on branch %s (%s)", branch, commit[:12])
+    return {"branch": branch, "commit": commit}

@@ -1,0 +1,315 @@
+"""Several nodes: a stage runs as a Kubeflow TrainJob (Trainer v2), which the pipeline's step creates, watches and deletes.
+
+The step itself holds no GPU. What the nodes read and write lies on a volume that the step mounts too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dreamteacher.errors import UserError
+from dreamteacher.params import Params
+from dreamteacher.stage import read_stage
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+log = logging.getLogger(__name__)
+
+GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+RUN_LABEL = "dreamteacher.io/run"
+SETTINGS = "DREAMTEACHER_TRAINJOB"  # environment variable that holds Nodes as JSON
+OUTAGE = 600.0  # seconds for which the Kubernetes API may be away while a job is watched
+
+
+class Nodes(BaseModel):
+    """What the nodes of a TrainJob are, as the pipeline's resource profile says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: str = Field(description="the step's own image, by digest or commit")
+    nodes: int = Field(2, ge=1)
+    gpus: int = Field(0, ge=0, description="of each node, and so its processes; 0: one process on CPU")
+    cpu: str = "8"
+    memory: str = "32Gi"
+    shm: str = Field("8Gi", description="shared memory of the loader processes")
+    claim: str = Field("dreamteacher-runs", description="PersistentVolumeClaim (ReadWriteMany) that step and nodes share")
+    mount: str = Field("/runs", description="where both have it")
+    timeout: int = Field(86400, ge=1, description="seconds after which the job is ended")
+    runtime: str = Field("torch-distributed", description="ClusterTrainingRuntime, which sets what torchrun needs to find the others")
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[dict[str, str]] = Field(default_factory=list)
+    env: dict[str, str] = Field(default_factory=dict)
+    config_maps: dict[str, dict[str, str]] = Field(default_factory=dict, description="{config map: {key: variable}}")
+    secrets: dict[str, dict[str, str]] = Field(default_factory=dict, description="{secret: {key: variable}}")
+
+
+def settings_of(environment: Mapping[str, str]) -> Nodes | None:
+    """What the environment says of nodes; None where the stage is to run in the step itself.
+
+    Raises:
+        UserError: the setting is not understood.
+    """
+    text = environment.get(SETTINGS)
+    if not text:
+        return None
+    try:
+        return Nodes.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{SETTINGS}: {'.'.join(map(str, problem['loc'])) or 'the value'}: {problem['msg']}") from error
+
+
+def run_stage(
+    nodes: Nodes, stage: str, params: Params, *, inputs: dict[str, Path], out: Path, run_id: str, namespace: str, **given: str | int
+) -> dict[str, float]:
+    """Run `dreamteacher STAGE` on the nodes and put its output in `out`; its metrics, as the stage's own `run` returns them.
+
+    `given` are the stage's further options (seed, mode, init). A step that is retried attaches to the job that its predecessor
+    created, which is left alone when the step is killed; when the job ends it is deleted.
+
+    Raises:
+        UserError: the job failed (the last lines of each node that failed are logged), was deleted, or cannot be created.
+    """
+    name = name_of(run_id, stage, params, given)
+    room = Path(nodes.mount) / run_id / name
+    places = {key: _share(path, room / "inputs" / key) for key, path in inputs.items()}
+    settings = room / "params.yaml"
+    settings.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    options = {"params": settings, **places, "out": room / "out", **given}
+    arguments = [stage, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+    run(api_client(), manifest(nodes, name, run_id, namespace, arguments))
+    shutil.copytree(room / "out", out, dirs_exist_ok=True)
+    shutil.rmtree(room)
+    metrics: dict[str, float] = read_stage(out)["metrics"]
+    return metrics
+
+
+def name_of(run_id: str, stage: str, params: Params, given: dict[str, str | int]) -> str:
+    """The job's name: the same for each try of a step, and another for another step of the run or other settings."""
+    digest = hashlib.sha256(json.dumps([run_id, stage, params.model_dump(mode="json"), given], sort_keys=True).encode()).hexdigest()
+    return f"{stage}-{digest[:10]}"  # short: JobSet appends to it, and 63 characters are all that a label holds
+
+
+def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, arguments: list[str]) -> dict[str, Any]:
+    """The TrainJob that runs `dreamteacher ARGUMENTS` in one process for each GPU of each node."""
+    resources = {"cpu": nodes.cpu, "memory": nodes.memory} | ({"nvidia.com/gpu": nodes.gpus} if nodes.gpus else {})
+    env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in sorted(nodes.env.items())]
+    for kind, sources in (("configMapKeyRef", nodes.config_maps), ("secretKeyRef", nodes.secrets)):
+        for source, keys in sorted(sources.items()):
+            env += [{"name": var, "valueFrom": {kind: {"name": source, "key": key}}} for key, var in sorted(keys.items())]
+    env.append({"name": "DREAMTEACHER_CHECKPOINTS", "value": f"{nodes.mount}/{run_id}/checkpoints"})
+    pod: dict[str, Any] = {
+        "nodeSelector": nodes.node_selector,
+        "tolerations": nodes.tolerations,
+        "volumes": [
+            {"name": "runs", "persistentVolumeClaim": {"claimName": nodes.claim}},
+            {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": nodes.shm}},
+        ],
+        "containers": [
+            {"name": "node", "volumeMounts": [{"name": "runs", "mountPath": nodes.mount}, {"name": "dshm", "mountPath": "/dev/shm"}]}
+        ],
+    }
+    job = {"name": "node", "template": {"spec": {"template": {"spec": {key: value for key, value in pod.items() if value}}}}}
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "TrainJob",
+        "metadata": {"name": name, "namespace": namespace, "labels": {RUN_LABEL: run_id}},
+        "spec": {
+            "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": nodes.runtime},
+            "activeDeadlineSeconds": nodes.timeout,
+            "trainer": {
+                "image": nodes.image,
+                "command": ["torchrun"],  # number of nodes and processes, rank and master come by PET_* from the runtime
+                "args": ["--module", "dreamteacher.cli", *arguments],
+                "numNodes": nodes.nodes,
+                "numProcPerNode": max(nodes.gpus, 1),
+                "resourcesPerNode": {"requests": resources, "limits": resources},
+                "env": env,
+            },
+            "runtimePatches": [
+                {
+                    "manager": "dreamteacher.io/pipeline",
+                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}},
+                }
+            ],
+        },
+    }
+
+
+def run(client: ApiClient, job: dict[str, Any], *, poll: float = 10.0) -> None:
+    """Create the job, or attach to it; wait until it has ended, and delete it.
+
+    Raises:
+        UserError: it failed, was deleted by another, or the Kubernetes API refuses.
+    """
+    from kubernetes.client import CustomObjectsApi
+
+    jobs, name, namespace = CustomObjectsApi(client), job["metadata"]["name"], job["metadata"]["namespace"]
+    while not _create(jobs, job):
+        time.sleep(poll)  # its predecessor of the same name is still being deleted
+    told = ""
+    while True:
+        found = _patiently(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name), poll)
+        if found is None:
+            raise UserError(f"TrainJob {name} was deleted while it ran; start the run again, it resumes from its checkpoints")
+        conditions = {each["type"]: each for each in found.get("status", {}).get("conditions", []) if each["status"] == "True"}
+        state = ", ".join(conditions) or "Running"
+        if state != told:
+            log.info("TrainJob %s: %s (kubectl logs -n %s -f -l jobset.sigs.k8s.io/jobset-name=%s)", name, state, namespace, name)
+            told = state
+        if "Failed" in conditions:
+            _log_pods(client, name, namespace)
+            _delete(jobs, name, namespace)
+            why = " ".join(str(conditions["Failed"].get(key, "")) for key in ("reason", "message")).strip()
+            raise UserError(f"TrainJob {name} failed ({why}); the log above has its nodes' last lines")
+        if "Complete" in conditions:
+            _delete(jobs, name, namespace)
+            return
+        time.sleep(poll)
+
+
+def delete_of_run(client: ApiClient, run_id: str, namespace: str) -> list[str]:
+    """Delete all TrainJobs that a run left, such as those of a step that was stopped for good; their names."""
+    from kubernetes.client import CustomObjectsApi
+
+    jobs = CustomObjectsApi(client)
+    found = _refusals(
+        f"list TrainJobs in {namespace}",
+        lambda: jobs.list_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, label_selector=f"{RUN_LABEL}={run_id}"),
+    )
+    names = [each["metadata"]["name"] for each in found["items"]]
+    for name in names:
+        _delete(jobs, name, namespace)
+    return names
+
+
+def api_client() -> ApiClient:
+    """The cluster that this pod is in, or that kubectl would ask.
+
+    Raises:
+        UserError: there is neither.
+    """
+    from kubernetes import config
+    from kubernetes.client import ApiClient
+
+    try:
+        config.load_config()
+    except config.ConfigException as error:
+        raise UserError(f"no Kubernetes cluster to run a TrainJob in ({error}); run in a pod, or set KUBECONFIG") from error
+    return ApiClient()
+
+
+def _share(path: Path, place: Path) -> Path:
+    """Copy an input to the volume, unless an earlier try of the step has."""
+    if not place.exists():
+        temporary = place.with_name(f".{place.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(path, temporary)
+        temporary.rename(place)
+    return place
+
+
+def _create(jobs: Any, job: dict[str, Any]) -> bool:
+    """Whether the job is there now; False while a former one of its name is still being deleted."""
+    from kubernetes.client import ApiException
+
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+
+    def create() -> bool:
+        try:
+            jobs.create_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, job)
+        except ApiException as error:
+            if error.status != 409:
+                raise
+            found = _or_none(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name))
+            if found is None or "deletionTimestamp" in found["metadata"]:
+                return False
+            log.info("TrainJob %s exists: an earlier try of this step created it", name)
+        return True
+
+    return bool(_refusals(f"create TrainJob {name} in {namespace}", create))
+
+
+def _delete(jobs: Any, name: str, namespace: str) -> None:
+    delete = partial(jobs.delete_namespaced_custom_object, GROUP, VERSION, namespace, PLURAL, name, propagation_policy="Foreground")
+    _refusals(f"delete TrainJob {name} in {namespace}", lambda: _or_none(delete))
+
+
+def _log_pods(client: ApiClient, name: str, namespace: str) -> None:
+    """The last lines of the job's failed pods, as far as they can be had."""
+    from kubernetes.client import ApiException, CoreV1Api
+
+    core = CoreV1Api(client)
+    try:
+        pods = core.list_namespaced_pod(namespace, label_selector=f"jobset.sigs.k8s.io/jobset-name={name}").items
+        for pod in pods:
+            if pod.status.phase == "Failed":
+                text = core.read_namespaced_pod_log(pod.metadata.name, namespace, tail_lines=30)
+                log.error("pod %s:\n%s", pod.metadata.name, text)
+    except ApiException as error:
+        log.error("the logs of TrainJob %s cannot be read: %s", name, error.reason)
+
+
+def _patiently(call: Callable[[], Any], poll: float) -> Any:
+    """The answer (None for 404), waited for while the API is away, as it is when its node is replaced: the job goes on meanwhile."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    end = time.monotonic() + OUTAGE
+    while True:
+        try:
+            return _or_none(call)
+        except (ApiException, HTTPError) as error:
+            if (isinstance(error, ApiException) and error.status < 500) or time.monotonic() > end:
+                return _refusals("watch the TrainJob", call)
+            log.warning("the Kubernetes API does not answer; asked again in %g s", poll)
+            time.sleep(poll)
+
+
+def _or_none(call: Callable[[], Any]) -> Any:
+    from kubernetes.client import ApiException
+
+    try:
+        return call()
+    except ApiException as error:
+        if error.status == 404:
+            return None
+        raise
+
+
+def _refusals(action: str, call: Callable[[], Any]) -> Any:
+    """What the API answers, its refusals as one line."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return call()
+    except ApiException as error:
+        try:
+            why = json.loads(error.body)["message"]
+        except (TypeError, ValueError, KeyError):
+            why = error.reason
+        advice = {403: "; the step's service account needs the role of k8s/base", 404: "; is Kubeflow Trainer v2 installed?"}
+        raise UserError(f"cannot {action}: {error.status} {' '.join(str(why).split())[:300]}{advice.get(error.status, '')}") from error
+    except HTTPError as error:
+        raise UserError(f"cannot {action}: the Kubernetes API cannot be reached ({type(error).__name__})") from error
+
+
+def this_run(environment: Mapping[str, str]) -> tuple[str, str]:
+    """(run id, namespace) of the pod, by the fields that the pipeline puts into its environment."""
+    try:
+        return environment["DREAMTEACHER_RUN"], environment["POD_NAMESPACE"]
+    except KeyError as error:
+        raise UserError(f"{error.args[0]} is not set; the pipeline sets it from the pod's own fields") from error

@@ -1,0 +1,188 @@
+"""A data version reaches the cluster, and a run's outputs come back: a bare git repository and an S3 API, real git and DVC."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from pipeline import Project
+
+from dreamteacher.errors import UserError
+from dreamteacher.params import load_params
+from dreamteacher.stages import fetch_data, record
+from dreamteacher.versioning import Clone
+
+OVERRIDES = ["finetune.lr=0.0123", "publish.instances=3"]
+
+
+@pytest.fixture(scope="module")
+def origin(project: Project, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A user's checkout of the project, pushed: a DVC remote, a data set in git (samples/nuclei) and one in DVC (pool/big)."""
+    folder = tmp_path_factory.mktemp("origin")
+    bare = folder / "bare.git"
+    project.run("git", "clone", "-q", "--bare", str(project.folder), str(bare))
+    user = Project(folder / "user", Path(project.environment["PATH"].split(":")[0]))
+    project.run("git", "clone", "-q", str(bare), str(user.folder))
+    (user.folder / "pool/big").mkdir(parents=True)
+    (user.folder / "pool/big/b.png").write_bytes(b"big picture")
+    for command in (
+        "git config user.email a@b.c", "git config user.name a", "git config commit.gpgsign false",
+        "dvc remote add -q --force -d storage s3://models/versions", f"dvc remote modify -q storage endpointurl {s3}",
+        "dvc add -q pool/big", "dvc push -q pool/big", "git add -A", "git commit -qm data",
+        "git tag -a -m v1 v1", "git push -q --tags origin HEAD",
+    ):  # fmt: skip
+        user.run(*command.split())
+    return user
+
+
+def url(origin: Project) -> str:
+    return (origin.folder.parent / "bare.git").as_uri()
+
+
+def head(origin: Project) -> str:
+    return origin.run("git", "rev-parse", "HEAD").strip()
+
+
+def fetch(origin: Project, rev: str, out: Path, *overrides: str):
+    return fetch_data.run(project="", git_url=url(origin), data_rev=rev, overrides=list(overrides), out=out)
+
+
+@pytest.fixture(scope="module")
+def outputs(project: Project, origin: Project, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The stage outputs of a run with OVERRIDES, as a cluster hands them over: folders whose names say nothing."""
+    folder = tmp_path_factory.mktemp("run")
+    elsewhere = Project(folder / "work", Path(origin.environment["PATH"].split(":")[0]))
+    shutil.copytree(project.folder, elsewhere.folder)
+    record.save_overrides(elsewhere.folder / "params.yaml", OVERRIDES)
+    elsewhere.run("dvc", "repro", "-q")
+    stages = sorted(path.parent for path in (elsewhere.folder / "artifacts").rglob("stage.json"))
+    assert len(stages) == 11
+    return [Path(shutil.copytree(stage, folder / "artifacts" / str(number))) for number, stage in enumerate(stages)]
+
+
+def test_recorded_run_is_up_to_date_in_a_fresh_clone(origin: Project, outputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/proc")  # as a random user in a container finds it
+    for _ in range(2):  # a retried step replaces its branch
+        done = record.run(git_url=url(origin), data_rev=head(origin), overrides=OVERRIDES, outputs=outputs, run_id="abc")
+    monkeypatch.undo()
+    assert done["branch"] == "runs/abc"
+    clone = Project(tmp_path / "clone", Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", "-b", "runs/abc", url(origin), str(clone.folder))
+    assert clone.run("git", "rev-parse", "HEAD").strip() == done["commit"]
+    assert clone.run("git", "rev-parse", "HEAD~1").strip() == head(origin)
+    assert not (clone.folder / "artifacts").exists()
+    clone.run("dvc", "pull", "-q")
+    assert clone.repro() == []
+    assert "up to date" in clone.run("dvc", "status")
+    assert clone.run("git", "status", "--porcelain", "--untracked-files=no").strip() == ""
+    assert (clone.folder / "artifacts/finetuned/mix/0/model.safetensors").read_text() == "finetune0"
+    assert json.loads((clone.folder / "metrics/evaluate.json").read_text()) == {"mix": {"miou_mean": 0.0123}}
+    settings = (clone.folder / "params.yaml").read_text()
+    assert "# of teacher and feature distillation" in settings
+    assert load_params(clone.folder / "params.yaml") == load_params(origin.folder / "params.yaml", OVERRIDES)
+    assert set(clone.run("git", "diff", "--name-only", "HEAD~1").split()) == {"dvc.lock", "params.yaml", "metrics/evaluate.json"}
+    assert "finetune.lr=0.0123" in clone.run("git", "log", "-1", "--format=%B")
+
+
+def test_missing_and_foreign_outputs_are_refused(origin: Project, outputs: list[Path]):
+    def recorded(outputs: list[Path], overrides: list[str]) -> None:
+        record.run(git_url=url(origin), data_rev=head(origin), overrides=overrides, outputs=outputs, run_id="bad")
+
+    lacking = [path for path in outputs if '"export-onnx"' not in (path / "stage.json").read_text()]
+    with pytest.raises(UserError, match=r"the run has no output of export-onnx, which dvc.yaml has"):
+        recorded(lacking, OVERRIDES)
+    with pytest.raises(UserError, match=r"is of no stage of dvc.yaml"):
+        recorded(outputs, ["compare.seeds=[1]", "export.seed=1"])
+    assert "runs/bad" not in origin.run("git", "ls-remote", url(origin))
+
+
+@pytest.mark.parametrize("rev", ["master", "v1", "HEAD", "short", "v1~0"])
+def test_revision_may_be_named_as_in_git(origin: Project, tmp_path: Path, rev: str):
+    name = head(origin)[:9] if rev == "short" else rev
+    params, facts = fetch(origin, name, tmp_path / "out")
+    assert facts == {"revision": head(origin), "name": "nuclei"}
+    assert (tmp_path / "out/nuclei/a.png").read_bytes() == b"picture"
+    assert params == load_params(origin.folder / "params.yaml")
+
+
+def test_clone_is_shallow_for_a_commit(origin: Project, tmp_path: Path):
+    clone = Clone(url(origin), head(origin), tmp_path / "clone")
+    assert clone.git("rev-list", "--count", "HEAD") == "1"
+
+
+def test_data_in_dvc_are_pulled_through_the_shared_cache(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DREAMTEACHER_DVC_CACHE", str(tmp_path / "cache"))
+    params, facts = fetch(origin, "v1", tmp_path / "out", "ingest.source=pool/big", "seed=5")
+    assert (params.seed, params.ingest.source, facts["name"]) == (5, "pool/big", "big")
+    assert (tmp_path / "out/big/b.png").read_bytes() == b"big picture"
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.read_bytes() == b"big picture"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the second time nobody is asked
+    fetch(origin, "v1", tmp_path / "again", "ingest.source=pool/big")
+
+
+@pytest.mark.parametrize(
+    ("rev", "override", "said"),
+    [
+        ("nowhere", "seed=1", "has no revision 'nowhere'; name a commit, tag or branch"),
+        ("v1", "ingest.source=samples/none", "has no samples/none, neither in git nor in DVC"),
+        ("v1", "ingest.source=s3://raw/pictures", "`dvc import-url` it"),
+        ("v1", "finetun.lr=1", "did you mean 'finetune.lr'"),
+    ],
+)
+def test_what_cannot_be_fetched_is_said_in_one_line(origin: Project, tmp_path: Path, rev: str, override: str, said: str):
+    with pytest.raises(UserError, match=said) as caught:
+        fetch(origin, rev, tmp_path / "out", override)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_repository_is_said_without_its_password(tmp_path: Path):
+    with pytest.raises(UserError, match=r"cannot read git repository https://127.0.0.1:9/x.git: git fetch failed") as caught:
+        Clone("https://me:secret@127.0.0.1:9/x.git", "main", tmp_path / "clone")
+    assert "secret" not in str(caught.value)
+
+
+def test_local_project_is_taken_as_it_is(origin: Project, tmp_path: Path):
+    params, facts = fetch_data.run(project=str(origin.folder), git_url="", data_rev="", overrides=["seed=3"], out=tmp_path / "out")
+    assert (params.seed, facts) == (3, {"revision": "", "name": "nuclei"})
+    assert (tmp_path / "out/nuclei/a.png").read_bytes() == b"picture"
+    with pytest.raises(UserError, match=r"pool/none does not exist; .*`dvc pull`"):
+        fetch_data.run(project=str(origin.folder), git_url="", data_rev="", overrides=["ingest.source=pool/none"], out=tmp_path / "out")
+
+
+def test_token_reaches_git_and_not_the_clone(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GIT_TOKEN", "s3cret")
+    clone = Clone(url(origin), "v1", tmp_path / "clone")
+    asked = subprocess.run(
+        ["git", "credential", "fill"], input="protocol=https\nhost=example.org\n\n", cwd=clone.folder, env=clone._environment(),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert {"username=git", "password=s3cret"} <= set(asked.stdout.split())
+    assert "s3cret" not in (clone.folder / ".git/config").read_text()
+
+
+def test_project_without_a_remote_is_refused_before_anything_is_pushed(project: Project, outputs: list[Path], tmp_path: Path):
+    bare = tmp_path / "bare.git"
+    project.run("git", "clone", "-q", "--bare", str(project.folder), str(bare))
+    config = Clone(bare.as_uri(), "HEAD", tmp_path / "look").folder / ".dvc/config"
+    if "remote" in config.read_text():  # another test gave the project one
+        pytest.skip("the project has a remote")
+    with pytest.raises(UserError, match="no DVC remote to keep the outputs"):
+        record.run(git_url=bare.as_uri(), data_rev="HEAD", overrides=OVERRIDES, outputs=outputs, run_id="x")
+
+
+def test_overrides_are_written_as_they_are_read(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text("# top\nfew_labels: 20  # labels\ndistill:\n  T: 50 # noise\ncompare:\n  inits: [scratch, mix]\n")
+    overrides = ["few_labels=null", "distill.lr=1e-3", "compare.seeds=[0, 5]", "teacher.steps=7"]
+    record.save_overrides(path, overrides)
+    assert load_params(path).model_dump() == load_params(path, overrides).model_dump()
+    text = path.read_text()
+    for kept in ("# top", "# labels", "T: 50 # noise", "inits: [scratch, mix]"):
+        assert kept in text
+    assert yaml.safe_load(text)["distill"] == {"T": 50, "lr": 0.001}
+    before = path.read_text()
+    with pytest.raises(UserError):
+        record.save_overrides(path, ["distill.lr=-1"])
+    assert path.read_text() == before

@@ -1,0 +1,27 @@
+"""A small project of its own, and the pretrain pipeline run on it once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from local_runs import LocalRun, run_local
+from tiny_chain import brief_params, draw
+
+
+@pytest.fixture(scope="session")
+def small_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, and settings under which the chain takes seconds."""
+    folder = tmp_path_factory.mktemp("project")
+    draw("segmentation", folder / "pictures")
+    settings = brief_params(Path("pictures"), publish={"instances": 1}).model_dump(mode="json")
+    settings["compare"] = {"inits": ["scratch", "features", "mix"], "modes": ["mix"], "seeds": [0]}
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(small_project: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
+    """The whole pretrain pipeline, run once."""
+    return run_local(small_project, tmp_path_factory.mktemp("runs") / "pretrain")

@@ -1,0 +1,36 @@
+"""What a run of a whole pipeline on this machine leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import PROJECT
+
+
+@dataclass
+class LocalRun:
+    """`steps` holds a folder for each step, with its artifacts in it."""
+
+    code: int
+    said: str
+    steps: Path
+
+    def out(self, step: str) -> Path:
+        """The stage output of a step, by KFP's name for it."""
+        (found,) = self.steps.rglob(f"{step}/out")
+        return found
+
+
+def run_local(project: Path, root: Path, *words: str) -> LocalRun:
+    """`python -m pipelines run-local` in a folder of its own."""
+    root.mkdir(parents=True)
+    command = [sys.executable, "-m", "pipelines", "run-local", "--project", str(project), "--root", str(root), "--seeds", "0", *words]
+    packages = os.pathsep.join([str(PROJECT), str(PROJECT / "src")])
+    environment = os.environ | {"PYTHONPATH": packages, "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    (steps,) = root.glob("dreamteacher-*")
+    return LocalRun(done.returncode, done.stdout + done.stderr, steps)

@@ -1,0 +1,117 @@
+"""dvc.yaml and the compiled pipeline are the same graph: stages, what flows between them, and the settings that each depends on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.repo import Repo
+from kfp.compiler import Compiler
+
+from helpers import PROJECT
+from pipelines import pretrain
+from pipelines.resources import Profile
+
+AROUND = {"fetch-data", "combine", "record", "finish"}  # steps of the pipeline that are no stages
+Graph = dict[str, tuple[set[str], set[str]]]  # stage: (stages whose outputs it reads, settings it depends on)
+
+
+def graph_of_dvc(text: str, folder: Path) -> Graph:
+    """As DVC itself reads dvc.yaml; `nothing` only makes marks."""
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (folder / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    (folder / "dvc.yaml").write_text(text)
+    graph: Graph = {
+        name: (set(), set(stage.get("params", []))) for name, stage in yaml.safe_load(text)["stages"].items() if name != "nothing"
+    }
+    with Repo(str(folder)) as repo:
+        for reader, maker in repo.index.graph.edges:
+            names = [stage.name.split("@")[0] for stage in (reader, maker)]
+            if "nothing" not in names:
+                graph[names[0]][0].add(names[1])
+    return graph
+
+
+def graph_of_kfp(spec: dict[str, Any]) -> Graph:
+    """Of the compiled pipeline: what reaches a step through the groups (loops, exit handler) that it lies in."""
+    graph: Graph = defaultdict(lambda: (set(), set()))
+
+    def visit(dag: dict[str, Any], given: dict[tuple[str, str], tuple[str, str]]) -> dict[tuple[str, str], tuple[str, str]]:
+        """`given` and the result: (kind, name) of an input or output of the group -> (step, name of its output)."""
+        made: dict[tuple[str, str], tuple[str, str]] = {}
+        todo = dict(dag["tasks"])
+        while todo:
+            name = next(n for n, task in todo.items() if not set(task.get("dependentTasks", [])) & set(todo))
+            task = todo.pop(name)
+            component = task["componentRef"]["name"].removeprefix("comp-")
+            taken: dict[tuple[str, str], tuple[str, str]] = {}
+            for kind, key in (("artifacts", "Artifact"), ("parameters", "Parameter")):
+                for target, source in task.get("inputs", {}).get(kind, {}).items():
+                    inner = source.get(f"taskOutput{key}")
+                    origin = (kind, f"{inner['producerTask']}/{inner[f'output{key}Key']}") if inner else None
+                    outer = source.get(f"componentInput{key}")
+                    found = made.get(origin) if origin else given.get((kind, outer)) if isinstance(outer, str) else None
+                    if found:
+                        taken[kind, target] = found
+            definition = spec["components"][f"comp-{component}"]
+            if "dag" in definition:
+                result = visit(definition["dag"], taken)
+                made |= {(kind, f"{name}/{output}"): origin for (kind, output), origin in result.items()}
+                continue
+            step = task["taskInfo"]["name"]
+            for kind in ("artifacts", "parameters"):
+                for output in definition.get("outputDefinitions", {}).get(kind, {}):
+                    made[kind, f"{name}/{output}"] = (step, output)
+            if step not in AROUND:
+                graph[step][0].update(origin for (kind, _), (origin, _) in taken.items() if kind == "artifacts" and origin not in AROUND)
+                graph[step][1].update(
+                    output for (kind, _), (origin, output) in taken.items() if kind == "parameters" and origin == "fetch-data"
+                )
+        outputs = dag.get("outputs", {}).get("artifacts", {})
+        return {
+            ("artifacts", output): made["artifacts", f"{one['producerSubtask']}/{one['outputArtifactKey']}"]
+            for output, chosen in outputs.items()
+            for one in chosen["artifactSelectors"]
+        }
+
+    visit(spec["root"]["dag"], {})
+    return dict(graph)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    file = tmp_path_factory.mktemp("compiled") / "pretrain.yaml"
+    Compiler().compile(pretrain.build(Profile("cpu", "dreamteacher-python:git-1234567")), str(file))
+    compiled: dict[str, Any] = next(yaml.safe_load_all(file.read_text()))
+    return compiled
+
+
+def test_kfp_and_dvc_have_the_same_graph(spec: dict[str, Any], tmp_path: Path) -> None:
+    assert graph_of_kfp(spec) == graph_of_dvc((PROJECT / "dvc.yaml").read_text(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  publish:\n", "  deploy:\n"),  # a stage
+        ("    deps: [artifacts/onnx, artifacts/evaluation]\n", "    deps: [artifacts/onnx]\n"),  # an edge
+        ("    params: [seed, taps, student, distill]\n", "    params: [seed, student, distill]\n"),  # a setting
+        ("    params: [export]\n", "    params: [export, publish]\n"),
+    ],
+)
+def test_a_change_of_dvc_yaml_alone_is_noticed(spec: dict[str, Any], tmp_path: Path, old: str, new: str) -> None:
+    text = (PROJECT / "dvc.yaml").read_text()
+    assert text.count(old) == 1
+    assert graph_of_kfp(spec) != graph_of_dvc(text.replace(old, new), tmp_path)
+
+
+@pytest.mark.parametrize("lost", [("artifacts", "evaluation"), ("parameters", "publish")])
+def test_a_change_of_the_pipeline_alone_is_noticed(spec: dict[str, Any], tmp_path: Path, lost: tuple[str, str]) -> None:
+    broken = yaml.safe_load(yaml.safe_dump(spec))
+    (dag,) = [c["dag"] for c in broken["components"].values() if "publish" in c.get("dag", {}).get("tasks", {})]
+    del dag["tasks"]["publish"]["inputs"][lost[0]][lost[1]]
+    assert graph_of_kfp(broken) != graph_of_dvc((PROJECT / "dvc.yaml").read_text(), tmp_path)

@@ -1,0 +1,81 @@
+"""A real stage on two nodes: the Kubernetes API is the tests' own, what the TrainJob's nodes run is torchrun with our command."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kubernetes.client import ApiClient, Configuration
+from kubernetes_api import KubernetesApi, finish
+from PIL import Image
+
+from dreamteacher import trainjob
+from dreamteacher.errors import UserError
+from dreamteacher.params import Params
+from dreamteacher.stage import read_stage
+from dreamteacher.stages import ingest
+from dreamteacher.trainjob import Nodes
+from helpers import free_port
+
+PARAMS = Params.model_validate(
+    {
+        "teacher": {
+            "steps": 3, "batch_size": 4, "resolution": 16, "T_train": 100, "stats_T": 10, "stats_images": 4, "samples": 1,
+            "sample_steps": 2, "precision": "fp32", "workers": 0, "warmup_steps": 1, "log_every": 1,
+        },
+        "distill": {"T": 10},
+        "interpreter": {"T": 10},
+    }
+)  # fmt: skip
+
+
+class Cluster:
+    """Runs a TrainJob's nodes as processes of this machine, as the runtime torch-distributed would have its pods."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[str]] = []
+        self.logs: list[str] = []
+
+    def __call__(self, job: dict[str, Any]) -> None:
+        trainer = job["spec"]["trainer"]
+        if not self.processes:
+            env = os.environ | {each["name"]: each["value"] for each in trainer["env"]}
+            env |= {"PET_NNODES": str(trainer["numNodes"]), "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"])}
+            env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
+            command = [*trainer["command"], *trainer["args"]]
+            self.processes = [
+                subprocess.Popen(command, env=env | {"PET_NODE_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+                for rank in range(trainer["numNodes"])
+            ]
+        self.logs = [process.communicate()[1] for process in self.processes]
+        finish("Failed" if any(process.returncode for process in self.processes) else "Complete")(job)
+
+
+def test_stage_runs_on_two_nodes_and_its_output_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    generator = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(6):
+        Image.fromarray(generator.integers(0, 255, (20, 20, 3), np.uint8)).save(tmp_path / f"pictures/{i}.png")
+    data, out, volume = tmp_path / "data", tmp_path / "teacher", tmp_path / "volume"
+    ingest.run(Params.model_validate({"ingest": {"min_side": 8}}), source=tmp_path / "pictures", out=data)
+    cluster = Cluster()
+    with KubernetesApi() as api:
+        settings = Configuration()
+        settings.host, settings.retries = api.url, False
+        monkeypatch.setattr(trainjob, "api_client", lambda: ApiClient(settings))
+        api.on_get = cluster
+        nodes = Nodes(image="i", mount=str(volume))
+        metrics = trainjob.run_stage(nodes, "train-teacher", PARAMS, inputs={"data": data}, out=out, run_id="run-1", namespace="ml")
+    record = read_stage(out)
+    assert (record["stage"], record["metrics"]) == ("train-teacher", metrics)
+    assert record["params"]["teacher"]["steps"] == 3
+    assert [process.returncode for process in cluster.processes] == [0, 0], cluster.logs
+    assert not any((volume / "run-1").glob("train-teacher-*"))  # the volume is left as it was found
+
+    with KubernetesApi() as api, pytest.raises(UserError, match="failed"):
+        settings.host = api.url
+        api.on_get = finish("Failed")
+        trainjob.run_stage(nodes, "train-teacher", PARAMS, inputs={"data": data}, out=tmp_path / "x", run_id="run-2", namespace="ml")
+    assert (volume / "run-2").exists()  # what a retried step goes on with

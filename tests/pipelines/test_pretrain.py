@@ -1,0 +1,69 @@
+"""The whole pretrain pipeline by KFP's local runner, against the stages as `dvc repro` runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from local_runs import LocalRun, run_local
+
+from dreamteacher import cli
+
+CHAIN = (
+    "ingest",
+    "train-teacher",
+    "distill-features",
+    "train-interpreter --seed 0",
+    "distill-labels --mode mix --seed 0",
+    "finetune --init scratch --seed 0",
+    "finetune --init features --seed 0",
+    "finetune --init mix --seed 0",
+    "evaluate",
+    "export-onnx",
+    "publish",
+)
+
+
+@pytest.fixture(scope="module")
+def by_hand(small_project: Path) -> Path:
+    """The same stages, started by their commands in the order of dvc.yaml."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(small_project)
+        for command in CHAIN:
+            assert cli.main(command.split()) == 0, command
+    return small_project / "artifacts"
+
+
+def test_the_pipeline_makes_what_the_chain_makes_to_the_byte(pretrained: LocalRun, by_hand: Path) -> None:
+    assert pretrained.code == 0, pretrained.said[-3000:]
+    places = {"ingest": "data", "train-teacher": "teacher", "distill-features": "backbones/features", "evaluate": "evaluation"}
+    for step, place in places.items():
+        assert (pretrained.out(step) / "stage.json").read_bytes() == (by_hand / place / "stage.json").read_bytes(), step
+    made = json.loads((pretrained.out("evaluate") / "metrics.json").read_text())
+    assert list(made) == ["scratch", "features", "mix"]
+
+
+def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) -> None:
+    pages = {path.parent.name: path.read_text() for path in pretrained.steps.rglob("page")}
+    assert len(pages) == 11
+    assert "data:image/png;base64," in pages["train-teacher"]
+    assert "miou" in pages["evaluate"]
+    assert not [name for name, page in pages.items() if "http" in page.replace("http-equiv", "")]  # self-contained
+    assert "'taps'" in pretrained.said
+    assert "'backbone': 'test_resnet'" in pretrained.said
+
+
+def test_the_run_ends_with_finish(pretrained: LocalRun) -> None:
+    assert "SUCCEEDED" in pretrained.said
+
+
+def test_a_failing_step_leaves_the_others_outputs_and_finish_runs(small_project: Path, tmp_path: Path) -> None:
+    run = run_local(small_project, tmp_path / "runs", "--set", "teacher.lr=1.0e+30", "--set", "teacher.clip=null")
+    assert run.code == 2
+    assert "error: pretrain: " in run.said
+    assert "train-teacher" in run.said.splitlines()[-1]
+    assert "not finite" in run.said
+    assert (run.out("ingest") / "stage.json").exists()
+    assert not list(run.steps.rglob("distill-features/out/stage.json"))
+    assert "FAILED" in run.said

@@ -1,0 +1,193 @@
+"""Stages on several nodes: the manifest against Kubeflow Trainer's own schema, the life of a job against a Kubernetes API."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from kubernetes.client import ApiClient, Configuration
+from kubernetes_api import KubernetesApi, finish, schema
+
+from dreamteacher import trainjob
+from dreamteacher.errors import UserError
+from dreamteacher.params import Params
+from dreamteacher.trainjob import Nodes, manifest, name_of, run
+from helpers import PROJECT, free_port
+
+NODES = Nodes(
+    image="registry.example/dreamteacher@sha256:1", nodes=2, gpus=8, node_selector={"pool": "gpu"}, env={"NCCL_DEBUG": "WARN"},
+    tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    secrets={"dreamteacher-s3": {"access": "AWS_ACCESS_KEY_ID"}},
+    config_maps={"dreamteacher-env": {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}},
+)  # fmt: skip
+JOB = manifest(NODES, "train-teacher-1", "run-1", "ml", ["train-teacher", "--out", "/runs/out"])
+
+
+@pytest.fixture
+def api() -> Iterator[KubernetesApi]:
+    with KubernetesApi() as started:
+        yield started
+
+
+def client(url: str) -> ApiClient:
+    settings = Configuration()
+    settings.host = url
+    settings.retries = False
+    return ApiClient(settings)
+
+
+def test_manifest_is_a_train_job_and_a_typo_would_be_found():
+    jsonschema.validate(JOB, schema())
+    trainer = JOB["spec"]["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"]) == (2, 8, 8)
+    assert trainer["command"] + trainer["args"] == [*["torchrun", "--module", "dreamteacher.cli", "train-teacher", "--out", "/runs/out"]]
+    variables = {each["name"]: each for each in trainer["env"]}
+    assert variables["DREAMTEACHER_CHECKPOINTS"]["value"] == "/runs/run-1/checkpoints"
+    assert variables["AWS_ACCESS_KEY_ID"]["valueFrom"]["secretKeyRef"] == {"name": "dreamteacher-s3", "key": "access"}
+    (job,) = JOB["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert (pod["nodeSelector"], pod["tolerations"]) == (NODES.node_selector, NODES.tolerations)
+    for path in (["trainer", "numProcPerNod"], ["runtimePatches", 0, "trainingRuntimeSpec", "templat"], ["runtimeRefs"]):
+        broken: Any = json.loads(json.dumps(JOB))
+        inside = broken["spec"]
+        for key in path[:-1]:
+            inside = inside[key]
+        inside[path[-1]] = 1
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema())
+
+
+def test_cpu_nodes_ask_for_no_gpu():
+    job = manifest(Nodes(image="i"), "n", "r", "ml", [])
+    jsonschema.validate(job, schema())
+    assert "nvidia.com/gpu" not in json.dumps(job)
+    assert job["spec"]["trainer"]["numProcPerNode"] == 1
+
+
+def test_name_tells_steps_apart_and_tries_of_a_step_not():
+    params, other = Params(), Params(seed=1)
+    name = name_of("run-1", "distill-labels", params, {"seed": 0})
+    assert name == name_of("run-1", "distill-labels", params, {"seed": 0})
+    others = [("run-2", params, {"seed": 0}), ("run-1", other, {"seed": 0}), ("run-1", params, {"seed": 1})]
+    assert name not in [name_of(run_id, "distill-labels", p, given) for run_id, p, given in others]
+    assert len(name) < 40
+
+
+def test_job_is_created_watched_and_deleted(api: KubernetesApi):
+    states = iter([lambda job: None, lambda job: None, finish()])
+
+    def step(job: dict[str, Any]) -> None:
+        next(states)(job)
+
+    api.on_get = step
+    run(client(api.url), JOB, poll=0.01)
+    assert [line.split()[0] for line in api.asked] == ["POST", "GET", "GET", "GET", "DELETE"]
+    assert api.jobs == {}
+
+
+def test_retried_step_attaches_to_the_job_of_the_step_before(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    api.jobs["train-teacher-1"] = json.loads(json.dumps(JOB))
+    api.on_get = finish()
+    run(client(api.url), JOB, poll=0.01)
+    assert "exists: an earlier try of this step created it" in caplog.text
+    assert api.asked.count(api.asked[0]) == 1  # one POST, refused
+    assert api.jobs == {}
+
+
+def test_job_that_is_being_deleted_is_awaited_and_made_anew(api: KubernetesApi):
+    api.jobs["train-teacher-1"] = json.loads(json.dumps(JOB)) | {
+        "metadata": JOB["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    }
+    api.finalizing["train-teacher-1"] = 2
+    api.on_get = finish()
+    run(client(api.url), JOB, poll=0.01)
+    assert [line.split()[0] for line in api.asked] == ["POST", "GET", "POST", "GET", "POST", "GET", "DELETE"]
+
+
+def test_killed_step_leaves_the_job_to_its_successor(api: KubernetesApi, tmp_path: Path):
+    (tmp_path / "job.json").write_text(json.dumps(JOB))
+    body = f"""import json, sys; sys.path.insert(0, {str(PROJECT / "tests/pipelines")!r}); sys.path.insert(0, {str(PROJECT / "tests")!r})
+from test_trainjob import client, run
+run(client({api.url!r}), json.load(open("job.json")), poll=0.05)"""
+    step = subprocess.Popen([sys.executable, "-c", body], cwd=tmp_path)
+    while not api.jobs:
+        assert step.poll() is None
+        time.sleep(0.05)
+    step.send_signal(signal.SIGTERM)
+    assert step.wait(60) != 0
+    assert list(api.jobs) == ["train-teacher-1"]
+    assert not any(line.startswith("DELETE") for line in api.asked)
+
+
+def test_failed_job_shows_its_pods_logs_and_is_deleted(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+    api.on_get = finish("Failed", "jobset failed due to one or more job failures")
+    api.pods = [
+        {"name": "node-0-0", "job": "train-teacher-1", "phase": "Failed", "log": "CUDA out of memory"},
+        {"name": "node-0-1", "job": "train-teacher-1", "phase": "Running", "log": "fine"},
+        {"name": "other", "job": "other", "phase": "Failed", "log": "not ours"},
+    ]
+    with pytest.raises(UserError, match=r"train-teacher-1 failed \(JobSetFailed jobset failed due to") as caught:
+        run(client(api.url), JOB, poll=0.01)
+    assert "\n" not in str(caught.value)
+    assert "pod node-0-0:\nCUDA out of memory" in caplog.text
+    assert "fine" not in caplog.text
+    assert "not ours" not in caplog.text
+    assert api.jobs == {}
+
+
+def test_job_deleted_by_another_is_said(api: KubernetesApi):
+    api.on_get = lambda job: api.jobs.clear()
+    with pytest.raises(UserError, match="was deleted while it ran"):
+        run(client(api.url), JOB, poll=0.01)
+
+
+def test_api_that_is_away_for_a_while_costs_nothing(api: KubernetesApi):
+    api.fail["GET"] = [500, 503, 429 + 100]
+    api.on_get = finish()
+    run(client(api.url), JOB, poll=0.01)
+    assert api.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (403, r"403 refused \(403\); the step's service account needs the role"),
+        (404, "404 .*; is Kubeflow Trainer v2 installed"),
+        (422, "422"),
+    ],
+)
+def test_refusals_are_one_line(api: KubernetesApi, status: int, said: str):
+    api.fail["POST"] = [status]
+    with pytest.raises(UserError, match=f"cannot create TrainJob train-teacher-1 in ml: {said}") as caught:
+        run(client(api.url), JOB, poll=0.01)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_api_is_one_line():
+    with pytest.raises(UserError, match="the Kubernetes API cannot be reached"):
+        run(client(f"http://127.0.0.1:{free_port()}"), JOB)
+
+
+def test_exit_step_deletes_what_the_run_left_and_nothing_else(api: KubernetesApi):
+    for name, run_id in {"a": "run-1", "b": "run-1", "c": "run-2"}.items():
+        api.jobs[name] = manifest(NODES, name, run_id, "ml", [])
+    assert trainjob.delete_of_run(client(api.url), "run-1", "ml") == ["a", "b"]
+    assert list(api.jobs) == ["c"]
+
+
+def test_settings_come_by_the_environment():
+    assert trainjob.settings_of({}) is None
+    assert trainjob.settings_of({"DREAMTEACHER_TRAINJOB": NODES.model_dump_json()}) == NODES
+    with pytest.raises(UserError, match="DREAMTEACHER_TRAINJOB: nods: Extra inputs"):
+        trainjob.settings_of({"DREAMTEACHER_TRAINJOB": '{"image": "i", "nods": 2}'})
+    with pytest.raises(UserError, match="POD_NAMESPACE is not set"):
+        trainjob.this_run({"DREAMTEACHER_RUN": "r"})

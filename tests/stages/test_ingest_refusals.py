@@ -1,0 +1,82 @@
+"""What ingest leaves out: bad pictures, copies, leaks; and when it refuses."""
+
+from collections import Counter
+
+import pytest
+from ingest_sources import manifest, picture, reasons, report, run, save
+from PIL import Image
+
+from dreamteacher.errors import UserError
+
+
+def test_unusable_files_are_quarantined_and_too_many_stop_the_stage(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for i in range(16):
+        save(picture(i), source / f"{i:02}.png")
+    (source / "empty.png").write_bytes(b"")
+    (source / "text.jpg").write_text("sorry")
+    (source / "half.png").write_bytes((source / "00.png").read_bytes()[:500])
+    save(picture(30, (24, 8)), source / "small.png")
+    save(picture(31, (300, 300)), source / "bomb.png")
+    metrics = run(source, out, max_bad_fraction=0.3, max_pixels=80_000)
+    assert (metrics["n_train"], metrics["n_quarantined"]) == (16, 5)
+    assert set(reasons(out)) == {"empty.png", "text.jpg", "half.png", "small.png", "bomb.png"}
+    assert reasons(out)["bomb.png"] == "too large: 300 x 300 is more than 80000 pixels"
+    with pytest.raises(UserError, match=r"5 of 21 pictures cannot be used.*max_bad_fraction = 0.05: bomb.png: too large") as caught:
+        run(source, tmp_path / "strict", max_pixels=80_000)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_duplicates_are_dropped_and_validation_pictures_leave_train(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    same = save(picture(0), source / "train" / "a.png")
+    (source / "train" / "b.png").write_bytes(same.read_bytes())  # the same file
+    save(picture(0), source / "train" / "c.bmp")  # the same pixels
+    save(picture(1), source / "train" / "d.png")
+    save(picture(1), source / "val" / "z.bmp")  # comes after d.png by name, and yet d.png goes
+    save(picture(2), source / "val" / "y.png")
+    metrics = run(source, out)
+    assert metrics == {"n_train": 1, "n_val": 2, "n_labelled": 0, "n_quarantined": 0, "n_duplicates": 2, "n_leaks": 1}
+    assert {row["path"] for row in manifest(out)} == {"train/a.png", "val/z.bmp", "val/y.png"}
+    assert report(out)["examples"] == {
+        "duplicates": [{"path": f"train/{name}", "same_as": "train/a.png", "labelled": False} for name in ("b.png", "c.bmp")],
+        "leaks": [{"path": "train/d.png", "same_as": "val/z.bmp", "labelled": False}],
+    }
+
+
+def test_pictures_that_become_equal_when_reduced_are_not_on_both_sides(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for i in range(12):
+        save(Image.new("RGB", (100 + i, 100 + i), "black"), source / f"{i}.png")
+        save(picture(i), source / f"other{i}.png")
+    metrics = run(source, out, short_side=50, val_fraction=0.5)
+    assert metrics["n_train"] + metrics["n_val"] == 13
+    assert metrics["n_duplicates"] + metrics["n_leaks"] == 11
+
+
+def test_the_validation_split_stays_when_data_is_added(tmp_path):
+    source = tmp_path / "in"
+    for i in range(60):
+        save(picture(i), source / f"{i:02}.png")
+    run(source, tmp_path / "before", val_fraction=0.3)
+    before = {row["path"]: row["split"] for row in manifest(tmp_path / "before")}
+    assert 8 <= Counter(before.values())["val"] <= 28
+    for i in range(60, 90):
+        save(picture(i), source / f"0{i}.bmp")
+    run(source, tmp_path / "after", val_fraction=0.3, short_side=18)
+    after = {row["path"]: row["split"] for row in manifest(tmp_path / "after")}
+    assert {name: after[name] for name in before} == before
+
+
+def test_nothing_to_train_on_is_said_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        run(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(UserError, match="is no text"):
+        run(save(picture(0), tmp_path / "one.png"), tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no pictures in"):
+        run(tmp_path / "empty", tmp_path / "out")
+    save(picture(0), tmp_path / "val_only" / "val" / "a.png")
+    with pytest.raises(UserError, match="no picture is left to train on"):
+        run(tmp_path / "val_only", tmp_path / "out")
