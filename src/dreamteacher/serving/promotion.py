@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError
 from dreamteacher.serving.onnx_files import first_line
@@ -157,6 +157,18 @@ def fetch_champion(name: str, out: Path) -> str | None:
 def _run_of(version: ModelVersion) -> str:
     assert version.run_id, "publish registers from a run"
     return version.run_id
+
+
+def part(champion: str, name: str) -> Path | None:
+    """One of LINEAGE in the folder that `fetch_champion` made; None when there is no champion."""
+    folder = Path(champion) / name
+    return folder if folder.is_dir() else None
+
+
+def start_of(champion: Any, name: str) -> dict[str, str]:
+    """The input `start` of a stage, by a KFP artifact that holds what `fetch_champion` made, or None; empty when there is no champion."""
+    folder = part(champion.path, name) if champion else None
+    return {"start": str(folder)} if folder else {}
 
 
 def _served(client: MlflowClient, name: str) -> Served:
