@@ -57,7 +57,7 @@ def _add_server(command: argparse.ArgumentParser) -> None:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    arguments = _arguments(options)
+    arguments = _pinned(_arguments(options))
     server = _server(options)
     version = _upload(server, options)
     name = options.name or f"{version.pipeline} {version.name}"
@@ -133,6 +133,17 @@ def _commit() -> str:
     if git("status", "--porcelain", "--untracked-files=no"):
         raise UserError(f"files differ from commit {commit}, after which the version is named; commit them, or name it with --version")
     return f"git-{commit}"
+
+
+def _pinned(arguments: dict[str, Any]) -> dict[str, Any]:
+    """`data_rev` as a commit, if it is a branch or tag of `git_url`: KFP's cache compares names, and a branch moves under its name."""
+    if arguments.get("git_url") and "data_rev" in arguments:
+        rev = arguments["data_rev"]
+        heads = git("ls-remote", arguments["git_url"], f"refs/heads/{rev}", f"refs/tags/{rev}", f"refs/tags/{rev}^{{}}").splitlines()
+        if heads:  # of an annotated tag, the last line is what it points to
+            arguments["data_rev"] = heads[-1].split()[0]
+            print(f"data_rev {rev} is {arguments['data_rev']}")
+    return arguments
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -110,6 +110,8 @@ class Profile:
                 task.set_env_variable("DREAMTEACHER_PROCESSES", str(wanted.gpus))
         if launcher:
             task.set_env_variable("DREAMTEACHER_TRAINJOB", json.dumps(self._nodes(wanted)))
+        if step == "finish" and any(each.nodes > 1 for each in self.steps.values()):
+            task.set_env_variable("DREAMTEACHER_TRAINJOBS", "true")
         kubernetes.empty_dir_mount(task, volume_name="dshm", mount_path="/dev/shm", medium="Memory", size_limit=wanted.shm)
         kubernetes.mount_pvc(task, pvc_name=around.volume.claim, mount_path=around.volume.mount)
         task.set_env_variable("DREAMTEACHER_RUNS", around.volume.mount)

@@ -307,7 +307,8 @@ def restore_params(**sections: Any) -> Params:
     defaults, and the step does not read it.
     """
     plain = {name: yaml.load(value, _Yaml) if isinstance(value, str) else value for name, value in sections.items()}
-    checked = {name: TypeAdapter(Params.model_fields[name].annotation).validate_python(value) for name, value in plain.items()}
+    types: dict[str, Any] = {name: Params.model_fields[name].annotation for name in plain}
+    checked = {name: TypeAdapter(types[name]).validate_python(value) for name, value in plain.items()}
     return Params().model_copy(update=checked)
 
 

@@ -52,7 +52,7 @@ class Nodes(BaseModel):
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     config_maps: dict[str, dict[str, str]] = Field(default_factory=dict, description="{config map: {key: variable}}")
-    secrets: dict[str, dict[str, str]] = Field(default_factory=dict, description="{secret: {key: variable}}")
+    secrets: dict[str, dict[str, str]] = Field(default_factory=dict, description="{secret: {key: variable}}; one that is missing hinders nothing")
 
 
 def settings_of(environment: Mapping[str, str]) -> Nodes | None:
@@ -106,9 +106,9 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, arguments: li
     """The TrainJob that runs `dreamteacher ARGUMENTS` in one process for each GPU of each node."""
     resources = {"cpu": nodes.cpu, "memory": nodes.memory} | ({"nvidia.com/gpu": nodes.gpus} if nodes.gpus else {})
     env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in sorted(nodes.env.items())]
-    for kind, sources in (("configMapKeyRef", nodes.config_maps), ("secretKeyRef", nodes.secrets)):
+    for kind, sources, more in (("configMapKeyRef", nodes.config_maps, {}), ("secretKeyRef", nodes.secrets, {"optional": True})):
         for source, keys in sorted(sources.items()):
-            env += [{"name": var, "valueFrom": {kind: {"name": source, "key": key}}} for key, var in sorted(keys.items())]
+            env += [{"name": var, "valueFrom": {kind: {"name": source, "key": key, **more}}} for key, var in sorted(keys.items())]
     env.append({"name": "DREAMTEACHER_CHECKPOINTS", "value": f"{nodes.mount}/{run_id}/checkpoints"})
     pod: dict[str, Any] = {
         "nodeSelector": nodes.node_selector,
@@ -305,11 +305,3 @@ def _refusals(action: str, call: Callable[[], Any]) -> Any:
         raise UserError(f"cannot {action}: {error.status} {' '.join(str(why).split())[:300]}{advice.get(error.status, '')}") from error
     except HTTPError as error:
         raise UserError(f"cannot {action}: the Kubernetes API cannot be reached ({type(error).__name__})") from error
-
-
-def this_run(environment: Mapping[str, str]) -> tuple[str, str]:
-    """(run id, namespace) of the pod, by the fields that the pipeline puts into its environment."""
-    try:
-        return environment["DREAMTEACHER_RUN"], environment["POD_NAMESPACE"]
-    except KeyError as error:
-        raise UserError(f"{error.args[0]} is not set; the pipeline sets it from the pod's own fields") from error

@@ -8,12 +8,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
+from components.finish import finish as finish_step
+from kfp import dsl
 from kubernetes.client import ApiClient, Configuration
 from kubernetes_api import KubernetesApi, finish, schema
+from pipelines.resources import Profile
 
 from dreamteacher import trainjob
 from dreamteacher.errors import UserError
@@ -28,6 +32,11 @@ NODES = Nodes(
     config_maps={"dreamteacher-env": {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}},
 )  # fmt: skip
 JOB = manifest(NODES, "train-teacher-1", "run-1", "ml", ["train-teacher", "--out", "/runs/out"])
+
+
+@dsl.component(base_image="python:1", install_kfp_package=False)
+def finish_nothing():
+    pass
 
 
 @pytest.fixture
@@ -50,7 +59,7 @@ def test_manifest_is_a_train_job_and_a_typo_would_be_found():
     assert trainer["command"] + trainer["args"] == [*["torchrun", "--module", "dreamteacher.cli", "train-teacher", "--out", "/runs/out"]]
     variables = {each["name"]: each for each in trainer["env"]}
     assert variables["DREAMTEACHER_CHECKPOINTS"]["value"] == "/runs/run-1/checkpoints"
-    assert variables["AWS_ACCESS_KEY_ID"]["valueFrom"]["secretKeyRef"] == {"name": "dreamteacher-s3", "key": "access"}
+    assert variables["AWS_ACCESS_KEY_ID"]["valueFrom"]["secretKeyRef"] == {"name": "dreamteacher-s3", "key": "access", "optional": True}
     (job,) = JOB["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
@@ -189,5 +198,24 @@ def test_settings_come_by_the_environment():
     assert trainjob.settings_of({"DREAMTEACHER_TRAINJOB": NODES.model_dump_json()}) == NODES
     with pytest.raises(UserError, match="DREAMTEACHER_TRAINJOB: nods: Extra inputs"):
         trainjob.settings_of({"DREAMTEACHER_TRAINJOB": '{"image": "i", "nods": 2}'})
-    with pytest.raises(UserError, match="POD_NAMESPACE is not set"):
-        trainjob.this_run({"DREAMTEACHER_RUN": "r"})
+
+
+@pytest.mark.parametrize("left", ["", "true"])
+def test_finish_deletes_trainjobs_where_the_profile_has_them(api: KubernetesApi, monkeypatch: pytest.MonkeyPatch, left: str):
+    api.jobs["a"] = manifest(NODES, "a", "run-1", "ml", [])
+    for name, value in {"TRAINJOBS": left, "RUN": "run-1", "NAMESPACE": "ml"}.items():
+        monkeypatch.setenv(f"DREAMTEACHER_{name}", value)
+    monkeypatch.setattr(trainjob, "api_client", lambda: client(api.url))
+    status = SimpleNamespace(pipeline_job_resource_name="pretrain", state="FAILED", error_message="boom")
+    assert finish_step.python_func(status=status) == "FAILED"
+    assert list(api.jobs) == ([] if left else ["a"])
+
+
+@pytest.mark.parametrize(("profile", "expected"), [("multi-node", "true"), ("single-gpu", None)])
+def test_finish_is_told_whether_to_delete(profile: str, expected: str | None):
+    @dsl.pipeline(name="x")
+    def only():
+        Profile(profile, "i:1a2b3c4").apply("finish", finish_nothing())
+
+    container = only.pipeline_spec.deployment_spec["executors"]["exec-finish-nothing"]["container"]
+    assert {each["name"]: each["value"] for each in container["env"]}.get("DREAMTEACHER_TRAINJOBS") == expected

@@ -13,7 +13,10 @@ from typing import Any
 from dreamteacher.stage import read_stage
 
 PICTURES = 12  # more make a page that browsers load slowly
-STYLE = "body{font:14px sans-serif;margin:1em}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:2px 8px;text-align:left}img{max-width:100%}"
+STYLE = (
+    "body{font:14px sans-serif;margin:1em}table{border-collapse:collapse}img{max-width:100%}"
+    "td,th{border:1px solid #ccc;padding:2px 8px;text-align:left}"
+)
 
 
 def tell(folder: Path, out: Any, metrics: Any, page: Any) -> None:

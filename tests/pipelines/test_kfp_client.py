@@ -21,7 +21,7 @@ def step(rev: str, number: int):
 
 
 @dsl.pipeline(name="pretrain")
-def pretrain(data_rev: str, number: int = 1):
+def pretrain(data_rev: str, number: int = 1, git_url: str = ""):
     step(rev=data_rev, number=number)
 
 
@@ -80,6 +80,19 @@ def test_second_submit_uploads_nothing_and_another_package_is_refused(api: KfpAp
     other.write_text(package.read_text().replace("registry.example/python:1", "registry.example/python:2"))
     with pytest.raises(UserError, match=r"git-1 of pretrain on .* is another package"):
         run(api, "submit", other, "--version", "git-1", "--arg", "data_rev=x")
+
+
+def test_branch_and_tag_are_pinned_to_their_commit(api: KfpApi, package: Path, tmp_path: Path):
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    for command in ("init -q -b trunk", "commit -q --allow-empty -m one", "tag -a -m v1 v1", "commit -q --allow-empty -m two"):
+        git(*command.split())
+    for rev in ("trunk", "v1", git("rev-parse", "HEAD"), "nowhere"):
+        run(api, "submit", package, "--version", "1", "--arg", f"data_rev={rev}", "--arg", f"git_url={tmp_path}")
+    asked = [each["runtime_config"]["parameters"]["data_rev"] for each in api.kept["runs"].values()]
+    assert asked == [git("rev-parse", "HEAD"), git("rev-parse", "HEAD~1"), git("rev-parse", "HEAD"), "nowhere"]
 
 
 def test_version_is_named_after_the_commit_which_must_hold_everything(api: KfpApi, package: Path, tmp_path: Path):
@@ -196,7 +209,7 @@ def test_token_is_sent_and_namespace_asked_for(api: KfpApi, package: Path, monke
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--arg", "data_rev"], "write it as NAME=VALUE; parameters of .* are data_rev, number"),
+        (["--arg", "data_rev"], "write it as NAME=VALUE; parameters of .* are data_rev, git_url, number"),
         (["--arg", "data_rev=x", "--arg", "nmber=1"], "--arg nmber=1: write it as"),
         ([], "needs --arg data_rev=VALUE"),
         (["--arg", "data_rev=x", "--arg", "number=["], "is not a YAML value"),
