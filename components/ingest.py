@@ -32,5 +32,6 @@ def ingest(
     from dreamteacher.stages.ingest import run
 
     place = Path(source.path) / source.metadata["name"]
-    run(restore_params(ingest=ingest), source=place, incoming=retrain.get("incoming"), out=Path(out.path))
+    params = restore_params(ingest=ingest, retrain=retrain)
+    run(params, source=place, incoming=params.retrain.incoming, out=Path(out.path))
     tell(Path(out.path), out, metrics, page)

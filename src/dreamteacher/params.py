@@ -301,12 +301,16 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
 
 
 def restore_params(**sections: Any) -> Params:
-    """Settings of which only some sections are known, as a pipeline hands them to a step: what `Params.section` gave, or YAML text of it.
+    """Settings of which only some sections are known, as a pipeline hands them to a step: what `Params.section` gave, or YAML text of it;
+    a value that is null may be the word "null".
 
     They were checked with all others when the run began, and without those a check across groups would say nothing. The rest has its
     defaults, and the step does not read it.
     """
     plain = {name: yaml.load(value, _Yaml) if isinstance(value, str) else value for name, value in sections.items()}
+    for name, values in plain.items():
+        if isinstance(values, dict):
+            plain[name] = {key: None if value == "null" else value for key, value in values.items()}
     types: dict[str, Any] = {name: Params.model_fields[name].annotation for name in plain}
     checked = {name: TypeAdapter(types[name]).validate_python(value) for name, value in plain.items()}
     return Params().model_copy(update=checked)
