@@ -17,6 +17,7 @@ def distill_features(
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
+    champion: Input[Model] = None,
 ) -> None:
     """Distil the generator's decoder features into a backbone.
 
@@ -30,13 +31,15 @@ def distill_features(
         out: the backbone (timm folder) and its feature regressor.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
+        champion: what fetch_champion got; its backbone is trained on, if there is one.
     """
     from pathlib import Path
 
     from dreamteacher.launch import launch
     from dreamteacher.params import restore_params
     from dreamteacher.report.step import tell
+    from dreamteacher.serving.promotion import start_of
 
     params = restore_params(seed=seed, taps=taps, student=student, distill=distill)
-    launch("distill-features", params, {"data": data.path, "teacher": teacher.path}, out.path)
+    launch("distill-features", params, {"data": data.path, "teacher": teacher.path, **start_of(champion, "features")}, out.path)
     tell(Path(out.path), out, metrics, page)

@@ -11,7 +11,6 @@ def evaluate(
     data: Input[Dataset],
     teacher: Input[Model],
     features: Input[Model],
-    fresh: Input[list[Model]],
     distilled: Input[list[Model]],
     mixed: Input[list[Model]],
     few_labels: str,
@@ -20,6 +19,7 @@ def evaluate(
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
+    fresh: Input[list[Model]] = None,
 ) -> None:
     """Compare all fine-tuned models on the untouched validation split.
 
@@ -27,7 +27,6 @@ def evaluate(
         data: the data set of ingest.
         teacher: the generator.
         features: the feature-distilled backbone.
-        fresh: models that started from scratch or ImageNet.
         distilled: models that started from the feature-distilled backbone.
         mixed: models that started from label distillation.
         few_labels: how many labelled pictures the models saw, as YAML.
@@ -36,6 +35,7 @@ def evaluate(
         out: figures of all models and means over seeds, curves, overlays.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
+        fresh: models that started from scratch or ImageNet.
     """
     from pathlib import Path
 
@@ -45,7 +45,7 @@ def evaluate(
     from dreamteacher.versioning import lay_out
 
     params = restore_params(few_labels=few_labels, compare=compare, evaluate=evaluate)
-    with lay_out([model.path for model in [*fresh, *distilled, *mixed]]) as finetuned:
+    with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as finetuned:
         inputs = {"data": Path(data.path), "teacher": Path(teacher.path), "features": Path(features.path), "finetuned": finetuned}
         run(params, **inputs, out=Path(out.path), metrics=finetuned / "metrics.json", plots=finetuned / "plots")
     tell(Path(out.path), out, metrics, page)

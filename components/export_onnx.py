@@ -9,25 +9,25 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def export_onnx(
     data: Input[Dataset],
-    fresh: Input[list[Model]],
     distilled: Input[list[Model]],
     mixed: Input[list[Model]],
     export: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
+    fresh: Input[list[Model]] = None,
 ) -> None:
     """Write one fine-tuned model and its backbone as ONNX, checked against torch.
 
     Args:
         data: the data set of ingest.
-        fresh: models that started from scratch or ImageNet.
         distilled: models that started from the feature-distilled backbone.
         mixed: models that started from label distillation.
         export: settings of the group export: which of the models, and how.
         out: model.onnx and backbone.onnx.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
+        fresh: models that started from scratch or ImageNet.
     """
     from pathlib import Path
 
@@ -37,7 +37,7 @@ def export_onnx(
     from dreamteacher.versioning import lay_out
 
     params = restore_params(export=export)
-    with lay_out([model.path for model in [*fresh, *distilled, *mixed]]) as finetuned:
+    with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as finetuned:
         chosen = finetuned / params.export.init / str(params.export.seed)
         run(params, data=Path(data.path), finetuned=chosen, out=Path(out.path))
     tell(Path(out.path), out, metrics, page)

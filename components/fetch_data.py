@@ -31,6 +31,7 @@ def fetch_data(
         ("evaluate", dict),
         ("export", dict),
         ("publish", dict),
+        ("retrain", dict),
     ],
 ):
     """Get the pictures of a data version by git and DVC, and resolve the settings that belong to it.
@@ -60,5 +61,6 @@ def fetch_data(
         return {key: "null" if value is None else value for key, value in group.items()}
 
     text = {name: json.dumps(plain[name]) for name in ("few_labels", "taps")}
-    groups = ("ingest", "teacher", "student", "distill", "interpreter", "labels", "finetune", "compare", "evaluate", "export", "publish")
+    groups = ("ingest", "teacher", "student", "distill", "interpreter", "labels", "finetune")
+    groups += ("compare", "evaluate", "export", "publish", "retrain")
     return (overrides, plain["seed"], text["few_labels"], text["taps"], *(known(plain[name]) for name in groups))

@@ -13,6 +13,7 @@ def ingest(
     out: Output[Dataset],
     metrics: Output[Metrics],
     page: Output[HTML],
+    retrain: dict = {},  # noqa: B006
 ) -> None:
     """Check the pictures of a data version and make one data set of them.
 
@@ -22,6 +23,7 @@ def ingest(
         out: the data set: manifest, shards, quarantine, report.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
+        retrain: settings of the group retrain, if what has arrived joins the pictures.
     """
     from pathlib import Path
 
@@ -29,5 +31,7 @@ def ingest(
     from dreamteacher.report.step import tell
     from dreamteacher.stages.ingest import run
 
-    run(restore_params(ingest=ingest), source=Path(source.path) / source.metadata["name"], out=Path(out.path))
+    place = Path(source.path) / source.metadata["name"]
+    params = restore_params(ingest=ingest, retrain=retrain)
+    run(params, source=place, incoming=params.retrain.incoming, out=Path(out.path))
     tell(Path(out.path), out, metrics, page)

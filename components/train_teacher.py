@@ -14,6 +14,7 @@ def train_teacher(
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
+    champion: Input[Model] = None,
 ) -> None:
     """Train the generator on the unlabelled pictures.
 
@@ -24,12 +25,14 @@ def train_teacher(
         out: a diffusers pipeline with its taps and feature statistics.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
+        champion: what fetch_champion got; its teacher is trained on, if there is one.
     """
     from pathlib import Path
 
     from dreamteacher.launch import launch
     from dreamteacher.params import restore_params
     from dreamteacher.report.step import tell
+    from dreamteacher.serving.promotion import start_of
 
-    launch("train-teacher", restore_params(seed=seed, teacher=teacher), {"data": data.path}, out.path)
+    launch("train-teacher", restore_params(seed=seed, teacher=teacher), {"data": data.path, **start_of(champion, "teacher")}, out.path)
     tell(Path(out.path), out, metrics, page)

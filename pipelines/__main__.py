@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_pipeline(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--pipeline", choices=("pretrain",), default="pretrain", help="default: %(default)s")
+    command.add_argument("--pipeline", choices=("pretrain", "retrain"), default="pretrain", help="default: %(default)s")
 
 
 def _compile(options: argparse.Namespace) -> int:

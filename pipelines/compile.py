@@ -13,7 +13,7 @@ import components
 from dreamteacher.errors import UserError
 from pipelines.resources import Profile
 
-NAMES = ("pretrain",)
+NAMES = ("pretrain", "retrain")
 
 
 def compile_pipeline(

@@ -35,13 +35,22 @@ STAGES = {
     "ingest": StageCommand(
         "any pictures to one data set",
         "artifacts/data",
-        optional={"source": "folder, list file or shards (path or URL); default: ingest.source of the settings"},
+        optional={
+            "source": "folder, list file or shards (path or URL); default: ingest.source of the settings",
+            "incoming": "a second place, of unlabelled pictures that arrived since; they are for training only",
+        },
     ),
-    "train-teacher": StageCommand("train the generator on the unlabelled pictures", "artifacts/teacher", {"data": "artifacts/data"}),
+    "train-teacher": StageCommand(
+        "train the generator on the unlabelled pictures",
+        "artifacts/teacher",
+        {"data": "artifacts/data"},
+        {"start": "an earlier teacher to go on from"},
+    ),
     "distill-features": StageCommand(
         "distill the generator's features into a backbone",
         "artifacts/backbones/features",
         {"data": "artifacts/data", "teacher": "artifacts/teacher"},
+        {"start": "an earlier output of this stage to go on from"},
     ),
     "train-interpreter": StageCommand(
         "train the feature interpreter on the few labels",
@@ -128,9 +137,11 @@ def _run_stage(options: argparse.Namespace) -> int:
         return getattr(options, name) or Path(default.format(params=params, **given))
 
     inputs: dict[str, Any] = {name: place(name, default) for name, default in command.inputs.items()}
-    inputs |= {name: getattr(options, name) for name in command.optional}
+    for name in command.optional:
+        given_place = getattr(options, name)
+        inputs[name] = Path(given_place) if given_place and "://" not in given_place else given_place
     if options.command == "finetune":
-        inputs["backbone"] = Path(options.backbone) if options.backbone else _pretrained(**given)
+        inputs["backbone"] = inputs["backbone"] or _pretrained(**given)
     out = place("out", command.out)
     run = import_module(f"dreamteacher.stages.{options.command.replace('-', '_')}").run
     metrics = run(params, **inputs, **given, out=out, overwrite=options.overwrite)
@@ -158,6 +169,32 @@ def _run_doctor(_: argparse.Namespace) -> int:
     from dreamteacher.doctor import examine
 
     return examine()
+
+
+def _run_promote(options: argparse.Namespace) -> int:
+    from dreamteacher.stages.promote import by_hand
+
+    name = _model_name(options)
+    _print_served(name, by_hand(name, artifacts=options.artifacts, version=options.version))
+    return 0
+
+
+def _run_rollback(options: argparse.Namespace) -> int:
+    from dreamteacher.serving.promotion import rollback
+
+    name = _model_name(options)
+    _print_served(name, rollback(name))
+    return 0
+
+
+def _model_name(options: argparse.Namespace) -> str:
+    from dreamteacher.params import load_params
+
+    return options.name or load_params().publish.name
+
+
+def _print_served(name: str, served: Any) -> None:
+    print(f"{name}: champion is version {served.champion}, previous {served.previous or 'none'}")
 
 
 def _run_serve(options: argparse.Namespace) -> int:
@@ -231,6 +268,14 @@ def _parser() -> argparse.ArgumentParser:
 
     add("sync", _run_sync, "send the records that MLflow could not take before")
     add("doctor", _run_doctor, "say what this machine has and lacks")
+    promote = add("promote", _run_promote, "make a registered version champion")
+    promote.add_argument("--version", metavar="N", help="default: the challenger, which publish made")
+    promote.add_argument(
+        "--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER", help="of the chain that made it (default: %(default)s)"
+    )
+    rollback = add("rollback", _run_rollback, "exchange the champion and the one before it")
+    for command in (promote, rollback):
+        command.add_argument("name", nargs="?", help="of the registered model; default: publish.name of the settings here")
     serve = add("serve", _run_serve, "start a local Triton on a published repository")
     serve.add_argument("repository", type=Path, nargs="?", default=Path("artifacts/triton/local"), help="default: %(default)s")
     serve.add_argument("--http-port", type=int, help="default: a free one")

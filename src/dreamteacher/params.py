@@ -61,7 +61,7 @@ class Ingest(Section):
 
     source: str = Field(
         "samples/nuclei",
-        description="folder (with all below it), text file of paths, or WebDataset shards (path or s3:// URL, braces allowed)",
+        description="folder or s3:// prefix (with all below it), text file of paths, or WebDataset shards (path or URL, braces allowed)",
     )
     labels: Literal["auto", "none", "folders", "masks", "csv"] = Field(
         "auto", description="where labels come from: class folders, masks/ beside images/, labels.csv; auto: what is found"
@@ -197,6 +197,24 @@ class Publish(Section):
     gpu: bool = Field(False, description="production instances on GPU (KIND_GPU) instead of CPU")
 
 
+class Retrain(Section):
+    """Training again on what has arrived, and what a model must show to be promoted."""
+
+    incoming: str | None = Field(
+        None, description="folder or s3:// prefix where unlabelled pictures arrive, beside ingest.source; null: nothing arrives elsewhere"
+    )
+    min_new_images: Count = Field(100, description="with fewer new train pictures than this nothing is trained")
+    drift_images: Positive = Field(500, description="new and old pictures, each, that are compared for drift")
+    metric_floor: Fraction = Field(0.5, description="gate: least mIoU or top-1 of the exported initialisation, mean over seeds")
+    regression_z: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="gate: standard errors by which that mean may be below the champion's; they come from the spread over seeds"
+    )
+    latency_ms: Annotated[float, Field(gt=0)] | None = Field(
+        200.0, description="gate: median time of one export.size picture in onnxruntime on CPU, milliseconds; null: not measured"
+    )
+    latency_runs: Positive = Field(30, description="pictures timed in each of three rounds, of which the best counts")
+
+
 class Params(Section):
     """All settings of a project."""
 
@@ -219,6 +237,7 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     publish: Publish = Publish()
+    retrain: Retrain = Retrain()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Params:
@@ -282,7 +301,8 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
 
 
 def restore_params(**sections: Any) -> Params:
-    """Settings of which only some sections are known, as a pipeline hands them to a step: what `Params.section` gave, or YAML text of it.
+    """Settings of which only some sections are known, as a pipeline hands them to a step: what `Params.section` gave, or YAML text of it;
+    a value that is null may be the word "null".
 
     They were checked with all others when the run began, and without those a check across groups would say nothing. The rest has its
     defaults, and the step does not read it.

@@ -274,6 +274,11 @@ def _register(client: MlflowClient, run: str, model: Path, record: dict[str, Any
     client.set_registered_model_alias(name, record["alias"], version.version)
 
 
+def connect() -> MlflowClient:
+    """A client of MLflow and its registry, for what is asked rather than told."""
+    return _client(tracking_uri())
+
+
 def _client(uri: str) -> MlflowClient:
     # A stage must not hang on a server that is gone: MLflow's own defaults are 7 tries of 120 s.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

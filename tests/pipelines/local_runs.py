@@ -30,7 +30,7 @@ def run_local(project: Path, root: Path, *words: str) -> LocalRun:
     root.mkdir(parents=True)
     command = [sys.executable, "-m", "pipelines", "run-local", "--project", str(project), "--root", str(root), "--seeds", "0", *words]
     packages = os.pathsep.join([str(PROJECT), str(PROJECT / "src")])
-    environment = os.environ | {"PYTHONPATH": packages, "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"} | os.environ | {"PYTHONPATH": packages}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     (steps,) = root.glob("dreamteacher-*")
     return LocalRun(done.returncode, done.stdout + done.stderr, steps)

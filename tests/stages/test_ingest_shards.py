@@ -6,11 +6,13 @@ from pathlib import Path
 import boto3
 import pytest
 import webdataset
-from ingest_sources import facts, manifest, mask_of, picture, reasons, run
+from ingest_sources import facts, manifest, mask_of, params, picture, reasons, report, run, save
 from moto.server import ThreadedMotoServer
 from PIL import Image
+from s3fs import S3FileSystem
 
 from dreamteacher.errors import UserError
+from dreamteacher.stages import ingest
 
 
 def write_shard(path: Path, samples: list[dict]) -> Path:
@@ -53,6 +55,7 @@ def test_a_damaged_shard_is_quarantined_and_the_rest_is_kept(tmp_path):
 
 @pytest.fixture
 def bucket(monkeypatch):
+    S3FileSystem.clear_instance_cache()  # it would ask the server of the test before
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -80,3 +83,68 @@ def test_shards_in_s3_give_the_same_set_as_local_ones(bucket, tmp_path):
     assert facts(tmp_path / "remote")["task"] == "segmentation"
     with pytest.raises(UserError, match=r"cannot open s3://pool/s/000009.tar: FileNotFoundError"):
         run("s3://pool/s/{000001..000009..8}.tar", tmp_path / "missing")
+
+
+def test_a_prefix_in_s3_gives_the_same_set_as_a_folder(bucket, tmp_path):
+    """With masks, a hidden file and a broken picture; 40 pictures are more than one request fetches."""
+    source = tmp_path / "pictures"
+    for i in range(40):
+        split = "val" if i % 8 == 0 else "train"
+        save(picture(i), source / "images" / split / f"{i:02}.png")
+        save(mask_of(i % 2), source / "masks" / split / f"{i:02}.png")
+    (source / "classes.txt").write_text("ground\nthing\n")
+    (source / "images/train/broken.png").write_bytes(b"broken")
+    (source / "images/.hidden.png").write_bytes(b"hidden")
+    (source / "notes.md").write_text("not a picture")
+    for path in source.rglob("*.*"):
+        bucket.upload_file(str(path), "pool", f"raw/{path.relative_to(source)}")
+    run(source, tmp_path / "local")
+    run("s3://pool/raw/", tmp_path / "remote")
+    for name in ("manifest.csv", "dataset.json", "quarantine.csv", "shards/train-000000.tar"):
+        assert (tmp_path / "remote" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    assert report(tmp_path / "remote") == report(tmp_path / "local")
+    assert facts(tmp_path / "remote")["counts"] == {"train": 35, "val": 5, "labelled_train": 35, "labelled_val": 5}
+
+
+def test_a_prefix_or_folder_without_pictures_is_an_error_as_source_but_not_as_incoming(bucket, tmp_path):
+    save(picture(0), tmp_path / "pictures" / "0.png")
+    (tmp_path / "empty").mkdir()
+    for place in ("s3://pool/none", str(tmp_path / "empty")):
+        with pytest.raises(UserError, match=f"no pictures in {place}"):
+            run(place, tmp_path / "out")
+        metrics = ingest.run(params(), out=tmp_path / place[-5:] / "data", source=tmp_path / "pictures", incoming=place)
+        assert metrics["n_train"] == 1
+    with pytest.raises(UserError, match=r"cannot open s3://nobucket/none: .*bucket"):
+        run("s3://nobucket/none", tmp_path / "out")
+    with pytest.raises(UserError, match="does not exist"):
+        ingest.run(params(), out=tmp_path / "out", source=tmp_path / "pictures", incoming=tmp_path / "missing")
+
+
+def test_what_comes_in_is_for_training_only_and_has_no_label(tmp_path):
+    for i in range(12):
+        save(picture(i), tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png")
+    for i in (*range(3), *range(100, 140)):
+        save(picture(i), tmp_path / "incoming" / "val" / f"{i}.png")
+    settings = params(val_fraction=0.5)
+    ingest.run(settings, out=tmp_path / "before", source=tmp_path / "pictures")
+    ingest.run(settings, out=tmp_path / "after", source=tmp_path / "pictures", incoming=tmp_path / "incoming")
+    before, after = manifest(tmp_path / "before"), manifest(tmp_path / "after")
+    assert {row["split"] for row in before} == {"train", "val"}
+    came = [row for row in after if row["path"].startswith("incoming/")]
+    assert len(came) == 40  # not those three that the source has, be it in train or val
+    assert {(row["split"], row["label"]) for row in came} == {("train", "")}
+    named = ("path", "sha256", "split", "label")
+    assert [[row[n] for n in named] for row in after if row not in came] == [[row[n] for n in named] for row in before]
+    assert report(tmp_path / "after")["incoming"] == 43
+
+
+def test_too_many_broken_ones_among_the_incoming_stop_the_stage_however_many_old_ones_are_good(tmp_path):
+    for i in range(60):
+        save(picture(i), tmp_path / "pictures" / f"{i}.png")
+    for i in range(10):
+        save(picture(100 + i), tmp_path / "incoming" / f"{i}.png")
+    for i in range(3):
+        (tmp_path / "incoming" / f"{i}.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"3 of 10 incoming pictures cannot be used, .*max_bad_fraction = 0.05: incoming/0.png: "):
+        ingest.run(params(), out=tmp_path / "out", source=tmp_path / "pictures", incoming=tmp_path / "incoming")
+    assert not (tmp_path / "out").exists()

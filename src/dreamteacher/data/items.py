@@ -15,7 +15,10 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
 @dataclass(frozen=True)
 class Item:
-    """One picture as found: its bytes, with a mask's bytes or a class (name or number) if it has a label; or why it is useless."""
+    """One picture as found: its bytes, with a mask's bytes or a class (name or number) if it has a label; or why it is useless.
+
+    incoming: it arrived by itself, beside the source: for training only, without a label.
+    """
 
     name: str
     split: str | None
@@ -23,6 +26,7 @@ class Item:
     mask: bytes | None = None
     cls: str | None = None
     problem: str | None = None
+    incoming: bool = False
 
 
 @dataclass

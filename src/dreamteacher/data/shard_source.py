@@ -14,12 +14,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from dreamteacher.data.decode import SUFFIXES
 from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, Found, Item, LabelKind, masks_need_classes, parse_classes
+from dreamteacher.data.trees import cannot_open
 from dreamteacher.errors import UserError
 
 
 def are_shards(source: str) -> bool:
-    """Whether `source` is an address or a path of tar files."""
-    return "://" in source or bool(re.search(r"\.(tar|tar\.gz|tgz)$", source))
+    """Whether `source` names tar files, by path or address."""
+    return bool(re.search(r"\.(tar|tar\.gz|tgz)$", source))
 
 
 def expand(source: str) -> list[str]:
@@ -52,7 +53,7 @@ def find_in_shards(source: str, labels: LabelKind) -> Found:
     except Exception as error:
         if isinstance(error, UserError):
             raise
-        raise _cannot_open(urls[0], error) from error
+        raise cannot_open(urls[0], error) from error
 
     def items() -> Iterator[Item]:
         for url in sorted(urls, key=lambda url: (splits[url] != "val", names[url])):
@@ -71,7 +72,7 @@ def _read_shard(url: str, shard: str, split: str | None, labels: LabelKind, coun
     try:
         opened = fsspec.open(url, "rb").open()
     except Exception as error:
-        raise _cannot_open(url, error) from error
+        raise cannot_open(url, error) from error
     with opened as stream:
         try:
             for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
@@ -99,8 +100,3 @@ def _class_of(sample: dict[str, bytes]) -> str | None:
     facts = json.loads(sample["json"]) if "json" in sample else {}
     value = facts.get("label", facts.get("cls")) if isinstance(facts, dict) else None
     return None if value is None else str(value)
-
-
-def _cannot_open(url: str, error: Exception) -> UserError:
-    words = " ".join(str(error).split())[:200]
-    return UserError(f"cannot open {url}: {type(error).__name__}: {words}; check the address, the credentials and AWS_ENDPOINT_URL")

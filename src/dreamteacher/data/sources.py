@@ -1,4 +1,4 @@
-"""Where pictures and labels come from: folders, list files and WebDataset shards, all read lazily and in a fixed order.
+"""Where pictures and labels come from: folders, here or at an address, list files and WebDataset shards; lazily, in a fixed order.
 
 File names are kept in a temporary database on disk, so that memory does not grow with the set. They are plain text here: pathlib interns
 every part of a path, and Python 3.12 never frees what is interned.
@@ -17,10 +17,10 @@ from pathlib import Path
 from dreamteacher.data.decode import SUFFIXES
 from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, Found, Item, LabelKind, masks_need_classes, parse_classes
 from dreamteacher.data.shard_source import are_shards, expand, find_in_shards
+from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree
 from dreamteacher.errors import UserError
 
 UNLABELLED = {"unlabelled", "unlabeled"}
-NOT_PICTURES = {"classes.txt", "labels.csv"}
 
 
 def inputs_of(source: str) -> dict[str, Path]:
@@ -33,16 +33,18 @@ def inputs_of(source: str) -> dict[str, Path]:
         paths = [Path(url) for url in expand(source) if "://" not in url]
         names = paths[:1] and [path for path in [paths[0].parent / "classes.txt"] if path.exists()]
         return {f"source/{i:06d}/{path.name}": path for i, path in enumerate([*paths, *names])}
+    if "://" in source:
+        return {}
     path = Path(source)
     if not path.exists():
-        raise UserError(f"ingest.source: {source} does not exist; name a folder, a text file of paths, or WebDataset shards")
+        raise UserError(f"ingest.source: {source} does not exist; name a folder, an address, a text file of paths, or WebDataset shards")
     if path.is_dir():
         return {"source": path}
     beside = {f"source/{name}": path.parent / name for name in sorted(NOT_PICTURES)}
     return {"source": path} | {key: other for key, other in beside.items() if other.exists()}
 
 
-def find(source: str, labels: LabelKind, max_bytes: int) -> Found:
+def find(source: str, labels: LabelKind, max_bytes: int, may_be_empty: bool = False) -> Found:
     """Look through `source` for pictures and for labels of the kind `labels` ("auto": labels.csv, else masks, else class folders).
 
     Split: the folder train/ or val/ (also training, valid, validation) decides; pictures below test/ are left out and counted. Of
@@ -57,33 +59,32 @@ def find(source: str, labels: LabelKind, max_bytes: int) -> Found:
     Class names are the lines of classes.txt, else the sorted folder names or csv values.
 
     Raises:
-        UserError: nothing there, no pictures, labels of that kind are missing or cannot be understood.
+        UserError: nothing there, no pictures (unless it `may_be_empty`), labels of that kind are missing or cannot be understood.
     """
     if are_shards(source):
         return find_in_shards(source, labels)
-    path = Path(source)
-    root = path if path.is_dir() else path.parent
+    is_list = "://" not in source and Path(source).is_file()
+    tree: Tree = Prefix(source) if "://" in source else Folder(Path(source).parent if is_list else Path(source))
     table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
     table.execute("CREATE TABLE files (name TEXT PRIMARY KEY, key TEXT, role TEXT, split TEXT, class TEXT) WITHOUT ROWID")
     table.execute("CREATE TABLE labels (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
     table.execute("BEGIN")
     counts = {"ignored_files": 0, "unprintable_names": 0}
-    rows = _walk(root, counts) if path.is_dir() else _read_list(path)
+    rows = _read_list(Path(source)) if is_list else (_row(name, first=True) for name in tree.pictures(counts))
     table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?)", rows)
     table.execute("CREATE INDEX by_key ON files (key, role)")
     # `A_mask.png` is a mask only where there is an A to go with it
     table.execute("""UPDATE files SET role = 'picture' WHERE role = 'mask?'
                      AND NOT EXISTS (SELECT 1 FROM files AS p WHERE p.key = files.key AND p.role = 'picture')""")
     table.execute("UPDATE files SET role = 'mask' WHERE role = 'mask?'")
-    if not _one(table, "SELECT count(*) FROM files WHERE role = 'picture'"):
-        tars = (
-            " (there are .tar files: name shards as FOLDER/NAME-{000000..000009}.tar)" if path.is_dir() and any(root.glob("*.tar")) else ""
-        )
+    if not may_be_empty and not _one(table, "SELECT count(*) FROM files WHERE role = 'picture'"):
+        there = isinstance(tree, Folder) and not is_list and any(tree.root.glob("*.tar"))
+        tars = " (there are .tar files: name shards as FOLDER/NAME-{000000..000009}.tar)" if there else ""
         raise UserError(f"no pictures in {source}{tars}; pictures end in {', '.join(sorted(SUFFIXES))}")
-    classes = _read_classes(root / "classes.txt")
-    kind = _kind_of_labels(table, labels, root, classes, is_list=path.is_file())
+    classes = _read_classes(tree)
+    kind = _kind_of_labels(table, labels, tree, classes, is_list=is_list)
     if kind == "csv":
-        classes = _read_csv(table, root / "labels.csv", classes)
+        classes = _read_csv(table, tree, classes)
         counts["labels_without_picture"] = _one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT name FROM files)")
     elif kind == "folders":
         names = [
@@ -93,39 +94,15 @@ def find(source: str, labels: LabelKind, max_bytes: int) -> Found:
         classes = classes or names
     elif kind == "masks":
         if classes is None:
-            raise masks_need_classes(str(root))
+            raise masks_need_classes(str(tree))
         pictures = "(SELECT key FROM files WHERE role = 'picture')"
         counts["masks_without_picture"] = _one(table, f"SELECT count(*) FROM files WHERE role = 'mask' AND key NOT IN {pictures}")
     counts["left_out_as_test"] = _one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
     has_val = bool(_one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'val'"))
-    return Found(_read_files(table, root, kind, classes, max_bytes), classes, kind, has_val, counts)
+    return Found(_read_files(table, tree, kind, classes, max_bytes), classes, kind, has_val, counts)
 
 
 Row = tuple[str, str, str, str | None, str]
-
-
-def _walk(root: Path, counts: dict[str, int]) -> Iterator[Row]:
-    """All files below `root`, entry by entry: os.walk would hold the names of a folder of a million pictures."""
-    waiting, visited = [str(root)], set()  # a folder may be a link, even to one above it
-    above = len(posixpath.join(root, ""))
-    while waiting:
-        folder = waiting.pop()
-        here = Path(folder).stat()
-        if (here.st_dev, here.st_ino) in visited:
-            continue
-        visited.add((here.st_dev, here.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if not entry.name.isprintable():  # also what is not UTF-8: neither a manifest nor a shard could name it
-                    counts["unprintable_names"] += 1
-                elif entry.is_dir():
-                    waiting.append(entry.path)
-                elif posixpath.splitext(entry.name)[1].lower() in SUFFIXES:
-                    yield _row(entry.path[above:], first=True)
-                elif entry.name not in NOT_PICTURES:
-                    counts["ignored_files"] += 1
 
 
 def _read_list(path: Path) -> Iterator[Row]:
@@ -166,61 +143,62 @@ def _row(name: str, first: bool) -> Row:
     return name, "/".join([*folders, stem]), role, split, "" if cls.lower() in UNLABELLED else cls
 
 
-def _kind_of_labels(table: sqlite3.Connection, labels: LabelKind, root: Path, classes: list[str] | None, is_list: bool) -> str:
+def _kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, is_list: bool) -> str:
     masks = _one(table, "SELECT count(*) FROM files AS p JOIN files AS m ON p.key = m.key AND p.role = 'picture' AND m.role = 'mask'")
     folders = [name for (name,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != ''")]
     # A list's folders are any folders; only classes.txt tells that they are classes.
     named = set(folders) & set(classes) if classes else set() if is_list else set(folders)
-    there = {"csv": (root / "labels.csv").is_file(), "masks": masks > 0, "folders": len(named) > 1}
+    table_file = tree.open_text("labels.csv")
+    if table_file:
+        table_file.close()
+    there = {"csv": table_file is not None, "masks": masks > 0, "folders": len(named) > 1}
     if labels == "auto":
         labels = next((kind for kind in ("csv", "masks", "folders") if there[kind]), "none")
     elif labels != "none" and not (folders if labels == "folders" else there[labels]):
         expected = {"csv": "labels.csv", "masks": "a mask such as masks/train/A.png for images/train/A.jpg", "folders": "class folders"}
-        raise UserError(f"ingest.labels = {labels}, but {root} has no {expected[labels]}; add it or set ingest.labels to auto")
+        raise UserError(f"ingest.labels = {labels}, but {tree} has no {expected[labels]}; add it or set ingest.labels to auto")
     return labels
 
 
-def _read_files(table: sqlite3.Connection, root: Path, kind: str, classes: list[str] | None, max_bytes: int) -> Iterator[Item]:
+def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, classes: list[str] | None, max_bytes: int) -> Iterator[Item]:
     query = """SELECT p.name, p.split, p.class, labels.value, (SELECT min(name) FROM files WHERE key = p.key AND role = 'mask'),
                       (SELECT count(*) FROM files WHERE key = p.key AND role = 'mask')
                FROM files AS p LEFT JOIN labels ON labels.name = p.name
                WHERE p.role = 'picture' AND p.split IS NOT 'test' ORDER BY p.split IS NOT 'val', p.name"""
-    for name, split, folder, value, mask, n_masks in table.execute(query):
-        try:
-            if kind == "masks" and n_masks > 1:
-                raise OSError(0, f"it has {n_masks} masks (one is {mask})")
-            data = _read(posixpath.join(root, name), max_bytes)
-            mask_data = _read(posixpath.join(root, mask), max_bytes) if kind == "masks" and mask else None
-        except OSError as error:
-            yield Item(name, split, problem=f"cannot be read: {error.strerror}")
-            continue
-        cls = {"csv": value, "folders": folder if folder in (classes or []) else None}.get(kind)
-        yield Item(name, split, data, mask_data, cls)
+    found = table.execute(query)
+    while rows := found.fetchmany(tree.at_once):
+        wanted = [name for name, *_ in rows] + [row[4] for row in rows if kind == "masks" and row[4]]
+        contents = dict(zip(wanted, tree.read(wanted, max_bytes), strict=True))
+        for name, split, folder, value, mask, n_masks in rows:
+            data, mask_data = contents[name], contents.get(mask)
+            problem = f"it has {n_masks} masks (one is {mask})" if kind == "masks" and n_masks > 1 else None
+            if isinstance(data, Exception) or isinstance(mask_data, Exception) or problem:
+                error = data if isinstance(data, Exception) else mask_data
+                yield Item(name, split, problem=f"cannot be read: {problem or getattr(error, 'strerror', None) or type(error).__name__}")
+                continue
+            cls = {"csv": value, "folders": folder if folder in (classes or []) else None}.get(kind)
+            yield Item(name, split, data, mask_data, cls)
 
 
-def _read(path: str, max_bytes: int) -> bytes:
-    with open(path, "rb") as file:  # noqa: PTH123 - see above
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise OSError(0, f"{size} bytes are more than a picture of ingest.max_pixels needs")
-        return file.read()
-
-
-def _read_csv(table: sqlite3.Connection, path: Path, classes: list[str] | None) -> list[str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> list[str]:
+    file = tree.open_text("labels.csv")
+    assert file, "the kind of labels is csv only where there is one"
+    with file:
         rows = csv.DictReader(file)
         if not {"path", "label"} <= set(rows.fieldnames or []):
-            raise UserError(f"{path}: its first line must name the columns path and label")
+            raise UserError(f"{tree}/labels.csv: its first line must name the columns path and label")
         pairs = ((_tidy(row["path"]), row["label"].strip()) for row in rows if row["label"] and row["label"].strip())
         table.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?)", pairs)
     values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
     return classes or sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))
 
 
-def _read_classes(path: Path) -> list[str] | None:
-    if not path.exists():
+def _read_classes(tree: Tree) -> list[str] | None:
+    text = tree.open_text("classes.txt")
+    if text is None:
         return None
-    return parse_classes(path.read_text(encoding="utf-8-sig"), str(path))
+    with text:
+        return parse_classes(text.read(), f"{tree}/classes.txt")
 
 
 def _one(table: sqlite3.Connection, query: str) -> int:

@@ -52,7 +52,11 @@ def write_page(folder: Path, page: Path) -> None:
     """One HTML file: figures, settings, curves and pictures of the complete stage output `folder`."""
     record = read_stage(folder)
     name = html.escape(record["stage"])
-    parts = [f"<h2>{name}</h2>", _table(record["metrics"]), "<h3>Settings</h3>", _table(_flat(record["params"]))]
+    parts = [f"<h2>{name}</h2>", _table(record["metrics"])]
+    if (folder / "verdict.json").exists():
+        checks = json.loads((folder / "verdict.json").read_text())["checks"]
+        parts += ["<h3>Gates</h3>", _table({f"{'passed' if c['passed'] else 'FAILED'}: {c['name']}": c["words"] for c in checks})]
+    parts += ["<h3>Settings</h3>", _table(_flat(record["params"]))]
     if (folder / "curves.csv").exists():
         parts += ["<h3>Curves</h3>", _image(_curves(folder / "curves.csv"))]
     pictures = sorted(path for path in folder.rglob("*.png") if path.is_file())

@@ -16,7 +16,7 @@ from dreamteacher.params import Distill, Params
 from dreamteacher.report.tables import write_table
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor, save_regressor
+from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers.diffusion import DiffusionTeacher, choose_strides, load_teacher, read_facts
 from dreamteacher.training.loop import train
@@ -26,14 +26,19 @@ from dreamteacher.training.randomness import StepRandom, derive_seed
 COLLAPSED = 0.02
 
 
-def run(params: Params, *, data: Path, teacher: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
+def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | None = None, overwrite: bool = False) -> dict[str, float]:
     """Distil `teacher` on the train split of `data`; `out` gets `backbone/`, the regressor, `curves.csv`.
+
+    `start` is an earlier output of this stage for the same backbone and taps, whose weights it goes on from instead of random ones.
 
     Returns:
         `explained_variance` of the whitened targets on held-out unlabelled pictures, also by tap, and `embedding_spread`.
     """
     settings = params.distill
-    recorded, inputs = params.section("seed", "taps", "student", "distill"), {"data": data, "teacher": teacher}
+    recorded, inputs = (
+        params.section("seed", "taps", "student", "distill"),
+        {"data": data, "teacher": teacher} | ({"start": start} if start else {}),
+    )
     with open_stage("distill-features", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
@@ -44,6 +49,8 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, overwrite: bool
         channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
         backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
         regressor = FeatureRegressor(backbone, channels, strides, params.student.width)
+        if start:
+            _go_on_from(start, regressor)
         mean, std = regressor.backbone.mean, regressor.backbone.std
         samples, held_out = hold_out(ImageSet(data, "train"), settings.monitor_images, settings.resolution, params.seed)
 
@@ -72,6 +79,13 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, overwrite: bool
             {k: v for k, v in trained.history[-1].items() if k.startswith("ev_") or k in ("explained_variance", "embedding_spread")}
         )
     return stage.metrics
+
+
+def _go_on_from(start: Path, regressor: FeatureRegressor) -> None:
+    try:
+        regressor.load_state_dict(load_regressor(start).state_dict())
+    except RuntimeError as error:
+        raise UserError(f"{start} has another backbone, neck or taps than the settings say; start from one alike, or without") from error
 
 
 def hold_out(images: ImageSet, count: int, resolution: int, seed: int) -> tuple[Samples, Samples]:

@@ -12,8 +12,9 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,13 @@ EXAMPLES = 1000  # duplicates and leaks that report.json names; all are counted
 SPLITS = ("train", "val")
 
 
-def run(params: Params, *, out: Path, source: Path | str | None = None, overwrite: bool = False) -> dict[str, float]:
+def run(
+    params: Params, *, out: Path, source: Path | str | None = None, incoming: Path | str | None = None, overwrite: bool = False
+) -> dict[str, float]:
     """Read every picture of `source` (default: ingest.source), keep the good ones once, and write the data set to `out`.
+
+    `incoming` is a second place, which may be empty: its pictures join the train split without labels, so that what arrives by
+    itself never changes the validation split. They are named incoming/NAME.
 
     A picture is quarantined (quarantine.csv) if it cannot be used, dropped as a duplicate if its file or its pixels are in its
     split already, and dropped from train, whichever came first, if it is in val. Memory does not grow with the set.
@@ -47,17 +53,25 @@ def run(params: Params, *, out: Path, source: Path | str | None = None, overwrit
 
     Raises:
         UserError: no source, no usable train picture, labels that cannot be understood, or more than ingest.max_bad_fraction of the
-            pictures quarantined; nothing is written then.
+            pictures, or of those that came in, quarantined; nothing is written then.
     """
     settings = params.ingest
     place = str(source or settings.source)
     inputs = inputs_of(place)
     recorded = params.section("ingest")
     recorded["ingest"]["source"] = Path(place).name if inputs else place  # what a local source holds counts, not where it lies
+    if incoming:
+        more = {f"incoming/{name}": path for name, path in inputs_of(str(incoming)).items()}
+        recorded["incoming"] = Path(incoming).name if more else str(incoming)
+        inputs |= more
     with open_stage("ingest", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # oddities of metadata; what matters is quarantined
         if not stage.done:
-            found = find(place, settings.labels, max_bytes=settings.max_pixels * 8 + 1_000_000)
+            max_bytes = settings.max_pixels * 8 + 1_000_000
+            found = find(place, settings.labels, max_bytes)
+            if incoming:
+                arrived = find(str(incoming), "none", max_bytes, may_be_empty=True).items
+                found.items = chain(found.items, (replace(item, name=f"incoming/{item.name}", incoming=True) for item in arrived))
             tally = _write_pictures(settings, found, stage.tmp)
             _write_facts(settings, found, tally, stage.tmp)
             stage.metrics = tally.metrics()
@@ -73,7 +87,7 @@ class _Tally:
     mask_values: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     histogram: np.ndarray = field(default_factory=lambda: np.zeros((3, 256), np.int64))
     tasks: set[str] = field(default_factory=set)
-    reasons: list[str] = field(default_factory=list)
+    reasons: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))  # examples: of the source, of what came in
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"duplicates": [], "leaks": []})
     manifest: Any = field(default_factory=hashlib.sha256)
 
@@ -88,10 +102,12 @@ class _Tally:
             if picture.cls is not None:
                 self.classes[picture.cls] += 1
 
-    def reject(self, name: str, reason: str) -> None:
+    def reject(self, item: Item, reason: str) -> None:
         self.counts["quarantined"] += 1
-        if len(self.reasons) < 3:
-            self.reasons.append(f"{name}: {reason}")
+        self.counts["incoming_quarantined"] += item.incoming
+        reasons = self.reasons[item.incoming]
+        if len(reasons) < 3:
+            reasons.append(f"{item.name}: {reason}")
 
     def drop(self, name: str, picture: Prepared, kind: str, other: Kept) -> None:
         self.counts[kind] += 1
@@ -117,11 +133,16 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> _Tally:
         manifest.writerow(COLUMNS)
         quarantine.writerow(("path", "reason"))
         for item, picture in pictures:
+            tally.counts["incoming"] += item.incoming
             if isinstance(picture, BadPicture):
-                tally.reject(item.name, picture.reason)
+                tally.reject(item, picture.reason)
                 quarantine.writerow((item.name, picture.reason))
                 continue
-            split = (item.split or "train") if found.has_val else _split_of(picture, settings.val_fraction)
+            split = item.split or "train"
+            if item.incoming:
+                split = "train"
+            elif not found.has_val:
+                split = _split_of(picture, settings.val_fraction)
             other = seen.find(picture.hashes)
             seen.keep(picture.hashes, other or Kept(split, item.name))
             if other:
@@ -151,12 +172,17 @@ def _row(name: str, picture: Prepared, split: str, shards: ShardSet) -> list[str
 def _write_facts(settings: Ingest, found: Found, tally: _Tally, out: Path) -> None:
     """Refuse what nobody should train on, then dataset.json and report.json."""
     counts = tally.counts
-    seen, bad = counts["pictures"], counts["quarantined"]
-    if bad > settings.max_bad_fraction * seen:
-        share = f"{bad} of {seen} pictures cannot be used, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
-        raise UserError(f"{share}: {'; '.join(tally.reasons)}{' ...' if bad > len(tally.reasons) else ''}; remove them or raise the limit")
+    came, came_bad = counts["incoming"], counts["incoming_quarantined"]
+    # What came in has a quota of its own: among a million old pictures a week of broken ones would not show.
+    parts = ((counts["pictures"] - came, counts["quarantined"] - came_bad, "pictures"), (came, came_bad, "incoming pictures"))
+    for (seen, bad, what), reasons in zip(parts, tally.reasons, strict=True):
+        if bad > settings.max_bad_fraction * seen:
+            share = f"{bad} of {seen} {what} cannot be used, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
+            raise UserError(f"{share}: {'; '.join(reasons)}{' ...' if bad > len(reasons) else ''}; remove them or raise the limit")
     if not counts["train"]:
-        raise UserError(f"no picture is left to train on ({seen} seen, {counts['val']} in val); add pictures or lower ingest.val_fraction")
+        raise UserError(
+            f"no picture is left to train on ({counts['pictures']} seen, {counts['val']} in val); add pictures or lower ingest.val_fraction"
+        )
     if len(tally.tasks) > 1:
         raise UserError("some pictures have a mask and some a class; set ingest.labels to masks or folders to choose one kind")
     if tally.mask_values[IGNORE] and not tally.mask_values[1:IGNORE].any():
@@ -168,7 +194,9 @@ def _write_facts(settings: Ingest, found: Found, tally: _Tally, out: Path) -> No
     facts = {"task": task, "classes": classes, "counts": numbers, "channels": 3, "mean": mean, "std": std}
     _save_json(out / "dataset.json", facts | {"hash": tally.manifest.hexdigest()})
     weights = tally.mask_values if task == "segmentation" else tally.classes  # pixels or pictures of each class
-    report: dict[str, Any] = {name: counts[name] for name in ("pictures", "quarantined", "duplicates", "leaks")} | numbers | found.counts
+    report: dict[str, Any] = (
+        {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks")} | numbers | found.counts
+    )
     report |= {"labels": found.labels, "labels_per_class": {name: int(weights[i]) for i, name in enumerate(classes)}}
     _save_json(out / "report.json", report | {"examples": tally.examples})
 

@@ -9,7 +9,7 @@ from dreamteacher.params import Params
 from dreamteacher.serving.onnx_files import BACKBONE_FILE, MODEL_FILE, read_metadata
 from dreamteacher.serving.registry import register
 from dreamteacher.serving.triton_repository import write_repository
-from dreamteacher.stage import open_stage, read_stage
+from dreamteacher.stage import digest_of, open_stage, read_stage
 
 TOLD = ("init", "seed", "task", "architecture", "git_revision", "data_hash", "dreamteacher_version")
 
@@ -18,7 +18,7 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
     """Write `out/production` (onnxruntime backend) and `out/local` (python backend) and register the task model.
 
     Both repositories hold the models NAME and NAME-backbone (NAME is params.publish.name). In MLflow, NAME gets a version with
-    alias `challenger`, tagged with revision, data, parity and the exported initialisation's figures.
+    alias `challenger`, tagged with revision, data, parity, the evaluation's digest and the exported initialisation's figures.
 
     Returns `models` (in each repository) and `parity_max`.
 
@@ -36,9 +36,8 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
         metadata = read_metadata(models[name])
         parity = read_stage(onnx)["metrics"]["parity_max"]
         figures = json.loads((evaluation / "metrics.json").read_text()).get(metadata["init"], {})
-        tags = (
-            {key: metadata[key] for key in TOLD} | {key: f"{value:.6g}" for key, value in figures.items()} | {"parity_max": f"{parity:.3g}"}
-        )
+        tags = {key: metadata[key] for key in TOLD} | {key: f"{value:.6g}" for key, value in figures.items()}
+        tags |= {"parity_max": f"{parity:.3g}", "evaluation": digest_of(evaluation)}
         register(stage.tracker, models[name], name, tags=tags, scratch=stage.checkpoints / "model")
         stage.metrics = {"models": float(len(models)), "parity_max": parity}
         return stage.metrics

@@ -14,26 +14,29 @@ from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.params import Params
 from dreamteacher.report.tables import write_table
 from dreamteacher.stage import open_stage
-from dreamteacher.teachers.diffusion import DiffusionTeacher, build_scheduler, build_unet, denoising_loss, save_teacher
+from dreamteacher.teachers.diffusion import DiffusionTeacher, build_scheduler, build_unet, denoising_loss, load_unet, save_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
 
-def run(params: Params, *, data: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
+def run(params: Params, *, data: Path, out: Path, start: Path | None = None, overwrite: bool = False) -> dict[str, float]:
     """Train on the train split of `data`; `out` gets the pipeline folder, `teacher.json`, `samples.png`, `curves.csv`.
+
+    `start` is an earlier teacher of the same size, whose weights it goes on from instead of random ones.
 
     Returns:
         `loss`: mean squared error of the predicted noise over the last records.
     """
     settings = params.teacher
-    with open_stage(
-        "train-teacher", params=params.section("seed", "teacher"), inputs={"data": data}, out=out, overwrite=overwrite
-    ) as stage:
+    inputs = {"data": data} | ({"start": start} if start else {})
+    with open_stage("train-teacher", params=params.section("seed", "teacher"), inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
         torch.manual_seed(params.seed)
         unet, scheduler = build_unet(settings.size, settings.resolution), build_scheduler(settings.T_train)
+        if start:
+            load_unet(unet, start)
         samples = Samples(ImageSet(data, "train"), pretrain_crop(settings.resolution))
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:

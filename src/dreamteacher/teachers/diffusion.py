@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
@@ -181,6 +182,19 @@ def choose_strides(folder: Path, taps: list[int] | Literal["auto"]) -> list[int]
     if taps != "auto":
         return sorted(taps)
     return [int(tap["stride"]) for tap in read_facts(folder)["taps"] if tap["stride"] >= 4]
+
+
+def load_unet(unet: UNet2DModel, folder: Path) -> None:
+    """Give `unet` the weights of the teacher in `folder`.
+
+    Raises:
+        UserError: `folder` holds no teacher, or one of another size.
+    """
+    read_facts(folder)
+    try:
+        unet.load_state_dict(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    except RuntimeError as error:
+        raise UserError(f"{folder} is a teacher of another size than teacher.size; start from one of that size, or without") from error
 
 
 def load_teacher(folder: Path, strides: list[int] | None = None) -> DiffusionTeacher:

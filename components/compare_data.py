@@ -1,0 +1,45 @@
+"""Say what is new in a data set, and how far it is from what the champion knew."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def compare_data(
+    data: Input[Dataset],
+    champion: Input[Model],
+    distill: dict,
+    retrain: dict,
+    out: Output[Artifact],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+) -> NamedTuple("Found", [("enough", bool), ("words", str)]):
+    """Say what is new in a data set, and how far it is from what the champion knew.
+
+    Args:
+        data: the data set of ingest.
+        champion: what fetch_champion got.
+        distill: settings of the group distill: how large the backbone's crops are.
+        retrain: settings of the group retrain: how many new pictures are enough.
+        out: names of the new pictures, drift of brightness, size and embedding.
+        metrics: the stage's figures.
+        page: figures and settings.
+    """
+    from pathlib import Path
+
+    from dreamteacher.params import restore_params
+    from dreamteacher.report.step import tell
+    from dreamteacher.serving.promotion import part
+    from dreamteacher.stages.compare_data import run
+
+    params = restore_params(distill=distill, retrain=retrain)
+    folders = {"before": part(champion.path, "data"), "features": part(champion.path, "features")}
+    found = int(run(params, data=Path(data.path), out=Path(out.path), **folders)["n_new"])
+    tell(Path(out.path), out, metrics, page)
+    least = params.retrain.min_new_images
+    enough = found >= least
+    return enough, f"{found} new pictures" if enough else f"nothing new: {found} new pictures, fewer than retrain.min_new_images = {least}"

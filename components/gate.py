@@ -1,0 +1,45 @@
+"""Decide whether the new model may become champion."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def gate(
+    data: Input[Dataset],
+    onnx: Input[Model],
+    evaluation: Input[Model],
+    champion: Input[Model],
+    export: dict,
+    retrain: dict,
+    out: Output[Artifact],
+    metrics: Output[Metrics],
+    page: Output[HTML],
+) -> bool:
+    """Decide whether the new model may become champion: metric floor, no regression, parity, latency.
+
+    Args:
+        data: the data set of ingest.
+        onnx: the exported files.
+        evaluation: the figures of all models.
+        champion: what fetch_champion got.
+        export: settings of the group export: tolerance and size.
+        retrain: settings of the group retrain: the limits.
+        out: the verdict with every check.
+        metrics: the stage's figures.
+        page: the checks in words.
+    """
+    from pathlib import Path
+
+    from dreamteacher.params import restore_params
+    from dreamteacher.report.step import tell
+    from dreamteacher.serving.promotion import part
+    from dreamteacher.stages.gate import run
+
+    made = {"data": Path(data.path), "onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
+    there = Path(champion.path) if part(champion.path, "evaluation") else None
+    passed = run(restore_params(export=export, retrain=retrain), **made, champion=there, out=Path(out.path))["passed"]
+    tell(Path(out.path), out, metrics, page)
+    return bool(passed)

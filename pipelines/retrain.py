@@ -1,0 +1,131 @@
+"""What has arrived since the champion was trained: looked at, learnt from, and promoted if it made the model no worse."""
+
+from collections.abc import Callable
+
+from kfp import dsl
+from kfp.dsl import Collected, Else, ExitHandler, If, ParallelFor, PipelineTask
+
+from components.combine import combine
+from components.compare_data import compare_data
+from components.distill_features import distill_features
+from components.distill_labels import distill_labels
+from components.evaluate import evaluate
+from components.export_onnx import export_onnx
+from components.fetch_champion import fetch_champion
+from components.fetch_data import fetch_data
+from components.finetune import finetune
+from components.finish import finish
+from components.gate import gate
+from components.ingest import ingest
+from components.nothing_new import nothing_new
+from components.promote import promote
+from components.publish import publish
+from components.train_interpreter import train_interpreter
+from components.train_teacher import train_teacher
+from pipelines.resources import Profile
+
+
+def build(profile: Profile, parallelism: int = 0) -> Callable:
+    """The pipeline, each step with the resources of `profile`; `parallelism` passes of a loop at once, 0: all."""
+
+    def step(name: str, task: PipelineTask) -> PipelineTask:
+        return profile.apply(name, task)
+
+    @dsl.pipeline(name="dreamteacher-retrain")
+    def retrain(
+        data_rev: str,
+        git_url: str = "",
+        project: str = ".",
+        settings: list[str] = [],  # noqa: B006
+        seeds: list[int] = [0, 1, 2],  # noqa: B006
+        modes: list[str] = ["mix"],  # noqa: B006
+    ):
+        """Train on from the champion with what has arrived at retrain.incoming; promote the result if it passes the gates.
+
+        Args:
+            data_rev: revision of the project (commit, tag or branch) that names settings and labelled pictures.
+            git_url: repository of the project; empty: the folder `project`.
+            project: folder of the project that the steps can see, where git_url is empty.
+            settings: what differs from params.yaml of that revision, as ["retrain.incoming=s3://bucket/incoming", ...].
+            seeds: each draws its own few labels and random weights; their spread says which loss is one.
+            modes: label distillations, of labels and mix; the exported initialisation must be one of them, or features.
+        """
+        with ExitHandler(step("finish", finish())):
+            said = step(
+                "fetch-data",
+                fetch_data(project=project, git_url=git_url, data_rev=data_rev, settings=settings, seeds=seeds, fresh=[], modes=modes),
+            ).outputs
+            seed_, few_labels, taps, student = said["seed"], said["few_labels"], said["taps"], said["student"]
+            champion = step("fetch-champion", fetch_champion(publish=said["publish"])).outputs["champion"]
+            data = step("ingest-incoming", ingest(source=said["source"], ingest=said["ingest"], retrain=said["retrain"])).outputs["out"]
+            new = step("compare-data", compare_data(data=data, champion=champion, distill=said["distill"], retrain=said["retrain"])).outputs
+            with If(new["enough"] == True, name="enough-is-new"):  # noqa: E712
+                teacher = step("train-teacher", train_teacher(data=data, champion=champion, seed=seed_, teacher=said["teacher"])).outputs[
+                    "out"
+                ]
+                features = step(
+                    "distill-features",
+                    distill_features(
+                        data=data,
+                        teacher=teacher,
+                        champion=champion,
+                        seed=seed_,
+                        taps=taps,
+                        student=student,
+                        distill=said["distill"],
+                    ),
+                ).outputs["out"]
+                task = {"data": data, "few_labels": few_labels, "student": student, "finetune": said["finetune"]}
+                with ParallelFor(seeds, parallelism=parallelism) as seed:
+                    from_features = step("finetune", finetune(init="features", seed=seed, backbone=features, **task)).outputs["out"]
+                with ParallelFor(step("combine", combine(inits=modes, seeds=seeds)).output, parallelism=parallelism) as item:
+                    interpreter = step(
+                        "train-interpreter",
+                        train_interpreter(
+                            data=data, teacher=teacher, seed=item.seed, few_labels=few_labels, taps=taps, interpreter=said["interpreter"]
+                        ),
+                    ).outputs["out"]
+                    labels = step(
+                        "distill-labels",
+                        distill_labels(
+                            data=data,
+                            teacher=teacher,
+                            features=features,
+                            interpreter=interpreter,
+                            mode=item.init,
+                            seed=item.seed,
+                            taps=taps,
+                            student=student,
+                            distill=said["distill"],
+                            labels=said["labels"],
+                        ),
+                    ).outputs["out"]
+                    from_labels = step("finetune", finetune(init=item.init, seed=item.seed, backbone=labels, **task)).outputs["out"]
+                evaluation = step(
+                    "evaluate",
+                    evaluate(
+                        data=data,
+                        teacher=teacher,
+                        features=features,
+                        few_labels=few_labels,
+                        compare=said["compare"],
+                        evaluate=said["evaluate"],
+                        distilled=Collected(from_features),
+                        mixed=Collected(from_labels),
+                    ),
+                ).outputs["out"]
+                onnx = step(
+                    "export-onnx",
+                    export_onnx(data=data, export=said["export"], distilled=Collected(from_features), mixed=Collected(from_labels)),
+                ).outputs["out"]
+                registered = step("publish", publish(onnx=onnx, evaluation=evaluation, publish=said["publish"]))
+                verdict = step(
+                    "gate",
+                    gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, export=said["export"], retrain=said["retrain"]),
+                ).outputs["out"]
+                made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
+                step("promote", promote(verdict=verdict, publish=said["publish"], **made).after(registered))
+            with Else(name="too-little-is-new"):
+                step("nothing-new", nothing_new(words=new["words"]))
+
+    return retrain

@@ -1,0 +1,201 @@
+"""Which version of a registered model is served: the aliases challenger, champion and previous, and what each was made from.
+
+`publish` makes a version challenger. Promotion makes it champion and the champion before it previous; rollback exchanges those two.
+A version is never deleted. What the next retraining starts from (see LINEAGE) lies beside the version, in the artifacts of its run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from dreamteacher.errors import UserError
+from dreamteacher.serving.onnx_files import first_line
+from dreamteacher.tracking import connect, tracking_uri, without_password
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.tracking import MlflowClient
+
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+LINEAGE = ("data", "teacher", "features", "evaluation")  # stage outputs; of the data set its manifest alone
+
+
+@dataclass(frozen=True)
+class Served:
+    """The versions that bear the aliases now."""
+
+    champion: str | None
+    previous: str | None
+
+
+def choose(name: str, *, version: str | None = None, sha256: str | None = None) -> str:
+    """The number of the version that is `version`, or whose file has `sha256`, or else of the challenger.
+
+    Raises:
+        UserError: there is no such version, or MLflow does not answer.
+    """
+    with _registry() as client:
+        model = _model(client, name)
+        known = sorted(client.search_model_versions(f"name = '{name}'", max_results=1000), key=lambda one: int(one.version))
+        if version:
+            found = [one for one in known if str(one.version) == version]
+            missing = f"version {version}; it has {', '.join(str(one.version) for one in known) or 'none'}"
+        elif sha256:
+            found = [one for one in known if one.tags.get("sha256") == sha256]
+            missing = "version of this file; `dreamteacher sync` sends what MLflow could not take, `dreamteacher publish` makes one"
+        else:
+            found = [one for one in known if str(one.version) == _aliases(model).get(CHALLENGER)]
+            missing = "challenger; `dreamteacher publish` makes one, or name a version with --version"
+        if not found:
+            raise UserError(f"{name} has no {missing}")
+        return str(found[-1].version)
+
+
+def promote(name: str, *, version: str) -> Served:
+    """Make `version` of the model `name` champion, and the champion before it previous; it is challenger no more.
+
+    Once more with the same version changes nothing; after an interruption it can be called again.
+
+    Raises:
+        UserError: there is no such version, or MLflow does not answer.
+    """
+    choose(name, version=version)
+    with _registry() as client:
+        aliases = _aliases(_model(client, name))
+        old = aliases.get(CHAMPION)
+        if old != version:
+            if old:
+                client.set_registered_model_alias(name, PREVIOUS, old)
+            client.set_registered_model_alias(name, CHAMPION, version)
+        if aliases.get(CHALLENGER) == version:
+            client.delete_registered_model_alias(name, CHALLENGER)
+        return _served(client, name)
+
+
+def rollback(name: str) -> Served:
+    """Exchange champion and previous of the model `name`.
+
+    Raises:
+        UserError: there is no such model or no previous version, or MLflow does not answer.
+    """
+    with _registry() as client:
+        aliases = _aliases(_model(client, name))
+        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        if not previous or previous == champion:
+            raise UserError(f"{name} has no previous champion; name a version: dreamteacher promote {name} --version N")
+        client.set_registered_model_alias(name, CHAMPION, previous)
+        if champion:
+            client.set_registered_model_alias(name, PREVIOUS, champion)
+        return _served(client, name)
+
+
+def refuse(name: str, version: str, reason: str) -> Served:
+    """Write on `version` of `name`, as its tag `refused`, why it is not promoted. It keeps its alias.
+
+    Raises:
+        UserError: MLflow does not answer.
+    """
+    with _registry() as client:
+        client.set_model_version_tag(name, version, "refused", reason[:5000])
+        return _served(client, name)
+
+
+def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: str) -> None:
+    """Store what `version` was made from, LINEAGE by name, in the artifacts of its run. Once more does nothing.
+
+    Raises:
+        UserError: `digest`, of the evaluation, is not that which it was published with, or MLflow does not take them.
+    """
+    with _registry() as client:
+        chosen = client.get_model_version(name, version)
+        if chosen.tags.get("evaluation") != digest:
+            raise UserError(f"{folders['evaluation']} is not what version {version} of {name} was published with")
+        place = f"lineage/{digest[:16]}"
+        if chosen.tags.get("lineage") == place:
+            return
+        run = _run_of(chosen)
+        client.log_artifact(run, str(folders["data"] / "manifest.csv"), f"{place}/data")
+        for part in LINEAGE[1:]:
+            client.log_artifacts(run, str(folders[part]), f"{place}/{part}")
+        client.set_model_version_tag(name, version, "lineage", place)  # last: it is whole
+
+
+def fetch_champion(name: str, out: Path) -> str | None:
+    """Write the champion's LINEAGE and champion.json (its version and init) to the empty or missing folder `out`.
+
+    Returns its version; None, and `out` stays empty, when there is no champion yet.
+
+    Raises:
+        UserError: the champion has no lineage, or MLflow does not answer.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with _registry() as client:
+        found = client.search_registered_models(f"name = '{name}'")
+        number = _aliases(found[0]).get(CHAMPION) if found else None
+        if number is None:
+            return None
+        champion = client.get_model_version(name, number)
+        if "lineage" not in champion.tags:
+            raise UserError(
+                f"nobody stored what version {number} of {name}, the champion, was made from; where its artifacts are, "
+                f"`dreamteacher promote {name} --version {number}` does"
+            )
+        with TemporaryDirectory(dir=out.parent) as scratch:
+            fetched = Path(client.download_artifacts(_run_of(champion), champion.tags["lineage"], scratch))
+            for part in fetched.iterdir():
+                part.rename(out / part.name)
+        (out / "champion.json").write_text(json.dumps({"name": name, "version": str(number), "init": champion.tags["init"]}) + "\n")
+        return str(number)
+
+
+def _run_of(version: ModelVersion) -> str:
+    assert version.run_id, "publish registers from a run"
+    return version.run_id
+
+
+def part(champion: str, name: str) -> Path | None:
+    """One of LINEAGE in the folder that `fetch_champion` made; None when there is no champion."""
+    folder = Path(champion) / name
+    return folder if folder.is_dir() else None
+
+
+def start_of(champion: Any, name: str) -> dict[str, str]:
+    """The input `start` of a stage, by a KFP artifact that holds what `fetch_champion` made, or None; empty when there is no champion."""
+    folder = part(champion.path, name) if champion else None
+    return {"start": str(folder)} if folder else {}
+
+
+def _served(client: MlflowClient, name: str) -> Served:
+    aliases = _aliases(_model(client, name))
+    return Served(aliases.get(CHAMPION), aliases.get(PREVIOUS))
+
+
+def _model(client: MlflowClient, name: str) -> RegisteredModel:
+    found = client.search_registered_models(f"name = '{name}'")
+    if not found:
+        raise UserError(f"MLflow at {without_password(tracking_uri())} has no model {name}; `dreamteacher publish` registers it")
+    return client.get_registered_model(name)
+
+
+def _aliases(model: RegisteredModel) -> dict[str, str]:
+    return {alias: str(version) for alias, version in model.aliases.items()}
+
+
+@contextmanager
+def _registry() -> Iterator[MlflowClient]:
+    """A client; what it raises becomes one line."""
+    try:
+        yield connect()
+    except UserError:
+        raise
+    except Exception as error:
+        where = without_password(tracking_uri())
+        raise UserError(
+            f"MLflow at {where} does not answer as it should ({without_password(first_line(error))}); check MLFLOW_TRACKING_URI"
+        ) from error

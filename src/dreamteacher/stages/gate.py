@@ -1,0 +1,82 @@
+"""Whether a new model may become champion."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from dreamteacher.data.drift import contents
+from dreamteacher.errors import UserError
+from dreamteacher.params import Params
+from dreamteacher.serving.gates import Check, check_floor, check_latency, check_parity, check_regression
+from dreamteacher.serving.onnx_files import MODEL_FILE, read_metadata
+from dreamteacher.stage import open_stage, read_stage
+
+VERDICT_FILE = "verdict.json"
+
+
+def run(
+    params: Params, *, data: Path, onnx: Path, evaluation: Path, out: Path, champion: Path | None = None, overwrite: bool = False
+) -> dict[str, float]:
+    """Hold the exported model against `retrain.metric_floor`, the champion, export.tolerance and `retrain.latency_ms`.
+
+    `champion` is what `serving.promotion.fetch_champion` wrote; None: there is none yet. `out` gets verdict.json: `passed`, `reason`
+    (the gates that failed, or all of them) and `checks`. A model that fails is no error. The latency is measured by the clock, so
+    verdict.json, unlike all else that stages write, is not the same bytes each time; the figures returned are.
+
+    Returns:
+        `passed` (0 or 1) and, of each seed's figure (mIoU or top-1), `figure` and `champion_figure`, the means.
+    """
+    settings = params.retrain
+    recorded = params.section("retrain") | {"tolerance": params.export.tolerance, "size": params.export.size}
+    inputs = {"data": data, "onnx": onnx, "evaluation": evaluation} | ({"champion": champion / "evaluation"} if champion else {})
+    with open_stage("gate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
+        if stage.done:
+            return stage.metrics
+        init = read_metadata(onnx / MODEL_FILE)["init"]
+        figure, values = _figures(evaluation, init)
+        checks = [check_floor(figure, values, settings.metric_floor)]
+        stage.metrics = {"figure": checks[0].value}
+        if champion:
+            _same_pictures(data, champion)
+            old = _figures(champion / "evaluation", json.loads((champion / "champion.json").read_text())["init"])[1]
+            checks.append(check_regression(figure, values, old, settings.regression_z))
+            stage.metrics["champion_figure"] = sum(old) / len(old)
+        checks.append(check_parity(read_stage(onnx)["metrics"]["parity_max"], params.export.tolerance))
+        if settings.latency_ms:
+            checks.append(check_latency(onnx / MODEL_FILE, params.export.size, settings.latency_ms, settings.latency_runs))
+        passed, reason = all(check.passed for check in checks), _reason(checks)
+        stage.metrics["passed"] = float(passed)
+        told = {"passed": passed, "reason": reason, "checks": [asdict(check) for check in checks]}
+        (stage.tmp / VERDICT_FILE).write_text(json.dumps(told, indent=1) + "\n")
+        stage.tracker.tags({"dreamteacher.verdict": reason})
+        stage.tracker.artifact(stage.tmp / VERDICT_FILE)
+        return stage.metrics
+
+
+def _figures(evaluation: Path, init: str) -> tuple[str, list[float]]:
+    """The name of the figure that counts, and its value for each seed of `init`."""
+    with (evaluation / "per_model.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["init"] == init]
+    if not rows:
+        raise UserError(f"{evaluation} has no figures of init {init}; add it to compare.inits")
+    figure = "miou" if "miou" in rows[0] else "top1"
+    return figure, [float(row[figure]) for row in rows]
+
+
+def _same_pictures(data: Path, champion: Path) -> None:
+    """Figures compare only where they were measured on the same pictures."""
+    ours, theirs = contents(data)["val"], contents(champion / "data")["val"]
+    if ours != theirs:
+        differ = len(ours ^ theirs)
+        raise UserError(
+            f"the validation split is not the champion's ({differ} pictures differ), so the two can't be compared; "
+            "train and promote a champion on the new split by hand (`dvc repro`, `dreamteacher promote`)"
+        )
+
+
+def _reason(checks: list[Check]) -> str:
+    failed = [f"{check.name}: {check.words}" for check in checks if not check.passed]
+    return "; ".join(failed) if failed else "; ".join(check.words for check in checks)

@@ -1,0 +1,254 @@
+"""Retraining in rounds on tiny pictures: what is new, what is promoted, and what the registry says after each round."""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from tiny_chain import BRIEF, brief_params, draw
+
+from dreamteacher.errors import UserError
+from dreamteacher.params import Params
+from dreamteacher.serving.promotion import fetch_champion, rollback
+from dreamteacher.stage import digest_of, read_stage
+from dreamteacher.stages import (
+    compare_data,
+    distill_features,
+    distill_labels,
+    evaluate,
+    export_onnx,
+    finetune,
+    gate,
+    ingest,
+    promote,
+    publish,
+    train_interpreter,
+    train_teacher,
+)
+
+SEEDS = (0, 1)
+
+
+def settings(source: Path, **changes) -> Params:
+    params = brief_params(
+        source,
+        distill={"steps": 20, "lr": 3e-3},
+        finetune=BRIEF | {"steps": 60, "lr": 1e-2, "resolution": 32} | changes.pop("finetune", {}),
+        compare={"inits": ["mix"], "modes": ["mix"], "seeds": list(SEEDS)},
+    )
+    retrain = {"min_new_images": 5, "metric_floor": 0.3, "latency_ms": 5000, "latency_runs": 2} | changes
+    return Params.model_validate(params.model_dump() | {"retrain": retrain, "export": {"size": 32}, "publish": {"name": "blobs"}})
+
+
+def arrive(folder: Path, numbers: range, brightness: int = 0) -> None:
+    """New pictures, `brightness` brighter than those of `draw`."""
+    folder.mkdir(exist_ok=True)
+    for i in numbers:
+        pixels = np.random.default_rng(1000 + i).integers(brightness, brightness + 30, (40, 48, 3))
+        pixels[8:16, i % 30 : i % 30 + 8, i % 2] += 150
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+
+
+@dataclass
+class Round:
+    """What the pipeline does, stage by stage, in folders of its own."""
+
+    root: Path
+    source: Path
+    incoming: Path
+    params: Params
+    trained: list[str] = field(default_factory=list)
+
+    def run(self) -> promote.Outcome | None:
+        """None: there was too little new."""
+        at = {name: self.root / name for name in ("data", "drift", "teacher", "features", "evaluation", "onnx", "triton", "gate")}
+        fetched = self.root / "champion"
+        champion = fetched if fetch_champion("blobs", fetched) else None
+        ingest.run(self.params, source=self.source, incoming=self.incoming, out=at["data"])
+        old = {"before": champion / "data", "features": champion / "features"} if champion else {}
+        self.drift = compare_data.run(self.params, data=at["data"], out=at["drift"], **old)
+        if self.drift["n_new"] < self.params.retrain.min_new_images:
+            return None
+        start = {name: {"start": champion / name} if champion else {} for name in ("teacher", "features")}
+        made = {name: at[name] for name in ("data", "teacher")}
+        train_teacher.run(self.params, data=at["data"], out=at["teacher"], **start["teacher"])
+        distill_features.run(self.params, **made, out=at["features"], **start["features"])
+        for seed in SEEDS:
+            places = [self.root / kind / str(seed) for kind in ("interpreters", "mix")]
+            train_interpreter.run(self.params, **made, seed=seed, out=places[0])
+            given = {**made, "features": at["features"], "interpreter": places[0], "mode": "mix", "seed": seed}
+            distill_labels.run(self.params, **given, out=places[1])
+            given = {"data": at["data"], "init": "mix", "seed": seed, "backbone": places[1]}
+            finetune.run(self.params, **given, out=self.root / "finetuned/mix" / str(seed))
+        made["features"] = at["features"]
+        places = {"metrics": self.root / "metrics.json", "plots": self.root / "plots"}
+        evaluate.run(self.params, **made, finetuned=self.root / "finetuned", out=at["evaluation"], **places)
+        export_onnx.run(self.params, data=at["data"], finetuned=self.root / "finetuned/mix/0", out=at["onnx"])
+        publish.run(self.params, onnx=at["onnx"], evaluation=at["evaluation"], out=at["triton"])
+        gate.run(self.params, data=at["data"], onnx=at["onnx"], evaluation=at["evaluation"], champion=champion, out=at["gate"])
+        return self.decide()
+
+    def decide(self) -> promote.Outcome:
+        folders = {name: self.root / name for name in ("gate", "onnx", "data", "teacher", "features", "evaluation")}
+        return promote.run(self.params, **folders)
+
+    def verdict(self) -> dict:
+        return json.loads((self.root / "gate" / "verdict.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """A database, in which publish registers; nothing else is tracked."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.delenv("DREAMTEACHER_TRACKING")
+        yield MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_tracking_uri(None)
+
+
+def aliases(registry: MlflowClient) -> dict[str, int]:
+    return {alias: int(version) for alias, version in registry.get_registered_model("blobs").aliases.items()}
+
+
+@pytest.fixture(scope="module")
+def rounds(slim_unet, registry, tmp_path_factory) -> dict[str, Round]:
+    """The five rounds of the story, each asserted where it happens, since the next builds upon it."""
+    root = tmp_path_factory.mktemp("rounds")
+    source, incoming = draw("segmentation", root / "pictures"), root / "incoming"
+    incoming.mkdir()
+    made: dict[str, Round] = {}
+
+    def start(name: str, **changes) -> Round:
+        made[name] = Round(root / name, source, incoming, settings(source, **changes))
+        return made[name]
+
+    first = start("first").run()
+    assert first and first.promoted, first
+    assert aliases(registry) == {"champion": 1}
+
+    arrive(incoming, range(12), brightness=60)
+    second = start("more", regression_z=50).run()
+    assert second and second.promoted, second
+    assert aliases(registry) == {"champion": 2, "previous": 1}
+
+    assert start("nothing").run() is None
+    assert aliases(registry) == {"champion": 2, "previous": 1}
+
+    arrive(incoming, range(12, 19))
+    whole = {path: path.read_bytes() for path in sorted(incoming.iterdir())}
+    for path in list(whole)[:6]:
+        path.write_bytes(whole[path][:100])
+    with pytest.raises(UserError, match=r"6 of 19 incoming pictures cannot be used, more than ingest.max_bad_fraction"):
+        start("corrupt").run()
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert aliases(registry) == {"champion": 2, "previous": 1}
+
+    worse = start("worse", finetune={"steps": 1, "lr": 1e-8}).run()
+    assert worse and not worse.promoted, worse
+    assert aliases(registry) == {"champion": 2, "previous": 1, "challenger": 3}
+    return made
+
+
+def test_rounds_end_as_they_should_and_nothing_is_lost(rounds, registry):
+    assert [int(version.version) for version in registry.search_model_versions("name = 'blobs'")] == [3, 2, 1]
+    assert {name: round.drift["n_new"] for name, round in rounds.items() if hasattr(round, "drift")} == {
+        "first": 14, "more": 12, "nothing": 0, "worse": 7,
+    }  # fmt: skip
+
+
+def test_corrupt_pictures_stop_the_run_before_anything_is_trained(rounds):
+    assert {path.name for path in rounds["corrupt"].root.iterdir()} == {"champion"}
+    assert {path.name for path in rounds["nothing"].root.iterdir()} == {"champion", "data", "drift"}
+
+
+def test_each_round_starts_from_the_champion_of_the_one_before(rounds):
+    for stage in ("teacher", "features"):
+        assert "start" not in read_stage(rounds["first"].root / stage)["inputs"]
+        for name, before in (("more", "first"), ("worse", "more")):
+            assert read_stage(rounds[name].root / stage)["inputs"]["start"] == digest_of(rounds[before].root / stage)
+
+
+def test_the_refused_version_says_why(rounds, registry):
+    verdict = rounds["worse"].verdict()
+    assert not verdict["passed"]
+    assert "no regression: miou" in verdict["reason"]
+    failed = {check["name"] for check in verdict["checks"] if not check["passed"]}
+    assert "no regression" in failed and not failed & {"parity", "latency"}
+    tags = registry.get_model_version("blobs", "3").tags
+    assert tags["refused"] == verdict["reason"]
+    assert tags["lineage"].startswith("lineage/")  # so that it can still be promoted by hand
+
+
+def test_drift_shows_what_changed(rounds):
+    drift = json.loads((rounds["more"].root / "drift" / "drift.json").read_text())["shifts"]
+    assert set(drift) == {"brightness", "size", "embedding"}
+    assert drift["brightness"]["new"] - drift["brightness"]["old"] == pytest.approx(60 / 255, abs=0.03)
+    assert drift["brightness"]["shift"] > 5 * drift["brightness"]["by_chance"]
+    assert len((rounds["more"].root / "drift" / "new.txt").read_text().split()) == 12
+
+
+def test_promoting_once_more_changes_nothing(rounds, registry):
+    before = aliases(registry)
+    assert rounds["more"].decide().promoted
+    assert aliases(registry) == before
+    artifacts = registry.list_artifacts(registry.get_model_version("blobs", "2").run_id, "lineage")
+    assert len(artifacts) == 1
+
+
+def test_rollback_exchanges_champion_and_previous_and_the_next_round_starts_from_it(rounds, registry, tmp_path):
+    assert (rollback("blobs").champion, aliases(registry)) == ("1", {"champion": 1, "previous": 2, "challenger": 3})
+    assert fetch_champion("blobs", tmp_path / "champion") == "1"
+    assert digest_of(tmp_path / "champion" / "teacher") == digest_of(rounds["first"].root / "teacher")
+    rollback("blobs")
+    assert aliases(registry) == {"champion": 2, "previous": 1, "challenger": 3}
+
+
+def test_promoting_by_hand_stores_what_the_version_was_made_from_if_it_is_here(rounds, registry, tmp_path, caplog):
+    first, second = rounds["first"].root, rounds["more"].root
+    for name, root in (("first", first), ("second", second)):
+        (tmp_path / name / "backbones").mkdir(parents=True)
+        for part in ("data", "teacher", "evaluation"):
+            (tmp_path / name / part).symlink_to(root / part)
+        (tmp_path / name / "backbones" / "features").symlink_to(root / "features")
+    place = registry.get_model_version("blobs", "1").tags["lineage"]
+    registry.delete_model_version_tag("blobs", "1", "lineage")
+    promote.by_hand("blobs", artifacts=tmp_path / "second", version="1")
+    assert "is not stored, and no retraining can start from it" in caplog.text
+    assert "lineage" not in registry.get_model_version("blobs", "1").tags
+    promote.by_hand("blobs", artifacts=tmp_path / "first", version="1")
+    assert registry.get_model_version("blobs", "1").tags["lineage"] == place
+    assert fetch_champion("blobs", tmp_path / "champion") == "1"
+    promote.by_hand("blobs", artifacts=tmp_path / "second", version="2")
+
+
+def test_a_changed_validation_split_is_no_comparison(rounds, tmp_path):
+    first = rounds["more"]
+    data = shutil.copytree(first.root / "data", tmp_path / "data")
+    lines = (data / "manifest.csv").read_text().splitlines(keepends=True)
+    (data / "manifest.csv").write_text("".join([lines[0], *lines[2:]]))
+    given = {"onnx": first.root / "onnx", "evaluation": first.root / "evaluation", "champion": first.root / "champion"}
+    with pytest.raises(UserError, match=r"validation split is not the champion's \(1 pictures differ\)"):
+        gate.run(first.params, data=data, out=tmp_path / "gate", **given)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "features"])
+def test_a_start_of_another_size_is_one_line(stage, rounds, tmp_path):
+    root, params = rounds["first"].root, rounds["first"].params
+    if stage == "teacher":
+        shutil.copytree(root / "teacher", tmp_path / "start")
+        small = params.model_copy(update={"teacher": params.teacher.model_copy(update={"size": "small"})})
+        with pytest.raises(UserError, match=r"start is a teacher of another size than teacher\.size"):
+            train_teacher.run(small, data=root / "data", start=tmp_path / "start", out=tmp_path / "out")
+    else:
+        wide = params.model_copy(update={"student": params.student.model_copy(update={"width": 16})})
+        with pytest.raises(UserError, match="has another backbone, neck or taps than the settings say"):
+            given = {"data": root / "data", "teacher": root / "teacher", "start": root / "features"}
+            distill_features.run(wide, **given, out=tmp_path / "out")
