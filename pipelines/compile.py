@@ -47,7 +47,9 @@ def check_image(image: str) -> None:
     """Raises UserError where what `image` names may change: KFP's cache knows the name alone, and would give old results for new code."""
     place, _, digest = image.partition("@")
     tag = re.search(r":([^/:]+)$", place)
-    if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or (not digest and tag and re.search(r"[0-9a-f]{7,40}", tag[1])):
+    if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or (
+        not digest and tag and re.fullmatch(r"(git|sha)-[0-9a-f]{7,40}|[0-9a-f]{40}", tag[1])
+    ):
         return
     raise UserError(
         f"DREAMTEACHER_IMAGE = {image}: name the image by digest (NAME@sha256:...) or by a tag that holds its git commit (NAME:git-1a2b3c4)"

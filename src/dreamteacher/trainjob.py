@@ -51,7 +51,9 @@ class Nodes(BaseModel):
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     config_maps: dict[str, dict[str, str]] = Field(default_factory=dict, description="{config map: {key: variable}}")
-    secrets: dict[str, dict[str, str]] = Field(default_factory=dict, description="{secret: {key: variable}}; one that is missing hinders nothing")
+    secrets: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="{secret: {key: variable}}; one that is missing hinders nothing"
+    )
 
 
 def settings_of(environment: Mapping[str, str]) -> Nodes | None:
