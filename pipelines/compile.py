@@ -33,7 +33,7 @@ def compile_pipeline(
         UserError: the image (DREAMTEACHER_IMAGE) is not named by digest or an immutable tag, or there is no such profile.
     """
     check_image(components.IMAGE)
-    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE))
+    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE).apply)
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: KFP reads pipelines from .yaml files; name it {out.with_suffix('.yaml')}")
     out.parent.mkdir(parents=True, exist_ok=True)
