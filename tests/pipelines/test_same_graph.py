@@ -84,7 +84,7 @@ def graph_of_kfp(spec: dict[str, Any]) -> Graph:
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = tmp_path_factory.mktemp("compiled") / "pretrain.yaml"
-    Compiler().compile(pretrain.build(lambda _, task: task), str(file))
+    Compiler().compile(pretrain.build(lambda name, task: task.set_display_name(name)), str(file))
     compiled: dict[str, Any] = next(yaml.safe_load_all(file.read_text()))
     return compiled
 

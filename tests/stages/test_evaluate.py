@@ -29,7 +29,7 @@ from dreamteacher.teachers.diffusion import build_scheduler, build_unet, decoder
 
 ARCHITECTURE, WIDTH, SIDE = "resnet10t", 16, 32
 CLASSES = {"segmentation": ["background", "disc"], "classification": ["dark", "light", "striped"]}
-FINETUNE = {"finetune": {"resolution": SIDE, "steps": 1}, "student": {"backbone": ARCHITECTURE}, "few_labels": 4}
+FINETUNE = {"finetune": {"resolution": SIDE, "steps": 1}, "student": {"backbone": ARCHITECTURE, "finest_stride": 4}, "few_labels": 4}
 
 
 @dataclass
