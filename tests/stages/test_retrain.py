@@ -2,103 +2,17 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import mlflow
-import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
-from PIL import Image
-from tiny_chain import BRIEF, brief_params, draw
+from retrain_rounds import Round, arrive, settings
+from tiny_chain import draw
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
 from dreamteacher.serving.promotion import fetch_champion, rollback
 from dreamteacher.stage import digest_of, read_stage
-from dreamteacher.stages import (
-    compare_data,
-    distill_features,
-    distill_labels,
-    evaluate,
-    export_onnx,
-    finetune,
-    gate,
-    ingest,
-    promote,
-    publish,
-    train_interpreter,
-    train_teacher,
-)
-
-SEEDS = (0, 1)
-
-
-def settings(source: Path, **changes) -> Params:
-    params = brief_params(
-        source,
-        distill={"steps": 20, "lr": 3e-3},
-        finetune=BRIEF | {"steps": 60, "lr": 1e-2, "resolution": 32} | changes.pop("finetune", {}),
-        compare={"inits": ["mix"], "modes": ["mix"], "seeds": list(SEEDS)},
-    )
-    retrain = {"min_new_images": 5, "metric_floor": 0.3, "latency_ms": 5000, "latency_runs": 2} | changes
-    return Params.model_validate(params.model_dump() | {"retrain": retrain, "export": {"size": 32}, "publish": {"name": "blobs"}})
-
-
-def arrive(folder: Path, numbers: range, brightness: int = 0) -> None:
-    """New pictures, `brightness` brighter than those of `draw`."""
-    folder.mkdir(exist_ok=True)
-    for i in numbers:
-        pixels = np.random.default_rng(1000 + i).integers(brightness, brightness + 30, (40, 48, 3))
-        pixels[8:16, i % 30 : i % 30 + 8, i % 2] += 150
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-
-
-@dataclass
-class Round:
-    """What the pipeline does, stage by stage, in folders of its own."""
-
-    root: Path
-    source: Path
-    incoming: Path
-    params: Params
-    trained: list[str] = field(default_factory=list)
-
-    def run(self) -> promote.Outcome | None:
-        """None: there was too little new."""
-        at = {name: self.root / name for name in ("data", "drift", "teacher", "features", "evaluation", "onnx", "triton", "gate")}
-        fetched = self.root / "champion"
-        champion = fetched if fetch_champion("blobs", fetched) else None
-        ingest.run(self.params, source=self.source, incoming=self.incoming, out=at["data"])
-        old = {"before": champion / "data", "features": champion / "features"} if champion else {}
-        self.drift = compare_data.run(self.params, data=at["data"], out=at["drift"], **old)
-        if self.drift["n_new"] < self.params.retrain.min_new_images:
-            return None
-        start = {name: {"start": champion / name} if champion else {} for name in ("teacher", "features")}
-        made = {name: at[name] for name in ("data", "teacher")}
-        train_teacher.run(self.params, data=at["data"], out=at["teacher"], **start["teacher"])
-        distill_features.run(self.params, **made, out=at["features"], **start["features"])
-        for seed in SEEDS:
-            places = [self.root / kind / str(seed) for kind in ("interpreters", "mix")]
-            train_interpreter.run(self.params, **made, seed=seed, out=places[0])
-            given = {**made, "features": at["features"], "interpreter": places[0], "mode": "mix", "seed": seed}
-            distill_labels.run(self.params, **given, out=places[1])
-            given = {"data": at["data"], "init": "mix", "seed": seed, "backbone": places[1]}
-            finetune.run(self.params, **given, out=self.root / "finetuned/mix" / str(seed))
-        made["features"] = at["features"]
-        places = {"metrics": self.root / "metrics.json", "plots": self.root / "plots"}
-        evaluate.run(self.params, **made, finetuned=self.root / "finetuned", out=at["evaluation"], **places)
-        export_onnx.run(self.params, data=at["data"], finetuned=self.root / "finetuned/mix/0", out=at["onnx"])
-        publish.run(self.params, onnx=at["onnx"], evaluation=at["evaluation"], out=at["triton"])
-        gate.run(self.params, data=at["data"], onnx=at["onnx"], evaluation=at["evaluation"], champion=champion, out=at["gate"])
-        return self.decide()
-
-    def decide(self) -> promote.Outcome:
-        folders = {name: self.root / name for name in ("gate", "onnx", "data", "teacher", "features", "evaluation")}
-        return promote.run(self.params, **folders)
-
-    def verdict(self) -> dict:
-        return json.loads((self.root / "gate" / "verdict.json").read_text())
+from dreamteacher.stages import distill_features, gate, promote, train_teacher
 
 
 @pytest.fixture(scope="module")
