@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test
+.PHONY: demo test test-image
 demo: $(VENV)/.installed
 	dvc repro
 	python scripts/demo.py
@@ -14,6 +14,10 @@ test: $(VENV)/.installed-test
 	ruff format --check
 	mypy
 	OMP_NUM_THREADS=1 pytest
+
+# Builds the image of docker/ and runs it as a cluster does; as root, because it may start a Docker engine.
+test-image: $(VENV)/.installed-test
+	scripts/test_image.sh
 
 # The stamps make a second start skip pip. nvidia-pytriton brings a real tritonserver; its numpy<2 is of its Python API, which is not used.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -56,8 +56,11 @@ def fetch_data(
     params, found = run(project=project, git_url=git_url, data_rev=data_rev, overrides=overrides, out=Path(source.path))
     source.metadata.update(found)
     plain = params.model_dump(mode="json")
+
+    def known(group: dict) -> dict:  # KFP's local runner takes no null; restore_params reads the word
+        return {key: "null" if value is None else value for key, value in group.items()}
+
     text = {name: json.dumps(plain[name]) for name in ("few_labels", "taps")}
-    # KFP's local runner refuses null in a parameter; restore_params knows the word.
     groups = ("ingest", "teacher", "student", "distill", "interpreter", "labels", "finetune")
     groups += ("compare", "evaluate", "export", "publish", "retrain")
-    return (overrides, plain["seed"], text["few_labels"], text["taps"], *({k: "null" if v is None else v for k, v in plain[name].items()} for name in groups))
+    return (overrides, plain["seed"], text["few_labels"], text["taps"], *(known(plain[name]) for name in groups))

@@ -33,7 +33,7 @@ def compile_pipeline(
         UserError: the image (DREAMTEACHER_IMAGE) is not named by digest or an immutable tag, or there is no such profile.
     """
     check_image(components.IMAGE)
-    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE))
+    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE).apply)
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: KFP reads pipelines from .yaml files; name it {out.with_suffix('.yaml')}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,9 @@ def check_image(image: str) -> None:
     """Raises UserError where what `image` names may change: KFP's cache knows the name alone, and would give old results for new code."""
     place, _, digest = image.partition("@")
     tag = re.search(r":([^/:]+)$", place)
-    if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or (not digest and tag and re.search(r"[0-9a-f]{7,40}", tag[1])):
+    if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or (
+        not digest and tag and re.fullmatch(r"(git|sha)-[0-9a-f]{7,40}|[0-9a-f]{40}", tag[1])
+    ):
         return
     raise UserError(
         f"DREAMTEACHER_IMAGE = {image}: name the image by digest (NAME@sha256:...) or by a tag that holds its git commit (NAME:git-1a2b3c4)"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from kfp import local
+from kfp.dsl import PipelineTask
+from kfp.local.orchestrator import task_spec_utils
 
-import components
 from dreamteacher.errors import UserError
-from pipelines.resources import Profile
 
 
 def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: bool = False) -> None:
@@ -30,16 +31,34 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
     # Each step's process finds this project's packages and settings where this one does.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("DREAMTEACHER_CHECKPOINTS", str(root / "checkpoints"))
+    _mend_loops()
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
-    pipeline = import_module(f"pipelines.{name}").build(Profile("cpu", components.IMAGE), parallelism=0 if parallel else 1)
+    pipeline = import_module(f"pipelines.{name}").build(_as_it_is, parallelism=0 if parallel else 1)
     try:
         pipeline(**arguments)
     except RuntimeError as error:
         raise UserError(f"{name}: {_plain(str(error))}; what the other steps made stays in {root}") from error
 
 
+def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
+    """No resources: KFP sets a profile's variables here too, and threads for a cluster's node would slow and change what is computed."""
+    return task
+
+
+def _mend_loops() -> None:
+    """kfp 2.17.0 hands the loop's item to every parameter of a ParallelFor that is another task's output; give those back."""
+    made_by_kfp = task_spec_utils.create_parameter_loop_iteration_task_spec
+
+    def mended(task: Any, item: Any, name: str) -> Any:
+        made = made_by_kfp(task, item, name)
+        for key, value in task.inputs.parameters.items():
+            if value.HasField("task_output_parameter"):
+                made.inputs.parameters[key].CopyFrom(value)
+        return made
+
+    task_spec_utils.create_parameter_loop_iteration_task_spec = mended
+
+
 def _plain(text: str) -> str:
     """The first line without the runner's colours."""
-    import re
-
     return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from dreamteacher.errors import UserError
 
 FILE = Path(__file__).with_name("resources.yaml")
 GPU = "nvidia.com/gpu"
+STEPS = {path.stem.replace("_", "-") for path in (FILE.parents[1] / "components").glob("[a-z]*.py")} | {"ingest-incoming"}
 LAUNCHER = {"cpu": "1", "memory": "2Gi"}  # of a step that only watches a TrainJob
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
@@ -64,6 +66,12 @@ class _File(_Strict):
     profiles: dict[str, _ProfileFile]
 
 
+def threads(step: Step) -> str:
+    """For each process of `step` on CPU. torch would start one for each core of the node, whatever the container may use of them."""
+    cores = int(step.cpu[:-1]) / 1000 if step.cpu.endswith("m") else float(step.cpu)
+    return str(max(1, int(cores) // max(step.gpus, 1)))
+
+
 class Profile:
     """One profile of resources.yaml."""
 
@@ -78,6 +86,9 @@ class Profile:
             if name not in whole.profiles:
                 raise UserError(f"{file.name} has no profile {name!r}; it has {', '.join(whole.profiles)}")
             chosen = whole.profiles[name]
+            for unknown in set(chosen.steps) - STEPS:
+                near = difflib.get_close_matches(unknown, STEPS, 1)
+                raise UserError(f"{file.name}: profile {name}: no step is called {unknown!r}" + (f"; {near[0]!r} is" if near else ""))
             self.steps = {step: Step(**(chosen.default | own)) for step, own in chosen.steps.items()}
             self.default = Step(**chosen.default)
         except (ValidationError, yaml.YAMLError) as error:
@@ -108,6 +119,7 @@ class Profile:
             kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
             if wanted.gpus > 1:
                 task.set_env_variable("DREAMTEACHER_PROCESSES", str(wanted.gpus))
+        task.set_env_variable("OMP_NUM_THREADS", threads(wanted))
         if launcher:
             task.set_env_variable("DREAMTEACHER_TRAINJOB", json.dumps(self._nodes(wanted)))
         if step == "finish" and any(each.nodes > 1 for each in self.steps.values()):
@@ -138,6 +150,7 @@ class Profile:
             "timeout": int(wanted.timeout_h * 3600),
             "node_selector": {around.pool_label: wanted.pool},
             "tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}] if wanted.gpus else [],
+            "env": {"OMP_NUM_THREADS": threads(wanted)},
             "config_maps": {name: {key: key for key in keys} for name, keys in around.config_map.items()},
             "secrets": {name: {key: key for key in keys} for name, keys in around.secrets.items()},
         }

@@ -22,14 +22,10 @@ from components.promote import promote
 from components.publish import publish
 from components.train_interpreter import train_interpreter
 from components.train_teacher import train_teacher
-from pipelines.resources import Profile
 
 
-def build(profile: Profile, parallelism: int = 0) -> Callable:
-    """The pipeline, each step with the resources of `profile`; `parallelism` passes of a loop at once, 0: all."""
-
-    def step(name: str, task: PipelineTask) -> PipelineTask:
-        return profile.apply(name, task)
+def build(step: Callable[[str, PipelineTask], PipelineTask], parallelism: int = 0) -> Callable:
+    """The pipeline; `step` gives each task, by its step's name, what it needs there; `parallelism` passes of a loop at once, 0: all."""
 
     @dsl.pipeline(name="dreamteacher-retrain")
     def retrain(

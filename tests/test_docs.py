@@ -5,28 +5,33 @@ from pathlib import Path
 
 import pytest
 
-from dreamteacher.cli import _parser, markdown_of_params
+from dreamteacher import cli
 from dreamteacher.params import known_keys
+from pipelines import __main__ as pipelines_cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def commands() -> dict[str, set[str]]:
-    """Options of each command of the command line."""
-    subparsers = next(action for action in _parser()._actions if action.dest == "command")
+PROGRAMS = {"dreamteacher": cli, "python -m pipelines": pipelines_cli}
+
+
+def commands(program: str) -> dict[str, set[str]]:
+    """Options of each command of a command line."""
+    subparsers = next(action for action in PROGRAMS[program]._parser()._actions if action.dest == "command")
     assert isinstance(subparsers.choices, dict)
     return {name: {s for action in p._actions for s in action.option_strings} for name, p in subparsers.choices.items()}
 
 
 def test_the_page_of_parameters_is_up_to_date() -> None:
-    assert markdown_of_params() in (ROOT / "docs/parameters.md").read_text(), "run `dreamteacher params --markdown`"
+    assert cli.markdown_of_params() in (ROOT / "docs/parameters.md").read_text(), "run `dreamteacher params --markdown`"
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_and_option_that_a_page_names_exists(page: Path) -> None:
-    known = commands()
-    for name, rest in re.findall(r"(?:^ +|`)dreamteacher ([a-z][a-z-]*)([^`\n#]*)", page.read_text(), re.M):
+def test_every_command_and_option_that_a_page_names_exists(page: Path, program: str) -> None:
+    known = commands(program)
+    for name, rest in re.findall(rf"(?:^ +|`){program} ([a-z][a-z-]*)([^`\n#]*)", page.read_text(), re.M):
         assert name in known, name
         assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known[name], (name, rest)
 

@@ -154,3 +154,9 @@ def test_documented_table_has_every_setting():
 
 def test_command_line_knows_the_same_initialisations():
     assert Init.__args__ == INITS
+
+
+def test_broken_yaml_is_named_with_its_line(in_tmp):
+    (in_tmp / "params.yaml").write_text("few_labels: 3\ndistill: {T: 5\n")
+    with pytest.raises(UserError, match=r"params.yaml is not valid YAML: .*, line 3$"):
+        load_params()

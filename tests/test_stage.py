@@ -194,6 +194,21 @@ def test_disk_trouble_is_one_line_and_leaves_nothing(code):
     assert not list(Path("artifacts").iterdir())
 
 
+def test_place_below_a_file_is_one_line():
+    Path("file").touch()
+    with pytest.raises(UserError, match="Not a directory; name another folder"), open_stage("x", params={}, inputs={}, out=Path("file/x")):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"7", b"\xff\x00", b"{}", b'{"digest": "d", "params": {}}'])
+def test_damaged_record_is_one_line(content):
+    make()
+    (OUT / "stage.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"stage.json is damaged .* run `dreamteacher train-teacher` first") as caught:
+        read_stage(OUT)
+    assert "\n" not in str(caught.value)
+
+
 def test_full_disk_seen_by_a_library_is_one_line():
     seen = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors, which keeps no errno
     with pytest.raises(UserError, match="No space left on device; free"), open_stage("x", params={}, inputs={}, out=Path("artifacts/x")):

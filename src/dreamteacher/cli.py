@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dreamteacher.errors import Interrupted, UserError
+from dreamteacher.errors import Interrupted, UserError, disk_errors_in_one_line
 
 INITS = ("scratch", "features", "labels", "mix", "imagenet")  # those of params.Init, which is slow to import
 
@@ -109,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     _log_to_stderr()
     signal.signal(signal.SIGTERM, _stop)
     try:
-        code: int = options.run(options)
+        with disk_errors_in_one_line():
+            code: int = options.run(options)
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -126,10 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_stage(options: argparse.Namespace) -> int:
-    from dreamteacher.params import load_params
+    from dreamteacher.params import load_params, read_sections
 
     command = STAGES[options.command]
-    params = load_params(options.params, options.set)
+    params = read_sections(options.params) if options.sections else load_params(options.params, options.set)
     given = {name: getattr(options, name) for name in [*command.choices, *(["seed"] if command.seed else [])]}
 
     def place(name: str, default: str) -> Path:
@@ -263,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         for option, default in {**stage.inputs, "out": stage.out}.items():
             command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
         command.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+        command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: see params.read_sections
 
     add("sync", _run_sync, "send the records that MLflow could not take before")
     add("doctor", _run_doctor, "say what this machine has and lacks")

@@ -10,10 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.params import Params, write_sections
 from dreamteacher.stage import read_stage
 from dreamteacher.trainjob import run_stage, settings_of
 
@@ -46,11 +44,11 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **given
         return metrics
     with tempfile.TemporaryDirectory() as scratch:
         settings = Path(scratch) / "params.yaml"
-        settings.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+        write_sections(settings, params)
         options = {"params": settings, **folders, "out": out, **given}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        done = subprocess.run([*torchrun, "--module", "dreamteacher.cli", stage, *words], check=False)
+        done = subprocess.run([*torchrun, "--module", "dreamteacher.cli", stage, "--sections", *words], check=False)
     if done.returncode:
         raise UserError(f"{stage} failed in its {processes} processes (exit code {done.returncode}); the reason stands above")
     recorded: dict[str, float] = read_stage(Path(out))["metrics"]

@@ -285,7 +285,7 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; name a params file that exists") from error
         except _YAML_ERRORS as error:
-            raise UserError(f"{path} is not valid YAML: {_last_line(error)}") from error
+            raise UserError(f"{path} is not valid YAML: {_problem(error)}") from error
         if not isinstance(values, dict):
             raise UserError(f"{path} must hold settings as `key: value`, not a {type(values).__name__}")
         # A group whose lines are all commented out reads as null.
@@ -308,12 +308,22 @@ def restore_params(**sections: Any) -> Params:
     defaults, and the step does not read it.
     """
     plain = {name: yaml.load(value, _Yaml) if isinstance(value, str) else value for name, value in sections.items()}
-    for name, values in plain.items():
-        if isinstance(values, dict):
-            plain[name] = {key: None if value == "null" else value for key, value in values.items()}
+    for name, group in plain.items():
+        if isinstance(group, dict):  # KFP's local runner takes no null, so a pipeline says it by the word
+            plain[name] = {key: None if value == "null" else value for key, value in group.items()}
     types: dict[str, Any] = {name: Params.model_fields[name].annotation for name in plain}
     checked = {name: TypeAdapter(types[name]).validate_python(value) for name, value in plain.items()}
     return Params().model_copy(update=checked)
+
+
+def write_sections(path: Path, params: Params) -> None:
+    """What `restore_params` gave, for the processes that a step starts."""
+    path.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+
+
+def read_sections(path: Path) -> Params:
+    """What `write_sections` wrote. Like `restore_params`, it holds no group against another: only some are those of the run."""
+    return restore_params(**yaml.safe_load(path.read_text()))
 
 
 def save_overrides(path: Path, overrides: list[str]) -> Params:
@@ -350,10 +360,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         values[last] = yaml.load(text, _Yaml)
     except _YAML_ERRORS as error:
-        raise UserError(f"--set {override}: {text!r} is not a YAML value: {_last_line(error)}") from error
+        raise UserError(f"--set {override}: {text!r} is not a YAML value: {_problem(error)}") from error
 
 
-def _last_line(error: Exception) -> str:
+def _problem(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:  # whose text ends with a drawing
+        return f"{error.problem}, line {error.problem_mark.line + 1}"
     return (str(error).splitlines() or [type(error).__name__])[-1].strip()
 
 

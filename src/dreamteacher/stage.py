@@ -5,7 +5,6 @@ A folder that bears `stage.json` is complete: the file is written last into a te
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, disk_errors_in_one_line
 from dreamteacher.tracking import Tracker, open_tracker
 
 RECORD = "stage.json"
@@ -69,7 +68,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
         UserError: an input is missing or incomplete, `out` holds something else, another process is writing it, the disk
             is full or a folder cannot be written.
     """
-    with _one_line_for_disk_errors():
+    with disk_errors_in_one_line():
         digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
         digest = _sha256(_to_json({"stage": name, "params": params, "inputs": digests}).encode())[:16]
         checkpoints = Path(os.environ.get("DREAMTEACHER_CHECKPOINTS", ".checkpoints")) / name / digest
@@ -106,9 +105,11 @@ def read_stage(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} does not exist; {remedy}")
     try:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        if missing := {"digest", "files", "inputs", "metrics", "params"} - set(record):
+            raise ValueError(f"no {min(missing)}")
     except FileNotFoundError:
         raise UserError(f"{folder} is not a complete stage output (it has no {RECORD}); {remedy}") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError) as error:  # no JSON, no text, no object
         raise UserError(f"{folder / RECORD} is damaged ({error}); remove {folder} and {remedy}") from error
     lost = [file for file in record["files"] if not (folder / file).exists()]
     if lost:
@@ -188,28 +189,6 @@ def _publish(tmp: Path, out: Path) -> None:
         out.rename(old)
     tmp.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _one_line_for_disk_errors() -> Iterator[None]:
-    """Full disks, quotas and missing permissions are the user's to mend. Libraries wrap them, so the text is looked at too."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        advice = {
-            errno.ENOSPC: "free some space and start the same command again: it resumes",
-            errno.EDQUOT: "free some of the quota and start the same command again: it resumes",
-            errno.EACCES: "grant the permission or name another folder",
-            errno.EPERM: "grant the permission or name another folder",
-            errno.EROFS: "name a folder on a writable file system",
-        }
-        for code, remedy in advice.items():
-            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
-                where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-                raise UserError(f"{where}{os.strerror(code)}; {remedy}") from error
-        raise
 
 
 def _tags(inputs: dict[str, Path], digests: dict[str, str]) -> dict[str, str]:

@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.params import Params, write_sections
 from dreamteacher.stage import read_stage
 
 if TYPE_CHECKING:
@@ -52,7 +51,9 @@ class Nodes(BaseModel):
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     config_maps: dict[str, dict[str, str]] = Field(default_factory=dict, description="{config map: {key: variable}}")
-    secrets: dict[str, dict[str, str]] = Field(default_factory=dict, description="{secret: {key: variable}}; one that is missing hinders nothing")
+    secrets: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="{secret: {key: variable}}; one that is missing hinders nothing"
+    )
 
 
 def settings_of(environment: Mapping[str, str]) -> Nodes | None:
@@ -86,9 +87,9 @@ def run_stage(
     room = Path(nodes.mount) / run_id / name
     places = {key: _share(path, room / "inputs" / key) for key, path in inputs.items()}
     settings = room / "params.yaml"
-    settings.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    write_sections(settings, params)
     options = {"params": settings, **places, "out": room / "out", **given}
-    arguments = [stage, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+    arguments = [stage, "--sections", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
     run(api_client(), manifest(nodes, name, run_id, namespace, arguments))
     shutil.copytree(room / "out", out, dirs_exist_ok=True)
     shutil.rmtree(room)

@@ -1,5 +1,6 @@
 """The manifests of k8s/base against Kubernetes' own schemas, and against what the code asks for."""
 
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -62,3 +63,13 @@ def test_volume_is_the_one_that_step_and_nodes_mount():
 
 def test_no_secret_is_in_the_tree():
     assert "Secret" not in {each["kind"] for each in objects()}
+
+
+def test_what_the_steps_refer_to_is_here_or_told_to_be_made():
+    asked = yaml.safe_load((PROJECT / "pipelines/resources.yaml").read_text())["environment"]
+    environment = one("ConfigMap")
+    assert asked["config_map"] == {environment["metadata"]["name"]: list(environment["data"])}
+    assert asked["volume"]["claim"] == one("PersistentVolumeClaim")["metadata"]["name"]
+    assert environment["data"]["DREAMTEACHER_DVC_CACHE"].startswith(f"{asked['volume']['mount']}/")
+    told = re.findall(r"create secret generic (\S+) (.*)", (BASE / "kustomization.yaml").read_text())
+    assert {name: re.findall(r"--from-literal=(\w+)", keys) for name, keys in told} == asked["secrets"]

@@ -72,6 +72,7 @@ def test_each_step_has_what_the_file_says(compiled: dict[str, Any], profile: str
             assert float(retry["backoffMaxDuration"].removesuffix("s")) >= wanted.timeout_h * 3600 * wanted.retries, name
         env = {e["name"]: e["value"] for e in container["env"]}
         assert env.get("DREAMTEACHER_PROCESSES", "1") == str(max(held, 1)), name
+        assert int(env["OMP_NUM_THREADS"]) * max(wanted.gpus, 1) <= float(wanted.cpu), name
         nodes = settings_of(env)
         assert (nodes.nodes, nodes.gpus, nodes.image) == (wanted.nodes, wanted.gpus, IMAGE) if nodes else not launcher, name
         assert {e["secretName"] for e in pod["secretAsEnv"]} == {"dreamteacher-s3", "dreamteacher-git"}, name
@@ -82,13 +83,13 @@ def test_steps_with_an_effect_outside_are_never_cached(compiled: dict[str, Any],
     assert not any(task.get("cachingOptions", {}).get("enableCache") for name, task, _ in tasks_of(compiled[profile][0]) if name in EFFECTS)
 
 
-@pytest.mark.parametrize("image", ["python", "a/b:latest", "a:5000/b", "a/b:1.0", "a/b@sha256:12"])
+@pytest.mark.parametrize("image", ["python", "a/b:latest", "a:5000/b", "a/b:1.0", "a/b:20261125", "a/b:nightly-20261125", "a/b@sha256:12"])
 def test_images_that_may_change_are_refused(image: str) -> None:
     with pytest.raises(UserError, match="by digest"):
         check_image(image)
 
 
-@pytest.mark.parametrize("image", [IMAGE, "a:5000/dreamteacher-python:git-1a2b3c4d", "a/b:1a2b3c4"])
+@pytest.mark.parametrize("image", [IMAGE, "a:5000/dreamteacher-python:git-1a2b3c4d", "a/b:" + "1a2b3c4d5e" * 4])
 def test_images_that_stay_are_taken(image: str) -> None:
     check_image(image)
 
@@ -106,6 +107,13 @@ def test_a_slip_in_the_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text(FILE.read_text().replace("memory: 48Gi", "memory: 48GiB"))
     with pytest.raises(UserError, match=r"resources.yaml: memory: .*pattern"):
+        Profile("single-gpu", IMAGE, file)
+
+
+def test_a_misspelt_step_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "resources.yaml"
+    file.write_text(FILE.read_text().replace("      train-teacher: &gpu", "      train-techer: &gpu"))
+    with pytest.raises(UserError, match="no step is called 'train-techer'; 'train-teacher' is"):
         Profile("single-gpu", IMAGE, file)
 
 

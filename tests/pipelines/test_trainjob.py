@@ -13,17 +13,17 @@ from typing import Any
 
 import jsonschema
 import pytest
-from components.finish import finish as finish_step
 from kfp import dsl
 from kubernetes.client import ApiClient, Configuration
 from kubernetes_api import KubernetesApi, finish, schema
-from pipelines.resources import Profile
 
+from components.finish import finish as finish_step
 from dreamteacher import trainjob
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.trainjob import Nodes, manifest, name_of, run
 from helpers import PROJECT, free_port
+from pipelines.resources import Profile
 
 NODES = Nodes(
     image="registry.example/dreamteacher@sha256:1", nodes=2, gpus=8, node_selector={"pool": "gpu"}, env={"NCCL_DEBUG": "WARN"},

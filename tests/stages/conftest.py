@@ -12,15 +12,15 @@ from dreamteacher.teachers import diffusion
 SLIM = {"widths": (8, 8, 8, 16), "depth": 1, "attention": (8,), "head_dim": 8, "groups": 4, "dropout": 0.0}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slim_unet() -> Iterator[None]:
-    """The `tiny` preset with few channels."""
+    """The `tiny` preset with few channels and levels; for this folder only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(diffusion.SIZES, "tiny", SLIM)
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chains(slim_unet: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Chain]:
     """A finished chain for each task."""
     made = {}

@@ -1,5 +1,7 @@
 """What ingest leaves out: bad pictures, copies, leaks; and when it refuses."""
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -80,3 +82,20 @@ def test_nothing_to_train_on_is_said_in_one_line(tmp_path):
     save(picture(0), tmp_path / "val_only" / "val" / "a.png")
     with pytest.raises(UserError, match="no picture is left to train on"):
         run(tmp_path / "val_only", tmp_path / "out")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    """A limit on the size of files stands for the disk, which only root could fill up."""
+    for i in range(4):
+        save(picture(i, (400, 400)), tmp_path / "in" / f"{i}.png")
+    body = (
+        "import resource, signal, sys; from dreamteacher import cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
+        "sys.exit(cli.main(['ingest', '--source', 'in', '--out', 'data']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", body], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: File too large; name a folder on a file system that takes larger files\n"
+    )  # tarfile may add its own
+    assert not (tmp_path / "data").exists()

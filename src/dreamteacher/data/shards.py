@@ -30,7 +30,11 @@ class ShardSet:
         for suffix in sorted(files):  # the order in which TarWriter writes them
             places[suffix] = (offset + BLOCK, len(files[suffix]))
             offset += BLOCK + -(-len(files[suffix]) // BLOCK) * BLOCK
-        self._writer.write({"__key__": key, **files})
+        try:
+            self._writer.write({"__key__": key, **files})
+        except OSError:
+            self._writer.tarstream.fileobj.closed = True  # or its destructor would write again, and print that it cannot
+            raise
         self._writer.tarstream.members.clear()  # tarfile would keep them all
         return f"{self._prefix}-{self._count - 1:06d}.tar", places
 

@@ -49,8 +49,9 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
         assert isinstance(teacher, UNet2DModel)
         if this_process().is_main_process:
             write_table(trained.history, stage.tmp / "curves.csv")
-            _save_grid(teacher, params, stage.tmp / "samples.png")
-            stage.tracker.artifact(stage.tmp / "samples.png")
+            if settings.samples:
+                _save_grid(teacher, params, stage.tmp / "samples.png")
+                stage.tracker.artifact(stage.tmp / "samples.png")
             facts = {"T": settings.stats_T, "resolution": settings.resolution, **_feature_statistics(teacher, samples, params)}
             save_teacher(stage.tmp, teacher, scheduler, facts)
         stage.metrics["loss"] = trained.last_loss()
@@ -61,8 +62,6 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
 def _save_grid(unet: UNet2DModel, params: Params, path: Path) -> None:
     """Pictures that the generator dreams, by DDIM (Song et al. 2021) from fixed noise."""
     settings = params.teacher
-    if not settings.samples:
-        return
     scheduler = DDIMScheduler.from_config(build_scheduler(settings.T_train).config, clip_sample=True)
     scheduler.set_timesteps(min(settings.sample_steps, settings.T_train))
     unet = unet.to(this_process().device).eval()

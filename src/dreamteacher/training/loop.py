@@ -320,7 +320,7 @@ class _Run:
         ema = self.ema.module if self.ema else None
         for model in (self.given, ema):
             if model is not None:
-                model.eval().to("cpu", torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+                model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return Trained(self.given, ema, self.history)
 
 

@@ -1,0 +1,40 @@
+"""A stage in several processes of one machine, as a step of profile multi-gpu runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_chain import brief_params
+
+from dreamteacher.errors import UserError
+from dreamteacher.launch import PROCESSES, launch
+from dreamteacher.params import restore_params
+from dreamteacher.stage import read_stage
+from dreamteacher.stages import ingest
+
+
+@pytest.fixture
+def data(small_project: Path, tmp_path: Path) -> Path:
+    ingest.run(brief_params(small_project / "pictures"), out=tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_two_processes_give_the_figures_of_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a schedule shorter than the defaults of groups that the step does not know: they must not be held against it."""
+    teacher = brief_params(Path("x")).section("teacher")["teacher"] | {"T_train": 40}
+    params = restore_params(seed=0, teacher=teacher)
+    one = launch("train-teacher", params, {"data": str(data)}, str(tmp_path / "one"))
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    two = launch("train-teacher", params, {"data": str(data)}, str(tmp_path / "two"))
+    assert two == pytest.approx(one, rel=1e-4)
+    assert read_stage(tmp_path / "two")["params"] == read_stage(tmp_path / "one")["params"]
+
+
+def test_what_fails_in_the_processes_fails_the_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROCESSES, "2")
+    params = restore_params(seed=0, teacher=brief_params(Path("x")).section("teacher")["teacher"])
+    with pytest.raises(UserError, match=r"train-teacher failed in its 2 processes \(exit code 1\)"):
+        launch("train-teacher", params, {"data": str(tmp_path / "nothing")}, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
