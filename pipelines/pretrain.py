@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 from kfp import dsl
-from kfp.dsl import Collected, ExitHandler, ParallelFor, PipelineTask
+from kfp.dsl import Collected, ExitHandler, ParallelFor
 
 from components.combine import combine
 from components.distill_features import distill_features
-from components.distill_labels import distill_labels
 from components.evaluate import evaluate
 from components.export_onnx import export_onnx
 from components.fetch_data import fetch_data
@@ -16,11 +15,11 @@ from components.finish import finish
 from components.ingest import ingest
 from components.publish import publish
 from components.record import record
-from components.train_interpreter import train_interpreter
 from components.train_teacher import train_teacher
+from pipelines.chain import Step, fine_tune, finetune_inputs
 
 
-def build(step: Callable[[str, PipelineTask], PipelineTask], parallelism: int = 0) -> Callable:
+def build(step: Step, parallelism: int = 0) -> Callable:
     """The pipeline; `step` gives each task, by its step's name, what it needs there; `parallelism` passes of a loop at once, 0: all."""
 
     @dsl.pipeline(name="dreamteacher-pretrain")
@@ -57,38 +56,13 @@ def build(step: Callable[[str, PipelineTask], PipelineTask], parallelism: int = 
                 "distill-features",
                 distill_features(data=data, teacher=teacher, seed=seed_, taps=taps, student=student, distill=said["distill"]),
             ).outputs["out"]
-            task = {"data": data, "few_labels": few_labels, "student": student, "finetune": said["finetune"]}
             with ParallelFor(step("combine", combine(inits=fresh, seeds=seeds)).output, parallelism=parallelism) as item:
-                from_fresh = step("finetune", finetune(init=item.init, seed=item.seed, **task)).outputs["out"]
-            with ParallelFor(seeds, parallelism=parallelism) as seed:
-                from_features = step("finetune", finetune(init="features", seed=seed, backbone=features, **task)).outputs["out"]
-            with ParallelFor(step("combine", combine(inits=modes, seeds=seeds)).output, parallelism=parallelism) as item:
-                interpreter = step(
-                    "train-interpreter",
-                    train_interpreter(
-                        data=data, teacher=teacher, seed=item.seed, few_labels=few_labels, taps=taps, interpreter=said["interpreter"]
-                    ),
-                ).outputs["out"]
-                labels = step(
-                    "distill-labels",
-                    distill_labels(
-                        data=data,
-                        teacher=teacher,
-                        features=features,
-                        interpreter=interpreter,
-                        mode=item.init,
-                        seed=item.seed,
-                        taps=taps,
-                        student=student,
-                        distill=said["distill"],
-                        labels=said["labels"],
-                    ),
-                ).outputs["out"]
-                from_labels = step("finetune", finetune(init=item.init, seed=item.seed, backbone=labels, **task)).outputs["out"]
+                from_fresh = step("finetune", finetune(init=item.init, seed=item.seed, **finetune_inputs(said, data))).outputs["out"]
+            tuned = fine_tune(step, said, data=data, teacher=teacher, features=features, seeds=seeds, modes=modes, parallelism=parallelism)
 
             def models() -> dict[str, Collected]:
                 """KFP's compiler alters each Collected that it meets, so every step gets its own."""
-                return {"fresh": Collected(from_fresh), "distilled": Collected(from_features), "mixed": Collected(from_labels)}
+                return {"fresh": Collected(from_fresh), "distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
 
             evaluation = step(
                 "evaluate",
@@ -114,8 +88,8 @@ def build(step: Callable[[str, PipelineTask], PipelineTask], parallelism: int = 
                     data=data,
                     teacher=teacher,
                     features=features,
-                    interpreters=Collected(interpreter),
-                    labels=Collected(labels),
+                    interpreters=Collected(tuned.interpreters),
+                    labels=Collected(tuned.labels),
                     evaluation=evaluation,
                     onnx=onnx,
                     triton=triton,

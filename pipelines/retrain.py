@@ -3,28 +3,25 @@
 from collections.abc import Callable
 
 from kfp import dsl
-from kfp.dsl import Collected, Else, ExitHandler, If, ParallelFor, PipelineTask
+from kfp.dsl import Collected, Else, ExitHandler, If
 
-from components.combine import combine
 from components.compare_data import compare_data
 from components.distill_features import distill_features
-from components.distill_labels import distill_labels
 from components.evaluate import evaluate
 from components.export_onnx import export_onnx
 from components.fetch_champion import fetch_champion
 from components.fetch_data import fetch_data
-from components.finetune import finetune
 from components.finish import finish
 from components.gate import gate
 from components.ingest import ingest
 from components.nothing_new import nothing_new
 from components.promote import promote
 from components.publish import publish
-from components.train_interpreter import train_interpreter
 from components.train_teacher import train_teacher
+from pipelines.chain import Step, fine_tune
 
 
-def build(step: Callable[[str, PipelineTask], PipelineTask], parallelism: int = 0) -> Callable:
+def build(step: Step, parallelism: int = 0) -> Callable:
     """The pipeline; `step` gives each task, by its step's name, what it needs there; `parallelism` passes of a loop at once, 0: all."""
 
     @dsl.pipeline(name="dreamteacher-retrain")
@@ -71,32 +68,9 @@ def build(step: Callable[[str, PipelineTask], PipelineTask], parallelism: int = 
                         distill=said["distill"],
                     ),
                 ).outputs["out"]
-                task = {"data": data, "few_labels": few_labels, "student": student, "finetune": said["finetune"]}
-                with ParallelFor(seeds, parallelism=parallelism) as seed:
-                    from_features = step("finetune", finetune(init="features", seed=seed, backbone=features, **task)).outputs["out"]
-                with ParallelFor(step("combine", combine(inits=modes, seeds=seeds)).output, parallelism=parallelism) as item:
-                    interpreter = step(
-                        "train-interpreter",
-                        train_interpreter(
-                            data=data, teacher=teacher, seed=item.seed, few_labels=few_labels, taps=taps, interpreter=said["interpreter"]
-                        ),
-                    ).outputs["out"]
-                    labels = step(
-                        "distill-labels",
-                        distill_labels(
-                            data=data,
-                            teacher=teacher,
-                            features=features,
-                            interpreter=interpreter,
-                            mode=item.init,
-                            seed=item.seed,
-                            taps=taps,
-                            student=student,
-                            distill=said["distill"],
-                            labels=said["labels"],
-                        ),
-                    ).outputs["out"]
-                    from_labels = step("finetune", finetune(init=item.init, seed=item.seed, backbone=labels, **task)).outputs["out"]
+                tuned = fine_tune(
+                    step, said, data=data, teacher=teacher, features=features, seeds=seeds, modes=modes, parallelism=parallelism
+                )
                 evaluation = step(
                     "evaluate",
                     evaluate(
@@ -106,13 +80,15 @@ def build(step: Callable[[str, PipelineTask], PipelineTask], parallelism: int = 
                         few_labels=few_labels,
                         compare=said["compare"],
                         evaluate=said["evaluate"],
-                        distilled=Collected(from_features),
-                        mixed=Collected(from_labels),
+                        distilled=Collected(tuned.from_features),
+                        mixed=Collected(tuned.from_labels),
                     ),
                 ).outputs["out"]
                 onnx = step(
                     "export-onnx",
-                    export_onnx(data=data, export=said["export"], distilled=Collected(from_features), mixed=Collected(from_labels)),
+                    export_onnx(
+                        data=data, export=said["export"], distilled=Collected(tuned.from_features), mixed=Collected(tuned.from_labels)
+                    ),
                 ).outputs["out"]
                 registered = step("publish", publish(onnx=onnx, evaluation=evaluation, publish=said["publish"]))
                 verdict = step(
