@@ -32,7 +32,7 @@ ENDS = (
     (r"promoted = true, version \d+: (.*)", "promoted"),
     (r"promoted = false, version \d+: (.*)", "refused"),
     (r"nothing new: (.*)", "skipped"),
-    (r"error: (.*)", "failed"),
+    (r"UserError: (.*)", "failed"),
 )
 
 
@@ -102,7 +102,7 @@ def run_round(name: str, work: Path, seeds: list[str], settings: list[str]) -> d
         text=True,
         check=False,
     )
-    (work / f"{re.sub(r'[^a-z0-9]+', '-', name)}.log").write_text(done.stdout)
+    (work / f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}.log").write_text(done.stdout)
     found = ((end, re.findall(pattern, done.stdout)) for pattern, end in ENDS)
     end, said = next(((end, said) for end, said in found if said), ("unknown", [f"see the log in {work}"]))
     return {"round": name, "end": end, "reason": said[-1], "minutes": round((time.monotonic() - started) / 60, 1)} | aliases(uri)

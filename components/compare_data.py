@@ -1,4 +1,4 @@
-"""Say what is new in a data set, and how far it is from what the champion knew."""
+"""Say what is new in a data set, and how far it is from what was known."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ def compare_data(
     metrics: Output[Metrics],
     page: Output[HTML],
 ) -> NamedTuple("Found", [("enough", bool), ("words", str)]):
-    """Say what is new in a data set, and how far it is from what the champion knew.
+    """Say what is new in a data set, and how far it is from what was known.
 
     Args:
         data: the data set of ingest.
@@ -37,7 +37,7 @@ def compare_data(
     from dreamteacher.stages.compare_data import run
 
     params = restore_params(distill=distill, retrain=retrain)
-    folders = {"before": part(champion.path, "data"), "features": part(champion.path, "features")}
+    folders = {"before": part(champion.path, "known"), "features": part(champion.path, "features")}
     found = int(run(params, data=Path(data.path), out=Path(out.path), **folders)["n_new"])
     tell(Path(out.path), out, metrics, page)
     least = params.retrain.min_new_images

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_chain import BRIEF, brief_params
 
 from dreamteacher.params import Params
-from dreamteacher.serving.promotion import fetch_champion
+from dreamteacher.serving.promotion import fetch_champion, part
 from dreamteacher.stages import (
     compare_data,
     distill_features,
@@ -63,7 +63,7 @@ class Round:
         fetched = self.root / "champion"
         champion = fetched if fetch_champion(self.params.publish.name, fetched) else None
         ingest.run(self.params, source=self.source, incoming=self.incoming, out=at["data"])
-        old = {"before": champion / "data", "features": champion / "features"} if champion else {}
+        old = {"before": part(str(fetched), "known"), "features": part(str(fetched), "features")}
         self.drift = compare_data.run(self.params, data=at["data"], out=at["drift"], **old)
         if self.drift["n_new"] < self.params.retrain.min_new_images:
             return None

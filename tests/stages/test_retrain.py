@@ -6,13 +6,13 @@ import shutil
 import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
-from retrain_rounds import Round, arrive, settings
 from tiny_chain import draw
 
 from dreamteacher.errors import UserError
 from dreamteacher.serving.promotion import fetch_champion, rollback
 from dreamteacher.stage import digest_of, read_stage
 from dreamteacher.stages import distill_features, gate, promote, train_teacher
+from retrain_rounds import Round, arrive, settings
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def aliases(registry: MlflowClient) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def rounds(slim_unet, registry, tmp_path_factory) -> dict[str, Round]:
-    """The five rounds of the story, each asserted where it happens, since the next builds upon it."""
+    """The rounds of the story, each asserted where it happens, since the next builds upon it."""
     root = tmp_path_factory.mktemp("rounds")
     source, incoming = draw("segmentation", root / "pictures"), root / "incoming"
     incoming.mkdir()
@@ -68,13 +68,16 @@ def rounds(slim_unet, registry, tmp_path_factory) -> dict[str, Round]:
     worse = start("worse", finetune={"steps": 1, "lr": 1e-8}).run()
     assert worse and not worse.promoted, worse
     assert aliases(registry) == {"champion": 2, "previous": 1, "challenger": 3}
+
+    assert start("again").run() is None  # what was refused is not tried again and again
+    assert aliases(registry) == {"champion": 2, "previous": 1, "challenger": 3}
     return made
 
 
 def test_rounds_end_as_they_should_and_nothing_is_lost(rounds, registry):
     assert [int(version.version) for version in registry.search_model_versions("name = 'blobs'")] == [3, 2, 1]
     assert {name: round.drift["n_new"] for name, round in rounds.items() if hasattr(round, "drift")} == {
-        "first": 14, "more": 12, "nothing": 0, "worse": 7,
+        "first": 14, "more": 12, "nothing": 0, "worse": 7, "again": 0,
     }  # fmt: skip
 
 

@@ -127,17 +127,21 @@ def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: s
 
 
 def fetch_champion(name: str, out: Path) -> str | None:
-    """Write the champion's LINEAGE and champion.json (its version and init) to the empty or missing folder `out`.
+    """Write what a retraining begins with to the empty or missing folder `out`: the champion's LINEAGE and champion.json (its version
+    and init), and known/manifest.csv, of the data that the newest version was trained on, whether it was promoted or not.
 
-    Returns its version; None, and `out` stays empty, when there is no champion yet.
+    Returns the champion's version; None, and nothing of it is written, when there is none yet.
 
     Raises:
         UserError: the champion has no lineage, or MLflow does not answer.
     """
     out.mkdir(parents=True, exist_ok=True)
     with _registry() as client:
-        found = client.search_registered_models(f"name = '{name}'")
-        number = _aliases(found[0]).get(CHAMPION) if found else None
+        versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
+        if recorded := [version for version in versions if "lineage" in version.tags]:
+            newest = max(recorded, key=lambda version: int(version.version))
+            _download(client, newest, "data", out / "known")
+        number = _aliases(_model(client, name)).get(CHAMPION) if versions else None
         if number is None:
             return None
         champion = client.get_model_version(name, number)
@@ -146,12 +150,15 @@ def fetch_champion(name: str, out: Path) -> str | None:
                 f"nobody stored what version {number} of {name}, the champion, was made from; where its artifacts are, "
                 f"`dreamteacher promote {name} --version {number}` does"
             )
-        with TemporaryDirectory(dir=out.parent) as scratch:
-            fetched = Path(client.download_artifacts(_run_of(champion), champion.tags["lineage"], scratch))
-            for part in fetched.iterdir():
-                part.rename(out / part.name)
-        (out / "champion.json").write_text(json.dumps({"name": name, "version": str(number), "init": champion.tags["init"]}) + "\n")
-        return str(number)
+        for part in LINEAGE:
+            _download(client, champion, part, out / part)
+        (out / "champion.json").write_text(json.dumps({"name": name, "version": number, "init": champion.tags["init"]}) + "\n")
+        return number
+
+
+def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path) -> None:
+    with TemporaryDirectory(dir=out.parent) as scratch:
+        Path(client.download_artifacts(_run_of(version), f"{version.tags['lineage']}/{part}", scratch)).rename(out)
 
 
 def _run_of(version: ModelVersion) -> str:
@@ -160,7 +167,7 @@ def _run_of(version: ModelVersion) -> str:
 
 
 def part(champion: str, name: str) -> Path | None:
-    """One of LINEAGE in the folder that `fetch_champion` made; None when there is no champion."""
+    """One of LINEAGE, or known, in the folder that `fetch_champion` made; None when there is none yet."""
     folder = Path(champion) / name
     return folder if folder.is_dir() else None
 
