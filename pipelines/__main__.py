@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dreamteacher.errors import UserError
 from dreamteacher.tracking import git
-from pipelines import commands
+from pipelines import NAMES, commands
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_pipeline(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--pipeline", choices=("pretrain", "retrain"), default="pretrain", help="default: %(default)s")
+    command.add_argument("--pipeline", choices=NAMES, default=NAMES[0], help="default: %(default)s")
 
 
 def _compile(options: argparse.Namespace) -> int:

@@ -13,8 +13,6 @@ import components
 from dreamteacher.errors import UserError
 from pipelines.resources import Profile
 
-NAMES = ("pretrain", "retrain")
-
 
 def compile_pipeline(
     name: str, profile: str, out: Path, *, manifests: bool = False, version: str = "", namespace: str = "kubeflow"
@@ -22,7 +20,7 @@ def compile_pipeline(
     """Write pipeline `name` with the resources of `profile` to `out`.
 
     Args:
-        name: one of NAMES.
+        name: one of pipelines.NAMES.
         profile: of resources.yaml.
         out: YAML file.
         manifests: as Pipeline and PipelineVersion for a KFP that keeps its pipelines in Kubernetes.

@@ -19,7 +19,7 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
     """Run pipeline `name`; outputs come to `root`/RUN/STEP.
 
     Args:
-        name: one of compile.NAMES.
+        name: one of pipelines.NAMES.
         root: folder of all local runs.
         arguments: the pipeline's parameters.
         parallel: the passes of a loop at the same time. Otherwise one after the other, which suits one machine.

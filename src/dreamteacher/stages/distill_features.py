@@ -35,10 +35,8 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
         `explained_variance` of the whitened targets on held-out unlabelled pictures, also by tap, and `embedding_spread`.
     """
     settings = params.distill
-    recorded, inputs = (
-        params.section("seed", "taps", "student", "distill"),
-        {"data": data, "teacher": teacher} | ({"start": start} if start else {}),
-    )
+    recorded = params.section("seed", "taps", "student", "distill")
+    inputs = {"data": data, "teacher": teacher} | ({"start": start} if start else {})
     with open_stage("distill-features", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
