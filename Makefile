@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	python scripts/demo.py
 
 test: $(VENV)/.installed-test
-	ruff check
+	ruff check --no-cache
 	ruff format --check
 	mypy
 	OMP_NUM_THREADS=1 pytest

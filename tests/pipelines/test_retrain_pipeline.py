@@ -11,9 +11,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from arrivals import Round, arrive
 from local_runs import LocalRun, run_local
 from mlflow.tracking import MlflowClient
-from retrain_rounds import Round, arrive
 
 from dreamteacher.params import load_params
 from dreamteacher.stage import digest_of, read_stage

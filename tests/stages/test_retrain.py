@@ -5,6 +5,7 @@ import shutil
 
 import mlflow
 import pytest
+from arrivals import Round, arrive, settings
 from mlflow.tracking import MlflowClient
 from tiny_chain import draw
 
@@ -12,7 +13,6 @@ from dreamteacher.errors import UserError
 from dreamteacher.serving.promotion import fetch_champion, rollback
 from dreamteacher.stage import digest_of, read_stage
 from dreamteacher.stages import distill_features, gate, promote, train_teacher
-from retrain_rounds import Round, arrive, settings
 
 
 @pytest.fixture(scope="module")
