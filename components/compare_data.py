@@ -31,7 +31,7 @@ def compare_data(
     """
     from pathlib import Path
 
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
     from dreamteacher.serving.promotion import part
     from dreamteacher.stages.compare_data import run

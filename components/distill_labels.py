@@ -42,7 +42,7 @@ def distill_labels(
     from pathlib import Path
 
     from dreamteacher.launch import launch
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
 
     params = restore_params(taps=taps, student=student, distill=distill, labels=labels)

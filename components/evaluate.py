@@ -39,7 +39,7 @@ def evaluate(
     """
     from pathlib import Path
 
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
     from dreamteacher.stages.evaluate import run
     from dreamteacher.versioning import lay_out

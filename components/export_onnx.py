@@ -31,7 +31,7 @@ def export_onnx(
     """
     from pathlib import Path
 
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
     from dreamteacher.stages.export_onnx import run
     from dreamteacher.versioning import lay_out

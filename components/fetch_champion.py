@@ -16,7 +16,7 @@ def fetch_champion(publish: dict, champion: Output[Model]) -> str:
     """
     from pathlib import Path
 
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.serving.promotion import fetch_champion
 
     version = fetch_champion(restore_params(publish=publish).publish.name, Path(champion.path)) or ""

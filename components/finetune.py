@@ -36,7 +36,7 @@ def finetune(
     from pathlib import Path
 
     from dreamteacher.launch import launch
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
 
     params = restore_params(few_labels=few_labels, student=student, finetune=finetune)

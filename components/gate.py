@@ -33,7 +33,7 @@ def gate(
     """
     from pathlib import Path
 
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
     from dreamteacher.serving.promotion import part
     from dreamteacher.stages.gate import run

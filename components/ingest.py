@@ -27,7 +27,7 @@ def ingest(
     """
     from pathlib import Path
 
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
     from dreamteacher.stages.ingest import run
 

@@ -31,7 +31,7 @@ def promote(
     """
     from pathlib import Path
 
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.stages.promote import run
 
     made = {"gate": verdict, "onnx": onnx, "data": data, "teacher": teacher, "features": features, "evaluation": evaluation}

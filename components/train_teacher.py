@@ -30,7 +30,7 @@ def train_teacher(
     from pathlib import Path
 
     from dreamteacher.launch import launch
-    from dreamteacher.params import restore_params
+    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
     from dreamteacher.serving.promotion import start_of
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,14 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("DREAMTEACHER_CHECKPOINTS", str(root / "checkpoints"))
     _mend_loops()
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
     pipeline = import_module(f"pipelines.{name}").build(_as_it_is, parallelism=0 if parallel else 1)
-    try:
-        pipeline(**arguments)
-    except RuntimeError as error:
-        raise UserError(f"{name}: {_plain(str(error))}; what the other steps made stays in {root}") from error
+    with tempfile.TemporaryDirectory(prefix="dreamteacher-") as scratch:
+        os.environ["TMPDIR"] = scratch  # where the runner leaves a folder, with the component's source, for each step
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), workspace_root=scratch)
+        try:
+            pipeline(**arguments)
+        except RuntimeError as error:
+            raise UserError(f"{name}: {_plain(str(error))}; what the other steps made stays in {root}") from error
 
 
 def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:

@@ -5,7 +5,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from dreamteacher.params import load_params
+from dreamteacher.params_file import load_params
 from dreamteacher.report.summary import table
 from dreamteacher.serving.client import predict
 from dreamteacher.serving.triton_server import running_triton

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from dreamteacher.cli import INITS, markdown_of_params
 from dreamteacher.errors import UserError
-from dreamteacher.params import Init, Params, describe, known_keys, load_params
+from dreamteacher.params import Init, Params, describe, known_keys
+from dreamteacher.params_file import load_params
 
 
 def loaded(*overrides: str) -> Params:

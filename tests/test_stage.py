@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -184,6 +185,26 @@ def test_second_process_on_the_same_output_is_refused():
     assert read_stage(OUT)["params"] == {}
 
 
+def test_steps_that_compute_the_same_for_two_places_take_turns_with_the_checkpoints():
+    body = (
+        "import sys; from pathlib import Path; from dreamteacher.stage import open_stage\n"
+        "with open_stage('train-teacher', params={'lr': 1e-3}, inputs={}, out=Path('first')) as stage:\n"
+        "    print('in', flush=True); sys.stdin.read(); (stage.checkpoints / 'step-10').touch()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"in\n"
+        second = threading.Thread(target=make)
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
+        assert not OUT.exists()
+        first.stdin.close()
+        assert first.wait() == 0
+        second.join(10)
+    assert read_stage(Path("first"))["digest"] == read_stage(OUT)["digest"]
+    assert not list(CHECKPOINTS.iterdir())
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
 def test_disk_trouble_is_one_line_and_leaves_nothing(code):
     with pytest.raises(UserError) as caught, open_stage("x", params={}, inputs={}, out=Path("artifacts/x")) as stage:
@@ -207,6 +228,11 @@ def test_damaged_record_is_one_line(content):
     with pytest.raises(UserError, match=r"stage.json is damaged .* run `dreamteacher train-teacher` first") as caught:
         read_stage(OUT)
     assert "\n" not in str(caught.value)
+
+
+def test_a_place_where_no_folder_can_be_made_is_one_line():
+    with pytest.raises(UserError, match=r"no folder can be made in /proc/1; name another --out"):
+        make(out=Path("/proc/1/nowhere"))
 
 
 def test_full_disk_seen_by_a_library_is_one_line():

@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_stage(options: argparse.Namespace) -> int:
-    from dreamteacher.params import load_params, read_sections
+    from dreamteacher.params_file import load_params, read_sections
 
     command = STAGES[options.command]
     params = read_sections(options.params) if options.sections else load_params(options.params, options.set)
@@ -188,7 +188,7 @@ def _run_rollback(options: argparse.Namespace) -> int:
 
 
 def _model_name(options: argparse.Namespace) -> str:
-    from dreamteacher.params import load_params
+    from dreamteacher.params_file import load_params
 
     return options.name or load_params().publish.name
 
@@ -214,7 +214,7 @@ def _run_predict(options: argparse.Namespace) -> int:
 def _run_params(options: argparse.Namespace) -> int:
     import yaml
 
-    from dreamteacher.params import load_params
+    from dreamteacher.params_file import load_params
 
     if options.markdown:
         print(markdown_of_params())
@@ -264,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         for option, default in {**stage.inputs, "out": stage.out}.items():
             command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
         command.add_argument("--overwrite", action="store_true", help="replace what --out holds")
-        command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: see params.read_sections
+        command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: params_file.read_sections
 
     add("sync", _run_sync, "send the records that MLflow could not take before")
     add("doctor", _run_doctor, "say what this machine has and lacks")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params, write_sections
+from dreamteacher.params import Params
+from dreamteacher.params_file import write_sections
 from dreamteacher.stage import read_stage
 from dreamteacher.trainjob import run_stage, settings_of
 

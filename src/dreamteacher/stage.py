@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -21,6 +22,7 @@ from typing import IO, Any
 from dreamteacher.errors import UserError, disk_errors_in_one_line
 from dreamteacher.tracking import Tracker, open_tracker
 
+log = logging.getLogger(__name__)
 RECORD = "stage.json"
 LOCK = ".lock"
 # Folder names of the default places, most telling first, to say which stage makes what is missing.
@@ -80,15 +82,18 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
         elif int(os.environ.get("RANK", "0")) > 0:
             yield stage
         else:
-            checkpoints.mkdir(parents=True, exist_ok=True)
-            with _locked(stage.tmp), open_tracker(name, params, _tags(inputs, digests), checkpoints / "run.json") as stage.tracker:
+            with (
+                _locked(stage.tmp),
+                _in_turn(checkpoints),
+                open_tracker(name, params, _tags(inputs, digests), checkpoints / "run.json") as stage.tracker,
+            ):
                 yield stage
                 record["versions"] = {"python": platform.python_version()} | {p: v for p in RECORDED_PACKAGES if (v := _version(p))}
                 record["files"] = {file: digest_of(stage.tmp / file) for file in _files(stage.tmp)}
                 record["metrics"] = stage.metrics
                 (stage.tmp / RECORD).write_text(_to_json(record))
                 _publish(stage.tmp, out)
-                shutil.rmtree(checkpoints)
+                _remove(checkpoints)
                 stage.tracker.metrics(stage.metrics)
                 stage.tracker.artifact(out / RECORD)
 
@@ -148,9 +153,13 @@ def _is_complete(out: Path, digest: str) -> bool:
 @contextmanager
 def _locked(tmp: Path) -> Iterator[None]:
     """An empty `tmp` that is this process' alone; removed when the body fails."""
-    tmp.mkdir(parents=True, exist_ok=True)
+    try:
+        tmp.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # what /proc and its like say
+        raise UserError(f"no folder can be made in {tmp.parent}; name another --out") from error
     with (tmp / LOCK).open("w") as lock:
-        _lock(lock, tmp)
+        if not (_lock(lock) and _is(lock, tmp / LOCK)):
+            raise UserError(f"another process is writing {tmp}; wait for it to end, or name another --out")
         for left in tmp.iterdir():
             if left.name != LOCK:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -161,15 +170,31 @@ def _locked(tmp: Path) -> Iterator[None]:
             raise
 
 
-def _lock(lock: IO[str], tmp: Path) -> None:
-    """Record locks, unlike flock, are not inherited by loader workers, which may outlive a killed stage by seconds."""
+@contextmanager
+def _in_turn(checkpoints: Path) -> Iterator[None]:
+    """The folder `checkpoints`, which two steps share if they compute the same for different places; the second waits for the first."""
+    while True:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        with (checkpoints / LOCK).open("w") as lock:
+            if not _lock(lock):
+                log.info("another process computes the same; waiting for %s", checkpoints)
+                fcntl.lockf(lock, fcntl.LOCK_EX)
+            if _is(lock, checkpoints / LOCK):  # the first removes the folder when it is done
+                yield
+                return
+
+
+def _lock(lock: IO[str]) -> bool:
+    """Whether this process has the lock now. Unlike flock it is not inherited by loader workers, which may outlive a killed stage."""
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = os.fstat(lock.fileno()).st_ino == (tmp / LOCK).stat().st_ino
-    except (BlockingIOError, PermissionError, FileNotFoundError):
-        mine = False
-    if not mine:
-        raise UserError(f"another process is writing {tmp}; wait for it to end, or name another --out")
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    return path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino
 
 
 def _publish(tmp: Path, out: Path) -> None:
@@ -189,6 +214,14 @@ def _publish(tmp: Path, out: Path) -> None:
         out.rename(old)
     tmp.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(checkpoints: Path) -> None:
+    """At once for those that wait for it."""
+    old = checkpoints.with_name(f".{checkpoints.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    checkpoints.rename(old)
+    shutil.rmtree(old)
 
 
 def _tags(inputs: dict[str, Path], digests: dict[str, str]) -> dict[str, str]:

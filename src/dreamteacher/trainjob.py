@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params, write_sections
+from dreamteacher.params import Params
+from dreamteacher.params_file import write_sections
 from dreamteacher.stage import read_stage
 
 if TYPE_CHECKING:

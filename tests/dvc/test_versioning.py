@@ -10,7 +10,7 @@ import yaml
 from pipeline import Project
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import load_params
+from dreamteacher.params_file import load_params
 from dreamteacher.stages import fetch_data, record
 from dreamteacher.versioning import Clone
 

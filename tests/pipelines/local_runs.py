@@ -13,11 +13,12 @@ from helpers import PROJECT
 
 @dataclass
 class LocalRun:
-    """`steps` holds a folder for each step, with its artifacts in it."""
+    """`steps` holds a folder for each step, with its artifacts in it; `temporary` is what was /tmp to the run."""
 
     code: int
     said: str
     steps: Path
+    temporary: Path
 
     def out(self, step: str) -> Path:
         """The stage output of a step, by KFP's name for it."""
@@ -27,10 +28,11 @@ class LocalRun:
 
 def run_local(project: Path, root: Path, *words: str) -> LocalRun:
     """`python -m pipelines run-local` in a folder of its own."""
-    root.mkdir(parents=True)
+    temporary = root / "tmp"
+    temporary.mkdir(parents=True)
     command = [sys.executable, "-m", "pipelines", "run-local", "--project", str(project), "--root", str(root), "--seeds", "0", *words]
     packages = os.pathsep.join([str(PROJECT), str(PROJECT / "src")])
-    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"} | os.environ | {"PYTHONPATH": packages}
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"} | os.environ | {"PYTHONPATH": packages, "TMPDIR": str(temporary)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     (steps,) = root.glob("dreamteacher-*")
-    return LocalRun(done.returncode, done.stdout + done.stderr, steps)
+    return LocalRun(done.returncode, done.stdout + done.stderr, steps, temporary)

@@ -9,7 +9,7 @@ from tiny_chain import brief_params
 
 from dreamteacher.errors import UserError
 from dreamteacher.launch import PROCESSES, launch
-from dreamteacher.params import restore_params
+from dreamteacher.params_file import restore_params
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import ingest
 

@@ -54,8 +54,9 @@ def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) 
     assert "'backbone': 'test_resnet'" in pretrained.said
 
 
-def test_the_run_ends_with_finish(pretrained: LocalRun) -> None:
+def test_the_run_ends_with_finish_and_leaves_nothing_behind(pretrained: LocalRun) -> None:
     assert "SUCCEEDED" in pretrained.said
+    assert not list(pretrained.temporary.iterdir())
 
 
 def test_a_failing_step_leaves_the_others_outputs_and_finish_runs(small_project: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import teacher_alone
 import yaml
 
-from dreamteacher.params import load_params
+from dreamteacher.params_file import load_params
 from dreamteacher.stages import ingest, train_teacher
 from helpers import PROJECT
 

@@ -15,7 +15,7 @@ from arrivals import Round, arrive
 from local_runs import LocalRun, run_local
 from mlflow.tracking import MlflowClient
 
-from dreamteacher.params import load_params
+from dreamteacher.params_file import load_params
 from dreamteacher.stage import digest_of, read_stage
 
 TRAINING = ("train-teacher", "distill-features", "train-interpreter", "distill-labels", "finetune")

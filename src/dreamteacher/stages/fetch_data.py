@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params, load_params
+from dreamteacher.params import Params
+from dreamteacher.params_file import load_params
 from dreamteacher.versioning import Clone
 
 

@@ -6,7 +6,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from dreamteacher.params import save_overrides
+from dreamteacher.params_file import save_overrides
 from dreamteacher.stages.evaluate import hand_out
 from dreamteacher.versioning import Clone, put
 
