@@ -56,8 +56,8 @@ def champion(small_project: Path, incoming: Path, registry: MlflowClient, tmp_pa
 
 @pytest.fixture(scope="module")
 def retrain(small_project: Path, incoming: Path, champion: Round, tmp_path_factory: pytest.TempPathFactory) -> Retrain:
-    def run() -> LocalRun:
-        words = [word for setting in (f"retrain.incoming={incoming}", *LIMITS) for word in ("--set", setting)]
+    def run(*changes: str) -> LocalRun:
+        words = [word for setting in (f"retrain.incoming={incoming}", *LIMITS, *changes) for word in ("--set", setting)]
         return run_local(small_project, tmp_path_factory.mktemp("runs") / "retrain", "--pipeline", "retrain", *words)
 
     return run
@@ -106,3 +106,14 @@ def test_what_arrives_is_trained_on_from_the_champion_and_promoted(
     assert "embedding_shift" in next(run.steps.rglob("compare-data/page")).read_text()
     assert "passed: no regression" in next(run.steps.rglob("gate/page")).read_text()
     assert not list(run.steps.rglob("nothing-new*"))
+
+
+@pytest.mark.timeout(900)
+def test_what_a_gate_refuses_ends_well_and_changes_no_champion(retrain: Retrain, registry: MlflowClient, incoming: Path) -> None:
+    arrive(incoming, range(200, 206))
+    run = retrain("retrain.metric_floor=1")
+    assert run.code == 0, run.said[-3000:]
+    assert "promoted = false, version 3: floor" in run.said
+    assert aliases(registry) == {"champion": 2, "previous": 1, "challenger": 3}
+    assert registry.get_model_version("dreamteacher", "3").tags["refused"].startswith("floor")
+    assert "FAILED: floor" in next(run.steps.rglob("gate/page")).read_text()
