@@ -175,7 +175,11 @@ def _in_turn(checkpoints: Path) -> Iterator[None]:
     """The folder `checkpoints`, which two steps share if they compute the same for different places; the second waits for the first."""
     while True:
         checkpoints.mkdir(parents=True, exist_ok=True)
-        with (checkpoints / LOCK).open("w") as lock:
+        try:
+            lock = (checkpoints / LOCK).open("w")
+        except FileNotFoundError:  # the first was done in between
+            continue
+        with lock:
             if not _lock(lock):
                 log.info("another process computes the same; waiting for %s", checkpoints)
                 fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -194,7 +198,10 @@ def _lock(lock: IO[str]) -> bool:
 
 
 def _is(file: IO[str], path: Path) -> bool:
-    return path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _publish(tmp: Path, out: Path) -> None:
@@ -217,11 +224,11 @@ def _publish(tmp: Path, out: Path) -> None:
 
 
 def _remove(checkpoints: Path) -> None:
-    """At once for those that wait for it."""
+    """At once for those that wait for it; on NFS the open lock keeps the folder, empty, till the next time."""
     old = checkpoints.with_name(f".{checkpoints.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     checkpoints.rename(old)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _tags(inputs: dict[str, Path], digests: dict[str, str]) -> dict[str, str]:
