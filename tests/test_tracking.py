@@ -10,8 +10,9 @@ import pytest
 
 from dreamteacher import tracking
 from dreamteacher.errors import Interrupted, UserError
+from dreamteacher.mlflow_server import tracking_uri
 from dreamteacher.stage import open_stage
-from dreamteacher.tracking import UNSENT, open_tracker, sync, tracking_uri
+from dreamteacher.tracking import UNSENT, open_tracker, sync
 from helpers import free_port
 
 
@@ -158,7 +159,7 @@ def test_dead_server_stops_no_stage_and_sync_sends_everything_later(dead, mlflow
 def test_sync_that_breaks_off_sends_nothing_twice(dead, mlflow_server, monkeypatch):
     stage()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
-    real = tracking._replay
+    real = tracking.replay
     for allowed in range(4):  # breaks off after ever more records, the last of them sent but not noted
         left = [None] * allowed
 
@@ -169,7 +170,7 @@ def test_sync_that_breaks_off_sends_nothing_twice(dead, mlflow_server, monkeypat
             left.pop()
 
         with monkeypatch.context() as patch, pytest.raises(UserError):
-            patch.setattr(tracking, "_replay", breaking)
+            patch.setattr(tracking, "replay", breaking)
             sync()
     sync()
     found = runs()

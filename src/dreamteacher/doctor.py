@@ -125,7 +125,8 @@ def _git_and_dvc() -> Iterator[Finding]:
 
 
 def _mlflow() -> Iterator[Finding]:
-    from dreamteacher.tracking import UNSENT, tracking_uri, without_password
+    from dreamteacher.mlflow_server import tracking_uri, without_password
+    from dreamteacher.tracking import UNSENT
 
     uri = tracking_uri()
     try:

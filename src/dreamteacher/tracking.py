@@ -1,4 +1,4 @@
-"""MLflow, in one place. Every record is first appended to a journal on disk, from which it is sent in batches.
+"""What a stage tells MLflow. Every record is first appended to a journal on disk, from which it is sent in batches.
 
 A server that is down therefore costs no record and stops no stage: the journal stays until `dreamteacher sync` sends it.
 """
@@ -14,15 +14,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dreamteacher.errors import Interrupted, UserError
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+from dreamteacher.mlflow_server import client_of, find_or_create_run, replay, tracking_uri, without_password
 
 log = logging.getLogger(__name__)
 
@@ -172,123 +170,19 @@ def _send(journal: Path) -> None:
     cursor: dict[str, Any] = json.loads(cursor_file.read_text()) if cursor_file.exists() else {"sent": 0, "run": None}
     records = _records(journal)
     with _first_alone():
-        client = _client(os.environ.get("MLFLOW_TRACKING_URI", records[0]["uri"]))
+        client = client_of(os.environ.get("MLFLOW_TRACKING_URI", records[0]["uri"]))
     while unsent := records[cursor["sent"] :]:
         record = unsent[0]
         batch = list(takewhile(lambda other: other["do"] == "metrics", unsent[:1000])) or [record]
         if record["do"] == "start":
             with _first_alone():
-                cursor["run"] = _find_or_create_run(client, record, cursor["run"], journal.name)
+                cursor["run"] = find_or_create_run(client, record, cursor["run"], journal.name)
         else:
-            _replay(client, cursor["run"], batch, journal)
+            replay(client, cursor["run"], batch, journal)
         cursor["sent"] += len(batch)
         fresh = cursor_file.with_suffix(".tmp")
         fresh.write_text(json.dumps(cursor))
         fresh.rename(cursor_file)
-
-
-def _replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal: Path) -> None:
-    """Send one record, or many consecutive ones of metrics (MLflow takes 1000 values a request, and 100 parameters)."""
-    from mlflow.entities import Metric, Param, RunTag
-    from mlflow.exceptions import MlflowException
-
-    record = batch[0]
-    try:
-        match record["do"]:
-            case "metrics":
-                metrics = [Metric(key, value, one["time"], one["step"]) for one in batch for key, value in one["values"].items()]
-                for i in range(0, len(metrics), 1000):
-                    client.log_batch(run, metrics=metrics[i : i + 1000])
-            case "params":
-                params = [Param(key, value[:6000]) for key, value in record["values"].items()]
-                for i in range(0, len(params), 100):
-                    client.log_batch(run, params=params[i : i + 100])
-            case "tags":
-                client.log_batch(run, tags=[RunTag(key, value) for key, value in record["values"].items()])
-            case "artifact":
-                _upload(client, run, journal / record["file"], record["folder"])
-            case "register":
-                _register(client, run, journal / record["file"], record)
-            case "end":
-                parent = client.get_run(run).data.tags.get("mlflow.parentRunId")
-                for ended in filter(None, [run, parent]):
-                    client.set_terminated(ended, record["status"], record["time"])
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
-            raise
-        # Refused for good (the named run has another value of a parameter, say): it must not hold up the rest.
-        log.warning("MLflow refuses the %s of %s: %s", record["do"], journal.name, str(error).splitlines()[0])
-
-
-def _find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | None, journal: str) -> str:
-    """The run that the journal's records belong to, running: known, named, made by an earlier try, or new below the chain's run."""
-    run = run or start["run"]
-    if not run:
-        found = client.get_experiment_by_name(start["experiment"])
-        experiment = found.experiment_id if found else client.create_experiment(start["experiment"])
-        earlier = client.search_runs([experiment], f"tags.`dreamteacher.journal` = '{journal}'", max_results=1)
-        if earlier:
-            run = earlier[0].info.run_id
-        else:
-            chain = start["chain"].replace("'", "")
-            parents = client.search_runs([experiment], f"tags.`dreamteacher.chain` = '{chain}'", max_results=1)
-            parent = (
-                parents[0] if parents else client.create_run(experiment, start["time"], {"dreamteacher.chain": chain}, f"chain {chain}")
-            )
-            client.update_run(parent.info.run_id, status="RUNNING")
-            tags = {"mlflow.parentRunId": parent.info.run_id, "dreamteacher.journal": journal}
-            run = client.create_run(experiment, start["time"], tags, start["name"]).info.run_id
-    client.update_run(run, status="RUNNING")
-    if start["memory"]:
-        with suppress(FileNotFoundError):  # the stage has ended since, and its checkpoints are gone
-            Path(start["memory"]).write_text(json.dumps({"journal": journal, "run": run}))
-    return run
-
-
-def _upload(client: MlflowClient, run: str, path: Path, folder: str) -> None:
-    if path.is_dir():
-        client.log_artifacts(run, str(path), f"{folder}/{path.name}".strip("/"))
-    else:
-        client.log_artifact(run, str(path), folder or None)
-
-
-def _register(client: MlflowClient, run: str, model: Path, record: dict[str, Any]) -> None:
-    from mlflow.exceptions import MlflowException
-
-    name, tags = record["name"], record["tags"]
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    # The same file published again is no new version: its newest version gets the new tags and the alias.
-    known = client.search_model_versions(f"name = '{name}'")
-    same = [version for version in known if "sha256" in tags and version.tags.get("sha256") == tags["sha256"]]
-    if same:
-        version = max(same, key=lambda each: int(each.version))
-        for key, value in tags.items():
-            client.set_model_version_tag(name, version.version, key, value)
-    else:
-        _upload(client, run, model, "")
-        version = client.create_model_version(name, f"{client.get_run(run).info.artifact_uri}/{model.name}", run, tags=tags)
-    client.set_registered_model_alias(name, record["alias"], version.version)
-
-
-def connect() -> MlflowClient:
-    """A client of MLflow and its registry, for what is asked rather than told."""
-    return _client(tracking_uri())
-
-
-def _client(uri: str) -> MlflowClient:
-    # A stage must not hang on a server that is gone: MLflow's own defaults are 7 tries of 120 s.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    from mlflow.tracking import MlflowClient
-
-    for chatty in ("alembic", "mlflow", "urllib3.connectionpool"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))  # makes or migrates the tables of a database
 
 
 @contextmanager
@@ -338,16 +232,6 @@ def _key(name: str) -> str:
 def _why(error: Exception) -> str:
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return without_password(f"MLflow at {tracking_uri()} does not take the records ({reason})")
-
-
-def tracking_uri() -> str:
-    """Where MLflow is: MLFLOW_TRACKING_URI, else a database in the current directory, which stays the same wherever `sync` is called."""
-    return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{Path('mlflow.db').absolute()}")
-
-
-def without_password(text: str) -> str:
-    """`text` without the user and password of the URLs in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
 def git(*command: str) -> str:

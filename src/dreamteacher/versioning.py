@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamteacher.errors import UserError
+from dreamteacher.mlflow_server import without_password
 from dreamteacher.stage import read_stage
-from dreamteacher.tracking import without_password
 
 # git asks this for a password. It reaches git by the environment, so it shows neither in a list of processes nor in the clone.
 _CREDENTIAL_HELPER = '!f() { printf "username=%s\\npassword=%s\\n" "${GIT_USERNAME:-git}" "$GIT_TOKEN"; }; f'

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError
+from dreamteacher.mlflow_server import connect, tracking_uri, without_password
 from dreamteacher.serving.onnx_files import first_line
-from dreamteacher.tracking import connect, tracking_uri, without_password
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
