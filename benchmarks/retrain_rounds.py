@@ -31,7 +31,7 @@ BROKEN = 0.3
 ENDS = (
     (r"promoted = true, version \d+: (.*)", "promoted"),
     (r"promoted = false, version \d+: (.*)", "refused"),
-    (r"nothing new: (.*)", "skipped"),
+    (r"nothing new: ([^'\n]*)", "skipped"),  # KFP's runner prints it in quotes
     (r"UserError: (.*)", "failed"),
 )
 
