@@ -28,14 +28,14 @@ def _parser() -> argparse.ArgumentParser:
     build = subparsers.add_parser(
         "compile", help="write a pipeline as KFP reads it; DREAMTEACHER_IMAGE names the image, by digest or commit"
     )
-    _add_pipeline(build)
+    build.add_argument("--pipeline", choices=NAMES, default=NAMES[0], help="default: %(default)s")
     build.add_argument("--profile", default="single-gpu", help="of pipelines/resources.yaml (default: %(default)s)")
     build.add_argument("--format", choices=("kfp", "kubernetes"), default="kfp", help="kubernetes: Pipeline and PipelineVersion manifests")
     build.add_argument("--namespace", default="kubeflow", help="of the manifests (default: %(default)s)")
     build.add_argument("--out", type=Path, metavar="FILE", help="default: the pipeline's name .yaml")
     build.set_defaults(run=_compile)
     here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step a process")
-    _add_pipeline(here)
+    here.add_argument("--pipeline", choices=NAMES, help=f"default: {NAMES[0]}; with --sample both, one after the other")
     here.add_argument("--sample", action="store_true", help="on samples/nuclei with the settings of params.yaml")
     here.add_argument("--project", type=Path, default=Path(), help="folder with params.yaml and the pictures it names (default: here)")
     here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be given again")
@@ -45,10 +45,6 @@ def _parser() -> argparse.ArgumentParser:
     here.set_defaults(run=_run_local)
     commands.add_commands(subparsers)
     return parser
-
-
-def _add_pipeline(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--pipeline", choices=NAMES, default=NAMES[0], help="default: %(default)s")
 
 
 def _compile(options: argparse.Namespace) -> int:
@@ -70,8 +66,9 @@ def _run_local(options: argparse.Namespace) -> int:
         raise UserError(f"{project} has no params.yaml; name the project's folder with --project")
     settings = [*(["ingest.source=samples/nuclei"] if options.sample else []), *options.set]
     arguments = {"data_rev": "here", "project": str(project), "settings": settings, "seeds": options.seeds}
-    run_local(options.pipeline, options.root, arguments, parallel=options.parallel)
-    print(f"{options.pipeline}: done; outputs are in {options.root}")
+    for name in [options.pipeline] if options.pipeline else NAMES if options.sample else NAMES[:1]:
+        run_local(name, options.root, arguments, parallel=options.parallel)
+        print(f"{name}: done; outputs are in {options.root}")
     return 0
 
 

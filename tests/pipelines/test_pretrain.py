@@ -9,6 +9,8 @@ import pytest
 from local_runs import LocalRun, run_local
 
 from dreamteacher import cli
+from helpers import PROJECT
+from pipelines.__main__ import main
 
 CHAIN = (
     "ingest",
@@ -68,3 +70,14 @@ def test_a_failing_step_leaves_the_others_outputs_and_finish_runs(small_project:
     assert (run.out("ingest") / "stage.json").exists()
     assert not list(run.steps.rglob("distill-features/out/stage.json"))
     assert "FAILED" in run.said
+
+
+def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr("pipelines.local.run_local", lambda name, *_, **__: ran.append(name))
+    assert main(["run-local", "--sample", "--project", str(PROJECT)]) == 0
+    assert ran == ["pretrain", "retrain"]
+    assert main(["run-local", "--sample", "--project", str(PROJECT), "--pipeline", "retrain"]) == 0
+    assert ran[2:] == ["retrain"]
+    assert main(["run-local", "--project", str(PROJECT)]) == 0
+    assert ran[3:] == ["pretrain"]
