@@ -15,6 +15,8 @@ from kfp.local.orchestrator import task_spec_utils
 
 from dreamteacher.errors import UserError
 
+_MADE_BY_KFP = task_spec_utils.create_parameter_loop_iteration_task_spec  # as it was, for one process may run several pipelines
+
 
 def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: bool = False) -> None:
     """Run pipeline `name`; outputs come to `root`/RUN/STEP.
@@ -50,10 +52,9 @@ def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
 
 def _mend_loops() -> None:
     """kfp 2.17.0 hands the loop's item to every parameter of a ParallelFor that is another task's output; give those back."""
-    made_by_kfp = task_spec_utils.create_parameter_loop_iteration_task_spec
 
     def mended(task: Any, item: Any, name: str) -> Any:
-        made = made_by_kfp(task, item, name)
+        made = _MADE_BY_KFP(task, item, name)
         for key, value in task.inputs.parameters.items():
             if value.HasField("task_output_parameter"):
                 made.inputs.parameters[key].CopyFrom(value)
