@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,18 +33,29 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
         UserError: a step failed; what the others made stays in `root`.
     """
     root = root.absolute()
-    # Each step's process finds this project's packages and settings where this one does.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
-    os.environ.setdefault("DREAMTEACHER_CHECKPOINTS", str(root / "checkpoints"))
     _mend_loops()
     pipeline = import_module(f"pipelines.{name}").build(_as_it_is, parallelism=0 if parallel else 1)
-    with tempfile.TemporaryDirectory(prefix="dreamteacher-") as scratch:
-        os.environ["TMPDIR"] = scratch  # where the runner leaves a folder, with the component's source, for each step
+    with tempfile.TemporaryDirectory(prefix="dreamteacher-") as scratch, _environment(root, scratch):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), workspace_root=scratch)
         try:
             pipeline(**arguments)
         except RuntimeError as error:
             raise UserError(f"{name}: {_plain(str(error))}; what the other steps made stays in {root}") from error
+
+
+@contextmanager
+def _environment(root: Path, scratch: str) -> Iterator[None]:
+    """The variables that each step's process inherits; afterwards this one has its own again."""
+    own = dict(os.environ)
+    # The steps find this project's packages and settings where this process does.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), own.get("PYTHONPATH")]))
+    os.environ.setdefault("DREAMTEACHER_CHECKPOINTS", str(root / "checkpoints"))
+    os.environ["TMPDIR"] = scratch  # where the runner leaves a folder, with the component's source, for each step
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(own)
 
 
 def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:

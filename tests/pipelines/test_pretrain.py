@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from local_runs import LocalRun, run_local
@@ -11,6 +13,7 @@ from local_runs import LocalRun, run_local
 from dreamteacher import cli
 from helpers import PROJECT
 from pipelines.__main__ import main
+from pipelines.local import run_local as run_in_this_process
 
 CHAIN = (
     "ingest",
@@ -81,3 +84,17 @@ def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch:
     assert ran[2:] == ["retrain"]
     assert main(["run-local", "--project", str(PROJECT)]) == 0
     assert ran[3:] == ["pretrain"]
+
+
+def test_two_runs_in_one_process_find_the_same_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[dict[str, str]] = []
+    recorder = SimpleNamespace(build=lambda *_, **__: lambda: seen.append(dict(os.environ)))
+    monkeypatch.setattr("pipelines.local.import_module", lambda _: recorder)
+    before = dict(os.environ)
+    for _ in range(2):
+        run_in_this_process("pretrain", tmp_path, {})
+        assert dict(os.environ) == before
+    first, second = seen
+    assert first["PYTHONPATH"] == second["PYTHONPATH"] != before.get("PYTHONPATH")
+    assert not Path(first["TMPDIR"]).exists()
+    assert first["TMPDIR"] != second["TMPDIR"]
