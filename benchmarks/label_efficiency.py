@@ -89,6 +89,7 @@ def main() -> None:
 def make_plan(params: Params, options: argparse.Namespace, budgets: list[int]) -> Plan:
     """The stages that the options ask for."""
     plan, work, artifacts = Plan(), options.work, options.artifacts
+    finetune_of_chain = load_params(options.params).finetune  # without what --set changes
     data, teacher, features = artifacts / "data", artifacts / "teacher", artifacts / "backbones" / "features"
     for labels in options.labels:
         for seed in options.seeds:
@@ -109,7 +110,7 @@ def make_plan(params: Params, options: argparse.Namespace, budgets: list[int]) -
                     start = plan.add(f"mix, {labels} labels, seed {seed}", place, distill_labels.run, params=few, **given)
                 for steps in budgets:
                     changed = few.model_copy(update={"finetune": few.finetune.model_copy(update={"steps": steps})})
-                    same = of_chain and steps == params.finetune.steps
+                    same = of_chain and changed.finetune == finetune_of_chain
                     own = work / "finetuned" / f"{labels}-{steps}-{init}-{seed}"
                     plan.models[labels, steps, init, seed] = plan.add(
                         f"finetune {init}, {labels} labels, {steps} steps, seed {seed}",
