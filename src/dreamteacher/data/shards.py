@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from types import TracebackType
+from typing import IO, Self
 
 from webdataset.writer import TarWriter
 
@@ -11,7 +13,7 @@ BLOCK = 512  # tar: a header of one block, then the data in whole blocks
 
 
 class ShardSet:
-    """Shards `folder/PREFIX-000000.tar`, ...; the next one is begun when one has `max_bytes`."""
+    """Shards `folder/PREFIX-000000.tar`, ...; the next one is begun when one has `max_bytes`. Leaving its context finishes the last."""
 
     def __init__(self, folder: Path, prefix: str, max_bytes: int):
         self._folder, self._prefix, self._max_bytes = folder, prefix, max_bytes
@@ -30,13 +32,21 @@ class ShardSet:
         for suffix in sorted(files):  # the order in which TarWriter writes them
             places[suffix] = (offset + BLOCK, len(files[suffix]))
             offset += BLOCK + -(-len(files[suffix]) // BLOCK) * BLOCK
-        try:
-            self._writer.write({"__key__": key, **files})
-        except OSError:
-            self._writer.tarstream.fileobj.closed = True  # or its destructor would write again, and print that it cannot
-            raise
+        self._writer.write({"__key__": key, **files})
         self._writer.tarstream.members.clear()  # tarfile would keep them all
         return f"{self._prefix}-{self._count - 1:06d}.tar", places
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Finish the last shard; after an error only let go of its file."""
+        if kind is None:
+            self.close()
+        elif self._writer is not None and self._file is not None:
+            self._writer.tarstream.fileobj.closed = True  # or tarfile's destructor would write the rest, and print that it cannot
+            with suppress(OSError):  # of the buffered bytes, for which there may be no room
+                self._file.close()
 
     def close(self) -> None:
         """Finish the last shard."""

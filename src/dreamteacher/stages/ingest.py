@@ -12,6 +12,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -125,10 +126,12 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> _Tally:
     """The one pass over the pictures: shards, manifest.csv and quarantine.csv."""
     tally = _Tally()
     (out / "shards").mkdir()
-    shards = {split: ShardSet(out / "shards", split, settings.shard_mb * 1_000_000) for split in SPLITS}
     limits: dict[str, Any] = {"max_pixels": settings.max_pixels, "min_side": settings.min_side, "short_side": settings.short_side}
     pictures = _show_progress(_in_threads(partial(_try_prepare, classes=found.classes, **limits), found.items), tally.counts)
-    with Seen() as seen, (out / "manifest.csv").open("w", newline="") as good, (out / "quarantine.csv").open("w", newline="") as bad:
+    with ExitStack() as files:
+        seen = files.enter_context(Seen())
+        shards = {s: files.enter_context(ShardSet(out / "shards", s, settings.shard_mb * 1_000_000)) for s in SPLITS}
+        good, bad = (files.enter_context((out / name).open("w", newline="")) for name in ("manifest.csv", "quarantine.csv"))
         manifest, quarantine = csv.writer(good, lineterminator="\n"), csv.writer(bad, lineterminator="\n")
         manifest.writerow(COLUMNS)
         quarantine.writerow(("path", "reason"))
@@ -153,8 +156,6 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> _Tally:
             row = _row(item.name, picture, split, shards[split])
             manifest.writerow(row)
             tally.manifest.update(("\x1f".join(row) + "\n").encode())
-    for shard_set in shards.values():
-        shard_set.close()
     return tally
 
 
