@@ -13,12 +13,14 @@ SOURCE = PROJECT / "src/dreamteacher"
 BASE = {"errors", "params"}
 ROOMS = {  # room or module -> what it may import of ours
     "errors": set(),
-    "params": set(),
+    "files": set(),
+    "presets": set(),
+    "params": {"presets"},
     "params_file": BASE,
     "mlflow_server": set(),
     "tracking": {"errors", "mlflow_server"},
-    "stage": {"errors", "tracking"},
-    "data": BASE,
+    "stage": {"errors", "files", "tracking"},
+    "data": {*BASE, "files"},
     "training": {*BASE, "tracking"},
     "teachers": {*BASE, "training"},
     "students": BASE,

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import posixpath
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dreamteacher.errors import UserError, disk_errors_in_one_line
+from dreamteacher.files import digest_in_any_order, sha256_of, walk
 from dreamteacher.tracking import Tracker, open_tracker
 
 log = logging.getLogger(__name__)
@@ -123,19 +125,18 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
 
 def digest_of(path: Path) -> str:
-    """sha256 (hex) of a file, of a stage output (that of its `stage.json`), or of the names and contents of any other folder."""
+    """sha256 (hex) of a file, of a stage output (that of its `stage.json`), or a digest of the names and contents of any other folder.
+
+    What is hidden in a folder does not count.
+    """
     if not path.exists():
         read_stage(path)  # raises, naming the stage that makes it
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path).hex()
     if (path / RECORD).exists():
         read_stage(path)
         return digest_of(path / RECORD)
-    whole = hashlib.sha256()
-    for name in _files(path):
-        whole.update(os.fsencode(name) + b"\0" + digest_of(path / name).encode())
-    return whole.hexdigest()
+    return digest_in_any_order(os.fsencode(name) + b"\0" + sha256_of(posixpath.join(path, name)) for name in walk(path))
 
 
 def _is_complete(out: Path, digest: str) -> bool:

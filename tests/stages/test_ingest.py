@@ -20,6 +20,7 @@ from dreamteacher.data.decode import decode
 from dreamteacher.data.shards import ShardSet
 from dreamteacher.data.sources import find
 from dreamteacher.params import Params
+from dreamteacher.stage import digest_of
 from dreamteacher.stages import ingest
 from helpers import PROJECT
 
@@ -134,8 +135,15 @@ def test_mean_and_std_are_those_of_the_train_pixels(nested, tmp_path):
 def test_names_that_cannot_be_written_down_are_counted(nested):
     for name in (b"caf\xe9.png", b"two\nlines.png"):
         (nested / os.fsdecode(name)).write_bytes((nested / "b.png").read_bytes())
+    for name in (
+        "10.11.12\u202fPM.png",
+        "no\u00a0break.png",
+        "wide\u3000space.png",
+        "joined\U0001f469\u200d\U0001f52c.png",
+    ):  # as macOS names them
+        (nested / name).write_bytes((nested / "b.png").read_bytes())
     found = find(str(nested), "none", 10_000)
-    assert len(list(found.items)) == 4
+    assert len(list(found.items)) == 8
     assert found.counts["unprintable_names"] == 2
 
 
@@ -159,7 +167,6 @@ def test_the_sample_has_no_validation_picture_among_the_unlabelled(tmp_path):
 
 def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch):
     """Objects alive when the last picture has been written, for 50 and for 450 pictures: one for each more would show."""
-    monkeypatch.setattr("dreamteacher.stage.digest_of", lambda path: "the same")  # only what ingest itself keeps is counted
     alive, close = [], ShardSet.close
 
     def count_and_close(shards: ShardSet) -> None:
@@ -185,6 +192,7 @@ def test_looking_through_a_folder_does_not_hold_its_names(tmp_path):
     peaks = []
     for name in ("few", "few", "many"):
         tracemalloc.start()
+        digest_of(tmp_path / name)
         find(str(tmp_path / name), "auto", 1000)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

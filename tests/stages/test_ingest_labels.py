@@ -1,9 +1,11 @@
 """Where ingest finds labels."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from ingest_sources import facts, manifest, mask_of, picture, reasons, report, run, save
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
@@ -14,14 +16,15 @@ def test_a_list_file_names_pictures_and_their_labels_lie_beside_it(tmp_path):
     save(picture(1), tmp_path / "set" / "images" / "val" / "b.png")
     save(mask_of(1), tmp_path / "set" / "masks" / "val" / "b.png")
     save(picture(2), tmp_path / "set" / "images" / "train" / "c.png")
+    save(mask_of(1), tmp_path / "set" / "masks" / "train" / "c.png")
     save(picture(3), tmp_path / "set" / "images" / "train" / "not_listed.png")
     (tmp_path / "set" / "classes.txt").write_text("ground\nthing\n")
     listing = tmp_path / "set" / "list.txt"
     listing.write_text(f"# mine\nimages/val/b.png\n\n{outside}\nimages/train/c.png\nimages/train/gone.png\n")
     metrics = run(listing, tmp_path / "out", max_bad_fraction=0.5)
-    assert (metrics["n_train"], metrics["n_val"], metrics["n_labelled"]) == (2, 1, 1)
+    assert (metrics["n_train"], metrics["n_val"], metrics["n_labelled"]) == (2, 1, 2)
     assert reasons(tmp_path / "out") == {"images/train/gone.png": "cannot be read: No such file or directory"}
-    assert facts(tmp_path / "out")["counts"] == {"train": 2, "val": 1, "labelled_train": 0, "labelled_val": 1}
+    assert facts(tmp_path / "out")["counts"] == {"train": 2, "val": 1, "labelled_train": 1, "labelled_val": 1}
 
 
 def test_class_folders_name_the_classes(tmp_path):
@@ -64,6 +67,8 @@ def test_csv_labels_pictures_by_path(tmp_path):
     (source / "labels.csv").write_text("file,class\na,b\n")
     with pytest.raises(UserError, match="must name the columns path and label"):
         run(source, tmp_path / "wrong")
+    (source / "labels.csv").write_text("path,label\n")
+    assert run(source, tmp_path / "no_lines")["n_labelled"] == 0
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,8 @@ def test_csv_labels_pictures_by_path(tmp_path):
         ("train/a.jpg", "masks/train/a.png"),
         ("train/a.jpg", "train/a_mask.png"),
         ("a.jpg", "a.mask.png"),
+        ("Images/train/a.jpg", "Masks/train/a.png"),
+        ("images/train/a.jpg", "labels/train/a.png"),
     ],
 )
 def test_masks_are_found_where_people_put_them(image, mask, tmp_path):
@@ -89,6 +96,13 @@ def test_masks_are_found_where_people_put_them(image, mask, tmp_path):
     assert images.names[labelled] == image
     assert np.array_equal(images.read(labelled).label, np.asarray(mask_of(2)))
     assert report(out)["labels_per_class"] == {"ground": 240, "thing": 0, "other": 240}
+
+
+def test_labels_may_be_the_name_of_a_class(tmp_path):
+    for i, name in enumerate(("labels/0.png", "parcels/1.png")):
+        save(picture(i), tmp_path / "in" / name)
+    run(tmp_path / "in", tmp_path / "out")
+    assert facts(tmp_path / "out")["classes"] == ["labels", "parcels"]
 
 
 def test_wrong_masks_are_quarantined_with_file_and_value(tmp_path):
@@ -135,3 +149,107 @@ def test_reduced_masks_keep_their_ids_and_follow_their_picture(tmp_path):
     assert sample.label.shape == sample.image.shape[:2] == (40, 60)
     assert set(np.unique(sample.label)) <= {0, 1, 2}
     assert np.mean(np.abs(sample.image[..., 0] / 100 - sample.label) < 0.2) > 0.7
+
+
+def test_a_list_may_begin_with_a_mark_and_lie_below_a_folder_named_test(tmp_path):
+    source = tmp_path / "test" / "masks" / "set"
+    for i, name in enumerate(("train/a.png", "val/b.png", "train/c.png")):
+        save(picture(i), source / "Images" / name)
+        save(mask_of(1), source / "Masks" / name)
+    (source / "classes.txt").write_text("ground\nthing\n")
+    names = [str(source / "Images" / name) for name in ("train/a.png", "val/b.png", "train/c.png")]
+    for listing, lines in (("absolute.txt", names), ("relative.txt", [name.removeprefix(f"{source}/") for name in names])):
+        (source / listing).write_text("\ufeff" + "\n".join(lines))
+        metrics = run(source / listing, tmp_path / listing)
+        assert (metrics["n_train"], metrics["n_val"], metrics["n_labelled"]) == (2, 1, 3)
+
+
+def test_of_copies_one_with_a_label_is_kept_and_other_labels_are_reported(tmp_path, capsys):
+    for i in range(4):
+        for folder in ("all", "labelled"):
+            save(picture(i), tmp_path / "masks_" / "images" / folder / f"{i}.png")
+        save(mask_of(1), tmp_path / "masks_" / "masks" / "labelled" / f"{i}.png")
+        save(picture(i), tmp_path / "folders" / "cat" / f"{i}.png")
+        save(picture(i + (i > 1)), tmp_path / "folders" / "dog" / f"{i}.png")
+    (tmp_path / "masks_" / "classes.txt").write_text("ground\nthing\n")
+    assert run(tmp_path / "masks_", tmp_path / "a")["n_labelled"] == 4
+    assert {row["path"].split("/")[1] for row in manifest(tmp_path / "a")} == {"labelled"}
+    assert "label" not in capsys.readouterr().err
+    run(tmp_path / "folders", tmp_path / "b")
+    assert report(tmp_path / "b")["label_conflicts"] == 3
+    assert "ingest: 3 copies have another label than the picture that was kept\n" in capsys.readouterr().err
+    assert report(tmp_path / "b")["examples"]["duplicates"][0] == {
+        "path": "dog/0.png",
+        "same_as": "cat/0.png",
+        "labelled": True,
+        "label_lost": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"label,path\n1,a/0.png\n2\n", r"line 3: there is a label without a path"),
+        (b"path,label\na/0.png,1\na/0.png,2\n", r"line 3: a/0.png is '2', and '1' in a line before; keep one"),
+        ("path,label\na/0.png,grün\n".encode("latin-1"), r"labels.csv is not UTF-8 text; save it as UTF-8"),
+        ("path,label\na/0.png,1\n".encode("utf-16"), r"labels.csv is not UTF-8 text"),
+        (b"path;label\na/0.png;1\n", r"must name the columns path and label, with a comma"),
+        (b"path,label\n0.png,1\n1.png,2\n", r"names none of the pictures: it says '0.png', and a picture is 'a/0.png'; write paths so"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_one_line(text, problem, tmp_path):
+    save(picture(0), tmp_path / "in" / "a" / "0.png")
+    (tmp_path / "in" / "labels.csv").write_bytes(text)
+    with pytest.raises(UserError, match=problem):
+        run(tmp_path / "in", tmp_path / "out")
+
+
+def test_class_names_that_are_not_utf8_are_one_line(tmp_path):
+    save(picture(0), tmp_path / "in" / "a" / "0.png")
+    (tmp_path / "in" / "classes.txt").write_bytes("grün\nblau\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"classes.txt is not UTF-8 text"):
+        run(tmp_path / "in", tmp_path / "out")
+
+
+def test_accents_may_be_written_either_way(tmp_path):
+    for i, form in enumerate(("NFC", "NFD")):
+        save(picture(i), tmp_path / "in" / unicodedata.normalize(form, f"caf\u00e9{i}.png"))
+    names = [unicodedata.normalize("NFC", f"caf\u00e9{i}.png") for i in range(2)]
+    (tmp_path / "in" / "labels.csv").write_text("".join(f"{line}\n" for line in ["path,label", f"{names[0]},1", f"{names[1]},2"]))
+    assert run(tmp_path / "in", tmp_path / "out")["n_labelled"] == 2
+
+
+def test_masks_that_belong_to_no_picture_are_not_trained_on(tmp_path):
+    save(picture(0), tmp_path / "in" / "images" / "deep" / "a.png")
+    save(mask_of(1), tmp_path / "in" / "masks" / "a.png")
+    with pytest.raises(
+        UserError, match=r"no mask is named as a picture is \(such as masks/a.png\); name them alike, or set ingest.labels to none"
+    ):
+        run(tmp_path / "in", tmp_path / "out")
+    assert run(tmp_path / "in", tmp_path / "out", labels="none")["n_train"] == 1
+
+
+def test_a_class_named_as_a_split_is_not_taken_for_one(tmp_path):
+    for i, name in enumerate(("plane/0.png", "car/1.png", "train/2.png")):
+        save(picture(i), tmp_path / "in" / name)
+    with pytest.raises(UserError, match=r"train/2.png is read as a picture of that split, but beside it lies the class '(car|plane)'"):
+        run(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_a_mask_drawn_on_the_file_is_turned_with_its_picture(orientation, tmp_path):
+    """Left third of the file's pixels is the thing and is white; after turning, white and thing are still the same pixels."""
+    lies = np.zeros((20, 30), np.uint8)
+    lies[:, :10] = 1
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(Image.fromarray(lies * 255).convert("RGB"), tmp_path / "in" / "images" / "a.png", exif=exif)
+    turned = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "in" / "images" / "a.png")).convert("L")) // 255
+    (tmp_path / "in" / "classes.txt").write_text("ground\nthing\n")
+    for drawn, mask in (("file", lies), ("shown", turned)):
+        save(Image.fromarray(mask), tmp_path / "in" / "masks" / "a.png")
+        if drawn == "file" and 1 < orientation < 5:
+            continue  # the sizes do not tell, so it is taken as shown
+        run(tmp_path / "in", tmp_path / drawn)
+        sample = ImageSet(tmp_path / drawn, "train").read(0)
+        assert np.array_equal(sample.image[..., 0] // 255, sample.label)

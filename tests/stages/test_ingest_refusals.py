@@ -74,7 +74,7 @@ def test_the_validation_split_stays_when_data_is_added(tmp_path):
 def test_nothing_to_train_on_is_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         run(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UserError, match="is no text"):
+    with pytest.raises(UserError, match="is not UTF-8 text; name a folder"):
         run(save(picture(0), tmp_path / "one.png"), tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pictures in"):
@@ -82,6 +82,48 @@ def test_nothing_to_train_on_is_said_in_one_line(tmp_path):
     save(picture(0), tmp_path / "val_only" / "val" / "a.png")
     with pytest.raises(UserError, match="no picture is left to train on"):
         run(tmp_path / "val_only", tmp_path / "out")
+
+
+def test_labels_that_could_not_be_measured_are_refused_before_anything_is_trained(tmp_path):
+    source = tmp_path / "in"
+    for i in range(40):
+        save(picture(i), source / f"{i:02}.png")
+    run(source, tmp_path / "first", val_fraction=0.5)
+    splits = {row["path"]: row["split"] for row in manifest(tmp_path / "first")}
+    for split, other, word in (("train", "val", "measured"), ("val", "train", "trained")):
+        lines = [f"{name},{i % 2}\n" for i, name in enumerate(sorted(name for name in splits if splits[name] == split))]
+        (source / "labels.csv").write_text("path,label\n" + "".join(lines))
+        with pytest.raises(
+            UserError, match=f"{len(lines)} labels, and none in {other}: nothing could be {word} by them; .*ingest.val_fraction"
+        ):
+            run(source, tmp_path / split, val_fraction=0.5)
+    run(source, tmp_path / "no_labels", val_fraction=0.5, labels="none")
+
+
+def test_what_may_be_a_mistake_is_said_at_the_end(tmp_path, capsys):
+    save(picture(0), tmp_path / "in" / "a.png")
+    for name in ("b.heic", "c.heic"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "two\nlines.png").touch()
+    run(tmp_path / "in", tmp_path / "out")
+    assert capsys.readouterr().err.splitlines() == [
+        "ingest: 2 files were passed over, as their names do not end as pictures' do",
+        "ingest: 1 files were passed over, as their names hold control characters or are not UTF-8",
+    ]
+
+
+def test_a_set_is_made_anew_when_what_it_was_made_of_has_changed(tmp_path):
+    """Also where the source names it only: through a list or a link."""
+    save(picture(0), tmp_path / "pictures" / "a.png")
+    (tmp_path / "list.txt").write_text("pictures/a.png\n")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "all").symlink_to(tmp_path / "pictures")
+    for i, source in enumerate((tmp_path / "list.txt", tmp_path / "linked")):
+        run(source, tmp_path / f"out{i}")
+        run(source, tmp_path / f"out{i}")
+        save(picture(1 + i), tmp_path / "pictures" / "a.png")
+        with pytest.raises(UserError, match="holds the result of other settings or inputs"):
+            run(source, tmp_path / f"out{i}")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):

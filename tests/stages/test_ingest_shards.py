@@ -1,6 +1,7 @@
 """Ingest from WebDataset shards, local and in S3."""
 
 import io
+import tarfile
 from pathlib import Path
 
 import boto3
@@ -51,6 +52,42 @@ def test_a_damaged_shard_is_quarantined_and_the_rest_is_kept(tmp_path):
     run(f"{tmp_path}/*.tar", tmp_path / "out", max_bad_fraction=0.5)
     assert list(reasons(tmp_path / "out")) == ["b.tar"]
     assert len(manifest(tmp_path / "out")) == 4
+
+
+def test_a_folder_of_shards_is_a_source_and_so_is_a_bare_file_name(tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        samples = [
+            {"__key__": f"{split}{i}", "png": png(picture(i + 10 * (split == "val"))), "cls": b"ab"[i % 2 : i % 2 + 1]} for i in range(4)
+        ]
+        write_shard(tmp_path / "s" / f"{split}.tar", samples)
+    (tmp_path / "s" / "classes.txt").write_text("a\nb\n")
+    metrics = run(tmp_path / "s", tmp_path / "out")
+    assert (metrics["n_train"], metrics["n_val"], metrics["n_labelled"]) == (4, 4, 8)
+    monkeypatch.chdir(tmp_path / "s")
+    assert run("train.tar", tmp_path / "one")["n_labelled"] == 4
+    assert facts(tmp_path / "one")["classes"] == ["a", "b"]
+
+
+def test_the_quota_counts_damaged_shards_too(tmp_path):
+    """Nobody knows how many pictures were lost: each counts as one, which four of ten shards must not pass as."""
+    for shard in range(10):
+        path = write_shard(tmp_path / f"{shard}.tar", [{"__key__": f"{shard}{i}", "png": png(picture(100 * shard + i))} for i in range(30)])
+        if shard < 4:
+            path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"4 of 10 shards are damaged, more than ingest.max_bad_fraction = 0.05: 0.tar: damaged shard"):
+        run(f"{tmp_path}/*.tar", tmp_path / "out")
+
+
+def test_a_name_that_is_twice_in_a_shard_costs_that_file_alone(tmp_path, capsys):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, seed in [("0.png", 0), ("1.png", 1), ("1.png", 2), ("2.png", 3), ("3.png", 4)]:
+            data = png(picture(seed))
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert run(tmp_path / "a.tar", tmp_path / "out")["n_train"] == 4
+    assert report(tmp_path / "out")["repeated_names"] == 1
+    assert "ingest: 1 files of shards were passed over, as one of that name came before\n" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -106,13 +143,27 @@ def test_a_prefix_in_s3_gives_the_same_set_as_a_folder(bucket, tmp_path):
     assert facts(tmp_path / "remote")["counts"] == {"train": 35, "val": 5, "labelled_train": 35, "labelled_val": 5}
 
 
+def test_a_changed_object_in_s3_makes_the_set_anew(bucket, tmp_path):
+    for i in range(2):
+        bucket.upload_file(str(save(picture(i), tmp_path / f"{i}.png")), "pool", f"p/{i}.png")
+    bucket.upload_file(str(write_shard(tmp_path / "a.tar", [{"__key__": "a", "png": png(picture(5))}])), "pool", "s/a.tar")
+    for source, key, file in (("s3://pool/p", "p/0.png", "1.png"), ("s3://pool/s/a.tar", "s/a.tar", "b.tar")):
+        out = tmp_path / key[0]
+        run(source, out)
+        run(source, out)
+        write_shard(tmp_path / "b.tar", [{"__key__": "a", "png": png(picture(6))}])
+        bucket.upload_file(str(tmp_path / file), "pool", key)
+        with pytest.raises(UserError, match="holds the result of other settings or inputs"):
+            run(source, out)
+
+
 def test_a_prefix_or_folder_without_pictures_is_an_error_as_source_but_not_as_incoming(bucket, tmp_path):
     save(picture(0), tmp_path / "pictures" / "0.png")
     (tmp_path / "empty").mkdir()
     for place in ("s3://pool/none", str(tmp_path / "empty")):
         with pytest.raises(UserError, match=f"no pictures in {place}"):
             run(place, tmp_path / "out")
-        metrics = ingest.run(params(), out=tmp_path / place[-5:] / "data", source=tmp_path / "pictures", incoming=place)
+        metrics = ingest.run(params(), out=tmp_path / place[-4:] / "data", source=tmp_path / "pictures", incoming=place)
         assert metrics["n_train"] == 1
     with pytest.raises(UserError, match=r"cannot open s3://nobucket/none: .*bucket"):
         run("s3://nobucket/none", tmp_path / "out")

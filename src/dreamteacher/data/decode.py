@@ -15,6 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm"})
 
+ORIENTATION = 0x0112  # EXIF's number of it
+
 Image.init()  # all readers are known at once, whichever picture comes first
 # `_open` below compares the header's size with the caller's own limit before any pixel is decoded, which may be higher than Pillow's.
 Image.MAX_IMAGE_PIXELS = None
@@ -34,7 +36,8 @@ class Picture:
 
     image: uint8 (H, W, 3) RGB, upright. mode: Pillow's name of the source's pixel type. grey: the source had one channel.
     lossless: the source's compression lost nothing. suffix: "jpg" or "png" when the source's own bytes show exactly this
-    picture to any reader (8-bit RGB or grey, no orientation tag, no transparency), else None.
+    picture to any reader (8-bit RGB or grey, no orientation tag, no transparency), else None. orientation: of EXIF, 1 to 8, before it
+    was turned upright.
     """
 
     image: np.ndarray
@@ -42,6 +45,7 @@ class Picture:
     grey: bool
     lossless: bool
     suffix: str | None
+    orientation: int
 
 
 def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> Picture:
@@ -65,12 +69,13 @@ def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> 
         lossless = _is_lossless(image, data)
         image.load()
         clear = image.has_transparency_data
-        turned = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+        orientation = _orientation(image)
+        turned = ImageOps.exif_transpose(image) if orientation != 1 else image
         keeps = mode in ("RGB", "L") and turned is image and not clear
         is_png = form == "PNG" and data[24] == 8 and not getattr(image, "is_animated", False)
         suffix = ("png" if is_png else "jpg" if form in ("JPEG", "MPO") else None) if keeps else None
         pixels = _to_rgb(turned, clear)
-        return Picture(pixels, mode, mode in ("1", "L") or mode[0] in "IF", lossless, suffix)
+        return Picture(pixels, mode, mode in ("1", "L") or mode[0] in "IF", lossless, suffix, orientation)
 
 
 def decode_mask(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
@@ -89,6 +94,13 @@ def decode_mask(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
         if values.size and (values.min() < 0 or values.max() > 255):
             raise BadPicture(f"mask holds the value {int(values.max() if values.max() > 255 else values.min())}; class ids are 0 to 254")
         return values.astype(np.uint8)
+
+
+def turn_upright(mask: np.ndarray, orientation: int) -> np.ndarray:
+    """What EXIF's `orientation` does to a picture, done to its mask."""
+    image = Image.fromarray(mask)
+    image.getexif()[ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
 
 
 @contextmanager
@@ -112,7 +124,7 @@ def _open(data: bytes, max_pixels: int, what: str) -> Iterator[Image.Image]:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(0x0112, 1))
+        return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # a damaged EXIF block says nothing about the picture
         return 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,7 +32,9 @@ class Item:
 
 @dataclass
 class Found:
-    """items: the pictures, those of the val split first, then by name. classes: names by id, None if the source does not say.
+    """items: the pictures, those of the val split first, then those with a label, then by name (of shards: as they lie).
+
+    classes: names by id, None if the source does not say.
 
     has_val: the source has its own validation split. counts: what was seen and left out; complete once the items are read.
     """
@@ -41,6 +44,15 @@ class Found:
     labels: str
     has_val: bool
     counts: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def utf8(where: str, remedy: str = "save it as UTF-8") -> Iterator[None]:
+    """Text that is read inside is UTF-8, or the UserError says `where` it is not and what to do."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 text; {remedy}") from error
 
 
 def parse_classes(text: str, where: str) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dreamteacher.data.dataset import IGNORE
-from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask
+from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, turn_upright
 from dreamteacher.data.items import Item
 
 LARGEST_ID = 65535  # of a class that has no name
@@ -36,9 +36,16 @@ class Prepared:
     cls: int | None
     mask_values: np.ndarray
 
+    @property
+    def label_hash(self) -> bytes | None:
+        """A digest of the label."""
+        return hashlib.sha256(self.label[1]).digest()[:16] if self.label else None
+
 
 def prepare(item: Item, classes: list[str] | None, *, max_pixels: int, min_side: int, short_side: int | None) -> Prepared:
     """Decode, check and encode an item; a picture whose shorter side exceeds `short_side` is reduced to it (antialiased; masks NEAREST).
+
+    A mask is taken to lie on the picture as EXIF shows it; if only the picture as it lies in the file has the mask's size, on that.
 
     Raises:
         BadPicture: picture or mask cannot be decoded, their sizes differ, a class or mask value is none of `classes`.
@@ -49,6 +56,11 @@ def prepare(item: Item, classes: list[str] | None, *, max_pixels: int, min_side:
     height, width = picture.image.shape[:2]
     mask = None if item.mask is None else decode_mask(item.mask, max_pixels=max_pixels)
     if mask is not None:
+        if picture.orientation > 4 and mask.shape == (width, height) != (
+            height,
+            width,
+        ):  # it was drawn on the picture as it lies in the file
+            mask = turn_upright(mask, picture.orientation)
         _check(mask, width, height, classes or [])
     cls = None if item.cls is None or mask is not None else _class_id(item.cls, classes)
     shrink = 1.0 if short_side is None else min(1.0, short_side / min(width, height))

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 
 class Kept(NamedTuple):
-    """A picture that was kept: its split and its name."""
+    """A picture that was kept: its split, its name and a digest of its label, if it has one."""
 
     split: str
     name: str
+    label: bytes | None
 
 
 class Seen:
@@ -20,7 +21,7 @@ class Seen:
 
     def __init__(self) -> None:
         self._table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
-        self._table.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY, split TEXT, name TEXT) WITHOUT ROWID")
+        self._table.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY, split TEXT, name TEXT, label BLOB) WITHOUT ROWID")
         self._table.execute("BEGIN")
 
     def __enter__(self) -> Seen:
@@ -32,9 +33,9 @@ class Seen:
     def find(self, hashes: Sequence[bytes]) -> Kept | None:
         """The kept picture that shares a hash with these."""
         marks = ", ".join("?" * len(hashes))
-        row = self._table.execute(f"SELECT split, name FROM seen WHERE hash IN ({marks}) ORDER BY name LIMIT 1", hashes).fetchone()
+        row = self._table.execute(f"SELECT split, name, label FROM seen WHERE hash IN ({marks}) ORDER BY name LIMIT 1", hashes).fetchone()
         return Kept(*row) if row else None
 
     def keep(self, hashes: Sequence[bytes], kept: Kept) -> None:
         """Remember `hashes` as those of `kept`, where they are not known yet."""
-        self._table.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", [(value, *kept) for value in hashes])
+        self._table.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?)", [(value, *kept) for value in hashes])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import braceexpand
 import fsspec
+from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from dreamteacher.data.decode import SUFFIXES
-from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, Found, Item, LabelKind, masks_need_classes, parse_classes
+from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, Found, Item, LabelKind, masks_need_classes, parse_classes, utf8
 from dreamteacher.data.trees import cannot_open
 from dreamteacher.errors import UserError
 
@@ -27,27 +29,36 @@ def expand(source: str) -> list[str]:
     """The shards that braces and * of a path or an address stand for; UserError if there are none."""
     urls: list[str] = []
     for url in braceexpand.braceexpand(source):
-        if "*" in url:
-            files, paths = fsspec.core.url_to_fs(url)
-            urls += sorted(files.unstrip_protocol(path) if "://" in url else path for path in files.glob(paths))
-        else:
-            urls.append(url)
+        urls += _glob(url) if "*" in url else [url]
     missing = [url for url in urls if "://" not in url and not Path(url).exists()]
     if missing or not urls:
         raise UserError(f"ingest.source: there is no shard {missing[0] if missing else source}")
     return urls
 
 
-def find_in_shards(source: str, labels: LabelKind) -> Found:
+def tars_in(folder: str) -> list[str]:
+    """The .tar files in a folder, here or at an address, by name."""
+    return _glob(posixpath.join(folder, "*.tar")) if "://" in folder else sorted(str(path) for path in Path(folder).glob("*.tar"))
+
+
+def _glob(url: str) -> list[str]:
+    try:
+        files, pattern = fsspec.core.url_to_fs(url)
+        return sorted(files.unstrip_protocol(path) if "://" in url else path for path in files.glob(pattern))
+    except Exception as error:  # each kind of address has its own library, with its own errors
+        raise cannot_open(url, error) from error
+
+
+def find_in_shards(urls: list[str], labels: LabelKind) -> Found:
     """`sources.find` for WebDataset shards; they are read one after the other as a stream."""
-    urls = expand(source)
     common = os.path.commonpath([url.rpartition("/")[0] for url in urls])
     names = {url: url[len(common) :].lstrip("/") if url.startswith(common) else url.rpartition("/")[2] for url in urls}
     splits = {url: next((SPLITS[word] for word in re.split(r"\W|_", names[url].lower()) if word in SPLITS), None) for url in urls}
-    counts = {"ignored_files": 0, "left_out_as_test": 0}
+    counts = {"ignored_files": 0, "repeated_names": 0, "left_out_as_test": 0, "shards": len(urls), "damaged_shards": 0}
+    where = f"classes.txt beside {urls[0]}"
     try:
-        with fsspec.open(urls[0].rpartition("/")[0] + "/classes.txt", "r", encoding="utf-8-sig") as file:
-            classes = parse_classes(file.read(), f"classes.txt beside {urls[0]}")
+        with fsspec.open(posixpath.join(posixpath.dirname(urls[0]), "classes.txt"), "r", encoding="utf-8-sig") as file, utf8(where):
+            classes = parse_classes(file.read(), where)
     except FileNotFoundError:
         classes = None
     except Exception as error:
@@ -69,13 +80,19 @@ def find_in_shards(source: str, labels: LabelKind) -> Found:
 
 
 def _read_shard(url: str, shard: str, split: str | None, labels: LabelKind, counts: dict[str, int]) -> Iterator[Item]:
+    def pass_over(error: Exception) -> bool:
+        """A second file of one name is left out; group_by_keys would leave out all that follow it."""
+        repeated = "duplicate file name" in str(error)
+        counts["repeated_names"] += repeated
+        return repeated or reraise_exception(error)
+
     try:
         opened = fsspec.open(url, "rb").open()
     except Exception as error:
         raise cannot_open(url, error) from error
     with opened as stream:
         try:
-            for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+            for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}]), handler=pass_over):
                 suffix = next((key for key in sample if f".{key}" in SUFFIXES), None)
                 if suffix is None:
                     counts["ignored_files"] += 1
@@ -90,6 +107,7 @@ def _read_shard(url: str, shard: str, split: str | None, labels: LabelKind, coun
                 mask, cls = (mask if labels in ("auto", "masks") else None), (cls if labels in ("auto", "folders", "csv") else None)
                 yield Item(name, split, sample[suffix], mask, cls)
         except Exception as error:  # a damaged archive or a lost connection, in the words of any of five libraries
+            counts["damaged_shards"] += 1
             yield Item(shard, split, problem=f"damaged shard, what follows is lost: {type(error).__name__}")
 
 

@@ -1,12 +1,13 @@
 """Where files lie: a local folder, or a prefix at any address that fsspec knows (s3://, with AWS_ENDPOINT_URL honoured).
 
-Names are plain text here: pathlib interns every part of a path, and Python 3.12 never frees what is interned.
+Names are plain text here, for the reason that files.walk gives.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
@@ -15,6 +16,7 @@ import fsspec
 
 from dreamteacher.data.decode import SUFFIXES
 from dreamteacher.errors import UserError
+from dreamteacher.files import walk
 
 NOT_PICTURES = {"classes.txt", "labels.csv"}
 
@@ -52,25 +54,12 @@ class Folder:
         return str(self.root)
 
     def pictures(self, counts: dict[str, int]) -> Iterator[str]:
-        """Entry by entry: os.walk would hold the names of a folder of a million pictures."""
-        waiting, visited = [str(self.root)], set()  # a folder may be a link, even to one above it
-        above = len(posixpath.join(self.root, ""))
-        while waiting:
-            folder = waiting.pop()
-            here = Path(folder).stat()
-            if (here.st_dev, here.st_ino) in visited:
-                continue
-            visited.add((here.st_dev, here.st_ino))
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if not entry.name.isprintable():  # also what is not UTF-8: neither a manifest nor a shard could name it
-                        counts["unprintable_names"] += 1
-                    elif entry.is_dir():
-                        waiting.append(entry.path)
-                    elif _is_picture(entry.name, counts):
-                        yield entry.path[above:]
+        """See Tree."""
+        for name in walk(self.root):
+            if not _can_be_written(name):
+                counts["unprintable_names"] += 1
+            elif _is_picture(name, counts):
+                yield name
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
         """One file after the other."""
@@ -117,7 +106,7 @@ class Prefix:
                     name = posixpath.relpath(f"{folder}/{file}", self.root)
                     if any(part.startswith(".") for part in name.split("/")):
                         continue
-                    if not name.isprintable():
+                    if not _can_be_written(name):
                         counts["unprintable_names"] += 1
                     elif _is_picture(file, counts):
                         yield name
@@ -143,16 +132,38 @@ class Prefix:
             raise cannot_open(f"{self.address}/{name}", error) from error
 
 
+def describe(address: str) -> Iterator[str]:
+    """A line for each object below an address, or for the one that it names: path, size, and ETag or time; none if nothing is there.
+
+    Raises:
+        UserError: the address cannot be reached.
+    """
+    place = Prefix(address)
+    try:
+        for path, facts in place.files.find(place.root, detail=True).items():
+            changes = (facts.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "created"))
+            yield f"{path} {facts.get('size')} {next((str(value) for value in changes if value), '')}"
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        raise cannot_open(address, error) from error
+
+
 def cannot_open(url: str, error: Exception) -> UserError:
     """What to say of an address that does not answer as it should."""
     words = " ".join(str(error).split())[:200]
     return UserError(f"cannot open {url}: {type(error).__name__}: {words}; check the address, the credentials and AWS_ENDPOINT_URL")
 
 
+def _can_be_written(name: str) -> bool:
+    """Neither a manifest nor a shard could name what is not UTF-8, or holds line ends and other controls."""
+    return name.isprintable() or not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
+
+
 def _is_picture(name: str, counts: dict[str, int]) -> bool:
     if posixpath.splitext(name)[1].lower() in SUFFIXES:
         return True
-    counts["ignored_files"] += name not in NOT_PICTURES
+    counts["ignored_files"] += posixpath.basename(name) not in NOT_PICTURES
     return False
 
 

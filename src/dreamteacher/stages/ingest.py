@@ -28,7 +28,7 @@ from dreamteacher.data.items import Found, Item
 from dreamteacher.data.prepare import Prepared, prepare
 from dreamteacher.data.seen import Kept, Seen
 from dreamteacher.data.shards import ShardSet
-from dreamteacher.data.sources import find, inputs_of
+from dreamteacher.data.sources import find, fingerprint, inputs_of
 from dreamteacher.errors import UserError
 from dreamteacher.params import Ingest, Params
 from dreamteacher.stage import open_stage
@@ -36,6 +36,17 @@ from dreamteacher.stage import open_stage
 COLUMNS = ("path", "sha256", "width", "height", "mode", "split", "label", "shard", "offset", "length", "label_offset", "label_length")
 EXAMPLES = 1000  # duplicates and leaks that report.json names; all are counted
 SPLITS = ("train", "val")
+ODDITIES = {  # of report.json: what is said of them at the end, as they may be a mistake
+    "ignored_files": "files were passed over, as their names do not end as pictures' do",
+    "unprintable_names": "files were passed over, as their names hold control characters or are not UTF-8",
+    "repeated_names": "files of shards were passed over, as one of that name came before",
+    "left_out_as_test": "pictures of the test split were left out",
+    "labels_without_picture": "lines of labels.csv name no picture",
+    "masks_without_picture": "masks belong to no picture",
+    "folders_without_class": "folders are not in classes.txt; their pictures have no label",
+    "labels_lost": "labels were dropped, as a copy without a label had been kept",
+    "label_conflicts": "copies have another label than the picture that was kept",
+}
 
 
 def run(
@@ -65,6 +76,7 @@ def run(
         more = {f"incoming/{name}": path for name, path in inputs_of(str(incoming)).items()}
         recorded["incoming"] = Path(incoming).name if more else str(incoming)
         inputs |= more
+    recorded["contents"] = [fingerprint(str(each)) for each in (place, incoming) if each]
     with open_stage("ingest", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # oddities of metadata; what matters is quarantined
         if not stage.done:
@@ -112,8 +124,11 @@ class _Tally:
 
     def drop(self, name: str, picture: Prepared, kind: str, other: Kept) -> None:
         self.counts[kind] += 1
+        lost = picture.label is not None and picture.label_hash != other.label
+        self.counts["label_conflicts" if other.label else "labels_lost"] += lost
         if len(self.examples[kind]) < EXAMPLES:
-            self.examples[kind].append({"path": name, "same_as": other.name, "labelled": picture.label is not None})
+            example = {"path": name, "same_as": other.name, "labelled": picture.label is not None}
+            self.examples[kind].append(example | ({"label_lost": True} if lost else {}))
 
     def metrics(self) -> dict[str, float]:
         names = {f"n_{name}": self.counts[name] for name in (*SPLITS, "quarantined", "duplicates", "leaks")}
@@ -147,7 +162,7 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> _Tally:
             elif not found.has_val:
                 split = _split_of(picture, settings.val_fraction)
             other = seen.find(picture.hashes)
-            seen.keep(picture.hashes, other or Kept(split, item.name))
+            seen.keep(picture.hashes, other or Kept(split, item.name, picture.label_hash))
             if other:
                 # find() gives the val split first, so a picture that is in both is met in val before it is met in train
                 tally.drop(item.name, picture, "leaks" if (other.split, split) == ("val", "train") else "duplicates", other)
@@ -180,12 +195,24 @@ def _write_facts(settings: Ingest, found: Found, tally: _Tally, out: Path) -> No
         if bad > settings.max_bad_fraction * seen:
             share = f"{bad} of {seen} {what} cannot be used, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
             raise UserError(f"{share}: {'; '.join(reasons)}{' ...' if bad > len(reasons) else ''}; remove them or raise the limit")
+    shards, damaged = found.counts.get("shards", 0), found.counts.get("damaged_shards", 0)
+    if damaged > settings.max_bad_fraction * shards:  # nobody knows how many pictures were in there
+        share = f"{damaged} of {shards} shards are damaged, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
+        raise UserError(f"{share}: {'; '.join(tally.reasons[0])}; fetch them again or raise the limit")
     if not counts["train"]:
         raise UserError(
             f"no picture is left to train on ({counts['pictures']} seen, {counts['val']} in val); add pictures or lower ingest.val_fraction"
         )
     if len(tally.tasks) > 1:
         raise UserError("some pictures have a mask and some a class; set ingest.labels to masks or folders to choose one kind")
+    wanted = SPLITS if found.has_val or settings.val_fraction else ("train",)
+    bare = next((split for split in wanted if not counts[f"labelled_{split}"]), None)
+    if tally.tasks and bare:
+        raise UserError(
+            f"there are {counts['labelled_train'] + counts['labelled_val']} labels, and none in {bare}: nothing could be "
+            f"{'trained' if bare == 'train' else 'measured'} by them; put pictures into folders train/ and val/ with labels in both, "
+            f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none"
+        )
     if tally.mask_values[IGNORE] and not tally.mask_values[1:IGNORE].any():
         raise UserError("the masks hold only 0 and 255, and 255 means unknown: write class ids (1 for the object, not 255) and start again")
     task = next(iter(tally.tasks), None)
@@ -198,8 +225,20 @@ def _write_facts(settings: Ingest, found: Found, tally: _Tally, out: Path) -> No
     report: dict[str, Any] = (
         {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks")} | numbers | found.counts
     )
+    report |= {name: counts[name] for name in ("labels_lost", "label_conflicts")}
+    _say_what_is_odd(report, tally.mask_values)
     report |= {"labels": found.labels, "labels_per_class": {name: int(weights[i]) for i, name in enumerate(classes)}}
     _save_json(out / "report.json", report | {"examples": tally.examples})
+
+
+def _say_what_is_odd(report: dict[str, Any], mask_values: np.ndarray) -> None:
+    """One line for each kind, to stderr; report.json has the same."""
+    for name, text in ODDITIES.items():
+        if report.get(name):
+            print(f"ingest: {report[name]} {text}", file=sys.stderr)
+    unknown = mask_values[IGNORE] / max(mask_values.sum(), 1)
+    if unknown > 0.5:
+        print(f"ingest: {unknown:.0%} of the masks' pixels are {IGNORE}, which means unknown; is it meant as a class?", file=sys.stderr)
 
 
 def _split_of(picture: Prepared, val_fraction: float) -> str:
