@@ -84,6 +84,22 @@ def test_stage_gets_its_places(stage, arguments, places, capsys):
     assert "n = 3" in out
 
 
+def test_of_torchrun_s_processes_only_the_first_runs_a_stage_that_does_not_train(stage, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["publish"]) == 0
+    assert stage.name == ""
+    assert cli.main(["finetune", "--init", "scratch"]) == 0
+    assert stage.name == "dreamteacher.stages.finetune"
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999", "one"])
+def test_a_seed_that_is_none_is_named(seed, stage, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["finetune", "--init", "scratch", f"--seed={seed}"])
+    assert stop.value.code == 2
+    assert f"argument --seed: {seed} is not a whole number from 0 to 4294967295" in capsys.readouterr().err
+
+
 def test_arguments_are_those_that_the_stages_take():
     """The stages import torch, so this is read from their source."""
     import ast

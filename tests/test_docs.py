@@ -43,6 +43,14 @@ def test_every_setting_that_a_page_sets_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_backbone_is_loaded_with_its_weights(page: Path) -> None:
+    """timm leaves them out, without a word, unless it is asked for them."""
+    calls = re.findall(r"""timm\.create_model\(["']local-dir:[^)]*\)""", page.read_text())
+    assert all("pretrained=True" in call for call in calls), calls
+    assert calls or page.name not in ("getting-started.md", "artifacts.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target

@@ -21,6 +21,12 @@ def test_machine_that_can_run_the_chain_is_told_so(capsys):
     assert out.endswith("the chain can run here\n")
 
 
+def test_looking_leaves_nothing_behind():
+    before = sorted(Path().rglob("*"))
+    doctor.examine()
+    assert sorted(Path().rglob("*")) == before
+
+
 def found(look) -> dict[str, tuple[str, str]]:
     return {what: (state, words) for state, what, words in look()}
 

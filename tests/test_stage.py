@@ -75,6 +75,14 @@ def test_failure_leaves_the_old_output_and_the_checkpoints():
         assert (stage.checkpoints / "step-10").read_text() == "half way"
 
 
+def test_of_the_checkpoints_the_log_stays():
+    with open_stage("train-teacher", params={}, inputs={}, out=Path("teacher")) as stage:
+        (stage.checkpoints / "step-10").touch()
+        (stage.checkpoints / "log.jsonl").write_text('{"step": 10}\n')
+    assert {path.name for path in CHECKPOINTS.iterdir()} == {f"{stage.checkpoints.name}.jsonl"}
+    assert stage.checkpoints.with_suffix(".jsonl").read_text() == '{"step": 10}\n'
+
+
 def test_interrupted_stage_finds_its_checkpoints_only_with_the_same_settings_and_inputs():
     Path("data").mkdir()
     Path("data/a").write_text("1")

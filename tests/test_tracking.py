@@ -215,6 +215,67 @@ def test_journal_of_a_killed_process_is_sent_and_its_run_ends_as_killed():
     assert runs()["ingest"].data.metrics == {"n": 1.0}
 
 
+@pytest.mark.parametrize("then", ["stage", "sync"])
+def test_records_find_a_new_run_where_the_server_is_another_than_before(then, database, tmp_path, monkeypatch):
+    """The stage was stopped, MLflow moved or its database was removed, and the run of before is unknown."""
+    with pytest.raises(Interrupted):
+        stage(fail=Interrupted(15, 3))
+    if then == "sync":  # it was killed while the old server was away
+        (UNSENT / "x").mkdir(parents=True)
+        start = {"do": "start", "run": "0123", "name": "x", "chain": "adhoc", "experiment": os.environ["MLFLOW_EXPERIMENT_NAME"]}
+        lines = [start | {"uri": database, "memory": None, "time": 1}, {"do": "metrics", "values": {"n": 1.0}, "step": 0, "time": 2}]
+        (UNSENT / "x" / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (UNSENT / "x" / "cursor.json").write_text(json.dumps({"sent": 1, "run": "0123"}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    if then == "stage":
+        stage()
+        assert_complete(runs()["finetune init=mix seed=2"], runs()["chain adhoc"])
+    else:
+        assert sync() == ["x"]
+        assert runs()["x"].data.metrics == {"n": 1.0}
+    assert not list(UNSENT.glob("*/records.jsonl"))
+
+
+def test_a_named_run_that_does_not_exist_costs_no_record(monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789")
+    stage()
+    assert_complete(runs()["finetune init=mix seed=2"], runs()["chain adhoc"])
+    assert "MLflow has no run 0123456789" in caplog.text
+
+
+def test_a_journal_that_cannot_be_sent_does_not_hold_up_the_others(dead, mlflow_server, monkeypatch):
+    for name in ("ingest", "publish"):
+        with open_tracker(name, {}, {}):
+            pass
+    (first, second) = sorted(UNSENT.glob("*/records.jsonl"))
+    (UNSENT / "a-empty").mkdir()
+    (UNSENT / "a-empty" / "records.jsonl").write_text('{"do": "sta')  # killed in its first line
+    first.write_text(first.read_text().replace('"do": "tags"', '"do": "metrics"', 1))  # words for figures
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    with pytest.raises(
+        UserError, match=rf"^MLflow at {mlflow_server} does not take .*{first.parent.name} stays unsent \(1 in all; 1 were sent\)$"
+    ):
+        sync()
+    assert list(UNSENT.glob("*/records.jsonl")) == [first]
+    assert "publish" in runs()
+
+
+def test_the_place_that_did_not_answer_is_named(dead, monkeypatch):
+    stage()
+    place = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match=f"MLflow at {place} does not take"):
+        sync()
+
+
+def test_a_database_that_cannot_be_opened_holds_nobody_up(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/1/none.db")
+    begin = time.monotonic()
+    stage()
+    assert time.monotonic() - begin < 30  # MLflow's own tries take 200 s
+    assert list(UNSENT.glob("*/records.jsonl"))
+
+
 def test_stages_that_begin_together_share_a_new_database_and_one_parent(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/new.db")
     body = "import sys; from dreamteacher.tracking import open_tracker\nwith open_tracker(sys.argv[1], {}, {}): pass\n"

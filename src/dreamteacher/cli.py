@@ -29,6 +29,7 @@ class StageCommand:
     optional: dict[str, str] = field(default_factory=dict)  # inputs without a default place, with their help
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)  # further options that must be given, with what is possible
     seed: bool = False
+    trains: bool = False  # by all processes of torchrun; other stages run in the first alone
 
 
 STAGES = {
@@ -45,18 +46,21 @@ STAGES = {
         "artifacts/teacher",
         {"data": "artifacts/data"},
         {"start": "an earlier teacher to go on from"},
+        trains=True,
     ),
     "distill-features": StageCommand(
         "distill the generator's features into a backbone",
         "artifacts/backbones/features",
         {"data": "artifacts/data", "teacher": "artifacts/teacher"},
         {"start": "an earlier output of this stage to go on from"},
+        trains=True,
     ),
     "train-interpreter": StageCommand(
         "train the feature interpreter on the few labels",
         "artifacts/interpreters/{seed}",
         {"data": "artifacts/data", "teacher": "artifacts/teacher"},
         seed=True,
+        trains=True,
     ),
     "distill-labels": StageCommand(
         "distill the interpreter's soft labels into a backbone",
@@ -69,6 +73,7 @@ STAGES = {
         },
         choices={"mode": ("labels", "mix")},
         seed=True,
+        trains=True,
     ),
     "finetune": StageCommand(
         "fine-tune a backbone for the task",
@@ -77,6 +82,7 @@ STAGES = {
         {"backbone": "what --init starts from; default: its place below artifacts/backbones, if it has one"},
         choices={"init": INITS},
         seed=True,
+        trains=True,
     ),
     "evaluate": StageCommand(
         "compare the fine-tuned models on the validation split",
@@ -130,6 +136,8 @@ def _run_stage(options: argparse.Namespace) -> int:
     from dreamteacher.params_file import load_params, read_sections
 
     command = STAGES[options.command]
+    if not command.trains and os.environ.get("RANK", "0") != "0":
+        return 0
     params = read_sections(options.params) if options.sections else load_params(options.params, options.set)
     given = {name: getattr(options, name) for name in [*command.choices, *(["seed"] if command.seed else [])]}
 
@@ -258,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
         for option, values in stage.choices.items():
             command.add_argument(f"--{option}", required=True, choices=values)
         if stage.seed:
-            command.add_argument("--seed", type=int, default=0, help="draws the few labels and the random weights (default: 0)")
+            command.add_argument("--seed", type=_seed, default=0, help="draws the few labels and the random weights (default: 0)")
         for option, text in stage.optional.items():
             command.add_argument(f"--{option}", metavar="PATH", help=text)
         for option, default in {**stage.inputs, "out": stage.out}.items():
@@ -291,6 +299,12 @@ def _parser() -> argparse.ArgumentParser:
     add_params(show)
     show.add_argument("--markdown", action="store_true", help="print all settings as the table of the documentation")
     return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -144,10 +144,10 @@ def _mlflow() -> Iterator[Finding]:
 
 
 def _triton() -> Iterator[Finding]:
-    from dreamteacher.serving.triton_server import installation
+    from dreamteacher.serving.triton_server import find_server
 
     try:
-        installation()
+        find_server()
         yield "ok", "triton", f"tritonserver of nvidia-pytriton {version('nvidia-pytriton')}"
     except UserError as error:
         yield "warn", "triton", f"`dreamteacher serve` cannot run: {error}"

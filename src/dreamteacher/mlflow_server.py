@@ -39,6 +39,10 @@ def client_of(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow.tracking import MlflowClient
 
+    if not uri.startswith("http"):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 3  # within a second; MLflow's own ten take 100 s, and no variable sets them
     for chatty in ("alembic", "mlflow", "urllib3.connectionpool"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
@@ -80,6 +84,9 @@ def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal:
 def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | None, journal: str) -> str:
     """The run that the journal's records belong to, running: known, named, made by an earlier try, or new below the chain's run."""
     run = run or start["run"]
+    if run and not has_run(client, run):  # of another server or database than this, or a wrong MLFLOW_RUN_ID
+        log.warning("MLflow has no run %s; the records of %s go into a new one", run, journal)
+        run = None
     if not run:
         found = client.get_experiment_by_name(start["experiment"])
         experiment = found.experiment_id if found else client.create_experiment(start["experiment"])
@@ -100,6 +107,19 @@ def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | N
         with suppress(FileNotFoundError):  # the stage has ended since, and its checkpoints are gone
             Path(start["memory"]).write_text(json.dumps({"journal": journal, "run": run}))
     return run
+
+
+def has_run(client: MlflowClient, run: str) -> bool:
+    """Whether this MLflow knows the run `run`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def _upload(client: MlflowClient, run: str, path: Path, folder: str) -> None:

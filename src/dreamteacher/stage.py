@@ -27,6 +27,7 @@ from dreamteacher.tracking import Tracker, open_tracker
 log = logging.getLogger(__name__)
 RECORD = "stage.json"
 LOCK = ".lock"
+LOG = "log.jsonl"  # what training.loop writes beside its checkpoints
 # Folder names of the default places, most telling first, to say which stage makes what is missing.
 MAKERS = {
     "finetuned": "finetune",
@@ -225,7 +226,9 @@ def _publish(tmp: Path, out: Path) -> None:
 
 
 def _remove(checkpoints: Path) -> None:
-    """At once for those that wait for it; on NFS the open lock keeps the folder, empty, till the next time."""
+    """At once for those that wait for it; on NFS the open lock keeps the folder, empty, till the next time. The log of the run stays."""
+    if (checkpoints / LOG).exists():
+        (checkpoints / LOG).replace(checkpoints.with_suffix(".jsonl"))
     old = checkpoints.with_name(f".{checkpoints.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     checkpoints.rename(old)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher.errors import Interrupted, UserError
-from dreamteacher.mlflow_server import client_of, find_or_create_run, replay, tracking_uri, without_password
+from dreamteacher.mlflow_server import client_of, find_or_create_run, has_run, replay, tracking_uri, without_password
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,11 @@ class Tracker:
             _send(self._journal)
         except Exception as error:
             if not self._warned:
-                log.warning("%s; the stage goes on, its records stay in %s: `dreamteacher sync` sends them", _why(error), self._journal)
+                log.warning(
+                    "%s; the stage goes on, its records stay in %s: `dreamteacher sync` sends them",
+                    _why(error, self._journal),
+                    self._journal,
+                )
             self._warned = True
         now = time.monotonic()
         self._next_send = now + max(SEND_EVERY, 20 * (now - begin))  # a slow server may cost at most 5 % of the time
@@ -92,6 +96,11 @@ class Tracker:
             shutil.rmtree(self._journal)
 
 
+def is_on() -> bool:
+    """Whether stages tell MLflow anything: not with DREAMTEACHER_TRACKING=off."""
+    return os.environ.get("DREAMTEACHER_TRACKING") != "off"
+
+
 @contextmanager
 def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memory: Path | None = None) -> Iterator[Tracker]:
     """Track one stage as an MLflow run: a child of the chain's run, or the run that MLFLOW_RUN_ID names.
@@ -99,7 +108,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
     `memory` is a file beside the checkpoints, by which a stage that was killed finds its run again. The run ends as
     FINISHED, FAILED (an exception) or KILLED (a signal). DREAMTEACHER_TRACKING=off gives a tracker that keeps nothing.
     """
-    if os.environ.get("DREAMTEACHER_TRACKING") == "off":
+    if not is_on():
         yield Tracker()
         return
     known = json.loads(memory.read_text()) if memory and memory.exists() else {}
@@ -145,22 +154,25 @@ def sync() -> list[str]:
     A journal without an end is that of a stage killed outright; its run ends as KILLED.
 
     Raises:
-        UserError: MLflow does not take them; they stay.
+        UserError: MLflow does not take some of them, which stay; the others are sent.
     """
-    sent = []
+    sent, failed = [], []
     for journal in sorted(path.parent for path in UNSENT.glob(f"*/{RECORDS}")):
         try:
             with _held(journal):
                 _drop_torn_line(journal)
-                if _records(journal)[-1]["do"] != "end":
-                    Tracker(journal)._record(do="end", status="KILLED")
-                _send(journal)
+                if records := _records(journal):  # none: killed before the first was whole
+                    if records[-1]["do"] != "end":
+                        Tracker(journal)._record(do="end", status="KILLED")
+                    _send(journal)
+                    sent.append(journal.name)
                 shutil.rmtree(journal)
-                sent.append(journal.name)
         except BlockingIOError:
             log.info("%s is being written by a running stage", journal)
         except Exception as error:
-            raise UserError(f"{_why(error)}; {journal} stays unsent") from error
+            failed.append(f"{_why(error, journal)}; {journal} stays unsent")
+    if failed:
+        raise UserError(f"{failed[0]} ({len(failed)} in all; {len(sent)} were sent)")
     return sent
 
 
@@ -170,7 +182,9 @@ def _send(journal: Path) -> None:
     cursor: dict[str, Any] = json.loads(cursor_file.read_text()) if cursor_file.exists() else {"sent": 0, "run": None}
     records = _records(journal)
     with _first_alone():
-        client = client_of(os.environ.get("MLFLOW_TRACKING_URI", records[0]["uri"]))
+        client = client_of(_place_of(journal))
+    if cursor["run"] and not has_run(client, cursor["run"]):  # another server than before, which has none of it
+        cursor = {"sent": 0, "run": None}
     while unsent := records[cursor["sent"] :]:
         record = unsent[0]
         batch = list(takewhile(lambda other: other["do"] == "metrics", unsent[:1000])) or [record]
@@ -205,6 +219,11 @@ def _records(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (journal / RECORDS).read_text().splitlines()]
 
 
+def _place_of(journal: Path) -> str:
+    """Where MLflow is now, else where it was when the journal was begun."""
+    return str(os.environ.get("MLFLOW_TRACKING_URI", _records(journal)[0]["uri"]))
+
+
 def _is_sent(journal: Path) -> bool:
     cursor = journal / "cursor.json"
     return cursor.exists() and json.loads(cursor.read_text())["sent"] == len(_records(journal))
@@ -229,9 +248,9 @@ def _key(name: str) -> str:
     return re.sub(r"[^\w\-./: ]", "_", name)
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, journal: Path) -> str:
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return without_password(f"MLflow at {tracking_uri()} does not take the records ({reason})")
+    return without_password(f"MLflow at {_place_of(journal)} does not take the records ({reason})")
 
 
 def git(*command: str) -> str:

@@ -132,9 +132,16 @@ def test_bad_pictures_are_named_and_the_others_done(triton, tmp_path, capsys):
 
 
 def test_pictures_of_one_name_do_not_overwrite_each_other(triton, tmp_path):
-    pictures = [save_picture(tmp_path / folder / "1.png", 32, 32) for folder in ("a", "b")]
+    pictures = [save_picture(tmp_path / name, 32, 32) for name in ("a/1.png", "b/1.png", "b/1-2.png")]
     predict(pictures, url(triton, "http"), "cells", tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.mask.png")) == ["1-2.mask.png", "1.mask.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.mask.png")) == ["1-2-2.mask.png", "1-2.mask.png", "1.mask.png"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1:abc", "::::", "http://", ":8000"])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_what_is_no_address_is_one_line(tmp_path, address):
+    with pytest.raises(UserError, match=rf"--url {address} is no address; write HOST:PORT as `dreamteacher serve` prints it"):
+        predict([save_picture(tmp_path / "a.png", 32, 32)], address, "cells")
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

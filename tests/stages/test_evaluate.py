@@ -188,7 +188,7 @@ def test_all_drawings_and_curves_are_there_inside_and_outside(chain: Chain) -> N
     for folder in (chain.root / "evaluation", chain.root / "plots" / "evaluation"):
         assert expected <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     plots = chain.root / "plots" / "evaluation"
-    assert (plots / "finetune_loss.csv").read_text() == "step,scratch,features\n1,1.0,1.0\n2,0.25,0.25\n"
+    assert (plots / "finetune_loss.csv").read_text() == "step,scratch,features,labels,mix,imagenet\n1,1.0,1.0,,,\n2,0.25,0.25,,,\n"
     assert (plots / "distill_quality.csv").read_text() == "step,explained_variance\n2,0.1\n"
 
 
@@ -208,6 +208,21 @@ def test_lost_metrics_and_plots_come_back_without_computing(chain: Chain, monkey
     assert chain.run() == chain.returned  # type: ignore[attr-defined]
     assert chain.metrics() == before
     assert (chain.root / "plots" / "evaluation" / "overlays" / "1.png").exists()
+
+
+def test_figures_of_another_run_are_replaced_only_when_told(chain: Chain, tmp_path: Path) -> None:
+    before = (chain.root / "metrics" / "evaluation.json").read_bytes()
+    places = {"metrics": chain.root / "metrics" / "evaluation.json", "plots": chain.root / "plots" / "evaluation"}
+    params = chain.params.model_copy(update={"compare": chain.params.compare.model_copy(update={"inits": ["scratch"]})})
+    inputs = {name: chain.root / name for name in ("data", "teacher", "features", "finetuned")}
+    with pytest.raises(UserError, match=r"evaluation.json holds the result of another run; name another --metrics and --plots, or give"):
+        evaluate.run(params, **inputs, **places, out=tmp_path / "other")
+    assert places["metrics"].read_bytes() == before
+    assert not (tmp_path / "other").exists()
+    evaluate.run(params, **inputs, out=tmp_path / "other", metrics=tmp_path / "other.json", plots=tmp_path / "plots")
+    with pytest.raises(UserError, match="evaluation.json holds the result of another run"):
+        evaluate.run(params, **inputs, **places, out=tmp_path / "other")  # it is done, and still not theirs
+    assert (places["metrics"].read_bytes(), (places["plots"] / "overlays" / "1.png").exists()) == (before, True)
 
 
 def test_a_missing_seed_is_named(chain: Chain) -> None:

@@ -6,6 +6,8 @@ import os
 import random as dice
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -161,6 +163,20 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
             np.testing.assert_allclose(result["weights"][key], value.numpy(), rtol=1e-4, atol=1e-5)
         assert result["stopped"] == (15, 17)
         assert result["same"]
+
+
+def test_accelerate_launch_starts_processes_that_train_like_one(tmp_path: Path) -> None:
+    body = (
+        "import json, os, sys; from pathlib import Path; from tiny_run import build, run\n"
+        "result = run(Path(sys.argv[1]), model=build(norm=False), settings={'precision': 'fp32'})\n"
+        "if os.environ['RANK'] == '0': Path(sys.argv[2]).write_text(json.dumps([int(os.environ['WORLD_SIZE']), result.history]))\n"
+    )
+    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2", "--no_python"]
+    command = [*launcher, sys.executable, "-c", body, str(tmp_path / "pair"), str(tmp_path / "history.json")]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)}, check=True, capture_output=True)
+    processes, history = json.loads((tmp_path / "history.json").read_text())
+    assert processes == 2
+    same_history(history, run(tmp_path / "one", model=build(norm=False), settings={"precision": "fp32"}).history)
 
 
 def same_history(rows: list[dict[str, float]], others: list[dict[str, float]]) -> None:

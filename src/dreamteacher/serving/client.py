@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import tritonclient.grpc
@@ -118,6 +119,13 @@ def _resize(picture: np.ndarray, height: int, width: int, interpolation: Image.R
 def _connect(url: str, model: str, protocol: Protocol) -> tuple[dict[str, Any], Infer]:
     """What the server says of the model, and a function that asks it; the function may be called from several threads."""
     scheme, _, rest = url.rpartition("://")
+    try:
+        place = urlsplit(f"//{rest}")
+        whole = bool(place.hostname) and place.port != 0
+    except ValueError:
+        whole = False
+    if not whole:  # the HTTP client would fail, and again while it is taken down
+        raise UserError(f"--url {url} is no address; write HOST:PORT as `dreamteacher serve` prints it")
     library: Any = tritonclient.http if protocol == "http" else tritonclient.grpc
     waits = {"connection_timeout": TIMEOUT, "network_timeout": TIMEOUT} if protocol == "http" else {}
     limit = {} if protocol == "http" else {"client_timeout": TIMEOUT}
@@ -178,12 +186,11 @@ def _unreachable(url: str, protocol: Protocol, why: str) -> UserError:
 
 def _stems(images: list[Path]) -> list[str]:
     """A name for each picture's files, none twice."""
-    seen: Counter[str] = Counter()
-    stems = []
+    stems: dict[str, None] = {}
     for path in images:
-        seen[path.stem] += 1
-        stems.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
-    return stems
+        numbered = (f"{path.stem}-{number}" for number in count(2))
+        stems[next(name for name in chain([path.stem], numbered) if name not in stems)] = None
+    return list(stems)
 
 
 def _likeliest(logits: np.ndarray, classes: list[str]) -> str:

@@ -117,7 +117,7 @@ def _write(
             )
         except Exception as error:
             why = f"torch cannot write this model as ONNX opset {opset} ({first_line(error)})"
-            raise UserError(f"{why}; choose another distill.backbone or export.opset") from error
+            raise UserError(f"{why}; choose another student.backbone or export.opset") from error
     model = onnx.load(path)
     for output, example in zip(model.graph.output, _outputs(module, images), strict=True):
         # The tracer gives up on shapes behind a free size, but Triton needs the channels.

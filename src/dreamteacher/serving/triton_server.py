@@ -124,18 +124,10 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
 
 def installation() -> tuple[list[str], dict[str, str]]:
     """The start of the command line and the environment of a tritonserver whose python backend runs this Python."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    spec = importlib.util.find_spec("pytriton")
-    if not spec or not spec.submodule_search_locations:
-        raise UserError(
-            "no tritonserver here; install it with: pip install --no-deps nvidia-pytriton==0.7.0 (Linux x86_64, glibc 2.34 or newer)"
-        )
-    package = Path(next(iter(spec.submodule_search_locations)))
+    package, stub, libpython = find_server()
     server = package / "tritonserver"
-    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.exists():
-        raise UserError(f"nvidia-pytriton in {package} has no backend for Python {version}; pip install --no-deps nvidia-pytriton==0.7.0")
     backend = server / "backends" / "python"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     backends = (CACHE / f"py{version}" / "backends").absolute()
     (backends / "python").mkdir(parents=True, exist_ok=True)
     # The backend looks for its stub beside itself, where the wheel does not have it.
@@ -144,13 +136,32 @@ def installation() -> tuple[list[str], dict[str, str]]:
         link.unlink(missing_ok=True)
         link.symlink_to(target)
         link.replace(backends / "python" / target.name)
-    libraries = [package.parent / "nvidia_pytriton.libs", _libpython_folder(version)]
+    libraries = [package.parent / "nvidia_pytriton.libs", libpython]
     environment = os.environ | {
         "LD_LIBRARY_PATH": ":".join([*(str(p) for p in libraries if p), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # the stub takes the packages of the first python3
     }
     environment.pop("PYTHONHOME", None)
     return [str(server / "bin" / "tritonserver"), f"--backend-directory={backends}"], environment
+
+
+def find_server() -> tuple[Path, Path, Path | None]:
+    """The folder of pytriton, its python backend's stub for this Python, and the folder of this Python's library if the loader needs it.
+
+    Raises:
+        UserError: something is not installed.
+    """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    spec = importlib.util.find_spec("pytriton")
+    if not spec or not spec.submodule_search_locations:
+        raise UserError(
+            "no tritonserver here; install it with: pip install --no-deps nvidia-pytriton==0.7.0 (Linux x86_64, glibc 2.34 or newer)"
+        )
+    package = Path(next(iter(spec.submodule_search_locations)))
+    stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        raise UserError(f"nvidia-pytriton in {package} has no backend for Python {version}; pip install --no-deps nvidia-pytriton==0.7.0")
+    return package, stub, _libpython_folder(version)
 
 
 def _libpython_folder(version: str) -> Path | None:

@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -14,7 +14,7 @@ from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.data.transforms import whole
 from dreamteacher.distillation.features import whitening
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.params import Init, Params
 from dreamteacher.report.figures import overlay, pca_colours, save_bars, save_panels
 from dreamteacher.report.tables import write_table
 from dreamteacher.stage import RECORD, open_stage, read_stage
@@ -57,7 +57,8 @@ def run(
         The same without those of single classes, as INIT_FIGURE_mean and so on.
 
     Raises:
-        UserError: a model is missing, the models were not trained alike, or the validation split has no labels.
+        UserError: a model is missing, the models were not trained alike, the validation split has no labels, or `metrics` or `plots`
+            are of another run and `overwrite` is not set.
     """
     models = {(init, seed): finetuned / init / str(seed) for init in params.compare.inits for seed in params.compare.seeds}
     recorded = params.section("few_labels", "evaluate") | {"inits": params.compare.inits, "seeds": params.compare.seeds}
@@ -65,6 +66,8 @@ def run(
     inputs |= {f"finetuned/{init}/{seed}": folder for (init, seed), folder in models.items()}
     trained = _alike(models)
     with open_stage("evaluate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
+        if not overwrite:
+            _refuse_to_replace(metrics, plots, by=out if stage.done else None)
         if not stage.done:
             train, val = ImageSet(data, "train"), ImageSet(data, "val")
             if not val.labelled():
@@ -92,6 +95,14 @@ def run(
             }
     hand_out(out, metrics, plots)
     return stage.metrics
+
+
+def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None) -> None:
+    """UserError where `metrics` or `plots` are not those of the finished output `by`."""
+    same = by is not None and (not metrics.exists() or metrics.read_bytes() == (by / METRICS_FILE).read_bytes())
+    taken = next((place for place in (metrics, plots) if place.exists()), None)
+    if taken and not same:
+        raise UserError(f"{taken} holds the result of another run; name another --metrics and --plots, or give --overwrite to replace it")
 
 
 def _alike(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
@@ -163,12 +174,16 @@ def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _write_curves(models: dict[tuple[Any, int], Path], teacher: Path, features: Path, folder: Path) -> None:
-    """The stages' curves as `dvc plots` draws them: no gaps; of fine-tuning a column for each init, its mean over seeds."""
+    """The stages' curves as `dvc plots` draws them: no gaps; of fine-tuning a column for each init, its mean over seeds.
+
+    An init that was not compared has an empty column: DVC draws nothing at all when one that dvc.yaml names is missing.
+    """
     losses: dict[str, dict[str, list[float]]] = {}
     for (init, _), model in models.items():
         for row in _curve(model, ["loss"]):
             losses.setdefault(row["step"], {}).setdefault(init, []).append(float(row["loss"]))
-    write_table([{"step": step, **{init: fmean(v) for init, v in of.items()}} for step, of in losses.items()], folder / "finetune_loss.csv")
+    columns = ((step, {init: fmean(of[init]) if init in of else "" for init in get_args(Init)}) for step, of in losses.items())
+    write_table([{"step": step, **means} for step, means in columns], folder / "finetune_loss.csv")
     write_table(_curve(teacher, ["loss"]), folder / "teacher_loss.csv")
     write_table(_curve(features, ["explained_variance"]), folder / "distill_quality.csv")
 
@@ -200,7 +215,7 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
     student = load_regressor(features)
     generator = load_teacher(teacher, student.heads.strides).to(device)
     student.eval().to(device)
-    whiten = whitening(distill["whitening"], generator.taps, read_facts(teacher)["statistics"])
+    whiten = whitening(distill["whitening"], generator.taps, read_facts(teacher), distill["T"])
     targets, regressed = [], []
     for index in shown:
         picture = whole()(val.read(index))["image"][None].to(device)
