@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from tiny_chain import INITS, Chain, brief_params
 
 import dreamteacher
@@ -100,3 +105,33 @@ def test_it_comes_to_fit_the_few_labels(chains: dict[str, Chain], tmp_path: Path
     finetune.run(params, data=chain.root / "data", init="mix", backbone=chain.root / "mix", seed=0, out=tmp_path / "model")
     losses = [float(line.split(",")[1]) for line in (tmp_path / "model/curves.csv").read_text().splitlines()[1:]]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_imagenet_begins_with_timm_s_weights(chain: Chain, tmp_path: Path) -> None:
+    """From a Hugging Face cache as a download leaves it, so that the test needs no network. A process of its own, as the cache's place is
+    read once."""
+    torch.manual_seed(99)
+    weights = timm.create_model("test_resnet").state_dict()
+    repository = tmp_path / "hub" / f"models--{timm.get_pretrained_cfg('test_resnet').hf_hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(weights, repository / "snapshots" / ("0" * 40) / "model.safetensors")
+    body = (
+        "import sys, torch; from pathlib import Path; from dreamteacher.params import Params; from dreamteacher.stages import finetune\n"
+        "train = finetune.train\n"
+        "def watched(model, *args, **kwargs):\n"
+        "    torch.save(model.backbone.model.state_dict(), 'begun.pt')\n"
+        "    return train(model, *args, **kwargs)\n"
+        "finetune.train = watched\n"
+        "params = Params.model_validate_json(Path('params.json').read_text())\n"
+        "finetune.run(params, data=Path(sys.argv[1]), init='imagenet', seed=0, out=Path('imagenet'))\n"
+    )
+    (tmp_path / "params.json").write_text(chain.params.model_dump_json())
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", body, str((chain.root / "data").absolute())]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    begun_with = torch.load(tmp_path / "begun.pt", weights_only=True)
+    assert len(begun_with) > 10
+    assert all(torch.equal(value, weights[key]) for key, value in begun_with.items())
+    assert dreamteacher.load(tmp_path / "imagenet").task == chain.task
