@@ -119,6 +119,8 @@ def test_taken_port_is_named(single):
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} cannot be used"), running_triton(single, http_port=port):
             pass
+    with pytest.raises(UserError, match=f"port {port} cannot be used"), running_triton(single, http_port=port, grpc_port=port):
+        pass
 
 
 def test_broken_repository_starts_no_server(single):

@@ -189,6 +189,7 @@ def _ports(*wanted: int | None) -> list[int]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port or 0))
+                probe.listen()  # or a second socket may have the same port
             except (OSError, OverflowError) as error:
                 raise UserError(f"port {port} cannot be used ({error}); name another, or none for a free one") from error
         return [probe.getsockname()[1] for probe in sockets]
