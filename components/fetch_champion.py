@@ -1,24 +1,33 @@
 """Get what the served model was made from."""
 
 from kfp import dsl
-from kfp.dsl import Model, Output
+from kfp.dsl import HTML, Metrics, Model, Output
 
 from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def fetch_champion(publish: dict, champion: Output[Model]) -> str:
+def fetch_champion(publish: dict, champion: Output[Model], metrics: Output[Metrics], page: Output[HTML]) -> str:
     """Get the champion's teacher, backbone, figures and manifest from the registry; returns its version, "" when there is none yet.
 
     Args:
         publish: settings of the group publish: the model's name.
         champion: a folder for each of them; empty when there is no champion.
+        metrics: the champion's figures over seeds.
+        page: which model and version it is, and its figures.
     """
     from pathlib import Path
 
     from dreamteacher.params_file import restore_params
-    from dreamteacher.serving.promotion import fetch_champion
+    from dreamteacher.report.step import write_facts
+    from dreamteacher.serving.promotion import about, fetch_champion
 
-    version = fetch_champion(restore_params(publish=publish).publish.name, Path(champion.path)) or ""
+    name, folder = restore_params(publish=publish).publish.name, Path(champion.path)
+    version = fetch_champion(name, folder) or ""
     champion.metadata["version"] = version
+    told = about(folder) if version else {"name": name, "version": "no champion yet"}
+    for key, value in told.items():
+        if isinstance(value, (int, float)):
+            metrics.log_metric(key, value)
+    write_facts(Path(page.path), "fetch-champion", told)
     return version

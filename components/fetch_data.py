@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Dataset, Output
+from kfp.dsl import HTML, Dataset, Metrics, Output
 
 from components import IMAGE
 
@@ -12,7 +12,16 @@ from components import IMAGE
 # source alone, which must therefore hold the names and types of its outputs.
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def fetch_data(
-    project: str, git_url: str, data_rev: str, settings: list, seeds: list, fresh: list, modes: list, source: Output[Dataset]
+    project: str,
+    git_url: str,
+    data_rev: str,
+    settings: list,
+    seeds: list,
+    fresh: list,
+    modes: list,
+    source: Output[Dataset],
+    metrics: Output[Metrics],
+    page: Output[HTML],
 ) -> NamedTuple(
     "Settings",
     [
@@ -39,23 +48,29 @@ def fetch_data(
     Args:
         project: folder of the project, where git_url is empty.
         git_url: repository of the project.
-        data_rev: its revision: commit, tag or branch.
+        data_rev: its commit, as find_commit tells it.
         settings: what differs from that revision's params.yaml, as KEY=VALUE.
         seeds: of the comparison.
         fresh: initialisations that start from no pretraining of ours.
         modes: label distillations.
         source: the pictures.
+        metrics: how many files there are.
+        page: the data version and all settings.
     """
     import json
     from pathlib import Path
 
-    from dreamteacher.stages.fetch_data import run
+    from dreamteacher.files import walk
+    from dreamteacher.report.step import write_facts
+    from dreamteacher.stages.fetch_data import overrides_of, run
 
-    compared = {"inits": [*fresh, "features", *modes], "modes": modes, "seeds": [int(seed) for seed in seeds]}
-    overrides = [*settings, *(f"compare.{name}={json.dumps(value)}" for name, value in compared.items())]
+    overrides = overrides_of(settings, seeds=seeds, fresh=fresh, modes=modes)
     params, found = run(project=project, git_url=git_url, data_rev=data_rev, overrides=overrides, out=Path(source.path))
     source.metadata.update(found)
     plain = params.model_dump(mode="json")
+    files = sum(1 for _ in walk(source.path))
+    metrics.log_metric("files", files)
+    write_facts(Path(page.path), "fetch-data", {**found, "files": files, **plain})
 
     def known(group: dict) -> dict:  # KFP's local runner takes no null; restore_params reads the word
         return {key: "null" if value is None else value for key, value in group.items()}

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Model
+from kfp.dsl import HTML, Artifact, Input, Metrics, Model, Output
 
 from components import IMAGE
 
@@ -12,30 +12,30 @@ from components import IMAGE
 def promote(
     verdict: Input[Artifact],
     onnx: Input[Model],
-    data: Input[Dataset],
-    teacher: Input[Model],
-    features: Input[Model],
-    evaluation: Input[Model],
     publish: dict,
+    metrics: Output[Metrics],
+    page: Output[HTML],
 ) -> NamedTuple("Outcome", [("promoted", bool), ("version", str), ("reason", str)]):
-    """Make the new model champion, or write down why not; store what it was made from beside its version.
+    """Make the new model champion, or write down why not.
 
     Args:
-        verdict: output of gate.
+        verdict: output of gate, which names the champion that it compared with; if that is champion no more, nothing is promoted.
         onnx: the exported files, which publish registered.
-        data: the data set of ingest.
-        teacher: the generator.
-        features: the feature-distilled backbone.
-        evaluation: the figures of all models.
         publish: settings of the group publish: the model's name.
+        metrics: whether it was promoted.
+        page: the outcome in words.
     """
     from pathlib import Path
 
     from dreamteacher.params_file import restore_params
+    from dreamteacher.report.step import write_facts
     from dreamteacher.stages.promote import run
 
-    made = {"gate": verdict, "onnx": onnx, "data": data, "teacher": teacher, "features": features, "evaluation": evaluation}
-    outcome = run(restore_params(publish=publish), **{name: Path(artifact.path) for name, artifact in made.items()})
+    outcome = run(restore_params(publish=publish), gate=Path(verdict.path), onnx=Path(onnx.path))
+    served = {"champion": f"version {outcome.served.champion}", "previous": outcome.served.previous or "none"}
     print(f"promoted = {str(outcome.promoted).lower()}, version {outcome.version}: {outcome.reason}")
-    print(f"champion is version {outcome.served.champion}, previous {outcome.served.previous or 'none'}")
+    print(f"champion is {served['champion']}, previous {served['previous']}")
+    metrics.log_metric("promoted", float(outcome.promoted))
+    told = {"promoted": outcome.promoted, "version": outcome.version, "reason": outcome.reason}
+    write_facts(Path(page.path), "promote", {**told, **served})
     return outcome.promoted, outcome.version, outcome.reason

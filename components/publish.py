@@ -1,7 +1,7 @@
 """Make the Triton repositories and register the model as challenger."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 
 from components import IMAGE
 
@@ -9,16 +9,22 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def publish(
     onnx: Input[Model],
+    data: Input[Dataset],
+    teacher: Input[Model],
+    features: Input[Model],
     evaluation: Input[Model],
     publish: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
 ) -> None:
-    """Make the Triton repositories and register the model as challenger.
+    """Make the Triton repositories and register the model as challenger, with what it was made from; fails if MLflow does not take it.
 
     Args:
         onnx: the exported files.
+        data: the data set of ingest.
+        teacher: the generator.
+        features: the feature-distilled backbone.
         evaluation: the figures of all models.
         publish: settings of the group publish.
         out: production and local model repositories.
@@ -29,7 +35,10 @@ def publish(
 
     from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
-    from dreamteacher.stages.publish import run
+    from dreamteacher.stages.publish import keep, run
 
-    run(restore_params(publish=publish), onnx=Path(onnx.path), evaluation=Path(evaluation.path), out=Path(out.path))
+    params = restore_params(publish=publish)
+    made = {"onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
+    run(params, **made, out=Path(out.path))
+    keep(params, **made, data=Path(data.path), teacher=Path(teacher.path), features=Path(features.path))
     tell(Path(out.path), out, metrics, page)

@@ -1,7 +1,7 @@
 """Bring a run's outputs back to DVC."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model
+from kfp.dsl import HTML, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -9,7 +9,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def record(
     git_url: str,
-    data_rev: str,
+    commit: str,
     overrides: list,
     run_id: str,
     data: Input[Dataset],
@@ -23,12 +23,13 @@ def record(
     evaluation: Input[Model],
     onnx: Input[Model],
     triton: Input[Model],
+    page: Output[HTML],
 ) -> str:
     """Put the outputs where dvc.yaml names them, push them by DVC, and commit dvc.lock on the branch runs/RUN_ID.
 
     Args:
         git_url: repository of the project; empty: nothing is recorded.
-        data_rev: the revision that the run began with.
+        commit: that the run's data came from.
         overrides: the run's settings, which the branch's params.yaml gets.
         run_id: of this run.
         data: output of ingest.
@@ -42,13 +43,18 @@ def record(
         evaluation: output of evaluate.
         onnx: output of export-onnx.
         triton: output of publish.
+        page: where the run is recorded.
     """
     from pathlib import Path
 
+    from dreamteacher.report.step import write_facts
     from dreamteacher.stages.record import run
 
     if not git_url:
+        write_facts(Path(page.path), "record", {"recorded": "nothing, as no git_url was given"})
         return ""
     single = [data, teacher, features, evaluation, onnx, triton]
     outputs = [Path(artifact.path) for artifact in [*single, *interpreters, *labels, *fresh, *distilled, *mixed]]
-    return run(git_url=git_url, data_rev=data_rev, overrides=overrides, outputs=outputs, run_id=run_id)["branch"]
+    recorded = run(git_url=git_url, commit=commit, overrides=overrides, outputs=outputs, run_id=run_id)
+    write_facts(Path(page.path), "record", {**recorded, "starts at": commit, "outputs": len(outputs), "settings": ", ".join(overrides)})
+    return recorded["branch"]

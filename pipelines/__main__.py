@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dreamteacher.errors import UserError
-from dreamteacher.tracking import git
+from dreamteacher.errors import UserError, disk_errors_in_one_line
 from pipelines import NAMES, commands
 
 
@@ -15,7 +14,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a user's mistake."""
     options = _parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
+        with disk_errors_in_one_line():
+            code: int = options.run(options)
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--profile", default="single-gpu", help="of pipelines/resources.yaml (default: %(default)s)")
     build.add_argument("--format", choices=("kfp", "kubernetes"), default="kfp", help="kubernetes: Pipeline and PipelineVersion manifests")
     build.add_argument("--namespace", default="kubeflow", help="of the manifests (default: %(default)s)")
+    build.add_argument("--version", help="first part of the PipelineVersion's name (default: git-COMMIT)")
     build.add_argument("--out", type=Path, metavar="FILE", help="default: the pipeline's name .yaml")
     build.set_defaults(run=_compile)
     here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step a process")
@@ -51,22 +52,24 @@ def _compile(options: argparse.Namespace) -> int:
     from pipelines.compile import compile_pipeline
 
     out = options.out or Path(f"{options.pipeline}.yaml")
-    manifests = options.format == "kubernetes"
-    version = f"dreamteacher-{options.pipeline}-{git('rev-parse', '--short=12', 'HEAD') or 'unversioned'}"
-    compile_pipeline(options.pipeline, options.profile, out, manifests=manifests, version=version, namespace=options.namespace)
+    version = (options.version or commands.commit_name()) if options.format == "kubernetes" else None
+    compile_pipeline(options.pipeline, options.profile, out, version=version, namespace=options.namespace)
     print(f"{options.pipeline}, {options.profile}: {out}")
     return 0
 
 
 def _run_local(options: argparse.Namespace) -> int:
-    from pipelines.local import run_local
+    from pipelines.local import check, run_local
 
     project = options.project.absolute()
     if not (project / "params.yaml").exists():
         raise UserError(f"{project} has no params.yaml; name the project's folder with --project")
     settings = [*(["ingest.source=samples/nuclei"] if options.sample else []), *options.set]
     arguments = {"data_rev": "here", "project": str(project), "settings": settings, "seeds": options.seeds}
-    for name in [options.pipeline] if options.pipeline else NAMES if options.sample else NAMES[:1]:
+    names = [options.pipeline] if options.pipeline else NAMES if options.sample else NAMES[:1]
+    for name in names:
+        check(name, arguments)
+    for name in names:
         run_local(name, options.root, arguments, parallel=options.parallel)
         print(f"{name}: done; outputs are in {options.root}")
     return 0

@@ -57,7 +57,7 @@ def _add_server(command: argparse.ArgumentParser) -> None:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    arguments = _pinned(_arguments(options))
+    arguments = _arguments(options)
     server = _server(options)
     version = _upload(server, options)
     name = options.name or f"{version.pipeline} {version.name}"
@@ -71,6 +71,7 @@ def _schedule(options: argparse.Namespace) -> int:
 
     check_cron(options.cron)
     arguments = _arguments(options)
+    _check_incoming(options.package, arguments)
     server = _server(options)
     version = _upload(server, options)
     name = options.name or version.pipeline
@@ -114,7 +115,9 @@ def _status(options: argparse.Namespace) -> int:
 def _server(options: argparse.Namespace) -> Kubeflow:
     options.host = options.host or os.environ.get("KF_PIPELINES_ENDPOINT")
     if not options.host:
-        raise UserError("which cluster? Give --host URL or set KF_PIPELINES_ENDPOINT, such as http://localhost:8888 of a port-forward")
+        raise UserError(
+            "which cluster? Give --host URL or set KF_PIPELINES_ENDPOINT, such as http://localhost:8080 of a port-forward to ml-pipeline-ui"
+        )
     from pipelines.client import Kubeflow  # kfp takes two seconds to import
 
     namespace = options.namespace or os.environ.get("KFP_NAMESPACE")
@@ -122,28 +125,17 @@ def _server(options: argparse.Namespace) -> Kubeflow:
 
 
 def _upload(server: Kubeflow, options: argparse.Namespace) -> Version:
-    return server.upload(options.package, options.version or _commit())
+    return server.upload(options.package, options.version or commit_name())
 
 
-def _commit() -> str:
-    """The version's name: that of the commit, which must hold all that is in use."""
+def commit_name() -> str:
+    """A version's name: that of the commit, which must hold all that is in use."""
     commit = git("rev-parse", "--short=12", "HEAD")
     if not commit:
         raise UserError("a version is named after its git commit, and here is no git repository; name it with --version")
     if git("status", "--porcelain", "--untracked-files=no"):
         raise UserError(f"files differ from commit {commit}, after which the version is named; commit them, or name it with --version")
     return f"git-{commit}"
-
-
-def _pinned(arguments: dict[str, Any]) -> dict[str, Any]:
-    """`data_rev` as a commit, if it is a branch or tag of `git_url`: KFP's cache compares names, and a branch moves under its name."""
-    if arguments.get("git_url") and "data_rev" in arguments:
-        rev = arguments["data_rev"]
-        heads = git("ls-remote", arguments["git_url"], f"refs/heads/{rev}", f"refs/tags/{rev}", f"refs/tags/{rev}^{{}}").splitlines()
-        if heads:  # of an annotated tag, the last line is what it points to
-            arguments["data_rev"] = heads[-1].split()[0]
-            print(f"data_rev {rev} is {arguments['data_rev']}")
-    return arguments
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -160,7 +152,23 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
             values[name] = text if inputs[name]["parameterType"] == "STRING" else yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"--arg {each}: {text!r} is not a YAML value") from None
+    if {"git_url", "project"} <= set(inputs) and not (values.get("git_url") or values.get("project")):
+        raise UserError(f"{options.package} needs --arg git_url=URL, or --arg project=FOLDER for one that the steps can see")
     missing = [name for name, kind in inputs.items() if name not in values and "defaultValue" not in kind and not kind.get("isOptional")]
     if missing:
         raise UserError(f"{options.package} needs --arg {missing[0]}=VALUE")
     return values
+
+
+def _check_incoming(package: Path, arguments: dict[str, Any]) -> None:
+    """Raises UserError where a retraining by the clock would find nothing new each time."""
+    from pipelines.client import read_package
+
+    settings = arguments.get("settings") or []
+    if read_package(package)["pipelineInfo"]["name"] == "dreamteacher-retrain" and not any(
+        str(setting).startswith("retrain.incoming=") for setting in settings
+    ):
+        raise UserError(
+            "a scheduled retraining must say where pictures arrive, even where params.yaml does: "
+            """--arg 'settings=["retrain.incoming=s3://bucket/incoming"]'"""
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
@@ -14,31 +16,48 @@ from dreamteacher.errors import UserError
 from pipelines.resources import Profile
 
 
-def compile_pipeline(
-    name: str, profile: str, out: Path, *, manifests: bool = False, version: str = "", namespace: str = "kubeflow"
-) -> None:
+def compile_pipeline(name: str, profile: str, out: Path, *, version: str | None = None, namespace: str = "kubeflow") -> None:
     """Write pipeline `name` with the resources of `profile` to `out`.
 
     Args:
         name: one of pipelines.NAMES.
         profile: of resources.yaml.
         out: YAML file.
-        manifests: as Pipeline and PipelineVersion for a KFP that keeps its pipelines in Kubernetes.
-        version: name of the PipelineVersion.
-        namespace: of the manifests.
+        version: writes Pipeline and PipelineVersion, for a KFP that keeps its pipelines in Kubernetes, and names the latter. Since it
+            cannot be changed there, its name ends with a digest of what it holds: image, profile and code.
+        namespace: of both.
 
     Raises:
-        UserError: the image (DREAMTEACHER_IMAGE) is not named by digest or an immutable tag, or there is no such profile.
+        UserError: the image (DREAMTEACHER_IMAGE) is not named by digest or an immutable tag, there is no such profile, or Kubernetes
+            takes no such name.
     """
-    check_image(components.IMAGE)
-    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE).apply)
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: KFP reads pipelines from .yaml files; name it {out.with_suffix('.yaml')}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    options = KubernetesManifestOptions(
-        pipeline_name=f"dreamteacher-{name}", pipeline_version_name=version, namespace=namespace, include_pipeline_manifest=True
-    )
-    Compiler().compile(pipeline, str(out), kubernetes_manifest_format=manifests, kubernetes_manifest_options=options if manifests else None)
+    check_image(components.IMAGE)
+    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE).apply)
+    options = None
+    if version is not None:
+        digest = hashlib.sha256()
+        for spec in (pipeline.pipeline_spec, pipeline.platform_spec):
+            digest.update(spec.SerializeToString(deterministic=True))
+        options = KubernetesManifestOptions(
+            pipeline_name=f"dreamteacher-{name}",
+            pipeline_version_name=_name("--version", f"dreamteacher-{name}-{version}-{digest.hexdigest()[:8]}"),
+            pipeline_version_display_name=f"{version} {profile}",
+            namespace=_name("--namespace", namespace),
+            include_pipeline_manifest=True,
+        )
+    with tempfile.TemporaryDirectory() as scratch:  # an error leaves `out` as it was
+        made = Path(scratch) / "made.yaml"
+        Compiler().compile(pipeline, str(made), kubernetes_manifest_format=options is not None, kubernetes_manifest_options=options)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(made.read_text())
+
+
+def _name(option: str, name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
+        raise UserError(f"{option}: {name} is no name for Kubernetes; take a-z, 0-9 and -, in all at most 63, with no - at the ends")
+    return name
 
 
 def check_image(image: str) -> None:

@@ -16,8 +16,28 @@ from kfp.dsl import PipelineTask
 from kfp.local.orchestrator import task_spec_utils
 
 from dreamteacher.errors import UserError
+from dreamteacher.stages.fetch_data import overrides_of, settings_of
 
 _MADE_BY_KFP = task_spec_utils.create_parameter_loop_iteration_task_spec  # as it was, for one process may run several pipelines
+
+
+def check(name: str, arguments: dict[str, Any]) -> None:
+    """What would make the first step of pipeline `name` fail, whose reason KFP's runner buries in its log.
+
+    Args:
+        name: one of pipelines.NAMES.
+        arguments: the pipeline's parameters; `project` is a folder.
+
+    Raises:
+        UserError: a setting is impossible, or the data are not there.
+    """
+    inputs = import_module(f"pipelines.{name}").build(_as_it_is).component_spec.inputs
+    given = {key: value.default for key, value in inputs.items()} | arguments
+    overrides = overrides_of(given["settings"], seeds=given["seeds"], fresh=given.get("fresh", []), modes=given["modes"])
+    project = Path(given["project"])
+    source = project / settings_of(project, overrides, str(project)).ingest.source
+    if not source.exists():
+        raise UserError(f"{source} does not exist; correct ingest.source, or fetch it by `dvc pull`")
 
 
 def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: bool = False) -> None:
@@ -31,8 +51,10 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
 
     Raises:
         UserError: a step failed; what the others made stays in `root`.
+        OSError: `root` cannot be written.
     """
     root = root.absolute()
+    (root / "checkpoints").mkdir(parents=True, exist_ok=True)
     _mend_loops()
     pipeline = import_module(f"pipelines.{name}").build(_as_it_is, parallelism=0 if parallel else 1)
     with tempfile.TemporaryDirectory(prefix="dreamteacher-") as scratch, _environment(root, scratch):

@@ -10,6 +10,7 @@ from components.distill_features import distill_features
 from components.evaluate import evaluate
 from components.export_onnx import export_onnx
 from components.fetch_data import fetch_data
+from components.find_commit import find_commit
 from components.finetune import finetune
 from components.finish import finish
 from components.ingest import ingest
@@ -35,7 +36,8 @@ def build(step: Step, parallelism: int = 0) -> Callable:
         """Pretrain a backbone on unlabelled pictures, fine-tune it, compare with training from scratch, export, publish.
 
         Args:
-            data_rev: revision of the project (commit, tag or branch) that names the data version.
+            data_rev: revision of the project (commit, tag or branch) that names the data version; of a folder, a word of yours: give
+                another when its data or params.yaml change, for the cache looks at the word alone.
             git_url: repository of the project; empty: the folder `project`.
             project: folder of the project that the steps can see, where git_url is empty.
             settings: what differs from params.yaml of that revision, as ["distill.T=150", ...].
@@ -44,11 +46,11 @@ def build(step: Step, parallelism: int = 0) -> Callable:
             modes: label distillations, of labels and mix; at least one.
         """
         with ExitHandler(step("finish", finish())):
-            given = step(
+            commit = step("find-commit", find_commit(git_url=git_url, data_rev=data_rev)).output
+            said = step(
                 "fetch-data",
-                fetch_data(project=project, git_url=git_url, data_rev=data_rev, settings=settings, seeds=seeds, fresh=fresh, modes=modes),
-            )
-            said = given.outputs
+                fetch_data(project=project, git_url=git_url, data_rev=commit, settings=settings, seeds=seeds, fresh=fresh, modes=modes),
+            ).outputs
             seed_, few_labels, taps, student = said["seed"], said["few_labels"], said["taps"], said["student"]
             data = step("ingest", ingest(source=said["source"], ingest=said["ingest"])).outputs["out"]
             teacher = step("train-teacher", train_teacher(data=data, seed=seed_, teacher=said["teacher"])).outputs["out"]
@@ -77,22 +79,19 @@ def build(step: Step, parallelism: int = 0) -> Callable:
                 ),
             ).outputs["out"]
             onnx = step("export-onnx", export_onnx(data=data, export=said["export"], **models())).outputs["out"]
-            triton = step("publish", publish(onnx=onnx, evaluation=evaluation, publish=said["publish"])).outputs["out"]
+            made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
+            triton = step("publish", publish(publish=said["publish"], **made)).outputs["out"]
             step(
                 "record",
                 record(
                     git_url=git_url,
-                    data_rev=data_rev,
+                    commit=commit,
                     overrides=said["overrides"],
                     run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-                    data=data,
-                    teacher=teacher,
-                    features=features,
                     interpreters=Collected(tuned.interpreters),
                     labels=Collected(tuned.labels),
-                    evaluation=evaluation,
-                    onnx=onnx,
                     triton=triton,
+                    **made,
                     **models(),
                 ),
             )

@@ -34,10 +34,12 @@ class Volume(_Strict):
 
 
 class Environment(_Strict):
-    """What every step has in its environment."""
+    """What the steps have in their environment."""
 
     config_map: dict[str, list[str]] = Field(description="{config map: its keys, which become variables of that name}")
-    secrets: dict[str, list[str]] = Field(description="{secret: its keys}; a secret that is missing hinders no step")
+    secrets: dict[str, list[str]] = Field(description="{secret: its keys} of every step; one that is missing hinders none")
+    step_secrets: dict[str, dict[str, list[str]]] = Field(description="{step: what it has beside `secrets`}")
+    image_pull_secrets: list[str] = Field(description="names; none if the nodes can pull the image anyway")
     volume: Volume
     pool_label: str = Field(description="label of the nodes whose value is the pool's name")
 
@@ -52,7 +54,9 @@ class Step(_Strict):
     gpus: int = Field(0, ge=0, description="of each node; one process runs on each")
     nodes: int = Field(1, ge=1, description="more than one: a TrainJob")
     timeout_h: float = Field(gt=0, description="hours that one try may take")
-    retries: int = Field(ge=0, description="further tries after a failure or preemption; training resumes from its checkpoint")
+    retries: int = Field(
+        ge=0, description="further tries after a failure, and after a preemption where Argo is told so (docs/cluster.md); training resumes"
+    )
     cache: bool = Field(True, description="take the outputs of an equal earlier step; false where the effect is outside")
 
 
@@ -86,9 +90,9 @@ class Profile:
             if name not in whole.profiles:
                 raise UserError(f"{file.name} has no profile {name!r}; it has {', '.join(whole.profiles)}")
             chosen = whole.profiles[name]
-            for unknown in set(chosen.steps) - STEPS:
+            for unknown in {*chosen.steps, *whole.environment.step_secrets} - STEPS:
                 near = difflib.get_close_matches(unknown, STEPS, 1)
-                raise UserError(f"{file.name}: profile {name}: no step is called {unknown!r}" + (f"; {near[0]!r} is" if near else ""))
+                raise UserError(f"{file.name}: no step is called {unknown!r}" + (f"; {near[0]!r} is" if near else ""))
             self.steps = {step: Step(**(chosen.default | own)) for step, own in chosen.steps.items()}
             self.default = Step(**chosen.default)
         except (ValidationError, yaml.YAMLError) as error:
@@ -131,8 +135,10 @@ class Profile:
         kubernetes.use_field_path_as_env(task, "DREAMTEACHER_NAMESPACE", "metadata.namespace")
         for name, keys in around.config_map.items():
             kubernetes.use_config_map_as_env(task, name, {key: key for key in keys})
-        for name, keys in around.secrets.items():
+        for name, keys in (around.secrets | around.step_secrets.get(step, {})).items():
             kubernetes.use_secret_as_env(task, name, {key: key for key in keys}, optional=True)
+        if around.image_pull_secrets:
+            kubernetes.set_image_pull_secrets(task, around.image_pull_secrets)
         return task
 
     def _nodes(self, wanted: Step) -> dict[str, Any]:
@@ -153,4 +159,5 @@ class Profile:
             "env": {"OMP_NUM_THREADS": threads(wanted)},
             "config_maps": {name: {key: key for key in keys} for name, keys in around.config_map.items()},
             "secrets": {name: {key: key for key in keys} for name, keys in around.secrets.items()},
+            "image_pull_secrets": around.image_pull_secrets,
         }

@@ -11,6 +11,7 @@ from components.evaluate import evaluate
 from components.export_onnx import export_onnx
 from components.fetch_champion import fetch_champion
 from components.fetch_data import fetch_data
+from components.find_commit import find_commit
 from components.finish import finish
 from components.gate import gate
 from components.ingest import ingest
@@ -36,7 +37,8 @@ def build(step: Step, parallelism: int = 0) -> Callable:
         """Train on from the champion with what has arrived at retrain.incoming; promote the result if it passes the gates.
 
         Args:
-            data_rev: revision of the project (commit, tag or branch) that names settings and labelled pictures.
+            data_rev: revision of the project (commit, tag or branch) that names settings and labelled pictures; of a folder, a word of
+                yours: give another when they change, for the cache looks at the word alone.
             git_url: repository of the project; empty: the folder `project`.
             project: folder of the project that the steps can see, where git_url is empty.
             settings: what differs from params.yaml of that revision, as ["retrain.incoming=s3://bucket/incoming", ...].
@@ -44,9 +46,10 @@ def build(step: Step, parallelism: int = 0) -> Callable:
             modes: label distillations, of labels and mix; the exported initialisation must be one of them, or features.
         """
         with ExitHandler(step("finish", finish())):
+            commit = step("find-commit", find_commit(git_url=git_url, data_rev=data_rev)).output
             said = step(
                 "fetch-data",
-                fetch_data(project=project, git_url=git_url, data_rev=data_rev, settings=settings, seeds=seeds, fresh=[], modes=modes),
+                fetch_data(project=project, git_url=git_url, data_rev=commit, settings=settings, seeds=seeds, fresh=[], modes=modes),
             ).outputs
             seed_, few_labels, taps, student = said["seed"], said["few_labels"], said["taps"], said["student"]
             champion = step("fetch-champion", fetch_champion(publish=said["publish"])).outputs["champion"]
@@ -90,13 +93,13 @@ def build(step: Step, parallelism: int = 0) -> Callable:
                         data=data, export=said["export"], distilled=Collected(tuned.from_features), mixed=Collected(tuned.from_labels)
                     ),
                 ).outputs["out"]
-                registered = step("publish", publish(onnx=onnx, evaluation=evaluation, publish=said["publish"]))
+                made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
+                registered = step("publish", publish(publish=said["publish"], **made))
                 verdict = step(
                     "gate",
                     gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, export=said["export"], retrain=said["retrain"]),
                 ).outputs["out"]
-                made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
-                step("promote", promote(verdict=verdict, publish=said["publish"], **made).after(registered))
+                step("promote", promote(verdict=verdict, onnx=onnx, publish=said["publish"]).after(registered))
             with Else(name="too-little-is-new"):
                 step("nothing-new", nothing_new(words=new["words"]))
 

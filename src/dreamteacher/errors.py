@@ -2,6 +2,7 @@
 
 import errno
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,7 +25,10 @@ class Interrupted(Exception):
 
 @contextmanager
 def disk_errors_in_one_line() -> Iterator[None]:
-    """Full disks, quotas and places that cannot be written are the user's to mend. Libraries wrap them, so the text is looked at too."""
+    """Full disks, quotas and places that cannot be written are the user's to mend. Libraries wrap them, so the text is looked at too.
+
+    "No such file" is of an output only where a folder or file was being made, as below /proc; elsewhere an input is missing.
+    """
     try:
         yield
     except UserError:
@@ -39,9 +43,18 @@ def disk_errors_in_one_line() -> Iterator[None]:
             errno.EFBIG: "name a folder on a file system that takes larger files",
             errno.ENOTDIR: "name another folder",
             errno.EEXIST: "name another folder",
+            errno.EISDIR: "name a file",
         }
+        if _is_making_something(error):
+            advice[errno.ENOENT] = "it cannot be made there: name another place"
         for code, remedy in advice.items():
             if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
                 where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
                 raise UserError(f"{where}{os.strerror(code)}; {remedy}") from error
         raise
+
+
+def _is_making_something(error: Exception) -> bool:
+    """Whether the error came up in a function that only makes folders or files."""
+    makers = {"mkdir", "makedirs", "write_text", "write_bytes"}
+    return any(frame.name in makers for frame in traceback.extract_tb(error.__traceback__))

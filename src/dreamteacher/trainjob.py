@@ -55,6 +55,7 @@ class Nodes(BaseModel):
     secrets: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="{secret: {key: variable}}; one that is missing hinders nothing"
     )
+    image_pull_secrets: list[str] = Field(default_factory=list, description="names of secrets by which the nodes pull `image`")
 
 
 def settings_of(environment: Mapping[str, str]) -> Nodes | None:
@@ -115,6 +116,7 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, arguments: li
     pod: dict[str, Any] = {
         "nodeSelector": nodes.node_selector,
         "tolerations": nodes.tolerations,
+        "imagePullSecrets": [{"name": name} for name in nodes.image_pull_secrets],
         "volumes": [
             {"name": "runs", "persistentVolumeClaim": {"claimName": nodes.claim}},
             {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": nodes.shm}},

@@ -55,13 +55,18 @@ class Clone:
         Raises:
             UserError: there is no such repository or revision, or it cannot be read.
         """
+        shown = without_password(url)
+        if not rev.strip():
+            raise UserError(f"no revision of {shown} is named; set data_rev to a commit, tag or branch of it")
+        for text in (url, rev):
+            if text.startswith("-"):  # git would take it for an option, of which some run a command
+                raise UserError(f"{without_password(text)!r} begins with '-'; name a git repository, and a commit, tag or branch of it")
         self.url, self.folder = url, folder
         folder.mkdir(parents=True)
         self.git("init", "--quiet")
-        self.git("remote", "add", "origin", url)
-        shown = without_password(url)
+        self.git("remote", "add", "--", "origin", url)
         try:
-            self.git("fetch", "--quiet", "--depth", "1", "origin", rev)
+            self.git("fetch", "--quiet", "--depth", "1", "--", "origin", rev)
             self.git("checkout", "--quiet", "--detach", "FETCH_HEAD")
         except UserError:  # a short hash, or main~3
             try:

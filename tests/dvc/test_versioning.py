@@ -65,7 +65,7 @@ def outputs(project: Project, origin: Project, tmp_path_factory: pytest.TempPath
 def test_recorded_run_is_up_to_date_in_a_fresh_clone(origin: Project, outputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/proc")  # as a random user in a container finds it
     for _ in range(2):  # a retried step replaces its branch
-        done = record.run(git_url=url(origin), data_rev=head(origin), overrides=OVERRIDES, outputs=outputs, run_id="abc")
+        done = record.run(git_url=url(origin), commit=head(origin), overrides=OVERRIDES, outputs=outputs, run_id="abc")
     monkeypatch.undo()
     assert done["branch"] == "runs/abc"
     clone = Project(tmp_path / "clone", Path(origin.environment["PATH"].split(":")[0]))
@@ -86,9 +86,35 @@ def test_recorded_run_is_up_to_date_in_a_fresh_clone(origin: Project, outputs: l
     assert "finetune.lr=0.0123" in clone.run("git", "log", "-1", "--format=%B")
 
 
+def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(origin: Project, outputs: list[Path], tmp_path: Path):
+    folder = tmp_path / "other"
+    other = Project(folder, Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", url(origin), str(folder))
+    for command in (
+        "config user.email a@b.c",
+        "config user.name a",
+        "config commit.gpgsign false",
+        "checkout -qb moving",
+        "push -q origin moving",
+    ):
+        other.run("git", *command.split())
+    commit = fetch_data.commit_of(git_url=url(origin), data_rev="moving")
+    assert fetch(origin, commit, tmp_path / "out")[1]["revision"] == commit == head(other)
+    (folder / "samples/nuclei/new.png").write_bytes(b"never trained on")
+    for command in ("add -A", "commit -qm more", "push -q origin moving"):
+        other.run("git", *command.split())
+    record.run(git_url=url(origin), commit=commit, overrides=OVERRIDES, outputs=outputs, run_id="moved")
+    clone = Project(tmp_path / "clone", Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", "-b", "runs/moved", url(origin), str(clone.folder))
+    assert clone.run("git", "rev-parse", "HEAD~1").strip() == commit
+    assert not (clone.folder / "samples/nuclei/new.png").exists()
+    clone.run("dvc", "pull", "-q")
+    assert clone.repro() == []
+
+
 def test_missing_and_foreign_outputs_are_refused(origin: Project, outputs: list[Path]):
     def recorded(outputs: list[Path], overrides: list[str]) -> None:
-        record.run(git_url=url(origin), data_rev=head(origin), overrides=overrides, outputs=outputs, run_id="bad")
+        record.run(git_url=url(origin), commit=head(origin), overrides=overrides, outputs=outputs, run_id="bad")
 
     lacking = [path for path in outputs if '"export-onnx"' not in (path / "stage.json").read_text()]
     with pytest.raises(UserError, match=r"the run has no output of export-onnx, which dvc.yaml has"):
@@ -137,6 +163,32 @@ def test_what_cannot_be_fetched_is_said_in_one_line(origin: Project, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("option", ["--upload-pack=touch {};git-upload-pack", "-h"])
+def test_what_git_would_take_for_an_option_is_refused(origin: Project, tmp_path: Path, option: str):
+    sign = tmp_path / "sign"
+    for where, rev in ((url(origin), option.format(sign)), (option.format(sign), "v1")):
+        with pytest.raises(UserError, match="begins with '-'; name a git repository"):
+            Clone(where, rev, tmp_path / "clone")
+    assert not sign.exists()
+
+
+@pytest.mark.parametrize("rev", ["", " "])
+def test_no_revision_is_not_taken_for_the_newest(origin: Project, tmp_path: Path, rev: str):
+    with pytest.raises(UserError, match=r"no revision of file://.* is named; set data_rev"):
+        fetch(origin, rev, tmp_path / "out")
+
+
+def test_commit_of_a_branch_or_tag_is_told_and_a_folder_has_none(origin: Project):
+    assert fetch_data.commit_of(git_url=url(origin), data_rev="v1") == head(origin)
+    assert fetch_data.commit_of(git_url="", data_rev="here") == "here"
+
+
+def test_a_forgotten_repository_is_named(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # as a step finds it: an empty folder
+    with pytest.raises(UserError, match=f"^{tmp_path} has no params.yaml and so is no project; git_url names a project's repository"):
+        fetch_data.run(project=".", git_url="", data_rev="v1", overrides=[], out=tmp_path / "out")
+
+
 def test_unreadable_repository_is_said_without_its_password(tmp_path: Path):
     with pytest.raises(UserError, match=r"cannot read git repository https://127.0.0.1:9/x.git: git fetch failed") as caught:
         Clone("https://me:secret@127.0.0.1:9/x.git", "main", tmp_path / "clone")
@@ -169,7 +221,7 @@ def test_project_without_a_remote_is_refused_before_anything_is_pushed(project: 
     if "remote" in config.read_text():  # another test gave the project one
         pytest.skip("the project has a remote")
     with pytest.raises(UserError, match="no DVC remote to keep the outputs"):
-        record.run(git_url=bare.as_uri(), data_rev="HEAD", overrides=OVERRIDES, outputs=outputs, run_id="x")
+        record.run(git_url=bare.as_uri(), commit="HEAD", overrides=OVERRIDES, outputs=outputs, run_id="x")
 
 
 def test_overrides_are_written_as_they_are_read(tmp_path: Path):

@@ -72,4 +72,5 @@ def test_what_the_steps_refer_to_is_here_or_told_to_be_made():
     assert asked["volume"]["claim"] == one("PersistentVolumeClaim")["metadata"]["name"]
     assert environment["data"]["DREAMTEACHER_DVC_CACHE"].startswith(f"{asked['volume']['mount']}/")
     told = re.findall(r"create secret generic (\S+) (.*)", (BASE / "kustomization.yaml").read_text())
-    assert {name: re.findall(r"--from-literal=(\w+)", keys) for name, keys in told} == asked["secrets"]
+    secrets = asked["secrets"] | {name: keys for step in asked["step_secrets"].values() for name, keys in step.items()}
+    assert {name: re.findall(r"--from-literal=(\w+)", keys) for name, keys in told} == secrets

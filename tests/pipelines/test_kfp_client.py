@@ -82,19 +82,6 @@ def test_second_submit_uploads_nothing_and_another_package_is_refused(api: KfpAp
         run(api, "submit", other, "--version", "git-1", "--arg", "data_rev=x")
 
 
-def test_branch_and_tag_are_pinned_to_their_commit(api: KfpApi, package: Path, tmp_path: Path):
-    def git(*words: str) -> str:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
-        return subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
-
-    for command in ("init -q -b trunk", "commit -q --allow-empty -m one", "tag -a -m v1 v1", "commit -q --allow-empty -m two"):
-        git(*command.split())
-    for rev in ("trunk", "v1", git("rev-parse", "HEAD"), "nowhere"):
-        run(api, "submit", package, "--version", "1", "--arg", f"data_rev={rev}", "--arg", f"git_url={tmp_path}")
-    asked = [each["runtime_config"]["parameters"]["data_rev"] for each in api.kept["runs"].values()]
-    assert asked == [git("rev-parse", "HEAD"), git("rev-parse", "HEAD~1"), git("rev-parse", "HEAD"), "nowhere"]
-
-
 def test_version_is_named_after_the_commit_which_must_hold_everything(api: KfpApi, package: Path, tmp_path: Path):
     def git(*words: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
@@ -219,6 +206,33 @@ def test_bad_arguments_ask_no_server(api: KfpApi, package: Path, words: list[str
     with pytest.raises(UserError, match=said):
         run(api, "submit", package, "--version", "v", *words)
     assert api.asked == []
+
+
+@dsl.pipeline(name="dreamteacher-retrain")
+def retrain(data_rev: str, git_url: str = "", project: str = ".", settings: list[str] = []):  # noqa: B006
+    step(rev=data_rev, number=1)
+
+
+@pytest.fixture(scope="module")
+def retraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("package") / "retrain.yaml"
+    compiler.Compiler().compile(retrain, str(path))
+    return path
+
+
+def test_a_forgotten_repository_asks_no_server(api: KfpApi, retraining: Path):
+    with pytest.raises(UserError, match="needs --arg git_url=URL, or --arg project=FOLDER"):
+        run(api, "submit", retraining, "--version", "v", "--arg", "data_rev=x")
+    assert api.asked == []
+
+
+@pytest.mark.parametrize("settings", ["[]", '["seed=1"]'])
+def test_a_retraining_by_the_clock_needs_a_place_where_pictures_arrive(api: KfpApi, retraining: Path, settings: str):
+    words = ["schedule", retraining, "--version", "v", "--cron", "0 0 2 * * MON", "--arg", "data_rev=x", "--arg", "git_url=u"]
+    with pytest.raises(UserError, match="must say where pictures arrive"):
+        run(api, *words, "--arg", f"settings={settings}")
+    assert api.asked == []
+    assert run(api, *words, "--arg", 'settings=["retrain.incoming=s3://bucket/incoming"]') == 0
 
 
 def test_what_is_no_package_is_refused(api: KfpApi, tmp_path: Path):

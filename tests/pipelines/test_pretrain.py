@@ -51,7 +51,10 @@ def test_the_pipeline_makes_what_the_chain_makes_to_the_byte(pretrained: LocalRu
 
 def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) -> None:
     pages = {path.parent.name: path.read_text() for path in pretrained.steps.rglob("page")}
-    assert len(pages) == 11
+    assert len(pages) == 14
+    assert "<th>files</th>" in pages["fetch-data"]
+    assert "nothing, as no git_url was given" in pages["record"]
+    assert "SUCCEEDED" in pages["finish"]
     assert "data:image/png;base64," in pages["train-teacher"]
     assert "miou" in pages["evaluate"]
     assert not [name for name, page in pages.items() if "http" in page.replace("http-equiv", "")]  # self-contained
@@ -84,6 +87,24 @@ def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch:
     assert ran[2:] == ["retrain"]
     assert main(["run-local", "--project", str(PROJECT)]) == 0
     assert ran[3:] == ["pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "nope.x=1"], "unknown setting 'nope.x'"),
+        (["--seeds", "5"], "export.seed = 0 is not among compare.seeds = [5]"),
+        (["--seeds", "0", "0"], "compare.seeds = [0, 0] names one twice"),
+        (["--set", "ingest.source=nowhere"], "nowhere does not exist; correct ingest.source"),
+        (["--root", "/proc/x"], "/proc/x: No such file or directory; it cannot be made there"),
+    ],
+)
+def test_what_no_step_could_do_is_said_before_any_runs(capfd: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    assert main(["run-local", "--sample", "--project", str(PROJECT), *words]) == 2
+    error = capfd.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("error: ")
+    assert said in error[0]
 
 
 def test_two_runs_in_one_process_find_the_same_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

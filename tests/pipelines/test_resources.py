@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from google.protobuf import json_format
+from kfp import dsl
 
 import components
 from dreamteacher.errors import UserError
 from dreamteacher.trainjob import settings_of
+from pipelines import NAMES
 from pipelines.__main__ import main
 from pipelines.compile import check_image, compile_pipeline
-from pipelines.resources import FILE, GPU, Profile
+from pipelines.resources import FILE, GPU, STEPS, Profile
 
 IMAGE = "registry.example/dreamteacher-python@sha256:" + "a" * 64
+
+
+@dsl.component(base_image="python:1", install_kfp_package=False)
+def nothing():
+    pass
+
+
 PROFILES = ("cpu", "single-gpu", "multi-gpu", "multi-node")
-EFFECTS = ("publish", "record", "finish")
+# What changes the world outside, or is told by it: a branch, the champion, what has arrived.
+NEVER_CACHED = {
+    "pretrain": {"find-commit", "publish", "record", "finish"},
+    "retrain": {"find-commit", "fetch-champion", "ingest-incoming", "publish", "promote", "finish"},
+}
+WITH_GIT = {"find-commit", "fetch-data", "record"}
+Compiled = dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]]
+each_package = pytest.mark.parametrize(("name", "profile"), list(product(NAMES, PROFILES)))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Both YAML documents of the pretrain pipeline for each profile. (Components keep the image they were imported with.)"""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """Both YAML documents of each pipeline for each profile. (Components keep the image they were imported with.)"""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(components, "IMAGE", IMAGE)
-        for profile in PROFILES:
-            file = tmp_path_factory.mktemp(profile) / "pretrain.yaml"
-            compile_pipeline("pretrain", profile, file)
-            made[profile] = tuple(yaml.safe_load_all(file.read_text()))
+        for name, profile in product(NAMES, PROFILES):
+            file = tmp_path_factory.mktemp(profile) / f"{name}.yaml"
+            compile_pipeline(name, profile, file)
+            made[name, profile] = tuple(yaml.safe_load_all(file.read_text()))
     return made
 
 
@@ -45,12 +64,17 @@ def tasks_of(spec: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
     return found
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_each_step_has_what_the_file_says(compiled: dict[str, Any], profile: str) -> None:
-    spec, platform = compiled[profile]
+def step_names(spec: dict[str, Any]) -> set[str]:
+    return {name for name, _, _ in tasks_of(spec)}
+
+
+@each_package
+def test_each_step_has_what_the_file_says(compiled: Compiled, name: str, profile: str) -> None:
+    spec, platform = compiled[name, profile]
     wanted_of = Profile(profile, IMAGE)
     steps = tasks_of(spec)
-    assert {name for name, _, _ in steps} >= {"train-teacher", "finetune", "record", "finish"}
+    assert {*NEVER_CACHED[name], "fetch-data", "train-teacher", "finetune"} <= step_names(spec) <= STEPS
+    assert "latest" not in json.dumps(spec["deploymentSpec"])
     for name, task, executor in steps:
         wanted, container = wanted_of.of(name), spec["deploymentSpec"]["executors"][executor]["container"]
         pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]
@@ -75,12 +99,43 @@ def test_each_step_has_what_the_file_says(compiled: dict[str, Any], profile: str
         assert int(env["OMP_NUM_THREADS"]) * max(wanted.gpus, 1) <= float(wanted.cpu), name
         nodes = settings_of(env)
         assert (nodes.nodes, nodes.gpus, nodes.image) == (wanted.nodes, wanted.gpus, IMAGE) if nodes else not launcher, name
-        assert {e["secretName"] for e in pod["secretAsEnv"]} == {"dreamteacher-s3", "dreamteacher-git"}, name
+        assert {e["secretName"] for e in pod["secretAsEnv"]} == {"dreamteacher-s3", *(["dreamteacher-git"] if name in WITH_GIT else [])}, (
+            name
+        )
+        assert "GIT_TOKEN" not in env.get("DREAMTEACHER_TRAINJOB", ""), name
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_steps_with_an_effect_outside_are_never_cached(compiled: dict[str, Any], profile: str) -> None:
-    assert not any(task.get("cachingOptions", {}).get("enableCache") for name, task, _ in tasks_of(compiled[profile][0]) if name in EFFECTS)
+@each_package
+def test_what_the_world_outside_changes_or_is_changed_by_is_never_cached(compiled: Compiled, name: str, profile: str) -> None:
+    steps = tasks_of(compiled[name, profile][0])
+    assert {step for step, task, _ in steps if not task.get("cachingOptions", {}).get("enableCache")} == NEVER_CACHED[name]
+
+
+@each_package
+def test_every_step_is_tried_again(compiled: Compiled, name: str, profile: str) -> None:
+    assert all(task["retryPolicy"]["maxRetryCount"] >= 2 for _, task, _ in tasks_of(compiled[name, profile][0]))
+
+
+def test_a_run_holds_on_to_the_commit_that_its_branch_was(compiled: Compiled) -> None:
+    tasks = {step: task for step, task, _ in tasks_of(compiled["pretrain", "cpu"][0])}
+    commit = {"taskOutputParameter": {"outputParameterKey": "Output", "producerTask": "find-commit"}}
+    assert tasks["fetch-data"]["inputs"]["parameters"]["data_rev"] == tasks["record"]["inputs"]["parameters"]["commit"] == commit
+
+
+def test_a_private_image_is_pulled_by_the_secret_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "resources.yaml"
+    file.write_text(FILE.read_text().replace("image_pull_secrets: []", "image_pull_secrets: [regcred]"))
+
+    @dsl.pipeline(name="x")
+    def only():
+        Profile("multi-node", IMAGE, file).apply("train-teacher", nothing())
+
+    platform = json_format.MessageToDict(only.platform_spec)["platforms"]["kubernetes"]
+    executor = platform["deploymentSpec"]["executors"]["exec-nothing"]
+    assert [each["secretName"] for each in executor["imagePullSecret"]] == ["regcred"]
+    env = only.pipeline_spec.deployment_spec["executors"]["exec-nothing"]["container"]["env"]
+    nodes = settings_of({each["name"]: each["value"] for each in env})
+    assert nodes and nodes.image_pull_secrets == ["regcred"]
 
 
 @pytest.mark.parametrize("image", ["python", "a/b:latest", "a:5000/b", "a/b:1.0", "a/b:20261125", "a/b:nightly-20261125", "a/b@sha256:12"])
@@ -103,6 +158,16 @@ def test_compile_says_in_a_line_what_is_wrong(capsys: pytest.CaptureFixture[str]
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("where", ["folder.yaml", "/proc/x/y.yaml", "/proc/y.yaml"])
+def test_a_place_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    monkeypatch.setattr(components, "IMAGE", IMAGE)
+    (tmp_path / "folder.yaml").mkdir()
+    assert main(["compile", "--out", str(tmp_path / where)]) == 2
+    assert re.fullmatch(r"error: \S+: (Is a directory|No such file or directory); .*name .*\n", capsys.readouterr().err)
+
+
 def test_a_slip_in_the_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text(FILE.read_text().replace("memory: 48Gi", "memory: 48GiB"))
@@ -119,9 +184,41 @@ def test_a_misspelt_step_is_named(tmp_path: Path) -> None:
 
 def test_manifests_are_what_kubernetes_native_kfp_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(components, "IMAGE", IMAGE)
-    assert main(["compile", "--format", "kubernetes", "--namespace", "ml", "--out", str(tmp_path / "p.yaml")]) == 0
+    words = ["--format", "kubernetes", "--version", "git-1a2b", "--namespace", "ml"]
+    assert main(["compile", *words, "--out", str(tmp_path / "p.yaml")]) == 0
     pipeline, version = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    assert version["metadata"]["name"].startswith("dreamteacher-pretrain-git-1a2b-")
     assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
     assert version["metadata"]["namespace"] == "ml"
     assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "dreamteacher-pretrain"
     assert "latest" not in json.dumps(version["spec"]["pipelineSpec"]["deploymentSpec"]["executors"])
+
+
+def test_another_profile_or_image_is_another_version_and_the_same_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def name(profile: str, image: str) -> str:
+        monkeypatch.setattr(components, "IMAGE", image)
+        compile_pipeline("pretrain", profile, tmp_path / "p.yaml", version="v1")
+        return str(list(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))[1]["metadata"]["name"])
+
+    first = name("cpu", IMAGE)
+    assert name("cpu", IMAGE) == first
+    assert len({first, name("single-gpu", IMAGE), name("multi-node", IMAGE), name("multi-node", IMAGE.replace("a" * 64, "b" * 64))}) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--version", "v1", "--namespace", "Bad_NS!"], "--namespace: Bad_NS! is no name for Kubernetes"),
+        (["--version", "V_1"], "--version: dreamteacher-pretrain-V_1-"),
+        (["--version", "v" * 40], "in all at most 63"),
+        ([], "here is no git repository; name it with --version"),
+    ],
+)
+def test_names_that_kubernetes_refuses_are_refused_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr(components, "IMAGE", IMAGE)
+    monkeypatch.chdir(tmp_path)
+    assert main(["compile", "--format", "kubernetes", *words, "--out", "p.yaml"]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

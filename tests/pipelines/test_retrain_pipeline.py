@@ -104,7 +104,10 @@ def test_what_arrives_is_trained_on_from_the_champion_and_promoted(
     assert drift["counts"]["n_new"] == 6
     assert drift["shifts"]["brightness"]["shift"] > 3 * drift["shifts"]["brightness"]["by_chance"]
     assert "embedding_shift" in next(run.steps.rglob("compare-data/page")).read_text()
-    assert "passed: no regression" in next(run.steps.rglob("gate/page")).read_text()
+    pages = {step: next(run.steps.rglob(f"{step}/page")).read_text() for step in ("fetch-champion", "gate", "promote")}
+    assert "miou_mean" in pages["fetch-champion"]
+    assert "passed: no regression" in pages["gate"]
+    assert "<td>version 2</td>" in pages["promote"]
     assert not list(run.steps.rglob("nothing-new*"))
 
 

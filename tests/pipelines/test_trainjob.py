@@ -28,7 +28,7 @@ from pipelines.resources import Profile
 NODES = Nodes(
     image="registry.example/dreamteacher@sha256:1", nodes=2, gpus=8, node_selector={"pool": "gpu"}, env={"NCCL_DEBUG": "WARN"},
     tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    secrets={"dreamteacher-s3": {"access": "AWS_ACCESS_KEY_ID"}},
+    secrets={"dreamteacher-s3": {"access": "AWS_ACCESS_KEY_ID"}}, image_pull_secrets=["regcred"],
     config_maps={"dreamteacher-env": {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}},
 )  # fmt: skip
 JOB = manifest(NODES, "train-teacher-1", "run-1", "ml", ["train-teacher", "--out", "/runs/out"])
@@ -64,6 +64,7 @@ def test_manifest_is_a_train_job_and_a_typo_would_be_found():
     pod = job["template"]["spec"]["template"]["spec"]
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert (pod["nodeSelector"], pod["tolerations"]) == (NODES.node_selector, NODES.tolerations)
+    assert pod["imagePullSecrets"] == [{"name": "regcred"}]
     for path in (["trainer", "numProcPerNod"], ["runtimePatches", 0, "trainingRuntimeSpec", "templat"], ["runtimeRefs"]):
         broken: Any = json.loads(json.dumps(JOB))
         inside = broken["spec"]
@@ -201,14 +202,32 @@ def test_settings_come_by_the_environment():
 
 
 @pytest.mark.parametrize("left", ["", "true"])
-def test_finish_deletes_trainjobs_where_the_profile_has_them(api: KubernetesApi, monkeypatch: pytest.MonkeyPatch, left: str):
+def test_finish_deletes_trainjobs_where_the_profile_has_them(
+    api: KubernetesApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left: str
+):
     api.jobs["a"] = manifest(NODES, "a", "run-1", "ml", [])
     for name, value in {"TRAINJOBS": left, "RUN": "run-1", "NAMESPACE": "ml"}.items():
         monkeypatch.setenv(f"DREAMTEACHER_{name}", value)
     monkeypatch.setattr(trainjob, "api_client", lambda: client(api.url))
     status = SimpleNamespace(pipeline_job_resource_name="pretrain", state="FAILED", error_message="boom")
-    assert finish_step.python_func(status=status) == "FAILED"
+    assert finish_step.python_func(status=status, page=SimpleNamespace(path=tmp_path / "page")) == "FAILED"
     assert list(api.jobs) == ([] if left else ["a"])
+    assert "boom" in (tmp_path / "page").read_text()
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED"])
+@pytest.mark.parametrize("run_id", ["run-1", ""])
+def test_finish_removes_the_checkpoints_of_its_own_run_once_no_retry_needs_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, run_id: str
+):
+    for name in ("run-1", "run-2"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+    monkeypatch.setenv("DREAMTEACHER_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("DREAMTEACHER_RUN", run_id)
+    status = SimpleNamespace(pipeline_job_resource_name="pretrain", state=state, error_message="")
+    finish_step.python_func(status=status, page=SimpleNamespace(path=tmp_path / "page"))
+    gone = state == "SUCCEEDED" and run_id
+    assert sorted(each.name for each in (tmp_path / "runs").iterdir()) == (["run-2"] if gone else ["run-1", "run-2"])
 
 
 @pytest.mark.parametrize(("profile", "expected"), [("multi-node", "true"), ("single-gpu", None)])

@@ -1,8 +1,13 @@
 """Aliases of a registered model, on a database and on a real server; what is wrong comes out as one line."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -10,8 +15,14 @@ from mlflow.tracking import MlflowClient
 
 from dreamteacher import cli
 from dreamteacher.errors import UserError
-from dreamteacher.serving.promotion import choose, fetch_champion, promote, rollback
+from dreamteacher.params import Params, Publish
+from dreamteacher.serving import promotion
+from dreamteacher.serving.promotion import LINEAGE, choose, fetch_champion, keep_lineage, promote, refuse, rollback
+from dreamteacher.stage import digest_of, open_stage
+from dreamteacher.stages import promote as promote_stage
 from helpers import free_port
+
+only_database = pytest.mark.parametrize("registry", ["database"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +43,10 @@ def registry(request, in_tmp, monkeypatch):
 
 def add_versions(registry: MlflowClient, name: str, count: int) -> None:
     registry.create_registered_model(name)
-    run = registry.create_run("0")
     for number in range(1, count + 1):
-        registry.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id, tags={"sha256": f"{number}" * 8})
+        run = registry.create_run("0")
+        tags = {"sha256": f"{number}" * 8, "evaluation": "e" * 64, "init": "mix"}
+        registry.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags)
 
 
 def aliases(registry: MlflowClient, name: str) -> dict[str, int]:
@@ -61,28 +73,201 @@ def test_promotion_and_rollback_move_the_aliases_and_can_be_repeated(registry, r
     assert aliases(registry, name) == {"champion": 3, "previous": 1}
 
 
-def test_promotion_goes_on_where_it_was_interrupted(registry, request, monkeypatch):
-    name = f"stopped-{request.node.callspec.id}"
-    add_versions(registry, name, 2)
-    promote(name, version="1")
-    registry.set_registered_model_alias(name, "challenger", "2")
-    for step in ("set_registered_model_alias", "delete_registered_model_alias"):
+class Stopped(Exception):
+    """The process was killed."""
+
+
+class Failing:
+    """A client of which the call number `fatal` and all after it fail."""
+
+    def __init__(self, client: MlflowClient, fatal: int):
+        self.client, self.left, self.failed = client, fatal, False
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            self.failed = self.failed or self.left == 0
+            if self.failed:
+                raise Stopped
+            self.left -= 1
+            return getattr(self.client, name)(*given, **named)
+
+        return call
+
+
+def state(registry: MlflowClient, name: str) -> tuple[dict[str, int], dict[int, dict[str, str]]]:
+    return aliases(registry, name), {int(v.version): dict(v.tags) for v in registry.search_model_versions(f"name = '{name}'")}
+
+
+def stop_at_each_call(registry: MlflowClient, name: str, action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Do `action` whole, then from the same beginning killed before each of its calls of MLflow and repeated; returns how many there are.
+
+    Each must end as the whole one did.
+    """
+    before, tags = state(registry, name)
+
+    def reset() -> None:
+        for alias in aliases(registry, name):
+            registry.delete_registered_model_alias(name, alias)
+        for alias, version in before.items():
+            registry.set_registered_model_alias(name, alias, str(version))
+        for version, wanted in tags.items():
+            for key in registry.get_model_version(name, str(version)).tags:
+                registry.delete_model_version_tag(name, str(version), key)
+            for key, value in wanted.items():
+                registry.set_model_version_tag(name, str(version), key, value)
+
+    action()
+    whole = state(registry, name)
+    for fatal in range(100):
+        reset()
+        client = Failing(registry, fatal)
         with monkeypatch.context() as patch:
-            whole = getattr(MlflowClient, step)
+            patch.setattr(promotion, "connect", lambda client=client: client)
+            try:
+                action()
+            except UserError as error:
+                assert isinstance(error.__cause__, Stopped)
+        action()
+        assert state(registry, name) == whole, fatal
+        if not client.failed:
+            return fatal
+    raise AssertionError("it never ends")
 
-            def stop(client, model, alias, *rest, whole=whole):
-                if alias != "previous":
-                    raise KeyboardInterrupt
-                return whole(client, model, alias, *rest)
 
-            patch.setattr(MlflowClient, step, stop)
-            with pytest.raises(KeyboardInterrupt):
-                promote(name, version="2")
+def make_lineage(folder: Path, name: str, *versions: str) -> None:
+    """Something small for each part, of which the manifest tells the version, stored with each of `versions`."""
+    for version in versions:
+        parts = {part: folder / version / part for part in LINEAGE}
+        for part in parts.values():
+            part.mkdir(parents=True)
+        (parts["data"] / "manifest.csv").write_text(f"name\npicture of {version}\n")
+        for part in LINEAGE[1:]:
+            (parts[part] / "file").write_text(version)
+        (parts["evaluation"] / "metrics.json").write_text(json.dumps({"mix": {"miou_mean": 0.8}}))
+        keep_lineage(name, version, parts, digest="e" * 64)
+
+
+def known(name: str, out: Path) -> str:
+    """The version whose pictures a retraining that begins now would not count as new."""
+    fetch_champion(name, out)
+    return (out / "known/manifest.csv").read_text().split()[-1]
+
+
+def make_verdict(folder: Path, registry: MlflowClient, name: str, *, version: str, champion: str, passed: bool) -> Callable[[], Any]:
+    """The last step of a retraining that published `version` and compared it with `champion`."""
+    for stage, file, text in (
+        ("gate", "verdict.json", json.dumps({"passed": passed, "reason": "miou 0.1, at least 0.5", "champion": champion})),
+        ("export-onnx", "model.onnx", f"{name} {version}"),
+    ):
+        with open_stage(stage, params={}, inputs={}, out=folder / stage) as opened:
+            (opened.tmp / file).write_text(text)
+    registry.set_model_version_tag(name, version, "sha256", digest_of(folder / "export-onnx/model.onnx"))
+    params = Params(publish=Publish(name=name))
+    return lambda: promote_stage.run(params, gate=folder / "gate", onnx=folder / "export-onnx")
+
+
+@only_database
+@pytest.mark.parametrize("passed", [True, False])
+def test_the_last_step_of_a_retraining_killed_at_any_call_and_repeated_ends_right(passed, registry, in_tmp, monkeypatch):
+    name = f"killed-{passed}"
+    add_versions(registry, name, 3)
+    make_lineage(in_tmp / "made", name, "2", "3")
+    promote(name, version="1")
     promote(name, version="2")
-    assert aliases(registry, name) == {"champion": 2, "previous": 1}
+    registry.set_registered_model_alias(name, "challenger", "3")
+    decide = make_verdict(in_tmp, registry, name, version="3", champion="2", passed=passed)
+    assert known(name, in_tmp / "before") == "2"  # nothing was decided yet, so the pictures of 3 are still to be learnt from
+    assert stop_at_each_call(registry, name, decide, monkeypatch) > 3
+    assert aliases(registry, name) == ({"champion": 3, "previous": 2} if passed else {"champion": 2, "previous": 1, "challenger": 3})
+    assert registry.get_model_version(name, "3").tags.get("refused") == (None if passed else "miou 0.1, at least 0.5")
+    assert known(name, in_tmp / "after") == "3"
 
 
-@pytest.mark.parametrize("registry", ["database"], indirect=True)
+@only_database
+def test_promotion_by_hand_killed_at_any_call_and_repeated_ends_right(registry, monkeypatch):
+    add_versions(registry, "killed", 3)
+    promote("killed", version="1")
+    promote("killed", version="2")
+    registry.set_registered_model_alias("killed", "challenger", "3")
+    refuse("killed", "3", "too slow")
+    assert stop_at_each_call(registry, "killed", lambda: promote("killed", version="3"), monkeypatch) > 5
+    assert aliases(registry, "killed") == {"champion": 3, "previous": 2}
+    assert "refused" not in registry.get_model_version("killed", "3").tags
+
+
+@only_database
+def test_an_interrupted_rollback_is_finished_by_the_next_or_forgotten_by_a_promotion(registry, monkeypatch):
+    add_versions(registry, "halfway", 3)
+    for version in ("1", "2"):
+        promote("halfway", version=version)
+    for fatal in range(20):
+        client = Failing(registry, fatal)
+        with monkeypatch.context() as patch:
+            patch.setattr(promotion, "connect", lambda client=client: client)
+            with suppress(UserError):
+                rollback("halfway")
+        if not client.failed:
+            break
+        begun = aliases(registry, "halfway") != {"champion": 2, "previous": 1}
+        if begun and "leaving" not in aliases(registry, "halfway"):
+            assert aliases(registry, "halfway") == {"champion": 1, "previous": 2}  # done, but for the answer
+        else:
+            rollback("halfway")
+        assert aliases(registry, "halfway") == {"champion": 1, "previous": 2}
+        rollback("halfway")
+    assert fatal > 4
+    registry.set_registered_model_alias("halfway", "leaving", "1")
+    promote("halfway", version="3")
+    assert aliases(registry, "halfway") == {"champion": 3, "previous": 1}
+
+
+@only_database
+def test_a_run_promotes_only_over_the_champion_that_it_compared_with(registry, in_tmp):
+    add_versions(registry, "race", 4)
+    make_lineage(in_tmp / "made", "race", "1", "2", "3", "4")
+    decide = {v: make_verdict(in_tmp / v, registry, "race", version=v, champion="1", passed=True) for v in ("2", "3")}
+    decide["4"] = make_verdict(in_tmp / "4", registry, "race", version="4", champion="", passed=True)  # it saw no champion
+    promote("race", version="1")
+    assert decide["2"]().promoted
+    for version, compared in (("3", "version 1"), ("4", "no champion")):
+        outcome = decide[version]()
+        assert not outcome.promoted
+        assert outcome.reason.startswith(f"it was compared with {compared}, but the champion is version 2 by now")
+        assert "refused" not in registry.get_model_version("race", version).tags
+    assert decide["2"]().promoted  # once more
+    assert aliases(registry, "race") == {"champion": 2, "previous": 1}
+    assert known("race", in_tmp / "known") == "2"  # so the pictures of 3 and 4 are new to the next run
+    promote("race", version="3")  # by hand, whatever was compared
+    assert aliases(registry, "race") == {"champion": 3, "previous": 2}
+
+
+@only_database
+def test_a_refused_challenger_is_promoted_by_its_number_only(registry, in_tmp, capsys):
+    add_versions(registry, "refused", 2)
+    promote("refused", version="1")
+    registry.set_registered_model_alias("refused", "challenger", "2")
+    refuse("refused", "2", "floor: miou 0.1, at least 0.5")
+    assert cli.main(["promote", "refused"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "version 2 of refused, the challenger, was refused (floor: miou 0.1, at least 0.5); " in said
+    assert "`dreamteacher promote refused --version 2`" in said
+    assert aliases(registry, "refused") == {"champion": 1, "challenger": 2}
+    assert cli.main(["promote", "refused", "--version", "2"]) == 0
+    assert aliases(registry, "refused") == {"champion": 2, "previous": 1}
+    assert "refused" not in registry.get_model_version("refused", "2").tags
+
+
+@only_database
+def test_promotion_by_hand_warns_only_of_what_is_stored_nowhere(registry, in_tmp, caplog):
+    add_versions(registry, "stored", 2)
+    make_lineage(in_tmp / "made", "stored", "1")
+    promote_stage.by_hand("stored", artifacts=in_tmp / "artifacts", version="1")
+    assert not caplog.records
+    promote_stage.by_hand("stored", artifacts=in_tmp / "artifacts", version="2")
+    assert "what version 2 was made from is not stored" in caplog.text and "git checkout runs/RUN_ID" in caplog.text
+
+
+@only_database
 def test_what_is_missing_is_named(registry, tmp_path):
     with pytest.raises(UserError, match=r"has no model nobody; `dreamteacher publish` registers it"):
         promote("nobody", version="1")
@@ -91,7 +276,7 @@ def test_what_is_missing_is_named(registry, tmp_path):
         choose("lone")
     with pytest.raises(UserError, match="lone has no version 7; it has 1, 2"):
         promote("lone", version="7")
-    with pytest.raises(UserError, match=r"lone has no version of this file; `dreamteacher sync`"):
+    with pytest.raises(UserError, match=r"lone has no version of this file: MLflow did not take it; publish again when it does"):
         choose("lone", sha256="f" * 64)
     assert fetch_champion("lone", tmp_path / "a") is fetch_champion("nobody", tmp_path / "b") is None
     assert not list((tmp_path / "a").iterdir())

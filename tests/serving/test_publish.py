@@ -1,5 +1,7 @@
+import json
 import logging
 import shutil
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 from serving_samples import PARAMS, make_finetuned, make_model
 
+from components.publish import publish as publish_step
 from dreamteacher.errors import UserError
+from dreamteacher.serving.promotion import fetch_champion
 from dreamteacher.serving.triton_repository import check_repository
-from dreamteacher.stage import digest_of
-from dreamteacher.stages import export_onnx, publish
+from dreamteacher.stage import digest_of, open_stage
+from dreamteacher.stages import export_onnx, promote, publish
 from dreamteacher.tracking import UNSENT, sync
 
 
@@ -100,6 +104,50 @@ def test_publish_without_a_server_finishes_and_registers_later(project, registry
     sync()
     assert registry.get_model_version_by_alias("cells", "challenger").tags["miou_mean"] == "0.8125"
     assert not list(UNSENT.iterdir())
+
+
+def start_step(name, project, folder):
+    """A pipeline's step `publish` in a pod of its own; the model is called `name`."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DREAMTEACHER_TRACKING", "off")
+        for part, file in (("data", "manifest.csv"), ("teacher", "model"), ("features", "backbone"), ("evaluation", "metrics.json")):
+            with open_stage(part, params={}, inputs=made if part == "evaluation" else {}, out=folder / part) as stage:
+                (stage.tmp / file).write_text(json.dumps({"mix": {"miou_mean": 0.5}}))
+            made[part] = folder / part
+    made |= {"onnx": project / "onnx" / "segmentation", "out": folder / "triton", "page": folder / "page"}
+    artifacts = {place: SimpleNamespace(path=str(path), metadata={}) for place, path in made.items()}
+    settings = PARAMS.publish.model_dump(mode="json") | {"name": name}
+    publish_step.python_func(**artifacts, metrics=SimpleNamespace(log_metric=lambda *_: None), publish=settings)
+
+
+def test_a_pipelines_publish_fails_until_the_model_is_registered(project, registry, in_tmp, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer as it should"):
+            start_step("late", project, in_tmp / "first")
+    shutil.rmtree(UNSENT)  # went with the pod
+    params = PARAMS.model_copy(update={"publish": PARAMS.publish.model_copy(update={"name": "late"})})
+    made = {part: in_tmp / "first" / part for part in promote.LINEAGE}
+    with pytest.raises(UserError, match="has no model late; `dreamteacher publish` registers it"):
+        publish.keep(params, onnx=project / "onnx" / "segmentation", **made)
+    start_step("late", project, in_tmp / "second")
+    assert int(registry.get_model_version_by_alias("late", "challenger").version) == 1
+
+
+def test_a_pipelines_publish_stores_what_a_retraining_starts_from(project, registry, in_tmp, caplog):
+    start_step("whole", project, in_tmp / "pod")
+    promote.by_hand("whole", artifacts=in_tmp / "artifacts")  # on a laptop, where nothing of the run is
+    assert not [record for record in caplog.records if "stored" in record.getMessage()]
+    assert fetch_champion("whole", in_tmp / "champion") == "1"
+    for part in ("teacher", "features", "evaluation"):
+        assert digest_of(in_tmp / "champion" / part) == digest_of(in_tmp / "pod" / part)
+
+
+def test_without_tracking_a_pipelines_publish_registers_nothing(project, registry, in_tmp, monkeypatch):
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "off")
+    start_step("silent", project, in_tmp / "pod")
+    assert not registry.search_registered_models("name = 'silent'")
 
 
 def test_damaged_export_is_named_and_nothing_is_published(project, here):

@@ -83,12 +83,12 @@ class Round:
         evaluate.run(self.params, **made, finetuned=self.root / "finetuned", out=at["evaluation"], **places)
         export_onnx.run(self.params, data=at["data"], finetuned=self.root / "finetuned/mix/0", out=at["onnx"])
         publish.run(self.params, onnx=at["onnx"], evaluation=at["evaluation"], out=at["triton"])
+        publish.keep(self.params, **made, onnx=at["onnx"], evaluation=at["evaluation"])
         gate.run(self.params, data=at["data"], onnx=at["onnx"], evaluation=at["evaluation"], champion=champion, out=at["gate"])
         return self.decide()
 
     def decide(self) -> promote.Outcome:
-        folders = {name: self.root / name for name in ("gate", "onnx", "data", "teacher", "features", "evaluation")}
-        return promote.run(self.params, **folders)
+        return promote.run(self.params, gate=self.root / "gate", onnx=self.root / "onnx")
 
     def verdict(self) -> dict:
         return json.loads((self.root / "gate" / "verdict.json").read_text())

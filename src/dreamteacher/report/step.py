@@ -51,8 +51,7 @@ def facts(folder: Path) -> dict[str, Any]:
 def write_page(folder: Path, page: Path) -> None:
     """One HTML file: figures, settings, curves and pictures of the complete stage output `folder`."""
     record = read_stage(folder)
-    name = html.escape(record["stage"])
-    parts = [f"<h2>{name}</h2>", _table(record["metrics"])]
+    parts = [_table(record["metrics"])]
     if (folder / "verdict.json").exists():
         checks = json.loads((folder / "verdict.json").read_text())["checks"]
         parts += ["<h3>Gates</h3>", _table({f"{'passed' if c['passed'] else 'FAILED'}: {c['name']}": c["words"] for c in checks})]
@@ -65,8 +64,19 @@ def write_page(folder: Path, page: Path) -> None:
     if len(pictures) > PICTURES:
         parts.append(f"<p>{len(pictures) - PICTURES} more pictures are in the artifact.</p>")
     parts += ["<h3>Versions</h3>", _table(record["versions"])]
+    _save(page, record["stage"], parts)
+
+
+def write_facts(page: Path, step: str, facts: dict[str, Any]) -> None:
+    """One HTML file with a table, for a step that makes no stage output."""
+    _save(page, step, [_table(_flat(facts))])
+
+
+def _save(page: Path, title: str, parts: list[str]) -> None:
+    name = html.escape(title)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>" + "\n".join(parts))
+    head = f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h2>{name}</h2>"
+    page.write_text("\n".join([head, *parts]))
 
 
 def _table(rows: dict[str, Any]) -> str:

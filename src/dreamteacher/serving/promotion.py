@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+LEAVING = "leaving"  # the champion that a rollback takes down, until it is previous
 LINEAGE = ("data", "teacher", "features", "evaluation")  # stage outputs; of the data set its manifest alone
 
 
@@ -38,7 +39,7 @@ def choose(name: str, *, version: str | None = None, sha256: str | None = None) 
     """The number of the version that is `version`, or whose file has `sha256`, or else of the challenger.
 
     Raises:
-        UserError: there is no such version, or MLflow does not answer.
+        UserError: there is no such version, the challenger was refused, or MLflow does not answer.
     """
     with _registry() as client:
         model = _model(client, name)
@@ -48,19 +49,27 @@ def choose(name: str, *, version: str | None = None, sha256: str | None = None) 
             missing = f"version {version}; it has {', '.join(str(one.version) for one in known) or 'none'}"
         elif sha256:
             found = [one for one in known if one.tags.get("sha256") == sha256]
-            missing = "version of this file; `dreamteacher sync` sends what MLflow could not take, `dreamteacher publish` makes one"
+            missing = "version of this file: MLflow did not take it; publish again when it does (`dreamteacher publish`, Retry of the run)"
         else:
             found = [one for one in known if str(one.version) == _aliases(model).get(CHALLENGER)]
             missing = "challenger; `dreamteacher publish` makes one, or name a version with --version"
         if not found:
             raise UserError(f"{name} has no {missing}")
-        return str(found[-1].version)
+        chosen = found[-1]
+        if not (version or sha256) and "refused" in chosen.tags:
+            raise UserError(
+                f"version {chosen.version} of {name}, the challenger, was refused ({chosen.tags['refused']}); "
+                f"`dreamteacher promote {name} --version {chosen.version}` promotes it all the same"
+            )
+        return str(chosen.version)
 
 
-def promote(name: str, *, version: str) -> Served:
-    """Make `version` of the model `name` champion, and the champion before it previous; it is challenger no more.
+def promote(name: str, *, version: str, compared_with: str | None = None) -> Served:
+    """Make `version` of the model `name` champion, and the champion before it previous; it is neither challenger nor refused any more.
 
-    Once more with the same version changes nothing; after an interruption it can be called again.
+    Once more with the same version changes nothing; after an interruption it can be called again. With `compared_with`, the champion
+    that `version` was held against ("": there was none), nothing changes if another is champion now. (MLflow cannot exchange an alias on
+    a condition: two promotions within the same second both find the champion that they know.)
 
     Raises:
         UserError: there is no such version, or MLflow does not answer.
@@ -69,29 +78,39 @@ def promote(name: str, *, version: str) -> Served:
     with _registry() as client:
         aliases = _aliases(_model(client, name))
         old = aliases.get(CHAMPION)
+        if compared_with not in (None, old or "") and old != version:
+            return _served(client, name)
+        if LEAVING in aliases:  # of an interrupted rollback, which is not to be finished now
+            client.delete_registered_model_alias(name, LEAVING)
         if old != version:
             if old:
                 client.set_registered_model_alias(name, PREVIOUS, old)
             client.set_registered_model_alias(name, CHAMPION, version)
+        if "refused" in client.get_model_version(name, version).tags:
+            client.delete_model_version_tag(name, version, "refused")
         if aliases.get(CHALLENGER) == version:
             client.delete_registered_model_alias(name, CHALLENGER)
         return _served(client, name)
 
 
 def rollback(name: str) -> Served:
-    """Exchange champion and previous of the model `name`.
+    """Exchange champion and previous of the model `name`. After an interruption it can be called again, and finishes.
 
     Raises:
         UserError: there is no such model or no previous version, or MLflow does not answer.
     """
     with _registry() as client:
         aliases = _aliases(_model(client, name))
-        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
-        if not previous or previous == champion:
-            raise UserError(f"{name} has no previous champion; name a version: dreamteacher promote {name} --version N")
-        client.set_registered_model_alias(name, CHAMPION, previous)
-        if champion:
-            client.set_registered_model_alias(name, PREVIOUS, champion)
+        champion, previous, leaving = (aliases.get(alias) for alias in (CHAMPION, PREVIOUS, LEAVING))
+        if not leaving:
+            if not champion or not previous or previous == champion:
+                raise UserError(f"{name} has no previous champion; name a version: dreamteacher promote {name} --version N")
+            client.set_registered_model_alias(name, LEAVING, champion)
+            leaving = champion
+        if champion == leaving and previous:
+            client.set_registered_model_alias(name, CHAMPION, previous)
+        client.set_registered_model_alias(name, PREVIOUS, leaving)
+        client.delete_registered_model_alias(name, LEAVING)
         return _served(client, name)
 
 
@@ -126,9 +145,20 @@ def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: s
         client.set_model_version_tag(name, version, "lineage", place)  # last: it is whole
 
 
+def has_lineage(name: str, version: str) -> bool:
+    """Whether what `version` of `name` was made from is stored with it.
+
+    Raises:
+        UserError: MLflow does not answer.
+    """
+    with _registry() as client:
+        return "lineage" in client.get_model_version(name, version).tags
+
+
 def fetch_champion(name: str, out: Path) -> str | None:
     """Write what a retraining begins with to the empty or missing folder `out`: the champion's LINEAGE and champion.json (its version
-    and init), and known/manifest.csv, of the data that the newest version was trained on, whether it was promoted or not.
+    and init), and known/manifest.csv, of the data of the newest version that is champion, previous or refused. What led to a version
+    about which nothing was decided is not known: it is to be learnt from again.
 
     Returns the champion's version; None, and nothing of it is written, when there is none yet.
 
@@ -138,10 +168,12 @@ def fetch_champion(name: str, out: Path) -> str | None:
     out.mkdir(parents=True, exist_ok=True)
     with _registry() as client:
         versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
-        if recorded := [version for version in versions if "lineage" in version.tags]:
+        aliases = _aliases(_model(client, name)) if versions else {}
+        number, served = aliases.get(CHAMPION), {aliases.get(alias) for alias in (CHAMPION, PREVIOUS, LEAVING)}
+        decided = [version for version in versions if str(version.version) in served or "refused" in version.tags]
+        if recorded := [version for version in decided if "lineage" in version.tags]:
             newest = max(recorded, key=lambda version: int(version.version))
             _download(client, newest, "data", out / "known")
-        number = _aliases(_model(client, name)).get(CHAMPION) if versions else None
         if number is None:
             return None
         champion = client.get_model_version(name, number)
@@ -164,6 +196,13 @@ def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path)
 def _run_of(version: ModelVersion) -> str:
     assert version.run_id, "publish registers from a run"
     return version.run_id
+
+
+def about(champion: Path) -> dict[str, Any]:
+    """What the folder that `fetch_champion` made says of the champion: name, version, init, and that init's figures over seeds."""
+    told: dict[str, Any] = json.loads((champion / "champion.json").read_text())
+    figures = json.loads((champion / "evaluation" / "metrics.json").read_text())
+    return told | figures.get(told["init"], {})
 
 
 def part(champion: str, name: str) -> Path | None:

@@ -1,7 +1,8 @@
-"""First step of a pipeline on a cluster: one data version, and the settings of that revision."""
+"""First steps of a pipeline on a cluster: which commit a revision is, then its data and settings."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,6 +11,35 @@ from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.params_file import load_params
 from dreamteacher.versioning import Clone
+
+
+def commit_of(*, git_url: str, data_rev: str) -> str:
+    """The commit that `data_rev` of `git_url` is now: a branch moves under its name. `data_rev` as it is where `git_url` is ""."""
+    if not git_url:
+        return data_rev
+    with tempfile.TemporaryDirectory() as scratch:
+        return Clone(git_url, data_rev, Path(scratch) / "project").commit
+
+
+def overrides_of(settings: list[str], *, seeds: list[int], fresh: list[str], modes: list[str]) -> list[str]:
+    """`settings` and what a pipeline's own parameters say is compared, as `--set` takes them."""
+    compared = {"inits": [*fresh, "features", *modes], "modes": modes, "seeds": [int(seed) for seed in seeds]}
+    return [*settings, *(f"compare.{name}={json.dumps(value)}" for name, value in compared.items())]
+
+
+def settings_of(folder: Path, overrides: list[str], where: str) -> Params:
+    """The settings of the project in `folder`, whose ingest.source is a part of it. `where` is what a user calls the project.
+
+    Raises:
+        UserError: it is no project, a setting is impossible, or its data lie elsewhere.
+    """
+    if not (folder / "params.yaml").exists():
+        raise UserError(f"{where} has no params.yaml and so is no project; git_url names a project's repository, `project` its folder")
+    params = load_params(folder / "params.yaml", overrides)
+    source = params.ingest.source
+    if "://" in source or Path(source).is_absolute():
+        raise UserError(f"ingest.source = {source} is in no data version; `dvc import-url` it into the project and name that place")
+    return params
 
 
 def run(*, project: str, git_url: str, data_rev: str, overrides: list[str], out: Path) -> tuple[Params, dict[str, str]]:
@@ -27,10 +57,9 @@ def run(*, project: str, git_url: str, data_rev: str, overrides: list[str], out:
     with tempfile.TemporaryDirectory() as scratch:
         clone = Clone(git_url, data_rev, Path(scratch) / "project") if git_url else None
         folder = clone.folder if clone else Path(project)
-        params = load_params(folder / "params.yaml", overrides)
+        where = f"revision {clone.commit[:12]} of git_url" if clone else str(folder.absolute())
+        params = settings_of(folder, overrides, where)
         source = params.ingest.source
-        if "://" in source or Path(source).is_absolute():
-            raise UserError(f"ingest.source = {source} is in no data version; `dvc import-url` it into the project and name that place")
         found = clone.get(source) if clone else folder / source
         if not found.exists():
             raise UserError(f"{found} does not exist; name a project that holds its ingest.source, or fetch it by `dvc pull`")

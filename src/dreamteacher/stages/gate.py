@@ -10,8 +10,9 @@ from pathlib import Path
 from dreamteacher.data.drift import contents
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
-from dreamteacher.serving.gates import Check, check_floor, check_latency, check_parity, check_regression
+from dreamteacher.serving.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression
 from dreamteacher.serving.onnx_files import MODEL_FILE, read_metadata
+from dreamteacher.serving.promotion import about
 from dreamteacher.stage import open_stage, read_stage
 
 VERDICT_FILE = "verdict.json"
@@ -22,12 +23,14 @@ def run(
 ) -> dict[str, float]:
     """Hold the exported model against `retrain.metric_floor`, the champion, export.tolerance and `retrain.latency_ms`.
 
-    `champion` is what `serving.promotion.fetch_champion` wrote; None: there is none yet. `out` gets verdict.json: `passed`, `reason`
-    (the gates that failed, or all of them) and `checks`. A model that fails is no error. The latency is measured by the clock, so
-    verdict.json, unlike all else that stages write, is not the same bytes each time; the figures returned are.
+    Both the mean over the seeds of the exported initialisation and the seed that is exported, which is what will be served, must reach
+    the floor and the champion. `champion` is what `serving.promotion.fetch_champion` wrote; None: there is none yet. `out` gets
+    verdict.json: `passed`, `reason` (the gates that failed, or all of them), `champion` (its version, "" for none) and `checks`. A model
+    that fails is no error. The latency is measured by the clock, so verdict.json, unlike all else that stages write, is not the same
+    bytes each time; the figures returned are.
 
     Returns:
-        `passed` (0 or 1) and, of each seed's figure (mIoU or top-1), `figure` and `champion_figure`, the means.
+        `passed` (0 or 1) and, of mIoU or top-1, `figure` and `champion_figure`, the means over seeds, and `served_figure`.
     """
     settings = params.retrain
     recorded = params.section("retrain") | {"tolerance": params.export.tolerance, "size": params.export.size}
@@ -35,35 +38,54 @@ def run(
     with open_stage("gate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
-        init = read_metadata(onnx / MODEL_FILE)["init"]
-        figure, values = _figures(evaluation, init)
-        checks = [check_floor(figure, values, settings.metric_floor)]
-        stage.metrics = {"figure": checks[0].value}
+        told = read_metadata(onnx / MODEL_FILE)
+        figure, by_seed = _figures(evaluation, told["init"])
+        seed = json.loads(told["seed"])
+        if seed not in by_seed:
+            raise UserError(f"{evaluation} has no figures of init {told['init']}, seed {seed}; add the seed to compare.seeds")
+        judged = {"": list(by_seed.values()), " of the served model": [by_seed[seed]]}
+        checks = [check_floor(f"floor{which}", figure, values, settings.metric_floor) for which, values in judged.items()]
+        stage.metrics = {"figure": checks[0].value, "served_figure": by_seed[seed]}
+        version = ""
         if champion:
             _same_pictures(data, champion)
-            old = _figures(champion / "evaluation", json.loads((champion / "champion.json").read_text())["init"])[1]
-            checks.append(check_regression(figure, values, old, settings.regression_z))
-            stage.metrics["champion_figure"] = sum(old) / len(old)
+            version, old = _champion(champion, figure)
+            checks += [
+                check_regression(f"no regression{which}", figure, values, old, settings.regression_z) for which, values in judged.items()
+            ]
+            stage.metrics["champion_figure"] = old.mean
         checks.append(check_parity(read_stage(onnx)["metrics"]["parity_max"], params.export.tolerance))
         if settings.latency_ms:
             checks.append(check_latency(onnx / MODEL_FILE, params.export.size, settings.latency_ms, settings.latency_runs))
         passed, reason = all(check.passed for check in checks), _reason(checks)
         stage.metrics["passed"] = float(passed)
-        told = {"passed": passed, "reason": reason, "checks": [asdict(check) for check in checks]}
-        (stage.tmp / VERDICT_FILE).write_text(json.dumps(told, indent=1) + "\n")
+        verdict = {"passed": passed, "reason": reason, "champion": version, "checks": [asdict(check) for check in checks]}
+        (stage.tmp / VERDICT_FILE).write_text(json.dumps(verdict, indent=1) + "\n")
         stage.tracker.tags({"dreamteacher.verdict": reason})
         stage.tracker.artifact(stage.tmp / VERDICT_FILE)
         return stage.metrics
 
 
-def _figures(evaluation: Path, init: str) -> tuple[str, list[float]]:
+def _figures(evaluation: Path, init: str) -> tuple[str, dict[int, float]]:
     """The name of the figure that counts, and its value for each seed of `init`."""
     with (evaluation / "per_model.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["init"] == init]
     if not rows:
         raise UserError(f"{evaluation} has no figures of init {init}; add it to compare.inits")
     figure = "miou" if "miou" in rows[0] else "top1"
-    return figure, [float(row[figure]) for row in rows]
+    return figure, {int(row["seed"]): float(row[figure]) for row in rows}
+
+
+def _champion(champion: Path, figure: str) -> tuple[str, OverSeeds]:
+    """The champion's version, and its figures."""
+    known = about(champion)
+    try:
+        return known["version"], OverSeeds(known[f"{figure}_mean"], known[f"{figure}_std"], known["n_seeds"])
+    except KeyError as missing:
+        raise UserError(
+            f"what is stored with version {known['version']}, the champion, has no {missing} of init {known['init']} to compare with; "
+            "make and promote a champion anew (`dvc repro`, `dreamteacher promote`)"
+        ) from None
 
 
 def _same_pictures(data: Path, champion: Path) -> None:

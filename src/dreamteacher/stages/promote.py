@@ -1,4 +1,4 @@
-"""The end of a retraining, and promotion by hand: a version becomes champion, with what it was made from beside it."""
+"""The end of a retraining, and promotion by hand: a version becomes champion."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.serving.onnx_files import MODEL_FILE
-from dreamteacher.serving.promotion import LINEAGE, Served, choose, keep_lineage, promote, refuse
+from dreamteacher.serving.promotion import LINEAGE, Served, choose, has_lineage, promote, refuse
 from dreamteacher.stage import digest_of, read_stage
 from dreamteacher.stages.gate import VERDICT_FILE
+from dreamteacher.stages.publish import store
 
 log = logging.getLogger(__name__)
 PLACES = {"data": "data", "teacher": "teacher", "features": "backbones/features", "evaluation": "evaluation"}  # below artifacts/
@@ -28,44 +29,47 @@ class Outcome:
     served: Served
 
 
-def run(params: Params, *, gate: Path, onnx: Path, data: Path, teacher: Path, features: Path, evaluation: Path) -> Outcome:
+def run(params: Params, *, gate: Path, onnx: Path) -> Outcome:
     """Act on the verdict in `gate` about the published model in `onnx`: promote it, or write on its version why not.
 
-    What it was made from is stored with it either way, so that it can be promoted by hand later. Once more changes nothing.
+    If another champion was promoted since the gate compared, neither is done: the next retraining counts the same pictures as new,
+    and compares with that one. Once more changes nothing.
 
     Raises:
-        UserError: the model is not registered, the folders are not what it was made from, or MLflow does not answer.
+        UserError: the model is not registered, or MLflow does not answer.
     """
     name = params.publish.name
     read_stage(gate)
     verdict = json.loads((gate / VERDICT_FILE).read_text())
     version = choose(name, sha256=digest_of(onnx / MODEL_FILE))
-    folders = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation}
-    _check(folders)
-    keep_lineage(name, version, folders, digest=digest_of(evaluation))
-    served = promote(name, version=version) if verdict["passed"] else refuse(name, version, verdict["reason"])
-    return Outcome(verdict["passed"], version, verdict["reason"], served)
+    if not verdict["passed"]:
+        return Outcome(False, version, verdict["reason"], refuse(name, version, verdict["reason"]))
+    served = promote(name, version=version, compared_with=verdict["champion"])
+    if served.champion == version:
+        return Outcome(True, version, verdict["reason"], served)
+    compared = f"version {verdict['champion']}" if verdict["champion"] else "no champion"
+    now = f"version {served.champion}" if served.champion else "none"
+    reason = f"it was compared with {compared}, but the champion is {now} by now; the next retraining compares with that"
+    return Outcome(False, version, reason, served)
 
 
 def by_hand(name: str, *, artifacts: Path, version: str | None = None) -> Served:
     """Promote `version` of `name` (default: the challenger). If it came from the chain in `artifacts`, that is stored with it.
 
     Raises:
-        UserError: there is no such version, or MLflow does not answer.
+        UserError: there is no such version, the challenger was refused, or MLflow does not answer.
     """
     chosen = choose(name, version=version)
-    folders = {part: artifacts / PLACES[part] for part in LINEAGE}
-    try:
-        _check(folders)
-        keep_lineage(name, chosen, folders, digest=digest_of(folders["evaluation"]))
-    except UserError as error:
-        log.warning("what version %s was made from is not stored, and no retraining can start from it (%s)", chosen, error)
+    if not has_lineage(name, chosen):
+        try:
+            store(name, chosen, {part: artifacts / PLACES[part] for part in LINEAGE})
+        except UserError as error:
+            log.warning(
+                "what version %s was made from is not stored, and no retraining can start from it (%s); where its artifacts are "
+                "(of a cluster: `git checkout runs/RUN_ID`, `dvc pull`), `dreamteacher promote %s --version %s` stores it",
+                chosen,
+                error,
+                name,
+                chosen,
+            )
     return promote(name, version=chosen)
-
-
-def _check(folders: dict[str, Path]) -> None:
-    """The evaluation's record says which data, teacher and features it knew."""
-    recorded = read_stage(folders["evaluation"])["inputs"]
-    for part in ("data", "teacher", "features"):
-        if digest_of(folders[part]) != recorded[part]:
-            raise UserError(f"{folders[part]} is not what {folders['evaluation']} was made from; run `dreamteacher evaluate` again")

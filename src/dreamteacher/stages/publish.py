@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.serving.onnx_files import BACKBONE_FILE, MODEL_FILE, read_metadata
+from dreamteacher.serving.promotion import choose, keep_lineage
 from dreamteacher.serving.registry import register
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.stage import digest_of, open_stage, read_stage
+from dreamteacher.tracking import is_on
 
 TOLD = ("init", "seed", "task", "architecture", "git_revision", "data_hash", "dreamteacher_version")
 
@@ -41,3 +44,29 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
         register(stage.tracker, models[name], name, tags=tags, scratch=stage.checkpoints / "model")
         stage.metrics = {"models": float(len(models)), "parity_max": parity}
         return stage.metrics
+
+
+def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Path, evaluation: Path) -> None:
+    """Store with the version that `run` registered what it was made from, so that a retraining can start from it wherever it runs.
+
+    A step of a pipeline ends with this, since its records of what MLflow did not take end with its pod. Without tracking nothing is done.
+
+    Raises:
+        UserError: the model is not registered, the folders are not what it was made from, or MLflow does not answer.
+    """
+    if is_on():
+        version = choose(params.publish.name, sha256=digest_of(onnx / MODEL_FILE))
+        store(params.publish.name, version, {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation})
+
+
+def store(name: str, version: str, folders: dict[str, Path]) -> None:
+    """Store `folders`, by the names of `promotion.LINEAGE`, with `version` of `name`, if it was made from them. Once more does nothing.
+
+    Raises:
+        UserError: it was not, a folder is missing, or MLflow does not take them.
+    """
+    recorded = read_stage(folders["evaluation"])["inputs"]
+    for part in ("data", "teacher", "features"):
+        if digest_of(folders[part]) != recorded[part]:
+            raise UserError(f"{folders[part]} is not what {folders['evaluation']} was made from; run `dreamteacher evaluate` again")
+    keep_lineage(name, version, folders, digest=digest_of(folders["evaluation"]))

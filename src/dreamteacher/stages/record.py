@@ -13,12 +13,12 @@ from dreamteacher.versioning import Clone, put
 log = logging.getLogger(__name__)
 
 
-def run(*, git_url: str, data_rev: str, overrides: list[str], outputs: list[Path], run_id: str) -> dict[str, str]:
+def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path], run_id: str) -> dict[str, str]:
     """Record a run's stage outputs on the branch `runs/RUN_ID` of `git_url`, so that a clone of it with `dvc pull` is up to date.
 
-    The branch starts at `data_rev` and has the run's settings in params.yaml, its dvc.lock and its metrics; models and data go to
-    DVC's remote. `outputs` are complete stage outputs in any order: each tells by its stage.json where it belongs. Started again,
-    the step replaces the branch.
+    The branch starts at `commit`, the one that the run's data came from, and has the run's settings in params.yaml, its dvc.lock and its
+    metrics; models and data go to DVC's remote. `outputs` are complete stage outputs in any order: each tells by its stage.json where it
+    belongs. Started again, the step replaces the branch.
 
     Returns:
         `{"branch", "commit"}`.
@@ -28,7 +28,7 @@ def run(*, git_url: str, data_rev: str, overrides: list[str], outputs: list[Path
     """
     branch = f"runs/{run_id}"
     with tempfile.TemporaryDirectory() as scratch:
-        clone = Clone(git_url, data_rev, Path(scratch) / "project")
+        clone = Clone(git_url, commit, Path(scratch) / "project")
         settings = clone.folder / "params.yaml"
         source = save_overrides(settings, overrides).ingest.source
         places = clone.places()
@@ -39,6 +39,6 @@ def run(*, git_url: str, data_rev: str, overrides: list[str], outputs: list[Path
                 clone.dvc("repro", "--single-item", place.stage)
         clone.get(source)  # what ingest read, which DVC compares
         message = "\n".join([f"Run {run_id} of {clone.commit[:12]}", "", *overrides])
-        commit = clone.push([place.stage for place in places], branch, message)
-    log.info("recorded on branch %s (%s)", branch, commit[:12])
-    return {"branch": branch, "commit": commit}
+        recorded = clone.push([place.stage for place in places], branch, message)
+    log.info("recorded on branch %s (%s)", branch, recorded[:12])
+    return {"branch": branch, "commit": recorded}
