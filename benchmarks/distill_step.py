@@ -122,7 +122,7 @@ def distillation(options: argparse.Namespace, samples: Samples, folder: Path) ->
     channels = [tap.channels for tap in teacher.taps]
     student = FeatureRegressor(create_backbone(options.backbone), channels, strides, options.width)
     mean, std = student.backbone.mean, student.backbone.std
-    whiten = whitening("layernorm", teacher.taps, {})
+    whiten = whitening("layernorm", teacher.taps, {}, T=0)
     images = fixed_batch(samples, options.batch).to(device, memory_format=layout)
 
     def encode(pictures: Tensor, random: StepRandom) -> list[Tensor]:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dreamteacher import cli
 from dreamteacher.params import known_keys
@@ -39,7 +40,16 @@ def test_every_command_and_option_that_a_page_names_exists(page: Path, program: 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_setting_that_a_page_sets_exists(page: Path) -> None:
     text = page.read_text()
-    assert set(re.findall(r"(?:--set '?|-S )([\w.]+)=", text)) <= set(known_keys())
+    assert set(re.findall(r"(?:--set '?|-S \+?)([\w.]+)=", text)) <= set(known_keys())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_dvc_is_told_which_settings_the_file_does_not_name(page: Path) -> None:
+    """`dvc exp run -S` refuses a name that is not in params.yaml, unless a + stands before it."""
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for plus, name in re.findall(r"-S (\+?)([\w.]+)=", page.read_text()):
+        group, _, key = name.partition(".")
+        assert bool(plus) != (key in settings[group]), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

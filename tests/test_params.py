@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from dreamteacher.cli import INITS, markdown_of_params
 from dreamteacher.errors import UserError
-from dreamteacher.params import Init, Params, describe, known_keys
+from dreamteacher.params import Init, Params, Teacher, describe, known_keys
 from dreamteacher.params_file import load_params
+from helpers import PROJECT
 
 
 def loaded(*overrides: str) -> Params:
@@ -53,10 +54,61 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
         ("compare.inits=[labels, mix]", "compare.modes = ['mix'] must hold"),
         ("compare.seeds=[0, 0]", "twice"),
         ("distill.T=1000", "must be below teacher.T_train = 1000"),
+        ("teacher.resolution=36", "teacher.resolution = 36 does not fit teacher.size = 'tiny': take a multiple of 16"),
+        ("distill.resolution=40", "distill.resolution = 40 does not fit teacher.size = 'tiny': take a multiple of 16"),
+        ("interpreter.resolution=8", "interpreter.resolution = 8 does not fit teacher.size = 'tiny': take a multiple of 16"),
+        ("taps=[4, 32]", "teacher.size = 'tiny' has no decoder level at stride 32; take some of [1, 2, 4, 8, 16], or auto"),
     ],
 )
 def test_impossible_value_says_what_is_possible(override, words):
     assert words in refusal(override)
+
+
+def test_taps_are_held_against_the_size_before_anything_is_computed():
+    assert "taps = [2, 4, 8, 16]: teacher.size = 'small' has no decoder level at stride 16" in refusal(
+        "teacher.size=small", "taps=[2,4,8,16]"
+    )
+
+
+def test_statistics_of_another_noise_step_are_refused():
+    assert "set both alike" in refusal("distill.whitening=standardize", "distill.T=90")
+    assert loaded("distill.whitening=standardize", "distill.T=90", "teacher.stats_T=90").distill.T == 90
+
+
+DEMO = {"teacher": (32, 64, 1, 1e-3, 750, 0.999), "distill": (64, 32, 1, 2e-3, 400, None), "interpreter": (64, 16, 1, 2e-3, 400, None)}
+SIZES = {
+    "tiny": DEMO,
+    "small": {**DEMO, "teacher": (64, 128, 1, 1e-4, 100_000, 0.9999), "distill": (64, 64, 1, 1e-3, 10_000, None)},
+    "adm-256": {
+        "teacher": (256, 256, 16, 1e-4, 80_000, 0.9999),
+        "distill": (256, 256, 8, 1e-3, 55_000, None),
+        "interpreter": (256, *DEMO["interpreter"][1:]),
+    },
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_projects_file_is_a_whole_configuration_of_each_size(size):
+    """`tiny` is the demo, whose figures are committed."""
+    params = load_params(PROJECT / "params.yaml", [f"teacher.size={size}"])
+    for name, values in SIZES[size].items():
+        group = getattr(params, name)
+        assert (group.resolution, group.batch_size, group.accumulate, group.lr, group.steps, group.ema) == values
+    assert params.taps == "auto"
+    # what does not depend on the generator stays
+    assert params.model_copy(update={n: getattr(Params(), n) for n in DEMO}) == load_params(PROJECT / "params.yaml").model_copy(
+        update={n: getattr(Params(), n) for n in DEMO}
+    )
+
+
+def test_what_is_set_wins_over_the_size():
+    params = loaded("teacher.size=adm-256", "teacher.lr=3e-4", "distill.resolution=64", "teacher.accumulate=1")
+    assert (params.teacher.lr, params.teacher.batch_size, params.teacher.accumulate, params.distill.resolution) == (3e-4, 256, 1, 64)
+
+
+def test_a_size_set_in_python_means_the_same():
+    assert Params(teacher={"size": "small"}) == loaded("teacher.size=small")
+    assert Params(teacher=Teacher(size="small", steps=3)).teacher.resolution == 64
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_a_journal_that_cannot_be_sent_does_not_hold_up_the_others(dead, mlflow_
     for name in ("ingest", "publish"):
         with open_tracker(name, {}, {}):
             pass
-    (first, second) = sorted(UNSENT.glob("*/records.jsonl"))
+    first, _ = sorted(UNSENT.glob("*/records.jsonl"))
     (UNSENT / "a-empty").mkdir()
     (UNSENT / "a-empty" / "records.jsonl").write_text('{"do": "sta')  # killed in its first line
     first.write_text(first.read_text().replace('"do": "tags"', '"do": "metrics"', 1))  # words for figures

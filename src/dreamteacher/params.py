@@ -10,9 +10,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dreamteacher.presets import PRESETS, by_size, strides
+
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_BATCH = "pictures per optimiser step, over all processes and accumulation parts"
+_PARTS = "parts into which each process splits its share of the batch, to save memory"
 Init = Literal["scratch", "features", "labels", "mix", "imagenet"]
 
 
@@ -26,8 +30,8 @@ class Training(Section):
     """What every trained stage shares; each stage overrides the defaults that differ."""
 
     steps: Positive = Field(1000, description="optimiser steps")
-    batch_size: Positive = Field(32, description="pictures per optimiser step, over all processes and accumulation parts")
-    accumulate: Positive = Field(1, description="parts into which each process splits its share of the batch, to save memory")
+    batch_size: Positive = Field(32, description=_BATCH)
+    accumulate: Positive = Field(1, description=_PARTS)
     optimizer: Literal["adamw", "lamb", "sgd"] = Field("adamw", description="Tab 17: AdamW; LAMB for batches of 2048 and more")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="Tab 17; not applied to biases and norms")
@@ -65,21 +69,29 @@ class Teacher(Training):
     """The generator: a DDPM trained on the unlabelled pictures."""
 
     size: Literal["tiny", "small", "adm-256"] = Field(
-        "tiny", description="widths and depth of the U-Net: the demo's, 64 px, or the paper's (Tab 16)"
+        "tiny", description="widths and depth of the U-Net: the demo's, 64 px, or the paper's (Tab 16); what it entails is said at each"
     )
-    resolution: Positive = Field(64, description="side of the random crops it learns from, pixels")
+    resolution: Positive = Field(32, description=f"side of the random crops it learns from, pixels ({by_size('teacher', 'resolution')})")
     T_train: Positive = Field(1000, description="diffusion steps of the linear schedule, betas 1e-4 to 2e-2 (Tab 16)")
-    samples: Count = Field(16, description="pictures in the sample grid")
-    sample_steps: Positive = Field(50, description="DDIM steps for the sample grid")
+    samples: Count = Field(16, description="pictures in a sample grid; 0: none is drawn")
+    sample_every: Positive = Field(
+        500,
+        description=f"steps between sample grids; all are logged, the last is kept ({by_size('teacher', 'sample_every')})",
+    )
+    sample_steps: Positive = Field(50, description="DDIM steps for a sample grid")
     stats_images: Positive = Field(256, description="pictures over which the feature statistics are measured")
     stats_T: Annotated[int, Field(ge=0)] = Field(
-        50, description="noise step at which the feature statistics are measured; keep it equal to distill.T"
+        50, description="noise step at which the feature statistics are measured, of which distill.whitening may make use"
     )
-    steps: Positive = Field(4000, description="optimiser steps")
-    lr: Annotated[float, Field(gt=0)] = Field(4e-4, description="peak learning rate (Tab 16: 1e-4 at 256 px)")
+    steps: Positive = Field(750, description=f"optimiser steps ({by_size('teacher', 'steps')})")
+    batch_size: Positive = Field(64, description=f"{_BATCH} ({by_size('teacher', 'batch_size')})")
+    accumulate: Positive = Field(1, description=f"{_PARTS} ({by_size('teacher', 'accumulate')})")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description=f"peak learning rate ({by_size('teacher', 'lr')})")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="none in Tab 16")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW moments")
-    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(0.999, description="decay of the averaged weights, which become the teacher")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        0.999, description=f"decay of the averaged weights, which become the teacher ({by_size('teacher', 'ema')})"
+    )
 
 
 class Student(Section):
@@ -95,10 +107,15 @@ class Student(Section):
 class Distill(Training):
     """Feature distillation (Sec 3.1, Eq 1-3)."""
 
+    steps: Positive = Field(400, description=f"optimiser steps ({by_size('distill', 'steps')})")
+    batch_size: Positive = Field(32, description=f"{_BATCH} ({by_size('distill', 'batch_size')})")
+    accumulate: Positive = Field(1, description=f"{_PARTS} ({by_size('distill', 'accumulate')})")
+    lr: Annotated[float, Field(gt=0)] = Field(2e-3, description=f"peak learning rate ({by_size('distill', 'lr')})")
     T: Count = Field(50, description="noise step of the encoding (Tab 17: 50, ImageNet 150; best of Tab 11: 250)")
-    resolution: Positive = Field(64, description="side of the random crops, pixels")
+    resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('distill', 'resolution')})")
     whitening: Literal["layernorm", "standardize"] = Field(
-        "layernorm", description="W of Eq 1: LayerNorm over channels and places, or the teacher's measured mean and std per channel"
+        "layernorm",
+        description="W of Eq 1: LayerNorm over channels and places, or the teacher's mean and std per channel, measured at T",
     )
     at_weight: Annotated[float, Field(ge=0)] = Field(10.0, description="lambda_AT of Eq 3")
     monitor_every: Positive = Field(250, description="steps between measurements of explained variance on held-out unlabelled pictures")
@@ -112,7 +129,7 @@ class Interpreter(Training):
 
     width: Positive = Field(256, description="channels of its fuse layers (App D.2: 256)")
     T: Count = Field(50, description="noise step of the encoding (App G.2: 50)")
-    resolution: Positive = Field(64, description="side of the random crops, pixels")
+    resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('interpreter', 'resolution')})")
     dice_weight: Annotated[float, Field(ge=0)] = Field(3.0, description="lambda_d of Eq 4; segmentation only")
     dropout: Fraction = Field(0.1, description="before the logits (App D.2)")
     lr: Annotated[float, Field(gt=0)] = Field(4e-3, description="peak learning rate (App G.2)")
@@ -190,9 +207,11 @@ class Retrain(Section):
     )
     min_new_images: Count = Field(100, description="with fewer new train pictures than this nothing is trained")
     drift_images: Positive = Field(500, description="new and old pictures, each, that are compared for drift")
-    metric_floor: Fraction = Field(0.5, description="gate: least mIoU or top-1 of the exported initialisation, mean over seeds")
+    metric_floor: Fraction = Field(
+        0.5, description="gate: least mIoU or top-1 of the exported initialisation, as mean over seeds and of the seed that is exported"
+    )
     regression_z: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="gate: standard errors by which that mean may be below the champion's; they come from the spread over seeds"
+        1.0, description="gate: standard errors by which both may be below the champion's mean; they come from the spread of its seeds"
     )
     latency_ms: Annotated[float, Field(gt=0)] | None = Field(
         200.0, description="gate: median time of one export.size picture in onnxruntime on CPU, milliseconds; null: not measured"
@@ -209,7 +228,8 @@ class Params(Section):
     )
     taps: Annotated[list[Positive], Field(min_length=1)] | Literal["auto"] = Field(
         "auto",
-        description="strides of the generator's decoder levels that are regressed and interpreted; auto: those from 4 on, as in the paper",
+        description="strides of the generator's decoder levels that are regressed and interpreted; auto: the coarsest four without 1, "
+        "which of adm-256 are the paper's 4 to 32",
     )
     ingest: Ingest = Ingest()
     teacher: Teacher = Teacher()
@@ -223,6 +243,15 @@ class Params(Section):
     export: Export = Export()
     publish: Publish = Publish()
     retrain: Retrain = Retrain()
+
+    @model_validator(mode="after")
+    def _follow_the_size(self) -> Params:
+        """What is left open is that of teacher.size."""
+        for name, values in PRESETS[self.teacher.size].items():
+            group = getattr(self, name)
+            left_open = {key: value for key, value in values.items() if key not in group.model_fields_set}
+            self.__dict__[name] = group.model_copy(update=left_open)  # frozen, but not complete before this
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Params:
@@ -245,6 +274,19 @@ class Params(Section):
         ):
             if step >= self.teacher.T_train:
                 raise ValueError(f"{name} = {step} must be below teacher.T_train = {self.teacher.T_train}")
+        size = f"teacher.size = {self.teacher.size!r}"
+        offered = strides(self.teacher.size)
+        if absent := [stride for stride in self.taps if stride not in offered] if self.taps != "auto" else []:
+            raise ValueError(f"taps = {self.taps}: {size} has no decoder level at stride {absent[0]}; take some of {offered}, or auto")
+        for name in ("teacher", "distill", "interpreter"):
+            side = getattr(self, name).resolution
+            if side % offered[-1]:
+                raise ValueError(f"{name}.resolution = {side} does not fit {size}: take a multiple of {offered[-1]}")
+        if self.distill.whitening == "standardize" and self.teacher.stats_T != self.distill.T:
+            raise ValueError(
+                f"distill.whitening = 'standardize' needs statistics of distill.T = {self.distill.T}, "
+                f"but they are measured at teacher.stats_T = {self.teacher.stats_T}; set both alike"
+            )
         return self
 
     def section(self, *names: str) -> dict[str, Any]:

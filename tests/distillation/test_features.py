@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dreamteacher.distillation.features import embedding_spread, feature_loss, quality, whitening
+from dreamteacher.distillation.features import Quality, embedding_spread, feature_loss, whitening
 from dreamteacher.distillation.objectives import attention_transfer, feature_mse, layernorm_whitening
+from dreamteacher.errors import UserError
 from dreamteacher.teachers.base import Tap
 
 TAPS = [Tap("up_blocks.1", 2, 3), Tap("up_blocks.0", 4, 5)]
@@ -19,7 +20,7 @@ def features(seed: int) -> list[torch.Tensor]:
 
 def test_equation_3_adds_attention_on_raw_targets_to_the_error_on_whitened_ones() -> None:
     regressed, target = features(0), features(1)
-    losses = feature_loss(regressed, target, whitening("layernorm", TAPS, {}), 10.0)
+    losses = feature_loss(regressed, target, whitening("layernorm", TAPS, {}, 50), 10.0)
     mse = feature_mse(regressed, [layernorm_whitening(t) for t in target])
     at = attention_transfer(regressed, target)
     assert losses["mse"].item() == pytest.approx(mse.item())
@@ -29,20 +30,27 @@ def test_equation_3_adds_attention_on_raw_targets_to_the_error_on_whitened_ones(
     assert attention_transfer(regressed, [layernorm_whitening(t) for t in target]).item() != pytest.approx(at.item(), rel=1e-3)
 
 
+def test_statistics_of_another_noise_step_do_not_whiten() -> None:
+    with pytest.raises(
+        UserError, match=r"needs statistics of distill\.T = 90, but the teacher's were measured at 50; set distill\.T = 50, or"
+    ):
+        whitening("standardize", TAPS, {"T": 50, "statistics": {}}, 90)
+
+
 def test_standardize_uses_the_teachers_statistics_of_each_tap_by_name() -> None:
     target = features(1)
     statistics = {
         tap.name: {"mean": t.mean((0, 2, 3)).tolist(), "std": t.std((0, 2, 3), correction=0).tolist()}
         for tap, t in zip(TAPS, target, strict=True)
     }
-    for whitened in whitening("standardize", TAPS, statistics)(target):
+    for whitened in whitening("standardize", TAPS, {"T": 50, "statistics": statistics}, 50)(target):
         torch.testing.assert_close(whitened.mean((0, 2, 3)), torch.zeros(whitened.shape[1]), rtol=0, atol=1e-5)
         torch.testing.assert_close(whitened.std((0, 2, 3), correction=0), torch.ones(whitened.shape[1]))
 
 
 def test_no_gradient_flows_to_the_targets_and_bf16_outputs_are_taken() -> None:
     regressed = [r.bfloat16().requires_grad_() for r in features(0)]
-    losses = feature_loss(regressed, features(1), whitening("layernorm", TAPS, {}), 10.0)
+    losses = feature_loss(regressed, features(1), whitening("layernorm", TAPS, {}, 50), 10.0)
     assert losses["loss"].dtype == torch.float32
     losses["loss"].backward()
     assert all(r.grad is not None and r.grad.isfinite().all() and r.grad.any() for r in regressed)
@@ -50,9 +58,12 @@ def test_no_gradient_flows_to_the_targets_and_bf16_outputs_are_taken() -> None:
 
 def test_quality_is_the_explained_variance_of_each_tap_and_their_mean() -> None:
     target = features(1)
-    whiten = whitening("layernorm", TAPS, {})
+    whiten = whitening("layernorm", TAPS, {}, 50)
     whitened = whiten(target)
-    figures = quality([whitened[0], torch.zeros_like(whitened[1])], target, whiten, TAPS)
+    quality = Quality(TAPS)
+    for i in range(2):  # a batch of one picture, twice
+        quality.update([whitened[0][i : i + 1], torch.zeros_like(whitened[1][i : i + 1])], [w[i : i + 1] for w in whitened])
+    figures = quality.compute()
     assert figures["ev_stride2"] == pytest.approx(1)
     assert figures["ev_stride4"] < 0.1
     assert figures["explained_variance"] == pytest.approx((figures["ev_stride2"] + figures["ev_stride4"]) / 2)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamteacher.distillation.objectives import (
+    ExplainedVariance,
     attention_map,
     attention_transfer,
-    explained_variance,
     feature_mse,
     layernorm_whitening,
     soft_label_cross_entropy,
@@ -143,11 +143,19 @@ def test_soft_labels_survive_extreme_logits_and_bf16() -> None:
     assert soft_label_cross_entropy(torch.zeros(1, 2).bfloat16(), torch.zeros(1, 2).bfloat16(), 4.0).dtype == torch.float32
 
 
+def explained_variance(regressed: torch.Tensor, target: torch.Tensor, batches: int = 1) -> float:
+    explained = ExplainedVariance()
+    for r, t in zip(regressed.chunk(batches), target.chunk(batches), strict=True):
+        explained.update(r, t)
+    return explained.compute()
+
+
 def test_explained_variance_is_one_for_the_target_and_zero_for_its_mean() -> None:
     target = maps(4, 3, 5, 5)
     assert explained_variance(target, target) == 1
     mean = target.mean((0, 2, 3), keepdim=True).expand_as(target)
     assert explained_variance(mean, target) == pytest.approx(0, abs=1e-6)
+    assert explained_variance(2 * mean - target, target, batches=4) == explained_variance(2 * mean - target, target)
     assert explained_variance(2 * mean - target, target) == pytest.approx(-3, abs=1e-5)
     array, noisy = target.double().numpy(), maps(4, 3, 5, 5, seed=9).double().numpy()
     spread = np.sum((array - array.mean((0, 2, 3), keepdims=True)) ** 2)

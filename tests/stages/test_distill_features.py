@@ -9,10 +9,12 @@ import torch
 from tiny_chain import Chain, brief_params
 
 from dreamteacher.data.dataset import ImageSet
+from dreamteacher.distillation.features import whitening
 from dreamteacher.errors import UserError
 from dreamteacher.stages import distill_features
-from dreamteacher.stages.distill_features import hold_out
+from dreamteacher.stages.distill_features import _monitor, hold_out
 from dreamteacher.students.neck import load_regressor
+from dreamteacher.teachers.diffusion import load_teacher
 
 
 def test_it_leaves_a_timm_backbone_and_its_regressor(chain: Chain) -> None:
@@ -45,6 +47,26 @@ def test_quality_is_measured_on_pictures_that_it_never_learns_from(chain: Chain)
     assert measured == ["3", "4"]  # every third step and at the end
 
 
+def test_quality_is_measured_in_parts_of_the_batch_with_the_same_figures(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all held-out pictures at once would take tens of GB at 256 px."""
+    generator = load_teacher(chain.root / "teacher", [4, 8])
+    held_out = hold_out(ImageSet(chain.root / "data", "train"), 6, 32, seed=0)[1]
+    regressor = load_regressor(chain.root / "features").eval()
+    sizes = []
+    features = generator.features
+    monkeypatch.setattr(generator, "features", lambda images, *rest: sizes.append(len(images)) or features(images, *rest))
+    figures = []
+    for batch_size, accumulate in ((6, 1), (8, 2), (5, 1), (1, 1)):
+        settings = chain.params.distill.model_copy(update={"batch_size": batch_size, "accumulate": accumulate})
+        figures.append(_monitor(generator, held_out, settings, whitening("layernorm", generator.taps, {}, 10))(regressor, 0))
+    assert sizes == [6, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1]
+    for other in figures[1:]:
+        assert other == pytest.approx(figures[0], rel=1e-5)
+    assert figures[0]["explained_variance"] != 0
+
+
 def test_it_explains_more_of_the_teacher_the_longer_it_learns(chains: dict[str, Chain], tmp_path: Path) -> None:
     made = chains["segmentation"]
     changes = {"steps": 24, "lr": 3e-2, "batch_size": 8, "log_every": 4, "monitor_every": 1, "at_weight": 1.0}
@@ -62,8 +84,12 @@ def test_what_cannot_be_is_refused_in_one_line(chain: Chain, tmp_path: Path) -> 
     where = {"data": chain.root / "data", "teacher": chain.root / "teacher", "out": tmp_path / "features"}
     with pytest.raises(UserError, match="14 train pictures are too few to hold 8 out"):
         distill_features.run(brief_params(chain.source, distill={"monitor_images": 8}), **where)
+    odd = chain.params.distill.model_copy(update={"resolution": 30})  # as a step is given it alone, not held against other settings
     with pytest.raises(UserError, match="pictures of 30x30 px do not fit the teacher: their sides must be multiples of 8"):
-        distill_features.run(brief_params(chain.source, distill={"resolution": 30}), **where)
+        distill_features.run(chain.params.model_copy(update={"distill": odd}), **where)
+    other = chain.params.distill.model_copy(update={"whitening": "standardize", "T": 90})
+    with pytest.raises(UserError, match=r"needs statistics of distill\.T = 90, but the teacher's were measured at 10"):
+        distill_features.run(chain.params.model_copy(update={"distill": other}), **where)
     with pytest.raises(UserError, match=r"no tap at stride 16; it has \[1, 2, 4, 8\]"):
         distill_features.run(chain.params.model_copy(update={"taps": [4, 16]}), **where)
     with pytest.raises(UserError, match="batch normalisation needs two pictures at once; raise batch_size or lower accumulate"):

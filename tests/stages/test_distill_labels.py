@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_chain import Chain, brief_params
+from tiny_chain import Chain, brief_params, draw
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.distillation.objectives import attention_transfer, feature_mse, layernorm_whitening, soft_label_cross_entropy
-from dreamteacher.stages import distill_labels
+from dreamteacher.errors import UserError
+from dreamteacher.stages import distill_features, distill_labels, ingest, train_interpreter, train_teacher
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import load_regressor
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize
+from dreamteacher.teachers import diffusion
 from dreamteacher.teachers.diffusion import load_teacher
 from dreamteacher.training.order import global_batch
 from dreamteacher.training.randomness import StepRandom
@@ -87,6 +89,59 @@ def test_features_and_labels_may_be_read_at_different_noise(chains: dict[str, Ch
     assert changed["mse"] != chain.metrics["mix"]["mse"]
     labels = run(chain, tmp_path / "labels", "labels", distill={"T": 90})
     assert labels["loss"] == pytest.approx(chain.metrics["labels"]["loss"], rel=1e-6)
+
+
+def test_inputs_that_do_not_fit_are_refused_in_one_line_before_anything_is_computed(
+    chains: dict[str, Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*args, **kwargs):
+        raise AssertionError("it went to work")
+
+    chain, other = chains["segmentation"], chains["classification"]
+    folders = {name: chain.root / name for name in ("data", "teacher", "features", "interpreter")}
+    made = {"data": chain.root / "data", "teacher": chain.root / "teacher"}
+    of_8 = chain.params.model_copy(update={"taps": [8]})
+    train_interpreter.run(of_8, **made, seed=0, out=tmp_path / "interpreter")
+    distill_features.run(of_8, **made, out=tmp_path / "features")
+    for name, classes, labels in (("three", "background\nblob\nother\n", "auto"), ("none", "background\nblob\n", "none")):
+        source = draw("segmentation", tmp_path / "pictures" / name)
+        (source / "classes.txt").write_text(classes)
+        ingest.run(brief_params(source, ingest={"labels": labels}), source=source, out=tmp_path / name)
+    wide = brief_params(chain.source, teacher={"stats_T": 11})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(diffusion.SIZES, "tiny", {**diffusion.SIZES["tiny"], "widths": (8, 8, 8, 24)})
+        train_teacher.run(wide, data=chain.root / "data", out=tmp_path / "wide")
+    monkeypatch.setattr(distill_labels, "train", train)
+    student = {"width": 8, "backbone": "test_resnet"}
+    taps = "was made with taps [8], here they are [4, 8]; run `dreamteacher {}` with the same taps"
+    distilled = (
+        "was distilled with student.{}, the settings say {}; run `dreamteacher distill-features` with these settings, or set labels."
+    )
+    cases: list[tuple[str, dict, dict]] = [
+        (taps.format("train-interpreter"), {"interpreter": tmp_path / "interpreter"}, {}),
+        (taps.format("distill-features"), {"features": tmp_path / "features"}, {}),
+        (distilled.format("width = 8", 16), {}, {"student": {**student, "width": 16}}),
+        (distilled.format("backbone = 'test_resnet'", "'test_convnext'"), {}, {"student": {**student, "backbone": "test_convnext"}}),
+        (distilled.format("finest_stride = 4", 2), {}, {"student": {**student, "finest_stride": 2}}),
+        ("was trained for 2 classes of segmentation, ", {"data": tmp_path / "three"}, {}),
+        ("has 2 classes of classification; run `dreamteacher train-interpreter` with this data", {"data": other.root / "data"}, {}),
+        ("was trained for 2 classes of classification, ", {"interpreter": other.root / "interpreter"}, {}),
+        ("none has no labels; give ingest.source some", {"data": tmp_path / "none"}, {}),
+        ("interpreter was made with a teacher of another size; run", {"teacher": tmp_path / "wide"}, {}),
+    ]
+    for mode in ("labels", "mix"):
+        for line, given, changes in cases:
+            with pytest.raises(UserError) as caught:
+                distill_labels.run(brief_params(chain.source, **changes), **folders | given, mode=mode, seed=0, out=tmp_path / "out")
+            assert line in str(caught.value)
+            assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_fresh_start_may_have_another_student_than_the_features(chains: dict[str, Chain], tmp_path: Path) -> None:
+    student = {"backbone": "test_convnext", "width": 16}
+    run(chains["segmentation"], tmp_path / "mix", "mix", labels={"start": "fresh", "steps": 1}, student=student)
+    assert load_task_model(tmp_path / "mix").backbone.name == "test_convnext"
 
 
 def test_its_first_loss_is_equation_6_on_the_first_batch(chain: Chain, tmp_path: Path) -> None:

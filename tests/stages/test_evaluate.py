@@ -220,7 +220,7 @@ def test_figures_of_another_run_are_replaced_only_when_told(chain: Chain, tmp_pa
     assert places["metrics"].read_bytes() == before
     assert not (tmp_path / "other").exists()
     evaluate.run(params, **inputs, out=tmp_path / "other", metrics=tmp_path / "other.json", plots=tmp_path / "plots")
-    with pytest.raises(UserError, match="evaluation.json holds the result of another run"):
+    with pytest.raises(UserError, match=r"evaluation.json holds the result of another run"):
         evaluate.run(params, **inputs, **places, out=tmp_path / "other")  # it is done, and still not theirs
     assert (places["metrics"].read_bytes(), (places["plots"] / "overlays" / "1.png").exists()) == (before, True)
 

@@ -10,7 +10,7 @@ from tiny_chain import Chain, brief_params, draw
 from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.errors import UserError
-from dreamteacher.stages import ingest, train_interpreter
+from dreamteacher.stages import finetune, ingest, train_interpreter
 
 
 def test_it_learns_from_the_few_labels_that_the_seed_draws(chain: Chain) -> None:
@@ -54,6 +54,19 @@ def test_more_labels_than_there_are_is_refused(chain: Chain, tmp_path: Path) -> 
             seed=0,
             out=tmp_path / "interpreter",
         )
+
+
+def test_fewer_labels_than_classes_are_told(chains: dict[str, Chain], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = chains["classification"]
+    params = made.params.model_copy(update={"few_labels": 1})
+    given = {"data": made.root / "data", "seed": 0}
+    train_interpreter.run(params, **given, teacher=made.root / "teacher", out=tmp_path / "interpreter")
+    finetune.run(params, **given, init="scratch", out=tmp_path / "scratch")
+    train_interpreter.run(made.params, **given, teacher=made.root / "teacher", out=tmp_path / "of_all_classes")
+    (first, second) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert first == second
+    assert first.startswith("none of the 1 labelled pictures is of class ")
+    assert first.endswith("; raise few_labels or label more")
 
 
 def test_data_without_labels_is_refused(chains: dict[str, Chain], tmp_path: Path) -> None:

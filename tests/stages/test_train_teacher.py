@@ -15,6 +15,7 @@ from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.errors import UserError
 from dreamteacher.stages import train_teacher
 from dreamteacher.teachers.diffusion import load_teacher
+from dreamteacher.tracking import Tracker
 from dreamteacher.training.randomness import StepRandom
 
 
@@ -43,6 +44,23 @@ def test_it_shows_what_it_dreams(chain: Chain) -> None:
         assert np.asarray(grid)[2:18, 2:18].std() > 0
 
 
+def test_it_shows_on_the_way_what_it_dreams_and_the_teacher_is_the_same(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = {}
+
+    def artifact(tracker: Tracker, path: Path, folder: str = "") -> None:
+        logged[f"{folder}/{path.name}"] = path.read_bytes()
+
+    monkeypatch.setattr(Tracker, "artifact", artifact)
+    params = brief_params(chain.source, teacher={"sample_every": 1})
+    train_teacher.run(params, data=chain.root / "data", out=tmp_path / "teacher")
+    assert set(logged) == {*(f"samples/samples_00000{step}.png" for step in (1, 2, 3)), "/samples.png", "/stage.json"}
+    assert len(set(logged.values())) == 5  # each another picture
+    for name in ("unet/diffusion_pytorch_model.safetensors", "teacher.json", "samples.png", "curves.csv"):
+        assert (tmp_path / "teacher" / name).read_bytes() == (chain.root / "teacher" / name).read_bytes(), name
+
+
 def test_the_averaged_weights_become_the_teacher(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
     train = train_teacher.train
@@ -60,8 +78,9 @@ def test_the_averaged_weights_become_the_teacher(chain: Chain, tmp_path: Path, m
 
 
 def test_a_resolution_that_the_network_cannot_halve_is_refused_and_nothing_is_left(chain: Chain, tmp_path: Path) -> None:
+    odd = chain.params.teacher.model_copy(update={"resolution": 18})  # as a step is given it alone, not held against other settings
     with pytest.raises(UserError, match=r"teacher\.resolution = 18 does not fit the 'tiny' U-Net: take a multiple of 8"):
-        train_teacher.run(brief_params(chain.source, teacher={"resolution": 18}), data=chain.root / "data", out=tmp_path / "teacher")
+        train_teacher.run(chain.params.model_copy(update={"teacher": odd}), data=chain.root / "data", out=tmp_path / "teacher")
     assert list(tmp_path.iterdir()) == []
 
 

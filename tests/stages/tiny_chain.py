@@ -37,7 +37,7 @@ def brief_params(source: Path, **changes: dict[str, Any]) -> Params:
         "compare": {"inits": list(INITS), "modes": ["labels", "mix"], "seeds": [0]},
         "export": {"init": "mix", "seed": 0},
     }
-    return Params(few_labels=6, **{name: values | changes.get(name, {}) for name, values in settings.items()})
+    return Params(few_labels=6, taps=[4, 8], **{name: values | changes.get(name, {}) for name, values in settings.items()})
 
 
 def draw(task: str, folder: Path) -> Path:

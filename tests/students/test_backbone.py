@@ -9,8 +9,11 @@ import pytest
 import timm
 import torch
 
+from dreamteacher.distillation.features import feature_loss
 from dreamteacher.errors import UserError
+from dreamteacher.students import backbone as backbones
 from dreamteacher.students.backbone import create_backbone, load_backbone, save_backbone
+from dreamteacher.students.neck import FeatureRegressor
 
 NAMES = ["resnet18", "convnext_atto", "efficientnet_lite0", "mobilenetv3_small_100", "regnety_002"]
 
@@ -93,15 +96,98 @@ def test_measuring_the_pyramid_leaves_the_model_as_it_was() -> None:
         ("someone/model", r"timm has no model 'someone/model'"),
         ("resnet18.no_such_weights", r"cannot load 'resnet18\.no_such_weights' .*; choose another student\.backbone"),
         ("local-dir:/no/such/folder", r"cannot load 'local-dir:/no/such/folder'"),
-        ("test_vit", r"'test_vit' has one resolution only \(stride 16\); a convolutional or hierarchical model is needed"),
-        ("vit_tiny_patch16_224", r"'vit_tiny_patch16_224' does not take pictures of any size .*; choose a convolutional model"),
-        ("inception_v3", r"128 px become 61, which is not a whole fraction"),
+        *(
+            (
+                name,
+                rf"^'{name}' has one resolution only \(stride {stride}\), which is no pyramid: "
+                r"choose a convolutional or hierarchical model as student\.backbone$",
+            )
+            for name, stride in [
+                ("test_vit", 16),
+                ("vit_tiny_patch16_224", 16),
+                ("eva02_tiny_patch14_224", 14),
+                ("convmixer_768_32", 8),
+                ("cait_xxs24_224", 16),
+                ("xcit_nano_12_p8_224", 8),
+                ("mixer_s32_224", 32),
+            ]
+        ),
     ],
 )
 def test_a_student_that_will_not_do_is_refused_in_one_line(name: str, line: str) -> None:
     with pytest.raises(UserError, match=line) as caught:
         create_backbone(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_whose_pyramid_cannot_be_measured_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a length\nof words")
+
+    monkeypatch.setattr(backbones, "_measure", refuse)
+    with pytest.raises(
+        UserError, match=r"^the pyramid of 'test_resnet' cannot be measured \(a length\); choose another student\.backbone$"
+    ):
+        create_backbone("test_resnet")
+
+
+# Made for pictures of one size, or for multiples of it; None: takes any, once told to or as it is, though not in whole fractions.
+FAMILIES = [
+    ("swin_tiny_patch4_window7_224", None, [4, 8, 16, 32]),
+    ("swinv2_cr_tiny_224", None, [4, 8, 16, 32]),
+    ("legacy_xception", None, [4, 8, 16, 32]),
+    ("maxvit_nano_rw_256", 256, [4, 8, 16, 32]),
+    ("coatnet_nano_rw_224", 224, [4, 8, 16, 32]),
+    ("hiera_tiny_224", 224, [4, 8, 16, 32]),
+    ("gcvit_xxtiny", 224, [4, 8, 16, 32]),
+    ("efficientformerv2_s0", 224, [4, 8, 16, 32]),
+    ("halonet26t", 256, [4, 8, 16, 32]),
+    ("levit_128s", 224, [16, 32, 56]),
+    ("pit_ti_224", 224, [8, 16, 32]),
+    ("inception_v3", 320, [4, 8, 16, 40]),
+]
+
+
+@pytest.mark.parametrize(("name", "tile", "strides"), FAMILIES)
+def test_families_made_for_one_size_are_distilled_into_as_well(name: str, tile: int | None, strides: list[int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone(name)
+    assert (backbone.tile, backbone.strides) == (tile, strides)
+    regressor = FeatureRegressor(backbone, [4, 6], [4, 8], 8).train()
+    optimizer = torch.optim.SGD(regressor.parameters(), 1e-3)
+    before = {key: value.clone() for key, value in backbone.named_parameters()}
+    target = [torch.randn(2, 4, 16, 24), torch.randn(2, 6, 8, 12)]
+    losses = feature_loss(regressor(torch.randn(2, 3, 64, 96)), target, lambda maps: maps, 10.0)
+    losses["loss"].backward()
+    torch.nn.utils.clip_grad_norm_(regressor.parameters(), 1.0, error_if_nonfinite=True)
+    optimizer.step()
+    reached = [parameter.grad is not None for parameter in backbone.parameters()]
+    assert sum(reached) > 0.8 * len(reached)
+    assert any(not torch.equal(value, before[key]) for key, value in backbone.named_parameters())
+
+    save_backbone(backbone, tmp_path)
+    loaded, pictures = load_backbone(tmp_path), torch.randn(1, 3, 64, 96)
+    assert (loaded.tile, loaded.strides, loaded.channels) == (tile, strides, backbone.channels)
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    with torch.no_grad():
+        for maps, again, stride in zip(backbone.eval()(pictures), loaded(pictures), strides, strict=True):
+            assert torch.equal(maps, again)
+            assert abs(maps.shape[2] - 64 / stride) < 1 + 1e-6
+            assert abs(maps.shape[3] - 96 / stride) < 1 + 1e-6
+
+
+def test_each_tile_is_seen_as_a_picture_of_the_size_that_the_model_was_made_for() -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone("efficientformerv2_s0").eval()
+    tiles = torch.randn(6, 3, 224, 224)
+    picture = torch.cat([torch.cat(list(tiles[i : i + 3]), dim=2) for i in (0, 3)], dim=1)[None]
+    with torch.no_grad():
+        whole, alone = backbone(picture), backbone.model.forward_intermediates(tiles, intermediates_only=True)
+        cut = backbone(picture[:, :, :400, :640])
+    for maps, part, each, stride in zip(whole, cut, alone, backbone.strides, strict=True):
+        joined = torch.cat([torch.cat(list(each[i : i + 3]), dim=2) for i in (0, 3)], dim=1)[None]
+        torch.testing.assert_close(maps, joined, rtol=1e-4, atol=1e-4)
+        assert part.shape[2:] == (-(-400 // stride), -(-640 // stride))
 
 
 def test_weights_that_cannot_be_had_are_refused_in_one_line() -> None:

@@ -13,6 +13,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dreamteacher import presets
 from dreamteacher.errors import UserError
 from dreamteacher.teachers import diffusion
 from dreamteacher.teachers.diffusion import (
@@ -23,6 +24,7 @@ from dreamteacher.teachers.diffusion import (
     decoder_taps,
     denoising_loss,
     load_teacher,
+    load_unet,
     save_teacher,
 )
 from dreamteacher.training.randomness import StepRandom
@@ -193,6 +195,10 @@ def test_adm_256_is_the_papers_network() -> None:
     assert heads == {8: [8, 8], 16: [16, 16], 32: [16, 16]}  # 64 channels each
 
 
+def test_the_settings_know_how_many_levels_each_size_has() -> None:
+    assert {size: len(preset["widths"]) for size, preset in diffusion.SIZES.items()} == presets.LEVELS
+
+
 def test_a_saved_teacher_opens_with_diffusers_and_gives_the_same_taps(size: str, unet: UNet2DModel, tmp_path: Path) -> None:
     save_teacher(tmp_path / "teacher", unet, build_scheduler(500), {"T": 50})
     files = [path.name for path in (tmp_path / "teacher").rglob("*") if path.is_file()]
@@ -220,11 +226,34 @@ def test_a_saved_teacher_bears_no_trace_of_where_and_when(tmp_path: Path) -> Non
     assert [(tmp_path / "a" / file).read_bytes() for file in files] == [(tmp_path / "b" / file).read_bytes() for file in files]
 
 
-@pytest.mark.parametrize(("strides", "chosen"), [([1, 2, 4, 8, 16, 32], [4, 8, 16, 32]), ([1, 2, 4, 8], [4, 8])])
-def test_auto_takes_what_there_is_of_the_papers_strides(tmp_path: Path, strides: list[int], chosen: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("strides", "chosen"), [([1, 2, 4, 8, 16, 32], [4, 8, 16, 32]), ([1, 2, 4, 8, 16], [2, 4, 8, 16]), ([1, 2, 4, 8], [2, 4, 8])]
+)
+def test_auto_takes_the_coarsest_four_but_not_full_resolution(tmp_path: Path, strides: list[int], chosen: list[int]) -> None:
     (tmp_path / "teacher.json").write_text(json.dumps({"taps": [{"stride": s} for s in strides]}))
     assert choose_strides(tmp_path, "auto") == chosen
     assert choose_strides(tmp_path, [8, 2]) == [2, 8]
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+@pytest.mark.parametrize(
+    "file", ["teacher.json", "unet/diffusion_pytorch_model.safetensors", "unet/config.json", "scheduler/scheduler_config.json"]
+)
+def test_a_damaged_teacher_is_refused_in_one_line(tmp_path: Path, file: str, share: float) -> None:
+    save_teacher(tmp_path / "teacher", build_unet("tiny", 16), build_scheduler(100), {"T": 5})
+    content = (tmp_path / "teacher" / file).read_bytes()
+    (tmp_path / "teacher" / file).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"teacher is damaged \(.+\); fetch it again \(`dvc checkout`\), or remove it and run") as caught:
+        load_teacher(tmp_path / "teacher")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_to_go_on_from_whose_weights_are_damaged_is_refused_in_one_line(tmp_path: Path) -> None:
+    save_teacher(tmp_path, build_unet("tiny", 16), build_scheduler(100), {"T": 5})
+    weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"is damaged \(.+\); fetch it again"):
+        load_unet(build_unet("tiny", 16), tmp_path)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,20 +9,32 @@ import torch
 from torch import Tensor
 
 from dreamteacher.distillation.objectives import (
+    ExplainedVariance,
     attention_transfer,
-    explained_variance,
     feature_mse,
     layernorm_whitening,
     standardize_whitening,
 )
+from dreamteacher.errors import UserError
 from dreamteacher.teachers.base import Tap
 
 
-def whitening(kind: str, taps: list[Tap], statistics: dict[str, Any]) -> Callable[[list[Tensor]], list[Tensor]]:
-    """W of Eq 1 for all taps; `statistics` holds `mean` and `std` of each tap's channels by its name, for `standardize`."""
+def whitening(kind: str, taps: list[Tap], facts: dict[str, Any], T: int) -> Callable[[list[Tensor]], list[Tensor]]:
+    """W of Eq 1 for all taps, of features at noise step `T`.
+
+    For `standardize` the teacher's `facts` hold `statistics`, the `mean` and `std` of each tap's channels by its name, and their step `T`.
+
+    Raises:
+        UserError: they are those of another noise step.
+    """
     if kind == "layernorm":
         return lambda maps: [layernorm_whitening(m) for m in maps]
-    measured = [[torch.tensor(statistics[tap.name][key]) for key in ("mean", "std")] for tap in taps]
+    if facts["T"] != T:
+        raise UserError(
+            f"distill.whitening = 'standardize' needs statistics of distill.T = {T}, but the teacher's were measured at {facts['T']}; "
+            f"set distill.T = {facts['T']}, or train the teacher with teacher.stats_T = {T}"
+        )
+    measured = [[torch.tensor(facts["statistics"][tap.name][key]) for key in ("mean", "std")] for tap in taps]
     return lambda maps: [standardize_whitening(m, mean.to(m), std.to(m)) for m, (mean, std) in zip(maps, measured, strict=True)]
 
 
@@ -35,14 +47,21 @@ def feature_loss(
     return {"loss": mse + at_weight * at, "mse": mse, "at": at}
 
 
-def quality(
-    regressed: list[Tensor], target: list[Tensor], whiten: Callable[[list[Tensor]], list[Tensor]], taps: list[Tap]
-) -> dict[str, float]:
-    """The label-free signal: explained variance of each tap on held-out pictures, by stride, and their mean."""
-    explained = {
-        f"ev_stride{tap.stride}": explained_variance(r.float(), w) for tap, r, w in zip(taps, regressed, whiten(target), strict=True)
-    }
-    return {**explained, "explained_variance": sum(explained.values()) / len(explained)}
+class Quality:
+    """The label-free signal: explained variance of each tap on held-out pictures, given batch by batch."""
+
+    def __init__(self, taps: list[Tap]):
+        self._explained = {f"ev_stride{tap.stride}": ExplainedVariance() for tap in taps}
+
+    def update(self, regressed: list[Tensor], whitened: list[Tensor]) -> None:
+        """Take in a batch, one `(B, C_l, h_l, w_l)` a tap."""
+        for explained, r, w in zip(self._explained.values(), regressed, whitened, strict=True):
+            explained.update(r.float(), w)
+
+    def compute(self) -> dict[str, float]:
+        """By stride of the taps, and their mean."""
+        values = {name: explained.compute() for name, explained in self._explained.items()}
+        return {**values, "explained_variance": sum(values.values()) / len(values)}
 
 
 def embedding_spread(embedding: Tensor) -> float:

@@ -43,8 +43,21 @@ def soft_label_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, tau
     return -(soft * (student_logits.float() / tau).log_softmax(1)).sum(1).mean()
 
 
-def explained_variance(regressed: Tensor, whitened: Tensor) -> float:
+class ExplainedVariance:
     """Share of the variance of one tap's targets that the regressor explains; 1 is perfect, 0 no better than each channel's mean."""
-    residual = (regressed - whitened).square().sum()
-    total = (whitened - whitened.mean(dim=(0, 2, 3), keepdim=True)).square().sum()
-    return float(1 - residual / total)
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._residual, self._sum, self._squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+
+    def update(self, regressed: Tensor, whitened: Tensor) -> None:
+        """Take in a batch, both `(B, C, h, w)`; sums are kept by channel, in float64."""
+        self._count += whitened.numel() // whitened.shape[1]
+        self._residual = self._residual + (regressed - whitened).square().sum(dtype=torch.float64).cpu()
+        self._sum = self._sum + whitened.sum((0, 2, 3), dtype=torch.float64).cpu()
+        self._squares = self._squares + whitened.square().sum((0, 2, 3), dtype=torch.float64).cpu()
+
+    def compute(self) -> float:
+        """Over all pictures taken in."""
+        total = (self._squares - self._sum.square() / self._count).sum()
+        return float(1 - self._residual / total)

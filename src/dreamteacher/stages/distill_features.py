@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import embedding_spread, feature_loss, quality, whitening
+from dreamteacher.distillation.features import Quality, embedding_spread, feature_loss, whitening
 from dreamteacher.errors import UserError
 from dreamteacher.params import Distill, Params
 from dreamteacher.report.tables import write_table
@@ -42,7 +42,7 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
             return stage.metrics
         device = this_process().device
         generator = load_teacher(teacher, choose_strides(teacher, params.taps)).to(device)
-        whiten = whitening(settings.whitening, generator.taps, read_facts(teacher)["statistics"])
+        whiten = whitening(settings.whitening, generator.taps, read_facts(teacher), settings.T)
         torch.manual_seed(params.seed)
         channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
         backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
@@ -102,21 +102,27 @@ def hold_out(images: ImageSet, count: int, resolution: int, seed: int) -> tuple[
 def _monitor(
     generator: DiffusionTeacher, held_out: Samples, settings: Distill, whiten: Callable[[list[Tensor]], list[Tensor]]
 ) -> Callable[[nn.Module, int], dict[str, float]]:
-    """Explained variance and collapse on the same held-out crops and noise each time."""
+    """Explained variance and collapse on the same held-out crops and noise each time, in parts no larger than those of training."""
     images = torch.stack([held_out[(i, i)]["image"] for i in range(len(held_out))])
+    at_once = max(1, settings.batch_size // settings.accumulate)
+    parts = next(parts for parts in range(1, len(images) + 1) if len(images) % parts == 0 and len(images) // parts <= at_once)
 
     @torch.no_grad()
     def measure(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, FeatureRegressor)
-        batch = images.to(next(model.parameters()).device)
-        target = generator.features(batch, settings.T, StepRandom(0, 0, 0, 1, batch.device))
-        pyramid = model.backbone(normalize(batch, model.backbone.mean, model.backbone.std))
-        spread = embedding_spread(model.backbone.embed(pyramid))
+        device = next(model.parameters()).device
+        quality, embeddings = Quality(generator.taps), []
+        for part, batch in enumerate(images.chunk(parts)):
+            pictures = batch.to(device)
+            target = generator.features(pictures, settings.T, StepRandom(0, 0, part, parts, device))
+            pyramid = model.backbone(normalize(pictures, model.backbone.mean, model.backbone.std))
+            embeddings.append(model.backbone.embed(pyramid))
+            quality.update(model.regress(pyramid, pictures.shape[2:]), whiten(target))
+        spread = embedding_spread(torch.cat(embeddings))
         if spread < COLLAPSED:
             print(
                 f"warning: step {step}: the backbone gives all pictures nearly the same embedding (spread {spread:.3f}); lower distill.lr"
             )
-        regressed = model.regress(pyramid, batch.shape[2:])
-        return {**quality(regressed, target, whiten, generator.taps), "embedding_spread": spread}
+        return {**quality.compute(), "embedding_spread": spread}
 
     return measure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,15 @@ from dreamteacher.distillation.features import feature_loss, whitening
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.distillation.mix import MixStudent
 from dreamteacher.distillation.objectives import soft_label_cross_entropy
+from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.report.tables import write_table
-from dreamteacher.stage import open_stage
+from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor
 from dreamteacher.tasks.model import TaskModel, normalize, save_task_model
-from dreamteacher.teachers.diffusion import load_teacher, read_facts
+from dreamteacher.teachers.base import Tap
+from dreamteacher.teachers.diffusion import choose_strides, load_teacher, read_facts
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -53,9 +55,10 @@ def run(
             return stage.metrics
         reader, facts = load_interpreter(interpreter)
         device = this_process().device
-        generator, reader = load_teacher(teacher, facts["strides"]).to(device), reader.to(device)
-        whiten = whitening(params.distill.whitening, generator.taps, read_facts(teacher)["statistics"])
+        generator, reader = load_teacher(teacher, choose_strides(teacher, params.taps)).to(device), reader.to(device)
+        whiten = whitening(params.distill.whitening, generator.taps, read_facts(teacher), params.distill.T)
         images = ImageSet(data, "train")
+        _check_interpreter(interpreter, facts, data, images, generator.taps)
         torch.manual_seed(seed)
         student = _build_student(params, images, generator.taps, features, mode)
         mean, std = student.task.mean, student.task.std
@@ -91,8 +94,49 @@ def run(
     return stage.metrics
 
 
-def _build_student(params: Params, images: ImageSet, taps: list, features: Path, mode: str) -> MixStudent:
+def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, images: ImageSet, taps: list[Tap]) -> None:
+    """Whether it reads these taps and tells the classes of the data.
+
+    Raises:
+        UserError: it does not.
+    """
+    if images.task is None:
+        raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to distil labels")
+    task = "segmentation" if facts["shape"]["dense"] else "classification"
+    trained, given = f"{facts['shape']['classes']} classes of {task}", f"{len(images.classes)} classes of {images.task}"
+    if trained != given:
+        raise UserError(f"{interpreter} was trained for {trained}, {data} has {given}; run `dreamteacher train-interpreter` with this data")
+    _check_taps(interpreter, "train-interpreter", facts["strides"], facts["shape"]["tap_channels"], taps)
+
+
+def _check_features(features: Path, start: FeatureRegressor, params: Params, taps: list[Tap]) -> None:
+    """Whether they were distilled into the student of the settings, from these taps.
+
+    Raises:
+        UserError: they were not.
+    """
+    distilled = read_stage(features)["params"]["student"]
+    for name, wanted in params.student:
+        if distilled[name] != wanted:
+            raise UserError(
+                f"{features} was distilled with student.{name} = {distilled[name]!r}, the settings say {wanted!r}; "
+                "run `dreamteacher distill-features` with these settings, or set labels.start = fresh"
+            )
+    _check_taps(features, "distill-features", start.facts["tap_strides"], start.facts["tap_channels"], taps)
+
+
+def _check_taps(folder: Path, stage: str, strides: list[int], channels: list[int], taps: list[Tap]) -> None:
+    wanted = [tap.stride for tap in taps]
+    if strides != wanted:
+        raise UserError(f"{folder} was made with taps {strides}, here they are {wanted}; run `dreamteacher {stage}` with the same taps")
+    if channels != [tap.channels for tap in taps]:
+        raise UserError(f"{folder} was made with a teacher of another size; run `dreamteacher {stage}` with this one")
+
+
+def _build_student(params: Params, images: ImageSet, taps: list[Tap], features: Path, mode: str) -> MixStudent:
     start = load_regressor(features) if params.labels.start == "features" else None
+    if start:
+        _check_features(features, start, params, taps)
     backbone = start.backbone if start else create_backbone(params.student.backbone, finest=params.student.finest_stride)
     task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, params.student.width)
     regressor = start or FeatureRegressor(backbone, [t.channels for t in taps], [t.stride for t in taps], params.student.width)

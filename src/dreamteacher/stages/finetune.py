@@ -52,6 +52,8 @@ def run(
         if images.task is None:
             raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to fine-tune")
         few = few_labelled(images, params.few_labels, seed)
+        if images.task == "classification":
+            classification.warn_of_unseen(images, few)
         torch.manual_seed(seed)
         model = _build(params, images, init, backbone)
 

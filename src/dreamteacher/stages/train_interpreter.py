@@ -40,6 +40,8 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
         strides = choose_strides(teacher, params.taps)
         generator = load_teacher(teacher, strides).to(this_process().device)
         few = few_labelled(images, params.few_labels, seed)
+        if images.task == "classification":
+            classification.warn_of_unseen(images, few)
         torch.manual_seed(seed)
         channels, dense = [tap.channels for tap in generator.taps], images.task == "segmentation"
         interpreter = FeatureInterpreter(channels, len(images.classes), settings.width, settings.dropout, dense)

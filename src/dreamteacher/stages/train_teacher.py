@@ -42,15 +42,32 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
             return {"loss": denoising_loss(model, scheduler, batch["image"], random)}
 
+        def draw(model: nn.Module, step: int) -> dict[str, float]:
+            if settings.samples and step < settings.steps:
+                path = stage.checkpoints / f"samples_{step:06}.png"
+                _save_grid(model, params, path)
+                stage.tracker.artifact(path, "samples")
+            return {}
+
         trained = train(
-            unet, step, samples, settings, seed=params.seed, checkpoints=stage.checkpoints, tracker=stage.tracker, name=stage.name
+            unet,
+            step,
+            samples,
+            settings,
+            seed=params.seed,
+            checkpoints=stage.checkpoints,
+            tracker=stage.tracker,
+            name=stage.name,
+            on_eval=draw,
+            eval_every=settings.sample_every,
         )
         teacher = trained.ema or trained.model
         assert isinstance(teacher, UNet2DModel)
         if this_process().is_main_process:
             write_table(trained.history, stage.tmp / "curves.csv")
             if settings.samples:
-                _save_grid(teacher, params, stage.tmp / "samples.png")
+                _save_grid(teacher.to(this_process().device), params, stage.tmp / "samples.png")
+                teacher.cpu()
                 stage.tracker.artifact(stage.tmp / "samples.png")
             facts = {"T": settings.stats_T, "resolution": settings.resolution, **_feature_statistics(teacher, samples, params)}
             save_teacher(stage.tmp, teacher, scheduler, facts)
@@ -59,19 +76,18 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
 
 
 @torch.no_grad()
-def _save_grid(unet: UNet2DModel, params: Params, path: Path) -> None:
+def _save_grid(unet: nn.Module, params: Params, path: Path) -> None:
     """Pictures that the generator dreams, by DDIM (Song et al. 2021) from fixed noise."""
     settings = params.teacher
     scheduler = DDIMScheduler.from_config(build_scheduler(settings.T_train).config, clip_sample=True)
     scheduler.set_timesteps(min(settings.sample_steps, settings.T_train))
-    unet = unet.to(this_process().device).eval()
+    device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(params.seed)
     shape = (settings.samples, 3, settings.resolution, settings.resolution)
-    pictures = torch.randn(shape, generator=generator).to(this_process().device)
+    pictures = torch.randn(shape, generator=generator).to(device)
     for t in scheduler.timesteps:
         pictures = scheduler.step(unet(pictures, t).sample, t, pictures).prev_sample
     save_image(make_grid((pictures.cpu() / 2 + 0.5).clamp(0, 1), nrow=8), path)
-    unet.cpu()
 
 
 def _feature_statistics(unet: UNet2DModel, samples: Samples, params: Params) -> dict[str, dict[str, dict[str, list[float]]]]:

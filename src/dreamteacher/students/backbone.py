@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,22 +13,28 @@ import timm
 import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dreamteacher.errors import UserError
 
 FINEST = 4  # stride of the pyramid's first level in the paper (Sec 3.1: l = 2, 3, 4, 5)
 FINEST_KEY = "finest_stride"  # in config.json; timm passes over it
 BACKBONE_FOLDER = "backbone"  # where an artifact with more in it keeps its backbone
+PROBES = (64, 96), (128, 160)  # pictures; who takes both takes any size; by the second the pyramid is measured
+TOLERANCE = 0.25  # by which a map may differ from its share of the picture, for convolutions without padding
 
 
 class Backbone(nn.Module):
-    """A timm model that returns its pyramid.
+    """A timm model that returns its pyramid, of pictures of any size.
+
+    A model that was made for one size, or for multiples of it, sees a picture in tiles of that size, the last of a row or column filled up.
 
     Attributes:
         name: timm's name of the architecture.
         strides: of the pyramid's levels, fine to coarse: `finest` and coarser, as far as the model has them.
         finest: the smallest stride that was asked for.
         channels: of the same levels.
+        tile: side of the tiles, pixels; None: the model takes any size.
         mean, std: of the RGB normalisation that the model expects, per channel, for values in [0, 1].
     """
 
@@ -37,26 +45,81 @@ class Backbone(nn.Module):
         config: dict[str, Any] = self.model.pretrained_cfg
         self.mean, self.std = [float(v) for v in config["mean"]], [float(v) for v in config["std"]]
         # feature_info differs between families, so the pyramid is measured: the last map of each resolution is its level.
-        side = 128
-        was_training = model.training
-        with torch.no_grad():
-            maps = self.model.eval().forward_intermediates(torch.zeros(1, 3, side, side), intermediates_only=True)
-        self.model.train(was_training)
-        if odd := [m.shape[-1] for m in maps if side % m.shape[-1]]:
-            raise ValueError(f"{side} px become {odd[0]}, which is not a whole fraction")
-        last = {side // m.shape[-1]: i for i, m in enumerate(maps) if side // m.shape[-1] >= finest}
+        self.tile: int | None = None
+        try:
+            maps = [_measure(model, *size) for size in PROBES][-1]
+            strides = [_stride(PROBES[-1][0], m.shape[2]) for m in maps]
+        except Exception:  # each family has its own way to refuse a size
+            maps, self.tile = _measure_tile(model)
+            strides = [_stride(self.tile, m.shape[2]) for m in maps]
+        last = {s: i for i, s in enumerate(strides) if s >= finest and not (self.tile and self.tile % s)}
         self._levels = sorted(last.values())
-        self.strides = [side // maps[i].shape[-1] for i in self._levels]
+        self.strides = [strides[i] for i in self._levels]
         self.channels = [maps[i].shape[1] for i in self._levels]
 
     def forward(self, normalized: Tensor) -> list[Tensor]:
-        """`(B, 3, H, W)`, normalised by mean and std, to one `(B, C_l, H/s_l, W/s_l)` a level, fine to coarse."""
+        """`(B, 3, H, W)`, normalised by mean and std, to one `(B, C_l, H/s_l, W/s_l)` a level, fine to coarse.
+
+        Convolutions without padding make a map a little smaller.
+        """
+        return self._levels_of(normalized) if self.tile is None else self._by_tiles(normalized, self.tile)
+
+    def _levels_of(self, normalized: Tensor) -> list[Tensor]:
         return self.model.forward_intermediates(normalized, indices=self._levels, intermediates_only=True)
+
+    def _by_tiles(self, normalized: Tensor, tile: int) -> list[Tensor]:
+        batch, channels, height, width = normalized.shape
+        rows, columns = (height + tile - 1) // tile, (width + tile - 1) // tile  # ONNX would round -height // tile to the other side
+        filled = F.pad(normalized, (0, columns * tile - width, 0, rows * tile - height))  # by the mean colour, which is 0 here
+        tiles = filled.reshape(batch, channels, rows, tile, columns, tile).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        pyramid = []
+        for maps, stride in zip(self._levels_of(tiles), self.strides, strict=True):
+            side = tile // stride
+            if maps.shape[2] != side:
+                maps = F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)  # noqa: PLW2901
+            joined = maps.reshape(batch, rows, columns, -1, side, side).permute(0, 3, 1, 4, 2, 5)
+            joined = joined.reshape(batch, -1, rows * side, columns * side)
+            pyramid.append(joined[:, :, : (height + stride - 1) // stride, : (width + stride - 1) // stride])
+        return pyramid
 
     @staticmethod
     def embed(pyramid: list[Tensor]) -> Tensor:
         """Global average of the coarsest level, `(B, C_last)`."""
         return pyramid[-1].mean(dim=(2, 3))
+
+
+@torch.no_grad()
+def _measure(model: Any, height: int, width: int) -> list[Tensor]:
+    """All maps of an empty picture."""
+    was_training = model.training
+    try:
+        return model.eval().forward_intermediates(torch.zeros(1, 3, height, width), intermediates_only=True)
+    finally:
+        model.train(was_training)
+
+
+def _measure_tile(model: Any) -> tuple[list[Tensor], int]:
+    """The maps of one tile and its side: that of the pictures that the model was made for, rounded up to 32 where it takes that."""
+    side = int(model.pretrained_cfg["input_size"][-1])
+    rounded = -(-side // 32) * 32
+    try:
+        return _measure(model, rounded, rounded), rounded
+    except Exception:
+        return _measure(model, side, side), side
+
+
+def _stride(side: int, length: int) -> int:
+    """Of a map of `length` that a picture of `side` pixels becomes: a whole fraction, or the nearest power of two.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if side % length == 0:
+        return side // length
+    stride = 2 ** round(math.log2(side / length))
+    if abs(length * stride / side - 1) > TOLERANCE:
+        raise ValueError(f"{side} px become {length}")
+    return stride
 
 
 def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -> Backbone:
@@ -71,7 +134,7 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         raise UserError(f"timm has no model {name!r}" + (f"; near: {', '.join(near)}" if near else "; see timm.list_models()"))
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        model = _create(name, pretrained)
     except (OSError, RuntimeError) as error:
         remedy = "drop imagenet from compare.inits" if pretrained else "choose another student.backbone"
         raise UserError(f"cannot load {name!r} ({_first_line(error)}); {remedy}") from error
@@ -79,13 +142,25 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
         raise UserError(f"timm's {name!r} offers no feature pyramid (forward_intermediates); choose another student.backbone")
     try:
         backbone = Backbone(model, name, finest)
-    except (AssertionError, RuntimeError, ValueError) as error:  # vision transformers and window attention, mostly
-        raise UserError(
-            f"{name!r} does not take pictures of any size ({_first_line(error)}); choose a convolutional model as student.backbone"
-        ) from error
+    except Exception as error:
+        raise UserError(f"the pyramid of {name!r} cannot be measured ({_first_line(error)}); choose another student.backbone") from error
     if len(backbone.strides) < 2:
-        raise UserError(f"{name!r} has one resolution only (stride {backbone.strides[0]}); a convolutional or hierarchical model is needed")
+        raise UserError(
+            f"{name!r} has one resolution only (stride {', '.join(map(str, backbone.strides))}), which is no pyramid: "
+            "choose a convolutional or hierarchical model as student.backbone"
+        )
     return backbone
+
+
+def _create(name: str, pretrained: bool) -> Any:
+    """timm's model, told to take pictures of any size where it has to be told (Swin)."""
+    model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    try:
+        _measure(model, *PROBES[-1])
+    except Exception:
+        with contextlib.suppress(TypeError):  # it has no such option
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+    return model
 
 
 def _first_line(error: Exception) -> str:
@@ -93,7 +168,7 @@ def _first_line(error: Exception) -> str:
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Write a timm local folder: `config.json` and `model.safetensors`, read by `timm.create_model("local-dir:PATH")`."""
+    """Write a timm local folder: `config.json` and `model.safetensors`, read by `timm.create_model("local-dir:PATH", pretrained=True)`."""
     config = {"num_classes": 0, "num_features": backbone.model.num_features, FINEST_KEY: backbone.finest}
     save_for_hf(backbone.model, str(folder), model_config=config, safe_serialization=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -106,7 +107,7 @@ class FeatureRegressor(nn.Module):
 
     def __init__(self, backbone: Backbone, tap_channels: list[int], tap_strides: list[int], width: int):
         super().__init__()
-        self.facts = {"tap_channels": tap_channels, "tap_strides": tap_strides, "width": width}
+        self.facts: dict[str, Any] = {"tap_channels": tap_channels, "tap_strides": tap_strides, "width": width}
         self.backbone = backbone
         self.neck = PyramidNeck(backbone.channels, width)
         self.heads = TapHeads(backbone.strides, tap_channels, tap_strides, width)

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -169,37 +170,57 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """`teacher.json` of a teacher folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is damaged.
     """
     path = folder / TAPS_FILE
     if not path.exists():
         raise UserError(f"{folder} is not a teacher (no {TAPS_FILE}); run `dreamteacher train-teacher` first")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # no JSON, no text
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    why = str(error).splitlines()[0].replace(f"{folder}/", "")
+    return UserError(f"{folder} is damaged ({why}); fetch it again (`dvc checkout`), or remove it and run `dreamteacher train-teacher`")
 
 
 def choose_strides(folder: Path, taps: list[int] | Literal["auto"]) -> list[int]:
-    """The tap strides that `taps` means for this teacher; auto: those from 4 on (Sec 3.1: 4, 8, 16, 32)."""
+    """The tap strides that `taps` means for this teacher; auto: the coarsest four but not 1 (of adm-256, Sec 3.1: 4, 8, 16, 32)."""
     if taps != "auto":
         return sorted(taps)
-    return [int(tap["stride"]) for tap in read_facts(folder)["taps"] if tap["stride"] >= 4]
+    offered = sorted(int(tap["stride"]) for tap in read_facts(folder)["taps"])
+    return [stride for stride in offered[-4:] if stride > 1]
 
 
 def load_unet(unet: UNet2DModel, folder: Path) -> None:
     """Give `unet` the weights of the teacher in `folder`.
 
     Raises:
-        UserError: `folder` holds no teacher, or one of another size.
+        UserError: `folder` holds no teacher, a damaged one, or one of another size.
     """
     read_facts(folder)
     try:
-        unet.load_state_dict(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+        weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+    try:
+        unet.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder} is a teacher of another size than teacher.size; start from one of that size, or without") from error
 
 
 def load_teacher(folder: Path, strides: list[int] | None = None) -> DiffusionTeacher:
-    """The frozen teacher of a folder written by `save_teacher`, with taps at `strides` (None: all)."""
+    """The frozen teacher of a folder written by `save_teacher`, with taps at `strides` (None: all).
+
+    Raises:
+        UserError: the folder holds no teacher, a damaged one, or one without these taps.
+    """
     read_facts(folder)
-    unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    try:
+        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    except OSError as error:  # diffusers' word for all that cannot be read
+        raise _damaged(folder, error) from error
     return DiffusionTeacher(cast(UNet2DModel, unet), cast(DDPMScheduler, scheduler), strides)

@@ -1,0 +1,45 @@
+"""What follows teacher.size wherever the settings leave it open. The values of `tiny`, the demo, are the defaults in params.py.
+
+Plain numbers, apart from the networks themselves (teachers/diffusion.py), because reading settings must not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+LEVELS = {"tiny": 5, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {},
+    # 64 px. Rate, batch and averaging are those of DDPMs of this kind on 32 and 64 px.
+    "small": {
+        "teacher": {"resolution": 64, "batch_size": 128, "lr": 1e-4, "steps": 100_000, "ema": 0.9999, "sample_every": 5000},
+        "distill": {"batch_size": 64, "lr": 1e-3, "steps": 10_000},
+    },
+    # Tab 16 and 17. The steps are 300 epochs (teacher) and 200 (distillation) of the paper's 70,000 BDD100K pictures; for the rate of
+    # distillation the paper gives two figures, 2e-4 and 4e-3.
+    "adm-256": {
+        "teacher": {
+            "resolution": 256,
+            "batch_size": 256,
+            "accumulate": 16,
+            "lr": 1e-4,
+            "steps": 80_000,
+            "ema": 0.9999,
+            "sample_every": 2000,
+        },
+        "distill": {"resolution": 256, "batch_size": 256, "accumulate": 8, "lr": 1e-3, "steps": 55_000},
+        "interpreter": {"resolution": 256},
+    },
+}
+
+
+def strides(size: str) -> list[int]:
+    """Of the decoder levels of a teacher of this size, fine to coarse."""
+    return [2**level for level in range(LEVELS[size])]
+
+
+def by_size(group: str, name: str) -> str:
+    """What the sizes other than `tiny` say of a setting, for its description: "by teacher.size; small: 64, adm-256: 256"."""
+    values = {size: groups.get(group, {}).get(name) for size, groups in PRESETS.items()}
+    return "by teacher.size; " + ", ".join(f"{size}: {value:g}" for size, value in values.items() if value is not None)
