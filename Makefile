@@ -13,7 +13,7 @@ test: $(VENV)/.installed-test
 	ruff check --no-cache
 	ruff format --check
 	mypy
-	OMP_NUM_THREADS=1 pytest
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
 # Builds the image of docker/ and runs it as a cluster does; as root, because it may start a Docker engine.
 test-image: $(VENV)/.installed-test
