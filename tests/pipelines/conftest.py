@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from local_runs import LocalRun, run_local
 from tiny_chain import brief_params, draw
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_stack() -> Iterator[None]:
+    """kfp asks for the stack hundreds of times a pipeline, for a function's name; inspect would find the source of each frame besides,
+    which takes a second where as many modules are loaded as here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", partial(inspect.stack, 0))
+        yield
 
 
 @pytest.fixture(scope="session")
