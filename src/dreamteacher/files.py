@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 
 def walk(root: str | os.PathLike[str]) -> Iterator[str]:
-    """Names, relative to `root`, of every file below it, in the order of the file system; what starts with a dot is passed over.
+    """Names, relative to `root`, of every file below it, in the order of the file system; what starts with a dot is passed over, as are
+    pipes and sockets, which would keep a reader waiting. A link that leads nowhere is named.
 
     Links are followed, and a folder is entered once: a link may lead to one above it. Entry by entry, as os.walk would hold the names
     of a folder of a million pictures; plain text, as pathlib interns every part of a path, and Python 3.12 never frees what is interned.
@@ -28,12 +29,14 @@ def walk(root: str | os.PathLike[str]) -> Iterator[str]:
                     continue
                 if entry.is_dir():
                     waiting.append(entry.path)
-                else:
+                elif entry.is_file() or entry.is_symlink():
                     yield entry.path[above:]
 
 
 def sha256_of(path: str | os.PathLike[str]) -> bytes:
-    """sha256 of a file's content."""
+    """sha256 of a file's content; empty for a link that leads nowhere."""
+    if not os.path.exists(path):  # noqa: PTH110
+        return b""
     with open(path, "rb") as file:  # noqa: PTH123 - see walk
         return hashlib.file_digest(file, "sha256").digest()
 

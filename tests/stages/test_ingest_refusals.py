@@ -1,5 +1,6 @@
 """What ingest leaves out: bad pictures, copies, leaks; and when it refuses."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -28,6 +29,16 @@ def test_unusable_files_are_quarantined_and_too_many_stop_the_stage(tmp_path):
         run(source, tmp_path / "strict", max_pixels=80_000)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "strict").exists()
+
+
+def test_a_link_to_nowhere_is_quarantined_and_a_pipe_passed_over(tmp_path):
+    source = tmp_path / "in"
+    for i in range(3):
+        save(picture(i), source / f"{i}.png")
+    (source / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(source / "pipe.png")
+    assert run(source, tmp_path / "out", max_bad_fraction=0.5)["n_train"] == 3
+    assert reasons(tmp_path / "out") == {"gone.png": "cannot be read: No such file or directory"}
 
 
 def test_duplicates_are_dropped_and_validation_pictures_leave_train(tmp_path):

@@ -54,13 +54,8 @@ def fingerprint(source: str) -> str | None:
         return digest_in_any_order(line.encode() for address in addresses for line in describe(address))
     if are_shards(source) or Path(source).is_dir():
         return None
-    return digest_in_any_order(os.fsencode(name) + b"\0" + content for name, content in _contents(Path(source)))
-
-
-def _contents(listing: Path) -> Iterator[tuple[str, bytes]]:
-    for name, *_ in read_list(listing):
-        path = posixpath.join(listing.parent, name)
-        yield name, sha256_of(path) if os.path.isfile(path) else b""  # noqa: PTH113 - see above
+    names = (name for name, *_ in read_list(Path(source)))
+    return digest_in_any_order(os.fsencode(name) + b"\0" + sha256_of(posixpath.join(Path(source).parent, name)) for name in names)
 
 
 def find(source: str, labels: LabelKind, max_bytes: int, may_be_empty: bool = False) -> Found:
