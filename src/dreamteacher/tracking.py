@@ -221,7 +221,10 @@ def _records(journal: Path) -> list[dict[str, Any]]:
 
 def _place_of(journal: Path) -> str:
     """Where MLflow is now, else where it was when the journal was begun."""
-    return str(os.environ.get("MLFLOW_TRACKING_URI", _records(journal)[0]["uri"]))
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return os.environ["MLFLOW_TRACKING_URI"]
+    with (journal / RECORDS).open() as lines:
+        return str(json.loads(next(lines))["uri"])
 
 
 def _is_sent(journal: Path) -> bool:

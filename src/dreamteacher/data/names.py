@@ -16,6 +16,7 @@ UNLABELLED = {"unlabelled", "unlabeled"}
 # labels/ are masks only where one of them finds its picture: it could be a class of that name.
 IMAGE_FOLDERS = {"images"}
 MASK_FOLDERS = {"masks": "mask", "labels": "mask??"}
+BESIDE_EACH_OTHER = IMAGE_FOLDERS | set(MASK_FOLDERS)
 Row = tuple[str, str, str, str | None, str]
 
 
@@ -78,10 +79,10 @@ def row(name: str, above: int | None = None) -> Row:
     places = [i for i, part in enumerate(folders) if part.lower() in SPLITS]
     place = (places[0] if above is None else places[-1]) if places else -1
     split = SPLITS[folders[place].lower()] if places else None
-    silent = IMAGE_FOLDERS if role == "mask??" else IMAGE_FOLDERS | set(MASK_FOLDERS)
+    silent = IMAGE_FOLDERS if role == "mask??" else BESIDE_EACH_OTHER
     below = [part for part in folders[place + 1 :] if part.lower() not in silent]
     cls = (below[0] if above is None else below[-1]) if below else ""
-    key = [part for part in folders if part.lower() not in IMAGE_FOLDERS | set(MASK_FOLDERS)]
+    key = [part for part in folders if part.lower() not in BESIDE_EACH_OTHER]
     return name, nfc("/".join([*key, stem])), role, split, "" if cls.lower() in UNLABELLED else cls
 
 

@@ -56,10 +56,8 @@ def prepare(item: Item, classes: list[str] | None, *, max_pixels: int, min_side:
     height, width = picture.image.shape[:2]
     mask = None if item.mask is None else decode_mask(item.mask, max_pixels=max_pixels)
     if mask is not None:
-        if picture.orientation > 4 and mask.shape == (width, height) != (
-            height,
-            width,
-        ):  # it was drawn on the picture as it lies in the file
+        lies_on_its_side = picture.orientation > 4 and width != height and mask.shape == (width, height)
+        if lies_on_its_side:  # it was drawn on the picture as it lies in the file
             mask = turn_upright(mask, picture.orientation)
         _check(mask, width, height, classes or [])
     cls = None if item.cls is None or mask is not None else _class_id(item.cls, classes)

@@ -185,8 +185,8 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) 
         try:
             if not {"path", "label"} <= set(rows.fieldnames or []):
                 raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them")
-            for row in rows:
-                name, value = (row["path"] or "").strip(), (row["label"] or "").strip()
+            for line in rows:
+                name, value = (line["path"] or "").strip(), (line["label"] or "").strip()
                 if value and not name:
                     raise UserError(f"{where}, line {rows.line_num}: there is a label without a path")
                 if not value:
