@@ -34,7 +34,8 @@ ROOMS = {  # room or module -> what it may import of ours
                "serving", "report"},
     "launch": {*BASE, "params_file", "stage", "stages", "trainjob"},
     "doctor": {*BASE, "params_file", "mlflow_server", "tracking", "training", "serving"},
-    "cli": {*BASE, "params_file", "stages", "tracking", "serving", "doctor"},
+    "repro": {"errors"},
+    "cli": {*BASE, "params_file", "stages", "tracking", "serving", "doctor", "repro"},
     "": {"tasks"},
 }  # fmt: skip
 

@@ -173,6 +173,12 @@ def _run_sync(_: argparse.Namespace) -> int:
     return 0
 
 
+def _run_repro(options: argparse.Namespace) -> int:
+    from dreamteacher.repro import repro
+
+    return repro(options.jobs)
+
+
 def _run_doctor(_: argparse.Namespace) -> int:
     from dreamteacher.doctor import examine
 
@@ -274,6 +280,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--overwrite", action="store_true", help="replace what --out holds")
         command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: params_file.read_sections
 
+    repro = add("repro", _run_repro, "bring the project up to date as `dvc repro` does, with independent stages side by side")
+    repro.add_argument("--jobs", type=_count, metavar="N", help="stages at a time; default: what cores and memory allow, 1 with a GPU")
     add("sync", _run_sync, "send the records that MLflow could not take before")
     add("doctor", _run_doctor, "say what this machine has and lacks")
     promote = add("promote", _run_promote, "make a registered version champion")
@@ -304,6 +312,12 @@ def _parser() -> argparse.ArgumentParser:
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
 
 

@@ -1,0 +1,112 @@
+"""`dvc repro`, with stages that do not depend on each other side by side.
+
+DVC runs one stage after the other, but it lets other DVC processes work while a stage's command runs. Each stage is therefore given to a
+`dvc repro --single-item` of its own as soon as what it depends on is done.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Collection, Mapping
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dreamteacher.errors import UserError
+
+MEMORY = 2 << 30  # bytes that a stage of the demo may need
+MOST = 4  # stages side by side by default
+
+
+def repro(jobs: int | None = None) -> int:
+    """Bring the project in the current directory up to date, up to `jobs` stages at a time; the exit code of the first that failed.
+
+    `jobs` None: one for each core as far as memory allows, at most 4; one where there is a GPU, which stages would have to share. Each
+    stage gets its share of the cores as OMP_NUM_THREADS unless that is set: on a CPU two stages with a thread each are nearly twice as
+    fast as one after the other with two threads.
+
+    When a stage fails, those that run are waited for and no other is started. Ctrl-C and SIGTERM reach all stages, which save and stop.
+
+    Raises:
+        UserError: the current directory is no DVC project, or its dvc.yaml or params.yaml cannot be understood.
+    """
+    plan = _outdated()
+    if not plan:
+        print("Everything is up to date.")
+        return 0
+    jobs = min(jobs or default_jobs(), len(plan))
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+    return _run(plan, jobs)
+
+
+def default_jobs() -> int:
+    """How many stages this machine can run at a time."""
+    if Path("/dev/nvidiactl").exists():
+        return 1
+    return max(1, min(len(os.sched_getaffinity(0)), MOST, psutil.virtual_memory().available // MEMORY))
+
+
+def _outdated() -> dict[str, set[str]]:
+    """{stage: stages it depends on}, in DVC's order, of those that have changed or follow from one that has."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.repo.reproduce import plan_repro
+
+    try:
+        with Repo() as repo:
+            graph, changed = repo.index.graph, set(repo.status())
+            order = plan_repro(graph)
+            plan: dict[str, set[str]] = {}
+            for stage in order:
+                needs = {other.addressing for other in graph.successors(stage)}
+                if stage.addressing in changed or needs & plan.keys():
+                    plan[stage.addressing] = needs
+    except DvcException as error:
+        raise UserError(f"DVC cannot read this project: {' '.join(str(error).split())}") from error
+    return {stage: needs & plan.keys() for stage, needs in plan.items()}
+
+
+def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
+    """Run the stages of `plan` in its order, each when those that it depends on are done; the exit code of the first that failed."""
+    waiting, done, running = list(plan), set[str](), dict[str, BaseProcess]()
+    code = 0
+
+    def stop(signum: int, _: Any) -> None:
+        nonlocal code
+        code = code or 128 + signum
+        if signum == signal.SIGTERM:  # Ctrl-C was sent to all of them by the terminal
+            for process in psutil.Process().children(recursive=True):
+                process.send_signal(signal.SIGINT)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while running or (waiting and not code):
+            for stage in [stage for stage in waiting if done.issuperset(plan[stage])][: 0 if code else jobs - len(running)]:
+                waiting.remove(stage)
+                running[stage] = multiprocessing.get_context("fork").Process(target=_reproduce, args=(stage,))  # DVC is imported once
+                running[stage].start()
+            wait([process.sentinel for process in running.values()])
+            for stage, process in list(running.items()):
+                if process.exitcode is not None:
+                    del running[stage]
+                    done.add(stage)
+                    code = code or abs(process.exitcode)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    return code
+
+
+def _reproduce(stage: str) -> None:
+    from dvc.cli import main
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
+    sys.exit(main(["--wait-for-lock", "repro", "--single-item", stage]))

@@ -1,0 +1,97 @@
+"""`dreamteacher repro`: DVC's own result, with stages side by side."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from pipeline import Project
+
+REPRO = [sys.executable, "-m", "dreamteacher.cli", "repro"]
+TOY = """stages:
+  slow:
+    matrix: {name: [a, b]}
+    cmd: python wait.py ${item.name}
+    outs: ["${item.name}.out"]
+  end:
+    cmd: cat a.out b.out > end.out
+    deps: [a.out, b.out]
+    outs: [end.out]
+  other:
+    cmd: echo x > other.out
+    deps: [end.out]
+    outs: [other.out]
+"""
+# Each waits until the other has begun: one after the other they would wait in vain.
+MEET = """import sys, time
+from pathlib import Path
+name = sys.argv[1]
+Path(f"{name}.begun").touch()
+end = time.monotonic() + 60
+while not Path(f"{'ba'['ab'.index(name)]}.begun").exists():
+    assert time.monotonic() < end
+    time.sleep(0.01)
+Path(f"{name}.out").write_text(name)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, tools) -> Project:
+    found = Project(tmp_path, tools)
+    (tmp_path / "dvc.yaml").write_text(TOY)
+    (tmp_path / "wait.py").write_text(MEET)
+    found.run("git", "init", "-q")
+    found.run("dvc", "init", "-q")
+    return found
+
+
+def test_independent_stages_run_side_by_side_and_dvc_finds_nothing_left(toy):
+    toy.run(*REPRO, "--jobs", "2")
+    assert (toy.folder / "end.out").read_text() == "ab"
+    assert "up to date" in toy.run("dvc", "repro")
+    assert "up to date" in toy.run(*REPRO)
+
+
+def test_only_what_changed_and_what_follows_runs(project):
+    log = project.folder / "ran.log"
+    project.change("lr: 1.0e-3", "lr: 1.5e-3")
+    log.unlink(missing_ok=True)
+    project.run(*REPRO, "--jobs", "3")
+    ran = sorted({line.split()[0] for line in log.read_text().splitlines()})
+    assert ran == ["evaluate", "export-onnx", "finetune", "publish"]
+    assert project.repro() == []
+    project.run("git", "checkout", "-q", ".")
+
+
+def test_after_a_failure_nothing_new_starts_and_the_exit_code_says_so(toy):
+    (toy.folder / "wait.py").write_text("import sys; sys.exit(3)")
+    done = subprocess.run([*REPRO, "--jobs", "1"], cwd=toy.folder, env=toy.environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "slow@a" in done.stderr and "slow@b" not in done.stderr
+    assert not (toy.folder / "end.out").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_all_stages_and_none_is_left_behind(toy, signum):
+    (toy.folder / "wait.py").write_text("import sys, time; open(sys.argv[1] + '.begun', 'w'); time.sleep(60)")
+    with subprocess.Popen([*REPRO, "--jobs", "2"], cwd=toy.folder, env=toy.environment, start_new_session=True) as running:
+        end = time.monotonic() + 60
+        while not all((toy.folder / f"{name}.begun").exists() for name in "ab"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        below = psutil.Process(running.pid).children(recursive=True)
+        if signum == signal.SIGINT:
+            os.killpg(running.pid, signum)
+        else:
+            running.send_signal(signum)
+        assert running.wait(20) == 128 + signum
+    assert not psutil.wait_procs(below, timeout=5)[1]
+
+
+def test_a_folder_without_dvc_is_refused_in_one_line(tmp_path):
+    done = subprocess.run(REPRO, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: DVC cannot read this project:") and done.stderr.count("\n") == 1
