@@ -97,8 +97,8 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr(readout, "LEARNED", 200)
-        patch.setattr(readout, "ASKED", 400)
+        patch.setattr(readout, "SUPPORT_PIXELS", 200)
+        patch.setattr(readout, "QUERY_PIXELS", 400)
         make_pictures(task, root / "pictures", np.random.default_rng(0))
         ingest.run(params, source=root / "pictures", out=root / "data")
         torch.manual_seed(0)

@@ -26,10 +26,11 @@ class Score:
         self._seen = torch.zeros(len(classes), dtype=torch.long)
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Two int64 tensors of one shape; where `truth` is IGNORE nothing is counted."""
+        """Two int64 tensors of one shape; of masks, nothing is counted where `truth` is IGNORE."""
         predicted, truth = predicted.cpu(), truth.cpu()
         self._metrics.update(predicted, truth)
-        self._seen += torch.bincount(truth[truth != IGNORE].flatten(), minlength=len(self.classes))
+        counted = truth[truth != IGNORE] if self.dense else truth.flatten()
+        self._seen += torch.bincount(counted, minlength=len(self.classes))
 
     def compute(self) -> dict[str, float]:
         """Figures in [0, 1].
