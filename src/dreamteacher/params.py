@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _BATCH = "pictures per optimiser step, over all processes and accumulation parts"
 _PARTS = "parts into which each process splits its share of the batch, to save memory"
+Augment = Literal["natural", "overhead", "no-flip", "none"]
 Init = Literal["scratch", "features", "labels", "mix", "imagenet"]
 
 
@@ -79,7 +80,7 @@ class Teacher(Training):
         description=f"steps between sample grids; all are logged, the last is kept ({by_size('teacher', 'sample_every')})",
     )
     sample_steps: Positive = Field(50, description="DDIM steps for a sample grid")
-    stats_images: Positive = Field(256, description="pictures over which the feature statistics are measured")
+    stats_images: Positive = Field(256, description="train pictures, drawn by seed, over which the feature statistics are measured")
     stats_T: Annotated[int, Field(ge=0)] = Field(
         50, description="noise step at which the feature statistics are measured, of which distill.whitening may make use"
     )
@@ -149,6 +150,12 @@ class Finetune(Training):
     """The downstream task, the same budget for every initialisation."""
 
     resolution: Positive = Field(64, description="side of the training crops, pixels")
+    augment: Augment = Field(
+        "natural",
+        description="random changes that leave the labels true: natural (roads, faces, products): scale, horizontal flips, brightness, "
+        "contrast, saturation; overhead (microscopy, satellite): also vertical flips and quarter turns; no-flip (text, traffic signs, "
+        "left and right of a body): natural without flips; none: crops alone, where size or colour is the label",
+    )
     dice_weight: Annotated[float, Field(ge=0)] = Field(
         1.0, description="weight of the Dice loss beside the cross entropy; segmentation only"
     )

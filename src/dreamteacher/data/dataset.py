@@ -143,6 +143,13 @@ class Samples(torch.utils.data.Dataset):
         return result
 
 
+def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A mask (H, W) by the nearest pixel's centre, as Pillow does. (v2 takes the pixels' corners, which shifts it against the picture.)"""
+    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
+    return mask[rows[:, None], columns]
+
+
 def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
     """Indices, sorted, of `n` labelled pictures (None: all): the first `n` in an order by hash of seed and content.
 
