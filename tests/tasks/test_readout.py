@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
-from dreamteacher.data.dataset import IGNORE
 from dreamteacher.students.neck import resize
 from dreamteacher.tasks.readout import linear, nearest, pixel_features, standardize
-from dreamteacher.tasks.scoring import Score
 
 
 def test_good_features_are_read_better_than_random_ones() -> None:
@@ -70,22 +67,3 @@ def test_pixel_features_are_those_of_the_resized_maps() -> None:
     whole = torch.cat([resize(level[None], (16, 24))[0] for level in pyramid])
     read = pixel_features(pyramid, pixels, torch.Size((16, 24)))
     torch.testing.assert_close(read, whole[:, pixels[:, 0], pixels[:, 1]].T)
-
-
-def test_classes_that_do_not_occur_do_not_lower_the_mean() -> None:
-    truth = torch.tensor([[0, 0, 1, IGNORE]])
-    total = Score("segmentation", ["a", "b", "never"])
-    total.update(torch.tensor([[0, 1, 1, 2]]), truth)
-    assert total.compute() == pytest.approx({"miou": 0.5, "accuracy": 2 / 3, "iou_a": 0.5, "iou_b": 0.5})
-
-
-def test_class_255_of_many_counts_like_any_other() -> None:
-    """255 means unknown in masks alone."""
-    classes = [f"c{i}" for i in range(300)]
-    total = Score("classification", classes)
-    total.update(torch.tensor([255, 255, 7, 299]), torch.tensor([255, 255, 255, 299]))
-    figures = total.compute()
-    assert figures["top1"] == pytest.approx(3 / 4)
-    assert {name: value for name, value in figures.items() if name != "top1"} == pytest.approx(
-        {"accuracy_c255": 2 / 3, "accuracy_c299": 1.0}
-    )

@@ -51,7 +51,8 @@ def run(
 
     `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: figures in [0, 1] (`miou`, `accuracy`, `iou_CLASS`, or `top1`,
     `accuracy_CLASS`), and for scratch and features those of the backbone before fine-tuning, `linear_` and `knn_` (see
-    `readout.read_out`). The spread is the sample standard deviation over seeds, 0 for one seed.
+    `readout.read_out`). Masks are compared at their own size, for the read-outs at that of the pictures, which ingest.short_side
+    may have reduced. The spread is the sample standard deviation over seeds, 0 for one seed.
 
     Returns:
         The same without those of single classes, as INIT_FIGURE_mean and so on.
