@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dreamteacher.presets import PRESETS, by_size, strides
+from dreamteacher.presets import PRESETS, auto_taps, by_size, strides
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -119,6 +119,11 @@ class Distill(Training):
         description="W of Eq 1: LayerNorm over channels and places, or the teacher's mean and std per channel, measured at T",
     )
     at_weight: Annotated[float, Field(ge=0)] = Field(10.0, description="lambda_AT of Eq 3")
+    margin: Count = Field(
+        0,
+        description="width of the crops' border that loss and explained variance leave out, pixels, rounded up to whole cells of each tap: "
+        "there the generator's features show the border more than the picture",
+    )
     monitor_every: Positive = Field(250, description="steps between measurements of explained variance on held-out unlabelled pictures")
     monitor_images: Positive = Field(
         64, description="held-out unlabelled pictures for that measurement, from which the backbone does not learn features"
@@ -289,6 +294,13 @@ class Params(Section):
             side = getattr(self, name).resolution
             if side % offered[-1]:
                 raise ValueError(f"{name}.resolution = {side} does not fit {size}: take a multiple of {offered[-1]}")
+        coarsest = max(auto_taps(offered) if self.taps == "auto" else self.taps)
+        cells = self.distill.resolution // coarsest
+        if self.distill.margin and cells - 2 * -(-self.distill.margin // coarsest) < 2:
+            raise ValueError(
+                f"distill.margin = {self.distill.margin} leaves less than 2 x 2 of the {cells} x {cells} cells at stride {coarsest}; "
+                f"lower it to {max(0, cells - 2) // 2 * coarsest}, raise distill.resolution, or leave that stride out of taps"
+            )
         if self.distill.whitening == "standardize" and self.teacher.stats_T != self.distill.T:
             raise ValueError(
                 f"distill.whitening = 'standardize' needs statistics of distill.T = {self.distill.T}, "

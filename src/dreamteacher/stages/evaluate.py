@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from dreamteacher.data.dataset import ImageSet, few_labelled
@@ -210,20 +212,30 @@ def _draw_answers(val: ImageSet, answers: dict[str, dict[int, Any]], folder: Pat
 
 @torch.inference_mode()
 def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int], folder: Path) -> None:
-    """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation."""
+    """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation.
+
+    Pictures are extended by reflection as far as distill.margin, so that all that is shown lies as deep inside as what was distilled.
+    """
     distill = read_stage(features)["params"]["distill"]
     device = this_process().device
     student = load_regressor(features)
     generator = load_teacher(teacher, student.heads.strides).to(device)
     student.eval().to(device)
     whiten = whitening(distill["whitening"], generator.taps, read_facts(teacher), distill["T"])
+    extension = -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
     targets, regressed = [], []
     for index in shown:
-        picture = whole()(val.read(index))["image"][None].to(device)
-        maps = whiten(generator.features(picture, distill["T"], StepRandom(0, index, 0, 1, device)))
+        sample = val.read(index)
+        height, width = sample.image.shape[:2]
+        extended = np.pad(sample.image, [(extension, extension), (extension, extension), (0, 0)], mode="reflect")
+        picture = whole()(replace(sample, image=extended, label=None))["image"][None].to(device)
+        # The cells of the picture itself, by stride.
+        cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in (height, width)] for s in student.heads.strides}
+        maps = generator.features(picture, distill["T"], StepRandom(0, index, 0, 1, device))
+        maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(maps, generator.taps, strict=True)])
         targets.append([m[0].cpu().numpy() for m in maps])
         maps = student(normalize(picture, student.backbone.mean, student.backbone.std))
-        regressed.append([m[0].cpu().numpy() for m in maps])
+        regressed.append([m[0, :, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
     coloured = [pca_colours([t[tap] for t in targets], [r[tap] for r in regressed]) for tap in range(len(generator.taps))]
     for number, index in enumerate(shown):
         names = [f"stride {tap.stride}" for tap in generator.taps]
