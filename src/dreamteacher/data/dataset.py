@@ -129,7 +129,7 @@ class ImageSet:
 class Samples(torch.utils.data.Dataset):
     """What the training loop takes: item (index, seed) -> tensors of the picture at `indices[index]`, transformed with that seed.
 
-    Labels are given only where every one of the pictures has one, so that all items have the same keys. The process' own random
+    Items have a label only where every one of the pictures has one, so that all have the same keys. The process' own random
     state is left as it was: how many workers load the data changes nothing else.
     """
 

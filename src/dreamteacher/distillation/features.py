@@ -71,7 +71,7 @@ def feature_loss(
 
 
 class Quality:
-    """The label-free signal: explained variance of each tap on held-out pictures, given batch by batch."""
+    """The label-free signal: explained variance of each tap on held-out pictures, batch by batch."""
 
     def __init__(self, taps: list[Tap]):
         self._explained = {f"ev_stride{tap.stride}": ExplainedVariance() for tap in taps}

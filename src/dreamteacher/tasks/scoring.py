@@ -88,7 +88,8 @@ def score(
     to the picture, in which thin objects may be lost.
 
     Returns:
-        What `Score.compute` says, and the predictions for the pictures in `keep` by index: class id, or uint8 (H, W) of the picture's size.
+        What `Score.compute` returns, and the predictions for the pictures in `keep` by index: class id, or uint8 (H, W) of the
+        picture's size.
     """
     totals = Score(model.task, model.classes)
     kept: dict[int, Any] = {}
