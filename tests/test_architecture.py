@@ -22,7 +22,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "stage": {"errors", "files", "tracking"},
     "data": {*BASE, "files"},
     "training": {*BASE, "tracking"},
-    "teachers": {*BASE, "training"},
+    "teachers": {*BASE, "presets", "training"},
     "students": BASE,
     "report": {"errors", "data", "stage"},
     "distillation": {*BASE, "training", "teachers", "students", "tasks"},

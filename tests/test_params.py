@@ -57,6 +57,11 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
         ("teacher.resolution=36", "teacher.resolution = 36 does not fit teacher.size = 'tiny': take a multiple of 16"),
         ("distill.resolution=40", "distill.resolution = 40 does not fit teacher.size = 'tiny': take a multiple of 16"),
         ("interpreter.resolution=8", "interpreter.resolution = 8 does not fit teacher.size = 'tiny': take a multiple of 16"),
+        (
+            "distill.margin=17",
+            "distill.margin = 17 leaves less than 2 x 2 of the 4 x 4 cells at stride 16; lower it to 16",
+        ),
+        ("distill.margin=-1", "greater than or equal to 0"),
         ("taps=[4, 32]", "teacher.size = 'tiny' has no decoder level at stride 32; take some of [1, 2, 4, 8, 16], or auto"),
     ],
 )
@@ -68,6 +73,14 @@ def test_taps_are_held_against_the_size_before_anything_is_computed():
     assert "taps = [2, 4, 8, 16]: teacher.size = 'small' has no decoder level at stride 16" in refusal(
         "teacher.size=small", "taps=[2,4,8,16]"
     )
+
+
+def test_the_margin_may_take_all_but_two_cells_of_the_coarsest_tap():
+    assert loaded("distill.margin=16").distill.margin == 16
+    assert loaded("distill.margin=24", "taps=[2, 8]").distill.margin == 24
+    assert "lower it to 24," in refusal("distill.margin=25", "taps=[2, 8]")
+    assert loaded("distill.margin=96", "teacher.size=adm-256").distill.margin == 96  # its coarsest tap is 32, of 256 px
+    assert "of the 1 x 1 cells at stride 16; lower it to 0" in refusal("distill.margin=1", "distill.resolution=16")
 
 
 def test_statistics_of_another_noise_step_are_refused():

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dreamteacher.presets import PRESETS, by_size, strides
+from dreamteacher.presets import PRESETS, auto_taps, by_size, strides
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _BATCH = "pictures per optimiser step, over all processes and accumulation parts"
 _PARTS = "parts into which each process splits its share of the batch, to save memory"
+Augment = Literal["natural", "overhead", "no-flip", "none"]
 Init = Literal["scratch", "features", "labels", "mix", "imagenet"]
 
 
@@ -79,7 +80,7 @@ class Teacher(Training):
         description=f"steps between sample grids; all are logged, the last is kept ({by_size('teacher', 'sample_every')})",
     )
     sample_steps: Positive = Field(50, description="DDIM steps for a sample grid")
-    stats_images: Positive = Field(256, description="pictures over which the feature statistics are measured")
+    stats_images: Positive = Field(256, description="train pictures, drawn by seed, over which the feature statistics are measured")
     stats_T: Annotated[int, Field(ge=0)] = Field(
         50, description="noise step at which the feature statistics are measured, of which distill.whitening may make use"
     )
@@ -118,6 +119,11 @@ class Distill(Training):
         description="W of Eq 1: LayerNorm over channels and places, or the teacher's mean and std per channel, measured at T",
     )
     at_weight: Annotated[float, Field(ge=0)] = Field(10.0, description="lambda_AT of Eq 3")
+    margin: Count = Field(
+        0,
+        description="width of the crops' border that loss and explained variance leave out, pixels, rounded up to whole cells of each tap: "
+        "there the generator's features show the border more than the picture",
+    )
     monitor_every: Positive = Field(250, description="steps between measurements of explained variance on held-out unlabelled pictures")
     monitor_images: Positive = Field(
         64, description="held-out unlabelled pictures for that measurement, from which the backbone does not learn features"
@@ -149,6 +155,12 @@ class Finetune(Training):
     """The downstream task, the same budget for every initialisation."""
 
     resolution: Positive = Field(64, description="side of the training crops, pixels")
+    augment: Augment = Field(
+        "natural",
+        description="random changes that leave the labels true: natural (roads, faces, products): scale, horizontal flips, brightness, "
+        "contrast, saturation; overhead (microscopy, satellite): also vertical flips and quarter turns; no-flip (text, traffic signs, "
+        "left and right of a body): natural without flips; none: crops alone, where size or colour is the label",
+    )
     dice_weight: Annotated[float, Field(ge=0)] = Field(
         1.0, description="weight of the Dice loss beside the cross entropy; segmentation only"
     )
@@ -282,6 +294,13 @@ class Params(Section):
             side = getattr(self, name).resolution
             if side % offered[-1]:
                 raise ValueError(f"{name}.resolution = {side} does not fit {size}: take a multiple of {offered[-1]}")
+        coarsest = max(auto_taps(offered) if self.taps == "auto" else self.taps)
+        cells = self.distill.resolution // coarsest
+        if self.distill.margin and cells - 2 * -(-self.distill.margin // coarsest) < 2:
+            raise ValueError(
+                f"distill.margin = {self.distill.margin} leaves less than 2 x 2 of the {cells} x {cells} cells at stride {coarsest}; "
+                f"lower it to {max(0, cells - 2) // 2 * coarsest}, raise distill.resolution, or leave that stride out of taps"
+            )
         if self.distill.whitening == "standardize" and self.teacher.stats_T != self.distill.T:
             raise ValueError(
                 f"distill.whitening = 'standardize' needs statistics of distill.T = {self.distill.T}, "

@@ -39,6 +39,11 @@ def strides(size: str) -> list[int]:
     return [2**level for level in range(LEVELS[size])]
 
 
+def auto_taps(offered: list[int]) -> list[int]:
+    """What `taps: auto` means for a teacher with decoder levels at these strides: the coarsest four but not 1 (Sec 3.1: 4 to 32)."""
+    return [stride for stride in sorted(offered)[-4:] if stride > 1]
+
+
 def by_size(group: str, name: str) -> str:
     """What the sizes other than `tiny` say of a setting, for its description: "by teacher.size; small: 64, adm-256: 256"."""
     values = {size: groups.get(group, {}).get(name) for size, groups in PRESETS.items()}

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from data_sets import write_masks_set
 from dreamteacher.data import dataset
 from dreamteacher.data.dataset import ImageSet, Sample, Samples, few_labelled
-from dreamteacher.data.transforms import finetune_crop, pretrain_crop
+from dreamteacher.data.transforms import AUGMENTATIONS, finetune_crop, pretrain_crop
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.stages import ingest
@@ -94,7 +95,7 @@ def test_loader_workers_give_the_same_items(data):
 def test_labels_are_given_only_where_all_have_one(data):
     images = ImageSet(data, "train")
     assert "label" not in Samples(images, pretrain_crop(8))[0, 0]
-    labelled = Samples(images, finetune_crop("classification", 8), images.labelled())
+    labelled = Samples(images, finetune_crop("classification", 8, AUGMENTATIONS["natural"]), images.labelled())
     batch = next(iter(torch.utils.data.DataLoader(labelled, 19, sampler=[(i, i) for i in range(19)])))
     assert batch["image"].shape == (19, 3, 8, 8)
     assert Counter(batch["label"].tolist()) == {0: 12, 1: 5, 2: 2}
@@ -125,6 +126,19 @@ def test_few_labels_are_fixed_by_seed_and_content(data, tmp_path):
         return {hashlib.sha256(images.read(i).image.tobytes()).hexdigest() for i in few_labelled(images, 6, 0)}
 
     assert contents(images) == contents(more)
+
+
+def test_a_mask_comes_at_the_size_of_its_picture_and_at_its_own(tmp_path):
+    """Ingest keeps the masks of validation pictures whole when it reduces the pictures."""
+    mask = np.random.default_rng(0).integers(0, 2, (40, 60), np.uint8)
+    pictures = [(np.zeros((10, 15, 3), np.uint8), mask), (np.zeros((40, 60, 3), np.uint8), mask)]
+    images = ImageSet(write_masks_set(tmp_path / "data", ["a", "b"], pictures), "val")
+    reduced = np.asarray(Image.fromarray(mask).resize((15, 10), Image.Resampling.NEAREST))
+    for label in (images.label(0), images.read(0).label):
+        assert np.array_equal(label, reduced)
+    assert np.array_equal(images.full_size_label(0), mask)
+    assert [images.size(i) for i in (0, 1)] == [(10, 15), (40, 60)]
+    assert np.array_equal(images.label(1), mask)
 
 
 def test_samples_are_plain_values():

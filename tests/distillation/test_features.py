@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dreamteacher.distillation.features import Quality, embedding_spread, feature_loss, whitening
+from dreamteacher.distillation.features import Quality, embedding_spread, feature_loss, inner_cells, whitening
 from dreamteacher.distillation.objectives import attention_transfer, feature_mse, layernorm_whitening
 from dreamteacher.errors import UserError
 from dreamteacher.teachers.base import Tap
@@ -28,6 +28,34 @@ def test_equation_3_adds_attention_on_raw_targets_to_the_error_on_whitened_ones(
     assert losses["loss"].item() == pytest.approx(mse.item() + 10 * at.item())
     # whitened targets would give another attention term: it is the raw ones that count
     assert attention_transfer(regressed, [layernorm_whitening(t) for t in target]).item() != pytest.approx(at.item(), rel=1e-3)
+
+
+def test_the_margin_takes_whole_cells_of_every_tap() -> None:
+    maps = features(0)
+    for margin, shapes in ((1, [(6, 6), (2, 2)]), (2, [(6, 6), (2, 2)]), (3, [(4, 4), (2, 2)]), (4, [(4, 4), (2, 2)])):
+        inner = inner_cells(maps, [2, 4], margin)
+        assert [tuple(m.shape[2:]) for m in inner] == shapes
+    assert torch.equal(inner[0], maps[0][:, :, 2:6, 2:6])
+    assert inner_cells(maps, [2, 4], 0) is maps
+    with pytest.raises(UserError, match=r"distill\.margin = 7 leaves less than 2 x 2 of the 8 x 8 cells at stride 2") as caught:
+        inner_cells(maps[:1], [2], 7)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_happens_in_the_margin_changes_neither_loss_nor_quality() -> None:
+    """Whitening and attention are those of the inner cells alone."""
+    whiten = whitening("layernorm", TAPS, {}, 50)
+
+    def measured(regressed: list[torch.Tensor], target: list[torch.Tensor]) -> tuple[float, float]:
+        inner = [inner_cells(maps, [2, 4], 4) for maps in (regressed, target)]
+        quality = Quality(TAPS)
+        quality.update(inner[0], whiten(inner[1]))
+        return feature_loss(*inner, whiten, 10.0)["loss"].item(), quality.compute()["explained_variance"]
+
+    loud = [m.clone() for m in features(1)]
+    for m, outer in zip(loud, (2, 1), strict=True):
+        m[:, :, :outer], m[:, :, -outer:], m[..., :outer], m[..., -outer:] = 1e3, -1e3, 7e2, 0
+    assert measured(features(0), loud) == measured(features(0), features(1))
 
 
 def test_statistics_of_another_noise_step_do_not_whiten() -> None:

@@ -52,6 +52,17 @@ def test_pca_colours_are_the_same_for_the_same_features_and_follow_the_main_dire
     assert abs(np.corrcoef(reference[..., 0].ravel(), ramp.ravel())[0, 1]) > 0.99
 
 
+def test_pca_colours_are_those_of_the_picture_and_not_of_its_border() -> None:
+    random = np.random.default_rng(0)
+    maps = random.normal(size=(5, 1, 1)) * np.linspace(-1, 1, 16) * np.ones((16, 1)) + random.normal(size=(5, 16, 16)) * 0.01
+    loud = maps.copy()
+    loud[3, [0, -1]] += 100
+    loud[3, :, [0, -1]] -= 100
+    (quiet,), _ = pca_colours([maps], [])
+    (bordered,), _ = pca_colours([loud], [])
+    assert (bordered[2:-2, 2:-2] == quiet[2:-2, 2:-2]).all()
+
+
 @pytest.mark.parametrize("rows, expected", [([{"a": 1}, {"b": "x,y"}], 'a,b\n1,\n,"x,y"\n'), ([], "\n")])
 def test_a_table_file_has_every_column(tmp_path: Path, rows: list, expected: str) -> None:
     write_table(rows, tmp_path / "new" / "t.csv")

@@ -9,7 +9,7 @@ import torch
 from tiny_chain import Chain, brief_params
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.distillation.features import whitening
+from dreamteacher.distillation.features import inner_cells, whitening
 from dreamteacher.errors import UserError
 from dreamteacher.stages import distill_features
 from dreamteacher.stages.distill_features import _monitor, hold_out
@@ -65,6 +65,24 @@ def test_quality_is_measured_in_parts_of_the_batch_with_the_same_figures(
     for other in figures[1:]:
         assert other == pytest.approx(figures[0], rel=1e-5)
     assert figures[0]["explained_variance"] != 0
+
+
+def test_the_margin_leaves_the_border_out_of_loss_and_quality(
+    chains: dict[str, Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    def watched(maps: list[torch.Tensor], strides: list[int], margin: int) -> list[torch.Tensor]:
+        inner = inner_cells(maps, strides, margin)
+        seen.add((margin, *(tuple(m.shape[2:]) for m in inner)))
+        return inner
+
+    monkeypatch.setattr(distill_features, "inner_cells", watched)
+    made = chains["segmentation"]
+    params = brief_params(made.source, distill={"margin": 5, "steps": 1})
+    metrics = distill_features.run(params, data=made.root / "data", teacher=made.root / "teacher", out=tmp_path / "features")
+    assert seen == {(5, (4, 4), (2, 2))}  # of 8 x 8 and 4 x 4
+    assert metrics["explained_variance"] != made.metrics["features"]["explained_variance"]
 
 
 def test_it_explains_more_of_the_teacher_the_longer_it_learns(chains: dict[str, Chain], tmp_path: Path) -> None:

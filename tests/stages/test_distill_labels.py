@@ -82,6 +82,14 @@ def test_without_weight_of_the_labels_the_mix_is_feature_distillation(chains: di
     assert metrics["loss"] == pytest.approx(metrics["mse"] + 10 * metrics["at"], rel=1e-5)
 
 
+def test_the_margin_is_left_out_of_the_features_and_not_of_the_labels(chains: dict[str, Chain], tmp_path: Path) -> None:
+    chain = chains["segmentation"]
+    whole, inner = (run(chain, tmp_path / str(m), "mix", distill={"margin": m}, labels={"steps": 1}) for m in (0, 4))
+    assert inner["mse"] != whole["mse"]
+    assert inner["at"] != whole["at"]
+    assert inner["labels"] == whole["labels"]
+
+
 def test_features_and_labels_may_be_read_at_different_noise(chains: dict[str, Chain], tmp_path: Path) -> None:
     """The interpreter keeps the step that it was trained at, so only the regressed targets change."""
     chain = chains["segmentation"]

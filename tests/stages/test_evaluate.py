@@ -18,6 +18,7 @@ from PIL import Image
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
+from dreamteacher.report.figures import pca_colours
 from dreamteacher.report.tables import write_table
 from dreamteacher.stage import open_stage
 from dreamteacher.stages import evaluate, ingest
@@ -97,8 +98,8 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr(readout, "LEARNED", 200)
-        patch.setattr(readout, "ASKED", 400)
+        patch.setattr(readout, "SUPPORT_PIXELS", 200)
+        patch.setattr(readout, "QUERY_PIXELS", 400)
         make_pictures(task, root / "pictures", np.random.default_rng(0))
         ingest.run(params, source=root / "pictures", out=root / "data")
         torch.manual_seed(0)
@@ -192,6 +193,27 @@ def test_all_drawings_and_curves_are_there_inside_and_outside(chain: Chain) -> N
     assert (plots / "distill_quality.csv").read_text() == "step,explained_variance\n2,0.1\n"
 
 
+@pytest.mark.parametrize("margin", [0, 4])
+def test_feature_pictures_show_the_cells_of_the_picture_alone(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, margin: int
+) -> None:
+    """Neither those of the padding to whole multiples nor, with distill.margin, those of the reflected surroundings."""
+    shapes = []
+
+    def watched(reference: list[np.ndarray], others: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        shapes.append([maps.shape[1:] for maps in (*reference, *others)])
+        return pca_colours(reference, others)
+
+    monkeypatch.setattr(evaluate, "pca_colours", watched)
+    monkeypatch.setattr(evaluate, "read_stage", lambda _: {"params": {"distill": {"T": 5, "whitening": "layernorm", "margin": margin}}})
+    val = ImageSet(chain.root / "data", "val")
+    shown = [next(i for i in range(len(val)) if val.size(i) == size) for size in ((40, 48), (33, 50))]
+    evaluate._draw_features(val, chain.root / "teacher", chain.root / "features", shown, tmp_path)
+    strides = [tap.stride for tap in decoder_taps(build_unet("tiny", SIDE))[2:]]
+    assert shapes == [2 * [(-(-40 // s), 48 // s), (-(-33 // s), -(-50 // s))] for s in strides]
+    assert (tmp_path / "pca_1.png").exists()
+
+
 def test_a_second_run_gives_the_same_bytes(chain: Chain) -> None:
     chain.run("again")
     first, second = chain.root / "evaluation", chain.root / "again"
@@ -210,7 +232,7 @@ def test_lost_metrics_and_plots_come_back_without_computing(chain: Chain, monkey
     assert (chain.root / "plots" / "evaluation" / "overlays" / "1.png").exists()
 
 
-def test_figures_of_another_run_are_replaced_only_when_told(chain: Chain, tmp_path: Path) -> None:
+def test_figures_of_another_run_are_replaced_only_with_overwrite(chain: Chain, tmp_path: Path) -> None:
     before = (chain.root / "metrics" / "evaluation.json").read_bytes()
     places = {"metrics": chain.root / "metrics" / "evaluation.json", "plots": chain.root / "plots" / "evaluation"}
     params = chain.params.model_copy(update={"compare": chain.params.compare.model_copy(update={"inits": ["scratch"]})})

@@ -13,6 +13,7 @@ from tiny_chain import INITS, Chain, brief_params
 
 import dreamteacher
 from dreamteacher.data.dataset import ImageSet, few_labelled
+from dreamteacher.data.transforms import AUGMENTATIONS, finetune_crop
 from dreamteacher.errors import UserError
 from dreamteacher.stages import finetune
 from dreamteacher.students.backbone import load_backbone
@@ -82,6 +83,15 @@ def test_which_others_are_compared_is_no_part_of_a_result(chain: Chain, monkeypa
     params = brief_params(chain.source, compare={"seeds": [0, 1, 2, 3]})
     metrics = finetune.run(params, data=chain.root / "data", init="scratch", seed=0, out=chain.root / "finetune/scratch")
     assert metrics == chain.metrics["finetune/scratch"]
+
+
+def test_pictures_are_augmented_as_the_settings_say(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    monkeypatch.setattr(finetune, "finetune_crop", lambda *args: used.append(args) or finetune_crop(*args))
+    params = brief_params(chain.source, finetune={"steps": 1, "augment": "overhead"})
+    finetune.run(params, data=chain.root / "data", init="scratch", seed=0, out=tmp_path / "model")
+    assert used == [(chain.task, 32, AUGMENTATIONS["overhead"])]
+    assert brief_params(chain.source).finetune.augment == "natural"
 
 
 def test_what_does_not_fit_is_refused_in_one_line(chain: Chain, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from dreamteacher.errors import UserError
 from dreamteacher.stages import train_teacher
 from dreamteacher.teachers.diffusion import load_teacher
 from dreamteacher.tracking import Tracker
-from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.order import global_batch
+from dreamteacher.training.randomness import StepRandom, derive_seed
 
 
 def test_the_teacher_is_a_diffusers_pipeline_with_its_taps(chain: Chain) -> None:
@@ -28,10 +29,13 @@ def test_the_teacher_is_a_diffusers_pipeline_with_its_taps(chain: Chain) -> None
     assert (facts["T"], facts["resolution"]) == (10, 16)
 
 
-def test_its_statistics_are_those_of_its_features_on_train_crops(chain: Chain) -> None:
+def test_its_statistics_are_those_of_its_features_on_crops_of_train_pictures_drawn_by_seed(chain: Chain) -> None:
     teacher = load_teacher(chain.root / "teacher")
     samples = Samples(ImageSet(chain.root / "data", "train"), pretrain_crop(16))
-    images = torch.stack([samples[(i, i)]["image"] for i in range(5)])
+    drawn = global_batch(14, 5, derive_seed(0, "statistics"), step=0)
+    assert len({index for index, _ in drawn}) == 5
+    assert max(index for index, _ in drawn) > 5  # not the first ones, which may all be of one class
+    images = torch.stack([samples[item]["image"] for item in drawn])
     statistics = json.loads((chain.root / "teacher/teacher.json").read_text())["statistics"]
     for tap, maps in zip(teacher.taps, teacher.features(images, 10, StepRandom(0, 0, 0, 1)), strict=True):
         np.testing.assert_allclose(statistics[tap.name]["mean"], maps.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)

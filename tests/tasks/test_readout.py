@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
-from dreamteacher.data.dataset import IGNORE
 from dreamteacher.students.neck import resize
-from dreamteacher.tasks.readout import linear, nearest, pixel_features
-from dreamteacher.tasks.scoring import Score
+from dreamteacher.tasks.readout import linear, nearest, pixel_features, standardize
 
 
 def test_good_features_are_read_better_than_random_ones() -> None:
@@ -19,16 +16,48 @@ def test_good_features_are_read_better_than_random_ones() -> None:
     centres = torch.randn(3, 8)
     good = [centres[of] + 0.1 * torch.randn(len(of), 8) for of in (labels, truth)]
     noise = [torch.randn(len(of), 8) for of in (labels, truth)]
-    for read in (linear, lambda *given: nearest(*given, 5)):
+    for read in (linear, lambda *data: nearest(*data, 5)):
         assert accuracy(read(good[0], labels, good[1], 3)) == 1.0
         assert accuracy(read(noise[0], labels, noise[1], 3)) < 0.5
 
 
 def test_nearest_votes_by_cosine_among_k() -> None:
-    known = torch.tensor([[10.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
-    labels, asked = torch.tensor([2, 0, 1]), torch.tensor([[0.2, 0.01], [0.0, 5.0]])
-    assert nearest(known, labels, asked, 3, 1).tolist() == [2, 0]
-    assert nearest(known, torch.tensor([2, 0, 2]), asked, 3, 50).tolist() == [2, 0]
+    support = torch.tensor([[10.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
+    labels, queries = torch.tensor([2, 0, 1]), torch.tensor([[0.2, 0.01], [0.0, 5.0]])
+    assert nearest(support, labels, queries, 3, 1).tolist() == [2, 0]
+    assert nearest(support, torch.tensor([2, 0, 2]), queries, 3, 50).tolist() == [2, 0]
+
+
+def test_dead_and_nearly_dead_channels_take_no_part() -> None:
+    """A ReLU that is 0 on all support pixels, or on all but one, and that some queries wake up."""
+    torch.manual_seed(0)
+    labels, centres = torch.arange(200) % 3, torch.randn(3, 16)
+    support, queries = centres[labels] + torch.randn(200, 16), centres[labels] + torch.randn(200, 16)
+    dead, nearly, constant = torch.zeros(200, 1), torch.zeros(200, 1), torch.full((200, 1), 0.3)
+    nearly[7] = 0.1
+    awake = (torch.rand(200, 1) < 0.3) * 2.0
+    more = [torch.cat([support, dead, nearly, constant], 1), torch.cat([queries, awake, awake, constant + awake], 1)]
+    clean, mended = standardize(support, queries, [16]), standardize(*more, [16 + 3])
+    for without, result in zip(clean, mended, strict=True):
+        assert torch.equal(without, result)
+    assert mended[1].abs().max() < 10
+    for read in (linear, lambda *data: nearest(*data, 5)):
+        assert torch.equal(read(mended[0], labels, mended[1], 3), read(clean[0], labels, clean[1], 3))
+
+
+def test_a_level_of_small_values_is_not_taken_for_dead() -> None:
+    torch.manual_seed(0)
+    support, queries = torch.randn(50, 8), torch.randn(50, 8)
+    scaled = torch.cat([torch.full((4,), 1e-3), torch.ones(4)])
+    for plain, result in zip(standardize(support, queries, [8]), standardize(support * scaled, queries * scaled, [4, 4]), strict=True):
+        torch.testing.assert_close(result, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_backbone_that_gives_the_same_for_all_pixels_is_read_as_chance() -> None:
+    support, labels = standardize(torch.ones(6, 4), torch.ones(3, 4), [2, 2])[0], torch.tensor([0, 1, 1, 1, 0, 1])
+    assert support.shape == (6, 0)
+    assert linear(support, labels, torch.ones(3, 0), 2).tolist() == [1, 1, 1]
+    assert len(nearest(support, labels, torch.ones(3, 0), 2, 4)) == 3
 
 
 def test_pixel_features_are_those_of_the_resized_maps() -> None:
@@ -38,10 +67,3 @@ def test_pixel_features_are_those_of_the_resized_maps() -> None:
     whole = torch.cat([resize(level[None], (16, 24))[0] for level in pyramid])
     read = pixel_features(pyramid, pixels, torch.Size((16, 24)))
     torch.testing.assert_close(read, whole[:, pixels[:, 0], pixels[:, 1]].T)
-
-
-def test_classes_that_do_not_occur_do_not_lower_the_mean() -> None:
-    truth = torch.tensor([[0, 0, 1, IGNORE]])
-    total = Score("segmentation", ["a", "b", "never"])
-    total.update(torch.tensor([[0, 1, 1, 2]]), truth)
-    assert total.compute() == pytest.approx({"miou": 0.5, "accuracy": 2 / 3, "iou_a": 0.5, "iou_b": 0.5})

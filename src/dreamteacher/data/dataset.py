@@ -21,6 +21,8 @@ from dreamteacher.data.decode import decode, decode_mask
 from dreamteacher.errors import UserError
 
 IGNORE = 255  # mask value that no loss or metric counts
+PLACE = ("offset", "length", "label_offset", "label_length", "height", "width")  # columns of the manifest
+UNLIMITED = 1 << 62  # pixels; ingest has checked the sizes
 CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory
 
 
@@ -56,7 +58,7 @@ class ImageSet:
                         self.names.append(row["path"])
                         hashes += bytes.fromhex(row["sha256"])
                         where.append(shards.setdefault(row["shard"], len(shards)))
-                        where.extend(int(row[key] or 0) for key in ("offset", "length", "label_offset", "label_length"))
+                        where.extend(int(row[key] or 0) for key in PLACE)
                         pixels += int(row["width"]) * int(row["height"])
         except FileNotFoundError as error:
             raise UserError(f"{folder} holds no data set ({error.filename} is missing); run `dreamteacher ingest` first") from error
@@ -66,8 +68,8 @@ class ImageSet:
         self.std: list[float] = facts["std"]
         self._hashes = np.frombuffer(hashes, np.uint8).reshape(-1, hashlib.sha256().digest_size)
         self._shards = [folder / "shards" / name for name in shards]
-        # number of the shard, offset and length of the picture, offset and length of the label (length 0: none)
-        self._where = np.frombuffer(where, np.int64).reshape(-1, 5)
+        # number of the shard, offset and length of the picture, offset and length of the label (length 0: none), height and width
+        self._where = np.frombuffer(where, np.int64).reshape(-1, 1 + len(PLACE))
         self.in_memory = pixels * 4 < CACHE_BYTES
         self._cache: dict[int, Sample] = {}
         self._files: dict[tuple[int, int], int] = {}
@@ -86,21 +88,32 @@ class ImageSet:
         """Indices of the pictures that have a label."""
         return np.flatnonzero(self._where[:, 4]).tolist()
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W) of the picture as stored, without decoding it."""
+        height, width = self._where[index, 5:].tolist()
+        return height, width
+
     def label(self, index: int) -> int | np.ndarray | None:
-        """The label alone, without decoding the picture: class id, or uint8 (H, W), or None."""
-        shard, _, _, offset, length = self._where[index].tolist()
+        """The label alone, without decoding the picture: class id, or uint8 (H, W) of the picture's size, or None."""
+        label = self.full_size_label(index)
+        if isinstance(label, np.ndarray) and label.shape != self.size(index):
+            return nearest(label, *self.size(index))
+        return label
+
+    def full_size_label(self, index: int) -> int | np.ndarray | None:
+        """As `label`, but a mask in its own size, which is larger than the picture's where ingest reduced a validation picture."""
+        shard, offset, length = self._where[index, [0, 3, 4]].tolist()
         if not length:
             return None
         data = self._bytes(shard, offset, length)
-        return int(data) if self.task == "classification" else decode_mask(data)
+        return int(data) if self.task == "classification" else decode_mask(data, max_pixels=UNLIMITED)
 
     def read(self, index: int) -> Sample:
         """Picture, label and name at `index` (0 <= index < len)."""
         sample = self._cache.get(index)
         if sample is None:
             shard, offset, length = self._where[index, :3].tolist()
-            # ingest has checked the size, so no limit is needed here
-            image = decode(self._bytes(shard, offset, length), max_pixels=1 << 62).image
+            image = decode(self._bytes(shard, offset, length), max_pixels=UNLIMITED).image
             sample = Sample(image, self.label(index), self.names[index])
             if self.in_memory:
                 self._cache[index] = sample
@@ -116,7 +129,7 @@ class ImageSet:
 class Samples(torch.utils.data.Dataset):
     """What the training loop takes: item (index, seed) -> tensors of the picture at `indices[index]`, transformed with that seed.
 
-    Labels are given only where every one of the pictures has one, so that all items have the same keys. The process' own random
+    Items have a label only where every one of the pictures has one, so that all have the same keys. The process' own random
     state is left as it was: how many workers load the data changes nothing else.
     """
 
@@ -141,6 +154,13 @@ class Samples(torch.utils.data.Dataset):
         if not self._labelled:
             result.pop("label", None)
         return result
+
+
+def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A mask (H, W) by the nearest pixel's centre, as Pillow does. (v2 takes the pixels' corners, which shifts it against the picture.)"""
+    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
+    return mask[rows[:, None], columns]
 
 
 def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:

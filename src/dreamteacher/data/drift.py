@@ -1,4 +1,4 @@
-"""What is new in a data set against the one before, by content, and how far it is from what was known."""
+"""What is new in a data set against the one before, by content, and how far its new pictures are from the old ones."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def mean_shift(old: np.ndarray, new: np.ndarray) -> Shift:
     """
     means = old.mean(0), new.mean(0)
     spread = max(float(old.var(0).sum()) ** 0.5, FLOOR)
-    told = [float(mean[0]) if len(mean) == 1 else float(np.linalg.norm(mean)) for mean in means]
-    return Shift(told[0], told[1], float(np.linalg.norm(means[1] - means[0])) / spread, (1 / len(old) + 1 / len(new)) ** 0.5)
+    levels = [float(mean[0]) if len(mean) == 1 else float(np.linalg.norm(mean)) for mean in means]
+    return Shift(levels[0], levels[1], float(np.linalg.norm(means[1] - means[0])) / spread, (1 / len(old) + 1 / len(new)) ** 0.5)

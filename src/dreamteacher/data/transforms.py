@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,9 +13,33 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from dreamteacher.data.dataset import IGNORE, Sample
+from dreamteacher.data.dataset import IGNORE, Sample, nearest
+from dreamteacher.params import Augment
 
 Transform = Callable[[Sample], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be done to a picture whose label stays true.
+
+    mirror: horizontal flips. turn: vertical flips and quarter turns, too, so that all eight orientations are equally likely.
+    scale: objects come larger and smaller. jitter: largest relative change of brightness, contrast and saturation.
+    """
+
+    mirror: bool = True
+    turn: bool = False
+    scale: bool = True
+    jitter: float = 0.3
+
+
+# By finetune.augment, the domain of the pictures.
+AUGMENTATIONS: dict[Augment, Augmentation] = {
+    "natural": Augmentation(),
+    "overhead": Augmentation(turn=True),
+    "no-flip": Augmentation(mirror=False),
+    "none": Augmentation(mirror=False, scale=False, jitter=0.0),
+}
 
 
 def pretrain_crop(size: int) -> Transform:
@@ -38,27 +63,40 @@ def pretrain_crop(size: int) -> Transform:
     return transform
 
 
-def finetune_crop(task: Literal["segmentation", "classification"], size: int) -> Transform:
-    """The augmentation usual for the task; returns a function Sample -> {"image", "label"} as `pretrain_crop` does.
+def finetune_crop(task: Literal["segmentation", "classification"], size: int, augmentation: Augmentation) -> Transform:
+    """The crops usual for the task, augmented; returns a function Sample -> {"image", "label"} as `pretrain_crop` does.
 
-    Segmentation: a random scale from 0.5 to 2 (log-uniform), a random crop (reflected where the picture ends), horizontal and
-    vertical flips, colour jitter. Classification: RandomResizedCrop (8 to 100 % of the area), horizontal flip, colour jitter.
-    The jitter leaves the hue alone: that step alone takes four times as long as all others.
+    Segmentation: a random crop (reflected where the picture ends), whose scale is 0.5 to 2 (log-uniform) with `scale`, else 1.
+    Classification: RandomResizedCrop (8 to 100 % of the area) with `scale`, else a random crop of the picture whose shorter side has
+    `size` pixels, as in evaluation. The jitter leaves the hue alone: that step alone takes four times as long as all others.
     """
-    jitter = [v2.ToDtype(torch.float32, scale=True), v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)]
+    steps: list[v2.Transform] = []
     if task == "classification":
-        classify = v2.Compose([v2.RandomResizedCrop((size, size), antialias=True), v2.RandomHorizontalFlip(), *jitter])
-        return lambda sample: _apply(classify, sample.image, sample.label)
-    segment = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), *jitter])
+        crop = v2.RandomResizedCrop((size, size), antialias=True)
+        steps += [crop] if augmentation.scale else [v2.Resize(size, antialias=True), v2.RandomCrop(size)]
+    steps += [v2.RandomHorizontalFlip()] if augmentation.mirror else []
+    steps += [v2.RandomVerticalFlip()] if augmentation.turn else []
+    steps += [v2.ToDtype(torch.float32, scale=True)]
+    if jitter := augmentation.jitter:
+        steps += [v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter)]
+    augment = v2.Compose(steps)
 
     def transform(sample: Sample) -> dict[str, Tensor]:
-        scale, down, across = torch.rand(3).tolist()
-        side = round(size / 2 ** (2 * scale - 1))  # the window that becomes `size` pixels: cutting before scaling saves most of the work
-        image, label = _pad(sample.image, side, side), sample.label
-        top, left = int(down * (image.shape[0] - side + 1)), int(across * (image.shape[1] - side + 1))
-        if isinstance(label, np.ndarray):
-            label = _nearest(_pad(label, side, side)[top : top + side, left : left + side], size, size)
-        return _apply(segment, _scale(image[top : top + side, left : left + side], size, size), label)
+        image, label = sample.image, sample.label
+        if task == "segmentation":
+            scale, down, across = torch.rand(3).tolist()
+            # The window that becomes `size` pixels: cutting before scaling saves most of the work.
+            side = round(size / 2 ** (2 * scale - 1)) if augmentation.scale else size
+            image = _pad(image, side, side)
+            top, left = int(down * (image.shape[0] - side + 1)), int(across * (image.shape[1] - side + 1))
+            image = _scale(image[top : top + side, left : left + side], size, size)
+            if isinstance(label, np.ndarray):
+                label = nearest(_pad(label, side, side)[top : top + side, left : left + side], size, size)
+        item = _apply(augment, image, label)
+        # Together with both flips a transposition gives all eight orientations of a square.
+        if augmentation.turn and torch.rand(()) < 0.5:
+            item = {key: value.mT.contiguous() if value.ndim else value for key, value in item.items()}
+        return item
 
     return transform
 
@@ -76,7 +114,7 @@ def whole(multiple: int = 32, size: int | None = None) -> Transform:
             short = min(image.shape[:2])
             height, width = (round(side * size / short) for side in image.shape[:2])
             image = _scale(image, height, width)
-            label = _nearest(label, height, width) if isinstance(label, np.ndarray) else label
+            label = nearest(label, height, width) if isinstance(label, np.ndarray) else label
         height, width = (-(-side // multiple) * multiple for side in image.shape[:2])
         if isinstance(label, np.ndarray):
             label = np.pad(label, [(0, height - label.shape[0]), (0, width - label.shape[1])], constant_values=IGNORE)
@@ -89,13 +127,6 @@ def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """(H, W, 3) bilinear, antialiased."""
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return F.resize(planes, [height, width], antialias=True).numpy().transpose(1, 2, 0)
-
-
-def _nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W) by the nearest pixel's centre. (v2 scales masks by their pixels' corners, which shifts them against the picture.)"""
-    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
-    return mask[rows[:, None], columns]
 
 
 def _pad(array: np.ndarray, height: int, width: int) -> np.ndarray:

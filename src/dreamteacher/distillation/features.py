@@ -38,6 +38,29 @@ def whitening(kind: str, taps: list[Tap], facts: dict[str, Any], T: int) -> Call
     return lambda maps: [standardize_whitening(m, mean.to(m), std.to(m)) for m, (mean, std) in zip(maps, measured, strict=True)]
 
 
+def inner_cells(maps: list[Tensor], strides: list[int], margin: int) -> list[Tensor]:
+    """Maps `(B, C_l, h_l, w_l)` at `strides` without the ceil(margin / stride) outer cells of each side; `margin` in pixels.
+
+    Convolutions pad with zeros, so near the border of a crop a generator's features show that border; with random crops they also
+    differ from those that the same place has in the middle of another crop.
+
+    Raises:
+        UserError: fewer than two cells would be left in a row or column.
+    """
+    if not margin:
+        return maps
+    inner = []
+    for of_tap, stride in zip(maps, strides, strict=True):
+        outer, (height, width) = -(-margin // stride), of_tap.shape[2:]
+        if min(height, width) - 2 * outer < 2:
+            raise UserError(
+                f"distill.margin = {margin} leaves less than 2 x 2 of the {height} x {width} cells at stride {stride}; "
+                "lower it, raise distill.resolution, or leave that stride out of taps"
+            )
+        inner.append(of_tap[:, :, outer : height - outer, outer : width - outer])
+    return inner
+
+
 def feature_loss(
     regressed: list[Tensor], target: list[Tensor], whiten: Callable[[list[Tensor]], list[Tensor]], at_weight: float
 ) -> dict[str, Tensor]:
@@ -48,7 +71,7 @@ def feature_loss(
 
 
 class Quality:
-    """The label-free signal: explained variance of each tap on held-out pictures, given batch by batch."""
+    """The label-free signal: explained variance of each tap on held-out pictures, batch by batch."""
 
     def __init__(self, taps: list[Tap]):
         self._explained = {f"ev_stride{tap.stride}": ExplainedVariance() for tap in taps}

@@ -47,9 +47,10 @@ def pca_colours(reference: Sequence[np.ndarray], others: Sequence[np.ndarray]) -
     """The three main directions of `reference` as red, green and blue, of it and of `others`.
 
     Both hold maps `(C, h, w)` of the same features, of any sizes. Colours are comparable between all of them: they span the
-    middle 96 % of the reference's values. Returns uint8 `(h, w, 3)` each.
+    middle 96 % of the reference's values. Directions and span are those of the reference without the outer eighth of each side, where
+    the padding of convolutions would outweigh all that the picture shows. Returns uint8 `(h, w, 3)` each.
     """
-    flat = np.concatenate([maps.reshape(len(maps), -1).T for maps in reference]).astype(np.float64)
+    flat = np.concatenate([_inner(maps).reshape(len(maps), -1).T for maps in reference]).astype(np.float64)
     mean = flat.mean(0)
     directions = np.linalg.eigh(np.cov(flat - mean, rowvar=False))[1][:, ::-1][:, :3]
     directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(3)])  # eigh leaves the signs open
@@ -60,6 +61,11 @@ def pca_colours(reference: Sequence[np.ndarray], others: Sequence[np.ndarray]) -
         return ((values - low) / np.maximum(high - low, 1e-12) * 255).clip(0, 255).astype(np.uint8)
 
     return [colour(maps) for maps in reference], [colour(maps) for maps in others]
+
+
+def _inner(maps: np.ndarray) -> np.ndarray:
+    down, across = maps.shape[1] // 8, maps.shape[2] // 8
+    return maps[:, down : maps.shape[1] - down, across : maps.shape[2] - across]
 
 
 def save_bars(values: dict[str, list[float]], label: str, path: Path) -> None:

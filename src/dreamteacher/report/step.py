@@ -35,7 +35,7 @@ def tell(folder: Path, out: Any, metrics: Any, page: Any) -> None:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What tells one artifact from another: stage, digest, figures, and, as far as it has them, data hash, classes, taps, backbone."""
+    """What distinguishes an artifact: stage, digest, figures, and, as far as it has them, data hash, classes, taps, backbone."""
     record = read_stage(folder)
     found = {"stage": record["stage"], "digest": record["digest"], "version": record["version"], **record["metrics"]}
     found |= {key: record["params"][key] for key in ("init", "mode", "seed") if key in record["params"]}
@@ -43,8 +43,8 @@ def facts(folder: Path) -> dict[str, Any]:
         found["backbone"] = student["backbone"]
     for file, keys in (("dataset.json", ("hash", "task", "classes")), ("teacher.json", ("taps",)), ("task.json", ("task", "classes"))):
         if (folder / file).exists():
-            known = json.loads((folder / file).read_text())
-            found |= {key: known[key] for key in keys}
+            described = json.loads((folder / file).read_text())
+            found |= {key: described[key] for key in keys}
     return found
 
 

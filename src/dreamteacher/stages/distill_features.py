@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import Quality, embedding_spread, feature_loss, whitening
+from dreamteacher.distillation.features import Quality, embedding_spread, feature_loss, inner_cells, whitening
 from dreamteacher.errors import UserError
 from dreamteacher.params import Distill, Params
 from dreamteacher.report.tables import write_table
@@ -53,8 +53,9 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
         samples, held_out = hold_out(ImageSet(data, "train"), settings.monitor_images, settings.resolution, params.seed)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            target = generator.features(batch["image"], settings.T, random)
-            return feature_loss(model(normalize(batch["image"], mean, std)), target, whiten, settings.at_weight)
+            target = inner_cells(generator.features(batch["image"], settings.T, random), strides, settings.margin)
+            regressed = inner_cells(model(normalize(batch["image"], mean, std)), strides, settings.margin)
+            return feature_loss(regressed, target, whiten, settings.at_weight)
 
         trained = train(
             regressor,
@@ -111,13 +112,15 @@ def _monitor(
     def measure(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, FeatureRegressor)
         device = next(model.parameters()).device
-        quality, embeddings = Quality(generator.taps), []
+        quality, embeddings, strides = Quality(generator.taps), [], [tap.stride for tap in generator.taps]
         for part, batch in enumerate(images.chunk(parts)):
             pictures = batch.to(device)
             target = generator.features(pictures, settings.T, StepRandom(0, 0, part, parts, device))
+            target = inner_cells(target, strides, settings.margin)
             pyramid = model.backbone(normalize(pictures, model.backbone.mean, model.backbone.std))
             embeddings.append(model.backbone.embed(pyramid))
-            quality.update(model.regress(pyramid, pictures.shape[2:]), whiten(target))
+            regressed = inner_cells(model.regress(pyramid, pictures.shape[2:]), strides, settings.margin)
+            quality.update(regressed, whiten(target))
         spread = embedding_spread(torch.cat(embeddings))
         if spread < COLLAPSED:
             print(

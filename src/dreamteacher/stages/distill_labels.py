@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import feature_loss, whitening
+from dreamteacher.distillation.features import feature_loss, inner_cells, whitening
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.distillation.mix import MixStudent
 from dreamteacher.distillation.objectives import soft_label_cross_entropy
@@ -61,7 +61,7 @@ def run(
         _check_interpreter(interpreter, facts, data, images, generator.taps)
         torch.manual_seed(seed)
         student = _build_student(params, images, generator.taps, features, mode)
-        mean, std = student.task.mean, student.task.std
+        mean, std, strides = student.task.mean, student.task.std, [tap.stride for tap in generator.taps]
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
             pictures = batch["image"]
@@ -74,6 +74,7 @@ def run(
                 return {"loss": labels}
             if facts["T"] != params.distill.T:
                 targets = generator.features(pictures, params.distill.T, random)
+            regressed, targets = (inner_cells(maps, strides, params.distill.margin) for maps in (regressed, targets))
             losses = feature_loss(regressed, targets, whiten, params.distill.at_weight)
             return {**losses, "loss": losses["loss"] + settings.label_weight * labels, "labels": labels}
 

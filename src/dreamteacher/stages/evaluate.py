@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from dreamteacher.data.dataset import ImageSet, few_labelled
@@ -51,7 +53,8 @@ def run(
 
     `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: figures in [0, 1] (`miou`, `accuracy`, `iou_CLASS`, or `top1`,
     `accuracy_CLASS`), and for scratch and features those of the backbone before fine-tuning, `linear_` and `knn_` (see
-    `readout.read_out`). The spread is the sample standard deviation over seeds, 0 for one seed.
+    `readout.read_out`). Masks are compared at their own size, for the read-outs at that of the pictures, which ingest.short_side
+    may have reduced. The spread is the sample standard deviation over seeds, 0 for one seed.
 
     Returns:
         The same without those of single classes, as INIT_FIGURE_mean and so on.
@@ -64,7 +67,7 @@ def run(
     recorded = params.section("few_labels", "evaluate") | {"inits": params.compare.inits, "seeds": params.compare.seeds}
     inputs = {"data": data, "teacher": teacher, "features": features}
     inputs |= {f"finetuned/{init}/{seed}": folder for (init, seed), folder in models.items()}
-    trained = _alike(models)
+    trained = _common_settings(models)
     with open_stage("evaluate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if not overwrite:
             _refuse_to_replace(metrics, plots, by=out if stage.done else None)
@@ -72,7 +75,7 @@ def run(
             train, val = ImageSet(data, "train"), ImageSet(data, "val")
             if not val.labelled():
                 raise UserError(f"the validation split of {data} has no labels; give ingest.source some to compare models by")
-            rows, answers = _score(params, models, val)
+            rows, predictions = _score(params, models, val)
             _read_out(params, rows, trained=trained, features=features, train=train, val=val)
             results = _over_seeds(rows)
             write_table(rows, stage.tmp / "per_model.csv")
@@ -81,9 +84,9 @@ def run(
             of_init = {init: [row[headline] for row in rows if row["init"] == init] for init in results}
             save_bars(of_init, {"miou": "mIoU", "top1": "top-1 accuracy"}[headline], stage.tmp / "results.png")
             _write_curves(models, teacher, features, stage.tmp)
-            _draw_answers(val, answers, stage.tmp / "overlays")
+            _draw_predictions(val, predictions, stage.tmp / "overlays")
             if params.evaluate.overlays:
-                _draw_features(val, teacher, features, _shown(val, min(PCA_PICTURES, params.evaluate.overlays)), stage.tmp)
+                _draw_features(val, teacher, features, _spread_over(val, min(PCA_PICTURES, params.evaluate.overlays)), stage.tmp)
             for name in ("results.png", "overlays"):
                 if (stage.tmp / name).exists():
                     stage.tracker.artifact(stage.tmp / name)
@@ -93,7 +96,7 @@ def run(
                 for key, value in figures.items()
                 if key.removesuffix("_mean").removesuffix("_std") in ("miou", "top1", f"linear_{headline}", f"knn_{headline}", "n_seeds")
             }
-    hand_out(out, metrics, plots)
+    copy_results(out, metrics, plots)
     return stage.metrics
 
 
@@ -105,11 +108,11 @@ def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None) -> None:
         raise UserError(f"{taken} holds the result of another run; name another --metrics and --plots, or give --overwrite to replace it")
 
 
-def _alike(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
+def _common_settings(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
     """The settings that all the models were trained with.
 
     Raises:
-        UserError: a model is missing, or one had other settings or data than the first: such a comparison would say nothing.
+        UserError: a model is missing, or one had other settings or data than the first: such models cannot be compared.
     """
     first: tuple[Path, Any] | None = None
     for folder in models.values():
@@ -122,7 +125,7 @@ def _alike(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
     return first[1][0]
 
 
-def _shown(val: ImageSet, count: int) -> list[int]:
+def _spread_over(val: ImageSet, count: int) -> list[int]:
     """Up to `count` labelled pictures, spread over the split."""
     labelled = val.labelled()
     count = min(count, len(labelled))
@@ -131,14 +134,14 @@ def _shown(val: ImageSet, count: int) -> list[int]:
 
 def _score(params: Params, models: dict[tuple[Any, int], Path], val: ImageSet) -> tuple[list[dict[str, Any]], dict[str, dict[int, Any]]]:
     """A row of figures for each model, and the predictions of each init's first seed for the pictures that are drawn."""
-    shown = _shown(val, params.evaluate.overlays)
+    shown = _spread_over(val, params.evaluate.overlays)
     rows: list[dict[str, Any]] = []
-    answers: dict[str, dict[int, Any]] = {}
+    predictions: dict[str, dict[int, Any]] = {}
     for (init, seed), folder in models.items():
         figures, kept = score(load_task_model(folder), val, params.evaluate.batch_size, this_process().device, keep=shown)
         rows.append({"init": init, "seed": seed, **figures})
-        answers.setdefault(init, kept)
-    return rows, answers
+        predictions.setdefault(init, kept)
+    return rows, predictions
 
 
 def _read_out(
@@ -194,35 +197,44 @@ def _curve(folder: Path, columns: list[str]) -> list[dict[str, str]]:
         return [{name: row[name] for name in ("step", *columns)} for row in csv.DictReader(file) if all(row.get(name) for name in columns)]
 
 
-def _draw_answers(val: ImageSet, answers: dict[str, dict[int, Any]], folder: Path) -> None:
+def _draw_predictions(val: ImageSet, predictions: dict[str, dict[int, Any]], folder: Path) -> None:
     """For each picture truth and predictions: as tints for segmentation, in words for classification."""
-    for number, index in enumerate(sorted(next(iter(answers.values())))):
+    for number, index in enumerate(sorted(next(iter(predictions.values())))):
         sample = val.read(index)
+        labels: dict[str, Any] = {"truth": sample.label, **{init: kept[index] for init, kept in predictions.items()}}
         if val.task == "segmentation":
-            said = {"truth": sample.label, **{init: kept[index] for init, kept in answers.items()}}
-            panels = [("picture", sample.image), *((name, overlay(sample.image, mask)) for name, mask in said.items())]
+            panels = [("picture", sample.image), *((name, overlay(sample.image, mask)) for name, mask in labels.items())]
         else:
-            named = {"truth": sample.label, **{init: kept[index] for init, kept in answers.items()}}
-            panels = [("\n".join(f"{name}: {val.classes[label]}" for name, label in named.items()), sample.image)]
+            panels = [("\n".join(f"{name}: {val.classes[label]}" for name, label in labels.items()), sample.image)]
         save_panels([panels], folder / f"{number}.png")
 
 
 @torch.inference_mode()
 def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int], folder: Path) -> None:
-    """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation."""
+    """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation.
+
+    Pictures are extended by reflection as far as distill.margin, so that all that is shown lies as deep inside as what was distilled.
+    """
     distill = read_stage(features)["params"]["distill"]
     device = this_process().device
     student = load_regressor(features)
     generator = load_teacher(teacher, student.heads.strides).to(device)
     student.eval().to(device)
     whiten = whitening(distill["whitening"], generator.taps, read_facts(teacher), distill["T"])
+    extension = -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
     targets, regressed = [], []
     for index in shown:
-        picture = whole()(val.read(index))["image"][None].to(device)
-        maps = whiten(generator.features(picture, distill["T"], StepRandom(0, index, 0, 1, device)))
+        sample = val.read(index)
+        height, width = sample.image.shape[:2]
+        extended = np.pad(sample.image, [(extension, extension), (extension, extension), (0, 0)], mode="reflect")
+        picture = whole()(replace(sample, image=extended, label=None))["image"][None].to(device)
+        # The cells of the picture itself, by stride.
+        cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in (height, width)] for s in student.heads.strides}
+        maps = generator.features(picture, distill["T"], StepRandom(0, index, 0, 1, device))
+        maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(maps, generator.taps, strict=True)])
         targets.append([m[0].cpu().numpy() for m in maps])
         maps = student(normalize(picture, student.backbone.mean, student.backbone.std))
-        regressed.append([m[0].cpu().numpy() for m in maps])
+        regressed.append([m[0, :, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
     coloured = [pca_colours([t[tap] for t in targets], [r[tap] for r in regressed]) for tap in range(len(generator.taps))]
     for number, index in enumerate(shown):
         names = [f"stride {tap.stride}" for tap in generator.taps]
@@ -231,14 +243,14 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
         save_panels([above, below], folder / f"pca_{number}.png")
 
 
-def hand_out(out: Path, metrics: Path, plots: Path) -> None:
-    """Copy what is missing or different, each file at once; drawings of a former, longer series go."""
-    given = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (RECORD, METRICS_FILE)]
+def copy_results(out: Path, metrics: Path, plots: Path) -> None:
+    """Copy an evaluation's metrics and plots where they are missing or differ, each file at once; remove drawings that it does not have."""
+    files = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (RECORD, METRICS_FILE)]
     _copy(out / METRICS_FILE, metrics)
-    for file in given:
+    for file in files:
         _copy(out / file, plots / file)
     for left in [*plots.glob("overlays/*.png"), *plots.glob("pca_*.png")]:
-        if left.relative_to(plots) not in given:
+        if left.relative_to(plots) not in files:
             left.unlink()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
-from dreamteacher.data.transforms import finetune_crop
+from dreamteacher.data.transforms import AUGMENTATIONS, finetune_crop
 from dreamteacher.errors import UserError
 from dreamteacher.params import Init, Params
 from dreamteacher.report.tables import write_table
@@ -41,9 +41,7 @@ def run(
         `loss` over the last records and `n_labels`.
     """
     settings = params.finetune
-    # Which other initialisations and seeds are compared is no part of this one.
-    own = {k: v for k, v in params.section("finetune")["finetune"].items() if k not in ("inits", "seeds")}
-    recorded = {**params.section("few_labels", "student"), "finetune": own, "init": init, "seed": seed}
+    recorded = {**params.section("few_labels", "student", "finetune"), "init": init, "seed": seed}
     inputs = {"data": data} if backbone is None else {"data": data, "backbone": backbone}
     with open_stage("finetune", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
@@ -67,7 +65,7 @@ def run(
         trained = train(
             model,
             step,
-            Samples(images, finetune_crop(images.task, settings.resolution), few),
+            Samples(images, finetune_crop(images.task, settings.resolution, AUGMENTATIONS[settings.augment]), few),
             settings,
             seed=seed,
             checkpoints=stage.checkpoints,

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from dreamteacher.params_file import save_overrides
-from dreamteacher.stages.evaluate import hand_out
+from dreamteacher.stages.evaluate import copy_results
 from dreamteacher.versioning import Clone, put
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path],
         source = save_overrides(settings, overrides).ingest.source
         places = clone.places()
         filled = put(outputs, places, clone.folder)
-        hand_out(filled["evaluate"], clone.folder / "metrics/evaluate.json", clone.folder / "plots/evaluate")
+        copy_results(filled["evaluate"], clone.folder / "metrics/evaluate.json", clone.folder / "plots/evaluate")
         for place in places:
             if not place.ours:  # marks that dvc.yaml makes by a shell command
                 clone.dvc("repro", "--single-item", place.stage)

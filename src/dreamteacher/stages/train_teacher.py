@@ -16,8 +16,9 @@ from dreamteacher.report.tables import write_table
 from dreamteacher.stage import open_stage
 from dreamteacher.teachers.diffusion import DiffusionTeacher, build_scheduler, build_unet, denoising_loss, load_unet, save_teacher
 from dreamteacher.training.loop import train
+from dreamteacher.training.order import global_batch
 from dreamteacher.training.processes import this_process
-from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.randomness import StepRandom, derive_seed
 
 
 def run(params: Params, *, data: Path, out: Path, start: Path | None = None, overwrite: bool = False) -> dict[str, float]:
@@ -91,15 +92,16 @@ def _save_grid(unet: nn.Module, params: Params, path: Path) -> None:
 
 
 def _feature_statistics(unet: UNet2DModel, samples: Samples, params: Params) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Mean and standard deviation of each tap's channels at step `stats_T`, for whitening by `standardize`."""
+    """Mean and standard deviation of each tap's channels at step `stats_T`, over pictures drawn by the seed, for `standardize`."""
     settings = params.teacher
     copy = build_unet(settings.size, settings.resolution)
     copy.load_state_dict(unet.state_dict())
     teacher = DiffusionTeacher(copy, build_scheduler(settings.T_train)).to(this_process().device)
     sums = {tap.name: torch.zeros(3, tap.channels, dtype=torch.float64) for tap in teacher.taps}
-    count = min(settings.stats_images, len(samples))
-    for start in range(0, count, 16):
-        images = torch.stack([samples[(i, i)]["image"] for i in range(start, min(start + 16, count))]).to(this_process().device)
+    # Drawn, since pictures lie sorted by class folder and source.
+    drawn = global_batch(len(samples), min(settings.stats_images, len(samples)), derive_seed(params.seed, "statistics"), step=0)
+    for start in range(0, len(drawn), 16):
+        images = torch.stack([samples[item]["image"] for item in drawn[start : start + 16]]).to(this_process().device)
         random = StepRandom(params.seed, start, 0, 1, images.device)
         for tap, maps in zip(teacher.taps, teacher.features(images, settings.stats_T, random), strict=True):
             flat = maps.double().movedim(1, 0).flatten(1).cpu()

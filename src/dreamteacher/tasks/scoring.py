@@ -11,10 +11,12 @@ from torch import Tensor
 
 from dreamteacher.data.dataset import IGNORE, ImageSet
 from dreamteacher.data.transforms import whole
+from dreamteacher.students.neck import resize
 from dreamteacher.tasks import classification, segmentation
 from dreamteacher.tasks.model import TaskModel, normalize
 
 PENDING = 8  # batches that wait at most for companions of their size
+RESIZED = 1 << 26  # logits that are resized at once
 
 
 class Score:
@@ -26,10 +28,11 @@ class Score:
         self._seen = torch.zeros(len(classes), dtype=torch.long)
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Two int64 tensors of one shape; where `truth` is IGNORE nothing is counted."""
+        """Two int64 tensors of one shape; of masks, nothing is counted where `truth` is IGNORE."""
         predicted, truth = predicted.cpu(), truth.cpu()
         self._metrics.update(predicted, truth)
-        self._seen += torch.bincount(truth[truth != IGNORE].flatten(), minlength=len(self.classes))
+        counted = truth[truth != IGNORE] if self.dense else truth.flatten()
+        self._seen += torch.bincount(counted, minlength=len(self.classes))
 
     def compute(self) -> dict[str, float]:
         """Figures in [0, 1].
@@ -81,18 +84,41 @@ def score(
 ) -> tuple[dict[str, float], dict[int, Any]]:
     """The figures of `model` on all labelled pictures of `images`.
 
+    Masks are compared at their own size: where ingest reduced the picture, the logits are resized to the mask (bilinear), not the mask
+    to the picture, in which thin objects may be lost.
+
     Returns:
-        What `Score.compute` says, and the predictions for the pictures in `keep` by index: class id, or uint8 (H, W).
+        What `Score.compute` returns, and the predictions for the pictures in `keep` by index: class id, or uint8 (H, W) of the
+        picture's size.
     """
     totals = Score(model.task, model.classes)
     kept: dict[int, Any] = {}
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for indices, batch in whole_batches(images, images.labelled(), batch_size, picture_size(model.task, model.size)):
         pictures = batch["image"].to(device, memory_format=torch.channels_last)
-        predicted = model(normalize(pictures, model.mean, model.std)).argmax(1).cpu()
-        totals.update(predicted, batch["label"])
-        for index, answer in zip(indices, predicted, strict=True):
+        logits = model(normalize(pictures, model.mean, model.std))
+        if not totals.dense:
+            predicted = logits.argmax(1)
+            totals.update(predicted, batch["label"])
+            kept |= {index: int(label) for index, label in zip(indices, predicted, strict=True) if index in keep}
+            continue
+        for index, padded in zip(indices, logits, strict=True):
+            height, width = images.size(index)
+            own, truth = padded[:, :height, :width], torch.from_numpy(images.full_size_label(index)).long()
+            totals.update(resized_argmax(own, truth.shape), truth)
             if index in keep:
-                height, width = images.read(index).image.shape[:2]
-                kept[index] = answer[:height, :width].numpy().astype(np.uint8) if totals.dense else int(answer)
+                kept[index] = own.argmax(0).cpu().numpy().astype(np.uint8)
     return totals.compute(), kept
+
+
+def resized_argmax(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """The class of each pixel, int64 `(H, W)` of `size`, from logits `(K, h, w)`, resized for a few classes at a time to save memory."""
+    if logits.shape[1:] == size:
+        return logits.argmax(0)
+    best, classes = torch.full(size, -torch.inf, device=logits.device), torch.zeros(size, dtype=torch.long, device=logits.device)
+    at_once = max(1, RESIZED // (size[0] * size[1]))
+    for first in range(0, len(logits), at_once):
+        values, found = resize(logits[None, first : first + at_once], size)[0].max(0)
+        classes = torch.where(values > best, found + first, classes)
+        best = torch.maximum(values, best)
+    return classes

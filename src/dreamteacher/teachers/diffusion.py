@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
+from dreamteacher.presets import auto_taps
 from dreamteacher.teachers.base import Tap
 from dreamteacher.training.randomness import StepRandom
 
@@ -187,11 +188,8 @@ def _damaged(folder: Path, error: Exception) -> UserError:
 
 
 def choose_strides(folder: Path, taps: list[int] | Literal["auto"]) -> list[int]:
-    """The tap strides that `taps` means for this teacher; auto: the coarsest four but not 1 (of adm-256, Sec 3.1: 4, 8, 16, 32)."""
-    if taps != "auto":
-        return sorted(taps)
-    offered = sorted(int(tap["stride"]) for tap in read_facts(folder)["taps"])
-    return [stride for stride in offered[-4:] if stride > 1]
+    """The tap strides that `taps` means for this teacher, fine to coarse; auto: see `presets.auto_taps`."""
+    return sorted(taps) if taps != "auto" else auto_taps([int(tap["stride"]) for tap in read_facts(folder)["taps"]])
 
 
 def load_unet(unet: UNet2DModel, folder: Path) -> None:
