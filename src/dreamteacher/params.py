@@ -70,9 +70,19 @@ class Teacher(Training):
     """The generator: a DDPM trained on the unlabelled pictures."""
 
     size: Literal["tiny", "small", "adm-256"] = Field(
-        "tiny", description="widths and depth of the U-Net: the demo's, 64 px, or the paper's (Tab 16); what it entails is said at each"
+        "tiny", description="widths and depth of the U-Net: the demo's, a larger one, or the paper's (Tab 16); what follows is said at each"
     )
-    resolution: Positive = Field(32, description=f"side of the random crops it learns from, pixels ({by_size('teacher', 'resolution')})")
+    pretrained: str | None = Field(
+        None,
+        description="a teacher that is taken as it is instead of training one: nuclei, which comes with the package, or the folder of a "
+        "teacher of the same size; null: train",
+    )
+    prediction: Literal["epsilon", "v_prediction"] = Field(
+        "v_prediction",
+        description="what the U-Net predicts: the noise, or v (Salimans & Ho 2022), which gives good samples after fewer steps "
+        f"({by_size('teacher', 'prediction')})",
+    )
+    resolution: Positive = Field(64, description=f"side of the random crops it learns from, pixels ({by_size('teacher', 'resolution')})")
     T_train: Positive = Field(1000, description="diffusion steps of the linear schedule, betas 1e-4 to 2e-2 (Tab 16)")
     samples: Count = Field(16, description="pictures in a sample grid; 0: none is drawn")
     sample_every: Positive = Field(
@@ -84,8 +94,8 @@ class Teacher(Training):
     stats_T: Annotated[int, Field(ge=0)] = Field(
         50, description="noise step at which the feature statistics are measured, of which distill.whitening may make use"
     )
-    steps: Positive = Field(750, description=f"optimiser steps ({by_size('teacher', 'steps')})")
-    batch_size: Positive = Field(64, description=f"{_BATCH} ({by_size('teacher', 'batch_size')})")
+    steps: Positive = Field(4500, description=f"optimiser steps ({by_size('teacher', 'steps')})")
+    batch_size: Positive = Field(32, description=f"{_BATCH} ({by_size('teacher', 'batch_size')})")
     accumulate: Positive = Field(1, description=f"{_PARTS} ({by_size('teacher', 'accumulate')})")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description=f"peak learning rate ({by_size('teacher', 'lr')})")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="none in Tab 16")

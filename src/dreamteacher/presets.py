@@ -11,15 +11,16 @@ LEVELS = {"tiny": 5, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2,
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {},
-    # 64 px. Rate, batch and averaging are those of DDPMs of this kind on 32 and 64 px.
+    # Rate, batch and averaging are those of DDPMs of this kind on 32 and 64 px.
     "small": {
-        "teacher": {"resolution": 64, "batch_size": 128, "lr": 1e-4, "steps": 100_000, "ema": 0.9999, "sample_every": 5000},
+        "teacher": {"batch_size": 128, "lr": 1e-4, "steps": 100_000, "ema": 0.9999, "sample_every": 5000},
         "distill": {"batch_size": 64, "lr": 1e-3, "steps": 10_000},
     },
     # Tab 16 and 17. The steps are 300 epochs (teacher) and 200 (distillation) of the paper's 70,000 BDD100K pictures; for the rate of
     # distillation the paper gives two figures, 2e-4 and 4e-3.
     "adm-256": {
         "teacher": {
+            "prediction": "epsilon",
             "resolution": 256,
             "batch_size": 256,
             "accumulate": 16,
@@ -47,4 +48,6 @@ def auto_taps(offered: list[int]) -> list[int]:
 def by_size(group: str, name: str) -> str:
     """What the sizes other than `tiny` say of a setting, for its description: "by teacher.size; small: 64, adm-256: 256"."""
     values = {size: groups.get(group, {}).get(name) for size, groups in PRESETS.items()}
-    return "by teacher.size; " + ", ".join(f"{size}: {value:g}" for size, value in values.items() if value is not None)
+    return "by teacher.size; " + ", ".join(
+        f"{size}: {value if isinstance(value, str) else format(value, 'g')}" for size, value in values.items() if value is not None
+    )

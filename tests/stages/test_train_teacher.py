@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,19 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_chain import Chain, brief_params
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.errors import UserError
-from dreamteacher.stages import train_teacher
-from dreamteacher.teachers.diffusion import load_teacher
+from dreamteacher.params_file import load_params
+from dreamteacher.stages import ingest, train_teacher
+from dreamteacher.teachers.diffusion import find_pretrained, load_teacher, read_facts
 from dreamteacher.tracking import Tracker
 from dreamteacher.training.order import global_batch
 from dreamteacher.training.randomness import StepRandom, derive_seed
+from helpers import PROJECT
 
 
 def test_the_teacher_is_a_diffusers_pipeline_with_its_taps(chain: Chain) -> None:
@@ -89,7 +93,54 @@ def test_a_resolution_that_the_network_cannot_halve_is_refused_and_nothing_is_le
 
 
 def test_it_learns_to_tell_noise_from_pictures(chains: dict[str, Chain], tmp_path: Path) -> None:
-    """An untrained network predicts nothing: error 1. Near 0 the noise is known."""
-    params = brief_params(Path("pictures"), teacher={"steps": 24, "lr": 1e-2, "log_every": 1, "batch_size": 8})
+    """An untrained network predicts nothing: error 1 of epsilon. Near 0 the noise is known."""
+    params = brief_params(Path("pictures"), teacher={"prediction": "epsilon", "steps": 24, "lr": 1e-2, "log_every": 1, "batch_size": 8})
     metrics = train_teacher.run(params, data=chains["segmentation"].root / "data", out=tmp_path / "teacher")
     assert metrics["loss"] < 0.8
+
+
+@pytest.fixture
+def halved(chain: Chain, tmp_path: Path) -> Path:
+    """The chain's teacher with weights in half precision, as one that is shipped."""
+    folder = tmp_path / "halved"
+    shutil.copytree(chain.root / "teacher", folder, ignore=shutil.ignore_patterns("stage.json"))
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    save_file({key: value.half() for key, value in load_file(file).items()}, file)
+    return folder
+
+
+def test_a_pretrained_teacher_is_taken_as_it_is(chain: Chain, halved: Path, tmp_path: Path) -> None:
+    trained_on = json.loads((halved / "teacher.json").read_text())["trained_on"]
+    params = brief_params(chain.source, teacher={"pretrained": str(halved), "steps": 1_000_000})
+    metrics = train_teacher.run(params, data=chain.root / "data", out=tmp_path / "teacher")
+    assert 0 < metrics["loss"] < 2
+    ours, theirs = (load_file(place / "unet/diffusion_pytorch_model.safetensors") for place in (tmp_path / "teacher", halved))
+    assert all(value.dtype == torch.float32 and torch.equal(value, theirs[key].float()) for key, value in ours.items())
+    facts = json.loads((tmp_path / "teacher/teacher.json").read_text())
+    assert facts["trained_on"] == trained_on == {"pictures": 14, "digest": ImageSet(chain.root / "data", "train").digest()}
+    assert {tap["name"] for tap in facts["taps"]} == set(facts["statistics"])
+    assert (tmp_path / "teacher/samples.png").exists()
+
+
+def test_another_schedule_size_or_name_of_a_pretrained_teacher_is_refused_in_one_line(chain: Chain, halved: Path, tmp_path: Path) -> None:
+    def message(**teacher) -> str:
+        with pytest.raises(UserError) as error:
+            train_teacher.run(brief_params(chain.source, teacher=teacher), data=chain.root / "data", out=tmp_path / "teacher")
+        return str(error.value)
+
+    assert "prediction_type = v_prediction, not epsilon; set teacher.prediction alike" in message(
+        pretrained=str(halved), prediction="epsilon"
+    )
+    assert "teacher.pretrained = 'cells' is neither a teacher's folder nor one of ['nuclei']" in message(pretrained="cells")
+    assert "of another size than teacher.size" in message(pretrained="nuclei", T_train=1000)  # the tests' U-Net is a slim one
+
+
+def test_the_teacher_of_the_sample_was_trained_on_its_train_pictures_alone(tmp_path: Path) -> None:
+    ingest.run(load_params(PROJECT / "params.yaml"), source=PROJECT / "samples/nuclei", out=tmp_path / "data")
+    trained_on = read_facts(find_pretrained("nuclei"))["trained_on"]
+    train = ImageSet(tmp_path / "data", "train")
+    assert trained_on == {"pictures": len(train), "digest": train.digest()}
+
+
+def test_the_teacher_of_the_sample_fits_into_five_megabytes() -> None:
+    assert sum(path.stat().st_size for path in find_pretrained("nuclei").rglob("*")) < 5_000_000

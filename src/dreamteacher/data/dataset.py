@@ -84,6 +84,10 @@ class ImageSet:
         """Hexadecimal digest of the file in which the picture came."""
         return self._hashes[index].tobytes().hex()
 
+    def digest(self) -> str:
+        """sha256 (hexadecimal) of the sorted sha256 of all its pictures' files: the same whatever their order and names."""
+        return hashlib.sha256(b"".join(sorted(each.tobytes() for each in self._hashes))).hexdigest()
+
     def labelled(self) -> list[int]:
         """Indices of the pictures that have a label."""
         return np.flatnonzero(self._where[:, 4]).tolist()

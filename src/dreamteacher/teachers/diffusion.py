@@ -18,10 +18,11 @@ from dreamteacher.teachers.base import Tap
 from dreamteacher.training.randomness import StepRandom
 
 TAPS_FILE = "teacher.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
 
 # Widths of the levels (stride 1, 2, 4, ...), residual blocks a level, and the strides that carry self-attention.
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"widths": (16, 32, 64, 96, 128), "depth": 1, "attention": (8, 16), "head_dim": 32, "groups": 8, "dropout": 0.0},
+    "tiny": {"widths": (16, 32, 48, 64, 96), "depth": 1, "attention": (8, 16), "head_dim": 32, "groups": 8, "dropout": 0.0},
     "small": {"widths": (128, 256, 256, 256), "depth": 2, "attention": (4,), "head_dim": 64, "groups": 32, "dropout": 0.1},
     # Tab 16: 256 channels x (1, 1, 2, 2, 4, 4), attention at 32, 16 and 8 px of 256, up- and down-sampling by residual blocks.
     "adm-256": {
@@ -64,17 +65,22 @@ def build_unet(size: str, resolution: int) -> UNet2DModel:
     )
 
 
-def build_scheduler(steps: int) -> DDPMScheduler:
-    """Linear betas 1e-4 to 2e-2 over `steps` (Tab 16)."""
-    return DDPMScheduler(num_train_timesteps=steps, beta_start=1e-4, beta_end=2e-2, beta_schedule="linear")
+def build_scheduler(steps: int, prediction: str = "epsilon") -> DDPMScheduler:
+    """Linear betas 1e-4 to 2e-2 over `steps` (Tab 16). `prediction`: what the U-Net predicts, "epsilon" or "v_prediction"."""
+    betas = {"beta_start": 1e-4, "beta_end": 2e-2, "beta_schedule": "linear"}
+    return DDPMScheduler(num_train_timesteps=steps, prediction_type=prediction, **betas)
 
 
 def denoising_loss(unet: nn.Module, scheduler: DDPMScheduler, images: Tensor, random: StepRandom) -> Tensor:
-    """Mean squared error of the predicted noise at random steps (DDPM, Ho et al. 2020, Eq 14); images `(B, 3, H, W)` in [0, 1]."""
-    noise = random.normal(images.shape)
+    """Mean squared error of the prediction at random steps; images `(B, 3, H, W)` in [0, 1].
+
+    epsilon: the noise (DDPM, Ho et al. 2020, Eq 14). v_prediction: sqrt(a_t) noise - sqrt(1 - a_t) picture (Salimans & Ho 2022, App D).
+    """
+    pictures, noise = images * 2 - 1, random.normal(images.shape)
     steps = random.integers(0, scheduler.config.num_train_timesteps, len(images))
-    noisy = scheduler.add_noise(images * 2 - 1, noise, steps)
-    return nn.functional.mse_loss(unet(noisy, steps).sample.float(), noise)
+    noisy = scheduler.add_noise(pictures, noise, steps)
+    target = noise if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(pictures, noise, steps)
+    return nn.functional.mse_loss(unet(noisy, steps).sample.float(), target)
 
 
 def decoder_taps(unet: UNet2DModel) -> list[Tap]:
@@ -192,21 +198,40 @@ def choose_strides(folder: Path, taps: list[int] | Literal["auto"]) -> list[int]
     return sorted(taps) if taps != "auto" else auto_taps([int(tap["stride"]) for tap in read_facts(folder)["taps"]])
 
 
-def load_unet(unet: UNet2DModel, folder: Path) -> None:
-    """Give `unet` the weights of the teacher in `folder`.
+def load_unet(unet: UNet2DModel, scheduler: DDPMScheduler, folder: Path) -> None:
+    """Give `unet` the weights of the teacher in `folder`, in float32 whatever they are stored in.
 
     Raises:
-        UserError: `folder` holds no teacher, a damaged one, or one of another size.
+        UserError: `folder` holds no teacher, a damaged one, or one of another size or noise schedule.
     """
     read_facts(folder)
     try:
         weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        config = DDPMScheduler.load_config(folder / "scheduler")
     except (OSError, SafetensorError) as error:
         raise _damaged(folder, error) from error
+    for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"):
+        if config[name] != scheduler.config[name]:
+            setting = {"num_train_timesteps": "teacher.T_train", "prediction_type": "teacher.prediction"}.get(name, "the schedule")
+            raise UserError(f"{folder} was trained with {name} = {config[name]}, not {scheduler.config[name]}; set {setting} alike")
     try:
         unet.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder} is a teacher of another size than teacher.size; start from one of that size, or without") from error
+
+
+def find_pretrained(name: str) -> Path:
+    """The folder of a teacher that comes with the package, or any teacher's folder.
+
+    Raises:
+        UserError: `name` is neither.
+    """
+    shipped = sorted(path.parent.name for path in PRETRAINED.glob(f"*/{TAPS_FILE}"))
+    if name in shipped:
+        return PRETRAINED / name
+    if not (Path(name) / TAPS_FILE).is_file():
+        raise UserError(f"teacher.pretrained = {name!r} is neither a teacher's folder nor one of {shipped}, which come with the package")
+    return Path(name)
 
 
 def load_teacher(folder: Path, strides: list[int] | None = None) -> DiffusionTeacher:
