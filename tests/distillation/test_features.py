@@ -76,6 +76,15 @@ def test_standardize_uses_the_teachers_statistics_of_each_tap_by_name() -> None:
         torch.testing.assert_close(whitened.std((0, 2, 3), correction=0), torch.ones(whitened.shape[1]))
 
 
+def test_a_channel_that_was_dead_when_measured_does_not_outweigh_the_others() -> None:
+    std = torch.ones(40)
+    std[3] = 1e-4
+    facts = {"T": 50, "statistics": {"up_blocks.1": {"mean": [0.0] * 40, "std": std.tolist()}}}
+    (whitened,) = whitening("standardize", [Tap("up_blocks.1", 2, 40)], facts, 50)([torch.ones(1, 40, 4, 4)])
+    assert whitened[0, 3].unique().tolist() == pytest.approx([100.0])
+    assert (whitened[0, 4:] == 1).all()
+
+
 def test_no_gradient_flows_to_the_targets_and_bf16_outputs_are_taken() -> None:
     regressed = [r.bfloat16().requires_grad_() for r in features(0)]
     losses = feature_loss(regressed, features(1), whitening("layernorm", TAPS, {}, 50), 10.0)

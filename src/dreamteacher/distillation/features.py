@@ -18,11 +18,15 @@ from dreamteacher.distillation.objectives import (
 from dreamteacher.errors import UserError
 from dreamteacher.teachers.base import Tap
 
+LEAST_SPREAD = 0.01  # of a channel, as a share of its tap's upper quartile
+
 
 def whitening(kind: str, taps: list[Tap], facts: dict[str, Any], T: int) -> Callable[[list[Tensor]], list[Tensor]]:
     """W of Eq 1 for all taps, of features at noise step `T`.
 
     For `standardize` the teacher's `facts` hold `statistics`, the `mean` and `std` of each tap's channels by its name, and their step `T`.
+    A channel that hardly varied when they were measured is divided by a hundredth of what others vary by: where another picture wakes
+    it up, it would outweigh all of them.
 
     Raises:
         UserError: they are those of another noise step.
@@ -35,6 +39,7 @@ def whitening(kind: str, taps: list[Tap], facts: dict[str, Any], T: int) -> Call
             f"set distill.T = {facts['T']}, or train the teacher with teacher.stats_T = {T}"
         )
     measured = [[torch.tensor(facts["statistics"][tap.name][key]) for key in ("mean", "std")] for tap in taps]
+    measured = [[mean, std.clamp(min=LEAST_SPREAD * float(std.quantile(0.75)))] for mean, std in measured]
     return lambda maps: [standardize_whitening(m, mean.to(m), std.to(m)) for m, (mean, std) in zip(maps, measured, strict=True)]
 
 
