@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 
 from dreamteacher import cli
-from dreamteacher.errors import UserError, disk_errors_in_one_line
+from dreamteacher.errors import UserError, resource_errors_in_one_line
 
 
 @pytest.mark.parametrize("make", [lambda: Path("/proc/x/y").mkdir(parents=True), lambda: Path("/proc/y").write_text("")])
 def test_a_place_in_which_nothing_can_be_made_is_named(make: Callable[[], object]) -> None:
     with (
         pytest.raises(UserError, match=r"^/proc/\w: No such file or directory; it cannot be made there: name another place"),
-        disk_errors_in_one_line(),
+        resource_errors_in_one_line(),
     ):
         make()
 
 
 def test_a_missing_input_is_not_called_an_output(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), disk_errors_in_one_line():
+    with pytest.raises(FileNotFoundError), resource_errors_in_one_line():
         (tmp_path / "missing").read_text()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dreamteacher.errors import Interrupted, UserError, disk_errors_in_one_line
+from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
 
 INITS = ("scratch", "features", "labels", "mix", "imagenet")  # those of params.Init, which is slow to import
 
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     _log_to_stderr()
     signal.signal(signal.SIGTERM, _stop)
     try:
-        with disk_errors_in_one_line():
+        with resource_errors_in_one_line(options.command):
             code: int = options.run(options)
         return code
     except UserError as error:

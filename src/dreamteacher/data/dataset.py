@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamteacher.data.decode import decode, decode_mask
+from dreamteacher.data.decode import BadPicture, decode, decode_mask
 from dreamteacher.errors import UserError
 
 IGNORE = 255  # mask value that no loss or metric counts
@@ -100,7 +100,13 @@ class ImageSet:
         if sample is None:
             shard, offset, length = self._where[index, :3].tolist()
             # ingest has checked the size, so no limit is needed here
-            image = decode(self._bytes(shard, offset, length), max_pixels=1 << 62).image
+            try:
+                image = decode(self._bytes(shard, offset, length), max_pixels=1 << 62).image
+            except BadPicture as error:
+                raise UserError(
+                    f"{self._shards[shard]}: {self.names[index]} is damaged since ingest ({error.reason}); "
+                    "fetch the data set again (`dvc checkout`) or run `dreamteacher ingest` again"
+                ) from error
             sample = Sample(image, self.label(index), self.names[index])
             if self.in_memory:
                 self._cache[index] = sample

@@ -25,19 +25,23 @@ from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.processes import Processes
 from dreamteacher.training.progress import Display, Pace, Records
 from dreamteacher.training.randomness import StepRandom, derive_seed, seed_everything
-from dreamteacher.training.signals import stop_request
+from dreamteacher.training.signals import Stop, stop_request
 
 if TYPE_CHECKING:
     from dreamteacher.tracking import Tracker
 
 Row = dict[str, float]
+Part = dict[str, Tensor]  # of a batch: pictures, and labels if there are any, by name
 
 
 class Step(Protocol):
-    """What a stage trains: the losses of a batch."""
+    """What a stage trains: the losses of one part of the batch."""
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        """Scalars, the same names each time: "loss", a mean over the batch, is minimised, the others are logged.
+    def __call__(self, model: nn.Module, batch: Part, random: StepRandom) -> dict[str, Tensor]:
+        """Scalars, the same names each time: "loss" is minimised, the others are logged, all as means over the parts of the batch.
+
+        A mean over the pictures of the part is then one over the whole batch, since parts are equally large. What is a mean over something
+        that pictures have more or less of, such as labelled pixels, is divided by batch["count"] instead: see `train`.
 
         `batch` is on the device, pictures in the layout fast there; the call runs under autocast. Call `model` (which may be wrapped
         in DDP) once, and draw noise from `random`; other random numbers (dropout) are reproducible but differ between processes.
@@ -69,6 +73,7 @@ def train(
     checkpoints: Path,
     tracker: Tracker,
     name: str,
+    count: Callable[[Part], int] | None = None,
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,
     eval_every: int | None = None,
     lr_scale: Callable[[str], float] | None = None,
@@ -83,6 +88,9 @@ def train(
         checkpoints: folder for checkpoints and `log.jsonl`.
         tracker: told the metrics of every settings.log_every-th step.
         name: of the stage, for messages.
+        count: how many things the loss is a mean over, such as labelled pixels, in one part of a batch, which is on the CPU. `step` then finds
+            in batch["count"] their mean over all parts and processes (at least one thing in all): a sum divided by it has the same gradient
+            however the batch is split.
         on_eval: measures the averaged (else the trained) model, which is in eval mode on the device, after every
             `eval_every` steps and at the end, in the first process. Its figures enter the history.
         lr_scale: learning rate of a parameter, by name, relative to settings.lr.
@@ -102,9 +110,9 @@ def train(
     if not length:
         raise UserError(f"{name}: there are no pictures to train on; ingest some first")
 
-    run = _Run(model, step, settings, processes, seed=seed, checkpoints=checkpoints, name=name, lr_scale=lr_scale)
+    run = _Run(model, step, settings, processes, seed=seed, checkpoints=checkpoints, name=name, count=count, lr_scale=lr_scale)
     pace = Pace()
-    with Display(name, settings.steps, processes.is_first) as display, stop_request(insist=processes.count == 1) as request:
+    with Display(name, settings.steps, processes.is_first) as display, stop_request(alone=processes.count == 1) as request:
         run.restore(display.say)
         workers = choose_workers(data, settings.workers)
         display.say(_describe(run, workers))
@@ -119,31 +127,37 @@ def train(
             rank=processes.rank,
             processes=processes.count,
         )
-        loader = iter(open_loader(data, batches, workers, processes.device))
         display.start_at(run.done)
-        while run.done < settings.steps:
-            run.take_step(loader, pace)
-            last = run.done == settings.steps
-            row: Row = {}
-            clock: Row = {}
-            if last or run.done % settings.log_every == 0:
-                row, clock = run.read_log(), pace.read()
-                display.record(row | clock)
-            if on_eval and (last or (eval_every and run.done % eval_every == 0)):
-                row |= run.evaluate(on_eval)
-                pace.restart()
-            if row:
-                run.history.append({"step": run.done, **row})
-                if records:
-                    records.add({"step": run.done, **row, **clock})
-                    tracker.metrics(row | clock, step=run.done)
-            signum = processes.largest(request.signum)
-            if signum or last or run.done % settings.checkpoint_every == 0:
-                run.save()
-                pace.restart()
-            display.step(run.done)
-            if signum:
-                raise Interrupted(signum, run.done)
+        with open_loader(data, batches, workers, processes.device) as loader:
+            while run.done < settings.steps:
+                try:
+                    with request.at_once():  # the state is that after a whole step
+                        parts = run.fetch(loader, pace)
+                except Stop:
+                    run.save()
+                    raise Interrupted(request.signum, run.done) from None
+                run.take_step(parts)
+                last = run.done == settings.steps
+                row: Row = {}
+                clock: Row = {}
+                if last or run.done % settings.log_every == 0:
+                    row, clock = run.read_log(), pace.read()
+                    display.record(row | clock)
+                if on_eval and (last or (eval_every and run.done % eval_every == 0)):
+                    row |= run.evaluate(on_eval)
+                    pace.restart()
+                if row:
+                    run.history.append({"step": run.done, **row})
+                    if records:
+                        records.add({"step": run.done, **row, **clock})
+                        tracker.metrics(row | clock, step=run.done)
+                signum = processes.largest(request.signum)
+                if signum or last or run.done % settings.checkpoint_every == 0:
+                    run.save()
+                    pace.restart()
+                display.step(run.done)
+                if signum:
+                    raise Interrupted(signum, run.done)
     return run.result()
 
 
@@ -160,6 +174,7 @@ class _Run:
         seed: int,
         checkpoints: Path,
         name: str,
+        count: Callable[[Part], int] | None,
         lr_scale: Callable[[str], float] | None,
     ):
         self.step = step
@@ -167,6 +182,7 @@ class _Run:
         self.seed = seed
         self.checkpoints = checkpoints
         self.name = name
+        self.count = count
         self.processes = processes
         self.device = processes.device
         self.dtype = choose_precision(settings.precision, self.device)
@@ -193,33 +209,46 @@ class _Run:
         self.names: list[str] = []  # of the columns of `window` but the last, the gradient's norm
         self.window: list[Tensor] = []  # a row for each step since the last record, left on the device so that no step waits for it
 
-    def take_step(self, loader: Iterator[dict[str, Tensor]], pace: Pace) -> None:
+    def fetch(self, loader: Iterator[Part], pace: Pace) -> list[Part]:
+        """This process' parts of the next batch, on the CPU."""
+        begin = time.perf_counter()
+        parts = [next(loader) for _ in range(self.settings.accumulate)]
+        pictures = sum(len(next(iter(part.values()))) for part in parts)
+        pace.add(pictures * self.processes.count, time.perf_counter() - begin)
+        return parts
+
+    def take_step(self, parts: list[Part]) -> None:
         """One optimiser step."""
-        losses = self.forward_backward(loader, pace)
+        losses = self.forward_backward(parts)
         norm = self.optimizer_step()
         self.window.append(torch.cat([losses, norm.float().reshape(1)]))
         self.done += 1
 
-    def forward_backward(self, loader: Iterator[dict[str, Tensor]], pace: Pace) -> Tensor:
+    def forward_backward(self, parts: list[Part]) -> Tensor:
         """Gradients of this process' share of the batch, part by part; returns its mean losses (len(names),)."""
-        accumulate, processes = self.settings.accumulate, self.processes
+        processes = self.processes
+        count = self.mean_count(parts)
         total = torch.zeros((), device=self.device)
-        for micro in range(accumulate):
-            asked = time.perf_counter()
-            batch = next(loader)
-            pace.add(len(next(iter(batch.values()))) * processes.count, time.perf_counter() - asked)
-            batch = {key: self.to_device(value) for key, value in batch.items()}
+        for micro, on_cpu in enumerate(parts):
+            batch = {key: self.to_device(value) for key, value in on_cpu.items()} | count
             part = micro * processes.count + processes.rank
-            random = StepRandom(self.seed, self.done, part, accumulate * processes.count, self.device)
+            random = StepRandom(self.seed, self.done, part, len(parts) * processes.count, self.device)
             seed_everything(derive_seed("step", self.seed, self.done, part), self.device)
-            share = contextlib.nullcontext() if micro == accumulate - 1 else processes.accelerator.no_sync(self.wrapped)
+            share = contextlib.nullcontext() if micro == len(parts) - 1 else processes.accelerator.no_sync(self.wrapped)
             with share:
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     losses = self.step(self.wrapped, batch, random)
-                (losses["loss"] / accumulate).backward()
+                (losses["loss"] / len(parts)).backward()
             self.names = list(losses)
-            total = total + torch.stack([value.detach().float() for value in losses.values()]) / accumulate
+            total = total + torch.stack([value.detach().float() for value in losses.values()]) / len(parts)
         return total
+
+    def mean_count(self, parts: list[Part]) -> Part:
+        """What `step` finds in batch["count"]; on the CPU, from which an accelerator takes a single number without a wait."""
+        if not self.count:
+            return {}
+        total = self.processes.sum(sum(self.count(part) for part in parts))
+        return {"count": torch.tensor(max(total, 1) / (len(parts) * self.processes.count))}
 
     def to_device(self, value: Tensor) -> Tensor:
         """A part of the batch where the model is, pictures in its layout."""
