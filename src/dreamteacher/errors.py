@@ -73,15 +73,16 @@ def _ended_process(error: Exception, command: str) -> str | None:
     text = str(error)
     if match := re.search(r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([^.]+)|exited unexpectedly)", text):
         group = _GROUPS.get(command, "STAGE")
+        how = f"was killed ({match[1]})" if match[1] else "ended unexpectedly"
         if match[1] in (None, "Killed", "Bus error", "Aborted"):
             return (
-                f"a loader process was killed{f' ({match[1]})' if match[1] else ''}, most likely because memory or /dev/shm is too small; "
-                f"lower {group}.workers (0 loads without processes) or {group}.batch_size, or provide more of both: the same command resumes"
+                f"a loader process {how}, most likely because memory or /dev/shm is too small; lower {group}.workers (0 loads without "
+                f"processes) or {group}.batch_size, or provide more of both: the same command resumes"
             )
-        return f"a loader process ended ({match[1]}); {group}.workers = 0 loads without processes: the same command resumes"
-    if type(error).__name__.startswith("Dist") or re.search(r"Connection (closed by peer|reset by peer)|Broken pipe.*gloo", text):
-        if "gloo" in text or type(error).__module__.startswith("torch"):
-            return "another of the processes that train together has ended; its own message says why"
+        return f"a loader process {how}; {group}.workers = 0 loads without processes: the same command resumes"
+    ended = re.search(r"closed by peer|reset by peer|Broken pipe|remote process exit", text)
+    if ended and ("gloo" in text or "NCCL" in text):
+        return "another of the processes that train together has ended; its own message says why"
     return None
 
 
@@ -101,7 +102,7 @@ def _too_little_memory(error: Exception, command: str) -> str | None:
             f"/dev/shm, through which loader processes hand over their pictures, is too small; lower {group}.workers (0 loads without "
             "processes), or make it larger (docker run --shm-size; in a pod an emptyDir of medium Memory): the same command resumes"
         )
-    place = "GPU" if re.search(r"CUDA|CUBLAS|CUDNN|HIP|GPU", text) else "main"
+    place = "GPU" if re.search(r"CUDA|CUBLAS|CUDNN|HIP|MPS|XPU|GPU", text) else "main"
     amount = re.search(r"(?:tried|unable) to allocate ([\d.]+) ?(\w+)", text, re.I)
     wanted = f" ({_readable(float(amount[1]), amount[2])} more was needed)" if amount else ""
     remedy = _LESS_MEMORY.get(command, "lower sizes and batch sizes in the settings")

@@ -38,7 +38,8 @@ def numpy_eq4(logits: torch.Tensor, labels: torch.Tensor, weight: float) -> floa
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
 def test_equation_4_is_that_of_numpy(weight: float) -> None:
     logits, labels = case()
-    assert loss(logits, labels, weight, count_labelled({"label": labels}))["loss"].item() == pytest.approx(numpy_eq4(logits, labels, weight), rel=1e-5)
+    count = count_labelled({"label": labels})
+    assert loss(logits, labels, weight, count)["loss"].item() == pytest.approx(numpy_eq4(logits, labels, weight), rel=1e-5)
 
 
 def test_dice_by_hand() -> None:

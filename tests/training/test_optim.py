@@ -87,7 +87,9 @@ def test_warm_up_longer_than_the_run_still_ends_low() -> None:
 
 def test_what_timm_exempts_is_not_decayed() -> None:
     """Swin names the tables of its position biases, of two dimensions, relative to itself; it lies inside our models."""
-    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, window_size=2, depths=(1, 1, 1, 1), embed_dim=12, num_heads=(1,) * 4)
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, window_size=2, depths=(1, 1, 1, 1), embed_dim=12, num_heads=(1,) * 4
+    )
     network = nn.ModuleDict({"backbone": nn.ModuleDict({"model": swin})})
     groups = create_optimizer(network, Training(weight_decay=0.3)).param_groups
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}

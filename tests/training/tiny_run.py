@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
 from dreamteacher.params import Training
 from dreamteacher.tracking import Tracker
-from dreamteacher.training.loop import Step, Trained, train
+from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.run import Step, Trained
 
 # Children are forked from a process that has imported everything but computed nothing.
 FORK = mp.get_context("forkserver")

@@ -14,7 +14,7 @@ MASKS = 2000  # of more masks none is read: it would take minutes, and a class t
 
 
 def warn_of_unseen(images: ImageSet, few: list[int]) -> None:
-    """Log a warning that names the classes which none of the labelled pictures `few` shows: what is trained on them never predicts these."""
+    """Warn of the classes that none of the labelled pictures `few` shows: a model that is trained on these pictures never predicts them."""
     if images.task == "segmentation" and len(few) > MASKS:
         return
     missing = set(range(len(images.classes)))

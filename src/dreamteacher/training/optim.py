@@ -16,8 +16,8 @@ from dreamteacher.params import Training
 def create_optimizer(model: nn.Module, settings: Training, lr_scale: Callable[[str], float] | None = None) -> torch.optim.Optimizer:
     """The optimiser over the trainable parameters.
 
-    Not decayed are biases and norms (at most one dimension) and what timm's models name by `no_weight_decay()`, such as position embeddings.
-    Each group keeps its `peak_lr`: settings.lr times `lr_scale(parameter name)`, 1 where not given.
+    Not decayed are biases and norms (at most one dimension) and what timm's models name by `no_weight_decay()`, such as position
+    embeddings. Each group keeps its `peak_lr`: settings.lr times `lr_scale(parameter name)`, 1 where not given.
     """
     exempt = _exempt_from_decay(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
