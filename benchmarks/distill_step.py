@@ -38,11 +38,12 @@ from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers.diffusion import DiffusionTeacher, build_scheduler, build_unet, decoder_taps, denoising_loss
 from dreamteacher.tracking import Tracker
-from dreamteacher.training.loop import Step, train
+from dreamteacher.training.loop import train
 from dreamteacher.training.optim import create_optimizer
 from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.run import Step
 
 WARM = 3  # steps of each turn that are not counted
 

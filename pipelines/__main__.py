@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dreamteacher.errors import UserError, disk_errors_in_one_line
+from dreamteacher.errors import UserError, resource_errors_in_one_line
 from pipelines import NAMES, commands
 
 
@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a user's mistake."""
     options = _parser().parse_args(arguments)
     try:
-        with disk_errors_in_one_line():
+        with resource_errors_in_one_line():
             code: int = options.run(options)
         return code
     except UserError as error:

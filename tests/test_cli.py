@@ -184,6 +184,15 @@ def test_import_sends_no_telemetry():
     assert subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True, text=True, check=True).stdout == "true 1\n"
 
 
+def test_threads_sleep_while_they_wait():
+    """OpenMP reads the variable when torch is imported, so it must be set before; the user's own value stays."""
+    body = "import os, sys, dreamteacher.cli; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for own, expected in (({}, "passive False\n"), ({"OMP_WAIT_POLICY": "active"}, "active False\n")):
+        done = subprocess.run([sys.executable, "-c", body], env=environment | own, capture_output=True, text=True, check=True)
+        assert done.stdout == expected
+
+
 def test_command_is_installed():
     scripts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"dreamteacher": "dreamteacher.cli:main"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dreamteacher.errors import Interrupted, UserError, disk_errors_in_one_line
+from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
 
 INITS = ("scratch", "features", "labels", "mix", "imagenet")  # those of params.Init, which is slow to import
 
@@ -113,9 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 1 for a defect (with its traceback), 2 for a user's mistake, 128 + signal when stopped."""
     options = _parser().parse_args(arguments)
     _log_to_stderr()
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        with disk_errors_in_one_line():
+        with resource_errors_in_one_line(options.command):
             code: int = options.run(options)
         return code
     except UserError as error:
@@ -130,6 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # of `dreamteacher params | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    finally:
+        signal.signal(signal.SIGTERM, before)  # while Python ends, an exception of ours would be a traceback
 
 
 def _run_stage(options: argparse.Namespace) -> int:

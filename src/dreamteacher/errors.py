@@ -1,7 +1,8 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and errors of the system that become one."""
 
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,35 +24,122 @@ class Interrupted(Exception):
         self.step = step
 
 
-@contextmanager
-def disk_errors_in_one_line() -> Iterator[None]:
-    """Full disks, quotas and places that cannot be written are the user's to mend. Libraries wrap them, so the text is looked at too.
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an error's text, cut after `limit` characters; the name of its type where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__
 
-    "No such file" is of an output only where a folder or file was being made, as below /proc; elsewhere an input is missing.
+
+# Stage -> its group of settings, and which of all settings lower the memory that it needs.
+_GROUPS = {
+    "train-teacher": "teacher",
+    "distill-features": "distill",
+    "train-interpreter": "interpreter",
+    "distill-labels": "labels",
+    "finetune": "finetune",
+}
+_LESS_MEMORY = {
+    "ingest": "lower ingest.max_pixels, which is the largest picture that is decoded",
+    "train-teacher": "raise teacher.accumulate, or lower teacher.batch_size, teacher.resolution or teacher.size",
+    "distill-features": "raise distill.accumulate, or lower distill.batch_size, distill.resolution or student.width",
+    "train-interpreter": "raise interpreter.accumulate, or lower interpreter.batch_size, interpreter.resolution or interpreter.width",
+    "distill-labels": "raise labels.accumulate, or lower labels.batch_size, distill.resolution or student.width",
+    "finetune": "raise finetune.accumulate, or lower finetune.batch_size, finetune.resolution or student.width",
+    "evaluate": "lower evaluate.batch_size, and ingest.short_side if single pictures are too large",
+    "export-onnx": "lower export.size, or choose a smaller student.backbone",
+}
+
+
+@contextmanager
+def resource_errors_in_one_line(command: str = "") -> Iterator[None]:
+    """Turn too little memory, full disks and places that cannot be written into a UserError: the user can mend them, we cannot.
+
+    Libraries wrap such errors in types of their own, so their text is looked at too. `command` is the running stage, whose settings the
+    message names.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        advice = {
-            errno.ENOSPC: "free some space and start the same command again: it resumes",
-            errno.EDQUOT: "free some of the quota and start the same command again: it resumes",
-            errno.EACCES: "grant the permission or name another folder",
-            errno.EPERM: "grant the permission or name another folder",
-            errno.EROFS: "name a folder on a writable file system",
-            errno.EFBIG: "name a folder on a file system that takes larger files",
-            errno.ENOTDIR: "name another folder",
-            errno.EEXIST: "name another folder",
-            errno.EISDIR: "name a file",
-        }
-        if _is_making_something(error):
-            advice[errno.ENOENT] = "it cannot be made there: name another place"
-        for code, remedy in advice.items():
-            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
-                where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-                raise UserError(f"{where}{os.strerror(code)}; {remedy}") from error
-        raise
+        message = _ended_process(error, command) or _too_little_memory(error, command) or _disk_trouble(error)
+        if not message:
+            raise
+        raise UserError(message) from error
+
+
+def _ended_process(error: Exception, command: str) -> str | None:
+    """The message for a loader process, or another process of torchrun, that ended; None for other errors."""
+    text = str(error)
+    if match := re.search(r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([^.]+)|exited unexpectedly)", text):
+        group = _GROUPS.get(command, "STAGE")
+        how = f"was killed ({match[1]})" if match[1] else "ended unexpectedly"
+        if match[1] in (None, "Killed", "Bus error", "Aborted"):
+            return (
+                f"a loader process {how}, most likely because memory or /dev/shm is too small; lower {group}.workers (0 loads without "
+                f"processes) or {group}.batch_size, or provide more of both: the same command resumes"
+            )
+        return f"a loader process {how}; {group}.workers = 0 loads without processes: the same command resumes"
+    ended = re.search(r"closed by peer|reset by peer|Broken pipe|remote process exit", text)
+    if ended and ("gloo" in text or "NCCL" in text):
+        return "another of the processes that train together has ended; its own message says why"
+    return None
+
+
+def _too_little_memory(error: Exception, command: str) -> str | None:
+    """The message for an allocation that failed, None for other errors."""
+    text = str(error)
+    shared = re.search(r"unable to (mmap|write to file|allocate shared memory)|/dev/shm", text) and "No space left" in text
+    failed = (
+        r"out of memory|not enough memory|can(no|')t allocate memory|failed to allocate memory|bad_alloc|_ALLOC_FAILED"
+        r"|could not create a (memory|primitive(?! desc))"  # oneDNN
+    )
+    if not (shared or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or re.search(failed, text, re.I)):
+        return None
+    if shared:
+        group = _GROUPS.get(command, "STAGE")
+        return (
+            f"/dev/shm, through which loader processes hand over their pictures, is too small; lower {group}.workers (0 loads without "
+            "processes), or make it larger (docker run --shm-size; in a pod an emptyDir of medium Memory): the same command resumes"
+        )
+    place = "GPU" if re.search(r"CUDA|CUBLAS|CUDNN|HIP|MPS|XPU|GPU", text) else "main"
+    amount = re.search(r"(?:tried|unable) to allocate ([\d.]+) ?(\w+)", text, re.I)
+    wanted = f" ({_readable(float(amount[1]), amount[2])} more was needed)" if amount else ""
+    remedy = _LESS_MEMORY.get(command, "lower sizes and batch sizes in the settings")
+    resume = "resumes" if command in _GROUPS else "works"
+    return f"{place} memory is too small{wanted}; {remedy}; where there is more memory, the same command {resume}"
+
+
+def _readable(amount: float, unit: str) -> str:
+    if unit != "bytes":
+        return f"{amount:.3g} {unit}"
+    scaled = next(((amount / 1024**power, name) for power, name in ((3, "GiB"), (2, "MiB")) if amount >= 1024**power), (amount, "bytes"))
+    return f"{scaled[0]:.3g} {scaled[1]}"
+
+
+def _disk_trouble(error: Exception) -> str | None:
+    """The message for a full disk or a place that cannot be written, None for other errors.
+
+    "No such file" is of an output only where a folder or file was being made, as below /proc; elsewhere an input is missing.
+    """
+    advice = {
+        errno.ENOSPC: "free some space and start the same command again: it resumes",
+        errno.EDQUOT: "free some of the quota and start the same command again: it resumes",
+        errno.EACCES: "grant the permission or name another folder",
+        errno.EPERM: "grant the permission or name another folder",
+        errno.EROFS: "name a folder on a writable file system",
+        errno.EFBIG: "name a folder on a file system that takes larger files",
+        errno.ENOTDIR: "name another folder",
+        errno.EEXIST: "name another folder",
+        errno.EISDIR: "name a file",
+    }
+    if _is_making_something(error):
+        advice[errno.ENOENT] = "it cannot be made there: name another place"
+    for code, remedy in advice.items():
+        if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+            where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+            return f"{where}{os.strerror(code)}; {remedy}"
+    return None
 
 
 def _is_making_something(error: Exception) -> bool:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreamteacher.errors import first_line
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -78,7 +80,7 @@ def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         # Refused for good (the named run has another value of a parameter, say): it must not hold up the rest.
-        log.warning("MLflow refuses the %s of %s: %s", record["do"], journal.name, str(error).splitlines()[0])
+        log.warning("MLflow refuses the %s of %s: %s", record["do"], journal.name, first_line(error))
 
 
 def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | None, journal: str) -> str:

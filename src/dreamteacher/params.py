@@ -16,7 +16,10 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _BATCH = "pictures per optimiser step, over all processes and accumulation parts"
-_PARTS = "parts into which each process splits its share of the batch, to save memory"
+_PARTS = (
+    "parts into which each process splits its share of the batch, to save memory; loss and gradient stay those of the whole batch, but "
+    "batch normalisation takes its statistics from each part"
+)
 Augment = Literal["natural", "overhead", "no-flip", "none"]
 Init = Literal["scratch", "features", "labels", "mix", "imagenet"]
 
@@ -35,7 +38,9 @@ class Training(Section):
     accumulate: Positive = Field(1, description=_PARTS)
     optimizer: Literal["adamw", "lamb", "sgd"] = Field("adamw", description="Tab 17: AdamW; LAMB for batches of 2048 and more")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="Tab 17; not applied to biases and norms")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.05, description="Tab 17; not applied to biases, norms and what timm's models exempt, such as position embeddings"
+    )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW and LAMB moments, Tab 17; sgd takes the first as momentum")
     warmup_steps: Count = Field(100, description="linear warm-up before the cosine decay to 0, steps")
     clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm; null: no clipping")

@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from dreamteacher.errors import UserError, disk_errors_in_one_line
+from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
 from dreamteacher.tracking import Tracker, open_tracker
 
@@ -73,7 +73,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
         UserError: an input is missing or incomplete, `out` holds something else, another process is writing it, the disk
             is full or a folder cannot be written.
     """
-    with disk_errors_in_one_line():
+    with resource_errors_in_one_line(name):
         digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
         digest = _sha256(_to_json({"stage": name, "params": params, "inputs": digests}).encode())[:16]
         checkpoints = Path(os.environ.get("DREAMTEACHER_CHECKPOINTS", ".checkpoints")) / name / digest

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from dreamteacher.data.dataset import IGNORE
-from dreamteacher.tasks.segmentation import SegmentationHead, dice_loss, loss, metrics
+from dreamteacher.tasks.segmentation import SegmentationHead, count_labelled, dice_loss, loss, metrics
 
 
 def case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,25 +21,25 @@ def case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def numpy_eq4(logits: torch.Tensor, labels: torch.Tensor, weight: float) -> float:
-    """Cross entropy and soft Dice, pixel by pixel, over the pixels that count."""
+    """Cross entropy of all pixels that count, and soft Dice of those of each picture, pixel by pixel."""
     scores = np.exp(logits.double().numpy())
     scores /= scores.sum(1, keepdims=True)
-    classes, pixels = scores.shape[1], []
+    everywhere, dice = [], []
     for picture, rows in enumerate(labels.numpy()):
-        pixels += [(scores[picture, :, y, x], k) for y, row in enumerate(rows) for x, k in enumerate(row) if k != IGNORE]
-    ce = -np.mean([math.log(p[k]) for p, k in pixels])
-    dice = []
-    for c in range(classes):
-        overlap = sum(p[c] for p, k in pixels if k == c)
-        total = sum(p[c] for p, _ in pixels) + sum(k == c for _, k in pixels)
-        dice.append((2 * overlap + 1) / (total + 1))
-    return ce + weight * (1 - np.mean(dice))
+        pixels = [(scores[picture, :, y, x], k) for y, row in enumerate(rows) for x, k in enumerate(row) if k != IGNORE]
+        everywhere += pixels
+        for c in range(scores.shape[1]):
+            overlap = sum(p[c] for p, k in pixels if k == c)
+            total = sum(p[c] for p, _ in pixels) + sum(k == c for _, k in pixels)
+            dice.append((2 * overlap + 1) / (total + 1))
+    return -np.mean([math.log(p[k]) for p, k in everywhere]) + weight * (1 - np.mean(dice))
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
 def test_equation_4_is_that_of_numpy(weight: float) -> None:
     logits, labels = case()
-    assert loss(logits, labels, weight)["loss"].item() == pytest.approx(numpy_eq4(logits, labels, weight), rel=1e-5)
+    count = count_labelled({"label": labels})
+    assert loss(logits, labels, weight, count)["loss"].item() == pytest.approx(numpy_eq4(logits, labels, weight), rel=1e-5)
 
 
 def test_dice_by_hand() -> None:
@@ -50,10 +50,16 @@ def test_dice_by_hand() -> None:
     assert dice_loss(sure, torch.tensor([[[1, 0]]])).item() == pytest.approx(1 - 1 / 3)
 
 
+def test_dice_is_of_each_picture() -> None:
+    """A picture that is right and one that is wrong: the mean of 0 and 2/3, while Dice over both at once would be 2/5."""
+    sure = torch.tensor([[[99.0, -99.0]], [[-99.0, 99.0]]]).expand(2, 2, 1, 2)
+    assert dice_loss(sure, torch.tensor([[[0, 1]], [[1, 0]]])).item() == pytest.approx(1 / 3)
+
+
 def test_ignored_pixels_count_nowhere() -> None:
     logits, labels = case()
     logits.requires_grad_()
-    value = loss(logits, labels, 3.0)["loss"]
+    value = loss(logits, labels, 3.0, 48)["loss"]
     value.backward()
     assert logits.grad is not None
     assert not logits.grad[:, :, :2, :3].any()
@@ -61,12 +67,12 @@ def test_ignored_pixels_count_nowhere() -> None:
     with torch.no_grad():
         changed = logits.detach().clone()
         changed[:, :, :2, :3] = 50
-        assert loss(changed, labels, 3.0)["loss"].item() == pytest.approx(value.item())
+        assert loss(changed, labels, 3.0, 48)["loss"].item() == pytest.approx(value.item())
 
 
 def test_a_batch_of_which_every_pixel_is_ignored_is_no_disaster() -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    losses = loss(logits, torch.full((1, 4, 4), IGNORE), 3.0)
+    losses = loss(logits, torch.full((1, 4, 4), IGNORE), 3.0, 1)
     losses["loss"].backward()
     assert losses["loss"].item() == 0
     assert logits.grad is not None
@@ -77,7 +83,7 @@ def test_extreme_and_bf16_logits_give_finite_gradients() -> None:
     labels = torch.tensor([[[0, 1]]])
     for logits in (torch.tensor([[[[1e4, -1e4]], [[-1e4, 1e4]]]]), torch.zeros(1, 2, 1, 2).bfloat16()):
         logits.requires_grad_()
-        value = loss(logits, 1 - labels, 3.0)["loss"]
+        value = loss(logits, 1 - labels, 3.0, 2)["loss"]
         value.backward()
         assert value.dtype == torch.float32
         assert value.isfinite()
@@ -107,7 +113,7 @@ def test_the_head_is_upernets() -> None:
     pyramid = [torch.randn(2, c, 32 // s, 48 // s) for c, s in zip((3, 5, 7), (4, 8, 16), strict=True)]
     logits = head(pyramid, (32, 48))
     assert logits.shape == (2, 4, 32, 48)
-    loss(logits, torch.randint(0, 4, (2, 32, 48)), 1.0)["loss"].backward()
+    loss(logits, torch.randint(0, 4, (2, 32, 48)), 1.0, 2 * 32 * 48)["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in head.parameters())
     head.eval()
     levels = [F.interpolate(level, size=(8, 12), mode="bilinear", align_corners=False) for level in head.neck(pyramid)]

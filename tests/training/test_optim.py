@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -82,3 +83,17 @@ def test_warm_up_longer_than_the_run_still_ends_low() -> None:
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert shares[-1] < 0.1
     assert schedule(0, 100, 1) == 1.0
+
+
+def test_what_timm_exempts_is_not_decayed() -> None:
+    """Swin names the tables of its position biases, of two dimensions, relative to itself; it lies inside our models."""
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, window_size=2, depths=(1, 1, 1, 1), embed_dim=12, num_heads=(1,) * 4
+    )
+    network = nn.ModuleDict({"backbone": nn.ModuleDict({"model": swin})})
+    groups = create_optimizer(network, Training(weight_decay=0.3)).param_groups
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    by_name = {name: decay[id(parameter)] for name, parameter in network.named_parameters()}
+    assert by_name["backbone.model.layers.1.blocks.0.attn.relative_position_bias_table"] == 0.0
+    assert by_name["backbone.model.layers.1.blocks.0.attn.qkv.weight"] == 0.3
+    assert sum(value == 0.0 and name.endswith("_table") for name, value in by_name.items()) == 4

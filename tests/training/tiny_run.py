@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dreamteacher.errors import Interrupted, UserError
+from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
 from dreamteacher.params import Training
 from dreamteacher.tracking import Tracker
-from dreamteacher.training.loop import Step, Trained, train
+from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.run import Step, Trained
 
 # Children are forked from a process that has imported everything but computed nothing.
 FORK = mp.get_context("forkserver")
@@ -55,14 +56,19 @@ def denoise(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> d
 
 
 def run(
-    folder: Path, step: Step = denoise, *, model: nn.Module | None = None, settings: dict[str, Any] | None = None, **more: Any
+    folder: Path,
+    step: Step = denoise,
+    *,
+    model: nn.Module | None = None,
+    data: torch.utils.data.Dataset | None = None,
+    settings: dict[str, Any] | None = None,
+    **more: Any,
 ) -> Trained:
     """Train with checkpoints in `folder`."""
     chosen = Training(**{**DEFAULTS, **(settings or {})})
     more.setdefault("on_eval", lambda model, step: {"bias": float(model[0].bias.sum())})
-    return train(
-        model or build(), step, Pictures(), chosen, seed=3, checkpoints=folder, tracker=Tracker(), name="tiny", eval_every=10, **more
-    )
+    given = model or build(), step, data or Pictures(), chosen
+    return train(*given, seed=3, checkpoints=folder, tracker=Tracker(), name="tiny", eval_every=10, **more)
 
 
 def outcome(trained: Trained) -> bytes:
@@ -83,7 +89,8 @@ def _child(folder: Path, step: Step, more: dict[str, Any]) -> None:
     mp.set_start_method("fork", force=True)  # as in a process that no server has forked
     result = folder.with_suffix(".result")
     try:
-        result.write_bytes(outcome(run(folder, step, **more)))
+        with resource_errors_in_one_line("train-teacher"):
+            result.write_bytes(outcome(run(folder, step, **more)))
     except (Interrupted, UserError) as error:
         result.write_text(f"{type(error).__name__}: {error}")
 

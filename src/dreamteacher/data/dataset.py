@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamteacher.data.decode import decode, decode_mask
+from dreamteacher.data.decode import BadPicture, decode, decode_mask
 from dreamteacher.errors import UserError
 
 IGNORE = 255  # mask value that no loss or metric counts
@@ -117,7 +117,13 @@ class ImageSet:
         sample = self._cache.get(index)
         if sample is None:
             shard, offset, length = self._where[index, :3].tolist()
-            image = decode(self._bytes(shard, offset, length), max_pixels=UNLIMITED).image
+            try:
+                image = decode(self._bytes(shard, offset, length), max_pixels=UNLIMITED).image
+            except BadPicture as error:
+                raise UserError(
+                    f"{self._shards[shard]}: {self.names[index]} is damaged since ingest ({error.reason}); "
+                    "fetch the data set again (`dvc checkout`) or run `dreamteacher ingest` again"
+                ) from error
             sample = Sample(image, self.label(index), self.names[index])
             if self.in_memory:
                 self._cache[index] = sample

@@ -18,6 +18,7 @@ from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.tasks import classification, segmentation
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
+from dreamteacher.tasks.unseen import warn_of_unseen
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -50,15 +51,14 @@ def run(
         if images.task is None:
             raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to fine-tune")
         few = few_labelled(images, params.few_labels, seed)
-        if images.task == "classification":
-            classification.warn_of_unseen(images, few)
+        warn_of_unseen(images, few)
         torch.manual_seed(seed)
         model = _build(params, images, init, backbone)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
             logits = model(normalize(batch["image"], mean, std))
             if images.task == "segmentation":
-                return segmentation.loss(logits, batch["label"], settings.dice_weight)
+                return segmentation.loss(logits, batch["label"], settings.dice_weight, batch["count"])
             return classification.loss(logits, batch["label"])
 
         mean, std = model.mean, model.std
@@ -71,6 +71,7 @@ def run(
             checkpoints=stage.checkpoints,
             tracker=stage.tracker,
             name=f"{stage.name} {init} {seed}",
+            count=segmentation.count_labelled if images.task == "segmentation" else None,
             lr_scale=None if init == "scratch" else _scale_backbone(settings.backbone_lr_scale),
         )
         if this_process().is_main_process:

@@ -16,6 +16,7 @@ from dreamteacher.params import Params
 from dreamteacher.report.tables import write_table
 from dreamteacher.stage import open_stage
 from dreamteacher.tasks import classification, segmentation
+from dreamteacher.tasks.unseen import warn_of_unseen
 from dreamteacher.teachers.diffusion import choose_strides, load_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
@@ -40,8 +41,7 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
         strides = choose_strides(teacher, params.taps)
         generator = load_teacher(teacher, strides).to(this_process().device)
         few = few_labelled(images, params.few_labels, seed)
-        if images.task == "classification":
-            classification.warn_of_unseen(images, few)
+        warn_of_unseen(images, few)
         torch.manual_seed(seed)
         channels, dense = [tap.channels for tap in generator.taps], images.task == "segmentation"
         interpreter = FeatureInterpreter(channels, len(images.classes), settings.width, settings.dropout, dense)
@@ -50,7 +50,7 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
             features = generator.features(batch["image"], settings.T, random)
             logits = model(features, tuple(batch["image"].shape[2:]))
             if dense:
-                return segmentation.loss(logits, batch["label"], settings.dice_weight)
+                return segmentation.loss(logits, batch["label"], settings.dice_weight, batch["count"])
             return classification.loss(logits, batch["label"])
 
         trained = train(
@@ -62,6 +62,7 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
             checkpoints=stage.checkpoints,
             tracker=stage.tracker,
             name=stage.name,
+            count=segmentation.count_labelled if dense else None,
         )
         if this_process().is_main_process:
             save_interpreter(cast(FeatureInterpreter, trained.ema or trained.model), strides, settings.T, stage.tmp)

@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, first_line
 
 FINEST = 4  # stride of the pyramid's first level in the paper (Sec 3.1: l = 2, 3, 4, 5)
 FINEST_KEY = "finest_stride"  # in config.json; timm passes over it
@@ -137,13 +137,13 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
         model = _create(name, pretrained)
     except (OSError, RuntimeError) as error:
         remedy = "drop imagenet from compare.inits" if pretrained else "choose another student.backbone"
-        raise UserError(f"cannot load {name!r} ({_first_line(error)}); {remedy}") from error
+        raise UserError(f"cannot load {name!r} ({first_line(error)}); {remedy}") from error
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"timm's {name!r} offers no feature pyramid (forward_intermediates); choose another student.backbone")
     try:
         backbone = Backbone(model, name, finest)
     except Exception as error:
-        raise UserError(f"the pyramid of {name!r} cannot be measured ({_first_line(error)}); choose another student.backbone") from error
+        raise UserError(f"the pyramid of {name!r} cannot be measured ({first_line(error)}); choose another student.backbone") from error
     if len(backbone.strides) < 2:
         raise UserError(
             f"{name!r} has one resolution only (stride {', '.join(map(str, backbone.strides))}), which is no pyramid: "
@@ -161,10 +161,6 @@ def _create(name: str, pretrained: bool) -> Any:
         with contextlib.suppress(TypeError):  # it has no such option
             return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:

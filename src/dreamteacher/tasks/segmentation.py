@@ -35,18 +35,28 @@ class SegmentationHead(nn.Module):
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - Dice of the soft prediction (Milletari et al. 2016), averaged over the classes; `(B, K, H, W)` and `(B, H, W)`."""
+    """1 - Dice of the soft prediction (Milletari et al. 2016), averaged over pictures and classes; `(B, K, H, W)` and `(B, H, W)`.
+
+    Dice is taken of each picture, not of the batch, so that the loss is the same however a batch is split.
+    """
     counted = (labels != IGNORE)[:, None]
     truth = F.one_hot(labels.clamp(max=logits.shape[1] - 1), logits.shape[1]).movedim(-1, 1) * counted
     soft = logits.float().softmax(1) * counted
-    overlap, total = (soft * truth).sum((0, 2, 3)), (soft + truth).sum((0, 2, 3))
+    overlap, total = (soft * truth).sum((2, 3)), (soft + truth).sum((2, 3))
     return 1 - ((2 * overlap + 1) / (total + 1)).mean()
 
 
-def loss(logits: Tensor, labels: Tensor, dice_weight: float) -> dict[str, Tensor]:
-    """Cross entropy + `dice_weight` x Dice (Eq 4), both without ignored pixels."""
-    # Not reduction="mean", which is NaN where every pixel is ignored.
-    ce = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / (labels != IGNORE).sum().clamp(min=1)
+def count_labelled(batch: dict[str, Tensor]) -> int:
+    """How many pixels of a batch have a class: those that the cross entropy is a mean over."""
+    return int((batch["label"] != IGNORE).sum())
+
+
+def loss(logits: Tensor, labels: Tensor, dice_weight: float, count: Tensor | int) -> dict[str, Tensor]:
+    """Cross entropy + `dice_weight` x Dice (Eq 4), both without ignored pixels.
+
+    `count`: what the sum of the cross entropy is divided by. For a batch that is split it is the mean of `count_labelled` over its parts.
+    """
+    ce = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / count
     if dice_weight == 0:
         return {"loss": ce}
     dice = dice_loss(logits, labels)

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, first_line
 
 KEPT = 3
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{32})\.pt")
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise Damaged(f"it cannot be read ({error.strerror or error})") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise Damaged(f"it cannot be loaded ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
+        raise Damaged(f"it cannot be loaded ({first_line(error)})") from error
 
 
 @contextlib.contextmanager

@@ -2,61 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.params import Training
-from dreamteacher.training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
-from dreamteacher.training.ema import create_ema, update_ema
-from dreamteacher.training.optim import create_optimizer, schedule, set_lr
 from dreamteacher.training.order import Batches, choose_workers, open_loader
-from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.processes import Processes
 from dreamteacher.training.progress import Display, Pace, Records
-from dreamteacher.training.randomness import StepRandom, derive_seed, seed_everything
-from dreamteacher.training.signals import stop_request
+from dreamteacher.training.run import Part, Row, Run, Step, Trained
+from dreamteacher.training.signals import Stop, stop_request
 
 if TYPE_CHECKING:
     from dreamteacher.tracking import Tracker
-
-Row = dict[str, float]
-
-
-class Step(Protocol):
-    """What a stage trains: the losses of a batch."""
-
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        """Scalars, the same names each time: "loss", a mean over the batch, is minimised, the others are logged.
-
-        `batch` is on the device, pictures in the layout fast there; the call runs under autocast. Call `model` (which may be wrapped
-        in DDP) once, and draw noise from `random`; other random numbers (dropout) are reproducible but differ between processes.
-        """
-        ...
-
-
-@dataclass
-class Trained:
-    """The result: models on the CPU, float32, contiguous, in eval mode; `history` holds what does not depend on the clock."""
-
-    model: nn.Module
-    ema: nn.Module | None
-    history: list[Row]
-
-    def last_loss(self) -> float:
-        """The mean loss of the last ten rows of the history, as far as they have one."""
-        last = [row["loss"] for row in self.history[-10:] if "loss" in row]
-        return sum(last) / len(last)
 
 
 def train(
@@ -69,6 +32,7 @@ def train(
     checkpoints: Path,
     tracker: Tracker,
     name: str,
+    count: Callable[[Part], int] | None = None,
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,
     eval_every: int | None = None,
     lr_scale: Callable[[str], float] | None = None,
@@ -83,6 +47,9 @@ def train(
         checkpoints: folder for checkpoints and `log.jsonl`.
         tracker: told the metrics of every settings.log_every-th step.
         name: of the stage, for messages.
+        count: of a part of a batch, on the CPU, how many things the loss is a mean over, such as labelled pixels. `step` then finds in
+            batch["count"] the mean of these counts over all parts and processes (from at least one thing in all): a sum divided by it
+            has the same gradient however the batch is split.
         on_eval: measures the averaged (else the trained) model, which is in eval mode on the device, after every
             `eval_every` steps and at the end, in the first process. Its figures enter the history.
         lr_scale: learning rate of a parameter, by name, relative to settings.lr.
@@ -102,9 +69,9 @@ def train(
     if not length:
         raise UserError(f"{name}: there are no pictures to train on; ingest some first")
 
-    run = _Run(model, step, settings, processes, seed=seed, checkpoints=checkpoints, name=name, lr_scale=lr_scale)
+    run = Run(model, step, settings, processes, seed=seed, checkpoints=checkpoints, name=name, count=count, lr_scale=lr_scale)
     pace = Pace()
-    with Display(name, settings.steps, processes.is_first) as display, stop_request(insist=processes.count == 1) as request:
+    with Display(name, settings.steps, processes.is_first) as display, stop_request(alone=processes.count == 1) as request:
         run.restore(display.say)
         workers = choose_workers(data, settings.workers)
         display.say(_describe(run, workers))
@@ -119,212 +86,41 @@ def train(
             rank=processes.rank,
             processes=processes.count,
         )
-        loader = iter(open_loader(data, batches, workers, processes.device))
         display.start_at(run.done)
-        while run.done < settings.steps:
-            run.take_step(loader, pace)
-            last = run.done == settings.steps
-            row: Row = {}
-            clock: Row = {}
-            if last or run.done % settings.log_every == 0:
-                row, clock = run.read_log(), pace.read()
-                display.record(row | clock)
-            if on_eval and (last or (eval_every and run.done % eval_every == 0)):
-                row |= run.evaluate(on_eval)
-                pace.restart()
-            if row:
-                run.history.append({"step": run.done, **row})
-                if records:
-                    records.add({"step": run.done, **row, **clock})
-                    tracker.metrics(row | clock, step=run.done)
-            signum = processes.largest(request.signum)
-            if signum or last or run.done % settings.checkpoint_every == 0:
-                run.save()
-                pace.restart()
-            display.step(run.done)
-            if signum:
-                raise Interrupted(signum, run.done)
+        with open_loader(data, batches, workers, processes.device) as loader:
+            while run.done < settings.steps:
+                try:
+                    with request.at_once():  # the state is that after a whole step
+                        parts = run.fetch(loader, pace)
+                except Stop:
+                    run.save()
+                    raise Interrupted(request.signum, run.done) from None
+                run.take_step(parts)
+                last = run.done == settings.steps
+                row: Row = {}
+                clock: Row = {}
+                if last or run.done % settings.log_every == 0:
+                    row, clock = run.read_log(), pace.read()
+                    display.record(row | clock)
+                if on_eval and (last or (eval_every and run.done % eval_every == 0)):
+                    row |= run.evaluate(on_eval)
+                    pace.restart()
+                if row:
+                    run.history.append({"step": run.done, **row})
+                    if records:
+                        records.add({"step": run.done, **row, **clock})
+                        tracker.metrics(row | clock, step=run.done)
+                signum = processes.largest(request.signum)
+                if signum or last or run.done % settings.checkpoint_every == 0:
+                    run.save()
+                    pace.restart()
+                display.step(run.done)
+                if signum:
+                    raise Interrupted(signum, run.done)
     return run.result()
 
 
-class _Run:
-    """All that changes from step to step, and the moves that change it."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        step: Step,
-        settings: Training,
-        processes: Processes,
-        *,
-        seed: int,
-        checkpoints: Path,
-        name: str,
-        lr_scale: Callable[[str], float] | None,
-    ):
-        self.step = step
-        self.settings = settings
-        self.seed = seed
-        self.checkpoints = checkpoints
-        self.name = name
-        self.processes = processes
-        self.device = processes.device
-        self.dtype = choose_precision(settings.precision, self.device)
-        self.layout = choose_layout(self.device, self.dtype)
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # crops have one size
-
-        self.given = model
-        # Statistics over all processes' pictures; on a copy, since the result should be loadable without a process group.
-        sync = processes.count > 1 and self.device.type == "cuda"
-        alone = settings.batch_size == settings.accumulate * processes.count and not sync
-        if alone and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-            raise UserError(f"{name}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
-        self.bare: nn.Module = convert_sync_batchnorm(copy.deepcopy(model)) if sync else model
-        self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.ema = create_ema(self.bare, settings.ema) if settings.ema is not None else None
-        self.wrapped = processes.wrap(self.bare)
-        self.optimizer = create_optimizer(self.bare, settings, lr_scale)
-        self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-        self.done = 0
-        self.lr = 0.0
-        self.history: list[Row] = []
-        self.names: list[str] = []  # of the columns of `window` but the last, the gradient's norm
-        self.window: list[Tensor] = []  # a row for each step since the last record, left on the device so that no step waits for it
-
-    def take_step(self, loader: Iterator[dict[str, Tensor]], pace: Pace) -> None:
-        """One optimiser step."""
-        losses = self.forward_backward(loader, pace)
-        norm = self.optimizer_step()
-        self.window.append(torch.cat([losses, norm.float().reshape(1)]))
-        self.done += 1
-
-    def forward_backward(self, loader: Iterator[dict[str, Tensor]], pace: Pace) -> Tensor:
-        """Gradients of this process' share of the batch, part by part; returns its mean losses (len(names),)."""
-        accumulate, processes = self.settings.accumulate, self.processes
-        total = torch.zeros((), device=self.device)
-        for micro in range(accumulate):
-            asked = time.perf_counter()
-            batch = next(loader)
-            pace.add(len(next(iter(batch.values()))) * processes.count, time.perf_counter() - asked)
-            batch = {key: self.to_device(value) for key, value in batch.items()}
-            part = micro * processes.count + processes.rank
-            random = StepRandom(self.seed, self.done, part, accumulate * processes.count, self.device)
-            seed_everything(derive_seed("step", self.seed, self.done, part), self.device)
-            share = contextlib.nullcontext() if micro == accumulate - 1 else processes.accelerator.no_sync(self.wrapped)
-            with share:
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    losses = self.step(self.wrapped, batch, random)
-                (losses["loss"] / accumulate).backward()
-            self.names = list(losses)
-            total = total + torch.stack([value.detach().float() for value in losses.values()]) / accumulate
-        return total
-
-    def to_device(self, value: Tensor) -> Tensor:
-        """A part of the batch where the model is, pictures in its layout."""
-        return value.to(self.device, non_blocking=True, memory_format=self.layout if value.ndim == 4 else torch.preserve_format)
-
-    def optimizer_step(self) -> Tensor:
-        """Clip, update weights and averages; returns the gradient's norm before clipping."""
-        self.lr = set_lr(self.optimizer, schedule(self.done, self.settings.warmup_steps, self.settings.steps))
-        gradients = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.settings.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.trainable, self.settings.clip, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema:
-            update_ema(self.ema, self.bare, self.done)
-        return norm
-
-    def read_window(self) -> Tensor:
-        """(steps since the last record, len(names) + 1) on the CPU, the mean over processes.
-
-        Raises:
-            UserError: in one of these steps the loss or the gradient was not finite.
-        """
-        if not self.window:
-            return torch.empty(0, len(self.names) + 1)
-        rows = self.processes.mean(torch.stack(self.window).cpu())
-        columns = [*self.names, "grad_norm"]
-        finite = rows.isfinite()
-        bad = (~finite[:, [columns.index("loss"), len(self.names)]]).any(1).nonzero()
-        if len(bad):
-            row = int(bad[0])
-            wrong = ", ".join(name for name, good in zip(columns, finite[row].tolist(), strict=True) if not good)
-            precision = ", or set precision to fp32" if self.dtype != torch.float32 else ""
-            raise UserError(
-                f"{self.name}: not finite at step {self.done - len(rows) + row + 1}: {wrong}; "
-                f"lower lr (now {self.settings.lr:g}), raise warmup_steps, clip gradients (clip is {self.settings.clip}){precision}"
-            )
-        return rows
-
-    def read_log(self) -> Row:
-        """Mean losses and gradient norm since the last record, and the learning rate of the last step."""
-        *losses, norm = self.read_window().double().mean(0).tolist()
-        self.window.clear()
-        return {**dict(zip(self.names, losses, strict=True)), "lr": self.lr, "grad_norm": norm}
-
-    def evaluate(self, on_eval: Callable[[nn.Module, int], dict[str, float]]) -> Row:
-        """What the first process measures, for all."""
-        model = self.ema.module if self.ema else self.bare
-        values: Row = {}
-        if self.processes.is_first:
-            model.eval()
-            with torch.no_grad():
-                values = {key: float(value) for key, value in on_eval(model, self.done).items()}
-            self.bare.train()
-        return self.processes.from_first(values)
-
-    def save(self) -> None:
-        """Write the checkpoint of this step, unless the weights are not finite."""
-        window = self.read_window()
-        if self.processes.is_first:
-            state: dict[str, Any] = {
-                "step": self.done,
-                "model": self.bare.state_dict(),
-                "ema": self.ema.module.state_dict() if self.ema else None,
-                "optimizer": self.optimizer.state_dict(),
-                "window": window,
-                "history": self.history,
-            }
-            save_checkpoint(self.checkpoints, self.done, state)
-        self.processes.from_first(None)  # nobody goes on, or stops, before it is written
-
-    def restore(self, say: Callable[[str], None]) -> None:
-        """Go on from the newest checkpoint that is whole and fits."""
-        found = newest_checkpoint(self.checkpoints, self.fits, say) if self.processes.is_first else None
-        path = self.processes.from_first(found[0] if found else None)
-        if not path:
-            return
-        state = found[1] if found else read_checkpoint(path)
-        self.bare.load_state_dict(state["model"])
-        if self.ema:
-            self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.window = list(state["window"].to(self.device))
-        self.history = state["history"]
-        self.done = state["step"]
-
-    def fits(self, state: dict[str, Any]) -> bool:
-        """Whether a checkpoint's weights are this model's by name and shape."""
-        shapes = {key: value.shape for key, value in self.bare.state_dict().items()}
-        return shapes == {key: value.shape for key, value in state["model"].items()} and (state["ema"] is None) == (self.ema is None)
-
-    def result(self) -> Trained:
-        """Hand the models back as they came: on the CPU, contiguous."""
-        self.optimizer.zero_grad()
-        if self.bare is not self.given:
-            self.given.load_state_dict(self.bare.state_dict())
-        ema = self.ema.module if self.ema else None
-        for model in (self.given, ema):
-            if model is not None:
-                model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return Trained(self.given, ema, self.history)
-
-
-def _describe(run: _Run, workers: int) -> str:
+def _describe(run: Run, workers: int) -> str:
     """What was chosen, in a line."""
     settings, count = run.settings, run.processes.count
     split = f" = {count} processes x {settings.accumulate} parts" if count * settings.accumulate > 1 else ""

@@ -14,14 +14,16 @@ from dreamteacher.params import Training
 
 
 def create_optimizer(model: nn.Module, settings: Training, lr_scale: Callable[[str], float] | None = None) -> torch.optim.Optimizer:
-    """The optimiser over the trainable parameters; biases and norms (at most one dimension) are not decayed.
+    """The optimiser over the trainable parameters.
 
-    Each group keeps its `peak_lr`: settings.lr times `lr_scale(parameter name)`, 1 where not given.
+    Not decayed are biases and norms (at most one dimension) and what timm's models name by `no_weight_decay()`, such as position
+    embeddings. Each group keeps its `peak_lr`: settings.lr times `lr_scale(parameter name)`, 1 where not given.
     """
+    exempt = _exempt_from_decay(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            decay = settings.weight_decay if parameter.ndim > 1 and name not in exempt else 0.0
             scale = lr_scale(name) if lr_scale else 1.0
             groups.setdefault((decay, scale), []).append(parameter)
     if not groups:
@@ -38,6 +40,15 @@ def create_optimizer(model: nn.Module, settings: Training, lr_scale: Callable[[s
         return Lamb(plain, lr=settings.lr, betas=settings.betas, max_grad_norm=None)
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.AdamW(plain, lr=settings.lr, betas=settings.betas, fused=fused)
+
+
+def _exempt_from_decay(model: nn.Module) -> set[str]:
+    """Names of the parameters that `model` or a module in it exempts by timm's `no_weight_decay()`."""
+    names = set()
+    for prefix, module in model.named_modules():
+        if callable(listed := getattr(module, "no_weight_decay", None)):
+            names |= {f"{prefix}.{name}" if prefix else name for name in listed()}
+    return names
 
 
 def schedule(step: int, warmup_steps: int, steps: int) -> float:

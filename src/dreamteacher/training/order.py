@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from dreamteacher.errors import UserError
 from dreamteacher.training.randomness import derive_seed
 
 
@@ -67,9 +71,53 @@ def choose_workers(data: Dataset, workers: int | Literal["auto"]) -> int:
     return max(0, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
-def open_loader(data: Dataset, batches: Batches, workers: int, device: torch.device) -> DataLoader:
-    """A loader over `data`, whose items are addressed by (index, seed)."""
-    return DataLoader(data, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda", worker_init_fn=_ignore_signals)
+@contextlib.contextmanager
+def open_loader(data: Dataset, batches: Batches, workers: int, device: torch.device) -> Iterator[Iterator[dict[str, Tensor]]]:
+    """The batches of `data`, whose items are addressed by (index, seed); no loader process outlives the block, however it is left.
+
+    A UserError that `data` raises arrives as it is, also from a loader process.
+    """
+    others = set(multiprocessing.active_children())
+    loader: Any = None
+    try:
+        loader = iter(
+            DataLoader(
+                _Batched(data),
+                batch_size=None,
+                sampler=batches,
+                num_workers=workers,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=_ignore_signals,
+            )
+        )
+        yield map(_raise_user_error, loader)
+    finally:
+        # Left to the interpreter's exit, Python would end them by SIGTERM, which they ignore, and wait for ever.
+        try:
+            if workers and loader is not None:
+                loader._shutdown_workers()  # waits for each a few seconds; torch no longer takes their end for a fault
+        finally:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+
+
+class _Batched(Dataset):
+    """Whole batches of `data`. A UserError is returned, not raised: on its way out of a loader process torch would rewrite its text."""
+
+    def __init__(self, data: Dataset):
+        self.data = data
+
+    def __getitem__(self, items: list[tuple[int, int]]) -> dict[str, Tensor] | UserError:
+        try:
+            return default_collate([self.data[item] for item in items])
+        except UserError as error:
+            return error
+
+
+def _raise_user_error(batch: dict[str, Tensor] | UserError) -> dict[str, Tensor]:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def _ignore_signals(worker: int) -> None:

@@ -56,6 +56,14 @@ class Processes:
         dist.all_reduce(values, dist.ReduceOp.MAX, group=_hosts())
         return int(values)
 
+    def sum(self, value: int) -> int:
+        """The sum of all processes' values."""
+        if self.count == 1:
+            return value
+        values = torch.tensor(value)
+        dist.all_reduce(values, dist.ReduceOp.SUM, group=_hosts())
+        return int(values)
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean of all processes' values (CPU tensors of one shape)."""
         if self.count > 1:

@@ -9,30 +9,50 @@ from collections.abc import Iterator
 from types import FrameType
 
 
+class Stop(BaseException):
+    """Raised by the signal itself inside `StopRequest.at_once`; like KeyboardInterrupt it is no Exception, which libraries catch."""
+
+
 class StopRequest:
     """`signum` is 0 until SIGTERM or SIGINT comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool) -> None:
+        """`alone`: no other process has to stop at the same step."""
         self.signum = 0
+        self._alone = alone
+        self._waiting = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A wait that a signal ends by raising `Stop`, because it may be long and nothing is lost by it."""
+        self._waiting = self._alone
+        try:
+            if self._waiting and self.signum:
+                raise Stop
+            yield
+        finally:
+            self._waiting = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Note the signal; of a process that is alone a second Ctrl-C raises KeyboardInterrupt at once."""
+        if self._alone and self.signum == signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = self.signum or signum
+        if self._waiting:
+            raise Stop
 
 
 @contextlib.contextmanager
-def stop_request(insist: bool) -> Iterator[StopRequest]:
-    """Catch the two signals inside the block; with `insist`, a second Ctrl-C raises KeyboardInterrupt at once.
+def stop_request(alone: bool) -> Iterator[StopRequest]:
+    """Catch the two signals inside the block.
 
     Outside the main thread Python cannot catch signals: there the request never comes.
     """
-    request = StopRequest()
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if insist and request.signum == signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.signum = request.signum or signum
-
+    request = StopRequest(alone)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {signum: signal.signal(signum, request.handle) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
     finally:

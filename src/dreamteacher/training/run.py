@@ -1,0 +1,249 @@
+"""A training run: all that changes from step to step, and the moves that change it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+
+from dreamteacher.errors import UserError
+from dreamteacher.params import Training
+from dreamteacher.training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from dreamteacher.training.ema import create_ema, update_ema
+from dreamteacher.training.optim import create_optimizer, schedule, set_lr
+from dreamteacher.training.precision import choose_layout, choose_precision
+from dreamteacher.training.processes import Processes
+from dreamteacher.training.progress import Pace
+from dreamteacher.training.randomness import StepRandom, derive_seed, seed_everything
+
+Row = dict[str, float]
+Part = dict[str, Tensor]  # of a batch: pictures, and labels if there are any, by name
+
+
+class Step(Protocol):
+    """What a stage trains: the losses of one part of the batch."""
+
+    def __call__(self, model: nn.Module, batch: Part, random: StepRandom) -> dict[str, Tensor]:
+        """Scalars, the same names each time: "loss" is minimised, the others are logged, all as means over the parts of the batch.
+
+        A mean over the pictures of the part is then one over the whole batch, since parts are equally large. What is a mean over something
+        that pictures have more or less of, such as labelled pixels, is divided by batch["count"] instead: see `train`.
+
+        `batch` is on the device, pictures in the layout fast there; the call runs under autocast. Call `model` (which may be wrapped
+        in DDP) once, and draw noise from `random`; other random numbers (dropout) are reproducible but differ between processes.
+        """
+        ...
+
+
+@dataclass
+class Trained:
+    """The result: models on the CPU, float32, contiguous, in eval mode; `history` holds what does not depend on the clock."""
+
+    model: nn.Module
+    ema: nn.Module | None
+    history: list[Row]
+
+    def last_loss(self) -> float:
+        """The mean loss of the last ten rows of the history, as far as they have one."""
+        last = [row["loss"] for row in self.history[-10:] if "loss" in row]
+        return sum(last) / len(last)
+
+
+class Run:
+    """All that changes from step to step, and the moves that change it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Step,
+        settings: Training,
+        processes: Processes,
+        *,
+        seed: int,
+        checkpoints: Path,
+        name: str,
+        count: Callable[[Part], int] | None,
+        lr_scale: Callable[[str], float] | None,
+    ):
+        self.step = step
+        self.settings = settings
+        self.seed = seed
+        self.checkpoints = checkpoints
+        self.name = name
+        self.count = count
+        self.processes = processes
+        self.device = processes.device
+        self.dtype = choose_precision(settings.precision, self.device)
+        self.layout = choose_layout(self.device, self.dtype)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # crops have one size
+
+        self.given = model
+        # Statistics over all processes' pictures; on a copy, since the result should be loadable without a process group.
+        sync = processes.count > 1 and self.device.type == "cuda"
+        alone = settings.batch_size == settings.accumulate * processes.count and not sync
+        if alone and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            raise UserError(f"{name}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
+        self.bare: nn.Module = convert_sync_batchnorm(copy.deepcopy(model)) if sync else model
+        self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.ema = create_ema(self.bare, settings.ema) if settings.ema is not None else None
+        self.wrapped = processes.wrap(self.bare)
+        self.optimizer = create_optimizer(self.bare, settings, lr_scale)
+        self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+        self.done = 0
+        self.lr = 0.0
+        self.history: list[Row] = []
+        self.names: list[str] = []  # of the columns of `window` but the last, the gradient's norm
+        self.window: list[Tensor] = []  # a row for each step since the last record, left on the device so that no step waits for it
+
+    def fetch(self, loader: Iterator[Part], pace: Pace) -> list[Part]:
+        """This process' parts of the next batch, on the CPU."""
+        begin = time.perf_counter()
+        parts = [next(loader) for _ in range(self.settings.accumulate)]
+        pictures = sum(len(next(iter(part.values()))) for part in parts)
+        pace.add(pictures * self.processes.count, time.perf_counter() - begin)
+        return parts
+
+    def take_step(self, parts: list[Part]) -> None:
+        """One optimiser step."""
+        losses = self.forward_backward(parts)
+        norm = self.optimizer_step()
+        self.window.append(torch.cat([losses, norm.float().reshape(1)]))
+        self.done += 1
+
+    def forward_backward(self, parts: list[Part]) -> Tensor:
+        """Gradients of this process' share of the batch, part by part; returns its mean losses (len(names),)."""
+        processes = self.processes
+        count = self.mean_count(parts)
+        total = torch.zeros((), device=self.device)
+        for micro, on_cpu in enumerate(parts):
+            batch = {key: self.to_device(value) for key, value in on_cpu.items()} | count
+            part = micro * processes.count + processes.rank
+            random = StepRandom(self.seed, self.done, part, len(parts) * processes.count, self.device)
+            seed_everything(derive_seed("step", self.seed, self.done, part), self.device)
+            share = contextlib.nullcontext() if micro == len(parts) - 1 else processes.accelerator.no_sync(self.wrapped)
+            with share:
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    losses = self.step(self.wrapped, batch, random)
+                (losses["loss"] / len(parts)).backward()
+            self.names = list(losses)
+            total = total + torch.stack([value.detach().float() for value in losses.values()]) / len(parts)
+        return total
+
+    def mean_count(self, parts: list[Part]) -> Part:
+        """What `step` finds in batch["count"]; on the CPU, from which an accelerator takes a single number without a wait."""
+        if not self.count:
+            return {}
+        total = self.processes.sum(sum(self.count(part) for part in parts))
+        return {"count": torch.tensor(max(total, 1) / (len(parts) * self.processes.count))}
+
+    def to_device(self, value: Tensor) -> Tensor:
+        """A part of the batch where the model is, pictures in its layout."""
+        return value.to(self.device, non_blocking=True, memory_format=self.layout if value.ndim == 4 else torch.preserve_format)
+
+    def optimizer_step(self) -> Tensor:
+        """Clip, update weights and averages; returns the gradient's norm before clipping."""
+        self.lr = set_lr(self.optimizer, schedule(self.done, self.settings.warmup_steps, self.settings.steps))
+        gradients = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.settings.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.trainable, self.settings.clip, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            update_ema(self.ema, self.bare, self.done)
+        return norm
+
+    def read_window(self) -> Tensor:
+        """(steps since the last record, len(names) + 1) on the CPU, the mean over processes.
+
+        Raises:
+            UserError: in one of these steps the loss or the gradient was not finite.
+        """
+        if not self.window:
+            return torch.empty(0, len(self.names) + 1)
+        rows = self.processes.mean(torch.stack(self.window).cpu())
+        columns = [*self.names, "grad_norm"]
+        finite = rows.isfinite()
+        bad = (~finite[:, [columns.index("loss"), len(self.names)]]).any(1).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            wrong = ", ".join(name for name, good in zip(columns, finite[row].tolist(), strict=True) if not good)
+            precision = ", or set precision to fp32" if self.dtype != torch.float32 else ""
+            raise UserError(
+                f"{self.name}: not finite at step {self.done - len(rows) + row + 1}: {wrong}; "
+                f"lower lr (now {self.settings.lr:g}), raise warmup_steps, clip gradients (clip is {self.settings.clip}){precision}"
+            )
+        return rows
+
+    def read_log(self) -> Row:
+        """Mean losses and gradient norm since the last record, and the learning rate of the last step."""
+        *losses, norm = self.read_window().double().mean(0).tolist()
+        self.window.clear()
+        return {**dict(zip(self.names, losses, strict=True)), "lr": self.lr, "grad_norm": norm}
+
+    def evaluate(self, on_eval: Callable[[nn.Module, int], dict[str, float]]) -> Row:
+        """What the first process measures, for all."""
+        model = self.ema.module if self.ema else self.bare
+        values: Row = {}
+        if self.processes.is_first:
+            model.eval()
+            with torch.no_grad():
+                values = {key: float(value) for key, value in on_eval(model, self.done).items()}
+            self.bare.train()
+        return self.processes.from_first(values)
+
+    def save(self) -> None:
+        """Write the checkpoint of this step, unless the weights are not finite."""
+        window = self.read_window()
+        if self.processes.is_first:
+            state: dict[str, Any] = {
+                "step": self.done,
+                "model": self.bare.state_dict(),
+                "ema": self.ema.module.state_dict() if self.ema else None,
+                "optimizer": self.optimizer.state_dict(),
+                "window": window,
+                "history": self.history,
+            }
+            save_checkpoint(self.checkpoints, self.done, state)
+        self.processes.from_first(None)  # nobody goes on, or stops, before it is written
+
+    def restore(self, say: Callable[[str], None]) -> None:
+        """Go on from the newest checkpoint that is whole and fits."""
+        found = newest_checkpoint(self.checkpoints, self.fits, say) if self.processes.is_first else None
+        path = self.processes.from_first(found[0] if found else None)
+        if not path:
+            return
+        state = found[1] if found else read_checkpoint(path)
+        self.bare.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.window = list(state["window"].to(self.device))
+        self.history = state["history"]
+        self.done = state["step"]
+
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint's weights are this model's by name and shape."""
+        shapes = {key: value.shape for key, value in self.bare.state_dict().items()}
+        return shapes == {key: value.shape for key, value in state["model"].items()} and (state["ema"] is None) == (self.ema is None)
+
+    def result(self) -> Trained:
+        """Hand the models back as they came: on the CPU, contiguous."""
+        self.optimizer.zero_grad()
+        if self.bare is not self.given:
+            self.given.load_state_dict(self.bare.state_dict())
+        ema = self.ema.module if self.ema else None
+        for model in (self.given, ema):
+            if model is not None:
+                model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return Trained(self.given, ema, self.history)
