@@ -21,10 +21,11 @@ from typing import Any
 
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.mlflow_server import client_of, find_or_create_run, has_run, replay, tracking_uri, without_password
+from dreamteacher.project import project_folder
 
 log = logging.getLogger(__name__)
 
-UNSENT = Path(".dreamteacher/unsent")
+UNSENT = Path(".dreamteacher/unsent")  # below the project's folder
 RECORDS = "records.jsonl"
 SEND_EVERY = 10.0  # seconds
 
@@ -112,9 +113,10 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         yield Tracker()
         return
     known = json.loads(memory.read_text()) if memory and memory.exists() else {}
-    journal = UNSENT / known.get("journal", "")
+    unsent = project_folder() / UNSENT
+    journal = unsent / known.get("journal", "")
     if not (known and (journal / RECORDS).exists()):
-        journal = UNSENT / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        journal = unsent / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         journal.mkdir(parents=True)
     _drop_torn_line(journal)
     commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
@@ -135,7 +137,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         if commit:
             about |= {"mlflow.source.git.commit": commit, "dreamteacher.git.dirty": str(bool(dirty)).lower()}
         tracker.tags(about | tags)
-        tracker._record(do="params", values=_flat(params))
+        tracker._record(do="params", values={key: str(value) for key, value in params.items()})
         tracker._send()
         try:
             yield tracker
@@ -157,7 +159,7 @@ def sync() -> list[str]:
         UserError: MLflow does not take some of them, which stay; the others are sent.
     """
     sent, failed = [], []
-    for journal in sorted(path.parent for path in UNSENT.glob(f"*/{RECORDS}")):
+    for journal in sorted(path.parent for path in (project_folder() / UNSENT).glob(f"*/{RECORDS}")):
         try:
             with _held(journal):
                 _drop_torn_line(journal)
@@ -210,7 +212,7 @@ def _held(journal: Path) -> Iterator[None]:
 @contextmanager
 def _first_alone() -> Iterator[None]:
     """One process of this folder at a time: two that begin together would both set up MLflow's database, and the chain's run."""
-    with UNSENT.with_name("lock").open("w") as lock:
+    with (project_folder() / UNSENT).with_name("lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
 
@@ -222,7 +224,7 @@ def _records(journal: Path) -> list[dict[str, Any]]:
 def _place_of(journal: Path) -> str:
     """Where MLflow is now, else where it was when the journal was begun."""
     if "MLFLOW_TRACKING_URI" in os.environ:
-        return os.environ["MLFLOW_TRACKING_URI"]
+        return tracking_uri()
     with (journal / RECORDS).open() as lines:
         return str(json.loads(next(lines))["uri"])
 
@@ -237,13 +239,6 @@ def _drop_torn_line(journal: Path) -> None:
     path = journal / RECORDS
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
         path.write_bytes(text[: text.rfind(b"\n") + 1])
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-    return flat
 
 
 def _key(name: str) -> str:
