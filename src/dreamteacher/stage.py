@@ -44,7 +44,8 @@ MAKERS = {
     "triton": "publish",
     "data": "ingest",
 }
-# Settings that change how a stage runs or what it reports on the way, and not its result: a run goes on, and a finished one counts, with others.
+# Settings that change how a stage runs or what it reports on the way, and not its result. With other values of them a stopped run is
+# resumed and a finished one is not repeated.
 PASSED_OVER = {"workers", "checkpoint_every", "log_every", "sample_every", "monitor_every"}
 KEYS = {"stage", "version", "digest", "params", "inputs", "versions", "files", "metrics"}  # of stage.json, besides its own sha256
 ZEROS = "0" * 64  # stand in stage.json for its sha256 while that is computed
@@ -70,15 +71,15 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
     """Open a stage whose outputs appear in `out` all at once when the body ends, and not at all when it fails.
 
     `params` (sections of settings) is all that may change the result besides `inputs`; without PASSED_OVER both make up the digest by
-    which a finished `out` and left checkpoints are recognised. When `out` is complete with this digest and `overwrite` is not set, `done` is true,
-    `metrics` are those on record, and the body has nothing to do. `metrics` must not depend on the clock: they are part
+    which a finished `out` and left checkpoints are recognised. When `out` is complete with this digest and `overwrite` is not set, `done`
+    is true, `metrics` are those on record, and the body has nothing to do. `metrics` must not depend on the clock: they are part
     of `stage.json`, which is the same bytes whenever params, inputs and package versions are.
 
     Under torchrun (RANK > 0) nothing is written or tracked here; rank 0 does it for all.
 
     Raises:
-        UserError: an input is missing, incomplete or damaged, `out` holds something else or is damaged, another process is writing it, the disk
-            is full or a folder cannot be written.
+        UserError: an input is missing, incomplete or damaged, `out` holds something else or is damaged, another process is writing it, the
+            disk is full or a folder cannot be written.
     """
     with disk_errors_in_one_line():
         params = _without(params, PASSED_OVER)

@@ -35,7 +35,7 @@ class Tracker:
 
     def __init__(self, journal: Path | None = None):
         self._journal = journal
-        self._next_send = 0.0
+        self._next_send = time.monotonic() + SEND_EVERY  # a short stage sends once, at its end: importing mlflow takes a second
         self._warned = False
 
     def metrics(self, values: dict[str, float], step: int | None = None) -> None:
@@ -106,7 +106,7 @@ def is_on() -> bool:
 def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memory: Path | None = None) -> Iterator[Tracker]:
     """Track one stage as an MLflow run: a child of the chain's run, or the run that MLFLOW_RUN_ID names.
 
-    `memory` is a file beside the checkpoints, by which a stage that was killed finds its run again. The run ends as
+    MLflow sees the run with the first figures after ten seconds, or when it ends. `memory` is a file beside the checkpoints, by which a stage that was killed finds its run again. The run ends as
     FINISHED, FAILED (an exception) or KILLED (a signal). DREAMTEACHER_TRACKING=off gives a tracker that keeps nothing.
     """
     if not is_on():
@@ -138,7 +138,6 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
             about |= {"mlflow.source.git.commit": commit, "dreamteacher.git.dirty": str(bool(dirty)).lower()}
         tracker.tags(about | tags)
         tracker._record(do="params", values={key: str(value) for key, value in params.items()})
-        tracker._send()
         try:
             yield tracker
         except (KeyboardInterrupt, SystemExit, Interrupted):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.items import IGNORE
 from dreamteacher.students.neck import resize
 from dreamteacher.tasks.readout import linear, nearest, pixel_features
 from dreamteacher.tasks.scoring import Score

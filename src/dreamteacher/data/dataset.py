@@ -20,7 +20,6 @@ from torch import Tensor
 from dreamteacher.data.decode import decode, decode_mask
 from dreamteacher.errors import UserError
 
-IGNORE = 255  # mask value that no loss or metric counts
 CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory
 
 

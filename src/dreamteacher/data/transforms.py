@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
-from dreamteacher.data.dataset import IGNORE, Sample
+from dreamteacher.data.dataset import Sample
+from dreamteacher.data.items import IGNORE
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 Transform = Callable[[Sample], dict[str, Tensor]]
 
@@ -45,6 +46,8 @@ def finetune_crop(task: Literal["segmentation", "classification"], size: int) ->
     vertical flips, colour jitter. Classification: RandomResizedCrop (8 to 100 % of the area), horizontal flip, colour jitter.
     The jitter leaves the hue alone: that step alone takes four times as long as all others.
     """
+    from torchvision.transforms import v2
+
     jitter = [v2.ToDtype(torch.float32, scale=True), v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)]
     if task == "classification":
         classify = v2.Compose([v2.RandomResizedCrop((size, size), antialias=True), v2.RandomHorizontalFlip(), *jitter])
@@ -87,6 +90,8 @@ def whole(multiple: int = 32, size: int | None = None) -> Transform:
 
 def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """(H, W, 3) bilinear, antialiased."""
+    from torchvision.transforms.v2 import functional as F
+
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return F.resize(planes, [height, width], antialias=True).numpy().transpose(1, 2, 0)
 
@@ -116,6 +121,8 @@ def _tensors(image: np.ndarray, label: int | np.ndarray | None) -> dict[str, Ten
 
 def _apply(transform: v2.Transform, image: np.ndarray, label: int | np.ndarray | None) -> dict[str, Tensor]:
     """Run a v2 transform on the picture and, as one, on its mask."""
+    from torchvision import tv_tensors
+
     picture = tv_tensors.Image(np.ascontiguousarray(image.transpose(2, 0, 1)))
     if isinstance(label, np.ndarray):
         picture, mask = transform(picture, tv_tensors.Mask(np.ascontiguousarray(label)))

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
-from torchvision.utils import make_grid, save_image
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
@@ -78,6 +77,8 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
 @torch.no_grad()
 def _save_grid(unet: nn.Module, params: Params, path: Path) -> None:
     """Pictures that the generator dreams, by DDIM (Song et al. 2021) from fixed noise."""
+    from torchvision.utils import make_grid, save_image
+
     settings = params.teacher
     scheduler = DDIMScheduler.from_config(build_scheduler(settings.T_train).config, clip_sample=True)
     scheduler.set_timesteps(min(settings.sample_steps, settings.T_train))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -180,7 +179,7 @@ class _Run:
         alone = settings.batch_size == settings.accumulate * processes.count and not sync
         if alone and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
             raise UserError(f"{name}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
-        self.bare: nn.Module = convert_sync_batchnorm(copy.deepcopy(model)) if sync else model
+        self.bare = _sync_batchnorm(model) if sync else model
         self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = create_ema(self.bare, settings.ema) if settings.ema is not None else None
         self.wrapped = processes.wrap(self.bare)
@@ -334,3 +333,9 @@ def _describe(run: _Run, workers: int) -> str:
         f"{run.name}: {start} {settings.steps} steps of {settings.batch_size} pictures{split} "
         f"on {run.device.type}, {precision}, {workers} loader processes"
     )
+
+
+def _sync_batchnorm(model: nn.Module) -> nn.Module:
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(copy.deepcopy(model))
