@@ -91,20 +91,23 @@ def _add(tokens: set[bytes]) -> None:
         path = _state_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            file.write(b"".join(token + b"\n" for token in tokens))
+            file.write(b"".join(b"\n" + token for token in tokens))  # first the end of what may be a torn line
             size = file.tell()
         if size > LIMIT * 33:
             fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            fresh.write_bytes(b"\n".join(path.read_bytes().splitlines()[-LIMIT // 2 :]) + b"\n")
+            fresh.write_bytes(b"\n".join(path.read_bytes().splitlines()[-LIMIT // 2 :]))
             fresh.replace(path)
 
 
 @contextmanager
 def _in_turn(token: bytes) -> Iterator[None]:
-    """One process of this machine at a time for each token: a lock of one byte of the state file, at the token's offset."""
+    """One process of this machine at a time for each token: a lock of one byte, at the token's offset.
+
+    The file is no other's: to close any handle of a file lets go of all locks that the process has on it.
+    """
     file: IO[bytes] | None = None
     with suppress(OSError, RuntimeError):
-        path = _state_file()
+        path = _state_file().with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
         fcntl.lockf(file, fcntl.LOCK_EX, 1, int(token[:15], 16))

@@ -106,8 +106,9 @@ def is_on() -> bool:
 def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memory: Path | None = None) -> Iterator[Tracker]:
     """Track one stage as an MLflow run: a child of the chain's run, or the run that MLFLOW_RUN_ID names.
 
-    MLflow sees the run with the first figures after ten seconds, or when it ends. `memory` is a file beside the checkpoints, by which a stage that was killed finds its run again. The run ends as
-    FINISHED, FAILED (an exception) or KILLED (a signal). DREAMTEACHER_TRACKING=off gives a tracker that keeps nothing.
+    MLflow sees the run with the first figures after SEND_EVERY, or when it ends. `memory` is a file beside the checkpoints, by which a
+    stage that was killed finds its run again. The run ends as FINISHED, FAILED (an exception) or KILLED (a signal).
+    DREAMTEACHER_TRACKING=off gives a tracker that keeps nothing.
     """
     if not is_on():
         yield Tracker()
