@@ -14,13 +14,14 @@ from helpers import free_port, wait_for
 
 @pytest.fixture(scope="session", autouse=True)
 def no_trace_in_the_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tracking off, checkpoints elsewhere, and nothing of the caller's own MLflow, DVC or torchrun; subprocesses inherit it."""
+    """Tracking off, checkpoints and caches elsewhere, and nothing of the caller's own MLflow, DVC or torchrun; subprocesses inherit it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and so by all children, where the tests run in the background
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "DREAMTEACHER_"))]:
             patch.delenv(name)
         patch.setenv("DREAMTEACHER_TRACKING", "off")
         patch.setenv("DREAMTEACHER_CHECKPOINTS", str(tmp_path_factory.mktemp("checkpoints")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setenv("DVC_NO_ANALYTICS", "1")
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dreamteacher.errors import Interrupted, UserError
-from dreamteacher.stage import open_stage, read_stage
+from dreamteacher.stage import digest_of, open_stage, read_stage
 
 pytestmark = pytest.mark.usefixtures("in_tmp")
 OUT = Path("artifacts/teacher")
@@ -125,13 +125,64 @@ def test_empty_output_folder_is_used():
     assert read_stage(OUT)
 
 
-def test_input_folder_with_a_record_counts_by_its_record_alone():
-    make()
+def read_as_input() -> None:
     with open_stage("distill-features", params={}, inputs={"teacher": OUT}, out=Path("a")):
         pass
-    (OUT / "unet/model.safetensors").write_text("written since, which nobody should")
-    with open_stage("distill-features", params={}, inputs={"teacher": OUT}, out=Path("a")) as stage:
-        assert stage.done
+
+
+DAMAGE = {
+    "a flipped bit": lambda data: data[:3] + bytes([data[3] ^ 1]) + data[4:],
+    "the second half is cut off": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeros as of a full disk": lambda data: b"\0" * len(data),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_damaged_input_is_one_line(damage, seen_before):
+    make()
+    if seen_before:
+        read_as_input()
+    path = OUT / "unet/model.safetensors"
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        read_as_input()
+    assert str(caught.value) == (
+        "artifacts/teacher/unet/model.safetensors is damaged (its sha256 is not the recorded one); "
+        "fetch it again (`dvc checkout --force`) or run `dreamteacher train-teacher` again with --overwrite"
+    )
+
+
+def test_damaged_output_is_not_taken_for_finished():
+    make()
+    (OUT / "unet/model.safetensors").write_text("weighty")
+    with pytest.raises(UserError, match=r"unet/model\.safetensors is damaged .* --overwrite"):
+        make()
+    assert make(overwrite=True)
+    assert not make()
+
+
+def test_a_single_file_of_an_output_is_checked_when_it_is_the_input():
+    make()
+    with open_stage("b", params={}, inputs={"file": OUT.parent / "teacher/stage.json"}, out=Path("b")):
+        pass
+    with open_stage("flat", params={}, inputs={}, out=Path("data")) as stage:
+        (stage.tmp / "manifest.csv").write_text("path,sha256\n")
+        (stage.tmp / "shard.tar").write_text("pictures")
+    (Path("data") / "shard.tar").unlink()  # may be missing: it is not read
+    before = digest_of(Path("data/manifest.csv"))
+    (Path("data") / "manifest.csv").write_text("path,sha257\n")
+    with pytest.raises(UserError, match=r"data/manifest\.csv is damaged"):
+        digest_of(Path("data/manifest.csv"))
+    assert len(before) == 64
+
+
+def test_what_lies_beside_the_recorded_files_is_no_damage():
+    make()
+    (OUT / "__pycache__").mkdir()
+    (OUT / "notes.txt").write_text("mine")
+    read_as_input()
 
 
 @pytest.mark.parametrize(
@@ -227,6 +278,40 @@ def test_place_below_a_file_is_one_line():
     Path("file").touch()
     with pytest.raises(UserError, match="Not a directory; name another folder"), open_stage("x", params={}, inputs={}, out=Path("file/x")):
         pass
+
+
+@pytest.mark.parametrize("bit", [1, 32])
+def test_every_flipped_bit_of_the_record_is_noticed(bit):
+    make()
+    whole = (OUT / "stage.json").read_bytes()
+    for place in range(len(whole)):
+        (OUT / "stage.json").write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="damaged") as caught:
+            read_stage(OUT)
+        assert "\n" not in str(caught.value)
+    (OUT / "stage.json").write_bytes(whole)
+    assert read_stage(OUT)
+
+
+def test_records_of_earlier_revisions_are_read():
+    make()
+    record = read_stage(OUT)
+    del record["sha256"]
+    (OUT / "stage.json").write_text(json.dumps(record))
+    assert read_stage(OUT) == record
+
+
+def test_settings_that_do_not_change_the_result_are_no_part_of_it():
+    first = {"teacher": {"lr": 1, "workers": 0, "log_every": 25, "checkpoint_every": 500, "sample_every": 500, "monitor_every": 250}}
+    other = {"teacher": {"lr": 1, "workers": 2, "log_every": 1, "checkpoint_every": 7, "sample_every": 9, "monitor_every": 3}}
+    with pytest.raises(Interrupted), open_stage("train-teacher", params=first, inputs={}, out=OUT) as stage:
+        (stage.checkpoints / "step-10").touch()
+        raise Interrupted(15, 10)
+    with open_stage("train-teacher", params=other, inputs={}, out=OUT) as stage:
+        assert (stage.checkpoints / "step-10").exists()
+    assert read_stage(OUT)["params"] == {"teacher": {"lr": 1}}
+    with open_stage("train-teacher", params=first, inputs={}, out=OUT) as stage:
+        assert stage.done
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"7", b"\xff\x00", b"{}", b'{"digest": "d", "params": {}}'])

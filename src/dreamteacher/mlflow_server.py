@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import re
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import first_line
+from dreamteacher.project_root import project_folder
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -19,8 +20,11 @@ log = logging.getLogger(__name__)
 
 
 def tracking_uri() -> str:
-    """Where MLflow is: MLFLOW_TRACKING_URI, else a database in the current directory, which stays the same wherever `sync` is called."""
-    return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{Path('mlflow.db').absolute()}")
+    """Where MLflow is: MLFLOW_TRACKING_URI, else a database in the project's folder. The path of a database is absolute: it stays the same
+    wherever `sync` is called."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    scheme, path = uri[:10], uri[10:]
+    return f"{scheme}{(project_folder() / path).absolute()}" if scheme == "sqlite:///" else uri
 
 
 def without_password(text: str) -> str:
@@ -47,7 +51,8 @@ def client_of(uri: str) -> MlflowClient:
         utils.MAX_RETRY_COUNT = 3  # within a second; MLflow's own ten take 100 s, and no variable sets them
     for chatty in ("alembic", "mlflow", "urllib3.connectionpool"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
+    with chdir(project_folder()):  # where it puts mlruns/, if the database is new
+        return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
 
 
 def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal: Path) -> None:

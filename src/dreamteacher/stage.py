@@ -1,6 +1,7 @@
 """What surrounds every stage: whole outputs or none, a record of what made them, and a place to resume from.
 
-A folder that bears `stage.json` is complete: the file is written last into a temporary sibling that is then renamed.
+A folder that bears `stage.json` is complete: the file is written last into a temporary sibling that is then renamed. It has the sha256
+of every file, itself included, with which whatever is read is compared.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import IO, Any
 
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
+from dreamteacher.integrity import first_damaged, remember
+from dreamteacher.project_root import project_folder
 from dreamteacher.tracking import Tracker, open_tracker
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,11 @@ MAKERS = {
     "triton": "publish",
     "data": "ingest",
 }
+# Settings that change how a stage runs or what it reports on the way, and not its result. With other values of them a stopped run is
+# resumed and a finished one is not repeated.
+PASSED_OVER = {"workers", "checkpoint_every", "log_every", "sample_every", "monitor_every"}
+KEYS = {"stage", "version", "digest", "params", "inputs", "versions", "files", "metrics"}  # of stage.json, besides its own sha256
+ZEROS = "0" * 64  # stand in stage.json for its sha256 while that is computed
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "diffusers", "accelerate", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
 
 
@@ -62,21 +70,23 @@ class Stage:
 def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], out: Path, overwrite: bool = False) -> Iterator[Stage]:
     """Open a stage whose outputs appear in `out` all at once when the body ends, and not at all when it fails.
 
-    `params` is all that may change the result besides `inputs`; both make up the digest by which a finished `out` and
-    left checkpoints are recognised. When `out` is complete with this digest and `overwrite` is not set, `done` is true,
-    `metrics` are those on record, and the body has nothing to do. `metrics` must not depend on the clock: they are part
+    `params` (sections of settings) is all that may change the result besides `inputs`; without PASSED_OVER both make up the digest by
+    which a finished `out` and left checkpoints are recognised. When `out` is complete with this digest and `overwrite` is not set, `done`
+    is true, `metrics` are those on record, and the body has nothing to do. `metrics` must not depend on the clock: they are part
     of `stage.json`, which is the same bytes whenever params, inputs and package versions are.
 
     Under torchrun (RANK > 0) nothing is written or tracked here; rank 0 does it for all.
 
     Raises:
-        UserError: an input is missing or incomplete, `out` holds something else, another process is writing it, the disk
-            is full or a folder cannot be written.
+        UserError: an input is missing, incomplete or damaged, `out` holds something else or is damaged, another process is writing it, the
+            disk is full or a folder cannot be written.
     """
     with resource_errors_in_one_line(name):
+        params = _without(params, PASSED_OVER)
         digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
         digest = _sha256(_to_json({"stage": name, "params": params, "inputs": digests}).encode())[:16]
-        checkpoints = Path(os.environ.get("DREAMTEACHER_CHECKPOINTS", ".checkpoints")) / name / digest
+        place = os.environ.get("DREAMTEACHER_CHECKPOINTS") or project_folder() / ".checkpoints"
+        checkpoints = Path(place) / name / digest
         stage = Stage(name, params, out, out.with_name(f".{out.name}.tmp"), checkpoints, Tracker())
         record = {"stage": name, "version": _version("dreamteacher"), "digest": digest, "params": params, "inputs": digests}
         if not overwrite and _is_complete(out, digest):
@@ -88,13 +98,15 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
             with (
                 _locked(stage.tmp),
                 _in_turn(checkpoints),
-                open_tracker(name, params, _tags(inputs, digests), checkpoints / "run.json") as stage.tracker,
+                open_tracker(name, flat(params), _tags(inputs, digests), checkpoints / "run.json") as stage.tracker,
             ):
                 yield stage
                 record["versions"] = {"python": platform.python_version()} | {p: v for p in RECORDED_PACKAGES if (v := _version(p))}
-                record["files"] = {file: digest_of(stage.tmp / file) for file in _files(stage.tmp)}
+                record["files"] = {file: sha256_of(stage.tmp / file).hex() for file in _files(stage.tmp)}
                 record["metrics"] = stage.metrics
-                (stage.tmp / RECORD).write_text(_to_json(record))
+                text = _to_json(record | {"sha256": ZEROS})
+                (stage.tmp / RECORD).write_text(text.replace(ZEROS, _sha256(text.encode())))
+                remember(stage.tmp, record["files"])
                 _publish(stage.tmp, out)
                 _remove(checkpoints)
                 stage.tracker.metrics(stage.metrics)
@@ -102,37 +114,66 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
-    """The `stage.json` of a complete stage output.
+    """The `stage.json` of a complete stage output, all of whose files have the content that it records (see `integrity`).
 
     Raises:
-        UserError: the folder is missing, has no `stage.json` or lacks a file that its `stage.json` names.
+        UserError: the folder is missing, has no `stage.json`, lacks a file that its `stage.json` names, or one of them is damaged.
     """
+    record = _read_record(folder)
+    _check_files(folder, record, record["files"])
+    return record
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
     maker = next((stage for name, stage in MAKERS.items() if name in folder.parts[-3:]), None)
     remedy = f"run `dreamteacher {maker}` first" if maker else "run the stage that makes it first"
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; {remedy}")
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        if missing := {"digest", "files", "inputs", "metrics", "params"} - set(record):
+        text = (folder / RECORD).read_text()
+        record: dict[str, Any] = json.loads(text)
+        if missing := KEYS - set(record):
             raise ValueError(f"no {min(missing)}")
+        if unknown := set(record) - KEYS - {"sha256"}:
+            raise ValueError(f"unknown {min(unknown)!r}")
+        # Earlier revisions wrote none of its own.
+        if "sha256" in record and _sha256(text.replace(record["sha256"], ZEROS).encode()) != record["sha256"]:
+            raise ValueError("its sha256 is not the recorded one")
     except FileNotFoundError:
         raise UserError(f"{folder} is not a complete stage output (it has no {RECORD}); {remedy}") from None
     except (ValueError, TypeError) as error:  # no JSON, no text, no object
-        raise UserError(f"{folder / RECORD} is damaged ({error}); remove {folder} and {remedy}") from error
-    lost = [file for file in record["files"] if not (folder / file).exists()]
-    if lost:
-        raise UserError(f"{folder} lacks {lost[0]}, which its {RECORD} names; fetch it again (`dvc checkout`) or {remedy}")
+        again = f"fetch it again (`dvc checkout --force`), or remove {folder} and {remedy}"
+        raise UserError(f"{folder / RECORD} is damaged ({error}); {again}") from error
     return record
+
+
+def _check_files(folder: Path, record: dict[str, Any], files: dict[str, str]) -> None:
+    stage = record["stage"]
+    again = f"run `dreamteacher {stage}` again with --overwrite" if stage in MAKERS.values() else f"run {stage} again"
+    remedy = f"fetch it again (`dvc checkout --force`) or {again}"
+    lost = [file for file in files if not (folder / file).is_file()]
+    if lost:
+        raise UserError(f"{folder} lacks {lost[0]}, which its {RECORD} names; {remedy}")
+    if damaged := first_damaged(folder, files):
+        raise UserError(f"{folder / damaged[0]} is damaged ({damaged[1]}); {remedy}")
 
 
 def digest_of(path: Path) -> str:
     """sha256 (hex) of a file, of a stage output (that of its `stage.json`), or a digest of the names and contents of any other folder.
 
     What is hidden in a folder does not count.
+
+    Raises:
+        UserError: it does not exist; it is a stage output, or a file of one, that is incomplete or damaged.
     """
     if not path.exists():
         read_stage(path)  # raises, naming the stage that makes it
     if path.is_file():
+        if path.name != RECORD and (path.parent / RECORD).exists():
+            record = _read_record(path.parent)
+            if sha256 := record["files"].get(path.name):
+                _check_files(path.parent, record, {path.name: sha256})
+                return str(sha256)
         return sha256_of(path).hex()
     if (path / RECORD).exists():
         read_stage(path)
@@ -246,6 +287,18 @@ def _tags(inputs: dict[str, Path], digests: dict[str, str]) -> dict[str, str]:
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _without(values: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: _without(value, keys) if isinstance(value, dict) else value for key, value in values.items() if key not in keys}
 
 
 def _to_json(value: Any) -> str:

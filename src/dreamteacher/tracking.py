@@ -21,10 +21,11 @@ from typing import Any
 
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.mlflow_server import client_of, find_or_create_run, has_run, replay, tracking_uri, without_password
+from dreamteacher.project_root import project_folder
 
 log = logging.getLogger(__name__)
 
-UNSENT = Path(".dreamteacher/unsent")
+UNSENT = Path(".dreamteacher/unsent")  # below the project's folder
 RECORDS = "records.jsonl"
 SEND_EVERY = 10.0  # seconds
 
@@ -34,7 +35,7 @@ class Tracker:
 
     def __init__(self, journal: Path | None = None):
         self._journal = journal
-        self._next_send = 0.0
+        self._next_send = time.monotonic() + SEND_EVERY  # a short stage sends once, at its end: importing mlflow takes a second
         self._warned = False
 
     def metrics(self, values: dict[str, float], step: int | None = None) -> None:
@@ -105,16 +106,18 @@ def is_on() -> bool:
 def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memory: Path | None = None) -> Iterator[Tracker]:
     """Track one stage as an MLflow run: a child of the chain's run, or the run that MLFLOW_RUN_ID names.
 
-    `memory` is a file beside the checkpoints, by which a stage that was killed finds its run again. The run ends as
-    FINISHED, FAILED (an exception) or KILLED (a signal). DREAMTEACHER_TRACKING=off gives a tracker that keeps nothing.
+    MLflow sees the run with the first figures after SEND_EVERY, or when it ends. `memory` is a file beside the checkpoints, by which a
+    stage that was killed finds its run again. The run ends as FINISHED, FAILED (an exception) or KILLED (a signal).
+    DREAMTEACHER_TRACKING=off gives a tracker that keeps nothing.
     """
     if not is_on():
         yield Tracker()
         return
     known = json.loads(memory.read_text()) if memory and memory.exists() else {}
-    journal = UNSENT / known.get("journal", "")
+    unsent = project_folder() / UNSENT
+    journal = unsent / known.get("journal", "")
     if not (known and (journal / RECORDS).exists()):
-        journal = UNSENT / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        journal = unsent / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         journal.mkdir(parents=True)
     _drop_torn_line(journal)
     commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
@@ -135,8 +138,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         if commit:
             about |= {"mlflow.source.git.commit": commit, "dreamteacher.git.dirty": str(bool(dirty)).lower()}
         tracker.tags(about | tags)
-        tracker._record(do="params", values=_flat(params))
-        tracker._send()
+        tracker._record(do="params", values={key: str(value) for key, value in params.items()})
         try:
             yield tracker
         except (KeyboardInterrupt, SystemExit, Interrupted):
@@ -157,7 +159,7 @@ def sync() -> list[str]:
         UserError: MLflow does not take some of them, which stay; the others are sent.
     """
     sent, failed = [], []
-    for journal in sorted(path.parent for path in UNSENT.glob(f"*/{RECORDS}")):
+    for journal in sorted(path.parent for path in (project_folder() / UNSENT).glob(f"*/{RECORDS}")):
         try:
             with _held(journal):
                 _drop_torn_line(journal)
@@ -210,7 +212,7 @@ def _held(journal: Path) -> Iterator[None]:
 @contextmanager
 def _first_alone() -> Iterator[None]:
     """One process of this folder at a time: two that begin together would both set up MLflow's database, and the chain's run."""
-    with UNSENT.with_name("lock").open("w") as lock:
+    with (project_folder() / UNSENT).with_name("lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
 
@@ -222,7 +224,7 @@ def _records(journal: Path) -> list[dict[str, Any]]:
 def _place_of(journal: Path) -> str:
     """Where MLflow is now, else where it was when the journal was begun."""
     if "MLFLOW_TRACKING_URI" in os.environ:
-        return os.environ["MLFLOW_TRACKING_URI"]
+        return tracking_uri()
     with (journal / RECORDS).open() as lines:
         return str(json.loads(next(lines))["uri"])
 
@@ -237,13 +239,6 @@ def _drop_torn_line(journal: Path) -> None:
     path = journal / RECORDS
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
         path.write_bytes(text[: text.rfind(b"\n") + 1])
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-    return flat
 
 
 def _key(name: str) -> str:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from dreamteacher.data.dataset import IGNORE, Sample
+from dreamteacher.data.dataset import Sample
+from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import AUGMENTATIONS, finetune_crop, pretrain_crop, whole
 from dreamteacher.params import Augment
 

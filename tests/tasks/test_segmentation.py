@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.items import IGNORE
 from dreamteacher.tasks.segmentation import SegmentationHead, count_labelled, dice_loss, loss, metrics
 
 

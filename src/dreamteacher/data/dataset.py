@@ -20,7 +20,6 @@ from torch import Tensor
 from dreamteacher.data.decode import BadPicture, decode, decode_mask
 from dreamteacher.errors import UserError
 
-IGNORE = 255  # mask value that no loss or metric counts
 PLACE = ("offset", "length", "label_offset", "label_length", "height", "width")  # columns of the manifest
 UNLIMITED = 1 << 62  # pixels; ingest has checked the sizes
 CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory

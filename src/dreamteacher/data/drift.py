@@ -6,10 +6,12 @@ import csv
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dreamteacher.data.dataset import ImageSet
+if TYPE_CHECKING:
+    from dreamteacher.data.dataset import ImageSet
 
 FLOOR = 1e-6  # of a spread: where all old values are equal, any other is far away
 

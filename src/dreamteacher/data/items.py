@@ -11,6 +11,7 @@ from dreamteacher.errors import UserError
 
 LabelKind = Literal["auto", "none", "folders", "masks", "csv"]
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+IGNORE = 255  # mask value that no loss or metric counts
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
 

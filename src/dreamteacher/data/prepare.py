@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.dataset import IGNORE
 from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, turn_upright
-from dreamteacher.data.items import Item
+from dreamteacher.data.items import IGNORE, Item
 
 LARGEST_ID = 65535  # of a class that has no name
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import braceexpand
 import fsspec
-from webdataset.handlers import reraise_exception
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from dreamteacher.data.decode import SUFFIXES
 from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, Found, Item, LabelKind, masks_need_classes, parse_classes, utf8
@@ -80,6 +78,9 @@ def find_in_shards(urls: list[str], labels: LabelKind) -> Found:
 
 
 def _read_shard(url: str, shard: str, split: str | None, labels: LabelKind, counts: dict[str, int]) -> Iterator[Item]:
+    from webdataset.handlers import reraise_exception  # webdataset imports torch
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     def pass_over(error: Exception) -> bool:
         """A second file of one name is left out; group_by_keys would leave out all that follow it."""
         repeated = "duplicate file name" in str(error)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
-from dreamteacher.data.dataset import IGNORE, Sample, nearest
+from dreamteacher.data.dataset import Sample, nearest
+from dreamteacher.data.items import IGNORE
 from dreamteacher.params import Augment
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 Transform = Callable[[Sample], dict[str, Tensor]]
 
@@ -70,6 +71,8 @@ def finetune_crop(task: Literal["segmentation", "classification"], size: int, au
     Classification: RandomResizedCrop (8 to 100 % of the area) with `scale`, else a random crop of the picture whose shorter side has
     `size` pixels, as in evaluation. The jitter leaves the hue alone: that step alone takes four times as long as all others.
     """
+    from torchvision.transforms import v2
+
     steps: list[v2.Transform] = []
     if task == "classification":
         crop = v2.RandomResizedCrop((size, size), antialias=True)
@@ -125,6 +128,8 @@ def whole(multiple: int = 32, size: int | None = None) -> Transform:
 
 def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """(H, W, 3) bilinear, antialiased."""
+    from torchvision.transforms.v2 import functional as F
+
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return F.resize(planes, [height, width], antialias=True).numpy().transpose(1, 2, 0)
 
@@ -147,6 +152,8 @@ def _tensors(image: np.ndarray, label: int | np.ndarray | None) -> dict[str, Ten
 
 def _apply(transform: v2.Transform, image: np.ndarray, label: int | np.ndarray | None) -> dict[str, Tensor]:
     """Run a v2 transform on the picture and, as one, on its mask."""
+    from torchvision import tv_tensors
+
     picture = tv_tensors.Image(np.ascontiguousarray(image.transpose(2, 0, 1)))
     if isinstance(label, np.ndarray):
         picture, mask = transform(picture, tv_tensors.Mask(np.ascontiguousarray(label)))

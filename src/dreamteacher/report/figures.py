@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.items import IGNORE
 
 Panel = tuple[str, np.ndarray | None]  # title, uint8 RGB (H, W, 3) or nothing
 SIDE = 2.2  # inches of a panel

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dreamteacher.stage import read_stage
+from dreamteacher.stage import flat, read_stage
 
 PICTURES = 12  # more make a page that browsers load slowly
 STYLE = (
@@ -55,7 +55,7 @@ def write_page(folder: Path, page: Path) -> None:
     if (folder / "verdict.json").exists():
         checks = json.loads((folder / "verdict.json").read_text())["checks"]
         parts += ["<h3>Gates</h3>", _table({f"{'passed' if c['passed'] else 'FAILED'}: {c['name']}": c["words"] for c in checks})]
-    parts += ["<h3>Settings</h3>", _table(_flat(record["params"]))]
+    parts += ["<h3>Settings</h3>", _table(flat(record["params"]))]
     if (folder / "curves.csv").exists():
         parts += ["<h3>Curves</h3>", _image(_curves(folder / "curves.csv"))]
     pictures = sorted(path for path in folder.rglob("*.png") if path.is_file())
@@ -69,7 +69,7 @@ def write_page(folder: Path, page: Path) -> None:
 
 def write_facts(page: Path, step: str, facts: dict[str, Any]) -> None:
     """One HTML file with a table, for a step that makes no stage output."""
-    _save(page, step, [_table(_flat(facts))])
+    _save(page, step, [_table(flat(facts))])
 
 
 def _save(page: Path, title: str, parts: list[str]) -> None:
@@ -85,13 +85,6 @@ def _table(rows: dict[str, Any]) -> str:
         for key, value in rows.items()
     )
     return f"<table>{cells}</table>"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _image(png: bytes) -> str:

@@ -11,7 +11,6 @@ from statistics import fmean, median
 
 import numpy as np
 import onnxruntime
-import torch
 
 from dreamteacher.serving.onnx_files import INPUT
 
@@ -68,6 +67,8 @@ def check_latency(model: Path, size: int, budget_ms: float, runs: int) -> Check:
     Over the budget it is measured again, up to TRIES times, and the best of all counts. onnxruntime gets as many threads as torch, which
     OMP_NUM_THREADS names in a pod; its own default is the node's cores.
     """
+    import torch
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

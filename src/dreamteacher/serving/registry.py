@@ -6,15 +6,16 @@ import hashlib
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mlflow.onnx
 import numpy as np
 import onnx
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema, TensorSpec
 
 from dreamteacher.serving.onnx_files import load
 from dreamteacher.tracking import Tracker
+
+if TYPE_CHECKING:
+    from mlflow.types import Schema
 
 ALIAS = "challenger"
 
@@ -29,6 +30,9 @@ def register(tracker: Tracker, file: Path, name: str, *, tags: dict[str, str], s
     Raises:
         UserError: `file` is no ONNX file.
     """
+    import mlflow.onnx
+    from mlflow.models import ModelSignature
+
     model = load(file)
     shutil.rmtree(scratch, ignore_errors=True)
     mlflow.onnx.save_model(
@@ -42,6 +46,8 @@ def register(tracker: Tracker, file: Path, name: str, *, tags: dict[str, str], s
 
 
 def _schema(values: list[onnx.ValueInfoProto]) -> Schema:
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
     specs: list[ColSpec | TensorSpec] = []
     for value in values:
         tensor = value.type.tensor_type

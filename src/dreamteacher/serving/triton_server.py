@@ -22,6 +22,7 @@ from types import FrameType
 
 from dreamteacher.errors import UserError
 from dreamteacher.serving.triton_repository import check_repository
+from dreamteacher.stage import RECORD, read_stage
 
 HOST = "127.0.0.1"
 CACHE = Path(".dreamteacher/triton")
@@ -94,6 +95,8 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
         UserError: the repository is broken, something is not installed, a port is taken, or the server does not start (with
             the server's own words).
     """
+    if (repository.parent / RECORD).exists():
+        read_stage(repository.parent)
     models = check_repository(repository)
     command, environment = installation()
     ports = _ports(http_port, grpc_port, None)

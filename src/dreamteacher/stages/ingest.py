@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dreamteacher.data.dataset import IGNORE
 from dreamteacher.data.decode import BadPicture
-from dreamteacher.data.items import Found, Item
+from dreamteacher.data.items import IGNORE, Found, Item
 from dreamteacher.data.prepare import Prepared, prepare
 from dreamteacher.data.seen import Kept, Seen
 from dreamteacher.data.shards import ShardSet

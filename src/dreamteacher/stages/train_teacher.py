@@ -8,7 +8,6 @@ from typing import cast
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
-from torchvision.utils import make_grid, save_image
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
@@ -115,6 +114,8 @@ def _mean_loss(unet: nn.Module, scheduler: DDPMScheduler, batches: list[Tensor],
 @torch.no_grad()
 def _save_grid(unet: nn.Module, params: Params, path: Path) -> None:
     """Pictures that the generator dreams, by DDIM (Song et al. 2021) from fixed noise."""
+    from torchvision.utils import make_grid, save_image
+
     settings = params.teacher
     scheduler = DDIMScheduler.from_config(
         build_scheduler(settings.T_train, settings.prediction).config, clip_sample=True, timestep_spacing="trailing"

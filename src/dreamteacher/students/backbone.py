@@ -9,9 +9,7 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
-from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -130,6 +128,8 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
     Raises:
         UserError: timm has no such model, it offers no pyramid, or its weights cannot be had.
     """
+    import timm
+
     if not name.startswith("local-dir:") and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         raise UserError(f"timm has no model {name!r}" + (f"; near: {', '.join(near)}" if near else "; see timm.list_models()"))
@@ -154,6 +154,8 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
 
 def _create(name: str, pretrained: bool) -> Any:
     """timm's model, told to take pictures of any size where it has to be told (Swin)."""
+    import timm
+
     model = timm.create_model(name, pretrained=pretrained, num_classes=0)
     try:
         _measure(model, *PROBES[-1])
@@ -165,12 +167,16 @@ def _create(name: str, pretrained: bool) -> Any:
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
     """Write a timm local folder: `config.json` and `model.safetensors`, read by `timm.create_model("local-dir:PATH", pretrained=True)`."""
+    from timm.models import save_for_hf
+
     config = {"num_classes": 0, "num_features": backbone.model.num_features, FINEST_KEY: backbone.finest}
     save_for_hf(backbone.model, str(folder), model_config=config, safe_serialization=True)
 
 
 def load_backbone(folder: Path) -> Backbone:
     """The backbone of a folder written by `save_backbone`, in eval mode."""
+    import timm
+
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{folder} is not a backbone (no config.json); run `dreamteacher distill-features` first")

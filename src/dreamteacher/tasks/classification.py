@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 def loss(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -15,6 +18,9 @@ def loss(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 def metrics(classes: int) -> MetricCollection:
     """Top-1 accuracy and its mean over the classes, over the whole split."""
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy
+
     return MetricCollection(
         {
             "top1": MulticlassAccuracy(classes, average="micro"),

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
+from dreamteacher.stage import RECORD, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backbone, save_backbone
 from dreamteacher.tasks.segmentation import SegmentationHead
 
@@ -65,12 +67,17 @@ def load_task_model(folder: Path | str) -> TaskModel:
     """The model of a folder written by `save_task_model`, in eval mode.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder holds none, or a damaged one.
     """
     folder = Path(folder)
     if not (folder / TASK_FILE).exists():
         raise UserError(f"{folder} is not a task model (no {TASK_FILE}); run `dreamteacher finetune` first")
-    facts: dict[str, Any] = json.loads((folder / TASK_FILE).read_text())
-    model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), facts["task"], facts["classes"], facts["size"], facts["width"])
-    model.head.load_state_dict(load_file(folder / HEAD_FILE))
+    if (folder / RECORD).exists():
+        read_stage(folder)
+    try:
+        facts: dict[str, Any] = json.loads((folder / TASK_FILE).read_text())
+        model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), facts["task"], facts["classes"], facts["size"], facts["width"])
+        model.head.load_state_dict(load_file(folder / HEAD_FILE))
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:  # of a copy without its stage.json
+        raise UserError(f"{folder} is damaged ({(str(error).splitlines() or [''])[0][:200]}); copy it again") from error
     return cast(TaskModel, model.eval())

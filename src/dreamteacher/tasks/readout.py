@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamteacher.data.dataset import IGNORE, ImageSet
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.items import IGNORE
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.tasks.model import normalize
 from dreamteacher.tasks.scoring import Score, picture_size, whole_batches

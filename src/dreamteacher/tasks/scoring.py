@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamteacher.data.dataset import IGNORE, ImageSet
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import whole
 from dreamteacher.students.neck import resize
 from dreamteacher.tasks import classification, segmentation

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.items import IGNORE
 from dreamteacher.students.neck import PyramidNeck, resize
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 class SegmentationHead(nn.Module):
@@ -65,6 +68,9 @@ def loss(logits: Tensor, labels: Tensor, dice_weight: float, count: Tensor | int
 
 def metrics(classes: int) -> MetricCollection:
     """IoU of each class and pixel accuracy, over the whole split."""
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
     return MetricCollection(
         {
             "iou": MulticlassJaccardIndex(classes, average="none", ignore_index=IGNORE),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -168,6 +168,8 @@ def _cut_after(unet: UNet2DModel, last_block: int) -> UNet2DModel:
 
 def save_teacher(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler, facts: dict[str, Any]) -> None:
     """Write a diffusers pipeline folder and `teacher.json` with the taps and `facts` (noise step, feature statistics)."""
+    from diffusers import DDPMPipeline
+
     DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
     taps = [{"name": tap.name, "stride": tap.stride, "channels": tap.channels} for tap in decoder_taps(unet)]
     (folder / TAPS_FILE).write_text(json.dumps({"taps": taps, **facts}, indent=1, sort_keys=True) + "\n")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from timm.utils.model_ema import ModelEmaV3
+from typing import TYPE_CHECKING
+
 from torch import nn
+
+if TYPE_CHECKING:
+    from timm.utils.model_ema import ModelEmaV3
 
 
 def create_ema(model: nn.Module, decay: float) -> ModelEmaV3:
     """A running average of the parameters and buffers of `model`, in eval mode as `.module`."""
+    from timm.utils.model_ema import ModelEmaV3
+
     return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=9, warmup_power=1)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.optim import Lamb
 from torch import nn
 
 from dreamteacher.params import Training
@@ -36,6 +35,8 @@ def create_optimizer(model: nn.Module, settings: Training, lr_scale: Callable[[s
         momentum = settings.betas[0]
         return torch.optim.SGD(plain, lr=settings.lr, momentum=momentum, nesterov=momentum > 0)
     if settings.optimizer == "lamb":
+        from timm.optim import Lamb
+
         # The loop clips; Lamb's own clipping would do it a second time.
         return Lamb(plain, lr=settings.lr, betas=settings.betas, max_grad_norm=None)
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())

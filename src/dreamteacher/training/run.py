@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
@@ -92,7 +91,7 @@ class Run:
         alone = settings.batch_size == settings.accumulate * processes.count and not sync
         if alone and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
             raise UserError(f"{name}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
-        self.bare: nn.Module = convert_sync_batchnorm(copy.deepcopy(model)) if sync else model
+        self.bare: nn.Module = _sync_batchnorm(model) if sync else model
         self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = create_ema(self.bare, settings.ema) if settings.ema is not None else None
         self.wrapped = processes.wrap(self.bare)
@@ -247,3 +246,9 @@ class Run:
             if model is not None:
                 model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return Trained(self.given, ema, self.history)
+
+
+def _sync_batchnorm(model: nn.Module) -> nn.Module:
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(copy.deepcopy(model))

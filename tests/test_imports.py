@@ -1,0 +1,53 @@
+"""What the module of each stage imports: seconds of every run before its first line, so the table is kept by hand."""
+
+import json
+import subprocess
+import sys
+
+from dreamteacher.cli import STAGES
+
+TORCH = {"torch", "accelerate", "boto3"}
+HEAVY = TORCH | {"diffusers", "timm", "torchvision", "torchmetrics", "scipy", "matplotlib", "pandas", "mlflow", "webdataset", "onnx",
+                 "onnxruntime", "tritonclient", "torch._dynamo", "dvc"}  # fmt: skip
+TABLE = {
+    "ingest": set(),
+    "fetch_data": set(),
+    "publish": {"onnx", "tritonclient"},
+    "gate": {"onnx", "onnxruntime"},
+    "promote": {"onnx", "onnxruntime", "tritonclient"},
+    "finetune": TORCH,
+    "compare_data": TORCH,
+    "export_onnx": {"torch", "onnx", "onnxruntime"},
+    "train_teacher": TORCH | {"diffusers"},
+    "train_interpreter": TORCH | {"diffusers"},
+    "distill_features": TORCH | {"diffusers"},
+    "distill_labels": TORCH | {"diffusers"},
+    "evaluate": TORCH | {"diffusers"},
+    "record": TORCH | {"diffusers"},
+}
+# A process for each, forked from one that has torch where they all want it.
+LIST = """
+import json, os, sys
+heavy, (stages, with_torch) = set(json.loads(sys.argv[1])), json.loads(sys.argv[2])
+if with_torch:
+    import torch
+for stage in stages:
+    if os.fork() == 0:
+        __import__(f"dreamteacher.stages.{stage}")
+        print(json.dumps([stage, sorted(heavy & set(sys.modules))]), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, stage
+"""
+
+
+def imported(stages: list[str], *, with_torch: bool) -> dict[str, set[str]]:
+    command = [sys.executable, "-c", LIST, json.dumps(sorted(HEAVY)), json.dumps([stages, with_torch])]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {stage: set(found) for stage, found in map(json.loads, lines)}
+
+
+def test_each_stage_imports_no_more_than_it_needs():
+    light = [stage for stage, wanted in TABLE.items() if "torch" not in wanted]
+    heavy = [stage for stage in TABLE if stage not in light]
+    assert imported(light, with_torch=False) | imported(heavy, with_torch=True) == TABLE
+    assert {stage.replace("-", "_") for stage in STAGES} <= set(TABLE)
