@@ -22,7 +22,7 @@ test-image: $(VENV)/.installed-test
 
 # The stamps make a second start skip pip. constraints.txt names every package, so pip has nothing to resolve (scripts/pins.py); `pip check`
 # says whether that holds, of all but nvidia-pytriton: it brings a real tritonserver, and declares numpy<2 for a Python API that is not used.
-INSTALL := python -m pip install --quiet --no-deps --requirement /dev/stdin
+INSTALL := python -m pip install --quiet --no-compile --no-deps --requirement /dev/stdin
 CHECK := ! python -m pip check | grep --invert-match -e '^nvidia-pytriton ' -e '^No broken requirements'
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -74,4 +74,7 @@ def test_a_section_is_printed_by_a_python_without_any_package() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+==[^ ]+", line) for line in lines)
     assert "torch" in {line.partition("==")[0] for line in lines}
     wrong = subprocess.run([*command[:-1], "runtim"], capture_output=True, text=True, check=False)
-    assert (wrong.returncode, wrong.stderr) == (1, "constraints.txt has no section 'runtim'; it has runtime, cuda, pipelines, test, triton\n")
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        "constraints.txt has no section 'runtim'; it has runtime, cuda, pipelines, test, triton\n",
+    )

@@ -110,7 +110,9 @@ def _folder_of_shards(pattern: str) -> str:
     shards = expand(pattern)
     folder = shards[0].rpartition("/")[0] or "."
     if "://" in pattern or sorted(shards) != sorted(str(path) for path in Path(folder).glob("*.tar")):
-        raise UserError(f"--source {pattern}: `dvc repro` watches a folder or one file, not a pattern; name a folder with just these shards")
+        raise UserError(
+            f"--source {pattern}: `dvc repro` watches a folder or one file, not a pattern; name a folder with just these shards"
+        )
     return folder
 
 
