@@ -66,6 +66,7 @@ def test_all_that_runs_is_in_the_wheel(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"dreamteacher", "components", "pipelines"}
 
 
+@pytest.mark.timeout(900)  # on a busy machine; alone it takes less than a minute
 def test_a_project_starts_without_the_checkout(installed: Installed) -> None:
     """As the README says: init, then what the new project's own README says."""
     where = "import dreamteacher, components, pipelines; print(dreamteacher.__file__, components.__file__, pipelines.__file__)"

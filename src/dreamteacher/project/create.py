@@ -57,6 +57,8 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
     print(f"timing training steps on this {'GPU' if machine.device == 'cuda' else 'CPU'}", flush=True)
     proposal = propose.propose(found, machine, measure(_checked(values), machine), values, hours)
     print(f"  {machine.line()}; the whole takes about {_duration(proposal.hours)} here")
+    if machine.device == "cpu" and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
+        print(f"  other programs keep the CPU busy (load {os.getloadavg()[0]:.1f}), which slowed the timing; alone it is faster")
     if proposal.hours > 1.3 * proposal.budget:
         print(f"  in {_duration(proposal.budget)} nothing would be learnt: these are the fewest steps that make sense, and one seed")
     heading = [

@@ -20,7 +20,7 @@ from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.randomness import StepRandom
 
 GB = 1e9
-SECONDS = 4  # that a measurement takes at least, after its first step
+SECONDS = 2  # that a measurement takes at least, after its first step
 
 
 @dataclass(frozen=True)
