@@ -1,10 +1,11 @@
 # make demo: the whole chain on samples/nuclei, then a real Triton answers.   make test: lint, types, tests.
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-image
+.PHONY: demo test test-image pins
 demo: $(VENV)/.installed
 	dvc repro
 	python scripts/demo.py
@@ -19,14 +20,29 @@ test: $(VENV)/.installed-test
 test-image: $(VENV)/.installed-test
 	scripts/test_image.sh
 
-# The stamps make a second start skip pip. nvidia-pytriton brings a real tritonserver; its numpy<2 is of its Python API, which is not used.
+# The stamps make a second start skip pip. constraints.txt names every package, so pip has nothing to resolve (scripts/pins.py); `pip check`
+# says whether that holds, of all but nvidia-pytriton: it brings a real tritonserver, and declares numpy<2 for a Python API that is not used.
+INSTALL := python -m pip install --quiet --no-compile --no-deps --requirement /dev/stdin
+CHECK := ! python -m pip check | grep --invert-match -e '^nvidia-pytriton ' -e '^No broken requirements'
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet --constraint constraints.txt --editable .
-	python -m pip install --quiet --constraint constraints.txt --no-deps nvidia-pytriton
+	python scripts/pins.py runtime | $(INSTALL)
+	python scripts/pins.py cuda triton | $(INSTALL)
+	python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(CHECK)
 	python scripts/libpython.py
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	python scripts/pins.py pipelines test | $(INSTALL)
+	$(CHECK)
 	touch $@
+
+# After a change of the dependencies: pip resolves them anew in a fresh environment, and what it chose becomes constraints.txt.
+pins:
+	rm -rf .venv-pins
+	$(PYTHON) -m venv .venv-pins
+	.venv-pins/bin/python -m pip install --quiet '.[test]' setuptools
+	.venv-pins/bin/python scripts/pins.py --write
+	rm -rf .venv-pins

@@ -20,6 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("kfp", "kfp_server_api"):
+            raise
+        print("error: kfp is not installed here; pip install 'dreamteacher[pipelines]'", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,9 +35,10 @@ ROOMS = {  # room or module -> what it may import of ours
     "stages": {*BASE, "params_file", "stage", "tracking", "versioning", "data", "training", "teachers", "students", "distillation", "tasks",
                "serving", "report"},
     "launch": {*BASE, "params_file", "stage", "stages", "trainjob"},
+    "project": {*BASE, "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
     "doctor": {*BASE, "params_file", "mlflow_server", "tracking", "training", "serving"},
     "repro": {"errors"},
-    "cli": {*BASE, "params_file", "stages", "tracking", "serving", "doctor", "repro"},
+    "cli": {*BASE, "params_file", "stages", "tracking", "serving", "doctor", "project", "repro"},
     "": {"tasks"},
 }  # fmt: skip
 

@@ -112,6 +112,9 @@ STAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 1 for a defect (with its traceback), 2 for a user's mistake, 128 + signal when stopped."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["pipelines"]:  # its arguments are those of another parser, `--help` too
+        return import_module("pipelines.__main__").main(arguments[1:])
     options = _parser().parse_args(arguments)
     _log_to_stderr()
     before = signal.signal(signal.SIGTERM, _stop)
@@ -169,6 +172,13 @@ def _run_stage(options: argparse.Namespace) -> int:
 def _pretrained(init: str, seed: int) -> Path | None:
     folder = Path("artifacts/backbones") / init
     return {"features": folder, "labels": folder / str(seed), "mix": folder / str(seed)}.get(init)
+
+
+def _run_init(options: argparse.Namespace) -> int:
+    from dreamteacher.project.create import init
+
+    init(options.folder, options.source, options.hours)
+    return 0
 
 
 def _run_sync(_: argparse.Namespace) -> int:
@@ -272,6 +282,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="settings (default: %(default)s)")
         command.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting, such as distill.T=250; may be given again")
 
+    init = add("init", _run_init, "make a project for your pictures")
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="of the project; made if it is not there")
+    init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
+    init.add_argument("--hours", type=_hours, help="that all of it may take on this machine (default: 1 on CPU, 8 on GPU)")
     for name, stage in STAGES.items():
         command = add(name, _run_stage, stage.help)
         add_params(command)
@@ -309,6 +323,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, metavar="FOLDER", help="where overlays and features go; default: only the answer is printed")
     predict.add_argument("--protocol", choices=("http", "grpc"), default="http", help="default: %(default)s")
     predict.add_argument("--features", action="store_true", help="write the backbone's features as well")
+    commands.add_parser("pipelines", help="run all stages here or on Kubeflow, as `python -m pipelines` does", add_help=False)
     show = add("params", _run_params, "print the resolved settings")
     add_params(show)
     show.add_argument("--markdown", action="store_true", help="print all settings as the table of the documentation")
@@ -325,6 +340,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0
+    if not 0 < hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of hours above 0")
+    return hours
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_sets import write_masks_set
-from dreamteacher.data.dataset import IGNORE, ImageSet
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.items import IGNORE
 from dreamteacher.tasks import scoring
 from dreamteacher.tasks.scoring import Score, resized_argmax, score
 

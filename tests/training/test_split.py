@@ -12,7 +12,7 @@ import torch
 from tiny_run import launch, run
 from torch import Tensor, nn
 
-from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.items import IGNORE
 from dreamteacher.distillation.features import feature_loss
 from dreamteacher.distillation.interpreter import FeatureInterpreter
 from dreamteacher.distillation.objectives import layernorm_whitening, soft_label_cross_entropy

@@ -6,7 +6,8 @@ import logging
 
 import numpy as np
 
-from dreamteacher.data.dataset import IGNORE, ImageSet
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.items import IGNORE
 
 log = logging.getLogger(__name__)
 

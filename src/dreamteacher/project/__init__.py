@@ -1,0 +1,1 @@
+"""A new project around a user's own pictures: `dreamteacher init`."""

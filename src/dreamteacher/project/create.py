@@ -1,0 +1,214 @@
+"""`dreamteacher init`: a folder with settings, pipeline, git and DVC, ready for `dvc repro`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+from dreamteacher.data.shard_source import are_shards, expand
+from dreamteacher.errors import UserError
+from dreamteacher.params import Params
+from dreamteacher.params_file import load_params
+from dreamteacher.project import propose
+from dreamteacher.project.machine import look, measure
+from dreamteacher.project.survey import Survey, survey
+
+CHAIN = "dvc.yaml"
+SETTINGS = "params.yaml"
+# What the chain writes and nobody commits; environments and tool caches, which DVC need not look into.
+IGNORED = {
+    ".gitignore": [".venv/", "__pycache__/", ".checkpoints/", ".dreamteacher/", "mlflow.db*", "mlruns/", "mlartifacts/", "artifacts/",
+                   "plots/", "dvc_plots/"],
+    ".dvcignore": [".venv", ".checkpoints", ".dreamteacher", "mlruns", "__pycache__"],
+}  # fmt: skip
+DVC_CONFIG = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"
+
+
+def init(folder: Path, source: str, hours: float | None = None) -> None:
+    """Look at `source`, propose settings for this machine, and make `folder` a project. Nothing that exists is changed but ignore files,
+    to which missing lines are added.
+
+    Args:
+        folder: made if it is not there; it may lie in a git repository.
+        source: of the pictures, relative to the current folder.
+        hours: that the whole chain may take here; default propose.HOURS.
+
+    Raises:
+        UserError: `folder` is a project already or cannot be one, or the pictures cannot be used.
+    """
+    for name in (CHAIN, SETTINGS):
+        if (folder / name).exists():
+            raise UserError(f"{folder} is a project already: it has {name}; name another folder, or edit that file")
+    if not shutil.which("git"):
+        raise UserError("git is not installed here; install it, for the project's settings and results are versioned by it")
+    place = _place(folder, source)
+    top = _git_top(folder)
+    print("looking at the pictures")
+    found = survey(source)
+    print("".join(f"  {line}\n" for line in found.lines()), end="")
+    found.source = place
+    machine = look()
+    values = propose.sizes(found, machine)
+    print(f"timing training steps on this {'GPU' if machine.device == 'cuda' else 'CPU'}", flush=True)
+    proposal = propose.propose(found, machine, measure(_checked(values), machine), values, hours)
+    print(f"  {machine.line()}; the whole takes about {_duration(proposal.hours)} here")
+    if machine.device == "cpu" and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
+        print(f"  other programs keep the CPU busy (load {os.getloadavg()[0]:.1f}), which slowed the timing; alone it is faster")
+    if proposal.hours > 1.3 * proposal.budget:
+        print(f"  in {_duration(proposal.budget)} nothing would be learnt: these are the fewest steps that make sense, and one seed")
+    heading = [
+        f"Proposed by `dreamteacher init` for {found.pictures:,} pictures and {machine.name}; all of it takes about "
+        f"{_duration(proposal.hours)} there.",
+        "What is not named here has its default: `dreamteacher params` prints all. Every group stays, because dvc.yaml names it.",
+    ]
+    text = propose.write(proposal, heading)
+    _check(text)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not top:
+        _run(folder, "git", "init", "--quiet")
+    if not (folder / ".dvc").exists():
+        below = top is not None and top != folder.resolve()
+        _run(folder, sys.executable, "-m", "dvc", "init", *(["--subdir"] if below else []))
+        (folder / ".dvc/config").write_text(DVC_CONFIG)
+    for name, lines in IGNORED.items():
+        _add_lines(folder / name, lines)
+    readme = folder / "README.md"
+    if readme.exists():
+        print(f"kept {readme}")
+    else:
+        readme.write_text(_readme(folder, found, machine.name, proposal.hours))
+    (folder / CHAIN).write_text(chain())
+    (folder / SETTINGS).write_text(text)
+    print(f"{folder} is a project. Next:\n\n" + "".join(f"    {line}\n" for line in [f"cd {folder}", *_next(found)]))
+
+
+def chain() -> str:
+    """The text of dvc.yaml: in a checkout that of the repository, in a wheel its copy."""
+    return files("dreamteacher.project").joinpath("chain.yaml").read_text()
+
+
+def _place(folder: Path, source: str) -> str:
+    """`source` as ingest.source of the project in `folder`: relative if it lies in there, else absolute."""
+    if are_shards(source) and ("{" in source or "*" in source):
+        source = _folder_of_shards(source)
+    if "://" in source:
+        return source
+    path, home = Path(os.path.abspath(source)), Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would replace links
+    if not path.exists():
+        raise UserError(f"--source {source} does not exist; name a folder, a text file of paths, WebDataset shards, or an address of them")
+    if path.is_dir() and (home.resolve() == path.resolve() or path.resolve() in home.resolve().parents):
+        raise UserError(f"{folder} is the folder of the pictures or lies in it, and results would be taken for pictures; name another one")
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.as_posix()
+
+
+def _folder_of_shards(pattern: str) -> str:
+    """The folder that holds the shards of `pattern` and no others: DVC watches a folder, not a pattern."""
+    shards = expand(pattern)
+    folder = shards[0].rpartition("/")[0] or "."
+    if "://" in pattern or sorted(shards) != sorted(str(path) for path in Path(folder).glob("*.tar")):
+        raise UserError(
+            f"--source {pattern}: `dvc repro` watches a folder or one file, not a pattern; name a folder with just these shards"
+        )
+    return folder
+
+
+def _git_top(folder: Path) -> Path | None:
+    """The top of the git repository that `folder` lies in, or will lie in; None if there is none.
+
+    Raises:
+        UserError: git refuses the repository, or ignores `folder`.
+    """
+    there = next(each for each in [folder.absolute(), *folder.absolute().parents] if each.is_dir())
+    done = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=there, capture_output=True, text=True, check=False)
+    if done.returncode:
+        if "not a git repository" in done.stderr:
+            return None
+        raise UserError(f"git cannot use {there}: {(done.stderr.strip().splitlines() or ['no reason given'])[0]}")
+    top = Path(done.stdout.strip()).resolve()
+    if folder.resolve() != top:
+        ignored = subprocess.run(["git", "check-ignore", "--quiet", f"{folder.absolute()}/"], cwd=there, capture_output=True, check=False)
+        if ignored.returncode == 0:
+            raise UserError(f"{folder} is ignored by the git repository {top}; name another folder, or correct its .gitignore")
+    return top
+
+
+def _run(folder: Path, *command: str) -> None:
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        why = next((line for line in said if line.startswith("ERROR:")), said[-1] if said else "no reason given")
+        raise UserError(f"`{Path(command[0]).name} {' '.join(command[1:])}` failed in {folder}: {why}")
+
+
+def _add_lines(path: Path, lines: list[str]) -> None:
+    text = path.read_text() if path.exists() else ""
+    missing = [line for line in lines if line not in text.splitlines()]
+    if missing:
+        path.write_text(text + ("\n" if text and not text.endswith("\n") else "") + "\n".join([*missing, ""]))
+
+
+def _checked(values: dict[str, object]) -> Params:
+    return Params.model_validate(values)
+
+
+def _check(text: str) -> None:
+    """Raises UserError where the file that would be written is none that the stages read."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / SETTINGS
+        path.write_text(text)
+        load_params(path)
+
+
+def _duration(hours: float) -> str:
+    minutes = round(hours * 60)
+    return f"{minutes} min" if minutes < 90 else f"{hours:.1f} h"
+
+
+def _next(found: Survey) -> list[str]:
+    """The commands after init."""
+    if found.labelled or found.layout is None:
+        return [
+            "dvc repro                     # trains, compares, exports; stop it at any time, it resumes",
+            'git add . && git commit -m "first run"',
+            "dreamteacher serve            # answers for pictures; see also: dreamteacher predict --help",
+        ]
+    return [
+        "dvc repro distill-features    # pretrains the backbone; the stages after it need labels",
+        'git add . && git commit -m "first run"',
+        """python -c 'import timm; print(timm.create_model("local-dir:artifacts/backbones/features/backbone", pretrained=True))'""",
+    ]
+
+
+def _readme(folder: Path, found: Survey, machine: str, hours: float) -> str:
+    inside = "://" not in found.source and not Path(found.source).is_absolute()
+    parts = [
+        f"# {folder.absolute().name}",
+        "A [DreamTeacher](https://arxiv.org/abs/2307.07487) project, made by `dreamteacher init`. What it found:",
+        "\n".join(f"* {line}" for line in found.lines()),
+        f"The next commands; on {machine} the first takes about {_duration(hours)}:",
+        "\n".join(f"    {line}" for line in _next(found)),
+    ]
+    if not found.labelled and found.layout is not None:
+        parts.append(
+            "There are no labels, so `dvc repro distill-features` is the whole of it: `artifacts/backbones/features/backbone` is a timm "
+            "model, pretrained on these pictures. `dvc repro` alone would go on to the stages that need labels, and stop there. Once some "
+            "pictures have masks or classes, set `ingest.val_fraction` and run `dvc repro`."
+        )
+    if inside:
+        parts.append(
+            f"The pictures lie in this folder, at `{found.source}`: `dvc add {found.source}` before the commit keeps them out of git, and "
+            "versions them."
+        )
+    parts.append(
+        "`params.yaml` holds the settings, `dreamteacher params` prints all of them as resolved, `dreamteacher STAGE --help` explains a "
+        "stage, `dreamteacher doctor` says what this machine lacks. Results: `metrics/evaluate.json`, `dvc plots show`, `artifacts/`. "
+        "On Kubeflow: `dreamteacher pipelines --help`; the pictures must then lie in this folder, in git or DVC."
+    )
+    return "\n\n".join([*parts, ""])

@@ -1,0 +1,104 @@
+"""What this machine has, and how fast it trains: measured, because no table knows the next machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dreamteacher.distillation.features import feature_loss, whitening
+from dreamteacher.params import Params
+from dreamteacher.students.backbone import create_backbone
+from dreamteacher.students.neck import FeatureRegressor
+from dreamteacher.tasks.model import normalize
+from dreamteacher.teachers.diffusion import DiffusionTeacher, build_scheduler, build_unet, denoising_loss
+from dreamteacher.training.precision import choose_layout, choose_precision
+from dreamteacher.training.randomness import StepRandom
+
+GB = 1e9
+SECONDS = 2  # that a measurement takes at least, after its first step
+
+
+@dataclass(frozen=True)
+class Machine:
+    """device: "cpu" or "cuda". name: of the GPU, or how many cores. memory: of the device, bytes. bf16: it computes bfloat16 fast."""
+
+    device: str
+    name: str
+    memory: float
+    bf16: bool
+
+    def line(self) -> str:
+        """For the user."""
+        return f"machine: {self.name}, {self.memory / GB:.0f} GB, {'bf16' if self.bf16 else 'fp32'}"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for each picture of a step: teacher, its training; features, the generator's forward pass and the student's training."""
+
+    teacher: float
+    features: float
+
+
+def look() -> Machine:
+    """This machine; its first GPU, if it has one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = choose_precision("auto", device) == torch.bfloat16
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(0)
+        return Machine("cuda", about.name, about.total_memory, bf16)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        memory = min(memory, int(text))
+    return Machine("cpu", f"{cores} CPU core{'s' if cores > 1 else ''}", memory, bf16)
+
+
+def measure(params: Params, machine: Machine) -> Speed:
+    """Time training steps of the networks that `params` names, on random pictures, with a part of the batch."""
+    device = torch.device(machine.device)
+    random = StepRandom(0, 0, 0, 1, device)
+    unet = build_unet(params.teacher.size, params.teacher.resolution).to(device)
+    scheduler = build_scheduler(params.teacher.T_train)
+    some = min(16, params.teacher.batch_size)
+    crops = torch.rand(some, 3, params.teacher.resolution, params.teacher.resolution, device=device)
+    teacher = _seconds(lambda: denoising_loss(unet, scheduler, crops, random), unet, device) / some
+
+    strides = None if params.taps == "auto" else list(params.taps)
+    generator = DiffusionTeacher(unet, scheduler, strides)
+    backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
+    channels, tapped = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
+    student = FeatureRegressor(backbone, channels, tapped, params.student.width).to(device)
+    whiten = whitening("layernorm", generator.taps, {}, params.distill.T)
+    crops = torch.rand(some, 3, params.distill.resolution, params.distill.resolution, device=device)
+
+    def distil() -> torch.Tensor:
+        target = generator.features(crops, params.distill.T, random)
+        regressed = student(normalize(crops, backbone.mean, backbone.std))
+        return feature_loss(regressed, target, whiten, params.distill.at_weight)["loss"]
+
+    return Speed(teacher, _seconds(distil, student, device) / some)
+
+
+def _seconds(loss: Callable[[], torch.Tensor], model: torch.nn.Module, device: torch.device) -> float:
+    """Seconds for one forward and backward pass, in the precision and layout of training."""
+    precision = choose_precision("auto", device)
+    model.to(memory_format=choose_layout(device, precision))  # type: ignore[call-overload]
+    start, steps = 0.0, -1
+    while steps < 2 or time.perf_counter() - start < SECONDS:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            value = loss()
+        value.backward()
+        model.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        steps += 1
+        if steps == 0:  # the first step allocates and chooses algorithms
+            start = time.perf_counter()
+    return (time.perf_counter() - start) / steps

@@ -1,0 +1,164 @@
+"""Settings for a set of pictures on a machine, and the time that they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dreamteacher.params import Params
+from dreamteacher.project.machine import Machine, Speed
+from dreamteacher.project.survey import Survey
+
+HOURS = {"cpu": 1.0, "cuda": 8.0}  # the budget unless the user names one
+START = 10.0  # seconds that a stage takes apart from its steps
+# Shares of the budget, over all seeds. Most goes to the generator: what it has not learnt, nothing after it can distil.
+SHARES = {"teacher": 0.5, "distill": 0.2, "interpreter": 0.07, "labels": 0.08, "finetune": 0.15}
+PASSES = {"teacher": 2000, "distill": 1000, "interpreter": 300, "labels": 300, "finetune": 200}  # over the pictures; more gain nothing
+LEAST = {"teacher": 500, "distill": 200, "interpreter": 200, "labels": 100, "finetune": 200}  # steps below which nothing is learnt
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """values: groups of settings as params.yaml holds them. hours: what the whole takes, about. budget: what it should take."""
+
+    values: dict[str, Any]
+    hours: float
+    budget: float
+
+
+def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
+    """The settings that follow from the pictures and the kind of machine, without any steps."""
+    gpu = machine.device == "cuda"
+    natural = found.short_side
+    largest = {"classification": 224 if gpu else 64, "segmentation": 512 if gpu else 256}.get(found.task or "", 256 if gpu else 128)
+    stored = min(natural, largest)
+    side = max(32, stored // 32 * 32)
+    crop = min(side, 256 if gpu else 64)
+    labelled = found.labelled
+    own_val = 0.1 if labelled >= 1000 else 0.2 if labelled >= 200 else 0.3
+    ingest = {"source": found.source, "short_side": None if natural <= largest else largest}
+    if not found.has_val and found.layout is not None:
+        ingest["val_fraction"] = own_val if found.task else 0.0
+    values: dict[str, Any] = {
+        "seed": 0,
+        "few_labels": None,
+        "taps": "auto",
+        "ingest": ingest,
+        "teacher": {"size": "small" if gpu else "tiny"},
+        "student": {"backbone": "resnet50" if gpu else "resnet18", "finest_stride": 4 if stored > 128 else 2, "width": 256 if gpu else 32},
+        "distill": {"resolution": min(crop, 64) if not gpu else min(crop, 128)},
+        "interpreter": {"width": 256 if gpu else 64, "batch_size": 16, "lr": 2e-3, "resolution": min(crop, 64)},
+        "labels": {"batch_size": 32, "lr": 2e-3},
+        "finetune": {"resolution": crop, "batch_size": 16 if gpu else 8},
+        "compare": {"inits": ["scratch", "features", "mix"], "modes": ["mix"], "seeds": [0, 1, 2]},
+        "evaluate": {"overlays": 8},
+        "export": {"init": "features", "seed": 0, "size": min(side, 512)},
+        "publish": {"name": "dreamteacher"},
+    }
+    if gpu and machine.memory < 40e9:
+        values["teacher"]["accumulate"] = 2 if machine.memory > 20e9 else 4
+    if found.complete and found.train < 4 * Params().distill.monitor_images:
+        values["distill"]["monitor_images"] = max(1, found.train // 8)
+    return values
+
+
+def propose(found: Survey, machine: Machine, speed: Speed, values: dict[str, Any], hours: float | None = None) -> Proposal:
+    """`values` of `sizes` with as many steps as fit into `hours` (default: HOURS), and no fewer than make sense."""
+    hours = hours or HOURS[machine.device]
+    budget = 3600 * hours
+    labelled = found.task is not None or found.layout is None
+    choices = [[0, 1, 2], [0]] if labelled else [[0]]
+    for seeds in choices:
+        values = values | {"compare": values["compare"] | {"seeds": seeds}}
+        steps, seconds = _steps(found, Params.model_validate(values), speed, budget, labelled)
+        if seconds <= 1.3 * budget:
+            break
+    for group, count in steps.items():
+        values = values | {group: values[group] | {"steps": count} | ({"warmup_steps": count // 10} if count < 1000 else {})}
+    return Proposal(values, seconds / 3600, hours)
+
+
+def _steps(found: Survey, params: Params, speed: Speed, budget: float, labelled: bool) -> tuple[dict[str, int], float]:
+    """({group: steps}, seconds of all stages together)."""
+    seeds, inits = len(params.compare.seeds), len(params.compare.inits)
+    often = {"teacher": 1, "distill": 1, "interpreter": seeds, "labels": seeds * len(params.compare.modes), "finetune": seeds * inits}
+    if not labelled:
+        often |= {"interpreter": 0, "labels": 0, "finetune": 0}
+
+    def area(group: str) -> float:
+        return (getattr(params, group).resolution / params.distill.resolution) ** 2
+
+    # The generator's forward pass is a third of its training; fine-tuning has no generator, but a head on the neck.
+    generator = speed.teacher / 3 * (params.distill.resolution / params.teacher.resolution) ** 2
+    cost = {
+        "teacher": speed.teacher,
+        "distill": speed.features,
+        "interpreter": 1.5 * generator * area("interpreter"),
+        "labels": 1.3 * speed.features,
+        "finetune": max(speed.features - generator, speed.features / 3) * area("finetune"),
+    }
+    pictures = max(1, found.train)
+    seen = {"teacher": pictures, "distill": pictures, "labels": pictures} | dict.fromkeys(
+        ("interpreter", "finetune"), max(1, found.labelled or pictures)
+    )
+    val = (found.val or found.pictures * params.ingest.val_fraction) if labelled else 0
+    whole = (min(found.short_side, params.ingest.short_side or found.short_side) / params.distill.resolution) ** 2
+    fixed = START * (3 + sum(often.values())) + val * whole * cost["finetune"] * (seeds * (inits + 2)) / 2
+    share = max(budget - fixed, budget / 4) / sum(SHARES[group] for group, times in often.items() if times)
+    steps, total = {}, fixed
+    for group, times in often.items():
+        batch = getattr(params, group).batch_size
+        most = max(LEAST[group], PASSES[group] * seen[group] / batch)
+        if found.layout is None or not found.complete:
+            most = float("inf")
+        fitting = SHARES[group] * share / (times * cost[group] * batch) if times else 2 * LEAST[group]
+        steps[group] = _two_digits(min(max(fitting, LEAST[group]), most))
+        total += times * steps[group] * cost[group] * batch
+    return steps, total
+
+
+def _two_digits(value: float) -> int:
+    """Rounded to a number that people would write: 1234 to 1200."""
+    return int(float(f"{value:.1e}"))
+
+
+COMMENTS = {
+    "few_labels": "labelled train pictures that are used, drawn by seed; null: all",
+    "taps": "decoder levels of the generator to learn from, by stride",
+    "source": "a folder, a list of paths, WebDataset shards, or an address of them",
+    "short_side": "larger pictures are reduced to it, pixels; null: they are kept as they are",
+    "val_fraction": "share of the pictures kept for validation, as the source has no train/ and val/",
+    "size": "tiny: 32 px, for CPUs; small: 64 px; adm-256: the paper's 256 px, for several GPUs",
+    "accumulate": "parts of a batch, for this GPU's memory",
+    "backbone": "any timm model with a feature pyramid",
+    "finest_stride": "2 for small pictures or objects of few pixels; the paper's 4 for others",
+    "width": "channels of the neck",
+    "monitor_images": "train pictures held out to measure distillation",
+    "inits": "also: labels, imagenet",
+    "modes": "those of inits that are labels or mix",
+    "seeds": "each draws its own random weights, and few labels if few_labels is set",
+    "overlays": "pictures drawn with their predictions",
+    "init": "which fine-tuned model is served; take the best of the comparison",
+    "name": "of the model in Triton and MLflow",
+}
+OF_GROUP = {"finetune": {"resolution": "side of the training crops, pixels"}, "export": {"size": "side of the example input, pixels"},
+            "student": {"width": "channels of the neck; the paper's is 256"}, "interpreter": {"width": ""}}  # fmt: skip
+
+
+def write(proposal: Proposal, heading: list[str]) -> str:
+    """params.yaml, with `heading` as its first lines and a comment where a name does not say enough."""
+    lines = [f"# {line}".rstrip() for line in heading]
+    for group, value in proposal.values.items():
+        if isinstance(value, dict):
+            lines += ["", f"{group}:", *(_line(key, each, "  ", OF_GROUP.get(group, {})) for key, each in value.items())]
+        else:
+            lines.append(_line(group, value, "", {}))
+    return "\n".join([*lines, ""])
+
+
+def _line(key: str, value: Any, indent: str, comments: dict[str, str]) -> str:
+    plain = f"{key}: {yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]}"
+    comment = comments.get(key, COMMENTS.get(key, ""))
+    return f"{indent}{plain:<24} # {comment}" if comment else f"{indent}{plain}"
