@@ -169,7 +169,7 @@ def _register(client: MlflowClient, run: str, model: Path, record: dict[str, Any
                 client.update_model_version(name, version.version, description)
     if newest is None or _published(newest) <= time:
         client.set_registered_model_alias(name, record["alias"], version.version)
-    else:
+    elif str(newest.version) != str(version.version):
         log.warning(
             "version %s of %s was published before version %s and sent after it, so it does not become %s",
             version.version,
