@@ -10,7 +10,7 @@ import pytest
 
 from dreamteacher import tracking
 from dreamteacher.errors import Interrupted, UserError
-from dreamteacher.mlflow_server import tracking_uri
+from dreamteacher.mlflow_server import KIND, KIND_OF_TRAINING, tracking_uri, without_password
 from dreamteacher.stage import open_stage
 from dreamteacher.tracking import UNSENT, open_tracker, sync
 from helpers import free_port
@@ -308,9 +308,52 @@ def test_registered_model_bears_its_alias_and_is_registered_once(live):
         tracker.register(model, "nuclei", alias="challenger", tags={"sha256": "a", "miou": "0.8"})
     version = client().get_model_version_by_alias("nuclei", "challenger")
     assert version.version == "1"
-    assert version.tags == {"sha256": "a", "miou": "0.8"}
+    assert version.tags.items() >= {"sha256": "a", "miou": "0.8"}.items()
     assert version.run_id == runs()["publish"].info.run_id
     assert [file.path for file in client().list_artifacts(version.run_id, "model")] == ["model/MLmodel"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, True), ("", True), ("no_inferred_type", True), ("genai_development", False)])
+def test_an_experiment_is_of_the_kind_that_shows_runs_unless_somebody_chose_another(before, after):
+    if before is not None:
+        client().create_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"], tags={KIND: before} if before else {})
+    stage()
+    kind = client().get_experiment_by_name(os.environ["MLFLOW_EXPERIMENT_NAME"]).tags[KIND]
+    assert kind == (KIND_OF_TRAINING if after else before)
+
+
+def test_a_stage_that_is_sent_late_does_not_end_the_chains_run_anew(monkeypatch, database):
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        with pytest.raises(ValueError, match="boom"), open_tracker("ingest", {}, {}):
+            raise ValueError("boom")
+    stage()
+    before = runs()["chain adhoc"].info
+    sync()
+    after = runs()["chain adhoc"].info
+    assert (after.status, after.end_time) == (before.status, before.end_time) == ("FINISHED", before.end_time)
+    assert runs()["ingest"].info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://me:hunter2@host/x",
+        "https://me:hunt@er2@host:80/x",
+        "postgresql://me:hunt/er2@host/db",
+        "https://hunter2@host",
+        "x https://me:hunter2@host y",
+    ],
+)
+def test_no_part_of_a_password_is_shown(text):
+    shown = without_password(text)
+    assert not [part for part in ("hunt", "er2", "me:") if part in shown]
+    assert "://host" in shown
+
+
+@pytest.mark.parametrize("text", ["http://host:5000/a@b", "sqlite:////home/me/mlflow.db", "a@b.c and http://host"])
+def test_what_has_no_password_is_shown_whole(text):
+    assert without_password(text) == text
 
 
 def test_off_means_off(monkeypatch):

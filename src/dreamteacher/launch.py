@@ -12,9 +12,8 @@ from typing import Any
 
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
-from dreamteacher.params_file import write_sections
 from dreamteacher.stage import read_stage
-from dreamteacher.trainjob import run_stage, settings_of
+from dreamteacher.trainjob import arguments, run_stage, settings_of
 
 PROCESSES = "DREAMTEACHER_PROCESSES"  # environment variable: processes on this machine, one for each GPU
 
@@ -35,22 +34,18 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **given
     folders = {name: Path(place) for name, place in inputs.items()}
     if {"DREAMTEACHER_RUNS", "DREAMTEACHER_RUN"} <= set(os.environ):  # the run's volume, by which a retried pod resumes
         os.environ["DREAMTEACHER_CHECKPOINTS"] = f"{os.environ['DREAMTEACHER_RUNS']}/{os.environ['DREAMTEACHER_RUN']}/checkpoints"
+    processes = int(os.environ.get(PROCESSES, "1"))
     if nodes := settings_of(os.environ):
         where = {"run_id": os.environ["DREAMTEACHER_RUN"], "namespace": os.environ["DREAMTEACHER_NAMESPACE"]}
-        return run_stage(nodes, stage, params, inputs=folders, out=Path(out), **where, **given)
-    processes = int(os.environ.get(PROCESSES, "1"))
-    if processes == 1:
-        run = import_module(f"dreamteacher.stages.{stage.replace('-', '_')}").run
-        metrics: dict[str, float] = run(params, **folders, **given, out=Path(out))
-        return metrics
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = Path(scratch) / "params.yaml"
-        write_sections(settings, params)
-        options = {"params": settings, **folders, "out": out, **given}
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        done = subprocess.run([*torchrun, "--module", "dreamteacher.cli", stage, "--sections", *words], check=False)
-    if done.returncode:
-        raise UserError(f"{stage} failed in its {processes} processes (exit code {done.returncode}); the reason stands above")
-    recorded: dict[str, float] = read_stage(Path(out))["metrics"]
-    return recorded
+        run_stage(nodes, stage, params, inputs=folders, out=Path(out), **where, **given)
+    elif processes > 1:
+        with tempfile.TemporaryDirectory() as scratch:
+            words = arguments(stage, params, Path(scratch) / "params.yaml", {**folders, "out": Path(out)}, given)
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            done = subprocess.run([*torchrun, "--module", "dreamteacher.cli", *words], check=False)
+        if done.returncode:
+            raise UserError(f"{stage} failed in its {processes} processes (exit code {done.returncode}); the reason stands above")
+    else:
+        import_module(f"dreamteacher.stages.{stage.replace('-', '_')}").run(params, **folders, **given, out=Path(out))
+    metrics: dict[str, float] = read_stage(Path(out))["metrics"]
+    return metrics

@@ -14,9 +14,13 @@ from dreamteacher.errors import first_line
 from dreamteacher.project_root import project_folder
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 log = logging.getLogger(__name__)
+
+PUBLISHED = "published_ms"  # tag of a model version: when its newest record was made, milliseconds since 1970
+KIND, KIND_OF_TRAINING = "mlflow.experimentKind", "custom_model_development"  # MLflow 3 otherwise shows an experiment as one of LLM traces
 
 
 def tracking_uri() -> str:
@@ -28,8 +32,8 @@ def tracking_uri() -> str:
 
 
 def without_password(text: str) -> str:
-    """`text` without the user and password of the URLs in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+    """`text` without the user and password of the URLs in it; a password may hold @ and, where a user stands before it, / (not encoded)."""
+    return re.sub(r"(?<=://)(?:[^/\s]*|[^:/@\s]+:(?!\d+/)\S*)@", "", text)
 
 
 def connect() -> MlflowClient:
@@ -78,9 +82,10 @@ def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal:
             case "register":
                 _register(client, run, journal / record["file"], record)
             case "end":
+                client.set_terminated(run, record["status"], record["time"])
                 parent = client.get_run(run).data.tags.get("mlflow.parentRunId")
-                for ended in filter(None, [run, parent]):
-                    client.set_terminated(ended, record["status"], record["time"])
+                if parent and (client.get_run(parent).info.end_time or 0) <= record["time"]:  # not that of a later stage
+                    client.set_terminated(parent, record["status"], record["time"])
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
@@ -95,8 +100,7 @@ def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | N
         log.warning("MLflow has no run %s; the records of %s go into a new one", run, journal)
         run = None
     if not run:
-        found = client.get_experiment_by_name(start["experiment"])
-        experiment = found.experiment_id if found else client.create_experiment(start["experiment"])
+        experiment = _experiment(client, start["experiment"])
         earlier = client.search_runs([experiment], f"tags.`dreamteacher.journal` = '{journal}'", max_results=1)
         if earlier:
             run = earlier[0].info.run_id
@@ -106,7 +110,8 @@ def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | N
             parent = (
                 parents[0] if parents else client.create_run(experiment, start["time"], {"dreamteacher.chain": chain}, f"chain {chain}")
             )
-            client.update_run(parent.info.run_id, status="RUNNING")
+            if (parent.info.end_time or 0) <= start["time"]:  # else a later stage has ended it, and this one is sent late
+                client.update_run(parent.info.run_id, status="RUNNING")
             tags = {"mlflow.parentRunId": parent.info.run_id, "dreamteacher.journal": journal}
             run = client.create_run(experiment, start["time"], tags, start["name"]).info.run_id
     client.update_run(run, status="RUNNING")
@@ -114,6 +119,17 @@ def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | N
         with suppress(FileNotFoundError):  # the stage has ended since, and its checkpoints are gone
             Path(start["memory"]).write_text(json.dumps({"journal": journal, "run": run}))
     return run
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    """The id of the experiment `name`, which is of the kind whose runs MLflow's pages show first unless somebody chose another."""
+    found = client.get_experiment_by_name(name)
+    if not found:
+        return str(client.create_experiment(name, tags={KIND: KIND_OF_TRAINING}))
+    kind = found.tags.get(KIND, "")
+    if not kind or "inferred" in kind:  # MLflow's pages write down what they infer, such as no_inferred_type of an empty experiment
+        client.set_experiment_tag(found.experiment_id, KIND, KIND_OF_TRAINING)
+    return str(found.experiment_id)
 
 
 def has_run(client: MlflowClient, run: str) -> bool:
@@ -137,22 +153,52 @@ def _upload(client: MlflowClient, run: str, path: Path, folder: str) -> None:
 
 
 def _register(client: MlflowClient, run: str, model: Path, record: dict[str, Any]) -> None:
+    """Make the model a version, or find the version of this file; what it says of itself and the alias are those of the newest record.
+
+    A record that is sent late, since MLflow was down, therefore takes nothing from what was published after it was made.
+    """
+    name, time = record["name"], record["time"]
+    tags, description = record["tags"] | {PUBLISHED: str(time)}, record.get("description")
+    _ensure_registered_model(client, name, record.get("about"))
+    known = client.search_model_versions(f"name = '{name}'")
+    newest = max(known, key=_published, default=None)
+    same = [version for version in known if "sha256" in tags and version.tags.get("sha256") == tags["sha256"]]
+    if not same:
+        _upload(client, run, model, "")
+        source = f"{client.get_run(run).info.artifact_uri}/{model.name}"
+        version = client.create_model_version(name, source, run, tags=tags, description=description)
+    else:  # the same file published again is no new version
+        version = max(same, key=lambda each: int(each.version))
+        if _published(version) <= time:
+            for key, value in tags.items():
+                client.set_model_version_tag(name, version.version, key, value)
+            if description:
+                client.update_model_version(name, version.version, description)
+    if newest is None or _published(newest) <= time:
+        client.set_registered_model_alias(name, record["alias"], version.version)
+    elif str(newest.version) != str(version.version):
+        log.warning(
+            "version %s of %s was published before version %s and sent after it, so it does not become %s",
+            version.version,
+            name,
+            newest.version,
+            record["alias"],
+        )
+
+
+def _ensure_registered_model(client: MlflowClient, name: str, about: str | None) -> None:
+    """A registered model of this name; it is described by `about` unless it has a description."""
     from mlflow.exceptions import MlflowException
 
-    name, tags = record["name"], record["tags"]
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=about)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # The same file published again is no new version: its newest version gets the new tags and the alias.
-    known = client.search_model_versions(f"name = '{name}'")
-    same = [version for version in known if "sha256" in tags and version.tags.get("sha256") == tags["sha256"]]
-    if same:
-        version = max(same, key=lambda each: int(each.version))
-        for key, value in tags.items():
-            client.set_model_version_tag(name, version.version, key, value)
-    else:
-        _upload(client, run, model, "")
-        version = client.create_model_version(name, f"{client.get_run(run).info.artifact_uri}/{model.name}", run, tags=tags)
-    client.set_registered_model_alias(name, record["alias"], version.version)
+        if about and not client.get_registered_model(name).description:
+            client.update_registered_model(name, about)
+
+
+def _published(version: ModelVersion) -> int:
+    """When the newest record of a version was made, milliseconds; of one that older code or somebody else registered, its creation."""
+    return int(version.tags.get(PUBLISHED, version.creation_timestamp))

@@ -222,7 +222,12 @@ class Publish(Section):
     name: str = Field("dreamteacher", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="prefix of the model names in Triton and MLflow")
     max_batch_size: Positive = Field(64, description="largest batch that Triton forms")
     queue_delay_us: Count = Field(2000, description="longest wait of a request for companions, microseconds")
-    instances: Positive = Field(2, description="instances of each model on one server")
+    instances: Positive = Field(2, description="instances of each model on one server; on CPU, instances x threads should be its cores")
+    threads: Positive = Field(
+        1,
+        description="threads of each instance on CPU; several instances of one thread compute as many pictures as one of several, and keep "
+        "their speed beside other work, where threads that wait for each other collapse; more shorten the time of a single picture",
+    )
     gpu: bool = Field(False, description="production instances on GPU (KIND_GPU) instead of CPU")
 
 

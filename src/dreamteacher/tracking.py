@@ -53,11 +53,14 @@ class Tracker:
         if self._journal:
             self._record(do="artifact", file=self._keep(path), folder=folder)
 
-    def register(self, model: Path, name: str, *, alias: str, tags: dict[str, str]) -> None:
-        """Record an MLflow model folder (as `mlflow.onnx.save_model` writes it) as a new version of `name` that bears `alias`."""
+    def register(self, model: Path, name: str, *, alias: str, tags: dict[str, str], description: str = "", about: str = "") -> None:
+        """Record an MLflow model folder (as `mlflow.onnx.save_model` writes it) as a new version of `name` that bears `alias`.
+
+        `description` (Markdown) is the version's; `about` that of the registered model, if it has none.
+        """
         if self._journal:
             named = {_key(key): value for key, value in tags.items()}
-            self._record(do="register", file=self._keep(model), name=name, alias=alias, tags=named)
+            self._record(do="register", file=self._keep(model), name=name, alias=alias, tags=named, description=description, about=about)
 
     def _record(self, **record: Any) -> None:
         if self._journal:
@@ -117,7 +120,8 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
     unsent = project_folder() / UNSENT
     journal = unsent / known.get("journal", "")
     if not (known and (journal / RECORDS).exists()):
-        journal = unsent / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        # in containers every process may have the same number
+        journal = unsent / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{os.getpid()}"
         journal.mkdir(parents=True)
     _drop_torn_line(journal)
     commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.params_file import write_sections
-from dreamteacher.stage import read_stage
+from dreamteacher.stage import digest_of
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -76,37 +76,48 @@ def settings_of(environment: Mapping[str, str]) -> Nodes | None:
 
 def run_stage(
     nodes: Nodes, stage: str, params: Params, *, inputs: dict[str, Path], out: Path, run_id: str, namespace: str, **given: str | int
-) -> dict[str, float]:
-    """Run `dreamteacher STAGE` on the nodes and put its output in `out`; its metrics, as the stage's own `run` returns them.
+) -> None:
+    """Run `dreamteacher STAGE` on the nodes and put its output in `out`.
 
     `given` are the stage's further options (seed, mode, init). A step that is retried attaches to the job that its predecessor
     created, which is left alone when the step is killed; when the job ends it is deleted.
 
     Raises:
-        UserError: the job failed (the last lines of each node that failed are logged), was deleted, or cannot be created.
+        UserError: an input is missing, or the job failed (the last lines of each node that failed are logged), was deleted, or cannot
+            be created.
     """
-    name = name_of(run_id, stage, params, given)
+    name = name_of(run_id, stage, params, inputs, given)
     room = Path(nodes.mount) / run_id / name
     places = {key: _share(path, room / "inputs" / key) for key, path in inputs.items()}
-    settings = room / "params.yaml"
-    write_sections(settings, params)
-    options = {"params": settings, **places, "out": room / "out", **given}
-    arguments = [stage, "--sections", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
-    run(api_client(), manifest(nodes, name, run_id, namespace, arguments))
+    words = arguments(stage, params, room / "params.yaml", {**places, "out": room / "out"}, given)
+    run(api_client(), manifest(nodes, name, run_id, namespace, words))
     shutil.copytree(room / "out", out, dirs_exist_ok=True)
     shutil.rmtree(room)
-    metrics: dict[str, float] = read_stage(out)["metrics"]
-    return metrics
 
 
-def name_of(run_id: str, stage: str, params: Params, given: dict[str, str | int]) -> str:
-    """The job's name: the same for each try of a step, and another for another step of the run or other settings."""
-    digest = hashlib.sha256(json.dumps([run_id, stage, params.model_dump(mode="json"), given], sort_keys=True).encode()).hexdigest()
-    return f"{stage}-{digest[:10]}"  # short: JobSet appends to it, and 63 characters are all that a label holds
+def arguments(stage: str, params: Params, settings: Path, places: Mapping[str, Path], given: Mapping[str, str | int]) -> list[str]:
+    """What `dreamteacher` is called with to run `stage` in other processes, from its inputs to its output `out`, both in `places`.
+
+    `params` are written to the file `settings` for them.
+    """
+    write_sections(settings, params)
+    options = {"params": settings, **places, **given}
+    return [stage, "--sections", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
 
-def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, arguments: list[str]) -> dict[str, Any]:
-    """The TrainJob that runs `dreamteacher ARGUMENTS` in one process for each GPU of each node."""
+def name_of(run_id: str, stage: str, params: Params, inputs: Mapping[str, Path], given: Mapping[str, str | int]) -> str:
+    """The job's name: the same for each try of a step, and another for another step of the run, other settings or other inputs.
+
+    Raises:
+        UserError: an input is missing or incomplete.
+    """
+    digests = {key: digest_of(path) for key, path in inputs.items()}
+    recorded = json.dumps([run_id, stage, params.model_dump(mode="json"), digests, given], sort_keys=True)
+    return f"{stage}-{hashlib.sha256(recorded.encode()).hexdigest()[:10]}"  # JobSet appends to it, and a label holds 63 characters
+
+
+def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[str]) -> dict[str, Any]:
+    """The TrainJob that runs `dreamteacher WORDS` in one process for each GPU of each node."""
     resources = {"cpu": nodes.cpu, "memory": nodes.memory} | ({"nvidia.com/gpu": nodes.gpus} if nodes.gpus else {})
     env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in sorted(nodes.env.items())]
     for kind, sources, more in (("configMapKeyRef", nodes.config_maps, {}), ("secretKeyRef", nodes.secrets, {"optional": True})):
@@ -136,7 +147,7 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, arguments: li
             "trainer": {
                 "image": nodes.image,
                 "command": ["torchrun"],  # number of nodes and processes, rank and master come by PET_* from the runtime
-                "args": ["--module", "dreamteacher.cli", *arguments],
+                "args": ["--module", "dreamteacher.cli", *words],
                 "numNodes": nodes.nodes,
                 "numProcPerNode": max(nodes.gpus, 1),
                 "resourcesPerNode": {"requests": resources, "limits": resources},

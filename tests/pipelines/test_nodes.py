@@ -67,9 +67,9 @@ def test_stage_runs_on_two_nodes_and_its_output_comes_back(tmp_path: Path, monke
         monkeypatch.setattr(trainjob, "api_client", lambda: ApiClient(settings))
         api.on_get = cluster
         nodes = Nodes(image="i", mount=str(volume))
-        metrics = trainjob.run_stage(nodes, "train-teacher", PARAMS, inputs={"data": data}, out=out, run_id="run-1", namespace="ml")
+        trainjob.run_stage(nodes, "train-teacher", PARAMS, inputs={"data": data}, out=out, run_id="run-1", namespace="ml")
     record = read_stage(out)
-    assert (record["stage"], record["metrics"]) == ("train-teacher", metrics)
+    assert record["stage"] == "train-teacher"
     assert record["params"]["teacher"]["steps"] == 3
     assert [process.returncode for process in cluster.processes] == [0, 0], cluster.logs
     assert not any((volume / "run-1").glob("train-teacher-*"))  # the volume is left as it was found

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from components.finish import finish as finish_step
 from dreamteacher import trainjob
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
+from dreamteacher.stage import open_stage
 from dreamteacher.trainjob import Nodes, manifest, name_of, run
 from helpers import PROJECT, free_port
 from pipelines.resources import Profile
@@ -82,13 +84,30 @@ def test_cpu_nodes_ask_for_no_gpu():
     assert job["spec"]["trainer"]["numProcPerNode"] == 1
 
 
-def test_name_tells_steps_apart_and_tries_of_a_step_not():
+def stage_output(folder: Path, content: str) -> Path:
+    with open_stage("ingest", params={"content": content}, inputs={}, out=folder):
+        pass
+    return folder
+
+
+def test_name_tells_steps_apart_and_tries_of_a_step_not(tmp_path: Path):
     params, other = Params(), Params(seed=1)
-    name = name_of("run-1", "distill-labels", params, {"seed": 0})
-    assert name == name_of("run-1", "distill-labels", params, {"seed": 0})
-    others = [("run-2", params, {"seed": 0}), ("run-1", other, {"seed": 0}), ("run-1", params, {"seed": 1})]
-    assert name not in [name_of(run_id, "distill-labels", p, given) for run_id, p, given in others]
+    data = {"data": stage_output(tmp_path / "a", "1")}
+    copied = {"data": Path(shutil.copytree(tmp_path / "a", tmp_path / "pod-of-the-retry"))}
+    others_data = {"data": stage_output(tmp_path / "b", "2")}
+    name = name_of("run-1", "distill-labels", params, data, {"seed": 0})
+    assert name == name_of("run-1", "distill-labels", params, copied, {"seed": 0})
+    others = [
+        ("run-2", params, data, {"seed": 0}),
+        ("run-1", other, data, {"seed": 0}),
+        ("run-1", params, others_data, {"seed": 0}),  # two loops' passes with equal settings
+        ("run-1", params, data | {"start": others_data["data"]}, {"seed": 0}),
+        ("run-1", params, data, {"seed": 1}),
+    ]
+    assert len({name, *(name_of(run_id, "distill-labels", *rest) for run_id, *rest in others)}) == 6
     assert len(name) < 40
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        name_of("run-1", "distill-labels", params, {"data": tmp_path / "nowhere"}, {})
 
 
 def test_job_is_created_watched_and_deleted(api: KubernetesApi):

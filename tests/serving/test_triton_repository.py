@@ -62,6 +62,20 @@ def test_production_batches_warms_up_and_sheds_load(production):
     assert not (production / "cells" / "1" / "model.py").exists()
 
 
+@pytest.mark.parametrize(("backend", "key"), [("onnxruntime", "intra_op_thread_count"), ("python", "intra_op_num_threads")])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_instances_have_as_many_threads_as_the_settings_say_and_not_the_nodes_cores(models, tmp_path, backend, key, gpu):
+    for threads in (1, 3):
+        settings = Publish(name="cells", threads=threads, instances=4, gpu=gpu)
+        write_repository({"cells": models["cells"]}, tmp_path / str(threads), backend=backend, settings=settings)
+        config = read_config(tmp_path / str(threads) / "cells")
+        assert config.parameters[key].string_value == str(threads)
+        assert [group.count for group in config.instance_group] == [4]
+        if backend == "onnxruntime":
+            assert config.parameters["inter_op_thread_count"].string_value == "1"
+    assert Publish().threads == 1
+
+
 def test_gpu_is_for_production_only(models, tmp_path):
     settings = Publish(name="cells", gpu=True, instances=1)
     for backend, kind in (("onnxruntime", "KIND_GPU"), ("python", "KIND_CPU")):

@@ -11,7 +11,7 @@ def table(metrics: dict[str, dict[str, Any]]) -> str:
     rows = [["init", f"{name} mean ± std", "seeds", "frozen linear", "frozen kNN"]]
     for init, of_init in metrics.items():
         rows.append(
-            [init, _spread(of_init, figure), str(of_init["n_seeds"]), *(_spread(of_init, f"{r}_{figure}") for r in ("linear", "knn"))]
+            [init, spread(of_init, figure), str(of_init["n_seeds"]), *(spread(of_init, f"{r}_{figure}") for r in ("linear", "knn"))]
         )
     return markdown(rows)
 
@@ -23,7 +23,7 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
 
 
-def _spread(of_init: dict[str, Any], figure: str) -> str:
+def spread(of_init: dict[str, Any], figure: str) -> str:
     """`79.7 ± 0.4`, without the spread where one seed gives none."""
     if f"{figure}_mean" not in of_init:
         return "-"

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 ALIAS = "challenger"
 
 
-def register(tracker: Tracker, file: Path, name: str, *, tags: dict[str, str], scratch: Path) -> None:
+def register(tracker: Tracker, file: Path, name: str, *, tags: dict[str, str], description: str, about: str, scratch: Path) -> None:
     """Hand `file` to `tracker` as a version of `name` with alias `challenger`, tags `tags` and `sha256` (of the file).
 
-    A file that is registered already gets the alias and the tags, and no second version. When the server is down the tracker keeps
+    `description` is the version's, `about` the registered model's; both are Markdown. A file that is registered already gets the alias,
+    the tags and the description, and no second version. When the server is down the tracker keeps
     the model until `dreamteacher sync`. `scratch` is an empty or missing folder that may be written; its name becomes that of the
     model's artifact.
 
@@ -42,7 +43,9 @@ def register(tracker: Tracker, file: Path, name: str, *, tags: dict[str, str], s
         pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "onnx", "onnxruntime")],
         save_as_external_data=False,  # MLflow's default writes two files and empties the object, which a second save stores as a model
     )
-    tracker.register(scratch, name, alias=ALIAS, tags=tags | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+    with file.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    tracker.register(scratch, name, alias=ALIAS, tags=tags | {"sha256": sha256}, description=description, about=about)
 
 
 def _schema(values: list[onnx.ValueInfoProto]) -> Schema:

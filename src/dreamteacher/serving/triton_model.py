@@ -32,6 +32,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(config["parameters"]["intra_op_num_threads"]["string_value"])
+        options.inter_op_num_threads = 1
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.input = config["input"][0]["name"]

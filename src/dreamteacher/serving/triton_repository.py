@@ -32,7 +32,7 @@ def write_repository(models: dict[str, Path], out: Path, *, backend: Backend, se
     """Write NAME/config.pbtxt, NAME/1/model.onnx and (for a model with classes) NAME/labels.txt for every NAME: ONNX file.
 
     backend: "onnxruntime" for Triton's own images; "python" for the tritonserver of the nvidia-pytriton wheel, which has that
-    backend only: NAME/1/model.py then runs the file, on CPU, with one thread an instance.
+    backend only: NAME/1/model.py then runs the file, on CPU. Each instance has publish.threads threads in both.
     Triton's model parameters carry the file's metadata, so that a client learns from the server how to prepare a picture.
 
     Raises:
@@ -98,12 +98,14 @@ def _config(name: str, model: onnx.ModelProto, backend: Backend, settings: Publi
         )
     )
     if backend == "python":
-        # Several one-thread instances hold their speed on a busy machine; one session over all cores collapses there.
         config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=settings.instances)
-        config.parameters["intra_op_num_threads"].string_value = "1"
+        config.parameters["intra_op_num_threads"].string_value = str(settings.threads)
         return config
     kind = ModelInstanceGroup.KIND_GPU if settings.gpu else ModelInstanceGroup.KIND_CPU
     config.instance_group.add(kind=kind, count=settings.instances)
+    # As Triton's onnxruntime backend names them. Without them each instance has a thread for each core of the node, on GPU as well.
+    config.parameters["intra_op_thread_count"].string_value = str(settings.threads)
+    config.parameters["inter_op_thread_count"].string_value = "1"
     # The largest batch claims all memory before the first request and lets a GPU choose its kernels. The python backend warms
     # itself up: this Triton crashes without a word when a warm-up fails there.
     warm_up = config.model_warmup.add(name="largest batch", batch_size=settings.max_batch_size)

@@ -20,6 +20,8 @@ from dreamteacher.tracking import git
 
 log = logging.getLogger(__name__)
 
+FINETUNE_SETTINGS = ("steps", "batch_size", "lr", "resolution")  # that the file's metadata name
+
 
 class PyramidAndEmbedding(nn.Module):
     """All that a backbone offers, as one flat tuple."""
@@ -50,7 +52,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
         if stage.done:
             return stage.metrics
         model = load_task_model(finetuned)
-        made = read_stage(finetuned)["params"]
+        made, found = read_stage(finetuned)["params"], json.loads((data / "dataset.json").read_text())
         facts = {
             "classes": json.dumps(model.classes),
             "strides": json.dumps(model.backbone.strides),
@@ -68,7 +70,11 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             "interpolation": "bilinear",
             "init": made["init"],
             "seed": json.dumps(made["seed"]),
-            "data_hash": json.loads((data / "dataset.json").read_text())["hash"],
+            "trained": json.dumps(
+                {"few_labels": made["few_labels"], "finetune": {key: made["finetune"][key] for key in FINETUNE_SETTINGS}}
+            ),
+            "data_hash": found["hash"],
+            "counts": json.dumps(found["counts"]),
             "git_revision": git_revision(),
             "dreamteacher_version": version("dreamteacher"),
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
+from dreamteacher.report.card import ABOUT, model_card
 from dreamteacher.serving.onnx_files import BACKBONE_FILE, MODEL_FILE, read_metadata
 from dreamteacher.serving.promotion import choose, keep_lineage
 from dreamteacher.serving.registry import register
@@ -14,14 +15,12 @@ from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.stage import digest_of, open_stage, read_stage
 from dreamteacher.tracking import is_on
 
-TOLD = ("init", "seed", "task", "architecture", "git_revision", "data_hash", "dreamteacher_version")
-
 
 def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
     """Write `out/production` (onnxruntime backend) and `out/local` (python backend) and register the task model.
 
     Both repositories hold the models NAME and NAME-backbone (NAME is params.publish.name). In MLflow, NAME gets a version with
-    alias `challenger`, tagged with revision, data, parity, the evaluation's digest and the exported initialisation's figures.
+    alias `challenger` and a model card. Its tags are what promotion reads: init, evaluation (its digest), sha256 (of the file).
 
     Returns `models` (in each repository) and `parity_max`.
 
@@ -38,10 +37,10 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
         write_repository(models, stage.tmp / "local", backend="python", settings=params.publish)
         metadata = read_metadata(models[name])
         parity = read_stage(onnx)["metrics"]["parity_max"]
-        figures = json.loads((evaluation / "metrics.json").read_text()).get(metadata["init"], {})
-        tags = {key: metadata[key] for key in TOLD} | {key: f"{value:.6g}" for key, value in figures.items()}
-        tags |= {"parity_max": f"{parity:.3g}", "evaluation": digest_of(evaluation)}
-        register(stage.tracker, models[name], name, tags=tags, scratch=stage.checkpoints / "model")
+        figures = json.loads((evaluation / "metrics.json").read_text())
+        tags = {"init": metadata["init"], "evaluation": digest_of(evaluation)}
+        card = model_card(name, metadata, figures, parity)
+        register(stage.tracker, models[name], name, tags=tags, description=card, about=ABOUT, scratch=stage.checkpoints / "model")
         stage.metrics = {"models": float(len(models)), "parity_max": parity}
         return stage.metrics
 

@@ -1,0 +1,106 @@
+"""The model card of a published model: what it is, its figures beside training from scratch, its data, and how to serve it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dreamteacher.report.summary import markdown, spread, table
+
+LENGTH = 5000  # characters that MLflow's databases hold of a description
+CLASSES = 20  # named in the first line
+NAMES = {"segmentation": "iou", "classification": "accuracy"}  # figures of single classes, by the task
+ABOUT = (
+    "`dreamteacher publish` makes the versions of this model; each has a model card. The alias `champion` says which version to serve, "
+    "`challenger` which was published last, `previous` which was champion before. `dreamteacher promote` and `rollback` move the aliases."
+)
+
+
+def model_card(name: str, contract: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]], parity: float) -> str:
+    """Markdown of at most LENGTH characters, for a registered version of `name`.
+
+    Args:
+        name: of the model in Triton and MLflow.
+        contract: metadata of its ONNX file.
+        figures: `metrics.json` of evaluate, {initialisation: {FIGURE_mean, FIGURE_std, n_seeds}}.
+        parity: largest |onnxruntime - torch|.
+    """
+    by_class = _by_class(contract, figures)
+    text = _render(name, contract, figures, parity, by_class)
+    if len(text) > LENGTH:
+        text = _render(name, contract, figures, parity, "Figures of each class are in the evaluation's `metrics.json`.")
+    return text if len(text) <= LENGTH else text[: LENGTH - 4].rpartition("\n")[0] + "\n..."
+
+
+def _render(name: str, contract: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]], parity: float, by_class: str) -> str:
+    init, seed, size = contract["init"], contract["seed"], contract["size"]
+    counts, trained = json.loads(contract["counts"]), json.loads(contract["trained"])
+    labelled = f"{counts['labelled_train']} of them labelled" + (
+        "" if trained["few_labels"] is None else f", of which fine-tuning saw {trained['few_labels']} (`few_labels`)"
+    )
+    facts = {
+        "data": f"`{contract['data_hash']}`",
+        "train": f"{counts['train']} pictures, {labelled}",
+        "validation": f"{counts['val']} pictures, {counts['labelled_val']} of them labelled",
+        "pictures": _pictures(contract),
+        "backbone": f"`{contract['architecture']}`, strides {', '.join(map(str, json.loads(contract['strides'])))}",
+        "fine-tuning": ", ".join(f"`{key}` {value}" for key, value in trained["finetune"].items()),
+        "ONNX": f"checked at {size} x {size}, |onnxruntime - torch| at most {parity:.2g}",
+        "made by": f"dreamteacher {contract['dreamteacher_version']}, commit `{contract['git_revision'] or 'unknown'}`",
+    }
+    rows = [["", ""], *([key, _cell(value)] for key, value in facts.items())]
+    weights = " It started from ImageNet weights of timm, which have a licence of their own." if init == "imagenet" else ""
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"{contract['task'].capitalize()} of {_classes(json.loads(contract['classes']))}. Initialisation `{init}`, seed {seed}.",
+            "",
+            "## Figures on the validation split, in per cent",
+            "",
+            table(dict(figures)),
+            "",
+            by_class,
+            "",
+            "## Data and settings",
+            "",
+            markdown(rows),
+            "",
+            "## Serve and predict",
+            "",
+            "    dreamteacher serve                                      # artifacts/triton/local, on this machine",
+            "    tritonserver --model-repository artifacts/triton/production",
+            f"    dreamteacher predict IMAGE --url HOST:PORT --model {name} --out predictions",
+            "",
+            "How a picture is prepared is in the ONNX file's metadata and in Triton's model configuration.",
+            "",
+            "## Licence",
+            "",
+            f"The software is Apache-2.0. For the weights, the terms of the training pictures apply; state them here.{weights}",
+        ]
+    )
+
+
+def _by_class(contract: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]]) -> str:
+    kind, init = NAMES[contract["task"]], contract["init"]
+    inits = [each for each in dict.fromkeys(["scratch", init]) if each in figures]
+    classes = [each for each in json.loads(contract["classes"]) if any(f"{kind}_{each}_mean" in figures[of] for of in inits)]
+    rows = [["class", *inits], *([_cell(each), *(spread(figures[of], f"{kind}_{each}") for of in inits)] for each in classes)]
+    return f"{ {'iou': 'IoU', 'accuracy': 'Accuracy'}[kind] } of each class:\n\n{markdown(rows)}" if classes and inits else ""
+
+
+def _classes(classes: list[str]) -> str:
+    named = ", ".join(classes[:CLASSES])
+    return f"{named} and {len(classes) - CLASSES} more classes" if len(classes) > CLASSES else named
+
+
+def _pictures(contract: Mapping[str, str]) -> str:
+    short, scale = json.loads(contract["short_side"]), json.loads(contract["scale_to"])
+    reduced = f"reduced to a short side of {short} px (`ingest.short_side`)" if short else "in their own size"
+    return reduced + (f", then scaled to {scale} px" if scale else "")
+
+
+def _cell(text: str) -> str:
+    """Text that does not end a cell of a Markdown table."""
+    return text.replace("|", "\\|")
