@@ -101,7 +101,9 @@ def _counting(deep: Deep, rows: slice) -> np.ndarray | None:
     part = deep.values[rows]
     counts = None
     if part.dtype.kind == "f":
-        counts = np.isfinite(part) & (np.abs(part) < NO_VALUE)
+        counts = np.isfinite(part)
+        if part.dtype.itemsize > 2:
+            counts &= np.abs(part) < NO_VALUE
     if deep.nodata is not None:
         kept = np.zeros(part.shape[:2], bool)
         for band, marker in enumerate(deep.nodata):
