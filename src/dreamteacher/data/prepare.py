@@ -23,8 +23,8 @@ class Prepared:
     hashes: sha256 of the file, of the decoded pixels, of the stored pixels; equal pictures share at least one.
     histogram: int64 (3, 256) counts of the stored RGB values. label: bytes of the stored label, with its suffix "mask.png" or "cls";
     cls: the class id if it is one; mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
-    frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_mask_values: as
-    mask_values, before it was reduced. full_label: the mask at its own size as PNG where the picture was reduced, else None.
+    frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
+    width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask at its own size as PNG where the picture was reduced, else None.
     warnings: keys of `decode.WARNINGS`.
     """
 
@@ -40,6 +40,7 @@ class Prepared:
     mask_values: np.ndarray
     frames: int
     reduced: bool
+    source_size: tuple[int, int]
     source_mask_values: np.ndarray
     full_label: bytes | None
     warnings: tuple[str, ...]
@@ -96,6 +97,7 @@ def prepare(
         cls=cls,
         mask_values=_count(mask),
         frames=picture.frames,
+        source_size=(width, height),
         reduced=shrink < 1,
         source_mask_values=_count(full_mask),
         full_label=_encode_mask(full_mask) if shrink < 1 and full_mask is not None else None,

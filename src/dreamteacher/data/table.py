@@ -1,4 +1,4 @@
-"""The files of a source in a temporary database on disk, so that memory does not grow with the set: which are pictures, which masks of which.
+"""The files of a source: which are pictures, which masks of which. In a temporary database on disk, so that memory does not grow with the set.
 
 File names are plain text here: pathlib interns every part of a path, and Python 3.12 never frees what is interned.
 """
@@ -81,7 +81,7 @@ def split_by_lists(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> l
     """
     table.execute("CREATE TABLE listed (key TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
     task = "/Segmentation/" if one(table, "SELECT EXISTS (SELECT 1 FROM pairs)") else "/Main/"
-    chosen = [name for name in lists if task in name] or [name for name in lists if name.count("/Main/") + name.count("/Segmentation/") == 0]
+    chosen = [name for name in lists if task in name] or [name for name in lists if "/Main/" not in name and "/Segmentation/" not in name]
     used = []
     for name in sorted(chosen, key=lambda name: (("train", "test", "val").index(_split_of_list(name)), name)):
         rows = ((key, _split_of_list(name)) for key in _keys_in_list(tree, name))
