@@ -36,7 +36,11 @@ LAYOUTS = {
     "ISIC": ("ISIC_{training}_Input/I_{i}.jpg", "ISIC_{training}_GroundTruth/I_{i}_segmentation.png"),
     "COCO-stuff": ("images/{s}2017/{i}.jpg", "stuffthingmaps/{s}2017/{i}.png"),
     "LoveDA": ("{s}/Rural/images_png/{i}.png", "{s}/Rural/masks_png/{i}.png"),
-    "Potsdam": ("{s}/2_Ortho_RGB/p_{i}_RGB.tif", "{s}/5_Labels_all/p_{i}_label.tif", "{s}/5_Labels_all_noBoundary/p_{i}_label_noBoundary.tif"),
+    "Potsdam": (
+        "{s}/2_Ortho_RGB/p_{i}_RGB.tif",
+        "{s}/5_Labels_all/p_{i}_label.tif",
+        "{s}/5_Labels_all_noBoundary/p_{i}_label_noBoundary.tif",
+    ),
     "DeepGlobe": ("{s}/{i}_sat.jpg", "{s}/{i}_mask.png"),
     "labelme": (
         "{s}/JPEGImages/{i}.jpg",
@@ -100,7 +104,11 @@ def test_the_lists_of_pascal_voc_give_the_splits(tmp_path):
 
 
 UNKNOWN = {
-    "folders": ("{s}/Frames3/{i}.jpg", "{s}/Zones/{i}.png", r"Zones/ looks like masks of the pictures in \w+/Frames3/; call the folders masks/"),
+    "folders": (
+        "{s}/Frames3/{i}.jpg",
+        "{s}/Zones/{i}.png",
+        r"Zones/ looks like masks of the pictures in \w+/Frames3/; call the folders masks/",
+    ),
     "above": ("pics_a/{s}/{i}.png", "zones/{s}/{i}.png", "zones/ looks like masks of the pictures in pics_a/"),
     "an ending": ("{s}/{i}.jpg", "{s}/{i}_zones.png", "files whose names end in '_zones' look like masks of the pictures beside them"),
     "both": ("a/{i}.jpg", "b/{i}_zones.png", "b/ looks like masks of the pictures in a/"),
@@ -181,7 +189,10 @@ def test_dev_and_eval_are_left_out_where_val_is_there(tmp_path):
     [
         (("fold1", "fold2", "fold3"), "the folders fold1, fold2, fold3 look like parts of one set, not like classes"),
         (("HAM_images_part_1", "HAM_images_part_2"), "look like parts of one set"),
-        (("first/cat", "first/dog", "second/cat", "second/dog"), r"the folders first, second hold the same folders \(cat, dog\), as splits do"),
+        (
+            ("first/cat", "first/dog", "second/cat", "second/dog"),
+            r"the folders first, second hold the same folders \(cat, dog\), as splits do",
+        ),
         (("train/cat", "train/dog", "quiz/cat"), "train/cat/0.png is read as a picture of that split, but beside it lies the class 'quiz'"),
     ],
 )

@@ -10,7 +10,7 @@ from dreamteacher.data.names import class_name
 from dreamteacher.errors import UserError
 
 Colour = tuple[int, int, int]
-_HEX = re.compile(r"(.*\S)[\s,;]+#([0-9a-fA-F]{6})")
+_HEX = re.compile(r"(.*[^\s,;])[\s,;]+#([0-9a-fA-F]{6})")
 _NUMBERS_BEHIND = re.compile(r"(.*?[^\s,;])[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
 _NUMBERS_BEFORE = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(.*\S)")
 _TWO_NUMBERS = re.compile(r"\d{1,3}[\s,;]+\d{1,3}[\s,;]+\D")  # of three, the first of which is no number of a class
@@ -54,7 +54,7 @@ def _colours_of(lines: list[str], where: str) -> tuple[list[str], list[Colour] |
     if any(hexes):
         if not all(hexes):
             line = next(i for i, found in enumerate(hexes) if not found)
-            raise UserError(f"{where}, line {line + 1}: {lines[line]!r} has no colour and others have; give all lines one such as #804080")
+            raise UserError(f"{where}: line {line + 1}, {lines[line]!r}, has no colour and others have; give each line one such as #804080")
         pairs = [(found[1], bytes.fromhex(found[2])) for found in hexes if found]
         return [name for name, _ in pairs], [(r, g, b) for _, (r, g, b) in pairs]
     for pattern, name, first in ((_NUMBERS_BEHIND, 1, 2), (_NUMBERS_BEFORE, 4, 1)):

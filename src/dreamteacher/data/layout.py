@@ -20,24 +20,29 @@ SHORT_SPLITS = {"tr": "train", "ts": "test"}  # beside a word for pictures or ma
 
 IMAGE_WORDS = {"image", "images", "img", "imgs"}  # never a class
 # Pictures, if masks lie beside them; else perhaps a class.
-WEAK_IMAGE_WORDS = set(
-    "rgb input inputs frame frames photo photos picture pictures pic pics left ortho sat satellite original originals orig raw still "
-    "stills scan scans tile tiles patch patches slice slices".split()
-)
+WEAK_IMAGE_WORDS = {
+    "rgb", "input", "inputs", "frame", "frames", "photo", "photos", "picture", "pictures", "pic", "pics", "left", "ortho", "sat",
+    "satellite", "original", "originals", "orig", "raw", "still", "stills", "scan", "scans", "tile", "tiles", "patch", "patches",
+    "slice", "slices",
+}  # fmt: skip
 FORMAT_WORDS = {"jpg", "jpeg", "png", "tif", "tiff", "bmp"}  # alone as weak as those, beside other words without meaning
 MASK_WORDS = {"masks", "annot"}  # never pictures
 # Masks, if one of them finds its picture; else perhaps a class.
-WEAK_MASK_WORDS = set(
-    "mask label labels lbl gt gts groundtruth target targets output outputs semantic semantics sem seg segs segm segmentation segmentations "
-    "segmap segmaps ann anns anno annos annots annotation annotations trimap trimaps stuffthingmaps pixelmaps labelids".split()
-)
+WEAK_MASK_WORDS = {
+    "mask", "label", "labels", "lbl", "gt", "gts", "groundtruth", "target", "targets", "output", "outputs", "semantic", "semantics",
+    "sem", "seg", "segs", "segm", "segmentation", "segmentations", "segmap", "segmaps", "ann", "anns", "anno", "annos", "annots",
+    "annotation", "annotations", "trimap", "trimaps", "stuffthingmaps", "pixelmaps", "labelids",
+}  # fmt: skip
 # What lies beside masks and is neither picture nor mask of classes.
-EXTRA_WORDS = set(
-    "instance instances instanceids panoptic overlay overlays vis viz visual visuals visualization visualizations visualisation "
-    "visualisations colormap colormaps preview previews polygons".split()
-)
+EXTRA_WORDS = {
+    "instance", "instances", "instanceids", "panoptic", "overlay", "overlays", "vis", "viz", "visual", "visuals", "visualization",
+    "visualizations", "visualisation", "visualisations", "colormap", "colormaps", "preview", "previews", "polygons",
+}  # fmt: skip
 COLOUR_WORDS = {"color", "colors", "colored", "colour", "colours", "coloured", "object", "objects", "human"}  # so beside a word for masks
-FILLERS = set("dir folder set data files file split all full final fine coarse class classes id ids aug machine bit map maps".split())
+FILLERS = {
+    "dir", "folder", "set", "data", "files", "file", "split", "all", "full", "final", "fine", "coarse", "class", "classes", "id", "ids",
+    "aug", "machine", "bit", "map", "maps",
+}  # fmt: skip
 WORDS = set().union(SPLIT_WORDS, IMAGE_WORDS, WEAK_IMAGE_WORDS, FORMAT_WORDS, MASK_WORDS, WEAK_MASK_WORDS, EXTRA_WORDS, FILLERS)
 STRONG_MASK_FOLDERS = {  # letters only: masks though each word alone is weak or unknown
     "segmentationclass", "segmentationclassaug", "segmentationclasspng", "segmentationclassraw", "gtfine", "gtcoarse", "anndir",
@@ -61,8 +66,8 @@ _EXTRA_TAIL = re.compile(_BEHIND.format(EXTRA_TAILS), re.IGNORECASE)
 class Meaning(NamedTuple):
     """What a folder's name says.
 
-    role: "image", "image?" (if masks lie beside it), "mask", "mask?" (if one finds its picture), "extra" (neither), "extra?" (if there are
-    masks), or "". sure: all words are known. split: "train", "val", "val?", "test", or "" if it names several (a folder above them); None if it names none.
+    role: "image", "image?" (if masks lie beside it), "mask", "mask?" (if one finds its picture), "extra" (neither), "extra?" (neither, if
+    there are masks), or "". sure: all words are known. split: "train", "val", "val?", "test", or "" if it names several (a folder above them); None if it names none.
     rank: of two masks of one picture the one of the lower rank counts.
     """
 

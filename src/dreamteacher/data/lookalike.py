@@ -49,8 +49,8 @@ def refuse_unknown_masks(table: sqlite3.Connection, tree: Tree, max_bytes: int, 
 def _what_to_do(tree: Tree, pictures: str, masks: str, tail: str) -> str:
     if pictures == masks:
         return (
-            f"{tree}: files whose names end in {tail!r} look like masks of the pictures beside them; name them A_mask.png for A.jpg, or take "
-            "them away"
+            f"{tree}: files whose names end in {tail!r} look like masks of the pictures beside them; name them A_mask.png for A.jpg, or "
+            "take them away"
         )
     where = f"in {pictures}/" if pictures else "beside it"
     return (

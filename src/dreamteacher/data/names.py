@@ -168,5 +168,5 @@ def nfc(name: str) -> str:
 
 
 def class_name(text: str) -> str:
-    """One spelling of a class: NFC, without space around it, marks of byte order and characters of no width; each space inside one blank."""
+    """One spelling of a class: NFC, no space around it, no characters without width; each space inside is one blank."""
     return " ".join(re.sub("[\u200b\u2060\ufeff]", "", nfc(text)).split())

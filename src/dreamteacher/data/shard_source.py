@@ -79,7 +79,7 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int) -> Found:
             if splits[url] == "test":
                 counts["left_out_as_test"] += 1
             else:
-                for item in _read_shard(url, names[url], splits[url], labels, max_bytes, counts, passed_over):
+                for item in _read_shard(url, names[url], splits[url], labels, max_bytes=max_bytes, counts=counts, passed_over=passed_over):
                     if item.mask is not None and classes is None:
                         raise masks_need_classes("the folder of the shards")
                     yield item
@@ -100,7 +100,7 @@ def _split_of(shard: str) -> str | None:
 
 
 def _read_shard(
-    url: str, shard: str, split: str | None, labels: LabelKind, max_bytes: int, counts: dict[str, int], passed_over: PassedOver
+    url: str, shard: str, split: str | None, labels: LabelKind, *, max_bytes: int, counts: dict[str, int], passed_over: PassedOver
 ) -> Iterator[Item]:
     def pass_over(error: Exception) -> bool:
         """A second file of one name is left out; group_by_keys would leave out all that follow it."""

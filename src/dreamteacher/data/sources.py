@@ -36,7 +36,7 @@ PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[
 
 @dataclass(frozen=True)
 class Place:
-    """A source that was looked at once: `urls` are those of its shards; else `tree` is where its files lie, and `listing` the list of them."""
+    """A source that was looked at once: the `urls` of its shards, else the `tree` that its files lie in; `listing`: the list of them."""
 
     source: str
     urls: list[str]
@@ -112,7 +112,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     place = look(source) if isinstance(source, str) else source
     if place.urls or place.tree is None:
         return find_in_shards(place.urls, labels, max_bytes)
-    tree, passed_over, notes = place.tree, PassedOver(), []
+    tree, passed_over = place.tree, PassedOver()
     rows = read_list(place.listing) if place.listing else (row(name) for name in tree.pictures(passed_over))
     table = open_table(_without_labels_that_are_not_read(rows, passed_over))
     class_list = _read_classes(tree)
@@ -131,31 +131,21 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if labels in ("auto", "none"):
         refuse_unknown_masks(table, tree, max_bytes, classes)
     kind = _kind_of_labels(table, labels, tree, classes, is_list=place.listing is not None)
-    counts = {"unprintable_names": passed_over.unprintable}
-    if kind == "csv":
-        classes = _read_csv(table, tree, classes)
-        counts["labels_without_picture"] = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
-        if counts["labels_without_picture"] == one(table, "SELECT count(*) FROM labels") > 0:
-            named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
-            raise UserError(f"{tree}/labels.csv names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
-    elif kind == "folders":
-        classes, counts["folders_without_class"] = _classes_of_folders(table, tree, classes)
-    elif kind == "masks":
-        if classes is None:
-            raise masks_need_classes(str(tree))
-        counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
+    classes, counts = _read_labels(table, tree, kind, classes)
+    counts["unprintable_names"] = passed_over.unprintable
     counts["beside_masks"] = one(table, "SELECT count(*) FROM files WHERE role = 'extra'")
     counts["left_out_as_test"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
     if has_val and kind != "none":
         counts["outside_of_splits"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
-    if lists:
-        notes.append(f"the splits are those of {', '.join(lists[:4])}")
+    notes = [f"the splits are those of {', '.join(lists[:4])}"] if lists else []
     if labels == "auto" and kind == "none" and (wrapper := _only_folder(table)):
         notes.append(f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it")
     if kind in ("csv", "folders"):
         notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes or [])[:3]]
     where, colours = _where(table, kind, tree), class_list.colours if class_list else None
-    return Found(_read_files(table, tree, kind, max_bytes), classes, kind, has_val, counts, colours, where, passed_over, notes, labels != "none")
+    return Found(
+        _read_files(table, tree, kind, max_bytes), classes, kind, has_val, counts, colours, where, passed_over, notes, labels != "none"
+    )
 
 
 def _only_folder(table: sqlite3.Connection) -> str | None:
@@ -199,6 +189,24 @@ def _kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, cl
         expected = {"csv": "labels.csv", "masks": "a mask such as masks/train/A.png for images/train/A.jpg", "folders": "class folders"}
         raise UserError(f"ingest.labels = {labels}, but {tree} has no {expected[labels]}; add it or set ingest.labels to auto")
     return labels
+
+
+def _read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: list[str] | None) -> tuple[list[str] | None, dict[str, int]]:
+    """The classes, and counts of labels without use; fills the table `labels`."""
+    counts = {}
+    if kind == "csv":
+        classes = _read_csv(table, tree, classes)
+        counts["labels_without_picture"] = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
+        if counts["labels_without_picture"] == one(table, "SELECT count(*) FROM labels") > 0:
+            named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
+            raise UserError(f"{tree}/labels.csv names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
+    elif kind == "folders":
+        classes, counts["folders_without_class"] = _classes_of_folders(table, tree, classes)
+    elif kind == "masks":
+        if classes is None:
+            raise masks_need_classes(str(tree))
+        counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
+    return classes, counts
 
 
 def _classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> tuple[list[str], int]:

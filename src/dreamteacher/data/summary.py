@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dreamteacher.data.dataset import IGNORE
-from dreamteacher.data.items import Found
 from dreamteacher.data.decode import WARNINGS
+from dreamteacher.data.items import Found
 from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.params import Ingest
 
@@ -38,8 +38,8 @@ LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
     ".mat": "arrays",
 }
 READ = (
-    "labels are read from masks (masks/A.png for images/A.jpg), class folders, labels.csv (columns path, label), and KEY.mask.png or KEY.cls "
-    "in shards"
+    "labels are read from masks (masks/A.png for images/A.jpg), class folders, labels.csv (columns path, label), and, in shards, "
+    "KEY.mask.png or KEY.cls"
 )
 
 
@@ -134,7 +134,8 @@ def _reductions(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
             if not (lost >= 0.5 or tally.vanished[i] > 0.1 * tally.shown[i]):
                 continue
             gone = f" and is gone from {tally.vanished[i]} of {tally.shown[i]} masks" if tally.vanished[i] else ""
-            yield f"class {name!r} lost {max(lost, 0):.0%} of its share of the pixels{gone} by this; raise ingest.short_side (null: keep sizes)"
+            share = f"{max(lost, 0):.0%} of its share of the pixels"
+            yield f"class {name!r} lost {share}{gone} by this; raise ingest.short_side (null: keep sizes)"
 
 
 def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
@@ -143,18 +144,18 @@ def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
     names, measured = class_names(found, tally), bool(tally.counts["labelled_val"])
     train, val = (_padded(tally.labels_of(split), len(names)) for split in SPLITS)
     for chosen, text in (
-        ((train == 0) & (val > 0), "labels in val and none in train: never learnt, and measured"),
-        ((train == 0) & (val == 0), "no label at all: never learnt"),
-        ((train > 0) & (val == 0) & measured, "labels in train and none in val: learnt, and never measured"),
+        ((train == 0) & (val > 0), "labels in val and none in train, so measured and never learnt"),
+        ((train == 0) & (val == 0), "no label at all, so never learnt"),
+        ((train > 0) & (val == 0) & measured, "labels in train and none in val, so learnt and never measured"),
     ):
         if chosen.any():
             which = [name for name, is_one in zip(names, chosen, strict=True) if is_one]
-            yield f"{len(which)} classes have {text}: {', '.join(which[:5])}{' ...' if len(which) > 5 else ''}"
+            yield f"classes with {text}: {', '.join(which[:5])}{f' and {len(which) - 5} more' if len(which) > 5 else ''}"
     n_val = tally.counts["labelled_val"]
     if not found.has_val and measured and n_val < FEW:
         yield (
-            f"{n_val} labelled pictures were drawn for val, and all figures rest on them; raise ingest.val_fraction ({settings.val_fraction:g}) "
-            "or put labelled pictures of each class into a folder val/"
+            f"{n_val} labelled pictures were drawn for val, and all figures rest on them; raise ingest.val_fraction "
+            f"({settings.val_fraction:g}) or put labelled pictures of each class into a folder val/"
         )
     values = tally.mask_values["train"] + tally.mask_values["val"]
     unknown = values[IGNORE] / max(values.sum(), 1)

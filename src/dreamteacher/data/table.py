@@ -1,4 +1,4 @@
-"""The files of a source: which are pictures, which masks of which. In a temporary database on disk, so that memory does not grow with the set.
+"""The files of a source: which are pictures, which masks of which; in a temporary database on disk, so that memory does not grow.
 
 File names are plain text here: pathlib interns every part of a path, and Python 3.12 never frees what is interned.
 """

@@ -160,7 +160,6 @@ class Prefix:
         except Exception as error:
             raise cannot_open(f"{self.address}/{name}", error) from error
 
-
     def tars(self) -> list[str]:
         """See Tree."""
         names = self._listed().execute("SELECT name FROM objects WHERE name GLOB '*.tar' AND name NOT GLOB '*/*' ORDER BY name")
