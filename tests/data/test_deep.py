@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from picture_files import encoded, png16, png_chunk, tiff
 from PIL import Image
 
 from dreamteacher.data.decode import BadPicture, decode
-from picture_files import encoded, png16, png_chunk, tiff
 
 rng = np.random.default_rng(0)
 RAMP = np.tile(np.linspace(100, 4095, 90), (40, 1)).astype(np.uint16)  # 12 bits of 16, brighter to the right
@@ -190,7 +190,10 @@ def test_a_thumbnail_that_comes_first_is_not_the_picture():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (tiff(np.ones((8, 8, 2), np.complex64)), r"a TIFF of 2 bands of 64-bit complex, which is not read; .*gdal_translate -b 1 -scale -ot Byte"),
+        (
+            tiff(np.ones((8, 8, 2), np.complex64)),
+            r"a TIFF of 2 bands of 64-bit complex, which is not read; .*gdal_translate -b 1 -scale -ot Byte",
+        ),
         (tiff(np.ones((8, 8, 5), np.uint16), tags={259: (3, (34712,))}), r"5 bands of 16-bit unsigned integer, compressed by JPEG 2000"),
         (tiff(np.ones((8, 8, 1), np.uint16), photometric=32803), r"1 band of 16-bit unsigned integer, a camera's raw sensor \(DNG\)"),
         (tiff(np.ones((8, 8, 3), np.uint16), tags={258: (3, (5, 6, 5))}), "different depths"),

@@ -8,8 +8,8 @@ import struct
 from dreamteacher.data import tiff
 
 
-def without_metadata(data: bytes) -> tuple[bytes, int] | None:
-    """(The file with only what its pixels need, its orientation 1 to 8); None for formats that hold no such metadata."""
+def without_metadata(data: bytes) -> tuple[bytes, int | None] | None:
+    """(The file with only what its pixels need, its orientation or None if that is still in it); None for other formats."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return _plain_png(data)
     if data[:2] == b"\xff\xd8":
@@ -19,8 +19,8 @@ def without_metadata(data: bytes) -> tuple[bytes, int] | None:
     if data[:2] in (b"II", b"MM"):
         layout = tiff.read_layout(data)
         return tiff.without_metadata(data, layout), layout.orientation
-    if data[4:8] == b"ftyp":  # AVIF, HEIC: items of EXIF get a name that nobody reads; turning is a property of the picture there
-        return re.sub(rb"(infe[\x02\x03].{7,9})Exif", rb"\1skip", data, flags=re.DOTALL), 1
+    if data[4:8] == b"ftyp":  # AVIF, HEIC: items of EXIF get a name that nobody reads; turning is a property of the picture
+        return re.sub(rb"(infe[\x02\x03].{7,9})Exif", rb"\1skip", data, flags=re.DOTALL), None
     return None
 
 
@@ -51,7 +51,8 @@ def _plain_jpeg(data: bytes) -> tuple[bytes, int]:
             parts.append(data[at:])
             break
         segment = data[at : at + 2 + size]
-        if 0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE):  # all but JFIF (E0) and Adobe (EE), which settle the colours
+        settles_colours = marker in (0xE0, 0xEE) and len(segment) >= 16  # JFIF and Adobe, if they are whole
+        if (0xE0 <= marker <= 0xEF or marker == 0xFE) and not settles_colours:
             exif = exif or (segment[4:] if segment[4:8] == b"Exif" else b"")
         else:
             parts.append(segment)
