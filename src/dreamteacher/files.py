@@ -5,40 +5,69 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+# What operating systems and network storage keep beside the user's files; in lower case.
+SYSTEM_FOLDERS = {
+    "@eadir", "@__thumb", "@tmp", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "$recycle.bin", "recycler",
+    "system volume information", "lost+found", "lost.dir", "__macosx",
+}  # fmt: skip
 
 
-def walk(root: str | os.PathLike[str]) -> Iterator[str]:
+def walk(root: str | os.PathLike[str], passed_over: Callable[[str, str], None] = lambda kind, name: None) -> Iterator[str]:
     """Names, relative to `root`, of every file below it, in the order of the file system; what starts with a dot is passed over, as are
     pipes and sockets, which would keep a reader waiting. A link that leads nowhere is named.
+
+    passed_over: is called with "system" or "unreadable" and the name of each folder that is not entered: one of SYSTEM_FOLDERS, or one
+    that this user may not read. `root` itself must be readable.
 
     Links are followed, and a folder is entered once: a link may lead to one above it. Entry by entry, as os.walk would hold the names
     of a folder of a million pictures; plain text, as pathlib interns every part of a path, and Python 3.12 never frees what is interned.
     """
     waiting, visited = [os.fspath(root)], set()
-    above = len(posixpath.join(root, ""))
+    top, above = waiting[0], len(posixpath.join(root, ""))
     while waiting:
         folder = waiting.pop()
-        here = os.stat(folder)  # noqa: PTH116 - see above
-        if (here.st_dev, here.st_ino) in visited:
+        try:
+            here = os.stat(folder)  # noqa: PTH116 - see above
+            if (here.st_dev, here.st_ino) in visited:
+                continue
+            visited.add((here.st_dev, here.st_ino))
+            entries = os.scandir(folder)
+        except PermissionError:
+            if folder == top:
+                raise
+            passed_over("unreadable", folder[above:])
             continue
-        visited.add((here.st_dev, here.st_ino))
-        with os.scandir(folder) as entries:
+        with entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
-                    waiting.append(entry.path)
-                elif entry.is_file() or entry.is_symlink():
+                if _is_folder(entry):
+                    if entry.name.lower() in SYSTEM_FOLDERS:
+                        passed_over("system", entry.path[above:])
+                    else:
+                        waiting.append(entry.path)
+                elif entry.is_symlink() or entry.is_file():
                     yield entry.path[above:]
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link into a folder that may not be read, or in a circle
+        return False
+
+
 def sha256_of(path: str | os.PathLike[str]) -> bytes:
-    """sha256 of a file's content; empty for a link that leads nowhere."""
+    """sha256 of a file's content; empty for a link that leads nowhere and for a file that this user may not read."""
     if not os.path.exists(path):  # noqa: PTH110
         return b""
-    with open(path, "rb") as file:  # noqa: PTH123 - see walk
-        return hashlib.file_digest(file, "sha256").digest()
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - see walk
+            return hashlib.file_digest(file, "sha256").digest()
+    except PermissionError:
+        return b""
 
 
 def digest_in_any_order(parts: Iterable[bytes]) -> str:

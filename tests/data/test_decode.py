@@ -1,4 +1,3 @@
-import io
 import struct
 import zlib
 
@@ -6,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_files import encoded, png16, tiff
 from PIL import Image, ImageFile
 
 from dreamteacher.data.decode import BadPicture, decode, decode_mask
@@ -13,12 +13,6 @@ from dreamteacher.data.decode import BadPicture, decode, decode_mask
 RAMP = np.stack([np.tile(np.arange(0, 240, 5, np.uint8), (32, 1))] * 3, axis=2)  # 32 x 48, brighter to the right
 RAMP[:16, :, 0] = 200  # the upper half is red
 COLOUR = Image.fromarray(RAMP)
-
-
-def encoded(image: Image.Image, form: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def close(a: np.ndarray, b: np.ndarray) -> float:
@@ -81,24 +75,6 @@ def test_sixteen_bit_grey_is_stretched_as_imagej_shows_it():
     assert not constant.image.any()
 
 
-def test_sixteen_bit_colour_png_keeps_the_high_byte():
-    values = (RAMP.astype(np.uint16) * 256 + 77).astype(">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 48, 32, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    body = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
-    picture = decode(b"\x89PNG\r\n\x1a\n" + body)
-    assert np.array_equal(picture.image, RAMP)
-    assert picture.suffix is None
-
-
-def test_float_tiff_with_nan_is_refused():
-    values = np.linspace(-1, 1, 400, dtype=np.float32).reshape(20, 20)
-    assert decode(encoded(Image.fromarray(values), "TIFF")).image.max() == 255
-    values[3, 3] = np.nan
-    with pytest.raises(BadPicture, match="not finite"):
-        decode(encoded(Image.fromarray(values), "TIFF"))
-
-
 def test_transparency_is_composed_on_white():
     layer = Image.new("RGBA", (20, 20), (255, 0, 0, 255))
     layer.paste((0, 0, 0, 0), (0, 0, 20, 10))
@@ -140,13 +116,9 @@ def test_truncated_files_are_refused(form, share):
         decode(data[: int(len(data) * share)])
 
 
-def test_empty_text_and_foreign_files_are_refused_in_words():
+def test_empty_files_are_refused_in_words():
     with pytest.raises(BadPicture, match="empty"):
         decode(b"")
-    for data in (b"<html>404 not found</html>", b"%PDF-1.4 ...", b"\0" * 100):
-        with pytest.raises(BadPicture, match="not a picture in a known format") as caught:
-            decode(data)
-        assert "0x" not in caught.value.reason
 
 
 def test_a_decompression_bomb_is_refused_by_its_header_alone(monkeypatch):
@@ -173,7 +145,7 @@ def test_masks_keep_their_class_ids():
     for image in (Image.fromarray(ids), palette, Image.fromarray(ids.astype(np.uint16))):
         assert np.array_equal(decode_mask(encoded(image, "PNG")), ids)
     assert np.array_equal(decode_mask(encoded(Image.fromarray(ids % 2 == 1), "PNG")), ids % 2)
-    with pytest.raises(BadPicture, match="mode RGB"):
+    with pytest.raises(BadPicture, match="in colours"):
         decode_mask(encoded(COLOUR, "PNG"))
     with pytest.raises(BadPicture, match="value 300"):
         decode_mask(encoded(Image.fromarray(np.full((4, 4), 300, np.uint16)), "PNG"))
@@ -187,11 +159,16 @@ SEEDS = [
     encoded(COLOUR, "BMP"),
     encoded(COLOUR, "GIF"),
     encoded(COLOUR, "PPM"),
+    encoded(COLOUR, "AVIF"),
+    encoded(COLOUR, "JPEG2000"),
+    png16(RAMP.astype(np.uint16) * 20),
+    tiff(RAMP.astype(np.uint16) * 20, photometric=2, deflate=True, predictor=2),
+    tiff(RAMP.astype(np.float32), tile=16, planar=True, extra=(0, 0)),
 ]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # oddities of metadata
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     st.one_of(st.binary(max_size=200), st.tuples(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)))))
 )

@@ -111,16 +111,42 @@ def test_labels_that_could_not_be_measured_are_refused_before_anything_is_traine
     run(source, tmp_path / "no_labels", val_fraction=0.5, labels="none")
 
 
-def test_what_may_be_a_mistake_is_said_at_the_end(tmp_path, capsys):
-    save(picture(0), tmp_path / "in" / "a.png")
-    for name in ("b.heic", "c.heic"):
-        (tmp_path / "in" / name).touch()
-    (tmp_path / "in" / "two\nlines.png").touch()
-    run(tmp_path / "in", tmp_path / "out")
-    assert capsys.readouterr().err.splitlines() == [
-        "ingest: 2 files were passed over, as their names do not end as pictures' do",
-        "ingest: 1 files were passed over, as their names hold control characters or are not UTF-8",
-    ]
+def test_pictures_of_kinds_that_are_not_read_cannot_be_used(tmp_path):
+    for i in range(4):
+        save(picture(i), tmp_path / "in" / f"{i}.png")
+    (tmp_path / "in" / "scan.DCM").write_bytes(b"DICM")
+    run(tmp_path / "in", tmp_path / "out", max_bad_fraction=0.2)
+    assert reasons(tmp_path / "out")["scan.DCM"].startswith("pictures of this kind (.dcm) are not read: ")
+    with pytest.raises(UserError, match=r"1 of 5 pictures cannot be used, .*: scan.DCM: pictures of this kind"):
+        run(tmp_path / "in", tmp_path / "strict")
+
+
+def test_what_may_not_be_read_does_not_stop_the_stage(tmp_path, monkeypatch, capsys):
+    """Root may read all, so that the refusal of the system is imitated."""
+    for name in ("0.png", "1.png", "locked/2.png", "lost+found/3.png", "@eaDir/4.png/SYNO.jpg"):
+        save(picture(len(name)), tmp_path / "in" / name)
+    scandir, open_file = os.scandir, open
+
+    def scan(folder):
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    def read(file, *args, **options):
+        if str(file).endswith("1.png"):
+            raise PermissionError(13, "Permission denied", file)
+        return open_file(file, *args, **options)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr("builtins.open", read)
+    assert run(tmp_path / "in", tmp_path / "out", max_bad_fraction=0.5)["n_train"] == 1
+    monkeypatch.undo()
+    assert reasons(tmp_path / "out") == {"1.png": "cannot be read: Permission denied"}
+    assert report(tmp_path / "out")["folders_passed_over"] == {
+        "system": {"count": 2, "example": "@eaDir"},
+        "unreadable": {"count": 1, "example": "locked"},
+    }
+    assert "ingest: 1 folders were not entered, as they may not be read (such as locked)\n" in capsys.readouterr().err
 
 
 def test_a_set_is_made_anew_when_what_it_was_made_of_has_changed(tmp_path):

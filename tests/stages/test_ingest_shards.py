@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import boto3
@@ -12,6 +13,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 from s3fs import S3FileSystem
 
+from dreamteacher.data.sources import find
 from dreamteacher.errors import UserError
 from dreamteacher.stages import ingest
 
@@ -90,6 +92,62 @@ def test_a_name_that_is_twice_in_a_shard_costs_that_file_alone(tmp_path, capsys)
     assert "ingest: 1 files of shards were passed over, as one of that name came before\n" in capsys.readouterr().err
 
 
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_names_in_shards_may_hold_dots(tmp_path):
+    names = ["track2.0.png", "track2.1.png", "scan.v2.1.PNG", "plain.png", "._plain.png"]
+    write_tar(tmp_path / "a.tar", {name: png(picture(i)) for i, name in enumerate(names)})
+    run(tmp_path / "a.tar", tmp_path / "out")
+    assert [row["path"] for row in manifest(tmp_path / "out")] == [
+        f"a.tar/{name}" for name in ("track2.0.png", "track2.1.png", "scan.v2.1.png", "plain.png")
+    ]
+
+
+def test_labels_beside_pictures_in_shards_are_no_pictures(tmp_path):
+    members = {}
+    for i in range(2):
+        members |= {
+            f"a.{i}.jpg": png(picture(i)),
+            f"a.{i}.seg.png": png(mask_of(1)),
+            f"a.{i}.overlay.png": png(picture(9)),
+            f"a.{i}.txt": b"x",
+        }
+    write_tar(tmp_path / "a.tar", members)
+    (tmp_path / "classes.txt").write_text("ground\nthing\n")
+    assert run(tmp_path / "a.tar", tmp_path / "out")["n_labelled"] == 2
+    assert [row["path"] for row in manifest(tmp_path / "out")] == ["a.tar/a.0.jpg", "a.tar/a.1.jpg"]
+    assert report(tmp_path / "out")["beside_masks"] == 2
+
+
+@pytest.mark.parametrize(("folder", "what"), [("masks", "masks"), ("gt", "masks"), ("val", "a split")])
+def test_folders_of_masks_or_splits_inside_a_shard_are_refused(folder, what, tmp_path):
+    write_tar(tmp_path / "a.tar", {"images/0.png": png(picture(0)), f"{folder}/0.png": png(mask_of(1))})
+    with pytest.raises(UserError, match=rf"a.tar: {folder}/0.png lies in a folder of {what}, which is not looked for in shards"):
+        run(tmp_path / "a.tar", tmp_path / "out")
+
+
+def test_a_member_that_is_too_large_is_not_read(tmp_path):
+    write_tar(tmp_path / "a.tar", {"0.png": png(picture(0)), "1.png": bytes(40_000_000), "2.png": png(picture(2))})
+    tracemalloc.start()
+    found = find(str(tmp_path / "a.tar"), "auto", 1_000_000)
+    problems = {item.name: item.problem for item in found.items}
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    assert problems == {
+        "a.tar/0.png": None,
+        "a.tar/1.png": "cannot be read: 40000000 bytes are more than a picture of ingest.max_pixels needs",
+        "a.tar/2.png": None,
+    }
+
+
 @pytest.fixture
 def bucket(monkeypatch):
     S3FileSystem.clear_instance_cache()  # it would ask the server of the test before
@@ -155,6 +213,21 @@ def test_a_changed_object_in_s3_makes_the_set_anew(bucket, tmp_path):
         bucket.upload_file(str(tmp_path / file), "pool", key)
         with pytest.raises(UserError, match="holds the result of other settings or inputs"):
             run(source, out)
+
+
+def test_what_arrives_after_the_listing_is_neither_in_the_digest_nor_in_the_set(bucket, tmp_path, monkeypatch):
+    bucket.upload_file(str(save(picture(0), tmp_path / "0.png")), "pool", "late/0.png")
+    look_through = ingest.find
+
+    def arrive_first(*args, **options):
+        bucket.upload_file(str(save(picture(1), tmp_path / "1.png")), "pool", "late/1.png")
+        return look_through(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "find", arrive_first)
+        assert run("s3://pool/late", tmp_path / "out")["n_train"] == 1
+    with pytest.raises(UserError, match="holds the result of other settings or inputs"):
+        run("s3://pool/late", tmp_path / "out")
 
 
 def test_a_prefix_or_folder_without_pictures_is_an_error_as_source_but_not_as_incoming(bucket, tmp_path):

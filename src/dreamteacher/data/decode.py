@@ -4,40 +4,56 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-# Only the readers that are needed: each further one is a parser for hostile bytes. (JPEG's reader also takes the MPO of some phones.)
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm"})
+from dreamteacher.data import tiff
+from dreamteacher.data.deep import Deep, jpeg_2000_facts, read_deep, read_deep_tiff, stretch
+from dreamteacher.data.formats import FORMATS, SUFFIXES, UNREAD, BadPicture, name_what_it_is
+from dreamteacher.data.metadata import without_metadata
+from dreamteacher.data.tiff import Layout
+
+__all__ = ["SUFFIXES", "UNREAD", "WARNINGS", "BadPicture", "Picture", "decode", "decode_mask", "is_lossy", "turn_upright"]
 
 ORIENTATION = 0x0112  # EXIF's number of it
+TURNS = {  # EXIF's orientation -> what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+WARNINGS = {  # of Picture and Prepared -> words that follow a number
+    "alpha_is_not_transparency": "pictures say that their fourth band is transparency, but it does not look like it; they were composed "
+    "on white (drop the band if it is another, such as near infrared)",
+    "wholly_transparent": "pictures are wholly transparent and became white; drop their alpha band if it means nothing",
+    "mask_is_unknown": "masks have no known pixel (all 255) and count as no label",
+}
 
-Image.init()  # all readers are known at once, whichever picture comes first
-# `_open` below compares the header's size with the caller's own limit before any pixel is decoded, which may be higher than Pillow's.
+_T = TypeVar("_T")
+
+# `_check_size` below compares the header's size with the caller's own limit before any pixel is decoded, which may be higher than Pillow's.
 Image.MAX_IMAGE_PIXELS = None
-
-
-class BadPicture(Exception):
-    """The bytes are no usable picture or mask; `reason` says why in words for the quarantine list."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Picture:
     """A decoded picture and what is needed to store it again without loss.
 
-    image: uint8 (H, W, 3) RGB, upright. mode: Pillow's name of the source's pixel type. grey: the source had one channel.
-    lossless: the source's compression lost nothing. suffix: "jpg" or "png" when the source's own bytes show exactly this
-    picture to any reader (8-bit RGB or grey, no orientation tag, no transparency), else None. orientation: of EXIF, 1 to 8, before it
-    was turned upright.
+    image: uint8 (H, W, 3) RGB, upright. mode: Pillow's name of the source's pixel type, or bands and numpy type where Pillow has none.
+    grey: the source had one channel. lossless: the source's compression lost nothing. suffix: "jpg" or "png" when the source's own
+    bytes show exactly this picture to any reader (8-bit RGB or grey, no orientation tag, no transparency, one frame), else None.
+    orientation: of EXIF, 1 to 8, before it was turned upright. frames: pictures in the file, of which this is the first. warnings: keys
+    of WARNINGS.
     """
 
     image: np.ndarray
@@ -46,107 +62,267 @@ class Picture:
     lossless: bool
     suffix: str | None
     orientation: int
+    frames: int = 1
+    warnings: tuple[str, ...] = ()
 
 
 def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> Picture:
-    """Decode a picture of any kind people have: JPEG (CMYK too), PNG, WebP, TIFF, BMP, GIF, PNM; of several frames the first.
+    """Decode a picture of any kind people have: JPEG (CMYK too), PNG, WebP, TIFF, BMP, GIF, PNM, AVIF, JPEG 2000, HEIC (with pillow-heif).
 
-    - EXIF orientation is applied.
-    - Transparency is composed on white, the paper that such pictures are drawn for.
-    - One channel of 16 or 32 bits (or float) is stretched from its own minimum and maximum to 0..255, as ImageJ does when it shows
-      or converts it: cameras fill 10 to 14 of 16 bits, so scaling by the type's range would leave near-black pictures.
-      Colour of 16 bits is scaled by its range (the high byte).
+    - Of several pictures (TIFF pages, animations) the first of full size is taken; `frames` counts them.
+    - EXIF orientation is applied. Broken metadata never costs a picture.
+    - Transparency is composed on white, the paper that such pictures are drawn for. A fourth band that is not called so is dropped.
+    - Of three bands or more the first three are red, green and blue; of one or two the first is grey.
+    - More than 8 bits (integers or floats, grey or colour) are stretched from the picture's smallest value, over all bands together, to its
+      largest, to 0..255, as ImageJ shows them: cameras fill 10 to 14 of 16 bits, so scaling by the type's range would leave
+      near-black pictures. Pixels of no data (GDAL's tag, tRNS, NaN, infinite) count for neither end and become 0. 8 bits are never
+      stretched, nor what is made for screens or print: CMYK, AVIF, HEIC.
     - CMYK is converted without its colour profile; embedded profiles are not applied.
 
     Raises:
         BadPicture: empty, unknown or damaged data, more than `max_pixels` by its header (nothing is decoded then), a side shorter
             than `min_side`. Never anything else, whatever the bytes.
     """
-    with _open(data, max_pixels, "picture") as image:
-        if min(image.size) < min_side:
-            raise BadPicture(f"too small: {image.width} x {image.height}, the shorter side must have {min_side} pixels")
-        mode, form = image.mode, image.format or ""
-        lossless = _is_lossless(image, data)
-        image.load()
-        clear = image.has_transparency_data
-        orientation = _orientation(image)
-        turned = ImageOps.exif_transpose(image) if orientation != 1 else image
-        keeps = mode in ("RGB", "L") and turned is image and not clear
-        is_png = form == "PNG" and data[24] == 8 and not getattr(image, "is_animated", False)
-        suffix = ("png" if is_png else "jpg" if form in ("JPEG", "MPO") else None) if keeps else None
-        pixels = _to_rgb(turned, clear)
-        return Picture(pixels, mode, mode in ("1", "L") or mode[0] in "IF", lossless, suffix, orientation)
+    return _whatever_the_metadata(partial(_decode, max_pixels=max_pixels, min_side=min_side), data, "picture")
 
 
-def decode_mask(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
-    """Decode a class mask: uint8 (H, W) of class ids, as stored in a grey (8 or 16 bit), palette (the index) or one-bit picture.
+def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tuple[int, int, int]] | None = None) -> np.ndarray:
+    """Decode a class mask: uint8 (H, W) of class ids.
+
+    Without `colours`, ids are stored in one channel of any depth, in a palette (the index), in one bit, or in equal channels of RGB. With
+    `colours` a pixel is class i where its colour, whatever the picture's type, is colours[i].
 
     Raises:
-        BadPicture: as `decode`; a mask in colour, or with a value above 255.
+        BadPicture: as `decode`; an id above 255; a colour that is not in `colours`; colours without a list; transparent pixels.
     """
-    with _open(data, max_pixels, "mask") as image:
-        image.load()
-        if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-            raise BadPicture(f"mask is a picture of mode {image.mode}; one channel of class ids is needed (grey, palette or one bit)")
-        values = np.asarray(image)
-        if values.dtype in (np.bool_, np.uint8):
-            return values.astype(np.uint8)
-        if values.size and (values.min() < 0 or values.max() > 255):
-            raise BadPicture(f"mask holds the value {int(values.max() if values.max() > 255 else values.min())}; class ids are 0 to 254")
-        return values.astype(np.uint8)
+    return _whatever_the_metadata(partial(_decode_mask, max_pixels=max_pixels, colours=colours), data, "mask")
+
+
+def is_lossy(data: bytes) -> bool:
+    """Whether the format is JPEG or the like, which changes values: no format for masks."""
+    return data[:2] == b"\xff\xd8" or data[4:8] == b"ftyp" or (data[8:12] == b"WEBP" and b"VP8L" not in data[:64])
 
 
 def turn_upright(mask: np.ndarray, orientation: int) -> np.ndarray:
     """What EXIF's `orientation` does to a picture, done to its mask."""
-    image = Image.fromarray(mask)
-    image.getexif()[ORIENTATION] = orientation
-    return np.asarray(ImageOps.exif_transpose(image))
+    return np.asarray(Image.fromarray(mask).transpose(TURNS[orientation])) if orientation in TURNS else mask
 
 
-@contextmanager
-def _open(data: bytes, max_pixels: int, what: str) -> Iterator[Image.Image]:
-    """Parse the header; turn whatever Pillow raises here or in the body into a BadPicture (its parsers raise almost anything)."""
+def _whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes, what: str) -> _T:
+    """read(data, None); if the file seems damaged, once more without its metadata, which may be all that is, and with its orientation."""
     if not data:
         raise BadPicture(f"{what} is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise BadPicture(f"too large: {image.width} x {image.height} is more than {max_pixels} pixels")
-            yield image
+        return read(data, None)
     except BadPicture:
         raise
-    except UnidentifiedImageError as error:
-        raise BadPicture(f"not a {what} in a known format ({', '.join(FORMATS)})") from error
-    except Exception as error:
-        words = re.sub(r"0x[0-9a-f]+|\s+", " ", str(error)).strip()[:200]
-        raise BadPicture(f"damaged {what}: {words or type(error).__name__}") from error
+    except Exception as error:  # Pillow's parsers raise almost anything
+        first = error
+    with suppress(Exception):
+        plain = without_metadata(data)
+        if plain:
+            return read(*plain)
+    if isinstance(first, UnidentifiedImageError):
+        raise BadPicture(name_what_it_is(data, what)) from first
+    words = re.sub(r"0x[0-9a-f]+|\s+", " ", str(first)).strip()[:200]
+    raise BadPicture(f"damaged {what}: {words or type(first).__name__}") from first
+
+
+def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: int) -> Picture:
+    is_stripped = orientation is not None  # what was broken in its metadata, other readers may stumble over
+    source = _load(data, max_pixels, min_side)
+    image, layout, mode = source.image, source.layout, source.mode
+    layer = _to_layer(source.deep) if source.deep else _without_other_band(source, data)
+    orientation = layout.orientation if layout else orientation or _orientation(image)
+    suffix, warnings = None, ()
+    if layer.has_transparency_data:
+        layer = layer.convert("RGBA")
+        warnings = _doubt_alpha(layer)
+        layer = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    elif layer is image and mode in ("RGB", "L") and orientation == 1 and not is_stripped:
+        is_png = image.format == "PNG" and data[24] == 8 and source.frames == 1
+        suffix = "png" if is_png else "jpg" if image.format in ("JPEG", "MPO") else None
+    if orientation in TURNS and (source.deep or not layout):  # Pillow turns a TIFF when it loads it
+        layer = layer.transpose(TURNS[orientation])
+    grey = source.deep.values.shape[2] == 1 if source.deep else mode in ("1", "L")
+    return Picture(np.array(_to_rgb(layer)), mode, grey, source.lossless, suffix, orientation, source.frames, warnings)
+
+
+def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[tuple[int, int, int]] | None) -> np.ndarray:
+    source = _load(data, max_pixels, 1)
+    if source.deep:
+        values, alpha = source.deep.values, source.deep.alpha
+        if source.layout:
+            values = turn_upright(values, source.layout.orientation)
+    else:
+        values, alpha = _mask_values(source, data, by_colour=colours is not None)
+    if alpha is not None and alpha.min() < 255:
+        raise BadPicture("mask has transparent pixels, which have no class; save it without transparency")
+    if colours is not None:
+        return _by_colour(values, colours)
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    if values.ndim == 3:
+        place = np.unravel_index((values != values[..., :1]).any(axis=2).argmax(), values.shape[:2])
+        shown = _name(values[place]) if values.dtype == np.uint8 else "#804080"
+        raise BadPicture(
+            f"mask is in colours; write the colour of each class behind its name in classes.txt, such as: road {shown}; "
+            "or store class ids in one channel"
+        )
+    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        raise BadPicture("mask holds values that are no whole numbers; class ids are 0 to 254")
+    low, high = values.min(), values.max()
+    if low < 0 or high > 255:
+        raise BadPicture(f"mask holds the value {int(high if high > 255 else low)}; class ids are 0 to 254")
+    return values.astype(np.uint8)
+
+
+def _mask_values(source: _Source, data: bytes, *, by_colour: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Class ids (H, W), or colours (H, W, 3) if the mask is in colours or `by_colour`; and its alpha."""
+    image = _without_other_band(source, data)
+    if not by_colour and image.mode in ("1", "L", "P"):
+        values = np.asarray(image).astype(np.uint8)
+        bits = source.layout.bits if source.layout else data[24] if image.format == "PNG" else 8
+        return (
+            values // (255 // ((1 << bits) - 1)) if image.mode == "L" and bits < 8 else values
+        ), None  # Pillow spreads them over 0 to 255
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+        pixels = np.asarray(image.convert("RGBA"))
+        return pixels[..., :3], pixels[..., 3]
+    return np.asarray(_to_rgb(image)), None
+
+
+def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
+    """uint8 (H, W): i where the pixel is colours[i]; pixels: uint8 (H, W, 3)."""
+    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
+        raise BadPicture(f"mask holds values of type {pixels.dtype}, and classes.txt names colours of 8 bits; save it as 8-bit RGB")
+    weights = np.array([65536, 256, 1], np.uint32)
+    codes, listed = pixels @ weights, np.array(colours, np.uint32).reshape(-1, 3) @ weights
+    order = np.argsort(listed)
+    places = order[np.searchsorted(listed[order], codes).clip(max=len(listed) - 1)] if len(listed) else np.zeros_like(codes, int)
+    unknown = codes != listed[places] if len(listed) else np.ones_like(codes, bool)
+    if unknown.any():
+        found, counts = np.unique(codes[unknown], return_counts=True)
+        most = counts.argmax()
+        raise BadPicture(
+            f"mask holds the colour #{int(found[most]):06x} in {int(counts[most])} pixels, which no class in classes.txt has"
+            f"{f' (and {len(found) - 1} other such colours)' if len(found) > 1 else ''}"
+        )
+    return places.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file that is read, by Pillow (image: loaded, a TIFF also turned upright) or at full depth (deep); layout: of a TIFF."""
+
+    image: Image.Image | None
+    deep: Deep | None
+    layout: Layout | None
+    mode: str
+    lossless: bool
+    frames: int
+
+
+def _load(data: bytes, max_pixels: int, min_side: int) -> _Source:
+    if data[:4] in TIFF_MARKS:
+        return _load_tiff(data, max_pixels, min_side)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(*image.size, max_pixels, min_side)
+    mode, lossless, frames = image.mode, _is_lossless(image, data), _count_frames(image, data)
+    deep = read_deep(image, data)
+    if deep is None:
+        image.load()
+    return _Source(image, deep, None, mode, lossless, frames)
+
+
+def _load_tiff(data: bytes, max_pixels: int, min_side: int) -> _Source:
+    layout = tiff.read_layout(data)
+    _check_size(layout.width, layout.height, max_pixels, min_side)
+    image = None if layout.is_deep else _open_tiff(data, layout)
+    if image is None or (layout.colours == 3 and image.mode == "L"):  # Pillow passes over bands in planes of their own
+        deep = read_deep_tiff(data, layout, max_pixels)
+        bands = f"x{layout.bands}" if layout.bands > 1 else ""
+        return _Source(None, deep, layout, f"{deep.values.dtype}{bands}", True, layout.frames)
+    mode, lossless = image.mode, "jpeg" not in str(image.info.get("compression"))
+    image.load()
+    return _Source(image, None, layout, mode, lossless, layout.frames)
+
+
+def _open_tiff(data: bytes, layout: Layout) -> Image.Image | None:
+    """The TIFF as Pillow maps it; None if it has no pixel type for it."""
+    for file in (data, tiff.without_metadata(data, layout)) if layout.is_first else (tiff.without_metadata(data, layout),):
+        with suppress(UnidentifiedImageError):
+            return Image.open(io.BytesIO(file), formats=("TIFF",))
+    return None
+
+
+def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None:
+    if width * height > max_pixels:
+        raise BadPicture(f"too large: {width} x {height} is more than {max_pixels} pixels")
+    if min(width, height) < min_side:
+        raise BadPicture(f"too small: {width} x {height}, the shorter side must have {min_side} pixels")
+
+
+def _count_frames(image: Image.Image, data: bytes) -> int:
+    """Pictures in the file, without the previews and gain maps of an MPO."""
+    with suppress(Exception):  # whatever is broken behind the first
+        if image.format == "GIF":  # counting walks through the file
+            return Image.open(io.BytesIO(data), formats=("GIF",)).n_frames
+        if image.format == "MPO":
+            return max(1, sum("Multi-Frame" in entry["Attribute"]["MPType"] for entry in image.mpinfo[0xB002]))
+        return getattr(image, "n_frames", 1)
+    return 1
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block says nothing about the picture
-        return 1
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:
+        value = tiff.orientation_of(image.info.get("exif") or b"")
+    return value if value in TURNS else 1
 
 
 def _is_lossless(image: Image.Image, data: bytes) -> bool:
     if image.format == "WEBP":
         return b"VP8L" in data[:64]
-    if image.format == "TIFF":
-        return "jpeg" not in str(image.info.get("compression"))
-    return image.format not in ("JPEG", "MPO")
+    if image.format == "JPEG2000":
+        return jpeg_2000_facts(data).lossless
+    return image.format not in ("JPEG", "MPO", "AVIF", "HEIF")
 
 
-def _to_rgb(image: Image.Image, transparent: bool) -> np.ndarray:
-    if image.mode[0] in "IF":  # I, I;16, I;16B, F
-        values = np.asarray(image).astype(np.float64)
-        if not np.isfinite(values).all():
-            raise BadPicture("holds values that are not finite")
-        low, high = values.min(), values.max()
-        grey = np.rint((values - low) * (255 / (high - low))) if high > low else np.zeros_like(values)
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    if transparent:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(white, layer)
-    return np.array(image.convert("RGB"))
+def _without_other_band(source: _Source, data: bytes) -> Image.Image:
+    """Without a fourth (or second) band that Pillow calls alpha, and the file does not."""
+    image, layout = source.image, source.layout
+    if image.mode in ("RGBA", "LA", "PA") and (
+        (layout and layout.alpha is None) or (image.format == "JPEG2000" and not jpeg_2000_facts(data).alpha)
+    ):
+        return image.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}[image.mode])
+    return image
+
+
+def _doubt_alpha(layer: Image.Image) -> tuple[str, ...]:
+    """A real alpha band is 0 or 255 nearly everywhere, or one value, or a few."""
+    counts = np.array(layer.getchannel("A").histogram())
+    if counts[0] == counts.sum():
+        return ("wholly_transparent",)
+    return ("alpha_is_not_transparency",) if 2 * (counts[0] + counts[255]) < counts.sum() and (counts > 0).sum() > 16 else ()
+
+
+def _to_layer(deep: Deep) -> Image.Image:
+    """Grey, RGB or RGBA."""
+    shown = stretch(deep)
+    layer = Image.fromarray(shown[..., 0] if shown.shape[2] == 1 else shown)
+    if deep.alpha is None:
+        return layer
+    alpha = Image.fromarray(deep.alpha)
+    return Image.merge("RGBa" if deep.premultiplied else "RGBA", [*layer.convert("RGB").split(), alpha])
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return image.convert("RGB")
+
+
+def _name(colour: np.ndarray) -> str:
+    return "#" + "".join(f"{value:02x}" for value in colour)

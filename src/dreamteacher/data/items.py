@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,9 +11,9 @@ from typing import Literal
 from dreamteacher.errors import UserError
 
 LabelKind = Literal["auto", "none", "folders", "masks", "csv"]
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 IGNORE = 255  # mask value that no loss or metric counts
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+MOST_SUFFIXES = 50
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,58 @@ class Item:
     incoming: bool = False
 
 
+class PassedOver:
+    """Files and folders that were passed over: of each kind how many, and the first by name.
+
+    by_suffix: kinds of files; beyond MOST_SUFFIXES of them "other", so that memory does not grow, in any order of files the same.
+    folders: "system" and "unreadable". unprintable: files whose names cannot be written down. lists: text files that say which picture
+    is of which split.
+    """
+
+    def __init__(self) -> None:
+        self.by_suffix: dict[str, tuple[int, str]] = {}
+        self.folders: dict[str, tuple[int, str]] = {}
+        self.unprintable = 0
+        self._last_folder = ""
+        self.lists: list[str] = []
+
+    def add(self, name: str) -> None:
+        """Count a file."""
+        suffix = posixpath.splitext(name)[1].lower()[:12] or "without a suffix"
+        _count(self.by_suffix, suffix, 1, name)
+        if len(self.by_suffix) > MOST_SUFFIXES + 1:
+            last = max(kind for kind in self.by_suffix if kind != "other")
+            _count(self.by_suffix, "other", *self.by_suffix.pop(last))
+
+    def add_folder(self, kind: str, name: str) -> None:
+        """Count a folder."""
+        _count(self.folders, kind, 1, name)
+
+    def note_folder(self, kind: str, name: str) -> None:
+        """Count a folder each of whose files is met, in the order of names."""
+        if self._last_folder != name:
+            self._last_folder = name
+            self.add_folder(kind, name)
+
+    def words(self, kinds: set[str] | None = None) -> str:
+        """Such as `200 .heic (IMG_0001.HEIC), 12 .txt (labels/train/0.txt)`, the most first; of these `kinds` only."""
+        chosen = [(-count, kind, name) for kind, (count, name) in self.by_suffix.items() if kinds is None or kind in kinds]
+        parts = [f"{-count} {kind} ({name})" for count, kind, name in sorted(chosen)]
+        return ", ".join(parts[:6]) + (f" and {len(parts) - 6} other kinds" if len(parts) > 6 else "")
+
+
+def _count(counts: dict[str, tuple[int, str]], kind: str, count: int, name: str) -> None:
+    before, example = counts.get(kind, (0, name))
+    counts[kind] = (before + count, min(example, name))
+
+
 @dataclass
 class Found:
     """items: the pictures, those of the val split first, then those with a label, then by name (of shards: as they lie).
 
-    classes: names by id, None if the source does not say.
-
-    has_val: the source has its own validation split. counts: what was seen and left out; complete once the items are read.
+    classes: names by id, None if the source does not say. colours: RGB of each class in the masks, None if masks hold ids.
+    labels: their kind; wanted: they were looked for. where: where they lie, in words. has_val: the source has its own validation split.
+    counts, passed_over: what was seen and left out; notes: what else may be a mistake, a line each; complete once the items are read.
     """
 
     items: Iterator[Item]
@@ -45,6 +91,11 @@ class Found:
     labels: str
     has_val: bool
     counts: dict[str, int] = field(default_factory=dict)
+    colours: list[tuple[int, int, int]] | None = None
+    where: str = ""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    notes: list[str] = field(default_factory=list)
+    wanted: bool = True
 
 
 @contextmanager
@@ -54,16 +105,3 @@ def utf8(where: str, remedy: str = "save it as UTF-8") -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text; {remedy}") from error
-
-
-def parse_classes(text: str, where: str) -> list[str]:
-    """The lines of a classes.txt; UserError, naming `where`, unless they are at least two different names."""
-    names = [line.strip() for line in text.rstrip().splitlines()]
-    if len(names) < 2 or "" in names or len(set(names)) < len(names):
-        raise UserError(f"{where} must hold at least two different class names, one on each line, the first for id 0")
-    return names
-
-
-def masks_need_classes(where: str) -> UserError:
-    """What to say when mask values have no names."""
-    return UserError(f"there are masks but no classes.txt in {where}; write one class name on each line, the first for mask value 0")

@@ -1,4 +1,4 @@
-"""What the names of files say: split, class, picture or mask, and which mask belongs to which picture."""
+"""What the path of a file says: split, class, picture or mask, and which mask belongs to which picture. The words are those of `layout`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,103 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, utf8
+from dreamteacher.data.items import MASK_SUFFIXES, utf8
+from dreamteacher.data.layout import Meaning, meaning, without_extra_tail, without_image_tail, without_mask_tail
 
 UNLABELLED = {"unlabelled", "unlabeled"}
-# Names of folders beside each other, in lower case, that are no part of the key by which picture and mask find each other. Pictures in
-# labels/ are masks only where one of them finds its picture: it could be a class of that name.
-IMAGE_FOLDERS = {"images"}
-MASK_FOLDERS = {"masks": "mask", "labels": "mask??"}
-BESIDE_EACH_OTHER = IMAGE_FOLDERS | set(MASK_FOLDERS)
-Row = tuple[str, str, str, str | None, str]
+LISTED_TAILS = ("", ".mask", "_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L", "_labelTrainIds", "_labelIds")
+
+
+class Row(NamedTuple):
+    """A file, as its path describes it.
+
+    key: of a picture and its mask alike; key2: the same without the last word of the file's name (`1_sat.jpg`, `1_mask.png`), if it is
+    one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), or, until all files are known, "mask?" (a mask if a file
+    of such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if there are masks). split, cls: by folder.
+    top: the outermost folder, whatever it means; below: the folder inside that of the class. rank: of several masks the lowest counts.
+    """
+
+    name: str
+    key: str
+    key2: str | None
+    role: str
+    split: str | None
+    cls: str
+    top: str
+    below: str
+    rank: int
+
+
+class _Place(NamedTuple):
+    """What the folders of a path say of all files in them; see Row."""
+
+    key: str
+    role: str
+    split: str | None
+    cls: str
+    top: str
+    below: str
+    rank: int
+
+
+def row(name: str, above: int | None = None) -> Row:
+    """The Row of a file.
+
+    above: of a list, how many folders at the front only say where the set lies; then the innermost folder that names a split or a
+    class counts. None: the file lies below the source, and the outermost counts.
+    """
+    folder, _, file = name.rpartition("/")
+    place = _place(folder, above)
+    stem = nfc(posixpath.splitext(file)[0])
+    role, rank, short = place.role, place.rank, without_image_tail(stem)
+    if role in ("mask", "mask?"):
+        if without_extra_tail(stem):
+            role = "extra"
+        elif tail := without_mask_tail(stem, in_mask_folder=True):
+            short, rank = tail[0], rank + tail[1]
+    elif role == "picture":
+        if tail := without_mask_tail(stem, in_mask_folder=False):
+            role, short, rank = "tail", tail[0], tail[1]
+        elif extra := without_extra_tail(stem):
+            role, short = "extra tail", extra
+    key = f"{place.key}/{stem}" if place.key else stem
+    key2 = short and (f"{place.key}/{short}" if place.key else short)
+    return Row(name, key, key2, role, place.split, place.cls, place.top, place.below, rank)
+
+
+@lru_cache(maxsize=1024)
+def _place(folder: str, above: int | None) -> _Place:
+    folders = [nfc(part) for part in folder.split("/")[above or 0 :]] if folder else []
+    meanings = [meaning(part) for part in folders]
+    if above is not None:  # the folders of a list are any folders, such as /data/test_of_new_labels
+        meanings = [each if each.sure else Meaning() for each in meanings]
+    roles = [each.role for each in meanings if each.role]
+    # A strong name holds for all below it; of the others the innermost counts: segmentation_data/images holds pictures.
+    role = next((strong for strong in ("extra", "mask") if strong in roles), roles[-1] if roles else "")
+    role = role if role in ("extra", "extra?", "mask", "mask?") else "picture"
+    places = [i for i, each in enumerate(meanings) if each.split]
+    place = (places[0] if above is None else places[-1]) if places else -1
+    silent = {"image", ""} if role in ("mask?", "extra?") else {"image", "mask", "mask?", "extra", "extra?"}
+    rest = [
+        class_name(part)
+        for part, each in zip(folders[place + 1 :], meanings[place + 1 :], strict=True)
+        if not (each.role in silent if each.role else each.split == "")
+    ]
+    cls = (rest[0] if above is None else rest[-1]) if rest else ""
+    key = [each.split or part for part, each in zip(folders, meanings, strict=True) if each.split or not (each.role or each.split == "")]
+    return _Place(
+        "/".join(key),
+        role,
+        meanings[place].split if places else None,
+        "" if cls.lower() in UNLABELLED else cls,
+        class_name(folders[0]) if folders and above is None else "",
+        rest[1] if len(rest) > 1 else "",
+        max((each.rank for each in meanings), default=0),
+    )
 
 
 def read_list(path: Path) -> Iterator[Row]:
@@ -26,12 +112,31 @@ def read_list(path: Path) -> Iterator[Row]:
     for name in _lines(path):
         yield row(name, above)
         folder, file = posixpath.split(name)
-        folders = {folder, *("/".join(_beside(part, masks) for part in folder.split("/")) for masks in MASK_FOLDERS)}
-        tails = (f"{tail}{suffix}" for tail in ("", ".mask", "_mask") for suffix in MASK_SUFFIXES)
-        for mask in (posixpath.join(place, posixpath.splitext(file)[0] + tail) for tail in tails for place in folders):
-            found = row(mask, above)
-            if found[2] != "picture" and os.path.isfile(posixpath.join(path.parent, mask)):  # noqa: PTH113 - pathlib interns names
-                yield found
+        stem = posixpath.splitext(file)[0]
+        tails = [f"{each}{tail}" for each in {stem, without_image_tail(stem) or stem} for tail in LISTED_TAILS]
+        for place in (folder, *_mask_folders(str(path.parent), folder)):
+            for mask in (posixpath.join(place, tail + suffix) for tail in tails for suffix in MASK_SUFFIXES):
+                if mask != name and os.path.isfile(posixpath.join(path.parent, mask)):  # noqa: PTH113 - pathlib interns names
+                    found = row(mask, above)
+                    if found.role != "picture":
+                        yield found
+
+
+@lru_cache(maxsize=1024)
+def _mask_folders(root: str, folder: str) -> list[str]:
+    """The folders where masks of the pictures in `folder` may lie: one folder of its path exchanged for a neighbour."""
+    found, parts = [], folder.split("/")
+    for i, part in enumerate(parts):
+        if meaning(part).role not in ("image", "image?") and not meaning(part).split:
+            continue
+        above = "/".join(parts[:i])
+        try:
+            with os.scandir(posixpath.join(root, above)) as entries:
+                beside = [entry.name for entry in entries if meaning(entry.name).role in ("mask", "mask?") and entry.is_dir()]
+        except OSError:
+            continue
+        found += ["/".join([*parts[:i], name, *parts[i + 1 :]]) for name in sorted(beside)]
+    return found
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -48,15 +153,8 @@ def _folders_of_all(listing: Path) -> int:
         common = folders if common is None else list(posixpath.commonprefix([common, folders]))
         if not common:
             return 0
-    images = [i for i, folder in enumerate(common or []) if folder.lower() in IMAGE_FOLDERS]  # masks/ may lie beside
+    images = [i for i, folder in enumerate(common or []) if meaning(folder).role == "image"]  # masks/ may lie beside
     return images[-1] if images else len(common or [])
-
-
-def _beside(folder: str, masks: str) -> str:
-    """The name of the folder of masks beside one of pictures, written as that is; any other folder's name as it is."""
-    if folder.lower() not in IMAGE_FOLDERS:
-        return folder
-    return masks.capitalize() if folder.istitle() else masks.upper() if folder.isupper() else masks
 
 
 def tidy(name: str) -> str:
@@ -64,28 +162,11 @@ def tidy(name: str) -> str:
     return name[: name.startswith("/")] + "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def row(name: str, above: int | None = None) -> Row:
-    """Name, the key that picture and mask share, role, split and class of a file.
-
-    above: of a list, how many folders at the front only say where the set lies; then the innermost folder that names a split or a
-    class counts. None: the file lies below the source, and the outermost counts.
-    """
-    *folders, file = name.split("/")
-    folders = folders[above or 0 :]
-    full_stem = posixpath.splitext(file)[0]
-    stem = re.sub(r"[._]mask$", "", full_stem)
-    kinds = [MASK_FOLDERS[part.lower()] for part in folders if part.lower() in MASK_FOLDERS]
-    role = min(kinds) if kinds else "mask?" if stem != full_stem else "picture"
-    places = [i for i, part in enumerate(folders) if part.lower() in SPLITS]
-    place = (places[0] if above is None else places[-1]) if places else -1
-    split = SPLITS[folders[place].lower()] if places else None
-    silent = IMAGE_FOLDERS if role == "mask??" else BESIDE_EACH_OTHER
-    below = [part for part in folders[place + 1 :] if part.lower() not in silent]
-    cls = (below[0] if above is None else below[-1]) if below else ""
-    key = [part for part in folders if part.lower() not in BESIDE_EACH_OTHER]
-    return name, nfc("/".join([*key, stem])), role, split, "" if cls.lower() in UNLABELLED else cls
-
-
 def nfc(name: str) -> str:
     """One spelling of letters with accents: macOS writes them into file names as two characters, most programs as one."""
     return unicodedata.normalize("NFC", name)
+
+
+def class_name(text: str) -> str:
+    """One spelling of a class: NFC, no space around it, no characters without width; each space inside is one blank."""
+    return " ".join(re.sub("[\u200b\u2060\ufeff]", "", nfc(text)).split())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, turn_upright
+from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, is_lossy, turn_upright
 from dreamteacher.data.items import IGNORE, Item
 
 LARGEST_ID = 65535  # of a class that has no name
@@ -17,11 +17,14 @@ LARGEST_ID = 65535  # of a class that has no name
 
 @dataclass(frozen=True)
 class Prepared:
-    """data, suffix: the stored picture. width, height: of the stored picture. mode: Pillow's name of the source's pixel type.
+    """data, suffix: the stored picture. width, height: of the stored picture. mode: the source's pixel type, as of `decode.Picture`.
 
     hashes: sha256 of the file, of the decoded pixels, of the stored pixels; equal pictures share at least one.
     histogram: int64 (3, 256) counts of the stored RGB values. label: bytes of the stored label, with its suffix "mask.png" or "cls";
-    cls: the class id if it is one; mask_values: int64 (256) counts of the mask's values, all 0 without a mask.
+    cls: the class id if it is one; mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
+    frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
+    width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask at its own size as PNG where the picture was reduced, else None.
+    warnings: keys of `decode.WARNINGS`.
     """
 
     data: bytes
@@ -34,6 +37,12 @@ class Prepared:
     label: tuple[str, bytes] | None
     cls: int | None
     mask_values: np.ndarray
+    frames: int
+    reduced: bool
+    source_size: tuple[int, int]
+    source_mask_values: np.ndarray
+    full_label: bytes | None
+    warnings: tuple[str, ...]
 
     @property
     def label_hash(self) -> bytes | None:
@@ -41,10 +50,19 @@ class Prepared:
         return hashlib.sha256(self.label[1]).digest()[:16] if self.label else None
 
 
-def prepare(item: Item, classes: list[str] | None, *, max_pixels: int, min_side: int, short_side: int | None) -> Prepared:
+def prepare(
+    item: Item,
+    classes: list[str] | None,
+    *,
+    colours: list[tuple[int, int, int]] | None = None,
+    max_pixels: int,
+    min_side: int,
+    short_side: int | None,
+) -> Prepared:
     """Decode, check and encode an item; a picture whose shorter side exceeds `short_side` is reduced to it (antialiased; masks NEAREST).
 
     A mask is taken to lie on the picture as EXIF shows it; if only the picture as it lies in the file has the mask's size, on that.
+    With `colours`, masks show class i as colours[i]. A mask without one known pixel is no label.
 
     Raises:
         BadPicture: picture or mask cannot be decoded, their sizes differ, a class or mask value is none of `classes`.
@@ -52,17 +70,15 @@ def prepare(item: Item, classes: list[str] | None, *, max_pixels: int, min_side:
     if item.problem:
         raise BadPicture(item.problem)
     picture = decode(item.data, max_pixels=max_pixels, min_side=min_side)
+    warnings = picture.warnings
     height, width = picture.image.shape[:2]
-    mask = None if item.mask is None else decode_mask(item.mask, max_pixels=max_pixels)
-    if mask is not None:
-        lies_on_its_side = picture.orientation > 4 and width != height and mask.shape == (width, height)
-        if lies_on_its_side:  # it was drawn on the picture as it lies in the file
-            mask = turn_upright(mask, picture.orientation)
-        _check(mask, width, height, classes or [])
+    mask = None if item.mask is None else _read_mask(item.mask, picture, classes or [], colours, max_pixels)
     cls = None if item.cls is None or mask is not None else _class_id(item.cls, classes)
+    if mask is not None and (mask == IGNORE).all():
+        mask, warnings = None, (*warnings, "mask_is_unknown")
     shrink = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
     size = (round(width * shrink), round(height * shrink))
-    pixels = picture.image
+    pixels, full_mask = picture.image, mask
     if shrink < 1:
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
         mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
@@ -78,8 +94,33 @@ def prepare(item: Item, classes: list[str] | None, *, max_pixels: int, min_side:
         histogram=np.array(Image.fromarray(pixels).histogram(), np.int64).reshape(3, 256),
         label=_label(mask, cls),
         cls=cls,
-        mask_values=np.zeros(256, np.int64) if mask is None else np.bincount(mask.ravel(), minlength=256),
+        mask_values=_count(mask),
+        frames=picture.frames,
+        source_size=(width, height),
+        reduced=shrink < 1,
+        source_mask_values=_count(full_mask),
+        full_label=_encode_mask(full_mask) if shrink < 1 and full_mask is not None else None,
+        warnings=warnings,
     )
+
+
+def _read_mask(
+    data: bytes, picture: Picture, classes: list[str], colours: list[tuple[int, int, int]] | None, max_pixels: int
+) -> np.ndarray:
+    """The mask as it lies on the upright picture, checked."""
+    height, width = picture.image.shape[:2]
+    try:
+        mask = decode_mask(data, max_pixels=max_pixels, colours=colours)
+        if picture.orientation > 4 and width != height and mask.shape == (width, height):
+            mask = turn_upright(mask, picture.orientation)  # it was drawn on the picture as it lies in the file
+        _check(mask, width, height, classes)
+    except BadPicture as error:
+        if is_lossy(data):
+            raise BadPicture(
+                f"{error.reason} (its format is lossy, such as JPEG, which changes ids and colours; store masks as PNG)"
+            ) from error
+        raise
+    return mask
 
 
 def _check(mask: np.ndarray, width: int, height: int, classes: list[str]) -> None:
@@ -102,8 +143,16 @@ def _class_id(cls: str, classes: list[str] | None) -> int:
 
 def _label(mask: np.ndarray | None, cls: int | None) -> tuple[str, bytes] | None:
     if mask is not None:
-        return "mask.png", _save(Image.fromarray(mask), "PNG", optimize=True)
+        return "mask.png", _encode_mask(mask)
     return None if cls is None else ("cls", str(cls).encode())
+
+
+def _encode_mask(mask: np.ndarray) -> bytes:
+    return _save(Image.fromarray(mask), "PNG", optimize=True)
+
+
+def _count(mask: np.ndarray | None) -> np.ndarray:
+    return np.zeros(256, np.int64) if mask is None else np.bincount(mask.ravel(), minlength=256)
 
 
 def _encode(picture: Picture, pixels: np.ndarray, original: bytes) -> tuple[bytes, str]:

@@ -6,16 +6,25 @@ import json
 import os
 import posixpath
 import re
+import tarfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import IO, Any
 
 import braceexpand
 import fsspec
 
-from dreamteacher.data.decode import SUFFIXES
-from dreamteacher.data.items import MASK_SUFFIXES, SPLITS, Found, Item, LabelKind, masks_need_classes, parse_classes, utf8
-from dreamteacher.data.trees import cannot_open
+from dreamteacher.data.class_list import parse_classes
+from dreamteacher.data.decode import SUFFIXES, UNREAD
+from dreamteacher.data.items import MASK_SUFFIXES, Found, Item, LabelKind, PassedOver, utf8
+from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning
+from dreamteacher.data.names import class_name
+from dreamteacher.data.trees import cannot_open, too_large
 from dreamteacher.errors import UserError
+
+_INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS})", re.IGNORECASE)
+_IS_MASK = re.compile(rf"({MASK_TAILS})\.\w+", re.IGNORECASE)
 
 
 def are_shards(source: str) -> bool:
@@ -34,11 +43,6 @@ def expand(source: str) -> list[str]:
     return urls
 
 
-def tars_in(folder: str) -> list[str]:
-    """The .tar files in a folder, here or at an address, by name."""
-    return _glob(posixpath.join(folder, "*.tar")) if "://" in folder else sorted(str(path) for path in Path(folder).glob("*.tar"))
-
-
 def _glob(url: str) -> list[str]:
     try:
         files, pattern = fsspec.core.url_to_fs(url)
@@ -47,39 +51,57 @@ def _glob(url: str) -> list[str]:
         raise cannot_open(url, error) from error
 
 
-def find_in_shards(urls: list[str], labels: LabelKind) -> Found:
+def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int) -> Found:
     """`sources.find` for WebDataset shards; they are read one after the other as a stream."""
     common = os.path.commonpath([url.rpartition("/")[0] for url in urls])
     names = {url: url[len(common) :].lstrip("/") if url.startswith(common) else url.rpartition("/")[2] for url in urls}
-    splits = {url: next((SPLITS[word] for word in re.split(r"\W|_", names[url].lower()) if word in SPLITS), None) for url in urls}
-    counts = {"ignored_files": 0, "repeated_names": 0, "left_out_as_test": 0, "shards": len(urls), "damaged_shards": 0}
+    splits = {url: _split_of(names[url]) for url in urls}
+    if "val" in splits.values():  # dev and eval are val only where nothing else is
+        splits = {url: "test" if split == "val?" else split for url, split in splits.items()}
+    splits = {url: "val" if split == "val?" else split for url, split in splits.items()}
+    counts = {"repeated_names": 0, "left_out_as_test": 0, "beside_masks": 0, "shards": len(urls), "damaged_shards": 0}
     where = f"classes.txt beside {urls[0]}"
     try:
         with fsspec.open(posixpath.join(posixpath.dirname(urls[0]), "classes.txt"), "r", encoding="utf-8-sig") as file, utf8(where):
-            classes = parse_classes(file.read(), where)
+            classes, colours = parse_classes(file.read(), where)
     except FileNotFoundError:
-        classes = None
+        classes, colours = None, None
     except Exception as error:
         if isinstance(error, UserError):
             raise
         raise cannot_open(urls[0], error) from error
+    passed_over = PassedOver()
 
     def items() -> Iterator[Item]:
         for url in sorted(urls, key=lambda url: (splits[url] != "val", names[url])):
             if splits[url] == "test":
                 counts["left_out_as_test"] += 1
             else:
-                for item in _read_shard(url, names[url], splits[url], labels, counts):
+                for item in _read_shard(url, names[url], splits[url], labels, max_bytes=max_bytes, counts=counts, passed_over=passed_over):
                     if item.mask is not None and classes is None:
                         raise masks_need_classes("the folder of the shards")
                     yield item
 
-    return Found(items(), classes, "shards" if labels != "none" else "none", "val" in splits.values(), counts)
+    kind, has_val = "shards" if labels != "none" else "none", "val" in splits.values()
+    return Found(items(), classes, kind, has_val, counts, colours, "files of the shards", passed_over, wanted=labels != "none")
 
 
-def _read_shard(url: str, shard: str, split: str | None, labels: LabelKind, counts: dict[str, int]) -> Iterator[Item]:
+def masks_need_classes(where: str) -> UserError:
+    """What to say when mask values have no names."""
+    return UserError(f"there are masks but no classes.txt in {where}; write one class name on each line, the first for mask value 0")
+
+
+def _split_of(shard: str) -> str | None:
+    """The split that a word of the shard's path names."""
+    words = (meaning(word).split for word in re.split(r"[\W_]|\d", shard.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")))
+    return next((split for split in words if split), None)
+
+
+def _read_shard(
+    url: str, shard: str, split: str | None, labels: LabelKind, *, max_bytes: int, counts: dict[str, int], passed_over: PassedOver
+) -> Iterator[Item]:
     from webdataset.handlers import reraise_exception  # webdataset imports torch
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+    from webdataset.tariterators import group_by_keys
 
     def pass_over(error: Exception) -> bool:
         """A second file of one name is left out; group_by_keys would leave out all that follow it."""
@@ -93,29 +115,92 @@ def _read_shard(url: str, shard: str, split: str | None, labels: LabelKind, coun
         raise cannot_open(url, error) from error
     with opened as stream:
         try:
-            for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}]), handler=pass_over):
-                suffix = next((key for key in sample if f".{key}" in SUFFIXES), None)
+            for sample in group_by_keys(_members(url, split, stream, max_bytes), keys=_key_and_suffix, handler=pass_over):
+                key = sample["__key__"]
+                suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
+                unread = next((suffix for suffix in sample if f".{suffix}" in UNREAD and f".{suffix}" not in SUFFIXES), None)
+                counts["beside_masks"] += sum("." in suffix and not _IS_MASK.fullmatch(suffix) for suffix in sample)
+                if suffix is None and unread is not None:
+                    why = f"pictures of this kind (.{unread}) are not read: {UNREAD[f'.{unread}']}"
+                    yield Item(f"{shard}/{key}.{unread}", split, problem=why)
+                    continue
                 if suffix is None:
-                    counts["ignored_files"] += 1
+                    for other in sample.keys() - {"__key__", "__url__"}:
+                        passed_over.add(f"{shard}/{key}.{other}")
                     continue
-                name = f"{shard}/{sample['__key__']}.{suffix}"
-                mask = next((sample[key] for key in sample if key.startswith("mask.") and f".{key[5:]}" in MASK_SUFFIXES), None)
-                try:
-                    cls = _class_of(sample)
-                except (ValueError, TypeError):
-                    yield Item(name, split, problem="its .cls or .json cannot be read")
-                    continue
-                mask, cls = (mask if labels in ("auto", "masks") else None), (cls if labels in ("auto", "folders", "csv") else None)
-                yield Item(name, split, sample[suffix], mask, cls)
+                yield _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels)
+        except UserError:
+            raise
         except Exception as error:  # a damaged archive or a lost connection, in the words of any of five libraries
             counts["damaged_shards"] += 1
             yield Item(shard, split, problem=f"damaged shard, what follows is lost: {type(error).__name__}")
 
 
-def _class_of(sample: dict[str, bytes]) -> str | None:
+def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], labels: LabelKind) -> Item:
+    masks = [sample[key] for key in sample if _IS_MASK.fullmatch(key) and f".{key.rpartition('.')[2]}" in MASK_SUFFIXES]
+    mask = masks[0] if masks and labels in ("auto", "masks") else None
+    for part in (sample[suffix], mask):
+        if isinstance(part, OSError):
+            return Item(name, split, problem=f"cannot be read: {part.strerror}")
+    try:
+        cls = _class_of(sample)
+    except (ValueError, TypeError, AttributeError):
+        return Item(name, split, problem="its .cls or .json cannot be read")
+    return Item(name, split, sample[suffix], mask, cls if labels in ("auto", "folders", "csv") else None)
+
+
+def _members(url: str, split: str | None, stream: IO[bytes], max_bytes: int) -> Iterator[dict[str, Any]]:
+    """The files of a tar as webdataset's readers give them, but one that is larger than `max_bytes` is not read.
+
+    Raises:
+        UserError: folders in the tar are those of masks or of splits: a shard is read file by file, and would mix them.
+    """
+    met: dict[str, str] = {}
+    with tarfile.open(fileobj=stream, mode="r|*") as tar:
+        for member in tar:
+            if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
+                role, other_split = _what_folders_say(posixpath.dirname(member.name))
+                met.setdefault(role, member.name)
+                masks = met.get("mask") or ("image" in met and met.get("mask?"))
+                if masks or (other_split and split is None):
+                    raise UserError(
+                        f"{url}: {masks or member.name} lies in a folder of {'masks' if masks else 'a split'}, which is not looked for in "
+                        "shards; unpack it and name the folder as source, or make shards of KEY.jpg and KEY.mask.png with train or val in "
+                        "their names"
+                    )
+                file = tar.extractfile(member)
+                data = too_large(member.size) if member.size > max_bytes else file.read() if file else b""
+                yield {"fname": member.name, "data": data, "__url__": url}
+            tar.members = []  # tarfile would keep them all
+
+
+@lru_cache(maxsize=1024)
+def _what_folders_say(folder: str) -> tuple[str, bool]:
+    """The role of the folder of a member, as `layout` has it, and whether it names a split that is not for training."""
+    meanings = [meaning(part) for part in folder.split("/")]
+    roles = [each.role for each in meanings if each.role]
+    role = "mask" if {"mask", "extra"} & set(roles) else "mask?" if "mask?" in roles else "image" if roles else ""
+    return role, any(each.split in ("val", "val?", "test") for each in meanings)
+
+
+def _key_and_suffix(path: str) -> tuple[str, str] | tuple[None, None]:
+    """`a/scan.v2` and `png` of a/scan.v2.png, `a/b` and `mask.png` of a/b.mask.png; nothing of hidden files and of those without suffix.
+
+    webdataset itself splits at the first dot, by which scan.v2.png and scan.v3.png would be two files of one picture.
+    """
+    folder, file = posixpath.split(path)
+    stem, _, suffix = file.rpartition(".")
+    if not stem or file.startswith("."):
+        return None, None
+    if inner := _INNER.fullmatch(stem):
+        stem, suffix = inner[1], f"{inner[2]}.{suffix}"
+    return posixpath.join(folder, stem), suffix
+
+
+def _class_of(sample: dict[str, Any]) -> str | None:
     """The class as text, from KEY.cls or KEY.json ("label" or "cls")."""
     if "cls" in sample:
-        return sample["cls"].decode("utf-8").strip()
+        return class_name(sample["cls"].decode("utf-8"))
     facts = json.loads(sample["json"]) if "json" in sample else {}
     value = facts.get("label", facts.get("cls")) if isinstance(facts, dict) else None
-    return None if value is None else str(value)
+    return None if value is None else class_name(str(value))

@@ -1,72 +1,104 @@
-"""Where pictures and labels come from: folders, here or at an address, list files and WebDataset shards; lazily, in a fixed order.
-
-File names are kept in a temporary database on disk, so that memory does not grow with the set. They are plain text here: pathlib interns
-every part of a path, and Python 3.12 never frees what is interned.
-"""
+"""Where pictures and labels come from: folders, here or at an address, list files and WebDataset shards; lazily, in a fixed order."""
 
 from __future__ import annotations
 
 import csv
 import os
 import posixpath
+import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from dreamteacher.data.decode import SUFFIXES
-from dreamteacher.data.items import Found, Item, LabelKind, masks_need_classes, parse_classes, utf8
-from dreamteacher.data.names import nfc, read_list, row, tidy
-from dreamteacher.data.shard_source import are_shards, expand, find_in_shards, tars_in
+from dreamteacher.data.class_list import ClassList, alike, parse_classes
+from dreamteacher.data.decode import SUFFIXES, UNREAD
+from dreamteacher.data.items import Found, Item, LabelKind, PassedOver, utf8
+from dreamteacher.data.lookalike import refuse_unknown_masks
+from dreamteacher.data.names import Row, class_name, nfc, read_list, row, tidy
+from dreamteacher.data.shard_source import are_shards, expand, find_in_shards, masks_need_classes
+from dreamteacher.data.table import (
+    FINDS_ITS_PICTURE,
+    choose_the_val_split,
+    one,
+    open_table,
+    respect_classes,
+    split_by_lists,
+    tell_masks_from_pictures,
+)
 from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
 from dreamteacher.errors import UserError
 from dreamteacher.files import digest_in_any_order, sha256_of
 
+PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
-def inputs_of(source: str) -> dict[str, Path]:
-    """The local files and folders that `source` names (to be digested); empty for an address. For the rest see `fingerprint`.
+
+@dataclass(frozen=True)
+class Place:
+    """A source that was looked at once: the `urls` of its shards, else the `tree` that its files lie in; `listing`: the list of them."""
+
+    source: str
+    urls: list[str]
+    tree: Tree | None
+    listing: Path | None
+
+
+def look(source: str) -> Place:
+    """The Place that `source` names.
 
     Raises:
         UserError: there is nothing at `source`.
     """
     if are_shards(source):
-        paths = [Path(url) for url in expand(source) if "://" not in url]
-        names = paths[:1] and [path for path in [paths[0].parent / "classes.txt"] if path.exists()]
-        return {f"source/{i:06d}/{path.name}": path for i, path in enumerate([*paths, *names])}
+        return Place(source, expand(source), None, None)
     if "://" in source:
-        return {}
+        return Place(source, [], Prefix(source), None)
     path = Path(source)
     if not path.exists():
         raise UserError(f"ingest.source: {source} does not exist; name a folder, an address, a text file of paths, or WebDataset shards")
-    if path.is_dir():
-        return {"source": path}
-    beside = {f"source/{name}": path.parent / name for name in sorted(NOT_PICTURES)}
-    return {"source": path} | {key: other for key, other in beside.items() if other.exists()}
+    return Place(source, [], Folder(path), None) if path.is_dir() else Place(source, [], Folder(path.parent), path)
 
 
-def fingerprint(source: str) -> str | None:
+def inputs_of(place: Place) -> dict[str, Path]:
+    """The local files and folders of a source (to be digested); empty for an address. For the rest see `fingerprint`."""
+    if place.urls:
+        paths = [Path(url) for url in place.urls if "://" not in url]
+        names = paths[:1] and [path for path in [paths[0].parent / "classes.txt"] if path.exists()]
+        return {f"source/{i:06d}/{path.name}": path for i, path in enumerate([*paths, *names])}
+    if not isinstance(place.tree, Folder):
+        return {}
+    if not place.listing:
+        return {"source": place.tree.root}
+    beside = {f"source/{name}": place.tree.root / name for name in sorted(NOT_PICTURES)}
+    return {"source": place.listing} | {key: other for key, other in beside.items() if other.exists()}
+
+
+def fingerprint(place: Place) -> str | None:
     """A digest of what `inputs_of` leaves out: the files that a list names, or what an address says of each object (size, ETag or time).
 
     Raises:
         UserError: the list is no text, the address cannot be reached.
     """
-    if "://" in source:
-        addresses = [url for url in expand(source) if "://" in url] if are_shards(source) else [source]
-        return digest_in_any_order(line.encode() for address in addresses for line in describe(address))
-    if are_shards(source) or Path(source).is_dir():
+    if addresses := [url for url in place.urls if "://" in url]:
+        return digest_in_any_order(describe(url).encode() for url in addresses)
+    if isinstance(place.tree, Prefix):
+        return digest_in_any_order(line.encode() for line in place.tree.describe())
+    if not place.listing:
         return None
-    names = (name for name, *_ in read_list(Path(source)))
-    return digest_in_any_order(os.fsencode(name) + b"\0" + sha256_of(posixpath.join(Path(source).parent, name)) for name in names)
+    names = (each.name for each in read_list(place.listing))
+    return digest_in_any_order(os.fsencode(name) + b"\0" + sha256_of(posixpath.join(place.listing.parent, name)) for name in names)
 
 
-def find(source: str, labels: LabelKind, max_bytes: int, may_be_empty: bool = False) -> Found:
+def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: bool = False) -> Found:
     """Look through `source` for pictures and for labels of the kind `labels` ("auto": labels.csv, else masks, else class folders).
 
-    Split: the folder train/ or val/ (also training, valid, validation) decides; pictures below test/ are left out and counted. Of
-    shards, a word of their path. Files larger than `max_bytes` are not read. Labels:
+    Split: the outermost folder with the name of one decides (`layout.SPLIT_WORDS`), else Pascal VOC's lists; pictures of the test split
+    are left out and counted. Of shards, a word of their path. Files larger than `max_bytes` are not read. Labels:
 
     - csv: labels.csv (columns path, label) in the folder or beside the list; a picture that it does not name has no label;
     - masks: images/train/A.jpg has masks/train/A.png; also train/masks/A.png, masks/train/A.png without images/, A_mask.png or
-      A.mask.png beside A.jpg; labels/ may stand for masks/;
+      A.mask.png beside A.jpg; folders and endings may have any of the names in `layout`;
     - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none;
     - shards: KEY.mask.png, KEY.cls, or "label" or "cls" in KEY.json.
 
@@ -74,64 +106,84 @@ def find(source: str, labels: LabelKind, max_bytes: int, may_be_empty: bool = Fa
     is one of shards.
 
     Raises:
-        UserError: nothing there, no pictures (unless it `may_be_empty`), labels of that kind are missing or cannot be understood.
+        UserError: nothing there, no pictures (unless it `may_be_empty`), labels of that kind are missing or cannot be understood, files
+            look like masks and do not lie where masks are looked for.
     """
-    if are_shards(source):
-        return find_in_shards(expand(source), labels)
-    is_list = "://" not in source and Path(source).is_file()
-    tree: Tree = Prefix(source) if "://" in source else Folder(Path(source).parent if is_list else Path(source))
-    table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
-    table.execute("CREATE TABLE files (name TEXT PRIMARY KEY, key TEXT, role TEXT, split TEXT, class TEXT) WITHOUT ROWID")
-    table.execute("CREATE TABLE labels (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
-    table.execute("BEGIN")
-    counts = {"ignored_files": 0, "unprintable_names": 0}
-    table.create_function("nfc", 1, nfc, deterministic=True)
-    rows = read_list(Path(source)) if is_list else (row(name) for name in tree.pictures(counts))
-    table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?)", rows)
-    table.execute("CREATE INDEX by_key ON files (key, role)")
-    pictures = "(SELECT key FROM files WHERE role = 'picture')"
-    # `A_mask.png` is a mask only where there is an A to go with it, and all in labels/ are if one is
-    table.execute(f"UPDATE files SET role = 'picture' WHERE role = 'mask?' AND key NOT IN {pictures}")
-    are_masks = _one(table, f"SELECT count(*) FROM files WHERE role = 'mask??' AND key IN {pictures}")
-    table.execute("UPDATE files SET role = ? WHERE role = 'mask??'", ["mask" if are_masks else "picture"])
-    table.execute("UPDATE files SET role = 'mask' WHERE role = 'mask?'")
-    if not _one(table, "SELECT count(*) FROM files WHERE role = 'picture'"):
-        if not is_list and (shards := tars_in(source)):
-            return find_in_shards(shards, labels)
+    place = look(source) if isinstance(source, str) else source
+    if place.urls or place.tree is None:
+        return find_in_shards(place.urls, labels, max_bytes)
+    tree, passed_over = place.tree, PassedOver()
+    rows = read_list(place.listing) if place.listing else (row(name) for name in tree.pictures(passed_over))
+    table = open_table(_without_labels_that_are_not_read(rows, passed_over))
+    class_list = _read_classes(tree)
+    classes = class_list.names if class_list else None
+    respect_classes(table, classes)
+    tell_masks_from_pictures(table)
+    if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
+        if not place.listing and (shards := tree.tars()):
+            return find_in_shards(shards, labels, max_bytes)
         if not may_be_empty:
-            raise UserError(f"no pictures in {source}; pictures end in {', '.join(sorted(SUFFIXES))}")
-    classes = _read_classes(tree)
-    kind = _kind_of_labels(table, labels, tree, classes, is_list=is_list)
-    if kind == "csv":
-        classes = _read_csv(table, tree, classes)
-        counts["labels_without_picture"] = _one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
-        if counts["labels_without_picture"] == _one(table, "SELECT count(*) FROM labels") > 0:
-            named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
-            raise UserError(f"{tree}/labels.csv names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
-    elif kind == "folders":
-        classes, counts["folders_without_class"] = _classes_of_folders(table, tree, classes)
-    elif kind == "masks":
-        if classes is None:
-            raise masks_need_classes(str(tree))
-        counts["masks_without_picture"] = _one(table, f"SELECT count(*) FROM files WHERE role = 'mask' AND key NOT IN {pictures}")
-    counts["left_out_as_test"] = _one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
-    has_val = bool(_one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'val'"))
-    return Found(_read_files(table, tree, kind, max_bytes), classes, kind, has_val, counts)
+            raise UserError(f"no pictures in {place.source}; pictures end in {', '.join(sorted(SUFFIXES))}")
+    lists = split_by_lists(table, tree, passed_over.lists)
+    for name in set(passed_over.lists) - set(lists):
+        passed_over.add(name)
+    has_val = choose_the_val_split(table)
+    if labels in ("auto", "none"):
+        refuse_unknown_masks(table, tree, max_bytes, classes)
+    kind = _kind_of_labels(table, labels, tree, classes, is_list=place.listing is not None)
+    classes, counts = _read_labels(table, tree, kind, classes)
+    counts["unprintable_names"] = passed_over.unprintable
+    counts["beside_masks"] = one(table, "SELECT count(*) FROM files WHERE role = 'extra'")
+    counts["left_out_as_test"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
+    if has_val and kind != "none":
+        counts["outside_of_splits"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
+    notes = [f"the splits are those of {', '.join(lists[:4])}"] if lists else []
+    if labels == "auto" and kind == "none" and (wrapper := _only_folder(table)):
+        notes.append(f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it")
+    if kind in ("csv", "folders"):
+        notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes or [])[:3]]
+    where, colours = _where(table, kind, tree), class_list.colours if class_list else None
+    return Found(
+        _read_files(table, tree, kind, max_bytes), classes, kind, has_val, counts, colours, where, passed_over, notes, labels != "none"
+    )
+
+
+def _only_folder(table: sqlite3.Connection) -> str | None:
+    """The folder that all pictures lie in, if they lie in several folders of it."""
+    inside = table.execute("SELECT DISTINCT class, below FROM files WHERE role = 'picture' LIMIT 1000").fetchall()
+    return inside[0][0] if len(inside) > 1 and len({cls for cls, _ in inside}) == 1 else None
+
+
+def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOver) -> Iterator[Row]:
+    """A mask of a kind that is not read, such as .npy, is no mask; its picture may have another."""
+    for each in rows:
+        if each.role != "picture" and (suffix := posixpath.splitext(each.name)[1].lower()) in UNREAD and suffix not in SUFFIXES:
+            passed_over.add(each.name)
+        else:
+            yield each
+
+
+def _where(table: sqlite3.Connection, kind: str, tree: Tree) -> str:
+    """Where labels were found, in words."""
+    if kind == "masks":
+        picture, mask = table.execute("SELECT picture, mask FROM pairs LIMIT 1").fetchone()
+        return f"masks (such as {mask} of {picture})"
+    return {"csv": f"{tree}/labels.csv", "folders": "class folders"}.get(kind, "")
 
 
 def _kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, is_list: bool) -> str:
-    masks = _one(table, "SELECT count(*) FROM files AS p JOIN files AS m ON p.key = m.key AND p.role = 'picture' AND m.role = 'mask'")
+    masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
     folders = [name for (name,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != ''")]
     # A list's folders are any folders; only classes.txt tells that they are classes.
     named = set(folders) & set(classes) if classes else set() if is_list else set(folders)
     table_file = tree.open_text("labels.csv")
     if table_file:
         table_file.close()
-    there = {"csv": table_file is not None, "masks": masks > 0, "folders": len(named) > 1}
+    there = {"csv": table_file is not None, "masks": masks > 0, "folders": len(named) > 1 or bool(classes and named)}
     if labels == "auto":
         labels = next((kind for kind in ("csv", "masks", "folders") if there[kind]), "none")
         (lost,) = table.execute("SELECT min(name) FROM files WHERE role = 'mask'").fetchone()
-        if labels == "none" and lost:
+        if labels in ("none", "folders") and lost:
             raise UserError(f"{tree}: no mask is named as a picture is (such as {lost}); name them alike, or set ingest.labels to none")
     elif labels != "none" and not (folders if labels == "folders" else there[labels]):
         expected = {"csv": "labels.csv", "masks": "a mask such as masks/train/A.png for images/train/A.jpg", "folders": "class folders"}
@@ -139,42 +191,98 @@ def _kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, cl
     return labels
 
 
+def _read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: list[str] | None) -> tuple[list[str] | None, dict[str, int]]:
+    """The classes, and counts of labels without use; fills the table `labels`."""
+    counts = {}
+    if kind == "csv":
+        classes = _read_csv(table, tree, classes)
+        counts["labels_without_picture"] = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
+        if counts["labels_without_picture"] == one(table, "SELECT count(*) FROM labels") > 0:
+            named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
+            raise UserError(f"{tree}/labels.csv names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
+    elif kind == "folders":
+        classes, counts["folders_without_class"] = _classes_of_folders(table, tree, classes)
+    elif kind == "masks":
+        if classes is None:
+            raise masks_need_classes(str(tree))
+        counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
+    return classes, counts
+
+
 def _classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> tuple[list[str], int]:
     """The classes, and how many folders are none of them; what lies in such folders has no label from here on."""
     of_pictures = "FROM files WHERE role = 'picture'"
     names = [name for (name,) in table.execute(f"SELECT DISTINCT class {of_pictures} AND class != '' ORDER BY class")]
-    mixed = table.execute(f"SELECT name {of_pictures} AND split NOT NULL AND class = '' AND name NOT LIKE '%unlabel%' LIMIT 1").fetchone()
-    beside = table.execute(f"SELECT class {of_pictures} AND split IS NULL AND class != '' LIMIT 1").fetchone()
-    if mixed and beside:
-        raise UserError(
-            f"{tree}: {mixed[0]} is read as a picture of that split, but beside it lies the class {beside[0]!r}; "
-            "put all classes below train/ and val/, or give the class another name"
-        )
+    if not classes:
+        _refuse_unknown_splits(table, tree, names)
     strange = set(names) - set(classes or names)
     table.executemany("UPDATE files SET class = '' WHERE class = ?", [(name,) for name in strange])
     return classes or names, len(strange)
 
 
+def _refuse_unknown_splits(table: sqlite3.Connection, tree: Tree, names: list[str]) -> None:
+    """Folders that may be parts of the set under a name that is no split's never become classes without a word."""
+    of_pictures = "FROM files WHERE role = 'picture'"
+    way_out = "or, if they are classes, list all classes in classes.txt"
+    mixed = table.execute(f"SELECT name {of_pictures} AND split NOT NULL AND class = '' AND name NOT LIKE '%unlabel%' LIMIT 1").fetchone()
+    inside = table.execute(f"SELECT name {of_pictures} AND split NOT NULL AND class != '' LIMIT 1").fetchone()
+    beside = table.execute(f"SELECT class {of_pictures} AND split IS NULL AND class != '' LIMIT 1").fetchone()
+    if beside and (mixed or inside):
+        raise UserError(
+            f"{tree}: {(mixed or inside)[0]} is read as a picture of that split, but beside it lies the class {beside[0]!r}; "
+            f"put all classes below train/ and val/, give the class another name, {way_out}"
+        )
+    if len(names) > 1 and all(PARTS.fullmatch(name) for name in names):
+        raise UserError(
+            f"{tree}: the folders {_few(names)} look like parts of one set, not like classes; name them train and val, set ingest.labels "
+            f"to none, {way_out}"
+        )
+    if inside:
+        return
+    inner: dict[str, set[str]] = defaultdict(set)
+    for cls, below in table.execute(f"SELECT DISTINCT class, below {of_pictures} AND class != '' LIMIT 1000"):
+        inner[cls].add(below)
+    sets = list(inner.values())
+    if len(sets) > 1 and all(len(each) > 1 and "" not in each and len(each & sets[0]) > 0.8 * len(each | sets[0]) for each in sets):
+        raise UserError(
+            f"{tree}: the folders {_few(list(inner))} hold the same folders ({_few(sorted(sets[0]))}), as splits do; name them train, "
+            f"val and test, {way_out}"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int) -> Iterator[Item]:
     # of copies the first is kept, and that should be one with a label
-    unlabelled = {"csv": "labels.value IS NULL", "folders": "p.class = ''", "masks": "mask IS NULL"}.get(kind, "NULL")
-    query = f"""SELECT p.name, p.split, p.class, labels.value, (SELECT min(name) FROM files WHERE key = p.key AND role = 'mask') AS mask,
-                       (SELECT count(*) FROM files WHERE key = p.key AND role = 'mask')
-                FROM files AS p LEFT JOIN labels ON labels.name = nfc(p.name)
+    unlabelled = {"csv": "labels.value IS NULL", "folders": "p.class = ''", "masks": "pairs.mask IS NULL"}.get(kind, "NULL")
+    query = f"""SELECT p.name, p.split, p.class, labels.value, pairs.mask, pairs.n
+                FROM files AS p LEFT JOIN labels ON labels.name = nfc(p.name) LEFT JOIN pairs ON pairs.picture = p.name
                 WHERE p.role = 'picture' AND p.split IS NOT 'test' ORDER BY p.split IS NOT 'val', {unlabelled}, p.name"""
     found = table.execute(query)
     while rows := found.fetchmany(tree.at_once):
-        wanted = [name for name, *_ in rows] + [row[4] for row in rows if kind == "masks" and row[4]]
+        rows = [(name, split, folder, value, mask if kind == "masks" else None, n) for name, split, folder, value, mask, n in rows]
+        unread = {name: words for name, *_ in rows if (words := _why_unread(name))}
+        wanted = [name for name, *_ in rows if name not in unread] + [row[4] for row in rows if row[4] and row[0] not in unread]
         contents = dict(zip(wanted, tree.read(wanted, max_bytes), strict=True))
         for name, split, folder, value, mask, n_masks in rows:
+            if name in unread:
+                yield Item(name, split, problem=unread[name])
+                continue
             data, mask_data = contents[name], contents.get(mask)
-            problem = f"it has {n_masks} masks (one is {mask})" if kind == "masks" and n_masks > 1 else None
+            problem = f"it has {n_masks} masks (one is {mask})" if mask and n_masks > 1 else None
             if isinstance(data, Exception) or isinstance(mask_data, Exception) or problem:
                 error = data if isinstance(data, Exception) else mask_data
                 yield Item(name, split, problem=f"cannot be read: {problem or getattr(error, 'strerror', None) or type(error).__name__}")
                 continue
             cls = {"csv": value, "folders": folder or None}.get(kind)
             yield Item(name, split, data, mask_data, cls)
+
+
+def _why_unread(name: str) -> str | None:
+    suffix = posixpath.splitext(name)[1].lower()
+    return f"pictures of this kind ({suffix}) are not read: {UNREAD[suffix]}" if suffix in UNREAD and suffix not in SUFFIXES else None
 
 
 def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> list[str]:
@@ -186,7 +294,7 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) 
             if not {"path", "label"} <= set(rows.fieldnames or []):
                 raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them")
             for line in rows:
-                name, value = (line["path"] or "").strip(), (line["label"] or "").strip()
+                name, value = (line["path"] or "").strip(), class_name(line["label"] or "")
                 if value and not name:
                     raise UserError(f"{where}, line {rows.line_num}: there is a label without a path")
                 if not value:
@@ -202,13 +310,9 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) 
     return classes or sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))
 
 
-def _read_classes(tree: Tree) -> list[str] | None:
+def _read_classes(tree: Tree) -> ClassList | None:
     text, where = tree.open_text("classes.txt"), f"{tree}/classes.txt"
     if text is None:
         return None
     with text, utf8(where):
         return parse_classes(text.read(), where)
-
-
-def _one(table: sqlite3.Connection, query: str) -> int:
-    return int(table.execute(query).fetchone()[0])

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
+import sqlite3
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,15 @@ from typing import IO, Protocol
 
 import fsspec
 
-from dreamteacher.data.decode import SUFFIXES
+from dreamteacher.data.decode import SUFFIXES, UNREAD
+from dreamteacher.data.items import PassedOver
 from dreamteacher.errors import UserError
-from dreamteacher.files import walk
+from dreamteacher.files import SYSTEM_FOLDERS, walk
 
 NOT_PICTURES = {"classes.txt", "labels.csv"}
+SPLIT_LIST = re.compile(r"(^|/)(ImageSets(/Segmentation|/Main)?|splits?)/(train|trainaug|trainval|val|valid|test)\.txt$")
+MOST_LISTS = 100
+ALL_PICTURES = SUFFIXES | UNREAD.keys()
 
 
 class Tree(Protocol):
@@ -29,8 +35,8 @@ class Tree(Protocol):
 
     at_once: int
 
-    def pictures(self, counts: dict[str, int]) -> Iterator[str]:
-        """Names of all pictures, in any order; what is passed over is counted as ignored_files or unprintable_names."""
+    def pictures(self, passed_over: PassedOver) -> Iterator[str]:
+        """Names of all pictures, also of kinds that are not read, in any order; what else is there is added to `passed_over`."""
         ...
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
@@ -39,6 +45,10 @@ class Tree(Protocol):
 
     def open_text(self, name: str) -> IO[str] | None:
         """A text file (UTF-8, with or without a mark), None if there is none."""
+        ...
+
+    def tars(self) -> list[str]:
+        """Paths or addresses of the .tar files in the root itself, by name."""
         ...
 
 
@@ -53,13 +63,9 @@ class Folder:
     def __str__(self) -> str:
         return str(self.root)
 
-    def pictures(self, counts: dict[str, int]) -> Iterator[str]:
+    def pictures(self, passed_over: PassedOver) -> Iterator[str]:
         """See Tree."""
-        for name in walk(self.root):
-            if not _can_be_written(name):
-                counts["unprintable_names"] += 1
-            elif _is_picture(name, counts):
-                yield name
+        return _pictures(walk(self.root, passed_over.add_folder), passed_over)
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
         """One file after the other."""
@@ -68,7 +74,7 @@ class Folder:
             try:
                 with open(posixpath.join(self.root, name), "rb") as file:  # noqa: PTH123 - see above
                     size = os.fstat(file.fileno()).st_size
-                    contents.append(file.read() if size <= max_bytes else _too_large(size))
+                    contents.append(file.read() if size <= max_bytes else too_large(size))
             except OSError as error:
                 contents.append(error)
         return contents
@@ -78,9 +84,14 @@ class Folder:
         path = self.root / name
         return path.open(newline="", encoding="utf-8-sig") if path.exists() else None
 
+    def tars(self) -> list[str]:
+        """See Tree."""
+        return sorted(str(path) for path in self.root.glob("*.tar"))
+
 
 class Prefix:
-    """All objects below an address such as s3://bucket/pictures.
+    """All objects below an address such as s3://bucket/pictures. They are listed once, so that what arrives later is in neither the
+    digest nor the set.
 
     Raises:
         UserError: the address cannot be reached.
@@ -90,6 +101,7 @@ class Prefix:
 
     def __init__(self, address: str):
         self.address = address.rstrip("/")
+        self._listing: sqlite3.Connection | None = None
         try:
             self.files, self.root = fsspec.core.url_to_fs(self.address, use_listings_cache=False)
         except Exception as error:  # each kind of address has its own library, with its own errors
@@ -98,29 +110,46 @@ class Prefix:
     def __str__(self) -> str:
         return self.address
 
-    def pictures(self, counts: dict[str, int]) -> Iterator[str]:
-        """Folder by folder; a prefix without objects has none."""
-        try:
-            for folder, _, names in self.files.walk(self.root, on_error="raise"):
-                for file in names:
-                    name = posixpath.relpath(f"{folder}/{file}", self.root)
-                    if any(part.startswith(".") for part in name.split("/")):
-                        continue
-                    if not _can_be_written(name):
-                        counts["unprintable_names"] += 1
-                    elif _is_picture(file, counts):
-                        yield name
-        except FileNotFoundError as error:
-            if "bucket" in str(error):
+    def describe(self) -> Iterator[str]:
+        """A line for each object, by name: size, and ETag or time."""
+        yield from (f"{name} {facts}" for name, facts in self._listed().execute("SELECT name, facts FROM objects ORDER BY name"))
+
+    def pictures(self, passed_over: PassedOver) -> Iterator[str]:
+        """See Tree; a prefix without objects has none."""
+        return _pictures(self._names(passed_over), passed_over)
+
+    def _names(self, passed_over: PassedOver) -> Iterator[str]:
+        for (name,) in self._listed().execute("SELECT name FROM objects ORDER BY name"):
+            folders = name.split("/")[:-1]
+            system = next((i for i, part in enumerate(folders) if part.lower() in SYSTEM_FOLDERS), None)
+            if system is not None:
+                passed_over.note_folder("system", "/".join(folders[: system + 1]))
+            elif not any(part.startswith(".") for part in name.split("/")):
+                yield name
+
+    def _listed(self) -> sqlite3.Connection:
+        """The temporary table of all objects, filled folder by folder."""
+        if self._listing is None:
+            table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
+            table.execute("CREATE TABLE objects (name TEXT PRIMARY KEY, facts TEXT) WITHOUT ROWID")
+            table.execute("BEGIN")
+            try:
+                for folder, _, files in self.files.walk(self.root, on_error="raise", detail=True):
+                    rows = ((posixpath.relpath(f"{folder}/{file}", self.root), _facts(info)) for file, info in files.items() if file)
+                    table.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?)", rows)
+            except FileNotFoundError as error:
+                if "bucket" in str(error):
+                    raise cannot_open(self.address, error) from error
+            except Exception as error:
                 raise cannot_open(self.address, error) from error
-        except Exception as error:
-            raise cannot_open(self.address, error) from error
+            self._listing = table
+        return self._listing
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
         """All together."""
         places = [f"{self.root}/{name}" for name in names]
         found = self.files.cat_ranges(places, [0] * len(places), [max_bytes + 1] * len(places), on_error="return")
-        return [_too_large(len(one)) if isinstance(one, bytes) and len(one) > max_bytes else one for one in found]
+        return [too_large(len(one)) if isinstance(one, bytes) and len(one) > max_bytes else one for one in found]
 
     def open_text(self, name: str) -> IO[str] | None:
         """See Tree."""
@@ -131,22 +160,30 @@ class Prefix:
         except Exception as error:
             raise cannot_open(f"{self.address}/{name}", error) from error
 
+    def tars(self) -> list[str]:
+        """See Tree."""
+        names = self._listed().execute("SELECT name FROM objects WHERE name GLOB '*.tar' AND name NOT GLOB '*/*' ORDER BY name")
+        return [f"{self.address}/{name}" for (name,) in names]
 
-def describe(address: str) -> Iterator[str]:
-    """A line for each object below an address, or for the one that it names: path, size, and ETag or time; none if nothing is there.
+
+def describe(url: str) -> str:
+    """Size, and ETag or time, of one object.
 
     Raises:
-        UserError: the address cannot be reached.
+        UserError: it cannot be reached.
     """
-    place = Prefix(address)
     try:
-        for path, facts in place.files.find(place.root, detail=True).items():
-            changes = (facts.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "created"))
-            yield f"{path} {facts.get('size')} {next((str(value) for value in changes if value), '')}"
+        files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        return f"{path} {_facts(files.info(path))}"
     except FileNotFoundError:
-        return
+        return ""  # said when it is read
     except Exception as error:
-        raise cannot_open(address, error) from error
+        raise cannot_open(url, error) from error
+
+
+def _facts(info: dict[str, object]) -> str:
+    changes = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "created"))
+    return f"{info.get('size')} {next((str(value) for value in changes if value), '')}"
 
 
 def cannot_open(url: str, error: Exception) -> UserError:
@@ -160,12 +197,18 @@ def _can_be_written(name: str) -> bool:
     return name.isprintable() or not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
 
 
-def _is_picture(name: str, counts: dict[str, int]) -> bool:
-    if posixpath.splitext(name)[1].lower() in SUFFIXES:
-        return True
-    counts["ignored_files"] += posixpath.basename(name) not in NOT_PICTURES
-    return False
+def _pictures(names: Iterator[str], passed_over: PassedOver) -> Iterator[str]:
+    for name in names:
+        if not _can_be_written(name):
+            passed_over.unprintable += 1
+        elif posixpath.splitext(name)[1].lower() in ALL_PICTURES:
+            yield name
+        elif SPLIT_LIST.search(name) and len(passed_over.lists) < MOST_LISTS:
+            passed_over.lists.append(name)
+        elif posixpath.basename(name) not in NOT_PICTURES:
+            passed_over.add(name)
 
 
-def _too_large(size: int) -> OSError:
+def too_large(size: int) -> OSError:
+    """Why a file is not read."""
     return OSError(0, f"{size} bytes are more than a picture of ingest.max_pixels needs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,29 +22,20 @@ import numpy as np
 from rich.console import Console
 
 from dreamteacher.data.decode import BadPicture
-from dreamteacher.data.items import IGNORE, Found, Item
+from dreamteacher.data.items import Found, Item
 from dreamteacher.data.prepare import Prepared, prepare
+from dreamteacher.data.quiet import quiet_c_libraries
+from dreamteacher.data.refusals import refuse
 from dreamteacher.data.seen import Kept, Seen
 from dreamteacher.data.shards import ShardSet
-from dreamteacher.data.sources import find, fingerprint, inputs_of
-from dreamteacher.errors import UserError
+from dreamteacher.data.sources import find, fingerprint, inputs_of, look
+from dreamteacher.data.summary import class_names, make_report, summarise
+from dreamteacher.data.tally import SPLITS, Tally
+from dreamteacher.errors import disk_errors_in_one_line
 from dreamteacher.params import Ingest, Params
 from dreamteacher.stage import open_stage
 
 COLUMNS = ("path", "sha256", "width", "height", "mode", "split", "label", "shard", "offset", "length", "label_offset", "label_length")
-EXAMPLES = 1000  # duplicates and leaks that report.json names; all are counted
-SPLITS = ("train", "val")
-ODDITIES = {  # of report.json: what is said of them at the end, as they may be a mistake
-    "ignored_files": "files were passed over, as their names do not end as pictures' do",
-    "unprintable_names": "files were passed over, as their names hold control characters or are not UTF-8",
-    "repeated_names": "files of shards were passed over, as one of that name came before",
-    "left_out_as_test": "pictures of the test split were left out",
-    "labels_without_picture": "lines of labels.csv name no picture",
-    "masks_without_picture": "masks belong to no picture",
-    "folders_without_class": "folders are not in classes.txt; their pictures have no label",
-    "labels_lost": "labels were dropped, as a copy without a label had been kept",
-    "label_conflicts": "copies have another label than the picture that was kept",
-}
 
 
 def run(
@@ -67,81 +57,41 @@ def run(
             pictures, or of those that came in, quarantined; nothing is written then.
     """
     settings = params.ingest
-    place = str(source or settings.source)
-    inputs = inputs_of(place)
-    recorded = params.section("ingest")
-    recorded["ingest"]["source"] = Path(place).name if inputs else place  # what a local source holds counts, not where it lies
-    if incoming:
-        more = {f"incoming/{name}": path for name, path in inputs_of(str(incoming)).items()}
-        recorded["incoming"] = Path(incoming).name if more else str(incoming)
-        inputs |= more
-    recorded["contents"] = [fingerprint(str(each)) for each in (place, incoming) if each]
+    with disk_errors_in_one_line():
+        place = look(str(source or settings.source))
+        beside = look(str(incoming)) if incoming else None
+        inputs = inputs_of(place)
+        recorded = params.section("ingest")
+        # what a local source holds counts, not where it lies
+        recorded["ingest"]["source"] = Path(place.source).name if inputs else place.source
+        if beside:
+            more = {f"incoming/{name}": path for name, path in inputs_of(beside).items()}
+            recorded["incoming"] = Path(beside.source).name if more else beside.source
+            inputs |= more
+        recorded["contents"] = [fingerprint(each) for each in (place, beside) if each]
     with open_stage("ingest", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # oddities of metadata; what matters is quarantined
         if not stage.done:
             max_bytes = settings.max_pixels * 8 + 1_000_000
-            found = find(place, settings.labels, max_bytes)
-            if incoming:
-                arrived = find(str(incoming), "none", max_bytes, may_be_empty=True).items
-                found.items = chain(found.items, (replace(item, name=f"incoming/{item.name}", incoming=True) for item in arrived))
-            tally = _write_pictures(settings, found, stage.tmp)
+            with quiet_c_libraries():
+                found = find(place, settings.labels, max_bytes)
+                if beside:
+                    arrived = find(beside, "none", max_bytes, may_be_empty=True).items
+                    found.items = chain(found.items, (replace(item, name=f"incoming/{item.name}", incoming=True) for item in arrived))
+                tally = _write_pictures(settings, found, stage.tmp)
+            refuse(settings, found, tally)
             _write_facts(settings, found, tally, stage.tmp)
             stage.metrics = tally.metrics()
         return stage.metrics
 
 
-@dataclass
-class _Tally:
-    """What was counted on the way; whole numbers, so that the order of adding does not show."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    classes: Counter[int] = field(default_factory=Counter)
-    mask_values: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros((3, 256), np.int64))
-    tasks: set[str] = field(default_factory=set)
-    reasons: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))  # examples: of the source, of what came in
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"duplicates": [], "leaks": []})
-    manifest: Any = field(default_factory=hashlib.sha256)
-
-    def add(self, picture: Prepared, split: str) -> None:
-        self.counts[split] += 1
-        if split == "train":
-            self.histogram += picture.histogram
-        if picture.label:
-            self.counts[f"labelled_{split}"] += 1
-            self.tasks.add("classification" if picture.label[0] == "cls" else "segmentation")
-            self.mask_values += picture.mask_values
-            if picture.cls is not None:
-                self.classes[picture.cls] += 1
-
-    def reject(self, item: Item, reason: str) -> None:
-        self.counts["quarantined"] += 1
-        self.counts["incoming_quarantined"] += item.incoming
-        reasons = self.reasons[item.incoming]
-        if len(reasons) < 3:
-            reasons.append(f"{item.name}: {reason}")
-
-    def drop(self, name: str, picture: Prepared, kind: str, other: Kept) -> None:
-        self.counts[kind] += 1
-        lost = picture.label is not None and picture.label_hash != other.label
-        self.counts["label_conflicts" if other.label else "labels_lost"] += lost
-        if len(self.examples[kind]) < EXAMPLES:
-            example = {"path": name, "same_as": other.name, "labelled": picture.label is not None}
-            self.examples[kind].append(example | ({"label_lost": True} if lost else {}))
-
-    def metrics(self) -> dict[str, float]:
-        names = {f"n_{name}": self.counts[name] for name in (*SPLITS, "quarantined", "duplicates", "leaks")}
-        return {name: float(value) for name, value in names.items()} | {
-            "n_labelled": float(self.counts["labelled_train"] + self.counts["labelled_val"])
-        }
-
-
-def _write_pictures(settings: Ingest, found: Found, out: Path) -> _Tally:
+def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
     """The one pass over the pictures: shards, manifest.csv and quarantine.csv."""
-    tally = _Tally()
+    tally = Tally()
     (out / "shards").mkdir()
-    limits: dict[str, Any] = {"max_pixels": settings.max_pixels, "min_side": settings.min_side, "short_side": settings.short_side}
-    pictures = _show_progress(_in_threads(partial(_try_prepare, classes=found.classes, **limits), found.items), tally.counts)
+    limits: dict[str, Any] = {"classes": found.classes, "colours": found.colours}
+    limits |= {"max_pixels": settings.max_pixels, "min_side": settings.min_side, "short_side": settings.short_side}
+    pictures = _show_progress(_in_threads(partial(_try_prepare, **limits), found.items), tally.counts)
     with ExitStack() as files:
         seen = files.enter_context(Seen())
         shards = {s: files.enter_context(ShardSet(out / "shards", s, settings.shard_mb * 1_000_000)) for s in SPLITS}
@@ -175,7 +125,9 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> _Tally:
 
 def _row(name: str, picture: Prepared, split: str, shards: ShardSet) -> list[str]:
     """Store a picture with its label; returns its line of the manifest."""
-    files = {picture.suffix: picture.data} | ({picture.label[0]: picture.label[1]} if picture.label else {})
+    files = {picture.suffix: picture.data}
+    if picture.label:  # what is measured by is stored at its own size
+        files[picture.label[0]] = picture.full_label if split == "val" and picture.full_label else picture.label[1]
     digest = picture.hashes[0].hex()
     shard, places = shards.write(digest[:20], files)
     label = "" if not picture.label else "mask" if picture.cls is None else picture.cls
@@ -184,60 +136,17 @@ def _row(name: str, picture: Prepared, split: str, shards: ShardSet) -> list[str
     return [str(value) for value in values]
 
 
-def _write_facts(settings: Ingest, found: Found, tally: _Tally, out: Path) -> None:
-    """Refuse what nobody should train on, then dataset.json and report.json."""
+def _write_facts(settings: Ingest, found: Found, tally: Tally, out: Path) -> None:
+    """dataset.json and report.json, and on stderr what was understood."""
     counts = tally.counts
-    came, came_bad = counts["incoming"], counts["incoming_quarantined"]
-    # What came in has a quota of its own: among a million old pictures a week of broken ones would not show.
-    parts = ((counts["pictures"] - came, counts["quarantined"] - came_bad, "pictures"), (came, came_bad, "incoming pictures"))
-    for (seen, bad, what), reasons in zip(parts, tally.reasons, strict=True):
-        if bad > settings.max_bad_fraction * seen:
-            share = f"{bad} of {seen} {what} cannot be used, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
-            raise UserError(f"{share}: {'; '.join(reasons)}{' ...' if bad > len(reasons) else ''}; remove them or raise the limit")
-    shards, damaged = found.counts.get("shards", 0), found.counts.get("damaged_shards", 0)
-    if damaged > settings.max_bad_fraction * shards:  # nobody knows how many pictures were in there
-        share = f"{damaged} of {shards} shards are damaged, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
-        raise UserError(f"{share}: {'; '.join(tally.reasons[0])}; fetch them again or raise the limit")
-    if not counts["train"]:
-        raise UserError(
-            f"no picture is left to train on ({counts['pictures']} seen, {counts['val']} in val); add pictures or lower ingest.val_fraction"
-        )
-    if len(tally.tasks) > 1:
-        raise UserError("some pictures have a mask and some a class; set ingest.labels to masks or folders to choose one kind")
-    wanted = SPLITS if found.has_val or settings.val_fraction else ("train",)
-    bare = next((split for split in wanted if not counts[f"labelled_{split}"]), None)
-    if tally.tasks and bare:
-        raise UserError(
-            f"there are {counts['labelled_train'] + counts['labelled_val']} labels, and none in {bare}: nothing could be "
-            f"{'trained' if bare == 'train' else 'measured'} by them; put pictures into folders train/ and val/ with labels in both, "
-            f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none"
-        )
-    if tally.mask_values[IGNORE] and not tally.mask_values[1:IGNORE].any():
-        raise UserError("the masks hold only 0 and 255, and 255 means unknown: write class ids (1 for the object, not 255) and start again")
-    task = next(iter(tally.tasks), None)
-    classes = (found.classes or [str(i) for i in range(max(tally.classes, default=-1) + 1)]) if task else []
     numbers = {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
     mean, std = _mean_and_std(tally.histogram)
-    facts = {"task": task, "classes": classes, "counts": numbers, "channels": 3, "mean": mean, "std": std}
+    facts = {"task": tally.task, "classes": class_names(found, tally), "counts": numbers, "channels": 3, "mean": mean, "std": std}
     _save_json(out / "dataset.json", facts | {"hash": tally.manifest.hexdigest()})
-    weights = tally.mask_values if task == "segmentation" else tally.classes  # pixels or pictures of each class
-    report: dict[str, Any] = (
-        {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks")} | numbers | found.counts
-    )
-    report |= {name: counts[name] for name in ("labels_lost", "label_conflicts")}
-    _say_what_is_odd(report, tally.mask_values)
-    report |= {"labels": found.labels, "labels_per_class": {name: int(weights[i]) for i, name in enumerate(classes)}}
-    _save_json(out / "report.json", report | {"examples": tally.examples})
-
-
-def _say_what_is_odd(report: dict[str, Any], mask_values: np.ndarray) -> None:
-    """One line for each kind, to stderr; report.json has the same."""
-    for name, text in ODDITIES.items():
-        if report.get(name):
-            print(f"ingest: {report[name]} {text}", file=sys.stderr)
-    unknown = mask_values[IGNORE] / max(mask_values.sum(), 1)
-    if unknown > 0.5:
-        print(f"ingest: {unknown:.0%} of the masks' pixels are {IGNORE}, which means unknown; is it meant as a class?", file=sys.stderr)
+    lines = summarise(settings, found, tally)
+    _save_json(out / "report.json", make_report(found, tally, lines))
+    for line in lines:
+        print(f"ingest: {line}", file=sys.stderr)
 
 
 def _split_of(picture: Prepared, val_fraction: float) -> str:

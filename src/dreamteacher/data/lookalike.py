@@ -1,0 +1,129 @@
+"""A safety net for layouts that no table knows: files that look like the masks of pictures beside them are not trained on."""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import re
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from dreamteacher.data.decode import FORMATS
+from dreamteacher.data.items import MASK_SUFFIXES
+from dreamteacher.data.trees import Tree
+from dreamteacher.errors import UserError
+
+WINDOW = 600  # names that are compared with each other, in each of three places of the set
+MOST_PAIRS = 8  # of places, and files of each, that are opened
+MOST_VALUES = 64  # of all masks together
+ALIKE_SIDES = 20  # files of one stem in a window that are compared
+_TAIL = re.compile(r"(.+?)[._-]([A-Za-z][A-Za-z0-9]*)$")
+Pair = tuple[str, str]
+
+
+def refuse_unknown_masks(table: sqlite3.Connection, tree: Tree, max_bytes: int, classes: list[str] | None) -> None:
+    """Refuse a set in which files of one folder, or of one ending, have the names, the sizes and nothing else of others, and few values.
+
+    Two classes with equal file names are alike in kind, photographs or drawings; pictures and their masks are not. A bounded number of
+    names is compared, and of files opened.
+
+    Raises:
+        UserError: naming both, and what to call them.
+    """
+    pairs: dict[tuple[str, str, str], list[Pair]] = defaultdict(list)
+    for window in _windows(table):
+        _collect(window, pairs)
+    likely = sorted(pairs.items(), key=lambda entry: (-len(entry[1]), entry[0]))
+    for (one, other, tail), files in likely[:MOST_PAIRS]:
+        if len(files) < 3 or (classes and {posixpath.basename(one), posixpath.basename(other)} <= set(classes)):
+            continue
+        for pictures, masks, chosen in ((one, other, files), (other, one, [(b, a) for a, b in files])):
+            if _are_masks_of(tree, chosen[:MOST_PAIRS], max_bytes):
+                raise UserError(_what_to_do(tree, pictures, masks, tail if masks == other else ""))
+
+
+def _what_to_do(tree: Tree, pictures: str, masks: str, tail: str) -> str:
+    if pictures == masks:
+        return (
+            f"{tree}: files whose names end in {tail!r} look like masks of the pictures beside them; name them A_mask.png for A.jpg, or "
+            "take them away"
+        )
+    where = f"in {pictures}/" if pictures else "beside it"
+    return (
+        f"{tree}: {masks}/ looks like masks of the pictures {where}; call the folders masks/ and images/, or, if both are classes, "
+        "list all classes in classes.txt"
+    )
+
+
+def _windows(table: sqlite3.Connection) -> Iterator[list[str]]:
+    """Names of pictures, those of equal stems and folders beside each other: the first, some from the middle, the last."""
+    table.create_function("ending", 1, _ending, deterministic=True)
+    table.execute("CREATE INDEX by_ending ON files (ending(name)) WHERE role = 'picture'")
+    of_pictures, order = "SELECT name FROM files WHERE role = 'picture'", "ORDER BY ending(name)"
+    yield [name for (name,) in table.execute(f"{of_pictures} {order} LIMIT {WINDOW}")]
+    (n,) = table.execute("SELECT count(*) FROM files WHERE role = 'picture'").fetchone()
+    if n > WINDOW:
+        yield [name for (name,) in table.execute(f"{of_pictures} {order} LIMIT {WINDOW} OFFSET {n // 2}")]
+        yield [name for (name,) in table.execute(f"{of_pictures} {order} DESC LIMIT {WINDOW}")]
+
+
+def _ending(name: str) -> str:
+    """The path from its end: stem, folder, folder above ..."""
+    return "/".join(reversed(posixpath.splitext(name)[0].split("/")))
+
+
+def _collect(names: list[str], pairs: dict[tuple[str, str, str], list[Pair]]) -> None:
+    """Add pairs of files that differ in one folder, or in a last word of their names, by what they differ in."""
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_stem[posixpath.splitext(posixpath.basename(name))[0]].append(name)
+    for stem, files in by_stem.items():
+        for i, one in enumerate(files[:ALIKE_SIDES]):
+            for other in files[i + 1 : ALIKE_SIDES]:
+                _add(one, other, "", pairs)
+        if (found := _TAIL.match(stem)) and found[1] in by_stem:
+            for one in by_stem[found[1]][:ALIKE_SIDES]:
+                for other in files[:ALIKE_SIDES]:
+                    _add(one, other, stem[len(found[1]) :], pairs)
+
+
+def _add(one: str, other: str, tail: str, pairs: dict[tuple[str, str, str], list[Pair]]) -> None:
+    folders, others = one.split("/")[:-1], other.split("/")[:-1]
+    same = len(posixpath.commonprefix([folders, others]))
+    key = "/".join(folders[: same + 1]), "/".join(others[: same + 1]), tail
+    if len(pairs[key]) < WINDOW:
+        pairs[key].append((one, other))
+
+
+def _are_masks_of(tree: Tree, pairs: list[Pair], max_bytes: int) -> bool:
+    """Whether the second of each pair looks like a mask: as large as the first, few values in all of them, in large areas of one value.
+
+    The values of all files together count: a drawing has as few as a mask, but each its own.
+    """
+    if not all(posixpath.splitext(mask)[1].lower() in MASK_SUFFIXES for _, mask in pairs):
+        return False
+    contents = tree.read([name for pair in pairs for name in pair], max_bytes)
+    looks = [_look(data) if isinstance(data, bytes) else None for data in contents]
+    both = [(picture, mask) for picture, mask in zip(looks[::2], looks[1::2], strict=True) if picture and mask]
+    if len(both) < 3 or sum(picture[0] == mask[0] for picture, mask in both) <= 0.8 * len(both):
+        return False
+    values = [len(set().union(*(side[i][1] for side in both))) for i in (0, 1)]
+    return values[0] > MOST_VALUES >= values[1] and sum(mask[2] for _, mask in both) > 0.8 * len(both)
+
+
+def _look(data: bytes) -> tuple[tuple[int, int], set[float], float] | None:
+    """Size, values (more than MOST_VALUES, if there are), and the share of pixels that are as the next; None if unreadable."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > 50_000_000:
+                return None
+            pixels = np.asarray(image)[:1024, :1024]
+    except Exception:  # what cannot be read is quarantined later, with its reason
+        return None
+    values = pixels @ 256 ** np.arange(pixels.shape[2]) if pixels.ndim == 3 else pixels
+    level = float((values[:, 1:] == values[:, :-1]).mean()) if values.shape[1] > 1 else 0.0
+    return image.size, set(np.unique(values)[: MOST_VALUES + 1].tolist()), level

@@ -1,0 +1,64 @@
+"""What nobody should train on; ingest writes nothing then."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.items import Found
+from dreamteacher.data.tally import SPLITS, Tally
+from dreamteacher.errors import UserError
+from dreamteacher.params import Ingest
+
+
+def refuse(settings: Ingest, found: Found, tally: Tally) -> None:
+    """Compare what was counted with what training needs.
+
+    Raises:
+        UserError: too many pictures or shards cannot be used, none is left to train on, labels are of two kinds, none is in train or in
+            val, or all are of one class.
+    """
+    counts = tally.counts
+    came, came_bad = counts["incoming"], counts["incoming_quarantined"]
+    # What came in has a quota of its own: among a million old pictures a week of broken ones would not show.
+    parts = ((counts["pictures"] - came, counts["quarantined"] - came_bad, "pictures"), (came, came_bad, "incoming pictures"))
+    for (seen, bad, what), reasons in zip(parts, tally.reasons, strict=True):
+        if bad > settings.max_bad_fraction * seen:
+            share = f"{bad} of {seen} {what} cannot be used, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
+            raise UserError(f"{share}: {'; '.join(reasons)}{' ...' if bad > len(reasons) else ''}; remove them or raise the limit")
+    shards, damaged = found.counts.get("shards", 0), found.counts.get("damaged_shards", 0)
+    if damaged > settings.max_bad_fraction * shards:  # nobody knows how many pictures were in there
+        share = f"{damaged} of {shards} shards are damaged, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
+        raise UserError(f"{share}: {'; '.join(tally.reasons[0])}; fetch them again or raise the limit")
+    if not counts["train"]:
+        raise UserError(
+            f"no picture is left to train on ({counts['pictures']} seen, {counts['val']} in val); add pictures or lower ingest.val_fraction"
+        )
+    if len(tally.tasks) > 1:
+        raise UserError("some pictures have a mask and some a class; set ingest.labels to masks or folders to choose one kind")
+    _refuse_useless_labels(settings, found, tally)
+
+
+def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None:
+    counts, unknown = tally.counts, tally.warnings["mask_is_unknown"]
+    wanted = SPLITS if found.has_val or settings.val_fraction else ("train",)
+    empty = next((split for split in wanted if not counts[f"labelled_{split}"]), None)
+    if empty and (tally.tasks or unknown):
+        without = f" (masks that are {IGNORE}, unknown, everywhere are none: {unknown})" if unknown else ""
+        raise UserError(
+            f"there are {counts['labelled_train'] + counts['labelled_val']} labels, and none in {empty}{without}: nothing could be "
+            f"{'trained' if empty == 'train' else 'measured'} by them; put pictures into folders train/ and val/ with labels in both, "
+            f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none"
+        )
+    values = tally.mask_values["train"] + tally.mask_values["val"]
+    if values[IGNORE] and values[0] and not values[1:IGNORE].any():
+        raise UserError("the masks hold only 0 and 255, and 255 means unknown: write class ids (1 for the object, not 255) and start again")
+    if tally.tasks:
+        (ids,) = np.nonzero(tally.labels_of("train"))
+        if len(ids) == 1:
+            name = found.classes[ids[0]] if found.classes else str(ids[0])
+            where = "train" if len(np.nonzero(tally.labels_of("val"))[0]) else "all"
+            raise UserError(
+                f"{where} labels are of one class, {name!r}: nothing can be learnt from them; label pictures of another class too, or set "
+                "ingest.labels to none"
+            )

@@ -1,0 +1,193 @@
+"""What ingest says at its end, and writes to report.json: what it understood of a source, and what may be a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.decode import WARNINGS
+from dreamteacher.data.items import Found
+from dreamteacher.data.tally import SPLITS, Tally
+from dreamteacher.params import Ingest
+
+FEW = 20  # labelled pictures in val, below which figures of single pictures decide
+MOST_CLASSES = 8  # that have a line of their own
+ODDITIES = {  # of report.json: what is said of them
+    "unprintable_names": "files were passed over, as their names hold control characters or are not UTF-8",
+    "repeated_names": "files of shards were passed over, as one of that name came before",
+    "beside_masks": "files beside masks (colours, overlays, instances) were passed over",
+    "left_out_as_test": "pictures of the test split were left out",
+    "outside_of_splits": "pictures lie neither in train nor in val; they are for training",
+    "labels_without_picture": "lines of labels.csv name no picture",
+    "masks_without_picture": "masks belong to no picture",
+    "folders_without_class": "folders are not in classes.txt; their pictures have no label",
+    "labels_lost": "labels were dropped, as a copy without a label had been kept",
+    "label_conflicts": "copies have another label than the picture that was kept",
+}
+FOLDERS = {"system": "folders of the system were not entered", "unreadable": "folders were not entered, as they may not be read"}
+LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
+    ".txt": "YOLO",
+    ".json": "COCO or labelme",
+    ".xml": "Pascal VOC boxes",
+    ".csv": "a table of another name than labels.csv",
+    ".tsv": "a table",
+    ".npy": "arrays",
+    ".mat": "arrays",
+}
+READ = (
+    "labels are read from masks (masks/A.png for images/A.jpg), class folders, labels.csv (columns path, label), and, in shards, "
+    "KEY.mask.png or KEY.cls"
+)
+
+
+def class_names(found: Found, tally: Tally) -> list[str]:
+    """Names by id; numbers where the source has no names, none without labels."""
+    if not tally.task:
+        return []
+    return found.classes or [str(i) for i in range(max(max(tally.classes[split], default=-1) for split in SPLITS) + 1)]
+
+
+def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
+    """The content of report.json; `lines` are those of `summarise`."""
+    counts, names = tally.counts, class_names(found, tally)
+    weights = {split: _weights(tally, split, len(names)) for split in SPLITS}  # pixels or pictures of each class
+    report: dict[str, Any] = {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks")}
+    report |= {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
+    report |= found.counts | {name: counts[name] for name in ("labels_lost", "label_conflicts")}
+    report |= {name: counts[name] for name in ("reduced", "files_of_many", "pictures_in_them")}
+    passed_over = {suffix: {"count": n, "example": name} for suffix, (n, name) in sorted(found.passed_over.by_suffix.items())}
+    folders = {kind: {"count": n, "example": name} for kind, (n, name) in sorted(found.passed_over.folders.items())}
+    report |= {
+        "ignored_files": sum(n for n, _ in found.passed_over.by_suffix.values()),
+        "passed_over": passed_over,
+        "folders_passed_over": folders,
+        "warnings": dict(sorted(tally.warnings.items())),
+        "labels": found.labels,
+        "labels_found_in": found.where if tally.task else None,
+        "labels_per_class": {name: int(weights["train"][i] + weights["val"][i]) for i, name in enumerate(names)},
+        "labels_per_class_and_split": {
+            split: {name: int(weights[split][i]) for i, name in enumerate(names)} for split in SPLITS if tally.task
+        },
+        "pictures_per_class_and_split": {
+            split: dict(zip(names, _padded(tally.labels_of(split), len(names)).tolist(), strict=True)) for split in SPLITS if tally.task
+        },
+    }
+    return report | {"summary": lines, "examples": tally.examples}
+
+
+def summarise(settings: Ingest, found: Found, tally: Tally) -> list[str]:
+    """What is said at the end, a line each."""
+    return [*_labels(found, tally), *_reductions(settings, found, tally), *_odd_labels(settings, found, tally), *_odd_files(found, tally)]
+
+
+def _labels(found: Found, tally: Tally) -> Iterator[str]:
+    """Task, where labels are, classes with their counts."""
+    if not tally.task:
+        if not found.wanted:
+            yield "labels were not looked for, as ingest.labels is none"
+            return
+        like = found.passed_over.words(set(LABEL_LIKE))
+        kinds = ", ".join(LABEL_LIKE[suffix] for suffix in LABEL_LIKE if suffix in found.passed_over.by_suffix)
+        found_here = f" ({like} may be labels in a form that is not read: {kinds})" if like else ""
+        yield f"no label was found{found_here}; {READ}"
+        return
+    counts, names = tally.counts, class_names(found, tally)
+    yield (
+        f"{tally.task}: {counts['labelled_train']} of {counts['train']} train pictures and {counts['labelled_val']} of {counts['val']} val "
+        f"pictures are labelled, by {found.where}"
+    )
+    pixels = tally.task == "segmentation"
+    weights = {split: _weights(tally, split, len(names)) for split in SPLITS}
+    pictures = {split: _padded(tally.labels_of(split), len(names)) for split in SPLITS}
+    order = sorted(range(len(names)), key=lambda i: (-weights["train"][i], i))
+    shown = order if len(order) <= MOST_CLASSES else order[: MOST_CLASSES - 1]
+    for i in shown:
+        yield f"class {names[i]}: " + ", ".join(_class_in(split, i, weights, pictures, pixels) for split in SPLITS if counts[split])
+    if rest := order[len(shown) :]:
+        yield f"{len(rest)} more classes, of which {names[rest[-1]]} has least: " + ", ".join(
+            _class_in(split, rest[-1], weights, pictures, pixels) for split in SPLITS if counts[split]
+        )
+
+
+def _class_in(split: str, i: int, weights: dict[str, np.ndarray], pictures: dict[str, np.ndarray], pixels: bool) -> str:
+    share = f" with {weights[split][i] / max(weights[split].sum(), 1):.2%} of the pixels" if pixels and pictures[split][i] else ""
+    return f"{pictures[split][i]} pictures of {split}{share}"
+
+
+def _reductions(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
+    counts = tally.counts
+    if counts["reduced"]:
+        ((width, height), _), *_ = tally.sizes.most_common(1)
+        kept = counts["train"] + counts["val"]
+        yield (
+            f"{counts['reduced']} of {kept} pictures were reduced to a short side of {settings.short_side} px (ingest.short_side), most "
+            f"often from {width} x {height}"
+        )
+    if tally.task == "segmentation" and counts["reduced"]:
+        before, after = tally.source_values, tally.mask_values["train"] + tally.mask_values["val"]
+        shares = [values / max(values.sum(), 1) for values in (before, after)]
+        for i, name in enumerate(class_names(found, tally)):
+            lost = 1 - shares[1][i] / shares[0][i] if before[i] else 0.0
+            if not (lost >= 0.5 or tally.vanished[i] > 0.1 * tally.shown[i]):
+                continue
+            gone = f" and is gone from {tally.vanished[i]} of {tally.shown[i]} masks" if tally.vanished[i] else ""
+            share = f"{max(lost, 0):.0%} of its share of the pixels"
+            yield f"class {name!r} lost {share}{gone} by this; raise ingest.short_side (null: keep sizes)"
+
+
+def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
+    if not tally.task:
+        return
+    names, measured = class_names(found, tally), bool(tally.counts["labelled_val"])
+    train, val = (_padded(tally.labels_of(split), len(names)) for split in SPLITS)
+    for chosen, text in (
+        ((train == 0) & (val > 0), "labels in val and none in train, so measured and never learnt"),
+        ((train == 0) & (val == 0), "no label at all, so never learnt"),
+        ((train > 0) & (val == 0) & measured, "labels in train and none in val, so learnt and never measured"),
+    ):
+        if chosen.any():
+            which = [name for name, is_one in zip(names, chosen, strict=True) if is_one]
+            yield f"classes with {text}: {', '.join(which[:5])}{f' and {len(which) - 5} more' if len(which) > 5 else ''}"
+    n_val = tally.counts["labelled_val"]
+    if not found.has_val and measured and n_val < FEW:
+        yield (
+            f"{n_val} labelled pictures were drawn for val, and all figures rest on them; raise ingest.val_fraction "
+            f"({settings.val_fraction:g}) or put labelled pictures of each class into a folder val/"
+        )
+    values = tally.mask_values["train"] + tally.mask_values["val"]
+    unknown = values[IGNORE] / max(values.sum(), 1)
+    if unknown > 0.5:
+        yield f"{unknown:.0%} of the masks' pixels are {IGNORE}, which means unknown; is it meant as a class?"
+
+
+def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
+    counts = tally.counts
+    if counts["files_of_many"]:
+        yield (
+            f"{counts['files_of_many']} files hold {counts['pictures_in_them']} frames or pages, and only the first of each was taken; "
+            "save the others as files of their own if they are to be used"
+        )
+    if n := sum(count for count, _ in found.passed_over.by_suffix.values()):
+        yield f"{n} files were passed over: {found.passed_over.words()}"
+    for kind, text in FOLDERS.items():
+        if kind in found.passed_over.folders:
+            count, example = found.passed_over.folders[kind]
+            yield f"{count} {text} (such as {example})"
+    for name, text in ODDITIES.items():
+        if n := found.counts.get(name, counts[name]):
+            yield f"{n} {text}"
+    for name, n in sorted(tally.warnings.items()):
+        yield f"{n} {WARNINGS[name]}"
+    yield from found.notes
+
+
+def _weights(tally: Tally, split: str, n: int) -> np.ndarray:
+    """int64 (n): of each class, pixels of masks or pictures."""
+    return tally.mask_values[split][:n] if tally.task == "segmentation" else _padded(tally.labels_of(split), n)
+
+
+def _padded(values: np.ndarray, n: int) -> np.ndarray:
+    return np.pad(values[:n], (0, max(n - len(values), 0)))

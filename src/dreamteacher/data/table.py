@@ -1,0 +1,119 @@
+"""The files of a source: which are pictures, which masks of which; in a temporary database on disk, so that memory does not grow.
+
+File names are plain text here: pathlib interns every part of a path, and Python 3.12 never frees what is interned.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import sqlite3
+from collections.abc import Iterable, Iterator
+
+from dreamteacher.data.items import utf8
+from dreamteacher.data.layout import meaning
+from dreamteacher.data.names import UNLABELLED, Row, nfc, row, tidy
+from dreamteacher.data.trees import ALL_PICTURES, SPLIT_LIST, Tree
+
+# A mask `m` and a picture `p` belong together if they share a key; the pairs of columns in the order of how telling they are.
+KEYS = (("key", "key"), ("key2", "key"), ("key", "key2"), ("key2", "key2"))
+FINDS_ITS_PICTURE = " OR ".join(
+    f"EXISTS (SELECT 1 FROM files AS p WHERE p.{of_picture} = m.{of_mask} AND p.role = 'picture')" for of_mask, of_picture in KEYS
+)
+BY_TAIL = " OR ".join(  # A_mask.png is a mask if there is a picture A, and no reason to look for one named A_mask
+    f"EXISTS (SELECT 1 FROM files AS p WHERE p.{key} = m.key2 AND p.role = 'picture')" for key in ("key", "key2")
+)
+
+
+def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
+    """A table `files` of the rows, each name once, and an empty one `labels`."""
+    table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
+    table.execute(
+        "CREATE TABLE files (name TEXT PRIMARY KEY, key TEXT, key2 TEXT, role TEXT, split TEXT, class TEXT, top TEXT, below TEXT, "
+        "rank INTEGER) WITHOUT ROWID"
+    )
+    table.execute("CREATE TABLE labels (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+    table.execute("CREATE TABLE pairs (picture TEXT PRIMARY KEY, mask TEXT, n INTEGER) WITHOUT ROWID")
+    table.execute("BEGIN")
+    table.create_function("nfc", 1, nfc, deterministic=True)
+    table.executemany(f"INSERT OR IGNORE INTO files VALUES ({', '.join('?' * len(Row._fields))})", rows)
+    table.execute("CREATE INDEX by_key ON files (key, role)")
+    table.execute("CREATE INDEX by_key2 ON files (key2, role) WHERE key2 IS NOT NULL")
+    return table
+
+
+def one(table: sqlite3.Connection, query: str) -> int:
+    """The number that `query` gives."""
+    return int(table.execute(query).fetchone()[0])
+
+
+def tell_masks_from_pictures(table: sqlite3.Connection) -> None:
+    """Give every file its final role, and every picture its masks (table `pairs`: the one that counts, and how many are as good)."""
+    table.execute(f"UPDATE files AS m SET role = 'no mask' WHERE role = 'tail' AND NOT ({BY_TAIL})")
+    are_masks = one(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE role = 'mask?' AND ({FINDS_ITS_PICTURE}))")
+    table.execute("UPDATE files SET role = 'mask' WHERE role = 'tail' OR (role = 'mask?' AND ?)", [are_masks])
+    table.execute("UPDATE files SET role = 'picture', key2 = NULL WHERE role IN ('no mask', 'mask?')")
+    for of_mask, of_picture in KEYS:  # of a picture the first that is inserted stays
+        table.execute(
+            f"INSERT OR IGNORE INTO pairs SELECT p.name, min(m.name), count(*) FROM files AS p "
+            f"JOIN files AS m ON m.{of_mask} = p.{of_picture} AND m.role = 'mask' WHERE p.role = 'picture' "
+            "GROUP BY p.name, m.rank ORDER BY p.name, m.rank"
+        )
+    masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
+    table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra tail' AND ? AND ({BY_TAIL})", [masks])
+    table.execute("UPDATE files SET role = 'extra' WHERE role = 'extra?' AND ?", [masks])
+    table.execute("UPDATE files SET role = 'picture', key2 = NULL WHERE role IN ('extra tail', 'extra?')")
+
+
+def respect_classes(table: sqlite3.Connection, classes: list[str] | None) -> None:
+    """Where classes.txt lists all the outermost folders, those named as a split or as masks are classes too."""
+    tops = {top for (top,) in table.execute("SELECT DISTINCT top FROM files") if top.lower() not in UNLABELLED}
+    if classes and len(tops) > 1 and tops <= set(classes):
+        named = [(top,) for top in tops if meaning(top).role or meaning(top).split is not None]
+        table.executemany("UPDATE files SET role = 'picture', key2 = NULL, split = NULL, class = top WHERE top = ?", named)
+
+
+def split_by_lists(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> list[str]:
+    """Pictures whose folders name no split take that of the lists (Pascal VOC's ImageSets); what several name is val before test before
+    train.
+
+    Returns:
+        The lists that name pictures.
+    """
+    table.execute("CREATE TABLE listed (key TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
+    task = "/Segmentation/" if one(table, "SELECT EXISTS (SELECT 1 FROM pairs)") else "/Main/"
+    chosen = [name for name in lists if task in name] or [name for name in lists if "/Main/" not in name and "/Segmentation/" not in name]
+    used = []
+    for name in sorted(chosen, key=lambda name: (("train", "test", "val").index(_split_of_list(name)), name)):
+        rows = ((key, _split_of_list(name)) for key in _keys_in_list(tree, name))
+        table.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
+        used.append(name)
+    changed = table.execute(
+        "UPDATE files SET split = (SELECT split FROM listed WHERE listed.key = files.key) "
+        "WHERE role = 'picture' AND split IS NULL AND key IN (SELECT key FROM listed)"
+    ).rowcount
+    return used if changed else []
+
+
+def _split_of_list(name: str) -> str:
+    stem = posixpath.basename(name)
+    return "train" if stem.startswith("train") else "test" if stem.startswith("test") else "val"
+
+
+def _keys_in_list(tree: Tree, name: str) -> Iterator[str]:
+    """The keys of the pictures that the lines name by their stems; a number behind one, or its mask, is passed over."""
+    found, lines = SPLIT_LIST.search(name), tree.open_text(name)
+    assert found and lines, "lists are files that match"
+    with lines, utf8(f"{tree}/{name}"):
+        for line in lines:
+            words = line.split()
+            picture = tidy(words[0].lstrip("/") if len(words) == 2 else line.strip())
+            stem, suffix = posixpath.splitext(picture)
+            if stem:
+                yield row(f"{name[: found.start(2)]}{stem if suffix.lower() in ALL_PICTURES else picture}.jpg").key
+
+
+def choose_the_val_split(table: sqlite3.Connection) -> bool:
+    """Whether the source has its own val split: folders named val, else those named dev or eval, which are test beside val."""
+    has_val = one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture' AND split = 'val')")
+    changed = table.execute("UPDATE files SET split = ? WHERE split = 'val?'", ["test" if has_val else "val"]).rowcount
+    return bool(has_val or changed)

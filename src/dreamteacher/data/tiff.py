@@ -1,0 +1,327 @@
+"""TIFF as scientists write it: its layout by the header alone, and its values at full depth, which Pillow's pixel types cannot hold."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dreamteacher.data.formats import BadPicture
+
+# Numbers of tags (TIFF 6.0; 42113 is GDAL's).
+SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 254, 256, 257, 258, 259, 262, 266, 270
+STRIPS, ORIENTATION, SAMPLES, ROWS, STRIP_SIZES, PLANAR, PREDICTOR = 273, 274, 277, 278, 279, 284, 317
+TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT, NODATA = 322, 323, 324, 325, 338, 339, 42113
+# What describes the pixels; everything else is metadata. (292, 293: CCITT; 320: colour map; 347, 512 to 521: JPEG; 529 to 532: YCbCr.)
+PIXEL_TAGS = {
+    *(SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIPS, ORIENTATION, SAMPLES, ROWS, STRIP_SIZES, PLANAR),
+    *(PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT, 292, 293, 320, 347, *range(512, 522), *range(529, 533)),
+}
+
+_TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
+_KINDS = {1: "unsigned integer", 2: "signed integer", 3: "float", 4: "unsigned integer", 5: "complex integer", 6: "complex"}
+# Lossless compressions, whose stream is the same bytes whatever the samples mean; the differences of a predictor are undone here.
+_PLAIN, _WITH_PREDICTOR = {1, 32773}, {5, 8, 32946, 34925, 50000}
+_COMPRESSIONS = {6: "old JPEG", 7: "JPEG", 34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 34887: "LERC", 50002: "JPEG XL"}
+_PHOTOMETRICS = {
+    4: "a transparency mask",
+    8: "CIELab",
+    9: "ICCLab",
+    32803: "a camera's raw sensor (DNG)",
+    34892: "a camera's raw data (DNG)",
+}
+_PHOTOMETRICS |= {32844: "LogL", 32845: "LogLuv"}
+_NEEDED = PIXEL_TAGS | {DESCRIPTION, NODATA}
+_MOST_VALUES = 4_000_000  # of one tag: strips of one row, or tiles of 16 x 16 of a picture of 10^9 pixels
+
+_MOST_PAGES = 1_000_000
+
+
+class _File(NamedTuple):
+    """A file, its byte order, struct's letters for its offsets and counts, and the bytes of an entry."""
+
+    data: bytes
+    order: str
+    word: str
+    count: str
+    entry: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the header of a TIFF says of its first picture of full size.
+
+    frames: pictures of full size in the file. bits: of each sample, 0 if they differ. kind: SampleFormat (1 unsigned, 2 signed,
+    3 float, 5 and 6 complex). alpha: index of the band that the file calls transparency, None if it calls none so; premultiplied: by
+    it. nodata: GDAL's marker.
+    """
+
+    order: str
+    tags: dict[int, tuple]
+    frames: int
+    width: int
+    height: int
+    bands: int
+    bits: int
+    kind: int
+    photometric: int
+    compression: int
+    planar: bool
+    alpha: int | None
+    premultiplied: bool
+    nodata: float | None
+    orientation: int
+    is_first: bool
+
+    @property
+    def is_deep(self) -> bool:
+        """Its samples are more than unsigned bytes. (Ink of 16 bits is left to Pillow, which takes the high byte.)"""
+        return self.photometric not in (3, 5) and (self.bits > 8 or self.bits == 0 or self.kind not in (1, 4))
+
+    @property
+    def colours(self) -> int:
+        """3 if three bands or more are no transparency (the first three are red, green and blue), else 1 (the first is grey)."""
+        return 3 if self.bands - (self.alpha is not None) >= 3 else 1
+
+    def __str__(self) -> str:
+        sample = f"{self.bits}-bit {_KINDS.get(self.kind, 'unknown')}" if self.bits else "different depths"
+        words = f"a TIFF of {self.bands} band{'s' * (self.bands > 1)} of {sample}"
+        if self.photometric in _PHOTOMETRICS:
+            words += f", {_PHOTOMETRICS[self.photometric]}"
+        if self.compression not in _PLAIN | _WITH_PREDICTOR:
+            words += f", compressed by {_COMPRESSIONS.get(self.compression, f'method {self.compression}')}"
+        return words
+
+
+def orientation_of(exif: bytes) -> int:
+    """The orientation (1 to 8) in a block of EXIF, whatever else in it is broken; 1 if there is none."""
+    try:
+        return _orientation(_tags(*next(_directories(exif.removeprefix(b"Exif\0\0")))))
+    except (struct.error, StopIteration, ValueError):
+        return 1
+
+
+def read_layout(data: bytes) -> Layout:
+    """Read the header.
+
+    Raises:
+        ValueError, struct.error: it is damaged.
+    """
+    directories = list(_directories(data))
+    # Reduced copies (pyramids, thumbnails) and masks are no pictures. Entries are sorted, so SUBFILE is among the first.
+    full = [each for each in directories if not _one(_tags(*each[:2], min(each[2], 4)), SUBFILE, 0) & 0b101]
+    if not directories:
+        raise ValueError("a TIFF without a picture")
+    chosen = (full or directories)[0]
+    tags = _tags(*chosen)
+    # ImageJ writes one directory for a stack of more than 4 GB.
+    stack = re.match(rb"ImageJ=[^\0]*\nimages=(\d{1,9})\s", b"".join(tags.get(DESCRIPTION, ())))
+    bands = _one(tags, SAMPLES, 1)
+    bits = tags.get(BITS, (1,))[:bands]
+    kinds = tags.get(FORMAT, (1,))[:bands]
+    extra = tags.get(EXTRA, ())
+    alpha = next((bands - len(extra) + i for i, meaning in enumerate(extra) if meaning in (1, 2, 999)), None)  # 999: CorelDRAW's
+    try:
+        nodata = float(b"".join(tags.get(NODATA, ())).split(b"\0")[0])
+    except ValueError:
+        nodata = None
+    layout = Layout(
+        order="<" if data[:2] == b"II" else ">",
+        tags=tags,
+        frames=max(len(full), 1, int(stack[1]) if stack and len(directories) == 1 else 0),
+        width=_one(tags, WIDTH),
+        height=_one(tags, HEIGHT),
+        bands=bands,
+        bits=bits[0] if len(set(bits)) == 1 else 0,
+        kind=kinds[0] if len(set(kinds)) == 1 else 0,
+        photometric=_one(tags, PHOTOMETRIC, 0),
+        compression=_one(tags, COMPRESSION, 1),
+        planar=_one(tags, PLANAR, 1) == 2 and bands > 1,
+        alpha=alpha if alpha is not None and 0 < alpha < bands else None,
+        premultiplied=alpha is not None and 1 in extra,
+        nodata=nodata,
+        orientation=_orientation(tags),
+        is_first=chosen is directories[0],
+    )
+    if min(layout.width, layout.height, layout.bands) < 1:
+        raise ValueError("a picture without pixels")
+    return layout
+
+
+def without_metadata(data: bytes, layout: Layout) -> bytes:
+    """The file with a directory of only the tags that pixels need."""
+    return _with_directory(data, layout, {tag: value for tag, value in layout.tags.items() if tag in PIXEL_TAGS})
+
+
+def read_values(data: bytes, layout: Layout, bands: list[int], max_bytes: int) -> np.ndarray:
+    """The values of some bands as they are stored: (H, W, len(bands)), of the file's own type (depths between 8 and 16 as uint16).
+
+    libtiff (in Pillow) decompresses the strips or tiles as rows of plain bytes; what the bytes mean is settled here. Where white is
+    zero, unsigned values are inverted.
+
+    Raises:
+        BadPicture: samples, compression or size (more than `max_bytes` in memory) are none that can be read.
+        Exception: the data is damaged.
+    """
+    dtype = _dtype(layout)
+    if dtype is None or layout.compression not in _PLAIN | _WITH_PREDICTOR or layout.photometric not in (0, 1, 2):
+        raise not_read(layout)
+    samples = 1 if layout.planar else layout.bands  # in one row of a plane
+    if layout.width * layout.height * samples * max(layout.bits // 8, 1) > max_bytes:
+        raise BadPicture(f"too large: {layout.width} x {layout.height} pixels of {layout} need more than {max_bytes // 1_000_000} MB")
+    if layout.planar:
+        values = np.dstack([_read_plane(data, layout, dtype, 1, band) for band in bands])
+    else:
+        values = _read_plane(data, layout, dtype, samples, 0).reshape(layout.height, layout.width, samples)
+        if list(range(samples)) != bands:
+            values = np.ascontiguousarray(values[..., bands])
+    if layout.photometric == 0 and layout.kind in (1, 4):
+        values = ((1 << layout.bits) - 1 - values).astype(values.dtype)
+    return values
+
+
+def not_read(layout: Layout) -> BadPicture:
+    """Says what the file is and how to make a picture of it."""
+    choose = " -b 1 -b 2 -b 3" if layout.colours == 3 else " -b 1"
+    return BadPicture(f"{layout}, which is not read; write 8 or 16 bits (gdal_translate{choose} -scale -ot Byte)")
+
+
+def _dtype(layout: Layout) -> np.dtype | None:
+    """The numpy type of one sample as it lies in the file; packed depths as uint16; None if there is none."""
+    kind = {1: "u", 2: "i", 3: "f", 4: "u"}.get(layout.kind)
+    if kind == "u" and 0 < layout.bits < 16 and layout.bits != 8:
+        return np.dtype(np.uint16)
+    if kind and layout.bits in ((16, 32, 64) if kind == "f" else (8, 16, 32, 64)):
+        return np.dtype(f"{layout.order}{kind}{layout.bits // 8}")
+    return None
+
+
+def _read_plane(data: bytes, layout: Layout, dtype: np.dtype, samples: int, band: int) -> np.ndarray:
+    """(H, W * samples) of one plane. The file is shown to libtiff as a grey picture of bytes, as wide as a row has bytes."""
+    packed = layout.bits % 8 != 0
+    tile_width = _one(layout.tags, TILE_WIDTH, 0)
+    block = tile_width or layout.width  # pixels of a row that are compressed together
+    row = (block * samples * layout.bits + 7) // 8
+    across = -(-layout.width // block)
+    tags = {tag: layout.tags[tag] for tag in (FILL_ORDER, ROWS, TILE_HEIGHT) if tag in layout.tags}
+    tags |= {WIDTH: (row * across,), HEIGHT: (layout.height,), BITS: (8,), SAMPLES: (1,), PHOTOMETRIC: (1,), PLANAR: (1,)}
+    tags |= {COMPRESSION: (layout.compression,)} | ({TILE_WIDTH: (row,)} if tile_width else {})
+    for places, sizes in ((STRIPS, STRIP_SIZES), (TILES, TILE_SIZES)):
+        if places in layout.tags:
+            down = -(-layout.height // max(1, min(_one(layout.tags, TILE_HEIGHT if tile_width else ROWS, layout.height), layout.height)))
+            mine = slice(band * down * across, (band + 1) * down * across) if layout.planar else slice(None)
+            tags[places] = layout.tags[places][mine]
+            if sizes in layout.tags:
+                tags[sizes] = layout.tags[sizes][mine]
+    with Image.open(io.BytesIO(_with_directory(data, layout, tags)), formats=("TIFF",)) as image:
+        rows = np.array(image).reshape(layout.height, across, row)
+    if packed:
+        values = _unpack(rows, layout.bits, block * samples)
+    else:
+        predictor = _one(layout.tags, PREDICTOR, 1) if layout.compression in _WITH_PREDICTOR else 1
+        if predictor == 3:  # the bytes of all first, then of all second places ..., most significant first, as differences
+            rows = np.cumsum(rows.reshape(layout.height, across, -1, samples), axis=2, dtype=np.uint8).reshape(rows.shape)
+            rows = rows.reshape(layout.height, across, dtype.itemsize, block * samples).swapaxes(2, 3)
+            values = np.ascontiguousarray(rows).view(dtype.newbyteorder(">"))[..., 0]
+        else:
+            values = rows.view(dtype)
+        values = values.astype(dtype.newbyteorder("="), copy=False)
+        if predictor == 2:
+            unsigned = values.view(f"u{dtype.itemsize}").reshape(layout.height, across, block, samples)
+            values = np.cumsum(unsigned, axis=2, dtype=unsigned.dtype).view(values.dtype).reshape(values.shape)
+    return values.reshape(layout.height, -1)[:, : layout.width * samples]
+
+
+def _unpack(rows: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Samples of `bits` bits that lie without gaps, most significant first: (H, blocks, bytes) -> uint16 (H, blocks, count)."""
+    values = np.empty((*rows.shape[:2], count), np.uint16)
+    weights = (1 << np.arange(bits - 1, -1, -1)).astype(np.uint16)
+    for y in range(len(rows)):
+        values[y] = np.unpackbits(rows[y], axis=-1)[:, : count * bits].reshape(-1, count, bits) @ weights
+    return values
+
+
+def _with_directory(data: bytes, layout: Layout, tags: dict[int, tuple]) -> bytes:
+    """`data` as a (classic) file whose only directory has these tags; what they point to stays where it is."""
+    order, start = layout.order, len(data) + len(data) % 2
+    after = start + 2 + 12 * len(tags) + 4
+    entries, long = [], b""
+    for tag, values in sorted(tags.items()):
+        kind = 7 if isinstance(values[0], bytes) else 11 if isinstance(values[0], float) else 4 if max(values) > 0xFFFF else 3
+        letter = _TYPES[kind]
+        body = b"".join(values) if letter == "s" else struct.pack(f"{order}{len(values)}{letter}", *values)
+        count = len(body) if letter == "s" else len(values)
+        if len(body) > 4:
+            body, long = struct.pack(order + "I", after + len(long)), long + body + b"\0" * (len(body) % 2)
+        entries.append(struct.pack(order + "HHI", tag, kind, count) + body.ljust(4, b"\0"))
+    directory = struct.pack(order + "H", len(tags)) + b"".join(entries) + bytes(4) + long
+    head = data[:2] + struct.pack(order + "HI", 42, start)
+    return b"".join((head, memoryview(data)[8:], b"\0" * (len(data) % 2), directory))
+
+
+def _directories(data: bytes) -> Iterator[tuple[_File, int, int]]:
+    """(file, place of the first entry, number of entries) of each directory in the chain."""
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        raise ValueError("no TIFF")
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    file = _File(data, order, *(("Q", "Q", 20) if big else ("I", "H", 12)))
+    (place,) = struct.unpack_from(order + file.word, data, 8 if big else 4)
+    seen: set[int] = set()
+    while place and place not in seen and len(seen) < _MOST_PAGES:
+        seen.add(place)
+        try:
+            (count,) = struct.unpack_from(order + file.count, data, place)
+            start = place + struct.calcsize(file.count)
+            yield file, start, min(count, max(len(data) - start, 0) // file.entry)
+            (place,) = struct.unpack_from(order + file.word, data, start + count * file.entry)
+        except (struct.error, OverflowError):
+            return
+
+
+def _tags(file: _File, start: int, count: int) -> dict[int, tuple]:
+    """The values of the tags that are needed here: of each the first entry; entries that are broken are left out."""
+    tags: dict[int, tuple] = {}
+    for at in range(start, start + min(count, 65535) * file.entry, file.entry):
+        tag, kind = struct.unpack_from(file.order + "HH", file.data, at)
+        if tag in _NEEDED and tag not in tags and (value := _values(file, kind, at + 4)):
+            tags[tag] = value
+    return tags
+
+
+def _values(file: _File, kind: int, at: int) -> tuple:
+    """The values of one entry, rationals as quotients, text as one bytes; empty if they are broken or lie outside the file."""
+    if kind not in _TYPES:
+        return ()
+    letters, inline = _TYPES[kind], struct.calcsize(file.word)
+    (count,) = struct.unpack_from(file.order + file.word, file.data, at)
+    place, size = at + inline, struct.calcsize(file.order + letters) * count
+    if size > inline:
+        (place,) = struct.unpack_from(file.order + file.word, file.data, place)
+    if not 0 < count <= _MOST_VALUES or place + size > len(file.data):
+        return ()
+    if letters == "s":
+        return (file.data[place : place + count],)
+    values = struct.unpack_from(f"{file.order}{count * len(letters)}{letters[0]}", file.data, place)
+    if len(letters) == 2:
+        return tuple(a / b if b else 0.0 for a, b in zip(values[::2], values[1::2], strict=True))
+    return values
+
+
+def _orientation(tags: dict[int, tuple]) -> int:
+    value = tags.get(ORIENTATION, (1,))[0]
+    return value if value in range(1, 9) else 1
+
+
+def _one(tags: dict[int, tuple], tag: int, default: int | None = None) -> int:
+    value = tags.get(tag, (default,))[0]
+    value = value if isinstance(value, int) else default
+    if value is None:
+        raise ValueError(f"tag {tag} of the TIFF is missing or no number")
+    return value

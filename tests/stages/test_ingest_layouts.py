@@ -1,0 +1,217 @@
+"""Masks, splits and classes are found where well-known sets and tools put them, or refused; a mask never becomes a training picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ingest_sources import facts, manifest, mask_of, picture, report, run, save
+from PIL import Image
+
+from dreamteacher.data.layout import meaning
+from dreamteacher.errors import UserError
+
+# Each: where the picture, its mask, and what else lies beside it; {i} of 0 to 3 are train, 4 and 5 val.
+LAYOUTS = {
+    "ours": ("images/{s}/{i}.jpg", "masks/{s}/{i}.png"),
+    "Cityscapes": (
+        "leftImg8bit/{s}/aachen/a_{i}_leftImg8bit.png",
+        "gtFine/{s}/aachen/a_{i}_gtFine_labelTrainIds.png",
+        "gtFine/{s}/aachen/a_{i}_gtFine_labelIds.png",
+        "gtFine/{s}/aachen/a_{i}_gtFine_instanceIds.png",
+        "gtFine/{s}/aachen/a_{i}_gtFine_color.png",
+    ),
+    "ADE20K": ("images/{training}/ADE_{i}.jpg", "annotations/{training}/ADE_{i}.png"),
+    "CamVid, SegNet's": ("{s}/{i}.png", "{s}annot/{i}.png"),
+    "CamVid": ("{s}/images/0001TP_{i}.png", "{s}/LabeledApproved_full/0001TP_{i}_L.png"),
+    "mmsegmentation": ("img_dir/{s}/{i}.jpg", "ann_dir/{s}/{i}.png"),
+    "BDD100K": ("images/10k/{s}/{i}.jpg", "labels/sem_seg/masks/{s}/{i}.png", "labels/sem_seg/colormaps/{s}/{i}.png"),
+    "KITTI": (
+        "data_semantics/{training}/image_2/{i}_10.png",
+        "data_semantics/{training}/semantic/{i}_10.png",
+        "data_semantics/{training}/semantic_rgb/{i}_10.png",
+        "data_semantics/{training}/instance/{i}_10.png",
+    ),
+    "Mapillary": ("{training}/images/{i}.jpg", "{training}/v1.2/labels/{i}.png", "{training}/v1.2/instances/{i}.png"),
+    "Kvasir": ("{s}/images/{i}.jpg", "{s}/masks/{i}.jpg.png"),
+    "ISIC": ("ISIC_{training}_Input/I_{i}.jpg", "ISIC_{training}_GroundTruth/I_{i}_segmentation.png"),
+    "COCO-stuff": ("images/{s}2017/{i}.jpg", "stuffthingmaps/{s}2017/{i}.png"),
+    "LoveDA": ("{s}/Rural/images_png/{i}.png", "{s}/Rural/masks_png/{i}.png"),
+    "Potsdam": (
+        "{s}/2_Ortho_RGB/p_{i}_RGB.tif",
+        "{s}/5_Labels_all/p_{i}_label.tif",
+        "{s}/5_Labels_all_noBoundary/p_{i}_label_noBoundary.tif",
+    ),
+    "DeepGlobe": ("{s}/{i}_sat.jpg", "{s}/{i}_mask.png"),
+    "labelme": (
+        "{s}/JPEGImages/{i}.jpg",
+        "{s}/SegmentationClassPNG/{i}.png",
+        "{s}/SegmentationClassVisualization/{i}.png",
+        "{s}/SegmentationObjectPNG/{i}.png",
+    ),
+    "Supervisely": ("{s}/img/{i}.jpg", "{s}/masks_machine/{i}.png", "{s}/masks_human/{i}.png"),
+    "nnU-Net": ("{s}/images{tr}/c_{i}_0000.png", "{s}/labels{tr}/c_{i}.png"),
+    "JPG and MASK": ("{s}/JPG/{i}.jpg", "{s}/MASK/{i}.png"),
+    "img and mask": ("{s}/img/{i}.jpg", "{s}/mask/{i}.png"),
+    "imgs": ("imgs/{s}/{i}.jpg", "annotations/{s}/{i}.png"),
+    "input and target": ("input/{s}/{i}.png", "target/{s}/{i}.png"),
+    "rgb and gt": ("{s}/rgb/{i}.png", "{s}/gt/{i}.png"),
+    "train_images": ("{s}_images/{i}.jpg", "{s}_masks/{i}.png"),
+    "Image and Label": ("{s}/Image/{i}.jpg", "{s}/Label/{i}.png"),
+    "beside each other": ("{s}/{i}.jpg", "{s}/{i}_seg.png", "{s}/{i}_overlay.png", "{s}/{i}_color.png"),
+    "with overlays": ("images/{s}/{i}.jpg", "masks/{s}/{i}.png", "overlays/{s}/{i}.png", "masks/{s}/{i}_vis.png", "vis/{s}/{i}.png"),
+}
+
+
+def lay_out(source: Path, places: tuple[str, ...], classes: str | None = "ground\nthing\n") -> Path:
+    for i in range(6):
+        split = "train" if i < 4 else "val"
+        words = {"s": split, "training": {"train": "training", "val": "validation"}[split], "tr": {"train": "Tr", "val": ""}[split], "i": i}
+        for place, image in zip(places, [picture(i), mask_of(1), *[mask_of(200 + i).convert("RGB")] * 4], strict=False):
+            save(image, source / place.format(**words))
+    if classes:
+        source.mkdir(exist_ok=True)
+        (source / "classes.txt").write_text(classes)
+    return source
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_masks_of_well_known_layouts_are_found(name, tmp_path):
+    source, out = lay_out(tmp_path / "in", LAYOUTS[name]), tmp_path / "out"
+    assert run(source, out) == {"n_train": 4, "n_val": 2, "n_labelled": 6, "n_quarantined": 0, "n_duplicates": 0, "n_leaks": 0}
+    suffix = Path(LAYOUTS[name][0]).suffix
+    assert all(row["path"].endswith(suffix) and "mask" not in row["path"].lower() for row in manifest(out))
+    assert report(out)["labels_per_class"] == {"ground": 6 * 240, "thing": 6 * 240}
+    assert report(out)["masks_without_picture"] == 0
+
+
+def test_the_lists_of_pascal_voc_give_the_splits(tmp_path):
+    root = tmp_path / "in" / "VOCdevkit" / "VOC2012"
+    for i in range(8):
+        save(picture(i), root / "JPEGImages" / f"2007_{i}.jpg")
+        if i < 6:
+            save(mask_of(1), root / "SegmentationClass" / f"2007_{i}.png")
+            save(mask_of(1), root / "SegmentationClassAug" / f"2007_{i}.png")
+            save(mask_of(3), root / "SegmentationObject" / f"2007_{i}.png")
+    for task, val in (("Main", range(8)), ("Segmentation", range(4, 6))):
+        (root / "ImageSets" / task).mkdir(parents=True)
+        (root / "ImageSets" / task / "val.txt").write_text("".join(f"2007_{i}\n" for i in val))
+        (root / "ImageSets" / task / "trainval.txt").write_text("".join(f"2007_{i}\n" for i in range(6)))
+    (tmp_path / "in" / "classes.txt").write_text("ground\nthing\n")
+    metrics = run(tmp_path / "in", tmp_path / "out", val_fraction=0.5)
+    assert (metrics["n_train"], metrics["n_val"], metrics["n_labelled"]) == (6, 2, 6)
+    assert {row["path"][-10:] for row in manifest(tmp_path / "out") if row["split"] == "val"} == {"2007_4.jpg", "2007_5.jpg"}
+    assert report(tmp_path / "out")["beside_masks"] == 6
+
+
+UNKNOWN = {
+    "folders": (
+        "{s}/Frames3/{i}.jpg",
+        "{s}/Zones/{i}.png",
+        r"Zones/ looks like masks of the pictures in \w+/Frames3/; call the folders masks/",
+    ),
+    "above": ("pics_a/{s}/{i}.png", "zones/{s}/{i}.png", "zones/ looks like masks of the pictures in pics_a/"),
+    "an ending": ("{s}/{i}.jpg", "{s}/{i}_zones.png", "files whose names end in '_zones' look like masks of the pictures beside them"),
+    "both": ("a/{i}.jpg", "b/{i}_zones.png", "b/ looks like masks of the pictures in a/"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("labels", ["auto", "none"])
+def test_masks_in_an_unknown_layout_are_refused_and_not_trained_on(name, labels, tmp_path):
+    *places, problem = UNKNOWN[name]
+    with pytest.raises(UserError, match=problem):
+        run(lay_out(tmp_path / "in", tuple(places), classes=None), tmp_path / "out", labels=labels)
+
+
+def test_colours_of_known_masks_are_not_trained_on_whatever_their_folder_is_called(tmp_path):
+    with pytest.raises(UserError, match=r"pretty/ looks like masks of the pictures in images/"):
+        run(lay_out(tmp_path / "in", ("images/{i}.jpg", "masks/{i}.png", "pretty/{i}.png")), tmp_path / "out")
+
+
+def digit(seed: int, strokes: int) -> Image.Image:
+    """Grey strokes with soft edges on black, as MNIST's."""
+    values = np.zeros((28, 28))
+    generator = np.random.default_rng(seed)
+    for _ in range(strokes):
+        x = generator.integers(4, 22)
+        values[4:24, x : x + 3] = generator.integers(40, 256, (20, 3))
+    return Image.fromarray(values.astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["photographs", "digits", "drawings", "drawings of one class"])
+def test_classes_with_equal_file_names_stay_classes(kind, tmp_path):
+    for i in range(12):
+        shapes = {
+            "photographs": (picture(i), picture(100 + i)),
+            "digits": (digit(i, 1), digit(100 + i, 4)),
+            "drawings": (mask_of(255 - i), mask_of(100 - i)),
+            "drawings of one class": (picture(i), picture(i, (20, 24)).quantize(4)),
+        }[kind]
+        for cls, image in zip(("cat", "dog"), shapes, strict=True):
+            save(image, tmp_path / "in" / cls / f"{i}.png")
+    assert run(tmp_path / "in", tmp_path / "out")["n_labelled"] == 24
+    assert facts(tmp_path / "out")["classes"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train", "dev"),
+        ("Train", "development"),
+        ("training", "validate"),
+        ("train2017", "val2017"),
+        ("train_images", "val_images"),
+        ("train-split", "val_set"),
+        ("trainset", "evaluation"),
+        ("TRAIN", "held-out"),
+        ("trainval", "holdout"),
+        ("images_train", "Eval"),
+    ],
+)
+def test_folders_that_mean_a_split_are_that_split(train, val, tmp_path):
+    for i in range(4):
+        for j, cls in enumerate(("cat", "dog")):
+            save(picture(10 * i + j), tmp_path / "in" / train / cls / f"{i}.png")
+            save(picture(10 * i + j + 5), tmp_path / "in" / val / cls / f"{i}.png")
+    assert run(tmp_path / "in", tmp_path / "out")["n_val"] == 8
+    assert facts(tmp_path / "out")["classes"] == ["cat", "dog"]
+
+
+def test_dev_and_eval_are_left_out_where_val_is_there(tmp_path):
+    for i, split in enumerate(("train", "train", "val", "dev", "eval", "test2017")):
+        save(picture(i), tmp_path / "in" / split / f"{i}.png")
+    assert run(tmp_path / "in", tmp_path / "out")["n_val"] == 1
+    assert report(tmp_path / "out")["left_out_as_test"] == 3
+
+
+@pytest.mark.parametrize(
+    ("folders", "problem"),
+    [
+        (("fold1", "fold2", "fold3"), "the folders fold1, fold2, fold3 look like parts of one set, not like classes"),
+        (("HAM_images_part_1", "HAM_images_part_2"), "look like parts of one set"),
+        (
+            ("first/cat", "first/dog", "second/cat", "second/dog"),
+            r"the folders first, second hold the same folders \(cat, dog\), as splits do",
+        ),
+        (("train/cat", "train/dog", "quiz/cat"), "train/cat/0.png is read as a picture of that split, but beside it lies the class 'quiz'"),
+    ],
+)
+def test_folders_that_may_be_splits_under_another_name_are_refused(folders, problem, tmp_path):
+    for i, folder in enumerate(folders):
+        save(picture(i), tmp_path / "in" / folder / f"{i}.png")
+    with pytest.raises(UserError, match=problem) as refusal:
+        run(tmp_path / "in", tmp_path / "out")
+    assert "list all classes in classes.txt" in str(refusal.value)
+
+
+def test_classes_that_are_named_as_splits_are_listed_in_classes_txt(tmp_path):
+    for i, name in enumerate(("plane/0.png", "train/1.png", "masks/2.png")):
+        save(picture(i), tmp_path / "in" / name)
+    (tmp_path / "in" / "classes.txt").write_text("plane\ntrain\nmasks\n")
+    assert run(tmp_path / "in", tmp_path / "out")["n_labelled"] == 3
+    assert report(tmp_path / "out")["labels_per_class"] == {"plane": 1, "train": 1, "masks": 1}
+
+
+@pytest.mark.parametrize("name", ["cat", "pregnancy_test", "with_mask", "valtra", "VOCdevkit", "seal", "fold1", "imagination"])
+def test_other_names_mean_no_split_and_no_pictures(name):
+    assert (meaning(name).split, meaning(name).role in ("", "mask?")) == (None, True)
