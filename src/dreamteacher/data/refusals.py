@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dreamteacher.data.dataset import IGNORE
-from dreamteacher.data.items import Found
+from dreamteacher.data.items import IGNORE, Found
 from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.errors import UserError
 from dreamteacher.params import Ingest

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dreamteacher.data.dataset import IGNORE
 from dreamteacher.data.decode import WARNINGS
-from dreamteacher.data.items import Found
+from dreamteacher.data.items import IGNORE, Found
 from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.params import Ingest
 
