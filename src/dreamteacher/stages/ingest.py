@@ -31,7 +31,7 @@ from dreamteacher.data.shards import ShardSet
 from dreamteacher.data.sources import find, fingerprint, inputs_of, look
 from dreamteacher.data.summary import class_names, make_report, summarise
 from dreamteacher.data.tally import SPLITS, Tally
-from dreamteacher.errors import disk_errors_in_one_line
+from dreamteacher.errors import resource_errors_in_one_line
 from dreamteacher.params import Ingest, Params
 from dreamteacher.stage import open_stage
 
@@ -57,7 +57,7 @@ def run(
             pictures, or of those that came in, quarantined; nothing is written then.
     """
     settings = params.ingest
-    with disk_errors_in_one_line():
+    with resource_errors_in_one_line("ingest"):
         place = look(str(source or settings.source))
         beside = look(str(incoming)) if incoming else None
         inputs = inputs_of(place)
