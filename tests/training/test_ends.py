@@ -22,7 +22,7 @@ from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.training.checkpoint import list_checkpoints
 from dreamteacher.training.processes import this_process
 
-SECONDS = 40  # on a busy machine; what hangs does so for ever
+SECONDS = 60  # on a busy machine; what hangs does so for ever
 WITH_WORKERS: dict[str, Any] = {"settings": {"workers": 2, "steps": 100_000, "log_every": 1}}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing as mp
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,14 +132,16 @@ def launch(function: Callable[..., Any], *args: Any) -> dict[int, Any]:
         max_restarts=0,
         start_method="forkserver",
     )
-    return elastic_launch(config, function)(*args)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    try:
+        return elastic_launch(config, function)(*args)
+    finally:
+        for signum, handler in handlers.items():  # the launcher leaves its own behind
+            signal.signal(signum, handler)
 
 
 def in_pair(folder: Path) -> dict[str, Any]:
     """In each of two processes: a whole run; then one in which only the second process is told to stop; then that one resumed."""
-    import os
-    import signal
-
     torch.set_num_threads(1)
     settings = {"precision": "fp32"}
     whole = run(folder / "whole", model=build(norm=False), settings=settings)

@@ -22,7 +22,8 @@ def warn_of_unseen(images: ImageSet, few: list[int]) -> None:
     for index in few:
         if not missing:
             return
-        missing -= set(np.unique(images.label(index)).tolist()) - ({IGNORE} if images.task == "segmentation" else set())
+        label = images.label(index)
+        missing -= set(np.unique(label).tolist()) - {IGNORE} if isinstance(label, np.ndarray) else {label}
     if missing:
         unseen = [images.classes[number] for number in sorted(missing)]
         shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
