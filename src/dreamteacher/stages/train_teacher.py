@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
@@ -17,6 +17,9 @@ from dreamteacher.teachers.diffusion import DiffusionTeacher, build_scheduler, b
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 
 def run(params: Params, *, data: Path, out: Path, start: Path | None = None, overwrite: bool = False) -> dict[str, float]:
@@ -60,8 +63,7 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
             on_eval=draw,
             eval_every=settings.sample_every,
         )
-        teacher = trained.ema or trained.model
-        assert isinstance(teacher, UNet2DModel)
+        teacher = cast("UNet2DModel", trained.ema or trained.model)
         if this_process().is_main_process:
             write_table(trained.history, stage.tmp / "curves.csv")
             if settings.samples:
@@ -77,6 +79,7 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
 @torch.no_grad()
 def _save_grid(unet: nn.Module, params: Params, path: Path) -> None:
     """Pictures that the generator dreams, by DDIM (Song et al. 2021) from fixed noise."""
+    from diffusers import DDIMScheduler
     from torchvision.utils import make_grid, save_image
 
     settings = params.teacher

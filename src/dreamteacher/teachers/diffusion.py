@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,6 +14,9 @@ from torch import Tensor, nn
 from dreamteacher.errors import UserError
 from dreamteacher.teachers.base import Tap
 from dreamteacher.training.randomness import StepRandom
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
 
 TAPS_FILE = "teacher.json"
 
@@ -40,6 +42,8 @@ def build_unet(size: str, resolution: int) -> UNet2DModel:
     Raises:
         UserError: `resolution` cannot be halved as often as the preset does.
     """
+    from diffusers import UNet2DModel
+
     preset = SIZES[size]
     widths = preset["widths"]
     coarsest = 2 ** (len(widths) - 1)
@@ -65,6 +69,8 @@ def build_unet(size: str, resolution: int) -> UNet2DModel:
 
 def build_scheduler(steps: int) -> DDPMScheduler:
     """Linear betas 1e-4 to 2e-2 over `steps` (Tab 16)."""
+    from diffusers import DDPMScheduler
+
     return DDPMScheduler(num_train_timesteps=steps, beta_start=1e-4, beta_end=2e-2, beta_schedule="linear")
 
 
@@ -219,6 +225,8 @@ def load_teacher(folder: Path, strides: list[int] | None = None) -> DiffusionTea
     Raises:
         UserError: the folder holds no teacher, a damaged one, or one without these taps.
     """
+    from diffusers import DDPMScheduler, UNet2DModel
+
     read_facts(folder)
     try:
         unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
