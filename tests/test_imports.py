@@ -18,12 +18,12 @@ TABLE = {
     "finetune": TORCH,
     "compare_data": TORCH,
     "export_onnx": {"torch", "onnx", "onnxruntime"},
-    "train_teacher": TORCH | {"diffusers"},
-    "train_interpreter": TORCH | {"diffusers"},
-    "distill_features": TORCH | {"diffusers"},
-    "distill_labels": TORCH | {"diffusers"},
-    "evaluate": TORCH | {"diffusers"},
-    "record": TORCH | {"diffusers"},
+    "train_teacher": TORCH,
+    "train_interpreter": TORCH,
+    "distill_features": TORCH,
+    "distill_labels": TORCH,
+    "evaluate": TORCH | {"matplotlib"},
+    "record": TORCH | {"matplotlib"},
 }
 # A process for each, forked from one that has torch where they all want it.
 LIST = """

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
@@ -28,6 +27,9 @@ from dreamteacher.training.loop import train
 from dreamteacher.training.order import global_batch
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom, derive_seed
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
 
 
 def run(params: Params, *, data: Path, out: Path, start: Path | None = None, overwrite: bool = False) -> dict[str, float]:
@@ -80,7 +82,7 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
                 on_eval=draw,
                 eval_every=settings.sample_every,
             )
-            teacher, loss, history = cast(UNet2DModel, trained.ema or trained.model), trained.last_loss(), trained.history
+            teacher, loss, history = cast("UNet2DModel", trained.ema or trained.model), trained.last_loss(), trained.history
         if this_process().is_main_process:
             write_table(history, stage.tmp / "curves.csv")
             if settings.samples:
@@ -114,6 +116,7 @@ def _mean_loss(unet: nn.Module, scheduler: DDPMScheduler, batches: list[Tensor],
 @torch.no_grad()
 def _save_grid(unet: nn.Module, params: Params, path: Path) -> None:
     """Pictures that the generator dreams, by DDIM (Song et al. 2021) from fixed noise."""
+    from diffusers import DDIMScheduler
     from torchvision.utils import make_grid, save_image
 
     settings = params.teacher

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,6 +15,9 @@ from dreamteacher.errors import UserError
 from dreamteacher.presets import auto_taps
 from dreamteacher.teachers.base import Tap
 from dreamteacher.training.randomness import StepRandom
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
 
 TAPS_FILE = "teacher.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -42,6 +44,8 @@ def build_unet(size: str, resolution: int) -> UNet2DModel:
     Raises:
         UserError: `resolution` cannot be halved as often as the preset does.
     """
+    from diffusers import UNet2DModel
+
     preset = SIZES[size]
     widths = preset["widths"]
     coarsest = 2 ** (len(widths) - 1)
@@ -67,6 +71,8 @@ def build_unet(size: str, resolution: int) -> UNet2DModel:
 
 def build_scheduler(steps: int, prediction: str = "epsilon") -> DDPMScheduler:
     """Linear betas 1e-4 to 2e-2 over `steps` (Tab 16). `prediction`: what the U-Net predicts, "epsilon" or "v_prediction"."""
+    from diffusers import DDPMScheduler
+
     betas = {"beta_start": 1e-4, "beta_end": 2e-2, "beta_schedule": "linear"}
     return DDPMScheduler(num_train_timesteps=steps, prediction_type=prediction, **betas)
 
@@ -206,6 +212,8 @@ def load_unet(unet: UNet2DModel, scheduler: DDPMScheduler, folder: Path) -> None
     Raises:
         UserError: `folder` holds no teacher, a damaged one, or one of another size or noise schedule.
     """
+    from diffusers import DDPMScheduler
+
     read_facts(folder)
     try:
         weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
@@ -242,6 +250,8 @@ def load_teacher(folder: Path, strides: list[int] | None = None) -> DiffusionTea
     Raises:
         UserError: the folder holds no teacher, a damaged one, or one without these taps.
     """
+    from diffusers import DDPMScheduler, UNet2DModel
+
     read_facts(folder)
     try:
         unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
