@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 
-def walk(root: str | os.PathLike[str]) -> Iterator[str]:
+def walk(root: str | os.PathLike[str], on_link: Callable[[str], None] | None = None) -> Iterator[str]:
     """Names, relative to `root`, of every file below it, in the order of the file system; what starts with a dot is passed over, as are
     pipes and sockets, which would keep a reader waiting. A link that leads nowhere is named.
 
-    Links are followed, and a folder is entered once: a link may lead to one above it. Entry by entry, as os.walk would hold the names
-    of a folder of a million pictures; plain text, as pathlib interns every part of a path, and Python 3.12 never frees what is interned.
+    Links are followed, and a folder is entered once: a link may lead to one above it. `on_link` is called with the path of each link
+    before it is followed. Entry by entry, as os.walk would hold the names of a folder of a million pictures; plain text, as pathlib interns
+    every part of a path, and Python 3.12 never frees what is interned.
     """
     waiting, visited = [os.fspath(root)], set()
     above = len(posixpath.join(root, ""))
@@ -27,6 +28,8 @@ def walk(root: str | os.PathLike[str]) -> Iterator[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
+                if on_link and entry.is_symlink():
+                    on_link(entry.path)
                 if entry.is_dir():
                     waiting.append(entry.path)
                 elif entry.is_file() or entry.is_symlink():
