@@ -20,6 +20,7 @@ from kfp_server_api import ApiException, V2beta1Experiment, V2beta1Pipeline, V2b
 from urllib3.exceptions import HTTPError
 
 from dreamteacher.errors import UserError
+from dreamteacher.mlflow_server import without_password
 
 CRON_FIELDS = (
     ("second", 0, 59, ""),
@@ -55,7 +56,7 @@ class Kubeflow:
     """
 
     def __init__(self, host: str, namespace: str | None = None, token: str | None = None):
-        self.host = host
+        self.host = without_password(host)  # for messages
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # three retries are no news
         with warnings.catch_warnings(), self._errors("connect"):
             warnings.simplefilter("ignore", FutureWarning)  # "only works with Kubeflow Pipeline v2.0.0-beta.2 and later"

@@ -62,7 +62,7 @@ def _submit(options: argparse.Namespace) -> int:
     version = _upload(server, options)
     name = options.name or f"{version.pipeline} {version.name}"
     run = server.run(version, name=name, experiment=options.experiment, arguments=arguments, service_account=options.service_account)
-    print(f"{version.pipeline} {version.name}: run {run}\n{options.host}/#/runs/details/{run}")
+    print(f"{version.pipeline} {version.name}: run {run}\n{server.host}/#/runs/details/{run}")
     return 0
 
 

@@ -16,7 +16,7 @@ from kfp.dsl import PipelineTask
 from kfp.local.orchestrator import task_spec_utils
 
 from dreamteacher.errors import UserError
-from dreamteacher.stages.fetch_data import overrides_of, settings_of
+from dreamteacher.stages.fetch_data import check_source, overrides_of, settings_of
 
 _MADE_BY_KFP = task_spec_utils.create_parameter_loop_iteration_task_spec  # as it was, for one process may run several pipelines
 
@@ -35,9 +35,7 @@ def check(name: str, arguments: dict[str, Any]) -> None:
     given = {key: value.default for key, value in inputs.items()} | arguments
     overrides = overrides_of(given["settings"], seeds=given["seeds"], fresh=given.get("fresh", []), modes=given["modes"])
     project = Path(given["project"])
-    source = project / settings_of(project, overrides, str(project)).ingest.source
-    if not source.exists():
-        raise UserError(f"{source} does not exist; correct ingest.source, or fetch it by `dvc pull`")
+    check_source(project, settings_of(project, overrides, str(project)).ingest.source)
 
 
 def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: bool = False) -> None:

@@ -14,12 +14,16 @@ SYSTEM_FOLDERS = {
 }  # fmt: skip
 
 
-def walk(root: str | os.PathLike[str], passed_over: Callable[[str, str], None] = lambda kind, name: None) -> Iterator[str]:
+def walk(
+    root: str | os.PathLike[str],
+    passed_over: Callable[[str, str], None] = lambda kind, name: None,
+    on_link: Callable[[str], None] = lambda path: None,
+) -> Iterator[str]:
     """Names, relative to `root`, of every file below it, in the order of the file system; what starts with a dot is passed over, as are
     pipes and sockets, which would keep a reader waiting. A link that leads nowhere is named.
 
     passed_over: is called with "system" or "unreadable" and the name of each folder that is not entered: one of SYSTEM_FOLDERS, or one
-    that this user may not read. `root` itself must be readable.
+    that this user may not read. `root` itself must be readable. on_link: is called with the path of each link before it is followed.
 
     Links are followed, and a folder is entered once: a link may lead to one above it. Entry by entry, as os.walk would hold the names
     of a folder of a million pictures; plain text, as pathlib interns every part of a path, and Python 3.12 never frees what is interned.
@@ -43,6 +47,8 @@ def walk(root: str | os.PathLike[str], passed_over: Callable[[str, str], None] =
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
+                if entry.is_symlink():
+                    on_link(entry.path)
                 if _is_folder(entry):
                     if entry.name.lower() in SYSTEM_FOLDERS:
                         passed_over("system", entry.path[above:])

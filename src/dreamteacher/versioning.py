@@ -1,28 +1,38 @@
 """git and DVC on a machine that has neither checkout nor home: get a data version, give a run's outputs back.
 
 Both are called as commands, since those are their stable interface. Each use has a clone of its own: DVC allows one process a workspace.
+
+What a revision holds comes from whoever may push to it, so nothing of it is run, no link leads out of the clone, and the token goes to
+git alone, for the host that the cluster's secret names.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import posixpath
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from dreamteacher.errors import UserError
+from dreamteacher.git_access import why_no_token, with_token, without_token
 from dreamteacher.mlflow_server import without_password
 from dreamteacher.stage import read_stage
 
-# git asks this for a password. It reaches git by the environment, so it shows neither in a list of processes nor in the clone.
-_CREDENTIAL_HELPER = '!f() { printf "username=%s\\npassword=%s\\n" "${GIT_USERNAME:-git}" "$GIT_TOKEN"; }; f'
+log = logging.getLogger(__name__)
+
+_CACHED = re.compile(r"/[0-9a-f]{2}/[0-9a-f]{30}$")  # a file in a cache of DVC, which may link to it instead of copying
+_PULLED_AT_ONCE = 500  # names on one command line
 
 
 @dataclass(frozen=True)
@@ -38,10 +48,28 @@ class Place:
         """Whether the command is one of `dreamteacher`, which leaves a stage.json."""
         return self.command[0] == "dreamteacher"
 
+    def mark(self, folder: Path) -> bool:
+        """Make below `folder` the mark that the command makes by `mkdir -p` and `touch` alone; False, and nothing is done, if it does more.
+
+        dvc.yaml is whoever's who may push, so no shell gets its commands where secrets are.
+        """
+        steps = [list(words) for is_and, words in groupby(self.command, lambda word: word == "&&") if not is_and]
+        for step in steps:
+            names = step[2:] if step[:2] == ["mkdir", "-p"] else step[1:] if step[0] == "touch" else [""]
+            if not all(re.fullmatch(r"[\w.@=+,/][\w.@=+,/-]*", name) for name in names):
+                return False
+        for kind, *names in steps:
+            for name in names[kind == "mkdir" :]:
+                place = inside(folder, name, f"dvc.yaml: {name} of stage {self.stage}")
+                place.touch() if kind == "touch" else place.mkdir(parents=True, exist_ok=True)
+        return True
+
     def holds(self, folder: Path) -> bool:
         """Whether the complete stage output `folder` is what this command makes."""
         record = read_stage(folder)
         name, *options = self.command[1:]
+        if len(options) % 2:  # a flag, which no stage of a run was given
+            return False
         given = {key.removeprefix("--"): value for key, value in zip(options[::2], options[1::2], strict=True)}
         return record["stage"] == name and all(str(record["params"].get(key)) == value for key, value in given.items())
 
@@ -61,8 +89,13 @@ class Clone:
         for text in (url, rev):
             if text.startswith("-"):  # git would take it for an option, of which some run a command
                 raise UserError(f"{without_password(text)!r} begins with '-'; name a git repository, and a commit, tag or branch of it")
+        if re.match(r"https?://[^/]*:[^/]*@", url):
+            log.warning("git_url holds a password, which all who see the run can read; keep it as GIT_TOKEN in the secret dreamteacher-git")
         self.url, self.folder = url, folder
-        folder.mkdir(parents=True)
+        scratch = folder / ".git" / "dreamteacher"  # in the clone, and never a part of it
+        self._environment = without_token(scratch)
+        self._git_environment = with_token(url, scratch)
+        scratch.mkdir(parents=True)
         self.git("init", "--quiet")
         self.git("remote", "add", "--", "origin", url)
         try:
@@ -91,18 +124,46 @@ class Clone:
         return self._run(sys.executable, "-m", "dvc", *words)
 
     def get(self, path: str) -> Path:
-        """The file or folder `path` of the revision, fetched by DVC unless git has it.
+        """The file or folder `path` of the revision; what DVC has of it, or below it, is fetched.
 
         Raises:
-            UserError: the revision has no such path, or DVC cannot fetch it.
+            UserError: the revision has no such path, it leads out of the project, or DVC cannot fetch it.
         """
+        wanted, outs = posixpath.normpath(path), self._outs()
+        inside(self.folder, wanted, path)
+        if _containing(wanted, outs):
+            self._pull([wanted])
+        else:
+            self._pull(out for out in outs if wanted == "." or out.startswith(f"{wanted}/"))
         place = self.folder / path
         if not place.exists():
-            known = [Path(path), *Path(path).parents[:-1]]
-            if not any((self.folder / each.parent / f"{each.name}.dvc").exists() for each in known):
-                raise UserError(f"revision {self.commit[:12]} has no {path}, neither in git nor in DVC; `dvc add` it, commit and push")
-            self.dvc("pull", path)
+            raise UserError(f"revision {self.commit[:12]} has no {path}, neither in git nor in DVC; `dvc add` it, commit and push")
         return place
+
+    def get_files(self, names: Iterable[str]) -> None:
+        """Fetch what DVC has of the files `names`, which may be many and need not be there."""
+        outs = self._outs()
+        self._pull({out for name in names if (out := _containing(posixpath.normpath(name), outs))} if outs else ())
+
+    def _outs(self) -> dict[str, str]:
+        """{path in the project: the stage or .dvc file that has it} of all that DVC keeps."""
+        if not (self.folder / ".dvc").is_dir():
+            return {}
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        try:
+            with Repo(str(self.folder)) as repo:
+                kept = [out for out in repo.index.outs if out.use_cache and out.protocol == "local"]
+                places = [(os.path.relpath(out.fs_path, repo.root_dir), out) for out in kept]
+                return {Path(place).as_posix(): str(out.stage.addressing) for place, out in places if not place.startswith("..")}
+        except DvcException as error:
+            raise UserError(f"revision {self.commit[:12]}: {str(error).splitlines()[0]}; mend it, commit and push") from error
+
+    def _pull(self, paths: Iterable[str]) -> None:
+        wanted = sorted(paths)
+        for start in range(0, len(wanted), _PULLED_AT_ONCE):
+            self.dvc("pull", "--", *wanted[start : start + _PULLED_AT_ONCE])
 
     def places(self) -> list[Place]:
         """The stages of dvc.yaml, with the settings of params.yaml filled in."""
@@ -110,9 +171,9 @@ class Clone:
 
         with Repo(str(self.folder)) as repo:
             return [
-                Place(stage.name, tuple(shlex.split(str(stage.cmd))), Path(stage.outs[0].fs_path).relative_to(repo.root_dir))
+                Place(stage.name, tuple(shlex.split(_command(stage.cmd))), Path(os.path.relpath(stage.outs[0].fs_path, repo.root_dir)))
                 for stage in repo.index.stages
-                if stage.cmd
+                if stage.cmd and stage.outs
             ]
 
     def push(self, stages: list[str], branch: str, message: str) -> str:
@@ -125,11 +186,11 @@ class Clone:
         """
         if not self._try(sys.executable, "-m", "dvc", "config", "core.remote").stdout.strip():
             raise UserError("the project has no DVC remote to keep the outputs; add one: `dvc remote add -d storage s3://BUCKET/PATH`")
-        self.dvc("commit", "--force", *stages)
-        changed = json.loads(self.dvc("status", "--json", *stages))
+        self.dvc("commit", "--force", "--", *stages)
+        changed = json.loads(self.dvc("status", "--json", "--", *stages))
         if changed:
             raise UserError(f"{branch} would not reproduce: {', '.join(changed)} changed; record every output of the run")
-        self.dvc("push", *stages)
+        self.dvc("push", "--", *stages)
         self.git("add", "--all")
         if self.git("status", "--porcelain"):
             who = ("-c", "user.name=DreamTeacher", "-c", "user.email=dreamteacher@localhost", "-c", "commit.gpgsign=false")
@@ -142,28 +203,30 @@ class Clone:
         if done.returncode:
             name = "dvc" if command[0] == sys.executable else command[0]
             words = [word for word in command if not word.startswith("-") and word not in (sys.executable, "dvc", "git")]
-            raise UserError(f"{name} {words[0]} failed: {_last_words(done.stderr or done.stdout)}")
+            hint = why_no_token(self.url) if name == "git" and words[0] in ("fetch", "push") else ""
+            raise UserError(f"{name} {words[0]} failed: {_last_words(done.stderr or done.stdout)}{hint}")
         return done.stdout.strip()
 
     def _try(self, *command: str) -> subprocess.CompletedProcess[str]:
         try:
-            return subprocess.run(command, cwd=self.folder, env=self._environment(), capture_output=True, text=True, check=False)
+            environment = self._git_environment if command[0] == "git" else self._environment
+            return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
             raise UserError(f"{command[0]} is not installed; the image needs it") from error
 
-    def _environment(self) -> dict[str, str]:
-        """That of the caller, made good for a container: no question is asked, and a home that can be written is there."""
-        scratch = self.folder / ".git" / "dreamteacher"  # in the clone, and never a part of it
-        scratch.mkdir(exist_ok=True, parents=True)
-        ours = {"DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0"}
-        ours |= {"DVC_SITE_CACHE_DIR": os.environ.get("DVC_SITE_CACHE_DIR", str(scratch))}
-        if not os.access(os.environ.get("HOME", ""), os.W_OK):  # a random user in a container
-            ours["HOME"] = str(scratch)
-        if os.environ.get("GIT_TOKEN"):
-            number = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
-            ours |= {f"GIT_CONFIG_KEY_{number}": "credential.helper", f"GIT_CONFIG_VALUE_{number}": _CREDENTIAL_HELPER}
-            ours["GIT_CONFIG_COUNT"] = str(number + 1)
-        return os.environ | ours
+
+def inside(folder: Path, name: str | Path, what: str) -> Path:
+    """`folder`/`name`, which lies in `folder` when all links are followed, or in a cache of DVC.
+
+    Raises:
+        UserError: it does not; `what` is how a user calls it.
+    """
+    place = folder / name
+    led_to = place.resolve()
+    if not led_to.is_relative_to(folder.resolve()) and not _CACHED.search(str(led_to)):
+        led = f"is a link to {led_to}" if place.is_symlink() else "leads"
+        raise UserError(f"{what} {led}, out of the project; keep it inside, or copy there what it names")
+    return place
 
 
 def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Path]:
@@ -177,7 +240,7 @@ def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Pat
         place = next((place for place in places if place.ours and place.holds(output)), None)
         if place is None:
             raise UserError(f"{output} is of no stage of dvc.yaml; record a run whose settings are those of its params.yaml")
-        target = folder / place.out
+        target = inside(folder, place.out, f"dvc.yaml: {place.out} of stage {place.stage}")
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(output, target)
         filled[place.stage] = target
@@ -197,6 +260,20 @@ def lay_out(models: list[str]) -> Iterator[Path]:
             place.parent.mkdir(exist_ok=True)
             place.symlink_to(Path(model).absolute(), target_is_directory=True)
         yield Path(scratch)
+
+
+def _containing(path: str, outs: Iterable[str]) -> str | None:
+    """The one of `outs` that is `path` or has it within."""
+    above = path
+    while above not in outs:
+        above, _, _ = above.rpartition("/")
+        if not above:
+            return None
+    return above
+
+
+def _command(words: str | list[str]) -> str:
+    return words if isinstance(words, str) else " && ".join(words)
 
 
 def _last_words(text: str) -> str:

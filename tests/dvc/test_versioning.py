@@ -1,8 +1,10 @@
 """A data version reaches the cluster, and a run's outputs come back: a bare git repository and an S3 API, real git and DVC."""
 
 import json
+import os
+import re
 import shutil
-import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -27,10 +29,15 @@ def origin(project: Project, s3: str, tmp_path_factory: pytest.TempPathFactory) 
     project.run("git", "clone", "-q", str(bare), str(user.folder))
     (user.folder / "pool/big").mkdir(parents=True)
     (user.folder / "pool/big/b.png").write_bytes(b"big picture")
+    for kind in ("images", "masks"):
+        (user.folder / "data" / kind).mkdir(parents=True)
+        (user.folder / "data" / kind / "a.png").write_bytes(kind.encode())
+    (user.folder / "data/labels.csv").write_text("path,label\n")
+    (user.folder / "data/list.txt").write_text("images/a.png\n../pool/big/b.png\n")
     for command in (
         "git config user.email a@b.c", "git config user.name a", "git config commit.gpgsign false",
         "dvc remote add -q --force -d storage s3://models/versions", f"dvc remote modify -q storage endpointurl {s3}",
-        "dvc add -q pool/big", "dvc push -q pool/big", "git add -A", "git commit -qm data",
+        "dvc add -q pool/big data/images data/masks", "dvc push -q pool/big data/images data/masks", "git add -A", "git commit -qm data",
         "git tag -a -m v1 v1", "git push -q --tags origin HEAD",
     ):  # fmt: skip
         user.run(*command.split())
@@ -203,15 +210,150 @@ def test_local_project_is_taken_as_it_is(origin: Project, tmp_path: Path):
         fetch_data.run(project=str(origin.folder), git_url="", data_rev="", overrides=["ingest.source=pool/none"], out=tmp_path / "out")
 
 
-def test_token_reaches_git_and_not_the_clone(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("GIT_TOKEN", "s3cret")
+@pytest.mark.parametrize("part", ["images", "."])
+def test_what_dvc_has_below_a_folder_that_git_has_is_pulled(origin: Project, tmp_path: Path, part: str):
+    """data/ is in git, for the .dvc files of images and masks and for labels.csv; pool/ is there for big.dvc alone."""
+    source = "data" if part == "." else f"data/{part}"
+    _, facts = fetch(origin, "v1", tmp_path / "out", f"ingest.source={source}")
+    made = tmp_path / "out" / facts["name"]
+    there = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file() and not path.name.endswith(".dvc")}
+    assert there == ({"images/a.png", "masks/a.png", "labels.csv"} if part == "." else {"a.png"})
+
+
+def test_a_file_of_a_folder_in_dvc_is_pulled_alone(origin: Project, tmp_path: Path):
     clone = Clone(url(origin), "v1", tmp_path / "clone")
-    asked = subprocess.run(
-        ["git", "credential", "fill"], input="protocol=https\nhost=example.org\n\n", cwd=clone.folder, env=clone._environment(),
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert {"username=git", "password=s3cret"} <= set(asked.stdout.split())
-    assert "s3cret" not in (clone.folder / ".git/config").read_text()
+    assert clone.get("pool/big/b.png").read_bytes() == b"big picture"
+    assert not (clone.folder / "data/masks").exists()
+
+
+def test_a_list_brings_the_files_that_it_names_and_those_beside_it(origin: Project, tmp_path: Path):
+    _, facts = fetch(origin, "v1", tmp_path / "out", "ingest.source=data/list.txt")
+    out = tmp_path / "out"
+    assert facts["name"] == "data/list.txt"
+    assert (out / "data/images/a.png").exists() and (out / "data/masks/a.png").exists() and (out / "data/labels.csv").exists()
+    assert (out / "pool/big/b.png").read_bytes() == b"big picture"  # named by ../pool/big/b.png
+
+
+def local(project: Path, out: Path, *overrides: str) -> dict[str, str]:
+    (project / "params.yaml").touch()
+    return fetch_data.run(project=str(project), git_url="", data_rev="", overrides=list(overrides), out=out)[1]
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A folder outside the project, such as that of a pod's service account."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/token.png").write_bytes(b"s3cret")
+    (tmp_path / "project/data").mkdir(parents=True)
+    (tmp_path / "project/data/a.png").write_bytes(b"a")
+    return tmp_path / "secret"
+
+
+@pytest.mark.parametrize("source", ["../secret", "data/../../secret", "../../..", "../secret/token.png", ".."])
+def test_a_source_outside_the_project_is_refused(secret: Path, tmp_path: Path, source: str):
+    with pytest.raises(UserError, match=r"ingest.source = \S+ leads out of the project; name a place inside it"):
+        local(tmp_path / "project", tmp_path / "out", f"ingest.source={source}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["data", "data/deep/link", "data/folder/below", "linked"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_link_out_of_the_project_is_named_and_not_followed(secret: Path, tmp_path: Path, source: str, relative: bool):
+    """A file, a folder, and what lies below a linked folder, by whole and by relative paths."""
+    project = tmp_path / "project"
+    links = {"linked": secret, "data/folder": secret, "data/deep/link": secret / "token.png"}
+    (project / "data/deep").mkdir()
+    (secret / "below").mkdir()
+    for name, target in links.items():
+        (project / name).symlink_to(os.path.relpath(target, (project / name).parent) if relative else target)
+    with pytest.raises(UserError, match=r"(linked|folder|link|below).* leads|is a link to .*, out of the project") as caught:
+        local(project, tmp_path / "out", f"ingest.source={source}")
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.read_bytes() == b"s3cret"]
+
+
+def test_a_link_out_of_a_clone_is_refused(origin: Project, secret: Path, tmp_path: Path):
+    other = Project(tmp_path / "other", Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", url(origin), str(other.folder))
+    (other.folder / "samples/nuclei/x.png").symlink_to(secret / "token.png")
+    for command in ("config user.email a@b.c", "config user.name a", "add -A", "commit -qm link", "push -q origin HEAD:linked"):
+        other.run("git", *command.split())
+    with pytest.raises(UserError, match=r"samples/nuclei/x.png, in ingest.source, is a link to .*token.png, out of the project"):
+        fetch(origin, "linked", tmp_path / "out")
+
+
+def test_links_inside_the_project_are_copied_as_content(secret: Path, tmp_path: Path):
+    project = tmp_path / "project"
+    (project / "pool/sub").mkdir(parents=True)
+    (project / "pool/sub/b.png").write_bytes(b"b")
+    (project / "data/link.png").symlink_to("a.png")
+    (project / "data/folder").symlink_to(project / "pool/sub")
+    (project / "data/round").symlink_to("..")  # to a folder above it
+    (project / "data/nowhere.png").symlink_to("gone.png")  # which ingest quarantines
+    local(project, tmp_path / "out", "ingest.source=data")
+    out = tmp_path / "out/data"
+    assert (out / "link.png").read_bytes() == b"a" and (out / "nowhere.png").read_bytes() == b""
+    assert [path for path in out.rglob("b.png") if path.read_bytes() == b"b"]
+    assert not [path for path in out.rglob("*") if path.is_symlink()]
+
+
+def test_links_into_a_cache_of_dvc_are_data(secret: Path, tmp_path: Path):
+    """As `dvc config cache.type symlink` makes them, into a cache that a team shares."""
+    cached = tmp_path / "cache/files/md5/ab" / ("0123456789" * 3)
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"big")
+    (tmp_path / "project/data/big.png").symlink_to(cached)
+    local(tmp_path / "project", tmp_path / "out", "ingest.source=data")
+    assert (tmp_path / "out/data/big.png").read_bytes() == b"big"
+
+
+@pytest.mark.parametrize("line", ["../../secret/token.png", "/etc/hostname", "a/../../../secret/token.png", "link.png"])
+def test_a_line_of_a_list_that_leads_out_of_the_project_is_named(secret: Path, tmp_path: Path, line: str):
+    project = tmp_path / "project"
+    (project / "data/link.png").symlink_to(secret / "token.png")
+    (project / "data/list.txt").write_text(f"a.png\n{line}\n")
+    with pytest.raises(UserError, match=rf"data/list.txt: (data/)?{re.escape(line)} .*out of the project"):
+        local(project, tmp_path / "out", "ingest.source=data/list.txt")
+    assert not list((tmp_path / "out").rglob("token.png"))
+
+
+def test_shards_come_as_they_lie_in_the_project(secret: Path, tmp_path: Path):
+    for name in ("s-0.tar", "s-1.tar", "classes.txt"):
+        (tmp_path / "project/data" / name).write_text(name)
+    facts = local(tmp_path / "project", tmp_path / "out", "ingest.source=data/s-{0..1}.tar")
+    assert facts["name"] == "data/s-{0..1}.tar"
+    assert {path.name for path in (tmp_path / "out/data").iterdir()} == {"s-0.tar", "s-1.tar", "classes.txt"}
+    with pytest.raises(UserError, match="there is no shard"):
+        local(tmp_path / "project", tmp_path / "out", "ingest.source=data/s-{0..2}.tar")
+
+
+@pytest.mark.parametrize(("incoming", "fine"), [("../../..", False), ("in/../..", False), ("/mnt/incoming", True), ("s3://b/in", True)])
+def test_a_place_of_arrivals_is_named_by_its_whole_path(secret: Path, tmp_path: Path, incoming: str, fine: bool):
+    with nullcontext() if fine else pytest.raises(UserError, match=r"retrain.incoming = \S+ leads out of a step's folder; write its whole"):
+        local(tmp_path / "project", tmp_path / "out", "ingest.source=data", f"retrain.incoming={incoming}")
+
+
+def test_no_command_of_the_repository_is_run_and_its_links_lead_nowhere(
+    origin: Project, outputs: list[Path], tmp_path: Path, secret: Path, caplog
+):
+    other = Project(tmp_path / "other", Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", url(origin), str(other.folder))
+    pipeline = other.folder / "dvc.yaml"
+    theirs = f"  theirs:\n    cmd: echo $GIT_TOKEN > {tmp_path}/stolen; touch x\n    outs: [x]\n"
+    pipeline.write_text(pipeline.read_text().replace("stages:\n", f"stages:\n{theirs}", 1))
+    for command in ("config user.email a@b.c", "config user.name a", "add -A", "commit -qm theirs", "push -q origin HEAD:theirs"):
+        other.run("git", *command.split())
+    done = record.run(git_url=url(origin), commit=head(other), overrides=OVERRIDES, outputs=outputs, run_id="theirs")
+    assert not (tmp_path / "stolen").exists()
+    assert "stage theirs of dvc.yaml is not recorded" in caplog.text
+    assert done["branch"] == "runs/theirs"
+    (other.folder / "metrics").rename(other.folder / "old") if (other.folder / "metrics").exists() else None
+    (other.folder / "metrics").symlink_to(secret)
+    for command in ("add -A -f metrics", "commit -qm links", "push -q origin HEAD:theirs"):
+        other.run("git", *command.split())
+    with pytest.raises(UserError, match=r"metrics/evaluate\.json of git_url leads, out of the project"):
+        record.run(git_url=url(origin), commit=head(other), overrides=OVERRIDES, outputs=outputs, run_id="links")
+    assert [path.name for path in secret.iterdir()] == ["token.png"]
 
 
 def test_project_without_a_remote_is_refused_before_anything_is_pushed(project: Project, outputs: list[Path], tmp_path: Path):

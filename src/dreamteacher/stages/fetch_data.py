@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import posixpath
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from dreamteacher.errors import UserError
+from dreamteacher.files import walk
 from dreamteacher.params import Params
 from dreamteacher.params_file import load_params
-from dreamteacher.versioning import Clone
+from dreamteacher.versioning import Clone, inside
 
 
 def commit_of(*, git_url: str, data_rev: str) -> str:
@@ -22,7 +27,15 @@ def commit_of(*, git_url: str, data_rev: str) -> str:
 
 
 def overrides_of(settings: list[str], *, seeds: list[int], fresh: list[str], modes: list[str]) -> list[str]:
-    """`settings` and what a pipeline's own parameters say is compared, as `--set` takes them."""
+    """`settings` and what a pipeline's own parameters say is compared, as `--set` takes them.
+
+    Raises:
+        UserError: one of `settings` is no text, or a seed is no whole number.
+    """
+    if wrong := [each for each in settings if not isinstance(each, str)]:
+        raise UserError(f'settings: {wrong[0]!r} is no text; write it as "KEY.KEY=VALUE", such as "distill.T=250"')
+    if wrong := [seed for seed in seeds if not isinstance(seed, int | float) or seed != int(seed)]:  # KFP makes floats of all numbers
+        raise UserError(f"seeds: {wrong[0]!r} is no whole number")
     compared = {"inits": [*fresh, "features", *modes], "modes": modes, "seeds": [int(seed) for seed in seeds]}
     return [*settings, *(f"compare.{name}={json.dumps(value)}" for name, value in compared.items())]
 
@@ -31,28 +44,41 @@ def settings_of(folder: Path, overrides: list[str], where: str) -> Params:
     """The settings of the project in `folder`, whose ingest.source is a part of it. `where` is what a user calls the project.
 
     Raises:
-        UserError: it is no project, a setting is impossible, or its data lie elsewhere.
+        UserError: it is no project, a setting is impossible, its data lie elsewhere, or new pictures arrive at a place that a step would
+            look for in its own folder.
     """
     if not (folder / "params.yaml").exists():
         raise UserError(f"{where} has no params.yaml and so is no project; git_url names a project's repository, `project` its folder")
-    params = load_params(folder / "params.yaml", overrides)
-    source = params.ingest.source
+    params = load_params(inside(folder, "params.yaml", f"params.yaml of {where}"), overrides)
+    source, incoming = params.ingest.source, params.retrain.incoming
     if "://" in source or Path(source).is_absolute():
         raise UserError(f"ingest.source = {source} is in no data version; `dvc import-url` it into the project and name that place")
+    if _leaves(source):
+        raise UserError(f"ingest.source = {source} leads out of the project; name a place inside it")
+    if incoming and "://" not in incoming and _leaves(incoming):
+        raise UserError(f"retrain.incoming = {incoming} leads out of a step's folder; write its whole path, or an address such as s3://...")
     return params
 
 
+def check_source(folder: Path, source: str) -> None:
+    """Raises UserError where nothing lies in the project `folder` at `source`, or it leads out of the project."""
+    place = inside(folder, source, f"ingest.source = {source}")
+    if not place.exists() and not _is_pattern(source):
+        raise UserError(f"{folder / source} does not exist; correct ingest.source, or fetch it by `dvc pull`")
+
+
 def run(*, project: str, git_url: str, data_rev: str, overrides: list[str], out: Path) -> tuple[Params, dict[str, str]]:
-    """Put what ingest.source names into the folder `out`, under its own name, and read the settings that go with it.
+    """Put what ingest.source names into the folder `out` and read the settings that go with it.
 
     The project is revision `data_rev` of `git_url`, where the data lie in git or DVC, or the local folder `project` if `git_url` is "".
-    `overrides` are settings as `--set` takes them.
+    `overrides` are settings as `--set` takes them. A folder comes under its own name; a list with the files that it names, and shards,
+    lie in `out` as in the project. Links become what they lead to.
 
     Returns:
-        The settings, and `{"revision", "name"}`: the commit ("" for a local folder) and the name of the data in `out`.
+        The settings, and `{"revision", "name"}`: the commit ("" for a local folder) and the name of the source in `out`.
 
     Raises:
-        UserError: no such repository, revision or data, or an impossible setting.
+        UserError: no such repository, revision or data, an impossible setting, or a link or a line of a list that leads out of the project.
     """
     with tempfile.TemporaryDirectory() as scratch:
         clone = Clone(git_url, data_rev, Path(scratch) / "project") if git_url else None
@@ -60,13 +86,73 @@ def run(*, project: str, git_url: str, data_rev: str, overrides: list[str], out:
         where = f"revision {clone.commit[:12]} of git_url" if clone else str(folder.absolute())
         params = settings_of(folder, overrides, where)
         source = params.ingest.source
-        found = clone.get(source) if clone else folder / source
-        if not found.exists():
-            raise UserError(f"{found} does not exist; name a project that holds its ingest.source, or fetch it by `dvc pull`")
-        target = out / found.name
-        out.mkdir(parents=True, exist_ok=True)
-        if found.is_dir():
-            shutil.copytree(found, target, dirs_exist_ok=True)
+        if clone:
+            clone.get(re.split(r"[{*]", source)[0].rpartition("/")[0] if _is_pattern(source) else source)
+        check_source(folder, source)
+        if (folder / source).is_dir():
+            name = (folder / source).name
+            _copy_folder(folder, source, out / name)
         else:
-            shutil.copyfile(found, target)
-    return params, {"revision": clone.commit if clone else "", "name": found.name}
+            name = posixpath.normpath(source)
+            _copy_files(folder, name, clone, out)
+    return params, {"revision": clone.commit if clone else "", "name": name}
+
+
+def _copy_folder(project: Path, source: str, target: Path) -> None:
+    def check(link: str) -> None:
+        name = os.path.relpath(link, project)
+        inside(project, name, f"{name}, in ingest.source,")
+
+    target.mkdir(parents=True, exist_ok=True)
+    for name in walk(project / source, check):
+        _copy(project / source / name, target / name)
+
+
+def _copy_files(project: Path, source: str, clone: Clone | None, out: Path) -> None:
+    """The files that a list or shards stand for, and those beside them that say something about labels."""
+    from dreamteacher.data.shard_source import are_shards
+    from dreamteacher.data.sources import inputs_of
+
+    if clone and not are_shards(source):
+        clone.get(posixpath.dirname(source) or source)  # masks, labels.csv and classes.txt lie beside it
+        clone.get_files(_listed(project, source))
+    for path in inputs_of(str(project / source)).values():
+        name = os.path.relpath(path, project)
+        _copy(inside(project, name, name), out / name)
+    if are_shards(source):
+        return
+    for name in _listed(project, source):
+        place = inside(project, name, f"{source}: {name}")
+        if place.exists():  # else ingest says so, as it does of a list on a laptop
+            _copy(place, out / name)
+
+
+def _listed(project: Path, source: str) -> Iterator[str]:
+    """The files that a list names, and masks that belong to them, by their place in the project."""
+    from dreamteacher.data.names import read_list
+
+    above = posixpath.dirname(source)
+    for name, *_ in read_list(project / source):
+        inner = name.lstrip("./").split("/")
+        if name.startswith("/") or ".." in inner or _leaves(posixpath.join(above, name)):
+            raise UserError(
+                f"{source}: {name} leads out of the project; write where it lies from the folder of the list, inside the project"
+            )
+        yield posixpath.normpath(posixpath.join(above, name))
+
+
+def _copy(place: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        shutil.copyfile(place, target)
+    else:  # a link that leads nowhere: ingest quarantines it, as it does on a laptop
+        target.touch()
+
+
+def _is_pattern(source: str) -> bool:
+    """Whether braces or * stand for several shards."""
+    return bool(re.search(r"[{*].*\.(tar|tar\.gz|tgz)$", source))
+
+
+def _leaves(name: str) -> bool:
+    return posixpath.normpath(name).split("/")[0] == ".."

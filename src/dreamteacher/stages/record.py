@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dreamteacher.params_file import save_overrides
 from dreamteacher.stages.evaluate import copy_results
-from dreamteacher.versioning import Clone, put
+from dreamteacher.versioning import Clone, inside, put
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +29,18 @@ def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path],
     branch = f"runs/{run_id}"
     with tempfile.TemporaryDirectory() as scratch:
         clone = Clone(git_url, commit, Path(scratch) / "project")
-        settings = clone.folder / "params.yaml"
+        settings, metrics, plots = (
+            inside(clone.folder, name, f"{name} of git_url") for name in ("params.yaml", "metrics/evaluate.json", "plots/evaluate")
+        )
         source = save_overrides(settings, overrides).ingest.source
         places = clone.places()
         filled = put(outputs, places, clone.folder)
-        copy_results(filled["evaluate"], clone.folder / "metrics/evaluate.json", clone.folder / "plots/evaluate")
-        for place in places:
-            if not place.ours:  # marks that dvc.yaml makes by a shell command
-                clone.dvc("repro", "--single-item", place.stage)
+        copy_results(filled["evaluate"], metrics, plots)
+        left = [place for place in places if not place.ours and not place.mark(clone.folder)]
+        for place in left:
+            log.warning("stage %s of dvc.yaml is not recorded, since a run has no output of it; `dvc repro` makes it", place.stage)
         clone.get(source)  # what ingest read, which DVC compares
         message = "\n".join([f"Run {run_id} of {clone.commit[:12]}", "", *overrides])
-        recorded = clone.push([place.stage for place in places], branch, message)
+        recorded = clone.push([place.stage for place in places if place not in left], branch, message)
     log.info("recorded on branch %s (%s)", branch, recorded[:12])
     return {"branch": branch, "commit": recorded}

@@ -1,0 +1,70 @@
+"""What git and DVC have in their environment: GIT_TOKEN reaches git alone, and of all addresses those that GIT_HOST names."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from dreamteacher.errors import UserError
+from dreamteacher.mlflow_server import without_password
+
+# git asks this for a password. It reaches git by the environment, so it shows neither in a list of processes nor in the clone.
+_CREDENTIAL_HELPER = '!f() { printf "username=%s\\npassword=%s\\n" "${GIT_USERNAME:-git}" "$GIT_TOKEN"; }; f'
+_OF_GIT = {"GIT_TOKEN", "GIT_USERNAME", "GIT_HOST"}  # environment variables
+
+
+def without_token(scratch: Path) -> dict[str, str]:
+    """The caller's environment, made good for a container: no question is asked, a home that can be written is there, and no token.
+
+    scratch: a folder for what git and DVC keep.
+    """
+    ours = {"DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0"}
+    ours |= {"DVC_SITE_CACHE_DIR": os.environ.get("DVC_SITE_CACHE_DIR", str(scratch))}
+    if not os.access(os.environ.get("HOME", ""), os.W_OK):  # a random user in a container
+        ours["HOME"] = str(scratch)
+    return {name: value for name, value in os.environ.items() if name not in _OF_GIT} | ours
+
+
+def with_token(url: str, scratch: Path) -> dict[str, str]:
+    """The same for a git that works with `url`: it may use GIT_TOKEN for the https addresses below GIT_HOST.
+
+    Raises:
+        UserError: GIT_HOST is no host or https address, or there is a token for the https address `url` and no GIT_HOST.
+    """
+    environment = without_token(scratch)
+    settings = {"http.followRedirects": "initial"}  # git's default: what the first answer leads to, which gets a token of its own host
+    token, scope = os.environ.get("GIT_TOKEN"), _scope()
+    if token and not scope and url.lower().startswith("https://"):
+        raise UserError(
+            "GIT_TOKEN is set, but not for which host; set GIT_HOST beside it (in the secret dreamteacher-git), "
+            "such as git.example.org or https://git.example.org/team"
+        )
+    if token and scope:
+        settings[f"credential.{scope}.helper"] = _CREDENTIAL_HELPER
+        environment |= {name: os.environ[name] for name in ("GIT_TOKEN", "GIT_USERNAME") if name in os.environ}
+    first = int(environment.get("GIT_CONFIG_COUNT", "0"))
+    for number, (key, value) in enumerate(settings.items(), first):
+        environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return environment | {"GIT_CONFIG_COUNT": str(first + len(settings))}
+
+
+def why_no_token(url: str) -> str:
+    """Beside git's refusal of `url`: that GIT_TOKEN is not for it; "" if it is, or there is none, or it is no address of the web."""
+    scope = _scope()
+    bare = re.sub(r"(?<=://)[^/]*@", "", url).lower()
+    if not os.environ.get("GIT_TOKEN") or not bare.startswith(("http://", "https://")) or f"{bare}/".startswith(f"{scope.lower()}/"):
+        return ""
+    return f" (GIT_TOKEN is used for {scope} alone, as GIT_HOST says)" if scope else " (GIT_TOKEN is used by https alone)"
+
+
+def _scope() -> str:
+    """The beginning of the addresses that GIT_HOST names; "" where it is not set."""
+    host = os.environ.get("GIT_HOST", "").strip().rstrip("/")
+    if not host:
+        return ""
+    scope = host if "://" in host else f"https://{host}"
+    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]+)?(/[\w.~/-]*)?", scope):
+        shown = without_password(host)
+        raise UserError(f"GIT_HOST = {shown}: write a host or the beginning of an https address, such as https://git.example.org/team")
+    return scope
