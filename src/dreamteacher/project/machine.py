@@ -89,7 +89,7 @@ def measure(params: Params, machine: Machine) -> Speed:
 def _seconds(loss: Callable[[], torch.Tensor], model: torch.nn.Module, device: torch.device) -> float:
     """Seconds for one forward and backward pass, in the precision and layout of training."""
     precision = choose_precision("auto", device)
-    model.to(memory_format=choose_layout(device, precision))  # type: ignore[call-overload]
+    model.to(memory_format=choose_layout(device, precision))
     start, steps = 0.0, -1
     while steps < 2 or time.perf_counter() - start < SECONDS:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):

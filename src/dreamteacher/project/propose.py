@@ -38,7 +38,7 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
     crop = min(side, 256 if gpu else 64)
     labelled = found.labelled
     own_val = 0.1 if labelled >= 1000 else 0.2 if labelled >= 200 else 0.3
-    ingest = {"source": found.source, "short_side": None if natural <= largest else largest}
+    ingest: dict[str, Any] = {"source": found.source, "short_side": None if natural <= largest else largest}
     if not found.has_val and found.layout is not None:
         ingest["val_fraction"] = own_val if found.task else 0.0
     values: dict[str, Any] = {
