@@ -23,8 +23,8 @@ class Prepared:
     histogram: int64 (3, 256) counts of the stored RGB values. label: bytes of the stored label, with its suffix "mask.png" or "cls";
     cls: the class id if it is one; mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
     frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
-    width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask at its own size as PNG where the picture was reduced, else None.
-    warnings: keys of `decode.WARNINGS`.
+    width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask at its own size as PNG where
+    the picture was reduced, else None. warnings: keys of `decode.WARNINGS`.
     """
 
     data: bytes
