@@ -104,7 +104,7 @@ def _copy_folder(project: Path, source: str, target: Path) -> None:
         inside(project, name, f"{name}, in ingest.source,")
 
     target.mkdir(parents=True, exist_ok=True)
-    for name in walk(project / source, check):
+    for name in walk(project / source, on_link=check):
         _copy(project / source / name, target / name)
 
 
