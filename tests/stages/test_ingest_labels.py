@@ -119,7 +119,8 @@ def test_wrong_masks_are_quarantined_with_file_and_value(tmp_path):
     assert reasons(out) == {
         "images/0.png": "mask holds the value 7; classes are 0 to 1, and 255 for unknown",
         "images/1.png": "mask is 24 x 21, its picture 24 x 20",
-        "images/2.png": "mask is a picture of mode RGB; one channel of class ids is needed (grey, palette or one bit)",
+        "images/2.png": "mask is in colours; write the colour of each class behind its name in classes.txt, such as: "
+        f"road #{bytes(np.asarray(picture(9))[0, 0]).hex()}; or store class ids in one channel",
     }
     assert report(out)["masks_without_picture"] == 1
 

@@ -113,7 +113,7 @@ def test_labels_that_could_not_be_measured_are_refused_before_anything_is_traine
 
 def test_what_may_be_a_mistake_is_said_at_the_end(tmp_path, capsys):
     save(picture(0), tmp_path / "in" / "a.png")
-    for name in ("b.heic", "c.heic"):
+    for name in ("b.txt", "c.txt"):
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "two\nlines.png").touch()
     run(tmp_path / "in", tmp_path / "out")
