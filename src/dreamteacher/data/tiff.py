@@ -40,7 +40,7 @@ _PHOTOMETRICS |= {32844: "LogL", 32845: "LogLuv"}
 _NEEDED = PIXEL_TAGS | {DESCRIPTION, NODATA}
 _MOST_VALUES = 4_000_000  # of one tag: strips of one row, or tiles of 16 x 16 of a picture of 10^9 pixels
 
-_MOST_PAGES = 1_000_000
+_MOST_PAGES = 100_000  # further ones are not counted
 
 
 class _File(NamedTuple):
