@@ -123,7 +123,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     for name in set(passed_over.lists) - set(lists):
         passed_over.add(name)
     has_val = choose_the_val_split(table)
-    if labels in ("auto", "none"):
+    if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
         refuse_unknown_masks(table, tree, max_bytes, classes)
     kind = kind_of_labels(table, labels, tree, classes, is_list=place.listing is not None)
     classes, counts = read_labels(table, tree, kind, classes)
