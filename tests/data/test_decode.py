@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_files import encoded, png16, tiff
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 from dreamteacher.data.decode import BadPicture, decode, decode_mask
 
@@ -96,6 +96,12 @@ def test_other_pixel_types_become_rgb(mode):
     picture = decode(encoded(COLOUR.convert(mode), form))
     assert close(picture.image, expected) <= 1
     assert picture.suffix == ("png" if mode == "L" else None)
+
+
+def test_cielab_tiffs_become_rgb():
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.buildTransform(*profiles, "RGB", "LAB").apply(COLOUR)
+    assert close(decode(encoded(lab, "TIFF")).image, RAMP) < 1
 
 
 def test_first_frame_of_an_animation_is_taken():

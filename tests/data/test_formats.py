@@ -125,10 +125,11 @@ def test_frames_of_animations_are_counted_and_previews_are_not():
     mpo = bytearray(encoded(COLOUR, "MPO", save_all=True, append_images=other))
     assert decode(bytes(mpo)).frames == 1  # Pillow writes them as of no kind, as phones write gain maps
     assert Image.open(io.BytesIO(mpo)).n_frames == 3
-    second = mpo.index(struct.pack("<L", 0x030000), mpo.index(b"MPF\0") + 20) + 16
-    mpo[second : second + 4] = struct.pack("<L", 0x020002)  # the other eye's
-    mpo[second + 16 : second + 20] = struct.pack("<L", 0x020002)
-    assert decode(bytes(mpo)).frames == 2
+    index = mpo.index(b"MPF\0")
+    first = mpo.rindex(struct.pack("<L", 0x030000), index, index + 90)
+    for entry in (first + 16, first + 32):
+        mpo[entry : entry + 4] = struct.pack("<L", 0x020002)  # another eye's
+    assert decode(bytes(mpo)).frames == 3
 
 
 def test_a_gif_that_breaks_off_behind_its_first_picture_is_read():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,10 +13,10 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from dreamteacher.data import tiff
-from dreamteacher.data.deep import Deep, jpeg_2000_facts, read_deep, read_deep_tiff, stretch
-from dreamteacher.data.formats import FORMATS, SUFFIXES, UNREAD, BadPicture, name_what_it_is
+from dreamteacher.data.deep import Deep, stretch
+from dreamteacher.data.formats import SUFFIXES, UNREAD, BadPicture, name_what_it_is
+from dreamteacher.data.load import Source, load, without_other_band
 from dreamteacher.data.metadata import without_metadata
-from dreamteacher.data.tiff import Layout
 
 __all__ = ["SUFFIXES", "UNREAD", "WARNINGS", "BadPicture", "Picture", "decode", "decode_mask", "is_lossy", "turn_upright"]
 
@@ -31,7 +30,6 @@ TURNS = {  # EXIF's orientation -> what turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WARNINGS = {  # of Picture and Prepared -> words that follow a number
     "alpha_is_not_transparency": "pictures say that their fourth band is transparency, but it does not look like it; they were composed "
     "on white (drop the band if it is another, such as near infrared)",
@@ -40,9 +38,6 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
 }
 
 _T = TypeVar("_T")
-
-# `_check_size` below compares the header's size with the caller's own limit before any pixel is decoded, which may be higher than Pillow's.
-Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True)
@@ -130,11 +125,12 @@ def _whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes,
 
 def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: int) -> Picture:
     is_stripped = orientation is not None  # what was broken in its metadata, other readers may stumble over
-    source = _load(data, max_pixels, min_side)
+    source = load(data, max_pixels, min_side)
     image, layout, mode = source.image, source.layout, source.mode
-    layer = _to_layer(source.deep) if source.deep else _without_other_band(source, data)
+    layer = _to_layer(source.deep) if source.deep else without_other_band(source, data)
     orientation = layout.orientation if layout else orientation or _orientation(image)
-    suffix, warnings = None, ()
+    suffix: str | None = None
+    warnings: tuple[str, ...] = ()
     if layer.has_transparency_data:
         layer = layer.convert("RGBA")
         warnings = _doubt_alpha(layer)
@@ -149,7 +145,7 @@ def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: 
 
 
 def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[tuple[int, int, int]] | None) -> np.ndarray:
-    source = _load(data, max_pixels, 1)
+    source = load(data, max_pixels, 1)
     if source.deep:
         values, alpha = source.deep.values, source.deep.alpha
         if source.layout:
@@ -177,15 +173,15 @@ def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[t
     return values.astype(np.uint8)
 
 
-def _mask_values(source: _Source, data: bytes, *, by_colour: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _mask_values(source: Source, data: bytes, *, by_colour: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Class ids (H, W), or colours (H, W, 3) if the mask is in colours or `by_colour`; and its alpha."""
-    image = _without_other_band(source, data)
+    image = without_other_band(source, data)
     if not by_colour and image.mode in ("1", "L", "P"):
         values = np.asarray(image).astype(np.uint8)
         bits = source.layout.bits if source.layout else data[24] if image.format == "PNG" else 8
-        return (
-            values // (255 // ((1 << bits) - 1)) if image.mode == "L" and bits < 8 else values
-        ), None  # Pillow spreads them over 0 to 255
+        if image.mode == "L" and bits < 8:  # Pillow spreads them over 0 to 255
+            values //= 255 // ((1 << bits) - 1)
+        return values, None
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         pixels = np.asarray(image.convert("RGBA"))
         return pixels[..., :3], pixels[..., 3]
@@ -211,93 +207,12 @@ def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.nd
     return places.astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A file that is read, by Pillow (image: loaded, a TIFF also turned upright) or at full depth (deep); layout: of a TIFF."""
-
-    image: Image.Image | None
-    deep: Deep | None
-    layout: Layout | None
-    mode: str
-    lossless: bool
-    frames: int
-
-
-def _load(data: bytes, max_pixels: int, min_side: int) -> _Source:
-    if data[:4] in TIFF_MARKS:
-        return _load_tiff(data, max_pixels, min_side)
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    _check_size(*image.size, max_pixels, min_side)
-    mode, lossless, frames = image.mode, _is_lossless(image, data), _count_frames(image, data)
-    deep = read_deep(image, data)
-    if deep is None:
-        image.load()
-    return _Source(image, deep, None, mode, lossless, frames)
-
-
-def _load_tiff(data: bytes, max_pixels: int, min_side: int) -> _Source:
-    layout = tiff.read_layout(data)
-    _check_size(layout.width, layout.height, max_pixels, min_side)
-    image = None if layout.is_deep else _open_tiff(data, layout)
-    if image is None or (layout.colours == 3 and image.mode == "L"):  # Pillow passes over bands in planes of their own
-        deep = read_deep_tiff(data, layout, max_pixels)
-        bands = f"x{layout.bands}" if layout.bands > 1 else ""
-        return _Source(None, deep, layout, f"{deep.values.dtype}{bands}", True, layout.frames)
-    mode, lossless = image.mode, "jpeg" not in str(image.info.get("compression"))
-    image.load()
-    return _Source(image, None, layout, mode, lossless, layout.frames)
-
-
-def _open_tiff(data: bytes, layout: Layout) -> Image.Image | None:
-    """The TIFF as Pillow maps it; None if it has no pixel type for it."""
-    for file in (data, tiff.without_metadata(data, layout)) if layout.is_first else (tiff.without_metadata(data, layout),):
-        with suppress(UnidentifiedImageError):
-            return Image.open(io.BytesIO(file), formats=("TIFF",))
-    return None
-
-
-def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None:
-    if width * height > max_pixels:
-        raise BadPicture(f"too large: {width} x {height} is more than {max_pixels} pixels")
-    if min(width, height) < min_side:
-        raise BadPicture(f"too small: {width} x {height}, the shorter side must have {min_side} pixels")
-
-
-def _count_frames(image: Image.Image, data: bytes) -> int:
-    """Pictures in the file, without the previews and gain maps of an MPO."""
-    with suppress(Exception):  # whatever is broken behind the first
-        if image.format == "GIF":  # counting walks through the file
-            return Image.open(io.BytesIO(data), formats=("GIF",)).n_frames
-        if image.format == "MPO":
-            return max(1, sum("Multi-Frame" in entry["Attribute"]["MPType"] for entry in image.mpinfo[0xB002]))
-        return getattr(image, "n_frames", 1)
-    return 1
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:
         value = tiff.orientation_of(image.info.get("exif") or b"")
     return value if value in TURNS else 1
-
-
-def _is_lossless(image: Image.Image, data: bytes) -> bool:
-    if image.format == "WEBP":
-        return b"VP8L" in data[:64]
-    if image.format == "JPEG2000":
-        return jpeg_2000_facts(data).lossless
-    return image.format not in ("JPEG", "MPO", "AVIF", "HEIF")
-
-
-def _without_other_band(source: _Source, data: bytes) -> Image.Image:
-    """Without a fourth (or second) band that Pillow calls alpha, and the file does not."""
-    image, layout = source.image, source.layout
-    if image.mode in ("RGBA", "LA", "PA") and (
-        (layout and layout.alpha is None) or (image.format == "JPEG2000" and not jpeg_2000_facts(data).alpha)
-    ):
-        return image.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}[image.mode])
-    return image
 
 
 def _doubt_alpha(layer: Image.Image) -> tuple[str, ...]:
@@ -320,7 +235,8 @@ def _to_layer(deep: Deep) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
-        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+        to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+        return to_rgb.apply(image)
     return image.convert("RGB")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,7 @@ class Deep:
     nodata: tuple[float, ...] | None = None
 
 
-def read_deep(image: Image.Image, data: bytes) -> Deep | None:
+def read_deep(image: Any, data: bytes) -> Deep | None:
     """The values of a picture that is no TIFF, at full depth; None if 8 bits hold them.
 
     Raises:
@@ -144,7 +145,8 @@ def _read_png(image: Image.Image, data: bytes) -> Deep:
 
 def _unpacked(data: bytes, raw_mode: str) -> np.ndarray:
     """The pixels of a PNG of 16 bits, read by one of Pillow's unpackers."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+    image: Any = Image.open(io.BytesIO(data), formats=("PNG",))
+    with image:
         image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
         return np.asarray(image)
 
@@ -153,7 +155,7 @@ def _join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return high.astype(np.uint16) << 8 | low
 
 
-def _read_pnm(image: Image.Image, data: bytes) -> Deep | None:
+def _read_pnm(image: Any, data: bytes) -> Deep | None:
     """Binary PGM and PPM of two bytes a value, which Pillow scales to its own types."""
     tile, bands = image.tile[0], len(image.getbands())
     args = tile.args if isinstance(tile.args, tuple) else (tile.args,)

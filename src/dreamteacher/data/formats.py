@@ -11,11 +11,11 @@ try:
 except ImportError:  # an extra, as the libraries in its wheel are LGPL and GPL
     HEIF = False
 else:
-    register_heif_opener(thumbnails=False)
+    register_heif_opener()
     HEIF = True
 
 # Only the readers that are needed: each further one is a parser for hostile bytes. (JPEG's reader also takes the MPO of some phones.)
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"})
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
 _INSTALL_HEIC = 'pip install "dreamteacher[heic]"'
@@ -110,7 +110,7 @@ def name_what_it_is(data: bytes, what: str) -> str:
     """One line for bytes that no reader takes: what they are by their beginning, and what to do."""
     head = data[:4096]
     known = [_BRANDS.get(head[8:12], _VIDEO)] if head[4:8] == b"ftyp" else []
-    known += [words for pattern, *words in _MAGIC if re.match(pattern, head, re.DOTALL)]
+    known += [(thing, remedy) for pattern, thing, remedy in _MAGIC if re.match(pattern, head, re.DOTALL)]
     if known:
         return f"{what} is {known[0][0]}, which cannot be read; {known[0][1]}"
     return f"not a {what} in a known format ({', '.join(FORMATS)})"

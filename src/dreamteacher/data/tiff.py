@@ -40,16 +40,16 @@ _PHOTOMETRICS |= {32844: "LogL", 32845: "LogLuv"}
 _NEEDED = PIXEL_TAGS | {DESCRIPTION, NODATA}
 _MOST_VALUES = 4_000_000  # of one tag: strips of one row, or tiles of 16 x 16 of a picture of 10^9 pixels
 
-_MOST_PAGES = 1_000_000
+_MOST_PAGES = 100_000  # further ones are not counted
 
 
 class _File(NamedTuple):
-    """A file, its byte order, struct's letters for its offsets and counts, and the bytes of an entry."""
+    """A file, its byte order, struct's letters for its offsets and numbers of entries, and the bytes of an entry."""
 
     data: bytes
     order: str
     word: str
-    count: str
+    counter: str
     entry: int
 
 
@@ -227,8 +227,8 @@ def _read_plane(data: bytes, layout: Layout, dtype: np.dtype, samples: int, band
         predictor = _one(layout.tags, PREDICTOR, 1) if layout.compression in _WITH_PREDICTOR else 1
         if predictor == 3:  # the bytes of all first, then of all second places ..., most significant first, as differences
             rows = np.cumsum(rows.reshape(layout.height, across, -1, samples), axis=2, dtype=np.uint8).reshape(rows.shape)
-            rows = rows.reshape(layout.height, across, dtype.itemsize, block * samples).swapaxes(2, 3)
-            values = np.ascontiguousarray(rows).view(dtype.newbyteorder(">"))[..., 0]
+            planes = rows.reshape(layout.height, across, dtype.itemsize, block * samples)
+            values = np.ascontiguousarray(planes.swapaxes(2, 3)).view(dtype.newbyteorder(">"))[..., 0]
         else:
             values = rows.view(dtype)
         values = values.astype(dtype.newbyteorder("="), copy=False)
@@ -277,8 +277,8 @@ def _directories(data: bytes) -> Iterator[tuple[_File, int, int]]:
     while place and place not in seen and len(seen) < _MOST_PAGES:
         seen.add(place)
         try:
-            (count,) = struct.unpack_from(order + file.count, data, place)
-            start = place + struct.calcsize(file.count)
+            (count,) = struct.unpack_from(order + file.counter, data, place)
+            start = place + struct.calcsize(file.counter)
             yield file, start, min(count, max(len(data) - start, 0) // file.entry)
             (place,) = struct.unpack_from(order + file.word, data, start + count * file.entry)
         except (struct.error, OverflowError):

@@ -1,0 +1,111 @@
+"""Bytes -> the pixels of the file's first picture, by Pillow where it has a pixel type for them, else at full depth."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from dreamteacher.data import tiff
+from dreamteacher.data.deep import Deep, jpeg_2000_facts, read_deep, read_deep_tiff
+from dreamteacher.data.formats import FORMATS, BadPicture
+from dreamteacher.data.tiff import Layout
+
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# `_check_size` below compares the header's size with the caller's own limit before any pixel is decoded, which may be higher than Pillow's.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that is read, by Pillow or at full depth.
+
+    image: Pillow's, loaded, a TIFF also turned upright; None where Pillow has no pixel type for it (of a class of each format, hence Any).
+    deep: where 8 bits do not hold it. layout: of a TIFF. mode, lossless, frames: as of `decode.Picture`.
+    """
+
+    image: Any
+    deep: Deep | None
+    layout: Layout | None
+    mode: str
+    lossless: bool
+    frames: int
+
+
+def load(data: bytes, max_pixels: int, min_side: int) -> Source:
+    """Read a file whose header keeps the limits.
+
+    Raises:
+        BadPicture: it does not, or it is a good file that cannot be read.
+        Exception: of almost any kind, if it is damaged.
+    """
+    if data[:4] in TIFF_MARKS:
+        return _load_tiff(data, max_pixels, min_side)
+    image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image.width, image.height, max_pixels, min_side)
+    mode, lossless, frames = image.mode, _is_lossless(image, data), _count_frames(image, data)
+    deep = read_deep(image, data)
+    if deep is None:
+        image.load()
+    return Source(image, deep, None, mode, lossless, frames)
+
+
+def _load_tiff(data: bytes, max_pixels: int, min_side: int) -> Source:
+    layout = tiff.read_layout(data)
+    _check_size(layout.width, layout.height, max_pixels, min_side)
+    image = None if layout.is_deep else _open_tiff(data, layout)
+    if image is None or (layout.colours == 3 and image.mode == "L"):  # Pillow passes over bands in planes of their own
+        deep = read_deep_tiff(data, layout, max_pixels)
+        bands = f"x{layout.bands}" if layout.bands > 1 else ""
+        return Source(None, deep, layout, f"{deep.values.dtype}{bands}", True, layout.frames)
+    mode, lossless = image.mode, "jpeg" not in str(image.info.get("compression"))
+    image.load()
+    return Source(image, None, layout, mode, lossless, layout.frames)
+
+
+def _open_tiff(data: bytes, layout: Layout) -> Any:
+    """The TIFF as Pillow maps it; None if it has no pixel type for it."""
+    for file in (data, tiff.without_metadata(data, layout)) if layout.is_first else (tiff.without_metadata(data, layout),):
+        with suppress(UnidentifiedImageError):
+            return Image.open(io.BytesIO(file), formats=("TIFF",))
+    return None
+
+
+def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None:
+    if width * height > max_pixels:
+        raise BadPicture(f"too large: {width} x {height} is more than {max_pixels} pixels")
+    if min(width, height) < min_side:
+        raise BadPicture(f"too small: {width} x {height}, the shorter side must have {min_side} pixels")
+
+
+def _count_frames(image: Any, data: bytes) -> int:
+    """Pictures in the file, without the previews and gain maps of an MPO."""
+    with suppress(Exception):  # whatever is broken behind the first
+        if image.format == "GIF":  # counting walks through the file
+            image = Image.open(io.BytesIO(data), formats=("GIF",))
+        if image.format == "MPO":
+            return 1 + sum("Multi-Frame" in entry["Attribute"]["MPType"] for entry in image.mpinfo[0xB002][1:])
+        return getattr(image, "n_frames", 1)
+    return 1
+
+
+def _is_lossless(image: Any, data: bytes) -> bool:
+    if image.format == "WEBP":
+        return b"VP8L" in data[:64]
+    if image.format == "JPEG2000":
+        return jpeg_2000_facts(data).lossless
+    return image.format not in ("JPEG", "MPO", "AVIF", "HEIF")
+
+
+def without_other_band(source: Source, data: bytes) -> Image.Image:
+    """Without a fourth (or second) band that Pillow calls alpha, and the file does not."""
+    image, layout = source.image, source.layout
+    if image.mode in ("RGBA", "LA", "PA") and (
+        (layout and layout.alpha is None) or (image.format == "JPEG2000" and not jpeg_2000_facts(data).alpha)
+    ):
+        return image.convert({"RGBA": "RGB", "LA": "L", "PA": "RGB"}[image.mode])
+    return image
