@@ -67,8 +67,8 @@ class Meaning(NamedTuple):
     """What a folder's name says.
 
     role: "image", "image?" (if masks lie beside it), "mask", "mask?" (if one finds its picture), "extra" (neither), "extra?" (neither, if
-    there are masks), or "". sure: all words are known. split: "train", "val", "val?", "test", or "" if it names several (a folder above them); None if it names none.
-    rank: of two masks of one picture the one of the lower rank counts.
+    there are masks), or "". split: "train", "val", "val?", "test", or "" if it names several (a folder above them); None if it names none.
+    rank: of two masks of one picture the one of the lower rank counts. sure: all words are known.
     """
 
     role: str = ""

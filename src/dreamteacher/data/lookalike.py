@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.decode import FORMATS
+from dreamteacher.data.formats import FORMATS
 from dreamteacher.data.items import MASK_SUFFIXES
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError

@@ -1,0 +1,134 @@
+"""Labels of a source: of which kind they are, which classes there are, and folders that are no classes."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sqlite3
+from collections import defaultdict
+
+from dreamteacher.data.items import LabelKind, utf8
+from dreamteacher.data.names import class_name, nfc, tidy
+from dreamteacher.data.shard_source import masks_need_classes
+from dreamteacher.data.table import FINDS_ITS_PICTURE, one
+from dreamteacher.data.trees import Tree
+from dreamteacher.errors import UserError
+
+PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
+
+
+def kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, is_list: bool) -> str:
+    """The kind of labels that there is: csv, masks or folders, or none.
+
+    Raises:
+        UserError: there are none of the kind that `labels` asks for, or masks and none is named as a picture is.
+    """
+    masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
+    folders = [name for (name,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != ''")]
+    # A list's folders are any folders; only classes.txt tells that they are classes.
+    named = set(folders) & set(classes) if classes else set() if is_list else set(folders)
+    table_file = tree.open_text("labels.csv")
+    if table_file:
+        table_file.close()
+    there = {"csv": table_file is not None, "masks": masks > 0, "folders": len(named) > 1 or bool(classes and named)}
+    if labels == "auto":
+        labels = next((kind for kind in ("csv", "masks", "folders") if there[kind]), "none")
+        (lost,) = table.execute("SELECT min(name) FROM files WHERE role = 'mask'").fetchone()
+        if labels in ("none", "folders") and lost:
+            raise UserError(f"{tree}: no mask is named as a picture is (such as {lost}); name them alike, or set ingest.labels to none")
+    elif labels != "none" and not (folders if labels == "folders" else there[labels]):
+        expected = {"csv": "labels.csv", "masks": "a mask such as masks/train/A.png for images/train/A.jpg", "folders": "class folders"}
+        raise UserError(f"ingest.labels = {labels}, but {tree} has no {expected[labels]}; add it or set ingest.labels to auto")
+    return labels
+
+
+def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: list[str] | None) -> tuple[list[str] | None, dict[str, int]]:
+    """The classes, and counts of labels without use; fills the table `labels`.
+
+    Raises:
+        UserError: they cannot be understood, or folders may be splits and no classes.
+    """
+    counts = {}
+    if kind == "csv":
+        classes = _read_csv(table, tree, classes)
+        counts["labels_without_picture"] = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
+        if counts["labels_without_picture"] == one(table, "SELECT count(*) FROM labels") > 0:
+            named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
+            raise UserError(f"{tree}/labels.csv names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
+    elif kind == "folders":
+        classes, counts["folders_without_class"] = _classes_of_folders(table, tree, classes)
+    elif kind == "masks":
+        if classes is None:
+            raise masks_need_classes(str(tree))
+        counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
+    return classes, counts
+
+
+def _classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> tuple[list[str], int]:
+    """The classes, and how many folders are none of them; what lies in such folders has no label from here on."""
+    of_pictures = "FROM files WHERE role = 'picture'"
+    names = [name for (name,) in table.execute(f"SELECT DISTINCT class {of_pictures} AND class != '' ORDER BY class")]
+    if not classes:
+        _refuse_unknown_splits(table, tree, names)
+    strange = set(names) - set(classes or names)
+    table.executemany("UPDATE files SET class = '' WHERE class = ?", [(name,) for name in strange])
+    return classes or names, len(strange)
+
+
+def _refuse_unknown_splits(table: sqlite3.Connection, tree: Tree, names: list[str]) -> None:
+    """Folders that may be parts of the set under a name that is no split's never become classes without a word."""
+    of_pictures = "FROM files WHERE role = 'picture'"
+    way_out = "or, if they are classes, list all classes in classes.txt"
+    mixed = table.execute(f"SELECT name {of_pictures} AND split NOT NULL AND class = '' AND name NOT LIKE '%unlabel%' LIMIT 1").fetchone()
+    inside = table.execute(f"SELECT name {of_pictures} AND split NOT NULL AND class != '' LIMIT 1").fetchone()
+    beside = table.execute(f"SELECT class {of_pictures} AND split IS NULL AND class != '' LIMIT 1").fetchone()
+    if beside and (mixed or inside):
+        raise UserError(
+            f"{tree}: {(mixed or inside)[0]} is read as a picture of that split, but beside it lies the class {beside[0]!r}; "
+            f"put all classes below train/ and val/, give the class another name, {way_out}"
+        )
+    if len(names) > 1 and all(PARTS.fullmatch(name) for name in names):
+        raise UserError(
+            f"{tree}: the folders {_few(names)} look like parts of one set, not like classes; name them train and val, set ingest.labels "
+            f"to none, {way_out}"
+        )
+    if inside:
+        return
+    inner: dict[str, set[str]] = defaultdict(set)
+    for cls, below in table.execute(f"SELECT DISTINCT class, below {of_pictures} AND class != '' LIMIT 1000"):
+        inner[cls].add(below)
+    sets = list(inner.values())
+    if len(sets) > 1 and all(len(each) > 1 and "" not in each and len(each & sets[0]) > 0.8 * len(each | sets[0]) for each in sets):
+        raise UserError(
+            f"{tree}: the folders {_few(list(inner))} hold the same folders ({_few(sorted(sets[0]))}), as splits do; name them train, "
+            f"val and test, {way_out}"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> list[str]:
+    file, where = tree.open_text("labels.csv"), f"{tree}/labels.csv"
+    assert file, "the kind of labels is csv only where there is one"
+    with file, utf8(where):
+        rows = csv.DictReader(file)
+        try:
+            if not {"path", "label"} <= set(rows.fieldnames or []):
+                raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them")
+            for line in rows:
+                name, value = (line["path"] or "").strip(), class_name(line["label"] or "")
+                if value and not name:
+                    raise UserError(f"{where}, line {rows.line_num}: there is a label without a path")
+                if not value:
+                    continue
+                name = nfc(tidy(name))
+                if table.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (name, value)).rowcount == 0:
+                    (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [name]).fetchone()
+                    if other != value:
+                        raise UserError(f"{where}, line {rows.line_num}: {name} is {value!r}, and {other!r} in a line before; keep one")
+        except csv.Error as error:
+            raise UserError(f"{where}, line {rows.line_num}: {error}; write it as comma-separated values") from error
+    values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
+    return classes or sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))
