@@ -11,8 +11,10 @@ then installs no CUDA libraries.
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.metadata import distributions, requires
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).parents[1]
 FILE = PROJECT / "constraints.txt"
@@ -54,11 +56,10 @@ def closure(roots: Iterable[str], needs: Callable[[str], list[str]], environment
         environment: one of `environments()`.
         cuda: follow what torch needs for CUDA.
     """
-    from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     seen: set[tuple[str, str]] = set()
-    todo = [Requirement(root) for root in roots]
+    todo = [_requirement(root) for root in roots]
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
@@ -66,12 +67,19 @@ def closure(roots: Iterable[str], needs: Callable[[str], list[str]], environment
             if (name, extra) in seen:
                 continue
             seen.add((name, extra))
-            for each in map(Requirement, needs(name)):
+            for each in map(_requirement, needs(name)):
                 if name == "torch" and not cuda and each.name.startswith(CUDA):
                     continue
                 if each.marker is None or each.marker.evaluate({**environment, "extra": extra}):
                     todo.append(each)
     return {name for name, _ in seen}
+
+
+@cache
+def _requirement(text: str) -> Any:
+    from packaging.requirements import Requirement  # not installed yet where sections are only printed
+
+    return Requirement(text)
 
 
 def sections_of(needs: Callable[[str], list[str]]) -> dict[str, dict[str, str]]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import distributions
 from types import ModuleType
 
@@ -16,6 +17,11 @@ from packaging.utils import canonicalize_name
 from helpers import PROJECT
 
 INSTALLED = {canonicalize_name(each.metadata["Name"]): each for each in distributions()}
+
+
+@cache
+def needs(name: str) -> list[str]:
+    return INSTALLED[name].requires or []
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def test_every_section_is_closed_under_what_its_packages_need(pins: ModuleType) 
         for section, lines in pins.read().items()
     }
     assert [canonicalize_name(name) for name in listed.pop("triton")] == ["nvidia-pytriton"]
-    needed = pins.sections_of(lambda name: INSTALLED[name].requires or [])
+    needed = pins.sections_of(needs)
     assert listed == {section: {name: mark.removeprefix("; ") for name, mark in each.items()} for section, each in needed.items()}
     for marker in {marker for each in listed.values() for marker in each.values()} - {""}:
         Marker(marker)
