@@ -159,7 +159,6 @@ def _run_stage(options: argparse.Namespace) -> int:
     out = place("out", command.out)
     gc.disable()  # what is imported stays: collecting on the way takes a tenth of the time
     run = import_module(f"dreamteacher.stages.{options.command.replace('-', '_')}").run
-    gc.freeze()
     gc.enable()
     metrics = run(params, **inputs, **given, out=out, overwrite=options.overwrite)
     if os.environ.get("RANK", "0") == "0":

@@ -102,11 +102,11 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
             ):
                 yield stage
                 record["versions"] = {"python": platform.python_version()} | {p: v for p in RECORDED_PACKAGES if (v := _version(p))}
-                record["files"] = {file: sha256_of(stage.tmp / file).hex() for file in _files(stage.tmp)}
+                record["files"] = files = {file: sha256_of(stage.tmp / file).hex() for file in _files(stage.tmp)}
                 record["metrics"] = stage.metrics
                 text = _to_json(record | {"sha256": ZEROS})
                 (stage.tmp / RECORD).write_text(text.replace(ZEROS, _sha256(text.encode())))
-                remember(stage.tmp, record["files"])
+                remember(stage.tmp, files)
                 _publish(stage.tmp, out)
                 _remove(checkpoints)
                 stage.tracker.metrics(stage.metrics)

@@ -37,7 +37,7 @@ class ShardSet:
             member.size, member.mode, member.uname, member.gname = len(data), 0o444, "dreamteacher", "dreamteacher"
             places[suffix] = (self._tar.offset + BLOCK, len(data))
             self._tar.addfile(member, io.BytesIO(data))
-        self._tar.members.clear()  # tarfile would keep them all
+        self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
         return f"{self._prefix}-{self._count - 1:06d}.tar", places
 
     def __enter__(self) -> Self:
@@ -48,7 +48,7 @@ class ShardSet:
         if kind is None:
             self.close()
         elif self._tar is not None and self._file is not None:
-            self._tar.fileobj.closed = True  # type: ignore[union-attr]  # or tarfile's destructor would write the rest, and print that it cannot
+            self._tar.fileobj.closed = True  # type: ignore[attr-defined]  # or tarfile's destructor would write the rest, and print that it cannot
             with suppress(OSError):  # of the buffered bytes, for which there may be no room
                 self._file.close()
 
