@@ -227,7 +227,7 @@ def test_what_dvc_has_below_a_folder_that_git_has_is_pulled(origin: Project, tmp
     _, facts = fetch(origin, "v1", tmp_path / "out", f"ingest.source={source}")
     made = tmp_path / "out" / facts["name"]
     there = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file() and not path.name.endswith(".dvc")}
-    assert there == ({"images/a.png", "masks/a.png", "labels.csv"} if part == "." else {"a.png"})
+    assert there == ({"images/a.png", "masks/a.png", "labels.csv", "list.txt"} if part == "." else {"a.png"})
 
 
 def test_a_file_of_a_folder_in_dvc_is_pulled_alone(origin: Project, tmp_path: Path):
