@@ -190,6 +190,16 @@ def test_commit_of_a_branch_or_tag_is_told_and_a_folder_has_none(origin: Project
     assert fetch_data.commit_of(git_url="", data_rev="here") == "here"
 
 
+@pytest.mark.parametrize(
+    ("settings", "seeds", "said"),
+    [(["seed=1", {"a": 1}], [0], "is no text; write it as"), ([], [0.5], r"seeds: 0\.5 is no whole number"), ([], ["1"], "seeds: '1'")],
+)
+def test_parameters_of_a_run_are_not_guessed(settings: list, seeds: list, said: str):
+    with pytest.raises(UserError, match=said):
+        fetch_data.overrides_of(settings, seeds=seeds, fresh=["scratch"], modes=["mix"])
+    assert fetch_data.overrides_of(["seed=1"], seeds=[1.0], fresh=[], modes=[])[-1] == "compare.seeds=[1]"  # KFP's numbers
+
+
 def test_a_forgotten_repository_is_named(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # as a step finds it: an empty folder
     with pytest.raises(UserError, match=f"^{tmp_path} has no params.yaml and so is no project; git_url names a project's repository"):
@@ -217,7 +227,7 @@ def test_what_dvc_has_below_a_folder_that_git_has_is_pulled(origin: Project, tmp
     _, facts = fetch(origin, "v1", tmp_path / "out", f"ingest.source={source}")
     made = tmp_path / "out" / facts["name"]
     there = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file() and not path.name.endswith(".dvc")}
-    assert there == ({"images/a.png", "masks/a.png", "labels.csv"} if part == "." else {"a.png"})
+    assert there == ({"images/a.png", "masks/a.png", "labels.csv", "list.txt"} if part == "." else {"a.png"})
 
 
 def test_a_file_of_a_folder_in_dvc_is_pulled_alone(origin: Project, tmp_path: Path):

@@ -17,7 +17,7 @@ ABOUT = (
 )
 
 
-def model_card(name: str, contract: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]], parity: float) -> str:
+def model_card(name: str, contract: Mapping[str, str], figures: dict[str, dict[str, Any]], parity: float) -> str:
     """Markdown of at most LENGTH characters, for a registered version of `name`.
 
     Args:
@@ -33,7 +33,7 @@ def model_card(name: str, contract: Mapping[str, str], figures: Mapping[str, Map
     return text if len(text) <= LENGTH else text[: LENGTH - 4].rpartition("\n")[0] + "\n..."
 
 
-def _render(name: str, contract: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]], parity: float, by_class: str) -> str:
+def _render(name: str, contract: Mapping[str, str], figures: dict[str, dict[str, Any]], parity: float, by_class: str) -> str:
     init, seed, size = contract["init"], contract["seed"], contract["size"]
     counts, trained = json.loads(contract["counts"]), json.loads(contract["trained"])
     labelled = f"{counts['labelled_train']} of them labelled" + (
@@ -59,7 +59,7 @@ def _render(name: str, contract: Mapping[str, str], figures: Mapping[str, Mappin
             "",
             "## Figures on the validation split, in per cent",
             "",
-            table(dict(figures)),
+            table(figures),
             "",
             by_class,
             "",
@@ -82,7 +82,7 @@ def _render(name: str, contract: Mapping[str, str], figures: Mapping[str, Mappin
     )
 
 
-def _by_class(contract: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]]) -> str:
+def _by_class(contract: Mapping[str, str], figures: dict[str, dict[str, Any]]) -> str:
     kind, init = NAMES[contract["task"]], contract["init"]
     inits = [each for each in dict.fromkeys(["scratch", init]) if each in figures]
     classes = [each for each in json.loads(contract["classes"]) if any(f"{kind}_{each}_mean" in figures[of] for of in inits)]

@@ -32,10 +32,12 @@ def overrides_of(settings: list[str], *, seeds: list[int], fresh: list[str], mod
     Raises:
         UserError: one of `settings` is no text, or a seed is no whole number.
     """
-    if wrong := [each for each in settings if not isinstance(each, str)]:
-        raise UserError(f'settings: {wrong[0]!r} is no text; write it as "KEY.KEY=VALUE", such as "distill.T=250"')
-    if wrong := [seed for seed in seeds if not isinstance(seed, int | float) or seed != int(seed)]:  # KFP makes floats of all numbers
-        raise UserError(f"seeds: {wrong[0]!r} is no whole number")
+    for each in settings:
+        if not isinstance(each, str):
+            raise UserError(f'settings: {each!r} is no text; write it as "KEY.KEY=VALUE", such as "distill.T=250"')
+    for seed in seeds:  # KFP makes floats of all numbers
+        if not isinstance(seed, int | float) or seed != int(seed):
+            raise UserError(f"seeds: {seed!r} is no whole number")
     compared = {"inits": [*fresh, "features", *modes], "modes": modes, "seeds": [int(seed) for seed in seeds]}
     return [*settings, *(f"compare.{name}={json.dumps(value)}" for name, value in compared.items())]
 
