@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: demo test test-image pins
 demo: $(VENV)/.installed
-	dvc repro
+	dreamteacher repro
 	python scripts/demo.py
 
 test: $(VENV)/.installed-test

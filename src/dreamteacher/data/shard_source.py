@@ -171,7 +171,7 @@ def _members(url: str, split: str | None, stream: IO[bytes], max_bytes: int) -> 
                 file = tar.extractfile(member)
                 data = too_large(member.size) if member.size > max_bytes else file.read() if file else b""
                 yield {"fname": member.name, "data": data, "__url__": url}
-            tar.members = []  # type: ignore[attr-defined] - tarfile would keep them all
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
 
 
 @lru_cache(maxsize=1024)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dreamteacher.data.decode import FORMATS, SUFFIXES
+from dreamteacher.data.formats import FORMATS, SUFFIXES
+from dreamteacher.data.items import PassedOver
 from dreamteacher.data.names import read_list
 from dreamteacher.data.shard_source import are_shards
 from dreamteacher.data.sources import find
@@ -117,7 +118,7 @@ def survey(source: str, seconds: float = 20) -> Survey:
 def _names(source: str) -> Iterator[str]:
     """Names of files below a folder or an address, or of the lines of a list."""
     if "://" in source:
-        return Prefix(source).pictures(Counter())
+        return Prefix(source).pictures(PassedOver())
     return walk(source) if Path(source).is_dir() else (name for name, *_ in read_list(Path(source)))
 
 

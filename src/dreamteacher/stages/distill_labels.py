@@ -86,7 +86,7 @@ def run(
             seed=seed,
             checkpoints=stage.checkpoints,
             tracker=stage.tracker,
-            name=stage.name,
+            name=f"{stage.name} {mode} {seed}",
         )
         if this_process().is_main_process:
             save_task_model(cast(MixStudent, trained.ema or trained.model).task, stage.tmp)

@@ -61,7 +61,7 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
             seed=seed,
             checkpoints=stage.checkpoints,
             tracker=stage.tracker,
-            name=stage.name,
+            name=f"{stage.name} {seed}",
             count=segmentation.count_labelled if dense else None,
         )
         if this_process().is_main_process:
