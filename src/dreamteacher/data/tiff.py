@@ -85,6 +85,11 @@ class Layout:
         return self.photometric not in (3, 5) and (self.bits > 8 or self.bits == 0 or self.kind not in (1, 4))
 
     @property
+    def tile(self) -> tuple[int, int]:
+        """Width and height of a tile, (1, 1) where the picture lies in strips."""
+        return max(1, _one(self.tags, TILE_WIDTH, 1)), max(1, _one(self.tags, TILE_HEIGHT, 1))
+
+    @property
     def colours(self) -> int:
         """3 if three bands or more are no transparency (the first three are red, green and blue), else 1 (the first is grey)."""
         return 3 if self.bands - (self.alpha is not None) >= 3 else 1
@@ -173,7 +178,8 @@ def read_values(data: bytes, layout: Layout, bands: list[int], max_bytes: int) -
     if dtype is None or layout.compression not in _PLAIN | _WITH_PREDICTOR or layout.photometric not in (0, 1, 2):
         raise not_read(layout)
     samples = 1 if layout.planar else layout.bands  # in one row of a plane
-    if layout.width * layout.height * samples * max(layout.bits // 8, 1) > max_bytes:
+    across, down = (-(-side // tile) * tile for side, tile in zip((layout.width, layout.height), layout.tile, strict=True))
+    if across * down * samples * max(layout.bits // 8, 1) > max_bytes:
         raise BadPicture(f"too large: {layout.width} x {layout.height} pixels of {layout} need more than {max_bytes // 1_000_000} MB")
     if layout.planar:
         values = np.dstack([_read_plane(data, layout, dtype, 1, band) for band in bands])
