@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -253,7 +254,7 @@ def test_a_teacher_to_go_on_from_whose_weights_are_damaged_is_refused_in_one_lin
     weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"is damaged \(.+\); fetch it again"):
-        load_unet(build_unet("tiny", 16), tmp_path)
+        load_unet(build_unet("tiny", 16), build_scheduler(100), tmp_path)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,3 +270,19 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypatch: p
         teacher.features(images(1, 16, 16), 100, random())
     with pytest.raises(UserError, match="run `dreamteacher train-teacher` first"):
         load_teacher(tmp_path)
+
+
+def test_v_prediction_regresses_the_velocity_of_the_schedule() -> None:
+    """v = sqrt(a_t) noise - sqrt(1 - a_t) picture, here of a network that predicts nothing: the loss is its mean square."""
+    scheduler, pictures = build_scheduler(1000, "v_prediction"), images(64)
+
+    class Nothing(torch.nn.Module):
+        def forward(self, noisy: torch.Tensor, steps: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    draws = random()
+    noise, steps = draws.normal(pictures.shape), draws.integers(0, 1000, len(pictures))
+    a = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000), 0)[steps].view(-1, 1, 1, 1)
+    velocity = a.sqrt() * noise - (1 - a).sqrt() * (pictures * 2 - 1)
+    torch.testing.assert_close(denoising_loss(Nothing(), scheduler, pictures, random()), velocity.square().mean())
+    assert not torch.allclose(denoising_loss(Nothing(), build_scheduler(1000), pictures, random()), velocity.square().mean(), rtol=1e-3)
