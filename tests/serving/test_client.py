@@ -103,7 +103,8 @@ def test_predict_sees_and_says_what_evaluation_sees_and_says(triton, project, mo
     model = load_task_model(project / "finetuned" / "classification")
     sizes = [(200, 130), (130, 200), (40, 44), (20, 30), (48, 300), (32, 32)]
     paths = [save_picture(here / "in" / "val" / model.classes[i % 4] / f"{i}.png", *size, seed=i) for i, size in enumerate(sizes)]
-    save_picture(here / "in" / "train" / model.classes[0] / "train.png", 50, 50, seed=9)
+    for i in (0, 1):
+        save_picture(here / "in" / "train" / model.classes[i] / f"train{i}.png", 50, 50, seed=9 + i)
     (here / "in" / "classes.txt").write_text("\n".join(model.classes))
     told = read_metadata(models["stages"])
     ingest.run(Params(ingest={"short_side": json.loads(told["short_side"])}), source=here / "in", out=here / "data")
@@ -127,7 +128,7 @@ def test_bad_pictures_are_named_and_the_others_done(triton, tmp_path, capsys):
     with pytest.raises(UserError, match="2 of 3 pictures"):
         predict(pictures, url(triton, "http"), "cells", tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"BAD {pictures[0]}: not a picture") and lines[2].startswith(f"BAD {pictures[2]}: No such file")
+    assert lines[0].startswith(f"BAD {pictures[0]}: picture is a text") and lines[2].startswith(f"BAD {pictures[2]}: No such file")
     assert lines[1].startswith(f"{good}: ") and (tmp_path / "out" / "good.mask.png").exists()
 
 
