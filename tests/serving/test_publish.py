@@ -36,7 +36,7 @@ def registry(in_tmp, database, monkeypatch):
     shutil.copy(database, in_tmp / "mlflow.db")
     monkeypatch.setenv("DREAMTEACHER_TRACKING", "on")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_tmp}/mlflow.db")
-    yield MlflowClient(f"sqlite:///{in_tmp}/mlflow.db")
+    yield MlflowClient(f"sqlite:///{in_tmp}/mlflow.db")  # absolute: MLflow keeps a connection for each name
     mlflow.set_tracking_uri(None)
 
 
@@ -226,6 +226,6 @@ def test_damaged_export_is_named_and_nothing_is_published(project, here):
     shutil.copytree(project / "onnx" / "segmentation", here / "onnx")
     data = (here / "onnx" / "model.onnx").read_bytes()
     (here / "onnx" / "model.onnx").write_bytes(data[:-1000])
-    with pytest.raises(UserError, match=r"model\.onnx is no valid ONNX file"):
+    with pytest.raises(UserError, match=r"model\.onnx is damaged"):
         run_publish(project, here / "triton", here / "onnx")
     assert not (here / "triton").exists()

@@ -148,12 +148,12 @@ def test_promoting_by_hand_stores_what_the_version_was_made_from_if_it_is_here(r
 
 def test_a_changed_validation_split_is_no_comparison(rounds, tmp_path):
     first = rounds["more"]
-    data = shutil.copytree(first.root / "data", tmp_path / "data")
-    lines = (data / "manifest.csv").read_text().splitlines(keepends=True)
-    (data / "manifest.csv").write_text("".join([lines[0], *lines[2:]]))
-    given = {"onnx": first.root / "onnx", "evaluation": first.root / "evaluation", "champion": first.root / "champion"}
+    champion = shutil.copytree(first.root / "champion", tmp_path / "champion")
+    lines = (champion / "data/manifest.csv").read_text().splitlines(keepends=True)
+    (champion / "data/manifest.csv").write_text("".join([lines[0], *lines[2:]]))
+    given = {"onnx": first.root / "onnx", "evaluation": first.root / "evaluation", "champion": champion}
     with pytest.raises(UserError, match=r"validation split is not the champion's \(1 pictures differ\)"):
-        gate.run(first.params, data=data, out=tmp_path / "gate", **given)
+        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **given)
 
 
 @pytest.mark.parametrize("stage", ["teacher", "features"])
