@@ -90,7 +90,7 @@ def sections_of(needs: Callable[[str], list[str]]) -> dict[str, dict[str, str]]:
     roots = {"runtime": [*project["dependencies"], *build]}
     roots["cuda"] = roots["runtime"]
     roots["pipelines"] = [*roots["runtime"], *extras["pipelines"]]
-    roots["test"] = [*roots["pipelines"], *(each for each in extras["test"] if not each.startswith(project["name"]))]
+    roots["test"] = [*roots["pipelines"], *extras["heic"], *(each for each in extras["test"] if not each.startswith(project["name"]))]
     found: dict[str, dict[str, str]] = {}
     for section, wanted in roots.items():
         places: dict[str, list[Environment]] = {}

@@ -6,6 +6,7 @@ DVC runs one stage after the other, but it lets other DVC processes work while a
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -54,7 +55,7 @@ def default_jobs() -> int:
 
 
 def _outdated() -> dict[str, set[str]]:
-    """{stage: stages it depends on}, in DVC's order, of those that have changed or follow from one that has."""
+    """{stage: stages it depends on} of those that have changed or follow from one that has, the longest way to the end first."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.repo.reproduce import plan_repro
@@ -62,15 +63,18 @@ def _outdated() -> dict[str, set[str]]:
     try:
         with Repo() as repo:
             graph, changed = repo.index.graph, set(repo.status())
-            order = plan_repro(graph)
             plan: dict[str, set[str]] = {}
-            for stage in order:
+            for stage in plan_repro(graph):  # each after those that it depends on
                 needs = {other.addressing for other in graph.successors(stage)}
                 if stage.addressing in changed or needs & plan.keys():
-                    plan[stage.addressing] = needs
+                    plan[stage.addressing] = needs & plan.keys()
     except DvcException as error:
         raise UserError(f"DVC cannot read this project: {' '.join(str(error).split())}") from error
-    return {stage: needs & plan.keys() for stage, needs in plan.items()}
+    to_end = dict.fromkeys(plan, 0)
+    for stage, needs in reversed(plan.items()):
+        for other in needs:
+            to_end[other] = max(to_end[other], to_end[stage] + 1)
+    return dict(sorted(plan.items(), key=lambda item: -to_end[item[0]]))
 
 
 def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
@@ -90,6 +94,7 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
         while running or (waiting and not code):
             for stage in [stage for stage in waiting if done.issuperset(plan[stage])][: 0 if code else jobs - len(running)]:
                 waiting.remove(stage)
+                print(f"repro: {stage}", flush=True)
                 running[stage] = multiprocessing.get_context("fork").Process(target=_reproduce, args=(stage,))  # DVC is imported once
                 running[stage].start()
             wait([process.sentinel for process in running.values()])
@@ -107,6 +112,9 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
 def _reproduce(stage: str) -> None:
     from dvc.cli import main
 
+    for name in ("dvc", "dvc_objects", "dvc_data"):  # its hints after each stage would drown the stages' own lines
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).propagate = False
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
     sys.exit(main(["--wait-for-lock", "repro", "--single-item", stage]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ def project(small_project: Path, tmp_path: Path) -> Path:
     """As `small_project`, with a teacher that trains long enough to be killed on the way."""
     folder = tmp_path / "project"
     folder.mkdir()
-    (folder / "pictures").symlink_to(small_project / "pictures")
+    shutil.copytree(small_project / "pictures", folder / "pictures")
     settings = yaml.safe_load((small_project / "params.yaml").read_text())
     settings["teacher"] |= {"steps": 60, "checkpoint_every": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(settings))

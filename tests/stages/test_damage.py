@@ -127,12 +127,12 @@ def test_what_delivers_a_model_notices_it(chain: Chain, tmp_path: Path) -> None:
 @pytest.mark.parametrize("chain", ["segmentation"], indirect=True)
 def test_a_stopped_run_is_resumed_with_other_workers_and_checkpoints(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those settings are no part of the result, which is the same to the byte."""
-    from dreamteacher.training.loop import _Run
+    from dreamteacher.training.run import Run
 
     taken: list[int] = []
-    take_step = _Run.take_step
+    take_step = Run.take_step
 
-    def counted(self: _Run, *arguments: object) -> None:
+    def counted(self: Run, *arguments: object) -> None:
         if stop_after is not None and self.done == stop_after:
             raise KeyboardInterrupt
         take_step(self, *arguments)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def test_a_stopped_run_is_resumed_with_other_workers_and_checkpoints(chain: Chai
         settings = chain.params.finetune.model_copy(update=changes)
         return chain.params.model_copy(update={"finetune": settings})
 
-    monkeypatch.setattr(_Run, "take_step", counted)
+    monkeypatch.setattr(Run, "take_step", counted)
     monkeypatch.setenv("DREAMTEACHER_CHECKPOINTS", str(tmp_path / "checkpoints"))
     run = partial(finetune.run, data=chain.root / "data", init="scratch", seed=0, out=tmp_path / "model")
     stop_after: int | None = 3
