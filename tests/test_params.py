@@ -88,7 +88,7 @@ def test_statistics_of_another_noise_step_are_refused():
     assert loaded("distill.whitening=standardize", "distill.T=90", "teacher.stats_T=90").distill.T == 90
 
 
-DEMO = {"teacher": (64, 32, 1, 1e-3, 4500, 0.999), "distill": (64, 32, 1, 2e-3, 400, None), "interpreter": (64, 16, 1, 2e-3, 400, None)}
+DEMO = {"teacher": (64, 32, 1, 1e-3, 4500, 0.999), "distill": (64, 32, 1, 2e-3, 150, None), "interpreter": (64, 16, 1, 2e-3, 100, None)}
 SIZES = {
     "tiny": DEMO,
     "small": {**DEMO, "teacher": (64, 128, 1, 1e-4, 100_000, 0.9999), "distill": (64, 64, 1, 1e-3, 10_000, None)},

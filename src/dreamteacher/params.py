@@ -15,6 +15,7 @@ from dreamteacher.presets import PRESETS, auto_taps, by_size, strides
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_WARMUP = "linear warm-up before the cosine decay to 0, steps"
 _BATCH = "pictures per optimiser step, over all processes and accumulation parts"
 _PARTS = (
     "parts into which each process splits its share of the batch, to save memory; loss and gradient stay those of the whole batch, but "
@@ -42,7 +43,7 @@ class Training(Section):
         0.05, description="Tab 17; not applied to biases, norms and what timm's models exempt, such as position embeddings"
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW and LAMB moments, Tab 17; sgd takes the first as momentum")
-    warmup_steps: Count = Field(100, description="linear warm-up before the cosine decay to 0, steps")
+    warmup_steps: Count = Field(100, description=_WARMUP)
     clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm; null: no clipping")
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the averaged weights; null: none are kept")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the device computes it fast, else fp32")
@@ -123,9 +124,10 @@ class Student(Section):
 class Distill(Training):
     """Feature distillation (Sec 3.1, Eq 1-3)."""
 
-    steps: Positive = Field(400, description=f"optimiser steps ({by_size('distill', 'steps')})")
+    steps: Positive = Field(150, description=f"optimiser steps ({by_size('distill', 'steps')})")
     batch_size: Positive = Field(32, description=f"{_BATCH} ({by_size('distill', 'batch_size')})")
     accumulate: Positive = Field(1, description=f"{_PARTS} ({by_size('distill', 'accumulate')})")
+    warmup_steps: Count = Field(20, description=f"{_WARMUP} ({by_size('distill', 'warmup_steps')})")
     lr: Annotated[float, Field(gt=0)] = Field(2e-3, description=f"peak learning rate ({by_size('distill', 'lr')})")
     T: Count = Field(50, description="noise step of the encoding (Tab 17: 50, ImageNet 150; best of Tab 11: 250)")
     resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('distill', 'resolution')})")
@@ -139,7 +141,11 @@ class Distill(Training):
         description="width of the crops' border that loss and explained variance leave out, pixels, rounded up to whole cells of each tap: "
         "there the generator's features show the border more than the picture",
     )
-    monitor_every: Positive = Field(250, description="steps between measurements of explained variance on held-out unlabelled pictures")
+    monitor_every: Positive = Field(
+        50,
+        description="steps between measurements of explained variance on held-out unlabelled pictures "
+        f"({by_size('distill', 'monitor_every')})",
+    )
     monitor_images: Positive = Field(
         64, description="held-out unlabelled pictures for that measurement, from which the backbone does not learn features"
     )

@@ -14,7 +14,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Rate, batch and averaging are those of DDPMs of this kind on 32 and 64 px.
     "small": {
         "teacher": {"batch_size": 128, "lr": 1e-4, "steps": 100_000, "ema": 0.9999, "sample_every": 5000},
-        "distill": {"batch_size": 64, "lr": 1e-3, "steps": 10_000},
+        "distill": {"batch_size": 64, "lr": 1e-3, "steps": 10_000, "warmup_steps": 100, "monitor_every": 250},
     },
     # Tab 16 and 17. The steps are 300 epochs (teacher) and 200 (distillation) of the paper's 70,000 BDD100K pictures; for the rate of
     # distillation the paper gives two figures, 2e-4 and 4e-3.
@@ -29,7 +29,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "ema": 0.9999,
             "sample_every": 2000,
         },
-        "distill": {"resolution": 256, "batch_size": 256, "accumulate": 8, "lr": 1e-3, "steps": 55_000},
+        "distill": {
+            "resolution": 256,
+            "batch_size": 256,
+            "accumulate": 8,
+            "lr": 1e-3,
+            "steps": 55_000,
+            "warmup_steps": 100,
+            "monitor_every": 250,
+        },
         "interpreter": {"resolution": 256},
     },
 }
