@@ -19,7 +19,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from dreamteacher.errors import Interrupted, UserError
+from dreamteacher.errors import Interrupted, UserError, first_line
 from dreamteacher.mlflow_server import client_of, find_or_create_run, has_run, replay, tracking_uri, without_password
 from dreamteacher.project_root import project_folder
 
@@ -251,8 +251,7 @@ def _key(name: str) -> str:
 
 
 def _why(error: Exception, journal: Path) -> str:
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return without_password(f"MLflow at {_place_of(journal)} does not take the records ({reason})")
+    return without_password(f"MLflow at {_place_of(journal)} does not take the records ({first_line(error)})")
 
 
 def git(*command: str) -> str:

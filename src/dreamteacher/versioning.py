@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, first_line
 from dreamteacher.git_access import why_no_token, with_token, without_token
 from dreamteacher.mlflow_server import without_password
 from dreamteacher.stage import read_stage
@@ -158,7 +158,7 @@ class Clone:
                 places = [(os.path.relpath(out.fs_path, repo.root_dir), out) for out in kept]
                 return {Path(place).as_posix(): str(out.stage.addressing) for place, out in places if not place.startswith("..")}
         except DvcException as error:
-            raise UserError(f"revision {self.commit[:12]}: {str(error).splitlines()[0]}; mend it, commit and push") from error
+            raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; mend it, commit and push") from error
 
     def _pull(self, paths: Iterable[str]) -> None:
         wanted = sorted(paths)

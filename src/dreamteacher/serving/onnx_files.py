@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, first_line
 
 BACKBONE_FILE, MODEL_FILE = "backbone.onnx", "model.onnx"
 INPUT, LOGITS = "images", "logits"
@@ -35,8 +35,3 @@ def load(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf and the checker raise classes of their own
         raise UserError(f"{path} is no valid ONNX file ({first_line(error)}); export it again") from error
     return model
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of what a library says, for a message of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -14,9 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, first_line
 from dreamteacher.mlflow_server import connect, tracking_uri, without_password
-from dreamteacher.serving.onnx_files import first_line
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel

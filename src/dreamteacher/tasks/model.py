@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, first_line
 from dreamteacher.stage import RECORD, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backbone, save_backbone
 from dreamteacher.tasks.segmentation import SegmentationHead
@@ -79,5 +79,5 @@ def load_task_model(folder: Path | str) -> TaskModel:
         model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), facts["task"], facts["classes"], facts["size"], facts["width"])
         model.head.load_state_dict(load_file(folder / HEAD_FILE))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:  # of a copy without its stage.json
-        raise UserError(f"{folder} is damaged ({(str(error).splitlines() or [''])[0][:200]}); copy it again") from error
+        raise UserError(f"{folder} is damaged ({first_line(error)}); copy it again") from error
     return cast(TaskModel, model.eval())

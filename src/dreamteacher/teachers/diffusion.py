@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, first_line
 from dreamteacher.presets import auto_taps
 from dreamteacher.teachers.base import Tap
 from dreamteacher.training.randomness import StepRandom
@@ -197,7 +197,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:
-    why = str(error).splitlines()[0].replace(f"{folder}/", "")
+    why = first_line(error).replace(f"{folder}/", "")
     return UserError(f"{folder} is damaged ({why}); fetch it again (`dvc checkout`), or remove it and run `dreamteacher train-teacher`")
 
 
