@@ -132,7 +132,7 @@ def _place(of_chain: bool, chain: Path, own: Path) -> Path:
 
 def _random_teacher(plan: Plan, params: Params, data: Path, work: Path) -> Path:
     """Features of a generator with random weights: one step that is too small to change them, after which all is measured as usual."""
-    still = params.teacher.model_copy(update={"steps": 1, "lr": 1e-12, "weight_decay": 0.0, "ema": None, "samples": 0})
+    still = params.teacher.model_copy(update={"pretrained": None, "steps": 1, "lr": 1e-12, "weight_decay": 0.0, "ema": None, "samples": 0})
     untrained = params.model_copy(update={"teacher": still})
     teacher = plan.add("random teacher", work / "random-teacher" / "teacher", train_teacher.run, params=untrained, data=data)
     out = work / "random-teacher" / "features"
