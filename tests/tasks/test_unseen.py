@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dreamteacher.data.dataset import IGNORE
+from dreamteacher.data.items import IGNORE
 from dreamteacher.tasks import unseen
 from dreamteacher.tasks.unseen import warn_of_unseen
 
