@@ -28,9 +28,9 @@ MOST = 4  # stages side by side by default
 def repro(jobs: int | None = None) -> int:
     """Bring the project in the current directory up to date, up to `jobs` stages at a time; the exit code of the first that failed.
 
-    `jobs` None: one for each core as far as memory allows, at most 4; one where there is a GPU, which stages would have to share. Each
-    stage gets its share of the cores as OMP_NUM_THREADS unless that is set: on a CPU two stages with a thread each are nearly twice as
-    fast as one after the other with two threads.
+    `jobs` None: one for each core as far as memory allows, at most 4; one where there is a GPU, which stages would have to share.
+    OMP_NUM_THREADS of a stage is, unless it is set, its share of the cores among the stages that run when it starts: on a CPU two
+    stages with a thread each are nearly twice as fast as one after the other with two threads, and a stage alone gets all cores.
 
     When a stage fails, those that run are waited for and no other is started. Ctrl-C and SIGTERM reach all stages, which save and stop.
 
@@ -41,10 +41,7 @@ def repro(jobs: int | None = None) -> int:
     if not plan:
         print("Everything is up to date.")
         return 0
-    jobs = min(jobs or default_jobs(), len(plan))
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
-    return _run(plan, jobs)
+    return _run(plan, jobs or default_jobs())
 
 
 def default_jobs() -> int:
@@ -92,10 +89,13 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         while running or (waiting and not code):
-            for stage in [stage for stage in waiting if done.issuperset(plan[stage])][: 0 if code else jobs - len(running)]:
+            ready = [stage for stage in waiting if done.issuperset(plan[stage])][: 0 if code else jobs - len(running)]
+            threads = max(1, len(os.sched_getaffinity(0)) // max(1, len(running) + len(ready)))
+            for stage in ready:
                 waiting.remove(stage)
                 print(f"repro: {stage}", flush=True)
-                running[stage] = multiprocessing.get_context("fork").Process(target=_reproduce, args=(stage,))  # DVC is imported once
+                # A fork, so that DVC is imported once.
+                running[stage] = multiprocessing.get_context("fork").Process(target=_reproduce, args=(stage, threads))
                 running[stage].start()
             wait([process.sentinel for process in running.values()])
             for stage, process in list(running.items()):
@@ -109,9 +109,10 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
     return code
 
 
-def _reproduce(stage: str) -> None:
+def _reproduce(stage: str, threads: int) -> None:
     from dvc.cli import main
 
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     for name in ("dvc", "dvc_objects", "dvc_data"):  # its hints after each stage would drown the stages' own lines
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).propagate = False

@@ -21,7 +21,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, tools: Path) -> Project:
-    """Reproduced once and committed; tests leave it clean by `git stash` or commit."""
+    """Reproduced once and committed; tests that change it take `clean` or commit."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(PROJECT / name, folder / name)
@@ -40,6 +40,14 @@ def project(tmp_path_factory: pytest.TempPathFactory, tools: Path) -> Project:
     found.run("git", "add", "-A")
     found.run("git", "commit", "-qm", "first")
     return found
+
+
+@pytest.fixture
+def clean(project: Project) -> Iterator[Project]:
+    """The project, which is brought back to its committed state after the test: settings, lock and artifacts."""
+    yield project
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q")
 
 
 @pytest.fixture(scope="session")

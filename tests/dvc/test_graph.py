@@ -3,7 +3,6 @@
 import json
 from typing import get_args
 
-import pytest
 import yaml
 
 from dreamteacher import cli
@@ -11,14 +10,6 @@ from dreamteacher.params import Init, Params, known_keys
 from helpers import PROJECT
 
 AFTER_FINETUNE = ["evaluate", "export-onnx", "publish"]
-
-
-@pytest.fixture
-def clean(project):
-    """The committed state before and after."""
-    yield project
-    project.run("git", "checkout", "-q", ".")
-    project.run("dvc", "checkout", "-q")
 
 
 def test_chain_runs_every_stage_once(project):

@@ -55,15 +55,26 @@ def test_independent_stages_run_side_by_side_and_dvc_finds_nothing_left(toy):
     assert "up to date" in toy.run(*REPRO)
 
 
-def test_only_what_changed_and_what_follows_runs(project):
-    log = project.folder / "ran.log"
-    project.change("lr: 1.0e-3", "lr: 1.5e-3")
+def test_stages_share_the_cores_and_one_alone_gets_them_all(toy):
+    (toy.folder / "dvc.yaml").write_text(TOY.replace("echo x >", "echo $OMP_NUM_THREADS >"))
+    (toy.folder / "wait.py").write_text(
+        MEET.replace("write_text(name)", "write_text(__import__('os').environ['OMP_NUM_THREADS'] + chr(10))")
+    )
+    toy.environment.pop("OMP_NUM_THREADS", None)
+    toy.run(*REPRO, "--jobs", "2")
+    cores = len(os.sched_getaffinity(0))
+    assert (toy.folder / "end.out").read_text().split() == [str(max(1, cores // 2))] * 2
+    assert (toy.folder / "other.out").read_text().strip() == str(cores)
+
+
+def test_only_what_changed_and_what_follows_runs(clean):
+    log = clean.folder / "ran.log"
+    clean.change("lr: 1.0e-3", "lr: 1.5e-3")
     log.unlink(missing_ok=True)
-    project.run(*REPRO, "--jobs", "3")
+    clean.run(*REPRO, "--jobs", "3")
     ran = sorted({line.split()[0] for line in log.read_text().splitlines()})
     assert ran == ["evaluate", "export-onnx", "finetune", "publish"]
-    assert project.repro() == []
-    project.run("git", "checkout", "-q", ".")
+    assert clean.repro() == []
 
 
 def test_after_a_failure_nothing_new_starts_and_the_exit_code_says_so(toy):
