@@ -12,8 +12,7 @@ from components import IMAGE
 def compare_data(
     data: Input[Dataset],
     champion: Input[Model],
-    distill: dict,
-    retrain: dict,
+    settings: dict,
     out: Output[Artifact],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -23,8 +22,7 @@ def compare_data(
     Args:
         data: the data set of ingest.
         champion: what fetch_champion got.
-        distill: settings of the group distill: how large the backbone's crops are.
-        retrain: settings of the group retrain: how many new pictures are enough.
+        settings: the sections of params.yaml that the stage reads: the size of crops, and how many new pictures are enough.
         out: names of the new pictures, drift of brightness, size and embedding.
         metrics: the stage's figures.
         page: figures and settings.
@@ -36,7 +34,7 @@ def compare_data(
     from dreamteacher.serving.promotion import part
     from dreamteacher.stages.compare_data import run
 
-    params = restore_params(distill=distill, retrain=retrain)
+    params = restore_params(**settings)
     folders = {"before": part(champion.path, "known"), "features": part(champion.path, "features")}
     found = int(run(params, data=Path(data.path), out=Path(out.path), **folders)["n_new"])
     tell(Path(out.path), out, metrics, page)

@@ -10,10 +10,7 @@ from components import IMAGE
 def distill_features(
     data: Input[Dataset],
     teacher: Input[Model],
-    seed: int,
-    taps: str,
-    student: dict,
-    distill: dict,
+    settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -24,10 +21,7 @@ def distill_features(
     Args:
         data: the data set of ingest.
         teacher: the generator.
-        seed: of the weights, the order and the noise.
-        taps: decoder levels to learn from, as YAML.
-        student: settings of the group student.
-        distill: settings of the group distill.
+        settings: the sections of params.yaml that the stage reads.
         out: the backbone (timm folder) and its feature regressor.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
@@ -40,6 +34,6 @@ def distill_features(
     from dreamteacher.report.step import tell
     from dreamteacher.serving.promotion import start_of
 
-    params = restore_params(seed=seed, taps=taps, student=student, distill=distill)
+    params = restore_params(**settings)
     launch("distill-features", params, {"data": data.path, "teacher": teacher.path, **start_of(champion, "features")}, out.path)
     tell(Path(out.path), out, metrics, page)

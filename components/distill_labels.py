@@ -14,10 +14,7 @@ def distill_labels(
     interpreter: Input[Model],
     mode: str,
     seed: int,
-    taps: str,
-    student: dict,
-    distill: dict,
-    labels: dict,
+    settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -31,10 +28,7 @@ def distill_labels(
         interpreter: that of this seed.
         mode: labels (Eq 5) or mix (Eq 6).
         seed: of the weights, the order and the noise.
-        taps: decoder levels to learn from, as YAML.
-        student: settings of the group student.
-        distill: settings of the group distill.
-        labels: settings of the group labels.
+        settings: the sections of params.yaml that the stage reads.
         out: backbone, neck and head.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
@@ -45,7 +39,7 @@ def distill_labels(
     from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
 
-    params = restore_params(taps=taps, student=student, distill=distill, labels=labels)
+    params = restore_params(**settings)
     inputs = {"data": data.path, "teacher": teacher.path, "features": features.path, "interpreter": interpreter.path}
     launch("distill-labels", params, inputs, out.path, mode=mode, seed=seed)
     tell(Path(out.path), out, metrics, page)

@@ -13,9 +13,7 @@ def evaluate(
     features: Input[Model],
     distilled: Input[list[Model]],
     mixed: Input[list[Model]],
-    few_labels: str,
-    compare: dict,
-    evaluate: dict,
+    settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -29,9 +27,7 @@ def evaluate(
         features: the feature-distilled backbone.
         distilled: models that started from the feature-distilled backbone.
         mixed: models that started from label distillation.
-        few_labels: how many labelled pictures the models saw, as YAML.
-        compare: settings of the group compare: which inits and seeds there are.
-        evaluate: settings of the group evaluate.
+        settings: the sections of params.yaml that the stage reads.
         out: figures of all models and means over seeds, curves, overlays.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
@@ -44,7 +40,7 @@ def evaluate(
     from dreamteacher.stages.evaluate import run
     from dreamteacher.versioning import lay_out
 
-    params = restore_params(few_labels=few_labels, compare=compare, evaluate=evaluate)
+    params = restore_params(**settings)
     with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as finetuned:
         inputs = {"data": Path(data.path), "teacher": Path(teacher.path), "features": Path(features.path), "finetuned": finetuned}
         run(params, **inputs, out=Path(out.path), metrics=finetuned / "metrics.json", plots=finetuned / "plots")

@@ -11,7 +11,7 @@ def export_onnx(
     data: Input[Dataset],
     distilled: Input[list[Model]],
     mixed: Input[list[Model]],
-    export: dict,
+    settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -23,7 +23,7 @@ def export_onnx(
         data: the data set of ingest.
         distilled: models that started from the feature-distilled backbone.
         mixed: models that started from label distillation.
-        export: settings of the group export: which of the models, and how.
+        settings: the sections of params.yaml that the stage reads: which of the models, and how.
         out: model.onnx and backbone.onnx.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
@@ -36,7 +36,7 @@ def export_onnx(
     from dreamteacher.stages.export_onnx import run
     from dreamteacher.versioning import lay_out
 
-    params = restore_params(export=export)
+    params = restore_params(**settings)
     with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as finetuned:
         chosen = finetuned / params.export.init / str(params.export.seed)
         run(params, data=Path(data.path), finetuned=chosen, out=Path(out.path))

@@ -7,11 +7,11 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def fetch_champion(publish: dict, champion: Output[Model], metrics: Output[Metrics], page: Output[HTML]) -> str:
+def fetch_champion(settings: dict, champion: Output[Model], metrics: Output[Metrics], page: Output[HTML]) -> str:
     """Get the champion's teacher, backbone, figures and manifest from the registry; returns its version, "" when there is none yet.
 
     Args:
-        publish: settings of the group publish: the model's name.
+        settings: of the group publish: the model's name.
         champion: a folder for each of them; empty when there is no champion.
         metrics: the champion's figures over seeds.
         page: which model and version it is, and its figures.
@@ -22,7 +22,7 @@ def fetch_champion(publish: dict, champion: Output[Model], metrics: Output[Metri
     from dreamteacher.report.step import write_facts
     from dreamteacher.serving.promotion import about, fetch_champion
 
-    name, folder = restore_params(publish=publish).publish.name, Path(champion.path)
+    name, folder = restore_params(**settings).publish.name, Path(champion.path)
     version = fetch_champion(name, folder) or ""
     champion.metadata["version"] = version
     told = about(folder) if version else {"name": name, "version": "no champion yet"}

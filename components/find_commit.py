@@ -1,18 +1,58 @@
-"""Say which commit a revision is now."""
+"""Say what a run depends on: commit, data version, and each stage's settings."""
+
+from typing import NamedTuple
 
 from kfp import dsl
+from kfp.dsl import HTML, Output
 
 from components import IMAGE
 
 
+# KFP ships the function's source alone, which must therefore hold the names and types of its outputs.
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def find_commit(git_url: str, data_rev: str) -> str:
-    """The commit that a revision is now. KFP's cache compares names, and a branch moves under its name: later steps get the commit.
+def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page: Output[HTML]) -> NamedTuple(
+    "Resolved",
+    [
+        ("commit", str),
+        ("source", str),
+        ("data_version", str),
+        ("fresh", list),
+        ("mixed", list),
+        ("seeds", list),
+        ("ingest", dict),
+        ("ingest_incoming", dict),
+        ("compare_data", dict),
+        ("train_teacher", dict),
+        ("distill_features", dict),
+        ("train_interpreter", dict),
+        ("distill_labels", dict),
+        ("finetune", dict),
+        ("evaluate", dict),
+        ("export_onnx", dict),
+        ("publish", dict),
+        ("gate", dict),
+    ],
+):
+    """Say which commit a revision is now, which commit changed the pictures last, and what each stage depends on of the settings.
+
+    It is the one step that KFP's cache never takes from an earlier run: a branch moves under its name.
 
     Args:
-        git_url: repository of the project; empty: there is none, and data_rev is returned.
-        data_rev: its revision: commit, tag or branch.
+        git_url: repository of the project, or a folder that all steps see.
+        data_rev: its revision: commit, tag or branch; empty for a folder.
+        settings: what differs from that revision's params.yaml, as KEY=VALUE.
+        pipeline: pretrain or retrain.
+        page: the data version and all settings.
     """
-    from dreamteacher.stages.fetch_data import commit_of
+    from dataclasses import asdict
+    from pathlib import Path
 
-    return commit_of(git_url=git_url, data_rev=data_rev)
+    from dreamteacher.report.step import write_facts
+    from dreamteacher.stages.find_commit import resolve
+
+    found = resolve(git_url=git_url, data_rev=data_rev, overrides=settings, pipeline=pipeline)
+    values = asdict(found)
+    facts = {name: values[name] for name in ("commit", "source", "data_version")}
+    write_facts(Path(page.path), "find-commit", {**facts, **found.params.model_dump(mode="json")})
+    names = ("commit", "source", "data_version", "fresh", "mixed", "seeds")
+    return (*(values[name] for name in names), *found.settings.values())

@@ -11,9 +11,7 @@ def finetune(
     data: Input[Dataset],
     init: str,
     seed: int,
-    few_labels: str,
-    student: dict,
-    finetune: dict,
+    settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -25,9 +23,7 @@ def finetune(
         data: the data set of ingest.
         init: scratch, features, labels, mix or imagenet.
         seed: draws the few labels and the random weights.
-        few_labels: how many labelled pictures are seen, as YAML.
-        student: settings of the group student.
-        finetune: settings of the group finetune.
+        settings: the sections of params.yaml that the stage reads.
         out: the task model.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
@@ -39,7 +35,7 @@ def finetune(
     from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
 
-    params = restore_params(few_labels=few_labels, student=student, finetune=finetune)
+    params = restore_params(**settings)
     inputs = {"data": data.path} | ({"backbone": backbone.path} if backbone else {})
     launch("finetune", params, inputs, out.path, init=init, seed=seed)
     tell(Path(out.path), out, metrics, page)

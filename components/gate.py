@@ -12,8 +12,7 @@ def gate(
     onnx: Input[Model],
     evaluation: Input[Model],
     champion: Input[Model],
-    export: dict,
-    retrain: dict,
+    settings: dict,
     out: Output[Artifact],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -25,8 +24,7 @@ def gate(
         onnx: the exported files.
         evaluation: the figures of all models.
         champion: what fetch_champion got.
-        export: settings of the group export: tolerance and size.
-        retrain: settings of the group retrain: the limits.
+        settings: the sections of params.yaml that the stage reads: tolerance, size and the limits.
         out: the verdict with every check.
         metrics: the stage's figures.
         page: the checks in words.
@@ -40,6 +38,6 @@ def gate(
 
     made = {"data": Path(data.path), "onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
     there = Path(champion.path) if part(champion.path, "evaluation") else None
-    passed = run(restore_params(export=export, retrain=retrain), **made, champion=there, out=Path(out.path))["passed"]
+    passed = run(restore_params(**settings), **made, champion=there, out=Path(out.path))["passed"]
     tell(Path(out.path), out, metrics, page)
     return bool(passed)

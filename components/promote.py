@@ -12,7 +12,7 @@ from components import IMAGE
 def promote(
     verdict: Input[Artifact],
     onnx: Input[Model],
-    publish: dict,
+    settings: dict,
     metrics: Output[Metrics],
     page: Output[HTML],
 ) -> NamedTuple("Outcome", [("promoted", bool), ("version", str), ("reason", str)]):
@@ -21,7 +21,7 @@ def promote(
     Args:
         verdict: output of gate, which names the champion that it compared with; if that is champion no more, nothing is promoted.
         onnx: the exported files, which publish registered.
-        publish: settings of the group publish: the model's name.
+        settings: of the group publish: the model's name.
         metrics: whether it was promoted.
         page: the outcome in words.
     """
@@ -31,7 +31,7 @@ def promote(
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.promote import run
 
-    outcome = run(restore_params(publish=publish), gate=Path(verdict.path), onnx=Path(onnx.path))
+    outcome = run(restore_params(**settings), gate=Path(verdict.path), onnx=Path(onnx.path))
     served = {"champion": f"version {outcome.served.champion}", "previous": outcome.served.previous or "none"}
     print(f"promoted = {str(outcome.promoted).lower()}, version {outcome.version}: {outcome.reason}")
     print(f"champion is {served['champion']}, previous {served['previous']}")

@@ -13,7 +13,7 @@ def publish(
     teacher: Input[Model],
     features: Input[Model],
     evaluation: Input[Model],
-    publish: dict,
+    settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -26,7 +26,7 @@ def publish(
         teacher: the generator.
         features: the feature-distilled backbone.
         evaluation: the figures of all models.
-        publish: settings of the group publish.
+        settings: the sections of params.yaml that the stage reads.
         out: production and local model repositories.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
@@ -37,7 +37,7 @@ def publish(
     from dreamteacher.report.step import tell
     from dreamteacher.stages.publish import keep, run
 
-    params = restore_params(publish=publish)
+    params = restore_params(**settings)
     made = {"onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
     run(params, **made, out=Path(out.path))
     keep(params, **made, data=Path(data.path), teacher=Path(teacher.path), features=Path(features.path))

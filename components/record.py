@@ -28,8 +28,8 @@ def record(
     """Put the outputs where dvc.yaml names them, push them by DVC, and commit dvc.lock on the branch runs/RUN_ID.
 
     Args:
-        git_url: repository of the project; empty: nothing is recorded.
-        commit: that the run's data came from.
+        git_url: repository of the project.
+        commit: of the run's settings; empty where the project is a folder, of which nothing is recorded.
         overrides: the run's settings, which the branch's params.yaml gets.
         run_id: of this run.
         data: output of ingest.
@@ -50,8 +50,8 @@ def record(
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.record import run
 
-    if not git_url:
-        write_facts(Path(page.path), "record", {"recorded": "nothing, as no git_url was given"})
+    if not commit:
+        write_facts(Path(page.path), "record", {"recorded": "nothing, as the project is a folder and no git repository"})
         return ""
     single = [data, teacher, features, evaluation, onnx, triton]
     outputs = [Path(artifact.path) for artifact in [*single, *interpreters, *labels, *fresh, *distilled, *mixed]]

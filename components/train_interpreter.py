@@ -11,9 +11,7 @@ def train_interpreter(
     data: Input[Dataset],
     teacher: Input[Model],
     seed: int,
-    few_labels: str,
-    taps: str,
-    interpreter: dict,
+    settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -24,9 +22,7 @@ def train_interpreter(
         data: the data set of ingest.
         teacher: the generator.
         seed: draws the few labels and the weights.
-        few_labels: how many labelled pictures it sees, as YAML.
-        taps: decoder levels it reads, as YAML.
-        interpreter: settings of the group interpreter.
+        settings: the sections of params.yaml that the stage reads.
         out: the interpreter.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
@@ -37,6 +33,6 @@ def train_interpreter(
     from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
 
-    params = restore_params(few_labels=few_labels, taps=taps, interpreter=interpreter)
+    params = restore_params(**settings)
     launch("train-interpreter", params, {"data": data.path, "teacher": teacher.path}, out.path, seed=seed)
     tell(Path(out.path), out, metrics, page)

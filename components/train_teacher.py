@@ -9,8 +9,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train_teacher(
     data: Input[Dataset],
-    seed: int,
-    teacher: dict,
+    settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
     page: Output[HTML],
@@ -20,8 +19,7 @@ def train_teacher(
 
     Args:
         data: the data set of ingest.
-        seed: of the weights, the order and the noise.
-        teacher: settings of the group teacher.
+        settings: the sections of params.yaml that the stage reads.
         out: a diffusers pipeline with its taps and feature statistics.
         metrics: the stage's figures.
         page: figures, settings, curves and pictures.
@@ -34,5 +32,5 @@ def train_teacher(
     from dreamteacher.report.step import tell
     from dreamteacher.serving.promotion import start_of
 
-    launch("train-teacher", restore_params(seed=seed, teacher=teacher), {"data": data.path, **start_of(champion, "teacher")}, out.path)
+    launch("train-teacher", restore_params(**settings), {"data": data.path, **start_of(champion, "teacher")}, out.path)
     tell(Path(out.path), out, metrics, page)

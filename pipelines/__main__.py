@@ -45,7 +45,6 @@ def _parser() -> argparse.ArgumentParser:
     here.add_argument("--sample", action="store_true", help="on samples/nuclei with the settings of params.yaml")
     here.add_argument("--project", type=Path, default=Path(), help="folder with params.yaml and the pictures it names (default: here)")
     here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be given again")
-    here.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     here.add_argument("--root", type=Path, default=Path("artifacts/local-runs"), help="where outputs go (default: %(default)s)")
     here.add_argument("--parallel", action="store_true", help="passes of a loop at the same time")
     here.set_defaults(run=_run_local)
@@ -70,10 +69,10 @@ def _run_local(options: argparse.Namespace) -> int:
     if not (project / "params.yaml").exists():
         raise UserError(f"{project} has no params.yaml; name the project's folder with --project")
     settings = [*(["ingest.source=samples/nuclei"] if options.sample else []), *options.set]
-    arguments = {"data_rev": "here", "project": str(project), "settings": settings, "seeds": options.seeds}
+    arguments = {"git_url": str(project), "data_rev": "", "settings": settings}
     names = [options.pipeline] if options.pipeline else NAMES if options.sample else NAMES[:1]
     for name in names:
-        check(name, arguments)
+        check(name, project, settings)
     for name in names:
         run_local(name, options.root, arguments, parallel=options.parallel)
         print(f"{name}: done; outputs are in {options.root}")

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from kfp.dsl import ParallelFor, PipelineTask
 
-from components.combine import combine
 from components.distill_labels import distill_labels
 from components.finetune import finetune
 from components.train_interpreter import train_interpreter
@@ -22,40 +21,25 @@ class Tuned(NamedTuple):
     from_labels: Any
 
 
-def fine_tune(
-    step: Step, said: Mapping[str, Any], *, data: Any, teacher: Any, features: Any, seeds: Any, modes: Any, parallelism: int
-) -> Tuned:
-    """Fine-tune from `features` for all `seeds`, and from label distillation for all `modes` and `seeds`.
+def fine_tune(step: Step, found: Mapping[str, Any], *, data: Any, teacher: Any, features: Any, parallelism: int) -> Tuned:
+    """Fine-tune from `features` for all seeds, and from label distillation for all modes and seeds.
 
     Args:
-        step: gives each task what it needs there.
-        said: outputs of fetch_data, the settings.
+        step: gives each task what it needs where it runs.
+        found: outputs of find_commit: what is compared, and the settings of each stage.
         data: the data set.
         teacher: the generator.
         features: the feature-distilled backbone.
-        seeds: parameter of the pipeline.
-        modes: parameter of the pipeline.
         parallelism: passes of a loop at once, 0: all.
     """
-    task = finetune_inputs(said, data)
-    with ParallelFor(seeds, parallelism=parallelism) as seed:
-        from_features = step("finetune", finetune(init="features", seed=seed, backbone=features, **task)).outputs["out"]
-    with ParallelFor(step("combine", combine(inits=modes, seeds=seeds)).output, parallelism=parallelism) as item:
-        given = {"data": data, "teacher": teacher, "seed": item.seed, "taps": said["taps"]}
-        reading = train_interpreter(**given, few_labels=said["few_labels"], interpreter=said["interpreter"])
-        interpreter = step("train-interpreter", reading).outputs["out"]
-        distilling = distill_labels(
-            **given,
-            features=features,
-            interpreter=interpreter,
-            mode=item.init,
-            **{group: said[group] for group in ("student", "distill", "labels")},
-        )
+    with ParallelFor(found["seeds"], parallelism=parallelism) as seed:
+        tuning = finetune(data=data, init="features", seed=seed, backbone=features, settings=found["finetune"])
+        from_features = step("finetune", tuning).outputs["out"]
+    with ParallelFor(found["mixed"], parallelism=parallelism) as item:
+        given = {"data": data, "teacher": teacher, "seed": item.seed}
+        interpreter = step("train-interpreter", train_interpreter(**given, settings=found["train_interpreter"])).outputs["out"]
+        distilling = distill_labels(**given, features=features, interpreter=interpreter, mode=item.init, settings=found["distill_labels"])
         labels = step("distill-labels", distilling).outputs["out"]
-        from_labels = step("finetune", finetune(init=item.init, seed=item.seed, backbone=labels, **task)).outputs["out"]
+        tuning = finetune(data=data, init=item.init, seed=item.seed, backbone=labels, settings=found["finetune"])
+        from_labels = step("finetune", tuning).outputs["out"]
     return Tuned(interpreter, labels, from_features, from_labels)
-
-
-def finetune_inputs(said: Mapping[str, Any], data: Any) -> dict[str, Any]:
-    """What every fine-tuning is given, whatever it starts from."""
-    return {"data": data} | {group: said[group] for group in ("few_labels", "student", "finetune")}

@@ -16,26 +16,23 @@ from kfp.dsl import PipelineTask
 from kfp.local.orchestrator import task_spec_utils
 
 from dreamteacher.errors import UserError
-from dreamteacher.stages.fetch_data import check_source, overrides_of, settings_of
+from dreamteacher.stages.find_commit import resolve
 
 _MADE_BY_KFP = task_spec_utils.create_parameter_loop_iteration_task_spec  # as it was, for one process may run several pipelines
 
 
-def check(name: str, arguments: dict[str, Any]) -> None:
+def check(name: str, project: Path, settings: list[str]) -> None:
     """What would make the first step of pipeline `name` fail, whose reason KFP's runner buries in its log.
 
     Args:
         name: one of pipelines.NAMES.
-        arguments: the pipeline's parameters; `project` is a folder.
+        project: folder of the project.
+        settings: what differs from its params.yaml, as KEY=VALUE.
 
     Raises:
         UserError: a setting is impossible, or the data are not there.
     """
-    inputs = import_module(f"pipelines.{name}").build(_as_it_is).component_spec.inputs
-    given = {key: value.default for key, value in inputs.items()} | arguments
-    overrides = overrides_of(given["settings"], seeds=given["seeds"], fresh=given.get("fresh", []), modes=given["modes"])
-    project = Path(given["project"])
-    check_source(project, settings_of(project, overrides, str(project)).ingest.source)
+    resolve(git_url=str(project), data_rev="", overrides=settings, pipeline=name)
 
 
 def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: bool = False) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from kfp import dsl
 from kfp.dsl import Collected, ExitHandler, ParallelFor
 
-from components.combine import combine
 from components.distill_features import distill_features
 from components.evaluate import evaluate
 from components.export_onnx import export_onnx
@@ -17,76 +16,57 @@ from components.ingest import ingest
 from components.publish import publish
 from components.record import record
 from components.train_teacher import train_teacher
-from pipelines.chain import Step, fine_tune, finetune_inputs
+from pipelines.chain import Step, fine_tune
 
 
-def build(step: Step, parallelism: int = 0) -> Callable:
-    """The pipeline; `step` gives each task, by its step's name, what it needs there; `parallelism` passes of a loop at once, 0: all."""
+def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str = "") -> Callable:
+    """The pipeline.
+
+    Args:
+        step: gives each task, by its step's name, what it needs where it runs.
+        parallelism: passes of a loop at once, 0: all.
+        git_url: default of the parameter of that name.
+        data_rev: default of the parameter of that name.
+    """
 
     @dsl.pipeline(name="dreamteacher-pretrain")
-    def pretrain(
-        data_rev: str,
-        git_url: str = "",
-        project: str = ".",
-        settings: list[str] = [],  # noqa: B006
-        seeds: list[int] = [0, 1, 2],  # noqa: B006
-        fresh: list[str] = ["scratch"],  # noqa: B006
-        modes: list[str] = ["mix"],  # noqa: B006
-    ):
+    def pretrain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
         """Pretrain a backbone on unlabelled pictures, fine-tune it, compare with training from scratch, export, publish.
 
         Args:
-            data_rev: revision of the project (commit, tag or branch) that names the data version; of a folder, a word of yours: give
-                another when its data or params.yaml change, for the cache looks at the word alone.
-            git_url: repository of the project; empty: the folder `project`.
-            project: folder of the project that the steps can see, where git_url is empty.
-            settings: what differs from params.yaml of that revision, as ["distill.T=150", ...].
-            seeds: each draws its own few labels and random weights.
-            fresh: initialisations to compare with, of scratch and imagenet; at least one.
-            modes: label distillations, of labels and mix; at least one.
+            git_url: repository of the project; or a folder that all steps see, with an empty data_rev.
+            data_rev: commit, tag or branch of it, which names settings and pictures.
+            settings: what differs from params.yaml of that revision, as ["distill.T=150", "compare.seeds=[0]"].
         """
         with ExitHandler(step("finish", finish())):
-            commit = step("find-commit", find_commit(git_url=git_url, data_rev=data_rev)).output
-            said = step(
-                "fetch-data",
-                fetch_data(project=project, git_url=git_url, data_rev=commit, settings=settings, seeds=seeds, fresh=fresh, modes=modes),
-            ).outputs
-            seed_, few_labels, taps, student = said["seed"], said["few_labels"], said["taps"], said["student"]
-            data = step("ingest", ingest(source=said["source"], ingest=said["ingest"])).outputs["out"]
-            teacher = step("train-teacher", train_teacher(data=data, seed=seed_, teacher=said["teacher"])).outputs["out"]
-            features = step(
-                "distill-features",
-                distill_features(data=data, teacher=teacher, seed=seed_, taps=taps, student=student, distill=said["distill"]),
-            ).outputs["out"]
-            with ParallelFor(step("combine", combine(inits=fresh, seeds=seeds)).output, parallelism=parallelism) as item:
-                from_fresh = step("finetune", finetune(init=item.init, seed=item.seed, **finetune_inputs(said, data))).outputs["out"]
-            tuned = fine_tune(step, said, data=data, teacher=teacher, features=features, seeds=seeds, modes=modes, parallelism=parallelism)
+            resolving = find_commit(git_url=git_url, data_rev=data_rev, settings=settings, pipeline="pretrain")
+            found = step("find-commit", resolving).outputs
+            fetching = fetch_data(git_url=git_url, data_version=found["data_version"], source=found["source"])
+            pictures = step("fetch-data", fetching).outputs["pictures"]
+            data = step("ingest", ingest(pictures=pictures, settings=found["ingest"])).outputs["out"]
+            teacher = step("train-teacher", train_teacher(data=data, settings=found["train_teacher"])).outputs["out"]
+            distilling = distill_features(data=data, teacher=teacher, settings=found["distill_features"])
+            features = step("distill-features", distilling).outputs["out"]
+            with ParallelFor(found["fresh"], parallelism=parallelism) as item:
+                tuning = finetune(data=data, init=item.init, seed=item.seed, settings=found["finetune"])
+                from_fresh = step("finetune", tuning).outputs["out"]
+            tuned = fine_tune(step, found, data=data, teacher=teacher, features=features, parallelism=parallelism)
 
             def models() -> dict[str, Collected]:
                 """KFP's compiler alters each Collected that it meets, so every step gets its own."""
                 return {"fresh": Collected(from_fresh), "distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
 
-            evaluation = step(
-                "evaluate",
-                evaluate(
-                    data=data,
-                    teacher=teacher,
-                    features=features,
-                    few_labels=few_labels,
-                    compare=said["compare"],
-                    evaluate=said["evaluate"],
-                    **models(),
-                ),
-            ).outputs["out"]
-            onnx = step("export-onnx", export_onnx(data=data, export=said["export"], **models())).outputs["out"]
+            comparing = evaluate(data=data, teacher=teacher, features=features, settings=found["evaluate"], **models())
+            evaluation = step("evaluate", comparing).outputs["out"]
+            onnx = step("export-onnx", export_onnx(data=data, settings=found["export_onnx"], **models())).outputs["out"]
             made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
-            triton = step("publish", publish(publish=said["publish"], **made)).outputs["out"]
+            triton = step("publish", publish(settings=found["publish"], **made)).outputs["out"]
             step(
                 "record",
                 record(
                     git_url=git_url,
-                    commit=commit,
-                    overrides=said["overrides"],
+                    commit=found["commit"],
+                    overrides=settings,
                     run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                     interpreters=Collected(tuned.interpreters),
                     labels=Collected(tuned.labels),

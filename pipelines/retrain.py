@@ -22,84 +22,52 @@ from components.train_teacher import train_teacher
 from pipelines.chain import Step, fine_tune
 
 
-def build(step: Step, parallelism: int = 0) -> Callable:
-    """The pipeline; `step` gives each task, by its step's name, what it needs there; `parallelism` passes of a loop at once, 0: all."""
+def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str = "") -> Callable:
+    """The pipeline.
+
+    Args:
+        step: gives each task, by its step's name, what it needs where it runs.
+        parallelism: passes of a loop at once, 0: all.
+        git_url: default of the parameter of that name.
+        data_rev: default of the parameter of that name.
+    """
 
     @dsl.pipeline(name="dreamteacher-retrain")
-    def retrain(
-        data_rev: str,
-        git_url: str = "",
-        project: str = ".",
-        settings: list[str] = [],  # noqa: B006
-        seeds: list[int] = [0, 1, 2],  # noqa: B006
-        modes: list[str] = ["mix"],  # noqa: B006
-    ):
+    def retrain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
         """Train on from the champion with what has arrived at retrain.incoming; promote the result if it passes the gates.
 
         Args:
-            data_rev: revision of the project (commit, tag or branch) that names settings and labelled pictures; of a folder, a word of
-                yours: give another when they change, for the cache looks at the word alone.
-            git_url: repository of the project; empty: the folder `project`.
-            project: folder of the project that the steps can see, where git_url is empty.
+            git_url: repository of the project; or a folder that all steps see, with an empty data_rev.
+            data_rev: commit, tag or branch of it, which names settings and labelled pictures.
             settings: what differs from params.yaml of that revision, as ["retrain.incoming=s3://bucket/incoming", ...].
-            seeds: each draws its own few labels and random weights; their spread says which loss is one.
-            modes: label distillations, of labels and mix; the exported initialisation must be one of them, or features.
         """
         with ExitHandler(step("finish", finish())):
-            commit = step("find-commit", find_commit(git_url=git_url, data_rev=data_rev)).output
-            said = step(
-                "fetch-data",
-                fetch_data(project=project, git_url=git_url, data_rev=commit, settings=settings, seeds=seeds, fresh=[], modes=modes),
-            ).outputs
-            seed_, few_labels, taps, student = said["seed"], said["few_labels"], said["taps"], said["student"]
-            champion = step("fetch-champion", fetch_champion(publish=said["publish"])).outputs["champion"]
-            data = step("ingest-incoming", ingest(source=said["source"], ingest=said["ingest"], retrain=said["retrain"])).outputs["out"]
-            new = step("compare-data", compare_data(data=data, champion=champion, distill=said["distill"], retrain=said["retrain"])).outputs
+            resolving = find_commit(git_url=git_url, data_rev=data_rev, settings=settings, pipeline="retrain")
+            found = step("find-commit", resolving).outputs
+            fetching = fetch_data(git_url=git_url, data_version=found["data_version"], source=found["source"])
+            pictures = step("fetch-data", fetching).outputs["pictures"]
+            champion = step("fetch-champion", fetch_champion(settings=found["publish"])).outputs["champion"]
+            data = step("ingest-incoming", ingest(pictures=pictures, settings=found["ingest_incoming"])).outputs["out"]
+            new = step("compare-data", compare_data(data=data, champion=champion, settings=found["compare_data"])).outputs
             with If(new["enough"] == True, name="enough-is-new"):  # noqa: E712
-                teacher = step("train-teacher", train_teacher(data=data, champion=champion, seed=seed_, teacher=said["teacher"])).outputs[
-                    "out"
-                ]
-                features = step(
-                    "distill-features",
-                    distill_features(
-                        data=data,
-                        teacher=teacher,
-                        champion=champion,
-                        seed=seed_,
-                        taps=taps,
-                        student=student,
-                        distill=said["distill"],
-                    ),
-                ).outputs["out"]
-                tuned = fine_tune(
-                    step, said, data=data, teacher=teacher, features=features, seeds=seeds, modes=modes, parallelism=parallelism
-                )
-                evaluation = step(
-                    "evaluate",
-                    evaluate(
-                        data=data,
-                        teacher=teacher,
-                        features=features,
-                        few_labels=few_labels,
-                        compare=said["compare"],
-                        evaluate=said["evaluate"],
-                        distilled=Collected(tuned.from_features),
-                        mixed=Collected(tuned.from_labels),
-                    ),
-                ).outputs["out"]
-                onnx = step(
-                    "export-onnx",
-                    export_onnx(
-                        data=data, export=said["export"], distilled=Collected(tuned.from_features), mixed=Collected(tuned.from_labels)
-                    ),
-                ).outputs["out"]
+                training = train_teacher(data=data, champion=champion, settings=found["train_teacher"])
+                teacher = step("train-teacher", training).outputs["out"]
+                distilling = distill_features(data=data, teacher=teacher, champion=champion, settings=found["distill_features"])
+                features = step("distill-features", distilling).outputs["out"]
+                tuned = fine_tune(step, found, data=data, teacher=teacher, features=features, parallelism=parallelism)
+
+                def models() -> dict[str, Collected]:
+                    """KFP's compiler alters each Collected that it meets, so every step gets its own."""
+                    return {"distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
+
+                comparing = evaluate(data=data, teacher=teacher, features=features, settings=found["evaluate"], **models())
+                evaluation = step("evaluate", comparing).outputs["out"]
+                onnx = step("export-onnx", export_onnx(data=data, settings=found["export_onnx"], **models())).outputs["out"]
                 made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
-                registered = step("publish", publish(publish=said["publish"], **made))
-                verdict = step(
-                    "gate",
-                    gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, export=said["export"], retrain=said["retrain"]),
-                ).outputs["out"]
-                step("promote", promote(verdict=verdict, onnx=onnx, publish=said["publish"]).after(registered))
+                registered = step("publish", publish(settings=found["publish"], **made))
+                judging = gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, settings=found["gate"])
+                verdict = step("gate", judging).outputs["out"]
+                step("promote", promote(verdict=verdict, onnx=onnx, settings=found["publish"]).after(registered))
             with Else(name="too-little-is-new"):
                 step("nothing-new", nothing_new(words=new["words"]))
 

@@ -11,6 +11,7 @@ HEAVY = TORCH | {"diffusers", "timm", "torchvision", "torchmetrics", "scipy", "m
                  "onnxruntime", "tritonclient", "torch._dynamo", "dvc"}  # fmt: skip
 TABLE = {
     "ingest": set(),
+    "find_commit": set(),
     "fetch_data": set(),
     "publish": {"onnx", "tritonclient"},
     "gate": {"onnx", "onnxruntime"},

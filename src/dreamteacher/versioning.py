@@ -145,8 +145,31 @@ class Clone:
         outs = self._outs()
         self._pull({out for name in names if (out := _containing(posixpath.normpath(name), outs))} if outs else ())
 
+    def is_file(self, path: str) -> bool:
+        """Whether `path` of the revision is a file, in git or in DVC, fetched or not."""
+        if (self.folder / path).is_file() or not (self.folder / ".dvc").is_dir():
+            return (self.folder / path).is_file()
+        from dvc.repo import Repo
+
+        with Repo(str(self.folder)) as repo:
+            return bool(repo.dvcfs.isfile(f"/{posixpath.normpath(path)}"))
+
+    def last_change(self, paths: Iterable[str]) -> str:
+        """The newest commit, of this revision and those before it, that changed what lies at `paths`, in git or in DVC.
+
+        Commits and names of files are fetched for it, contents are not. A change of where DVC's remote is counts as one of the data.
+        """
+        wanted = {posixpath.normpath(path) for path in paths}
+        kept_by = {".dvc/config"}
+        for out, definition in self._outs().items():
+            if any(path in (out, ".") or out.startswith(f"{path}/") or path.startswith(f"{out}/") for path in wanted):
+                kept_by |= {definition, definition.replace("dvc.yaml", "dvc.lock")}
+        if self.git("rev-parse", "--is-shallow-repository") == "true":
+            self.git("fetch", "--quiet", "--unshallow", "--filter=blob:none", "--", "origin", self.commit)
+        return self.git("log", "-1", "--format=%H", self.commit, "--", *sorted(wanted | kept_by)) or self.commit
+
     def _outs(self) -> dict[str, str]:
-        """{path in the project: the stage or .dvc file that has it} of all that DVC keeps."""
+        """{path in the project: the .dvc file or dvc.yaml that names it} of all that DVC keeps."""
         if not (self.folder / ".dvc").is_dir():
             return {}
         from dvc.exceptions import DvcException
@@ -155,8 +178,8 @@ class Clone:
         try:
             with Repo(str(self.folder)) as repo:
                 kept = [out for out in repo.index.outs if out.use_cache and out.protocol == "local"]
-                places = [(os.path.relpath(out.fs_path, repo.root_dir), out) for out in kept]
-                return {Path(place).as_posix(): str(out.stage.addressing) for place, out in places if not place.startswith("..")}
+                places = [[os.path.relpath(path, repo.root_dir) for path in (out.fs_path, out.stage.path)] for out in kept]
+                return {Path(place).as_posix(): Path(file).as_posix() for place, file in places if not place.startswith("..")}
         except DvcException as error:
             raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; mend it, commit and push") from error
 

@@ -51,6 +51,31 @@ def clean(project: Project) -> Iterator[Project]:
 
 
 @pytest.fixture(scope="session")
+def origin(project: Project, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A user's checkout of the project, pushed: a DVC remote, a data set in git (samples/nuclei) and one in DVC (pool/big)."""
+    folder = tmp_path_factory.mktemp("origin")
+    bare = folder / "bare.git"
+    project.run("git", "clone", "-q", "--bare", str(project.folder), str(bare))
+    user = Project(folder / "user", Path(project.environment["PATH"].split(":")[0]))
+    project.run("git", "clone", "-q", str(bare), str(user.folder))
+    (user.folder / "pool/big").mkdir(parents=True)
+    (user.folder / "pool/big/b.png").write_bytes(b"big picture")
+    for kind in ("images", "masks"):
+        (user.folder / "data" / kind).mkdir(parents=True)
+        (user.folder / "data" / kind / "a.png").write_bytes(kind.encode())
+    (user.folder / "data/labels.csv").write_text("path,label\n")
+    (user.folder / "data/list.txt").write_text("images/a.png\n../pool/big/b.png\n")
+    for command in (
+        "git config user.email a@b.c", "git config user.name a", "git config commit.gpgsign false",
+        "dvc remote add -q --force -d storage s3://models/versions", f"dvc remote modify -q storage endpointurl {s3}",
+        "dvc add -q pool/big data/images data/masks", "dvc push -q pool/big data/images data/masks", "git add -A", "git commit -qm data",
+        "git tag -a -m v1 v1", "git push -q --tags origin HEAD",
+    ):  # fmt: skip
+        user.run(*command.split())
+    return user
+
+
+@pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, log = free_port(), tmp_path_factory.mktemp("s3") / "log"
     with log.open("w") as file:

@@ -4,6 +4,9 @@ import os
 import subprocess
 from pathlib import Path
 
+from dreamteacher.stages import fetch_data
+from dreamteacher.stages.find_commit import Resolved, resolve
+
 STAND_IN = """#!{python}
 import json, sys, types
 from pathlib import Path
@@ -67,3 +70,21 @@ class Project:
         log.unlink(missing_ok=True)
         self.run("dvc", "repro")
         return sorted(log.read_text().splitlines()) if log.exists() else []
+
+
+def url(origin: Project) -> str:
+    return (origin.folder.parent / "bare.git").as_uri()
+
+
+def head(origin: Project) -> str:
+    return origin.run("git", "rev-parse", "HEAD").strip()
+
+
+def find(address: str, rev: str, *overrides: str) -> Resolved:
+    return resolve(git_url=address, data_rev=rev, overrides=list(overrides), pipeline="pretrain")
+
+
+def fetch(origin: Project, rev: str, out: Path, *overrides: str) -> tuple[Resolved, dict[str, str]]:
+    """As the pipeline does."""
+    found = find(url(origin), rev, *overrides)
+    return found, fetch_data.run(git_url=url(origin), data_version=found.data_version, source=found.source, out=out)

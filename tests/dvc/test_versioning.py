@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipeline import Project
+from pipeline import Project, fetch, find, head, url
 
 from dreamteacher.errors import UserError
 from dreamteacher.params_file import load_params
@@ -17,43 +17,6 @@ from dreamteacher.stages import fetch_data, record
 from dreamteacher.versioning import Clone
 
 OVERRIDES = ["finetune.lr=0.0123", "publish.instances=3"]
-
-
-@pytest.fixture(scope="module")
-def origin(project: Project, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A user's checkout of the project, pushed: a DVC remote, a data set in git (samples/nuclei) and one in DVC (pool/big)."""
-    folder = tmp_path_factory.mktemp("origin")
-    bare = folder / "bare.git"
-    project.run("git", "clone", "-q", "--bare", str(project.folder), str(bare))
-    user = Project(folder / "user", Path(project.environment["PATH"].split(":")[0]))
-    project.run("git", "clone", "-q", str(bare), str(user.folder))
-    (user.folder / "pool/big").mkdir(parents=True)
-    (user.folder / "pool/big/b.png").write_bytes(b"big picture")
-    for kind in ("images", "masks"):
-        (user.folder / "data" / kind).mkdir(parents=True)
-        (user.folder / "data" / kind / "a.png").write_bytes(kind.encode())
-    (user.folder / "data/labels.csv").write_text("path,label\n")
-    (user.folder / "data/list.txt").write_text("images/a.png\n../pool/big/b.png\n")
-    for command in (
-        "git config user.email a@b.c", "git config user.name a", "git config commit.gpgsign false",
-        "dvc remote add -q --force -d storage s3://models/versions", f"dvc remote modify -q storage endpointurl {s3}",
-        "dvc add -q pool/big data/images data/masks", "dvc push -q pool/big data/images data/masks", "git add -A", "git commit -qm data",
-        "git tag -a -m v1 v1", "git push -q --tags origin HEAD",
-    ):  # fmt: skip
-        user.run(*command.split())
-    return user
-
-
-def url(origin: Project) -> str:
-    return (origin.folder.parent / "bare.git").as_uri()
-
-
-def head(origin: Project) -> str:
-    return origin.run("git", "rev-parse", "HEAD").strip()
-
-
-def fetch(origin: Project, rev: str, out: Path, *overrides: str):
-    return fetch_data.run(project="", git_url=url(origin), data_rev=rev, overrides=list(overrides), out=out)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +68,8 @@ def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(origin: Pro
         "push -q origin moving",
     ):
         other.run("git", *command.split())
-    commit = fetch_data.commit_of(git_url=url(origin), data_rev="moving")
-    assert fetch(origin, commit, tmp_path / "out")[1]["revision"] == commit == head(other)
+    commit = find(url(origin), "moving").commit
+    assert commit == head(other)
     (folder / "samples/nuclei/new.png").write_bytes(b"never trained on")
     for command in ("add -A", "commit -qm more", "push -q origin moving"):
         other.run("git", *command.split())
@@ -134,10 +97,10 @@ def test_missing_and_foreign_outputs_are_refused(origin: Project, outputs: list[
 @pytest.mark.parametrize("rev", ["master", "v1", "HEAD", "short", "v1~0"])
 def test_revision_may_be_named_as_in_git(origin: Project, tmp_path: Path, rev: str):
     name = head(origin)[:9] if rev == "short" else rev
-    params, facts = fetch(origin, name, tmp_path / "out")
-    assert facts == {"revision": head(origin), "name": "nuclei"}
+    found, facts = fetch(origin, name, tmp_path / "out")
+    assert (found.commit, facts["name"]) == (head(origin), "nuclei")
     assert (tmp_path / "out/nuclei/a.png").read_bytes() == b"picture"
-    assert params == load_params(origin.folder / "params.yaml")
+    assert found.params == load_params(origin.folder / "params.yaml")
 
 
 def test_clone_is_shallow_for_a_commit(origin: Project, tmp_path: Path):
@@ -147,8 +110,8 @@ def test_clone_is_shallow_for_a_commit(origin: Project, tmp_path: Path):
 
 def test_data_in_dvc_are_pulled_through_the_shared_cache(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DREAMTEACHER_DVC_CACHE", str(tmp_path / "cache"))
-    params, facts = fetch(origin, "v1", tmp_path / "out", "ingest.source=pool/big", "seed=5")
-    assert (params.seed, params.ingest.source, facts["name"]) == (5, "pool/big", "big")
+    found, facts = fetch(origin, "v1", tmp_path / "out", "ingest.source=pool/big", "seed=5")
+    assert (found.params.seed, found.source, facts["name"]) == (5, "pool/big", "big")
     assert (tmp_path / "out/big/b.png").read_bytes() == b"big picture"
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.read_bytes() == b"big picture"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the second time nobody is asked
@@ -185,25 +148,12 @@ def test_no_revision_is_not_taken_for_the_newest(origin: Project, tmp_path: Path
         fetch(origin, rev, tmp_path / "out")
 
 
-def test_commit_of_a_branch_or_tag_is_told_and_a_folder_has_none(origin: Project):
-    assert fetch_data.commit_of(git_url=url(origin), data_rev="v1") == head(origin)
-    assert fetch_data.commit_of(git_url="", data_rev="here") == "here"
-
-
-@pytest.mark.parametrize(
-    ("settings", "seeds", "said"),
-    [(["seed=1", {"a": 1}], [0], "is no text; write it as"), ([], [0.5], r"seeds: 0\.5 is no whole number"), ([], ["1"], "seeds: '1'")],
-)
-def test_parameters_of_a_run_are_not_guessed(settings: list, seeds: list, said: str):
-    with pytest.raises(UserError, match=said):
-        fetch_data.overrides_of(settings, seeds=seeds, fresh=["scratch"], modes=["mix"])
-    assert fetch_data.overrides_of(["seed=1"], seeds=[1.0], fresh=[], modes=[])[-1] == "compare.seeds=[1]"  # KFP's numbers
-
-
 def test_a_forgotten_repository_is_named(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # as a step finds it: an empty folder
     with pytest.raises(UserError, match=f"^{tmp_path} has no params.yaml and so is no project; git_url names a project's repository"):
-        fetch_data.run(project=".", git_url="", data_rev="v1", overrides=[], out=tmp_path / "out")
+        find(".", "")
+    with pytest.raises(UserError, match=r"^git_url is empty; name"):
+        find("", "v1")
 
 
 def test_unreadable_repository_is_said_without_its_password(tmp_path: Path):
@@ -213,11 +163,13 @@ def test_unreadable_repository_is_said_without_its_password(tmp_path: Path):
 
 
 def test_local_project_is_taken_as_it_is(origin: Project, tmp_path: Path):
-    params, facts = fetch_data.run(project=str(origin.folder), git_url="", data_rev="", overrides=["seed=3"], out=tmp_path / "out")
-    assert (params.seed, facts) == (3, {"revision": "", "name": "nuclei"})
+    folder = str(origin.folder)
+    found = find(folder, "", "seed=3")
+    facts = fetch_data.run(git_url=folder, data_version=found.data_version, source=found.source, out=tmp_path / "out")
+    assert (found.params.seed, found.commit, facts) == (3, "", {"revision": "", "name": "nuclei"})
     assert (tmp_path / "out/nuclei/a.png").read_bytes() == b"picture"
     with pytest.raises(UserError, match=r"pool/none does not exist; .*`dvc pull`"):
-        fetch_data.run(project=str(origin.folder), git_url="", data_rev="", overrides=["ingest.source=pool/none"], out=tmp_path / "out")
+        find(folder, "", "ingest.source=pool/none")
 
 
 @pytest.mark.parametrize("part", ["images", "."])
@@ -246,7 +198,8 @@ def test_a_list_brings_the_files_that_it_names_and_those_beside_it(origin: Proje
 
 def local(project: Path, out: Path, *overrides: str) -> dict[str, str]:
     (project / "params.yaml").touch()
-    return fetch_data.run(project=str(project), git_url="", data_rev="", overrides=list(overrides), out=out)[1]
+    found = find(str(project), "", *overrides)
+    return fetch_data.run(git_url=str(project), data_version=found.data_version, source=found.source, out=out)
 
 
 @pytest.fixture

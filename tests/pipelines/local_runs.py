@@ -30,7 +30,7 @@ def run_local(project: Path, root: Path, *words: str) -> LocalRun:
     """`python -m pipelines run-local` in a folder of its own."""
     temporary = root / "tmp"
     temporary.mkdir(parents=True)
-    command = [sys.executable, "-m", "pipelines", "run-local", "--project", str(project), "--root", str(root), "--seeds", "0", *words]
+    command = [sys.executable, "-m", "pipelines", "run-local", "--project", str(project), "--root", str(root), *words]
     packages = os.pathsep.join([str(PROJECT), str(PROJECT / "src")])
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"} | os.environ | {"PYTHONPATH": packages, "TMPDIR": str(temporary)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)

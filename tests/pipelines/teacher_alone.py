@@ -5,6 +5,7 @@ import sys
 from kfp import dsl, local
 
 from components.fetch_data import fetch_data
+from components.find_commit import find_commit
 from components.ingest import ingest
 from components.train_teacher import train_teacher
 
@@ -12,9 +13,10 @@ from components.train_teacher import train_teacher
 @dsl.pipeline
 def teacher_alone(project: str) -> None:
     """Pictures of a folder to a teacher."""
-    given = fetch_data(project=project, git_url="", data_rev="here", settings=[], seeds=[0], fresh=["scratch"], modes=["mix"]).outputs
-    data = ingest(source=given["source"], ingest=given["ingest"]).outputs["out"]
-    train_teacher(data=data, seed=given["seed"], teacher=given["teacher"])
+    found = find_commit(git_url=project, data_rev="", settings=[], pipeline="pretrain").outputs
+    fetched = fetch_data(git_url=project, data_version=found["data_version"], source=found["source"])
+    data = ingest(pictures=fetched.outputs["pictures"], settings=found["ingest"]).outputs["out"]
+    train_teacher(data=data, settings=found["train_teacher"])
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) 
     pages = {path.parent.name: path.read_text() for path in pretrained.steps.rglob("page")}
     assert len(pages) == 14
     assert "<th>files</th>" in pages["fetch-data"]
-    assert "nothing, as no git_url was given" in pages["record"]
+    assert "nothing, as the project is a folder" in pages["record"]
     assert "SUCCEEDED" in pages["finish"]
     assert "data:image/png;base64," in pages["train-teacher"]
     assert "miou" in pages["evaluate"]
@@ -93,8 +93,9 @@ def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch:
     ("words", "said"),
     [
         (["--set", "nope.x=1"], "unknown setting 'nope.x'"),
-        (["--seeds", "5"], "export.seed = 0 is not among compare.seeds = [5]"),
-        (["--seeds", "0", "0"], "compare.seeds = [0, 0] names one twice"),
+        (["--set", "compare.seeds=[5]"], "export.seed = 0 is not among compare.seeds = [5]"),
+        (["--set", "compare.seeds=[0, 0]"], "compare.seeds = [0, 0] names one twice"),
+        (["--set", "compare.inits=[features, mix]"], "add scratch or imagenet"),
         (["--set", "ingest.source=nowhere"], "nowhere does not exist; correct ingest.source"),
         (["--root", "/proc/x"], "/proc/x: No such file or directory; it cannot be made there"),
     ],

@@ -11,10 +11,11 @@ import yaml
 from dvc.repo import Repo
 from kfp.compiler import Compiler
 
+from dreamteacher.stages.find_commit import SECTIONS
 from helpers import PROJECT
 from pipelines import pretrain
 
-AROUND = {"find-commit", "fetch-data", "combine", "record", "finish"}  # steps of the pipeline that are no stages
+AROUND = {"find-commit", "fetch-data", "record", "finish"}  # steps of the pipeline that are no stages
 STORED = {"publish": {"ingest", "train-teacher", "distill-features"}}  # with the registered version; where DVC runs, `promote` does that
 Graph = dict[str, tuple[set[str], set[str]]]  # stage: (stages whose outputs it reads, settings it depends on)
 
@@ -72,7 +73,10 @@ def graph_of_kfp(spec: dict[str, Any]) -> Graph:
                 beside = AROUND | STORED.get(step, set())
                 graph[step][0].update(origin for (kind, _), (origin, _) in taken.items() if kind == "artifacts" and origin not in beside)
                 graph[step][1].update(
-                    output for (kind, _), (origin, output) in taken.items() if kind == "parameters" and origin == "fetch-data"
+                    section
+                    for (kind, _), (origin, output) in taken.items()
+                    if kind == "parameters" and origin == "find-commit"
+                    for section in SECTIONS.get(output, ())
                 )
         outputs = dag.get("outputs", {}).get("artifacts", {})
         return {
@@ -112,7 +116,7 @@ def test_a_change_of_dvc_yaml_alone_is_noticed(spec: dict[str, Any], tmp_path: P
     assert graph_of_kfp(spec) != graph_of_dvc(text.replace(old, new), tmp_path)
 
 
-@pytest.mark.parametrize("lost", [("artifacts", "evaluation"), ("parameters", "publish")])
+@pytest.mark.parametrize("lost", [("artifacts", "evaluation"), ("parameters", "settings")])
 def test_a_change_of_the_pipeline_alone_is_noticed(spec: dict[str, Any], tmp_path: Path, lost: tuple[str, str]) -> None:
     broken = yaml.safe_load(yaml.safe_dump(spec))
     (dag,) = [c["dag"] for c in broken["components"].values() if "publish" in c.get("dag", {}).get("tasks", {})]

@@ -1,8 +1,7 @@
-"""First steps of a pipeline on a cluster: which commit a revision is, then its data and settings."""
+"""Second step of a pipeline on a cluster: the pictures of a data version, by git and DVC."""
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import re
@@ -17,29 +16,7 @@ from dreamteacher.params import Params
 from dreamteacher.params_file import load_params
 from dreamteacher.versioning import Clone, inside
 
-
-def commit_of(*, git_url: str, data_rev: str) -> str:
-    """The commit that `data_rev` of `git_url` is now: a branch moves under its name. `data_rev` as it is where `git_url` is ""."""
-    if not git_url:
-        return data_rev
-    with tempfile.TemporaryDirectory() as scratch:
-        return Clone(git_url, data_rev, Path(scratch) / "project").commit
-
-
-def overrides_of(settings: list[str], *, seeds: list[int], fresh: list[str], modes: list[str]) -> list[str]:
-    """`settings` and what a pipeline's own parameters say is compared, as `--set` takes them.
-
-    Raises:
-        UserError: one of `settings` is no text, or a seed is no whole number.
-    """
-    for each in settings:
-        if not isinstance(each, str):
-            raise UserError(f'settings: {each!r} is no text; write it as "KEY.KEY=VALUE", such as "distill.T=250"')
-    for seed in seeds:  # KFP makes floats of all numbers
-        if not isinstance(seed, int | float) or seed != int(seed):
-            raise UserError(f"seeds: {seed!r} is no whole number")
-    compared = {"inits": [*fresh, "features", *modes], "modes": modes, "seeds": [int(seed) for seed in seeds]}
-    return [*settings, *(f"compare.{name}={json.dumps(value)}" for name, value in compared.items())]
+FILES = "files:"  # begins the data version of a folder that is taken as it is
 
 
 def settings_of(folder: Path, overrides: list[str], where: str) -> Params:
@@ -50,7 +27,7 @@ def settings_of(folder: Path, overrides: list[str], where: str) -> Params:
             look for in its own folder.
     """
     if not (folder / "params.yaml").exists():
-        raise UserError(f"{where} has no params.yaml and so is no project; git_url names a project's repository, `project` its folder")
+        raise UserError(f"{where} has no params.yaml and so is no project; git_url names a project's repository or folder")
     params = load_params(inside(folder, "params.yaml", f"params.yaml of {where}"), overrides)
     source, incoming = params.ingest.source, params.retrain.incoming
     if "://" in source or Path(source).is_absolute():
@@ -69,27 +46,40 @@ def check_source(folder: Path, source: str) -> None:
         raise UserError(f"{folder / source} does not exist; correct ingest.source, or fetch it by `dvc pull`")
 
 
-def run(*, project: str, git_url: str, data_rev: str, overrides: list[str], out: Path) -> tuple[Params, dict[str, str]]:
-    """Put what ingest.source names into the folder `out` and read the settings that go with it.
-
-    The project is revision `data_rev` of `git_url`, where the data lie in git or DVC, or the local folder `project` if `git_url` is "".
-    `overrides` are settings as `--set` takes them. A folder comes under its own name; a list with the files that it names, and shards,
-    lie in `out` as in the project. Links become what they lead to.
-
-    Returns:
-        The settings, and `{"revision", "name"}`: the commit ("" for a local folder) and the name of the source in `out`.
+def parts_of(clone: Clone, source: str) -> set[str]:
+    """The files and folders of the revision that decide what `run` gets for `source`; a list of files is fetched for that.
 
     Raises:
-        UserError: no such repository, revision or data, an impossible setting, or a link or a line of a list that leads out of the project.
+        UserError: the revision has no such list, or it leads out of the project.
+    """
+    from dreamteacher.data.shard_source import are_shards
+
+    if are_shards(source):
+        return {_above_pattern(source) if _is_pattern(source) else posixpath.dirname(source) or "."}
+    if not clone.is_file(source):
+        return {source}
+    clone.get(source)
+    return {posixpath.dirname(source) or ".", *(posixpath.dirname(name) or "." for name in _listed(clone.folder, source))}
+
+
+def run(*, git_url: str, data_version: str, source: str, out: Path) -> dict[str, str]:
+    """Put what lies at `source` in the project `git_url` into the folder `out`.
+
+    `data_version` is a commit of the repository, where the data lie in git or DVC; where it begins with FILES, `git_url` is a local
+    folder. A folder comes under its own name; a list with the files that it names, and shards, lie in `out` as in the project. Links
+    become what they lead to.
+
+    Returns:
+        `{"revision", "name"}`: the commit ("" for a local folder) and the name of the source in `out`.
+
+    Raises:
+        UserError: no such repository, revision or data, or a link or a line of a list that leads out of the project.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        clone = Clone(git_url, data_rev, Path(scratch) / "project") if git_url else None
-        folder = clone.folder if clone else Path(project)
-        where = f"revision {clone.commit[:12]} of git_url" if clone else str(folder.absolute())
-        params = settings_of(folder, overrides, where)
-        source = params.ingest.source
+        clone = None if data_version.startswith(FILES) else Clone(git_url, data_version, Path(scratch) / "project")
+        folder = clone.folder if clone else Path(git_url)
         if clone:
-            clone.get(re.split(r"[{*]", source)[0].rpartition("/")[0] if _is_pattern(source) else source)
+            clone.get(_above_pattern(source) if _is_pattern(source) else source)
         check_source(folder, source)
         if (folder / source).is_dir():
             name = (folder / source).name
@@ -97,7 +87,7 @@ def run(*, project: str, git_url: str, data_rev: str, overrides: list[str], out:
         else:
             name = posixpath.normpath(source)
             _copy_files(folder, name, clone, out)
-    return params, {"revision": clone.commit if clone else "", "name": name}
+    return {"revision": clone.commit if clone else "", "name": name}
 
 
 def _copy_folder(project: Path, source: str, target: Path) -> None:
@@ -154,6 +144,11 @@ def _copy(place: Path, target: Path) -> None:
 def _is_pattern(source: str) -> bool:
     """Whether braces or * stand for several shards."""
     return bool(re.search(r"[{*].*\.(tar|tar\.gz|tgz)$", source))
+
+
+def _above_pattern(source: str) -> str:
+    """The folder in which all the shards lie."""
+    return re.split(r"[{*]", source)[0].rpartition("/")[0] or "."
 
 
 def _leaves(name: str) -> bool:

@@ -1,0 +1,144 @@
+"""First step of a pipeline on a cluster: all that the run depends on, as parameters that KFP's cache compares.
+
+KFP takes a step's outputs from an earlier run if component, parameters and the ids of its input artifacts are equal, and an artifact has
+a new id whenever the step that made it ran. So what changes often may reach only the steps that depend on it: each stage gets its own
+sections of the settings, and the pictures are named by the last commit that changed them.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamteacher.errors import UserError
+from dreamteacher.files import digest_in_any_order, walk
+from dreamteacher.mlflow_server import without_password
+from dreamteacher.params import Params
+from dreamteacher.stages.fetch_data import FILES, check_source, parts_of, settings_of
+from dreamteacher.versioning import Clone
+
+# The sections of params.yaml that each step reads; of the stages of dvc.yaml those that it names there.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "ingest": ("ingest",),
+    "ingest_incoming": ("ingest", "retrain"),
+    "compare_data": ("distill", "retrain"),
+    "train_teacher": ("seed", "teacher"),
+    "distill_features": ("seed", "taps", "student", "distill"),
+    "train_interpreter": ("few_labels", "taps", "interpreter"),
+    "distill_labels": ("taps", "student", "distill", "labels"),
+    "finetune": ("few_labels", "student", "finetune"),
+    "evaluate": ("few_labels", "compare", "evaluate"),
+    "export_onnx": ("export",),
+    "publish": ("publish",),
+    "gate": ("export", "retrain"),
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a run depends on.
+
+    Attributes:
+        commit: that `data_rev` is now; "" for a folder.
+        source: ingest.source, a place in the project.
+        data_version: the last commit that changed what lies there; for a folder FILES and a digest of names, sizes and times.
+        params: all settings.
+        settings: {step: its sections of them}, as plain data without null, which KFP's local runner does not take.
+        fresh, mixed: {"init", "seed"} of each fine-tuning from random or ImageNet weights, and of each label distillation.
+        seeds: of the fine-tunings from feature distillation.
+    """
+
+    commit: str
+    source: str
+    data_version: str
+    params: Params
+    settings: dict[str, dict[str, Any]]
+    fresh: list[dict[str, Any]]
+    mixed: list[dict[str, Any]]
+    seeds: list[int]
+
+
+def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str) -> Resolved:
+    """Read the settings of the project `git_url` at `data_rev`, and find out which pictures they name.
+
+    Args:
+        git_url: of a git repository; or, where `data_rev` is "", a folder, which is taken as it is.
+        data_rev: commit, tag or branch.
+        overrides: what differs from params.yaml, as `--set` takes it.
+        pipeline: "pretrain", or "retrain", which has nothing to compare with but the champion.
+
+    Raises:
+        UserError: there is no such project or revision, a setting is impossible, or the pipeline would have nothing to compare.
+    """
+    for each in overrides:
+        if not isinstance(each, str):
+            raise UserError(f'settings: {each!r} is no text; write it as "KEY.KEY=VALUE", such as "distill.T=250"')
+    if not git_url:
+        raise UserError("git_url is empty; name the project's git repository")
+    with tempfile.TemporaryDirectory() as scratch:
+        clone = None if not data_rev and Path(git_url).is_dir() else Clone(git_url, data_rev, Path(scratch) / "project")
+        folder = clone.folder if clone else Path(git_url)
+        where = f"revision {clone.commit[:12]} of {without_password(git_url)}" if clone else str(folder.absolute())
+        params = settings_of(folder, overrides, where)
+        source = params.ingest.source
+        if clone:
+            version = clone.last_change(parts_of(clone, source))
+        else:
+            check_source(folder, source)
+            version = FILES + _digest_of_files(folder / source)
+        commit = clone.commit if clone else ""
+    compare = params.compare
+    if pipeline == "retrain":
+        params = params.model_copy(update={"compare": compare.model_copy(update={"inits": [i for i in compare.inits if i not in _FRESH]})})
+    _check_comparison(params, pipeline)
+
+    def items(inits: list[Any]) -> list[dict[str, Any]]:
+        return [{"init": init, "seed": seed} for init in inits for seed in compare.seeds]
+
+    return Resolved(
+        commit=commit,
+        source=source,
+        data_version=version,
+        params=params,
+        settings={step: _without_null(params.section(*sections)) for step, sections in SECTIONS.items()},
+        fresh=items([init for init in params.compare.inits if init in _FRESH]),
+        mixed=items(list(compare.modes)),
+        seeds=list(compare.seeds),
+    )
+
+
+_FRESH = ("scratch", "imagenet")
+
+
+def _check_comparison(params: Params, pipeline: str) -> None:
+    """Raises UserError where a loop of the pipeline would have no pass, which KFP cannot collect."""
+    wanted = {"features": ["features"], "labels or mix": ["labels", "mix"]}
+    if pipeline == "pretrain":
+        wanted["scratch or imagenet"] = list(_FRESH)
+    for name, inits in wanted.items():
+        if not set(inits) & set(params.compare.inits):
+            raise UserError(f"compare.inits = {params.compare.inits}: a pipeline compares at least features, one of labels and mix, "
+                            f"and before a first champion one of scratch and imagenet; add {name}")  # fmt: skip
+
+
+def _without_null(value: Any) -> Any:
+    """None as the word "null", which `restore_params` reads."""
+    if isinstance(value, dict):
+        return {key: _without_null(inner) for key, inner in value.items()}
+    return "null" if value is None else value
+
+
+def _digest_of_files(place: Path) -> str:
+    """Of names, sizes and times of what lies at `place`, or beside it where it is a list of files or stands for shards."""
+    folder = place if place.is_dir() else place.parent
+
+    def describe(name: str) -> bytes:
+        path = posixpath.join(folder, name)
+        found = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116 - see files.walk
+        return b"\0".join([os.fsencode(name), str((found.st_size, found.st_mtime_ns) if found else ()).encode()])
+
+    return digest_in_any_order(describe(name) for name in walk(folder))

@@ -1,0 +1,110 @@
+"""What a run depends on: which commit changed its pictures last, and which settings each stage reads."""
+
+from pathlib import Path
+
+import pytest
+from pipeline import Project, fetch, find, head, url
+
+from dreamteacher.errors import UserError
+from dreamteacher.params_file import load_params, restore_params
+from dreamteacher.stages.find_commit import FILES, SECTIONS, resolve
+
+
+@pytest.fixture
+def user(origin: Project, tmp_path: Path) -> Project:
+    """A clone of `origin` that may push to a branch of its own."""
+    found = Project(tmp_path / "user", Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", url(origin), str(found.folder))
+    for command in ("config user.email a@b.c", "config user.name a", "config commit.gpgsign false", "checkout -qb work"):
+        found.run("git", *command.split())
+    return found
+
+
+def push(user: Project, message: str) -> str:
+    for command in (["add", "-A"], ["commit", "-qm", message], ["push", "-qf", "origin", "work"]):
+        user.run("git", *command)
+    return head(user)
+
+
+@pytest.mark.parametrize("source", ["samples/nuclei", "pool/big", "data", "data/list.txt"])
+def test_data_version_stays_until_the_pictures_change(origin: Project, user: Project, source: str):
+    before = find(url(origin), "v1", f"ingest.source={source}")
+    (user.folder / "README.md").write_text("mended")
+    user.change("T: 50", "T: 60")
+    commit = push(user, "no picture")
+    after = find(url(origin), "work", f"ingest.source={source}")
+    assert (after.commit, after.data_version) == (commit, before.data_version)
+    assert after.data_version != after.commit
+
+
+def test_data_version_of_a_picture_in_git_is_the_commit_that_changed_it(origin: Project, user: Project, tmp_path: Path):
+    (user.folder / "samples/nuclei/more.png").write_bytes(b"more")
+    changed = push(user, "more")
+    (user.folder / "notes").touch()
+    push(user, "notes")
+    found, facts = fetch(origin, "work", tmp_path / "out")
+    assert found.data_version == facts["revision"] == changed
+    assert (tmp_path / "out/nuclei/more.png").read_bytes() == b"more"
+    assert find(url(origin), "work", "ingest.source=pool/big").data_version == head(origin)
+
+
+@pytest.mark.parametrize("source", ["pool/big", "pool", "data/list.txt"])
+def test_data_version_of_pictures_in_dvc_is_the_commit_of_their_dvc_file(origin: Project, user: Project, source: str):
+    user.run("dvc", "pull", "-q", "pool/big")
+    (user.folder / "pool/big/c.png").write_bytes(b"c")
+    user.run("dvc", "add", "-q", "pool/big")
+    user.run("dvc", "push", "-q", "pool/big")
+    changed = push(user, "c")
+    assert find(url(origin), "work", f"ingest.source={source}").data_version == changed  # the list names a picture in pool/big
+    assert find(url(origin), "work").data_version != changed
+
+
+def test_another_place_of_the_dvc_remote_fetches_again(origin: Project, user: Project):
+    user.run("dvc", "remote", "add", "-q", "second", "s3://models/elsewhere")
+    assert find(url(origin), "work" if push(user, "remote") else "").data_version == head(user)
+
+
+def test_data_version_of_a_folder_is_that_of_its_files(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "params.yaml").write_text("ingest: {source: data}\n")
+    (tmp_path / "data/a.png").write_bytes(b"a")
+    first = find(str(tmp_path), "").data_version
+    assert first.startswith(FILES)
+    assert find(str(tmp_path), "", "distill.T=77").data_version == first
+    (tmp_path / "data/a.png").write_bytes(b"ab")
+    assert find(str(tmp_path), "").data_version != first
+
+
+def test_each_step_gets_the_sections_that_it_reads_and_nothing_else(origin: Project):
+    found = find(url(origin), "v1", "few_labels=null", "teacher.lr=0.5")
+    assert {step: tuple(sections) for step, sections in found.settings.items()} == SECTIONS
+    params = load_params(origin.folder / "params.yaml", ["few_labels=null", "teacher.lr=0.5"])
+    for step, settings in found.settings.items():
+        assert restore_params(**settings).section(*SECTIONS[step]) == params.section(*SECTIONS[step])
+    assert "None" not in str(found.settings)
+
+
+def test_what_is_compared_comes_from_the_settings_and_a_retraining_has_no_fresh_start(origin: Project):
+    overrides = ["compare.inits=[scratch, imagenet, features, labels, mix]", "compare.modes=[labels, mix]", "compare.seeds=[0, 3]"]
+    pretrain, retrain = (
+        resolve(git_url=url(origin), data_rev="v1", overrides=overrides, pipeline=name) for name in ("pretrain", "retrain")
+    )
+    assert [(each["init"], each["seed"]) for each in pretrain.fresh] == [("scratch", 0), ("scratch", 3), ("imagenet", 0), ("imagenet", 3)]
+    assert [(each["init"], each["seed"]) for each in pretrain.mixed] == [("labels", 0), ("labels", 3), ("mix", 0), ("mix", 3)]
+    assert retrain.fresh == []
+    assert retrain.settings["evaluate"]["compare"]["inits"] == ["features", "labels", "mix"]
+    assert retrain.mixed == pretrain.mixed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["compare.inits=[features, mix]"], "add scratch or imagenet$"),
+        (["compare.inits=[scratch, features]", "compare.modes=[]"], "add labels or mix$"),
+        (["compare.inits=[scratch, mix]", "export.init=mix"], "add features$"),
+        ([{"a": 1}], "is no text; write it as"),
+    ],
+)
+def test_a_comparison_that_a_pipeline_cannot_make_is_refused(origin: Project, overrides: list, said: str):
+    with pytest.raises(UserError, match=said):
+        find(url(origin), "v1", *overrides)

@@ -1,0 +1,93 @@
+"""A model of how KFP 2.17 runs a compiled package: which steps it takes from its cache.
+
+The key is that of backend/src/v2/cacheutils/cache.go: the container (image, command, arguments), the values of the parameters, and of each
+input artifact the id, which is new whenever the step that made it ran.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+Values = dict[str, Any]
+
+
+class Kfp:
+    """A KFP that remembers. `resolve` computes the output parameters of find-commit from its inputs; other steps' are never looked at."""
+
+    def __init__(self, resolve: Callable[[Values], Values]):
+        self._resolve, self._cache, self._ids = resolve, dict[str, dict[str, Values]](), itertools.count()
+
+    def run(self, spec: dict[str, Any], parameters: Values) -> list[str]:
+        """The steps that were not taken from the cache, those of loops with their `init`, in the order of their start."""
+        ran: list[str] = []
+        self._dag(spec, spec["root"], {"parameters": parameters, "artifacts": {}}, ran)
+        return ran
+
+    def _dag(self, spec: dict[str, Any], component: dict[str, Any], given: dict[str, Values], ran: list[str]) -> dict[str, Values]:
+        made: dict[str, dict[str, Values]] = {}
+        todo = dict(component["dag"]["tasks"])
+        while todo:
+            name = next(name for name, task in todo.items() if not set(task.get("dependentTasks", [])) & set(todo))
+            task = todo.pop(name)
+            inputs = {kind: self._inputs(task, kind, given, made) for kind in ("parameters", "artifacts")}
+            inner = spec["components"][task["componentRef"]["name"]]
+            iterator = task.get("parameterIterator")
+            if "dag" not in inner:
+                made[name] = self._step(spec, task, inner, inputs, ran)
+            elif iterator:
+                passes = [
+                    self._dag(spec, inner, inputs | {"parameters": {**inputs["parameters"], iterator["itemInput"]: item}}, ran)
+                    for item in inputs["parameters"][iterator["items"]["inputParameter"]]
+                ]
+                made[name] = {"artifacts": {key: [each["artifacts"][key] for each in passes] for key in passes[0]["artifacts"]}}
+            else:
+                made[name] = self._dag(spec, inner, inputs, ran)
+        outputs = component["dag"].get("outputs", {}).get("artifacts", {})
+        return {
+            "artifacts": {
+                output: made[one["producerSubtask"]]["artifacts"][one["outputArtifactKey"]]
+                for output, chosen in outputs.items()
+                for one in chosen["artifactSelectors"]
+            }
+        }
+
+    def _inputs(self, task: dict[str, Any], kind: str, given: dict[str, Values], made: dict[str, dict[str, Values]]) -> Values:
+        found = {}
+        what = {"parameters": "Parameter", "artifacts": "Artifact"}[kind]
+        for name, source in task.get("inputs", {}).get(kind, {}).items():
+            if "runtimeValue" in source:
+                value = source["runtimeValue"]["constant"]
+            elif f"componentInput{what}" in source:
+                value = given[kind][source[f"componentInput{what}"]]
+            elif f"taskOutput{what}" in source:
+                produced = source[f"taskOutput{what}"]
+                value = made[produced["producerTask"]][kind][produced[f"output{what}Key"]]
+            else:
+                continue  # the final status, which finish gets
+            if selector := re.search(r'\["(\w+)"\]', source.get("parameterExpressionSelector", "")):
+                value = value[selector[1]]
+            found[name] = value
+        return found
+
+    def _step(
+        self, spec: dict[str, Any], task: dict[str, Any], component: dict[str, Any], inputs: dict[str, Values], ran: list[str]
+    ) -> dict[str, Values]:
+        container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+        key = json.dumps([container, inputs], sort_keys=True)
+        if task.get("cachingOptions", {}).get("enableCache") and key in self._cache:
+            return self._cache[key]
+        step = task["taskInfo"]["name"]
+        ran.append(" ".join([step, *(str(inputs["parameters"][name]) for name in ("init", "mode") if name in inputs["parameters"])]))
+        definitions = component.get("outputDefinitions", {})
+        made: dict[str, Values] = {
+            "artifacts": {name: next(self._ids) for name in definitions.get("artifacts", {})},
+            "parameters": self._resolve(inputs["parameters"])
+            if step == "find-commit"
+            else dict.fromkeys(definitions.get("parameters", {})),
+        }
+        self._cache[key] = made
+        return made
