@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_compile)
     here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step a process")
     here.add_argument("--pipeline", choices=NAMES, help=f"default: {NAMES[0]}; with --sample both, one after the other")
-    here.add_argument("--sample", action="store_true", help="on samples/nuclei with the settings of params.yaml")
+    here.add_argument("--sample", action="store_true", help="on samples/nuclei")
     here.add_argument("--project", type=Path, default=Path(), help="folder with params.yaml and the pictures it names (default: here)")
     here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be given again")
     here.add_argument("--root", type=Path, default=Path("artifacts/local-runs"), help="where outputs go (default: %(default)s)")

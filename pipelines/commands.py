@@ -152,11 +152,9 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
             values[name] = text if inputs[name]["parameterType"] == "STRING" else yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"--arg {each}: {text!r} is not a YAML value") from None
-    if {"git_url", "project"} <= set(inputs) and not (values.get("git_url") or values.get("project")):
-        raise UserError(f"{options.package} needs --arg git_url=URL, or --arg project=FOLDER for one that the steps can see")
-    missing = [name for name, kind in inputs.items() if name not in values and "defaultValue" not in kind and not kind.get("isOptional")]
-    if missing:
-        raise UserError(f"{options.package} needs --arg {missing[0]}=VALUE")
+    for name, kind in inputs.items():
+        if name not in values and kind.get("defaultValue", "") == "" and (name == "git_url" or not kind.get("isOptional")):
+            raise UserError(f"{options.package} needs --arg {name}=VALUE")
     return values
 
 

@@ -13,11 +13,13 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 import components
 from dreamteacher.errors import UserError
+from dreamteacher.mlflow_server import without_password
+from dreamteacher.tracking import git
 from pipelines.resources import Profile
 
 
 def compile_pipeline(name: str, profile: str, out: Path, *, version: str | None = None, namespace: str = "kubeflow") -> None:
-    """Write pipeline `name` with the resources of `profile` to `out`.
+    """Write pipeline `name` with the resources of `profile` to `out`; its form suggests the project of the current folder.
 
     Args:
         name: one of pipelines.NAMES.
@@ -34,7 +36,8 @@ def compile_pipeline(name: str, profile: str, out: Path, *, version: str | None 
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: KFP reads pipelines from .yaml files; name it {out.with_suffix('.yaml')}")
     check_image(components.IMAGE)
-    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE).apply)
+    git_url, data_rev = suggest_project()
+    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE).apply, git_url=git_url, data_rev=data_rev)
     options = None
     if version is not None:
         digest = hashlib.sha256()
@@ -52,6 +55,20 @@ def compile_pipeline(name: str, profile: str, out: Path, *, version: str | None 
         Compiler().compile(pipeline, str(made), kubernetes_manifest_format=options is not None, kubernetes_manifest_options=options)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(made.read_text())
+
+
+def suggest_project() -> tuple[str, str]:
+    """Address and default branch of the git repository that the current folder was cloned from; ("", "main") where that is no server.
+
+    The address is one that a step can read: https with no name or password in it, also where this clone uses ssh.
+    """
+    address = git("remote", "get-url", "origin")
+    if ssh := re.fullmatch(r"(?:ssh://)?[\w.-]+@([\w.-]+)(?::\d+/|[:/])(.+)", address):
+        address = f"https://{ssh[1]}/{ssh[2]}"
+    if not re.match(r"https?://", address):
+        return "", "main"
+    branch = git("symbolic-ref", "--short", "refs/remotes/origin/HEAD").removeprefix("origin/")
+    return without_password(address), branch or "main"
 
 
 def _name(option: str, name: str) -> str:

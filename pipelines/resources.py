@@ -117,6 +117,7 @@ class Profile:
             limit = f"{int((wanted.retries + 1) * wanted.timeout_h * 3600)}s"
             task.set_retry(wanted.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=limit)
         kubernetes.set_timeout(task, int(wanted.timeout_h * 3600))
+        kubernetes.set_security_context(task, run_as_non_root=True)  # which a namespace with Pod Security `restricted` asks for
         kubernetes.add_node_selector(task, around.pool_label, "cpu" if launcher else wanted.pool)
         if wanted.gpus and not launcher:
             task.set_accelerator_type(GPU).set_accelerator_limit(wanted.gpus)

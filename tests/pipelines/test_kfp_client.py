@@ -21,7 +21,7 @@ def step(rev: str, number: int):
 
 
 @dsl.pipeline(name="pretrain")
-def pretrain(data_rev: str, number: int = 1, git_url: str = ""):
+def pretrain(data_rev: str, number: int = 1):
     step(rev=data_rev, number=number)
 
 
@@ -196,7 +196,7 @@ def test_token_is_sent_and_namespace_asked_for(api: KfpApi, package: Path, monke
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--arg", "data_rev"], "write it as NAME=VALUE; parameters of .* are data_rev, git_url, number"),
+        (["--arg", "data_rev"], "write it as NAME=VALUE; parameters of .* are data_rev, number"),
         (["--arg", "data_rev=x", "--arg", "nmber=1"], "--arg nmber=1: write it as"),
         ([], "needs --arg data_rev=VALUE"),
         (["--arg", "data_rev=x", "--arg", "number=["], "is not a YAML value"),
@@ -209,7 +209,7 @@ def test_bad_arguments_ask_no_server(api: KfpApi, package: Path, words: list[str
 
 
 @dsl.pipeline(name="dreamteacher-retrain")
-def retrain(data_rev: str, git_url: str = "", project: str = ".", settings: list[str] = []):  # noqa: B006
+def retrain(data_rev: str = "main", git_url: str = "", settings: list[str] = []):  # noqa: B006
     step(rev=data_rev, number=1)
 
 
@@ -221,8 +221,8 @@ def retraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_forgotten_repository_asks_no_server(api: KfpApi, retraining: Path):
-    with pytest.raises(UserError, match="needs --arg git_url=URL, or --arg project=FOLDER"):
-        run(api, "submit", retraining, "--version", "v", "--arg", "data_rev=x")
+    with pytest.raises(UserError, match="needs --arg git_url=VALUE"):
+        run(api, "submit", retraining, "--version", "v")
     assert api.asked == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def test_each_step_has_what_the_file_says(compiled: Compiled, name: str, profile
             name
         )
         assert "GIT_TOKEN" not in env.get("DREAMTEACHER_TRAINJOB", ""), name
+        assert pod["securityContext"] == {"runAsNonRoot": True}, name
 
 
 @each_package
@@ -118,8 +120,9 @@ def test_every_step_is_tried_again(compiled: Compiled, name: str, profile: str) 
 
 def test_a_run_holds_on_to_the_commit_that_its_branch_was(compiled: Compiled) -> None:
     tasks = {step: task for step, task, _ in tasks_of(compiled["pretrain", "cpu"][0])}
-    commit = {"taskOutputParameter": {"outputParameterKey": "Output", "producerTask": "find-commit"}}
-    assert tasks["fetch-data"]["inputs"]["parameters"]["data_rev"] == tasks["record"]["inputs"]["parameters"]["commit"] == commit
+    for step, parameter, output in (("fetch-data", "data_version", "data_version"), ("record", "commit", "commit")):
+        found = {"taskOutputParameter": {"outputParameterKey": output, "producerTask": "find-commit"}}
+        assert tasks[step]["inputs"]["parameters"][parameter] == found
 
 
 def test_a_private_image_is_pulled_by_the_secret_of_the_file(tmp_path: Path) -> None:
@@ -222,3 +225,31 @@ def test_names_that_kubernetes_refuses_are_refused_here(
     assert main(["compile", "--format", "kubernetes", *words, "--out", "p.yaml"]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("origin", "address"),
+    [
+        ("https://git.example/you/project.git", "https://git.example/you/project.git"),
+        ("https://me:secret@git.example/you/project.git", "https://git.example/you/project.git"),
+        ("git@git.example:you/project.git", "https://git.example/you/project.git"),
+        ("ssh://git@git.example:2222/you/project.git", "https://git.example/you/project.git"),
+        ("/srv/git/project.git", ""),
+        (None, ""),
+    ],
+)
+def test_the_form_suggests_the_project_and_its_default_branch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, origin: str | None, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(components, "IMAGE", IMAGE)
+    subprocess.run(["git", "init", "-q"], check=True)
+    if origin:
+        subprocess.run(["git", "remote", "add", "origin", origin], check=True)
+        subprocess.run(["git", "symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/trunk"], check=True)
+    compile_pipeline("retrain", "cpu", tmp_path / "p.yaml")
+    form = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))["root"]["inputDefinitions"]["parameters"]
+    assert list(form) == ["data_rev", "git_url", "settings"]
+    assert form["git_url"]["defaultValue"] == address
+    assert form["data_rev"]["defaultValue"] == ("trunk" if address else "main")
+    assert all(each["description"] for each in form.values())
