@@ -34,12 +34,16 @@ def _parser() -> argparse.ArgumentParser:
         "compile", help="write a pipeline as KFP reads it; DREAMTEACHER_IMAGE names the image, by digest or commit"
     )
     build.add_argument("--pipeline", choices=NAMES, default=NAMES[0], help="default: %(default)s")
-    build.add_argument("--profile", default="single-gpu", help="of pipelines/resources.yaml (default: %(default)s)")
+    build.add_argument(
+        "--profile", default="single-gpu", help="of resources.yaml: this folder's, else the package's (default: %(default)s)"
+    )
     build.add_argument("--format", choices=("kfp", "kubernetes"), default="kfp", help="kubernetes: Pipeline and PipelineVersion manifests")
     build.add_argument("--namespace", default="kubeflow", help="of the manifests (default: %(default)s)")
     build.add_argument("--version", help="first part of the PipelineVersion's name (default: git-COMMIT)")
     build.add_argument("--out", type=Path, metavar="FILE", help="default: the pipeline's name .yaml")
     build.set_defaults(run=_compile)
+    own = subparsers.add_parser("resources", help="write resources.yaml, which says what each step gets in the cluster, here to be edited")
+    own.set_defaults(run=_write_resources)
     here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step a process")
     here.add_argument("--pipeline", choices=NAMES, help=f"default: {NAMES[0]}; with --sample both, one after the other")
     here.add_argument("--sample", action="store_true", help="on samples/nuclei with the settings of params.yaml")
@@ -54,12 +58,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compile(options: argparse.Namespace) -> int:
+    from pipelines import resources
     from pipelines.compile import compile_pipeline
 
-    out = options.out or Path(f"{options.pipeline}.yaml")
+    file, out = resources.in_use(), options.out or Path(f"{options.pipeline}.yaml")
     version = (options.version or commands.commit_name()) if options.format == "kubernetes" else None
-    compile_pipeline(options.pipeline, options.profile, out, version=version, namespace=options.namespace)
-    print(f"{options.pipeline}, {options.profile}: {out}")
+    compile_pipeline(options.pipeline, options.profile, out, resources=file, version=version, namespace=options.namespace)
+    print(f"{options.pipeline}, {options.profile} of {file}: {out}")
+    return 0
+
+
+def _write_resources(_: argparse.Namespace) -> int:
+    from pipelines import resources
+
+    print(f"{resources.write()}: compile takes it from now on; its profiles are for you to edit")
     return 0
 
 

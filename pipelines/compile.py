@@ -13,16 +13,19 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 import components
 from dreamteacher.errors import UserError
-from pipelines.resources import Profile
+from pipelines.resources import FILE, Profile
 
 
-def compile_pipeline(name: str, profile: str, out: Path, *, version: str | None = None, namespace: str = "kubeflow") -> None:
+def compile_pipeline(
+    name: str, profile: str, out: Path, *, resources: Path = FILE, version: str | None = None, namespace: str = "kubeflow"
+) -> None:
     """Write pipeline `name` with the resources of `profile` to `out`.
 
     Args:
         name: one of pipelines.NAMES.
-        profile: of resources.yaml.
+        profile: of `resources`.
         out: YAML file.
+        resources: resources.yaml, such as `resources.in_use()`.
         version: writes Pipeline and PipelineVersion, for a KFP that keeps its pipelines in Kubernetes, and names the latter. Since it
             cannot be changed there, its name ends with a digest of what it holds: image, profile and code.
         namespace: of both.
@@ -34,7 +37,7 @@ def compile_pipeline(name: str, profile: str, out: Path, *, version: str | None 
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: KFP reads pipelines from .yaml files; name it {out.with_suffix('.yaml')}")
     check_image(components.IMAGE)
-    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE).apply)
+    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE, resources).apply)
     options = None
     if version is not None:
         digest = hashlib.sha256()

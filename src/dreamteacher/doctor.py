@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.resources import files
 from pathlib import Path
 
 from dreamteacher.errors import UserError
@@ -40,19 +42,20 @@ def _python() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
-    told = []
+    remedy = f"pip install -c {shlex.quote(str(files('dreamteacher.project') / 'constraints.txt'))}"  # which a wheel has as well
+    found = []
     for requirement in map(Requirement, requires("dreamteacher") or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            yield "missing", requirement.name, f"not installed; pip install -c constraints.txt '{requirement}'"
+            yield "missing", requirement.name, f"not installed; {remedy} '{requirement}'"
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            yield "warn", requirement.name, f"{installed} is not {requirement.specifier}; pip install -c constraints.txt '{requirement}'"
-        told.append(f"{requirement.name} {installed}")
-    yield "ok", "packages", ", ".join(told)
+            yield "warn", requirement.name, f"{installed} is not {requirement.specifier}; {remedy} '{requirement}'"
+        found.append(f"{requirement.name} {installed}")
+    yield "ok", "packages", ", ".join(found)
 
 
 def _devices() -> Iterator[Finding]:

@@ -94,9 +94,31 @@ def test_what_was_understood_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "pictures: 12 in pictures\n" in said
     assert "short side 128 to 128 px, median 128 px" in said
     assert "task: segmentation, 2 classes: road, car" in said
-    assert "labels: 8 pictures, from masks of the pictures' names" in said
+    assert "labels: 8 pictures, by masks (such as masks/train/0.png of images/train/0.png)" in said
     assert "validation: the source's own, 6 pictures" in said
     assert "machine: 2 CPU cores, 8 GB, fp32" in said
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    pictures = segmentation(tmp_path / "pictures")
+    draw(pictures / "images/test/0.png")
+    (pictures / "notes.md").touch()
+    lines = survey.survey(str(pictures)).lines()
+    assert "test split: 1 pictures, which are left out" in lines
+    assert "files that are no pictures: 1 .md (notes.md)" in lines
+    boxes = unlabelled(tmp_path / "boxes")
+    (boxes / "0.xml").touch()
+    (line,) = (line for line in survey.survey(str(boxes)).lines() if "form that is not read" in line)
+    assert line.startswith("may be labels in a form that is not read: 1 .xml (0.xml); labels are read from masks")
+
+
+def test_shards_that_were_read_in_part_may_have_labels(tmp_path: Path) -> None:
+    pictures = unlabelled(tmp_path / "pictures")
+    (pictures / "4.cls").write_text("cat")
+    subprocess.run(["tar", "-C", pictures, "-cf", tmp_path / "train.tar", "0.jpg", "4.jpg", "4.cls"], check=True)
+    part, whole = (survey.survey(str(tmp_path / "train.tar"), seconds) for seconds in (0, 20))
+    assert (part.complete, part.labels, part.task) == (False, None, None)
+    assert (whole.complete, whole.labels, whole.task) == (True, "shards", "classification")
 
 
 def test_settings_follow_the_pictures(tmp_path: Path) -> None:
@@ -110,7 +132,13 @@ def test_settings_follow_the_pictures(tmp_path: Path) -> None:
     for made in values.values():
         assert made["teacher"]["size"] == "tiny"
     on_gpu = propose.sizes(survey.survey(str(tmp_path / "unlabelled")), GPU)
-    assert (on_gpu["teacher"], on_gpu["student"]["backbone"]) == ({"size": "small", "accumulate": 2}, "resnet50")
+    assert (on_gpu["teacher"], on_gpu["student"]["backbone"]) == (
+        {"size": "small", "resolution": 64, "accumulate": 2},
+        "resnet50",
+    )
+    assert values["classification"]["teacher"]["resolution"] == 32, "no crop is larger than the pictures"
+    assert [made["distill"]["margin"] for made in values.values()] == [8, 0, 8]
+    assert all(made["finetune"]["augment"] == "natural" for made in values.values())
 
 
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
@@ -118,8 +146,8 @@ def test_settings_follow_the_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["segmentation", "classification", None])
 def test_settings_are_possible_whatever_the_pictures(task: str | None, side: int, machine: Machine) -> None:
     for pictures, labelled in ((2, 1), (100, 7), (10_000_000, 100_000)):
-        layout = {"segmentation": "masks", "classification": "folders", None: "none"}[task]
-        found = survey.Survey("p", layout, task, ["a", "b"], pictures, labelled if task else 0, short_sides=Counter({side: pictures}))
+        labels = {"segmentation": "masks", "classification": "folders", None: "none"}[task]
+        found = survey.Survey("p", labels, "there", task, ["a", "b"], pictures, labelled if task else 0, short_sides=Counter({side: pictures}))
         proposal = propose.propose(found, machine, FAST, propose.sizes(found, machine))
         text = propose.write(proposal, ["made"])
         Path("params.yaml").write_text(text)
@@ -129,7 +157,7 @@ def test_settings_are_possible_whatever_the_pictures(task: str | None, side: int
 
 
 def test_steps_fill_the_hours_that_the_user_has(tmp_path: Path) -> None:
-    found = survey.Survey("p", "masks", "segmentation", ["a", "b"], 5000, 2000, short_sides=Counter({128: 5000}))
+    found = survey.Survey("p", "masks", "there", "segmentation", ["a", "b"], 5000, 2000, short_sides=Counter({128: 5000}))
     values = propose.sizes(found, CPU)
     hours = {wanted: propose.propose(found, CPU, FAST, values, wanted) for wanted in (0.01, 1, 3, 1000)}
     for wanted in (1, 3):
@@ -178,7 +206,7 @@ def test_a_huge_source_is_sampled_in_bounded_time(tmp_path: Path, monkeypatch: p
         (pictures / f"cat/empty{i}.jpg").touch()
     monkeypatch.setattr(survey, "_examine", lambda *_: pytest.fail("all of it would be read"))
     found = survey.survey(str(pictures), seconds=0)
-    assert (found.pictures, found.complete, found.layout) == (1000, False, None)
+    assert (found.pictures, found.complete, found.labels) == (1000, False, None)
     assert found.short_side == 32
     assert found.lines()[0] == f"pictures: more than 1,000 in {pictures}"
     assert "dvc repro  " in create._next(found)[0], "there may be labels"
@@ -298,4 +326,4 @@ def test_an_address_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for i in range(1000):
         fsspec.filesystem("memory").pipe(f"/bucket/pictures/cat/empty{i}.jpg", b"")
     found = survey.survey("memory://bucket/pictures", seconds=0)
-    assert (found.complete, found.layout, found.short_side) == (False, None, 32)
+    assert (found.complete, found.labels, found.short_side) == (False, None, 32)

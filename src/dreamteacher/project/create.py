@@ -173,7 +173,7 @@ def _duration(hours: float) -> str:
 
 def _next(found: Survey) -> list[str]:
     """The commands after init."""
-    if found.labelled or found.layout is None:
+    if found.labelled or found.labels is None:
         return [
             "dvc repro                     # trains, compares, exports; stop it at any time, it resumes",
             'git add . && git commit -m "first run"',
@@ -195,7 +195,7 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float) -> str:
         f"The next commands; on {machine} the first takes about {_duration(hours)}:",
         "\n".join(f"    {line}" for line in _next(found)),
     ]
-    if not found.labelled and found.layout is not None:
+    if not found.labelled and found.labels is not None:
         parts.append(
             "There are no labels, so `dvc repro distill-features` is the whole of it: `artifacts/backbones/features/backbone` is a timm "
             "model, pretrained on these pictures. `dvc repro` alone would go on to the stages that need labels, and stop there. Once some "

@@ -15,38 +15,34 @@ from pathlib import Path
 from PIL import Image
 
 from dreamteacher.data.formats import FORMATS, SUFFIXES
-from dreamteacher.data.items import PassedOver
+from dreamteacher.data.items import Found, PassedOver
 from dreamteacher.data.names import read_list
 from dreamteacher.data.shard_source import are_shards
 from dreamteacher.data.sources import find
+from dreamteacher.data.summary import LABEL_LIKE, READ
 from dreamteacher.data.trees import Prefix
 from dreamteacher.errors import UserError
 from dreamteacher.files import walk
 from dreamteacher.params import Params
 
 HEADERS = 1000  # pictures whose size is read where a source is too large to be examined
-LAYOUTS = {
-    "csv": "labels.csv",
-    "masks": "masks of the pictures' names",
-    "folders": "a folder for each class",
-    "shards": "WebDataset shards",
-    "none": "no labels",
-}
 
 
 @dataclass
 class Survey:
     """What was found in `source`.
 
-    layout: where labels come from, a key of LAYOUTS; None if the source is too large to be examined in `seconds`.
+    labels: their kind, as `Found.labels` has it: "none" if there are none; None if what was examined does not tell. where: in words.
     task: "segmentation", "classification" or None (no labels, or not examined). classes: their names by id.
     pictures, labelled, val: how many, `val` in the source's own validation split. has_val: it has such a split.
     unreadable: pictures without a readable header. short_sides: how many pictures have which short side, pixels.
     complete: all of the source was seen; otherwise the counts are lower bounds.
+    remarks: what is left out or may be a mistake, a line each.
     """
 
     source: str
-    layout: str | None = None
+    labels: str | None = None
+    where: str = ""
     task: str | None = None
     classes: list[str] = field(default_factory=list)
     pictures: int = 0
@@ -56,6 +52,7 @@ class Survey:
     unreadable: int = 0
     short_sides: Counter[int] = field(default_factory=Counter)
     complete: bool = True
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def train(self) -> int:
@@ -82,17 +79,17 @@ class Survey:
         ]
         if self.unreadable:
             said.append(f"unreadable: {self.unreadable:,}; ingest lists them with the reason")
-        if self.layout is None:
-            said.append("labels: not looked for, the source is too large; ingest finds them")
+        if self.labels is None:
+            said.append("labels: not known yet, as the source is too large to look through; ingest finds them")
         elif not self.task:
             said.append("labels: none; a backbone is pretrained on the pictures alone")
         else:
             named = ", ".join(self.classes[:8]) + (f" and {len(self.classes) - 8} more" if len(self.classes) > 8 else "")
             said.append(f"task: {self.task}, {len(self.classes)} classes: {named}")
-            said.append(f"labels: {more}{self.labelled:,} pictures, from {LAYOUTS.get(self.layout, self.layout)}")
+            said.append(f"labels: {more}{self.labelled:,} pictures, by {self.where}")
             val = f"the source's own, {more}{self.val:,} pictures" if self.has_val else "a share of the pictures, by their content"
             said.append(f"validation: {val}")
-        return said
+        return said + self.remarks
 
 
 def survey(source: str, seconds: float = 20) -> Survey:
@@ -138,9 +135,21 @@ def _examine(found: Survey, end: float) -> None:
         if time.monotonic() > end:
             found.complete = False
             break
-    found.layout, found.has_val = what.labels, what.has_val
     found.task = "segmentation" if masks else "classification" if classes else None
+    found.labels = None if what.labels == "shards" and not (found.complete or found.task) else what.labels
+    found.where, found.has_val = what.where, what.has_val
     found.classes = (what.classes or sorted(classes)) if found.task else []
+    found.remarks = list(_remarks(found, what))
+
+
+def _remarks(found: Survey, what: Found) -> Iterator[str]:
+    if not found.task and (like := what.passed_over.words(set(LABEL_LIKE))):
+        yield f"may be labels in a form that is not read: {like}; {READ}"
+    elif others := what.passed_over.words():
+        yield f"files that are no pictures: {others}"
+    if what.counts["left_out_as_test"]:
+        yield f"test split: {what.counts['left_out_as_test']:,} pictures, which are left out"
+    yield from what.notes
 
 
 def _headers_only(found: Survey, count: int) -> Survey:
