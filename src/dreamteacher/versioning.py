@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.git_access import why_no_token, with_token, without_token
@@ -132,9 +133,9 @@ class Clone:
         wanted, outs = posixpath.normpath(path), self._outs()
         inside(self.folder, wanted, path)
         if _containing(wanted, outs):
-            self._pull([wanted])
+            self._pull([wanted], outs)
         else:
-            self._pull(out for out in outs if wanted == "." or out.startswith(f"{wanted}/"))
+            self._pull([out for out in outs if wanted == "." or out.startswith(f"{wanted}/")], outs)
         place = self.folder / path
         if not place.exists():
             raise UserError(f"revision {self.commit[:12]} has no {path}, neither in git nor in DVC; `dvc add` it, commit and push")
@@ -143,10 +144,11 @@ class Clone:
     def get_files(self, names: Iterable[str]) -> None:
         """Fetch what DVC has of the files `names`, which may be many and need not be there."""
         outs = self._outs()
-        self._pull({out for name in names if (out := _containing(posixpath.normpath(name), outs))} if outs else ())
+        if outs:
+            self._pull({out for name in names if (out := _containing(posixpath.normpath(name), outs))}, outs)
 
     def _outs(self) -> dict[str, str]:
-        """{path in the project: the stage or .dvc file that has it} of all that DVC keeps."""
+        """{path in the project: the file of this machine that DVC would copy there, mostly ""} of all that DVC keeps."""
         if not (self.folder / ".dvc").is_dir():
             return {}
         from dvc.exceptions import DvcException
@@ -156,12 +158,17 @@ class Clone:
             with Repo(str(self.folder)) as repo:
                 kept = [out for out in repo.index.outs if out.use_cache and out.protocol == "local"]
                 places = [(os.path.relpath(out.fs_path, repo.root_dir), out) for out in kept]
-                return {Path(place).as_posix(): str(out.stage.addressing) for place, out in places if not place.startswith("..")}
+                # `dvc import-url --no-download` leaves an output without a hash, which DVC copies from wherever its dependency lies.
+                copied = {out: dep.fs_path for out in kept if out.stage.is_partial_import for dep in out.stage.deps if _is_local(dep)}
+                return {Path(place).as_posix(): copied.get(out, "") for place, out in places if not place.startswith("..")}
         except DvcException as error:
             raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; mend it, commit and push") from error
 
-    def _pull(self, paths: Iterable[str]) -> None:
+    def _pull(self, paths: Iterable[str], outs: dict[str, str]) -> None:
         wanted = sorted(paths)
+        for path in wanted:
+            if copied := outs[_containing(path, outs) or path]:
+                inside(self.folder, copied, f"what {path}.dvc imports")
         for start in range(0, len(wanted), _PULLED_AT_ONCE):
             self.dvc("pull", "--", *wanted[start : start + _PULLED_AT_ONCE])
 
@@ -224,7 +231,7 @@ def inside(folder: Path, name: str | Path, what: str) -> Path:
     place = folder / name
     led_to = place.resolve()
     if not led_to.is_relative_to(folder.resolve()) and not _CACHED.search(str(led_to)):
-        led = f"is a link to {led_to}" if place.is_symlink() else "leads"
+        led = f"is a link to {led_to}" if place.is_symlink() else f"leads to {led_to}"
         raise UserError(f"{what} {led}, out of the project; keep it inside, or copy there what it names")
     return place
 
@@ -270,6 +277,11 @@ def _containing(path: str, outs: Iterable[str]) -> str | None:
         if not above:
             return None
     return above
+
+
+def _is_local(dependency: Any) -> bool:
+    """Whether DVC's `dependency` is a file or folder of this machine, and not of another repository."""
+    return dependency.protocol == "local" and not dependency.stage.is_repo_import
 
 
 def _command(words: str | list[str]) -> str:
