@@ -10,9 +10,12 @@ from dreamteacher.errors import UserError, resource_errors_in_one_line
 from pipelines import NAMES, commands
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for a user's mistake."""
-    options = _parser().parse_args(arguments)
+SAMPLE = "samples/nuclei"
+
+
+def main(arguments: list[str] | None = None, program: str = "python -m pipelines") -> int:
+    """Run one command; the exit code: 0, 2 for a user's mistake. `program` is how the user called it."""
+    options = _parser(program).parse_args(arguments)
     try:
         with resource_errors_in_one_line():
             code: int = options.run(options)
@@ -27,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines", description="The pipelines on Kubeflow, or here.")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="The pipelines on Kubeflow, or here.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = subparsers.add_parser(
         "compile", help="write a pipeline as KFP reads it; DREAMTEACHER_IMAGE names the image, by digest or commit"
@@ -46,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     own.set_defaults(run=_write_resources)
     here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step a process")
     here.add_argument("--pipeline", choices=NAMES, help=f"default: {NAMES[0]}; with --sample both, one after the other")
-    here.add_argument("--sample", action="store_true", help="on samples/nuclei with the settings of params.yaml")
+    here.add_argument("--sample", action="store_true", help=f"on {SAMPLE}, which the repository has, with the settings of params.yaml")
     here.add_argument("--project", type=Path, default=Path(), help="folder with params.yaml and the pictures it names (default: here)")
     here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be given again")
     here.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
@@ -81,7 +84,9 @@ def _run_local(options: argparse.Namespace) -> int:
     project = options.project.absolute()
     if not (project / "params.yaml").exists():
         raise UserError(f"{project} has no params.yaml; name the project's folder with --project")
-    settings = [*(["ingest.source=samples/nuclei"] if options.sample else []), *options.set]
+    if options.sample and not (project / SAMPLE).is_dir():
+        raise UserError(f"{project} has no {SAMPLE}, which lies in DreamTeacher's repository; leave out --sample to run on its own pictures")
+    settings = [*([f"ingest.source={SAMPLE}"] if options.sample else []), *options.set]
     arguments = {"data_rev": "here", "project": str(project), "settings": settings, "seeds": options.seeds}
     names = [options.pipeline] if options.pipeline else NAMES if options.sample else NAMES[:1]
     for name in names:

@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 1 for a defect (with its traceback), 2 for a user's mistake, 128 + signal when stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["pipelines"]:  # its arguments are those of another parser, `--help` too
-        return import_module("pipelines.__main__").main(arguments[1:])
+        return import_module("pipelines.__main__").main(arguments[1:], "dreamteacher pipelines")
     options = _parser().parse_args(arguments)
     _log_to_stderr()
     before = signal.signal(signal.SIGTERM, _stop)

@@ -51,7 +51,7 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
         "ingest": ingest,
         "teacher": {"size": "small" if gpu else "tiny", "resolution": min(crop, 64)},
         "student": {"backbone": "resnet50" if gpu else "resnet18", "finest_stride": 4 if stored > 128 else 2, "width": 256 if gpu else 32},
-        "distill": {"resolution": distilled, "margin": MARGIN if distilled >= 64 else 0},
+        "distill": {"resolution": distilled} | ({"margin": MARGIN} if distilled >= 64 else {}),
         "interpreter": {"width": 256 if gpu else 64, "batch_size": 16, "lr": 2e-3, "resolution": min(crop, 64)},
         "labels": {"batch_size": 32, "lr": 2e-3},
         "finetune": {"resolution": crop, "augment": "natural", "batch_size": 16 if gpu else 8},
