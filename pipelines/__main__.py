@@ -9,11 +9,11 @@ from pathlib import Path
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from pipelines import NAMES, commands
 
-
+PROGRAM = "python -m pipelines"
 SAMPLE = "samples/nuclei"
 
 
-def main(arguments: list[str] | None = None, program: str = "python -m pipelines") -> int:
+def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
     """Run one command; the exit code: 0, 2 for a user's mistake. `program` is how the user called it."""
     options = _parser(program).parse_args(arguments)
     try:
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None, program: str = "python -m pipelines
         return 2
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
+def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description="The pipelines on Kubeflow, or here.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = subparsers.add_parser(
@@ -85,7 +85,9 @@ def _run_local(options: argparse.Namespace) -> int:
     if not (project / "params.yaml").exists():
         raise UserError(f"{project} has no params.yaml; name the project's folder with --project")
     if options.sample and not (project / SAMPLE).is_dir():
-        raise UserError(f"{project} has no {SAMPLE}, which lies in DreamTeacher's repository; leave out --sample to run on its own pictures")
+        raise UserError(
+            f"{project} has no {SAMPLE}, which lies in DreamTeacher's repository; leave out --sample to run on its own pictures"
+        )
     settings = [*([f"ingest.source={SAMPLE}"] if options.sample else []), *options.set]
     arguments = {"data_rev": "here", "project": str(project), "settings": settings, "seeds": options.seeds}
     names = [options.pipeline] if options.pipeline else NAMES if options.sample else NAMES[:1]

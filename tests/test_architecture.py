@@ -16,7 +16,8 @@ ROOMS = {  # room or module -> what it may import of ours
     "files": set(),
     "presets": set(),
     "params": {"presets"},
-    "params_file": BASE,
+    "params_table": {"params"},
+    "params_file": {*BASE, "params_table"},
     "integrity": {"files"},
     "project_root": set(),
     "mlflow_server": {"errors", "project_root"},
@@ -39,7 +40,8 @@ ROOMS = {  # room or module -> what it may import of ours
     "project": {*BASE, "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
     "doctor": {*BASE, "params_file", "mlflow_server", "tracking", "training", "serving"},
     "repro": {"errors"},
-    "cli": {*BASE, "params_file", "stages", "tracking", "serving", "doctor", "project", "repro"},
+    "graph": set(),
+    "cli": {*BASE, "graph", "params_file", "params_table", "stages", "tracking", "serving", "doctor", "project", "repro"},
     "": {"tasks"},
 }  # fmt: skip
 

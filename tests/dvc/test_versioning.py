@@ -297,8 +297,14 @@ def test_an_import_from_outside_of_a_clone_is_refused(secret: Path, tmp_path: Pa
     """DVC copies what `import-url --no-download` names from wherever it lies when it is pulled: of this machine, a pod's secrets."""
     project = tmp_path / "project"
     (project / "other.txt").write_text("inside")
-    commands = ["git init -q", "dvc init -q", f"dvc import-url -q --no-download {secret}/token.png data/b.png",
-                "dvc import-url -q --no-download other.txt copies/c.txt", "git add -A", "git -c user.name=a -c user.email=a@b.c commit -qm x"]  # fmt: skip
+    commands = (
+        "git init -q",
+        "dvc init -q",
+        f"dvc import-url -q --no-download {secret}/token.png data/b.png",
+        "dvc import-url -q --no-download other.txt copies/c.txt",
+        "git add -A",
+        "git -c user.name=a -c user.email=a@b.c commit -qm x",
+    )
     (project / "copies").mkdir()
     for command in commands:
         subprocess.run(command.split(), cwd=project, check=True)

@@ -171,7 +171,9 @@ def test_a_place_that_cannot_be_written_is_one_line(
 def test_a_slip_in_the_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text(FILE.read_text().replace("memory: 48Gi", "memory: 48GiB"))
-    with pytest.raises(UserError, match=r"resources.yaml: profiles.single-gpu.steps.train-teacher.memory: .*pattern.*a step has pool, cpu,"):
+    with pytest.raises(
+        UserError, match=r"resources.yaml: profiles.single-gpu.steps.train-teacher.memory: .*pattern.*a step has pool, cpu,"
+    ):
         Profile("single-gpu", IMAGE, file)
     for text, said in (
         ("a: [", "is not valid YAML: "),
@@ -192,7 +194,7 @@ def test_a_project_has_resources_of_its_own(capsys: pytest.CaptureFixture[str], 
     assert Path("resources.yaml").read_text() == FILE.read_text()
     assert main(["compile", "--profile", "cpu", "--out", "same.yaml"]) == 0
     assert Path("same.yaml").read_text() == Path("before.yaml").read_text()
-    Path("resources.yaml").write_text(FILE.read_text().replace("{pool: cpu, cpu: \"4\"", "{pool: mine, cpu: \"3\"", 1))
+    Path("resources.yaml").write_text(FILE.read_text().replace('{pool: cpu, cpu: "4"', '{pool: mine, cpu: "3"', 1))
     assert main(["compile", "--profile", "cpu", "--out", "own.yaml"]) == 0
     assert "pretrain, cpu of resources.yaml: own.yaml" in capsys.readouterr().out
     spec, platform = yaml.safe_load_all(Path("own.yaml").read_text())

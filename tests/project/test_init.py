@@ -147,7 +147,9 @@ def test_settings_follow_the_pictures(tmp_path: Path) -> None:
 def test_settings_are_possible_whatever_the_pictures(task: str | None, side: int, machine: Machine) -> None:
     for pictures, labelled in ((2, 1), (100, 7), (10_000_000, 100_000)):
         labels = {"segmentation": "masks", "classification": "folders", None: "none"}[task]
-        found = survey.Survey("p", labels, "there", task, ["a", "b"], pictures, labelled if task else 0, short_sides=Counter({side: pictures}))
+        found = survey.Survey(
+            "p", labels, "there", task, ["a", "b"], pictures, labelled if task else 0, short_sides=Counter({side: pictures})
+        )
         proposal = propose.propose(found, machine, FAST, propose.sizes(found, machine))
         text = propose.write(proposal, ["made"])
         Path("params.yaml").write_text(text)

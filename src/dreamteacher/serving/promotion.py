@@ -197,7 +197,9 @@ def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path)
         digest_of(out / MANIFEST if part == "data" else out)
     except UserError as error:
         what, version_of = str(error).partition(";")[0], f"version {version.version} of {version.name}"
-        raise UserError(f"what MLflow stores with {version_of} is damaged: {what}; mend its artifacts, or promote another version") from error
+        raise UserError(
+            f"what MLflow stores with {version_of} is damaged: {what}; mend its artifacts, or promote another version"
+        ) from error
 
 
 def _run_of(version: ModelVersion) -> str:
