@@ -14,6 +14,7 @@ BASE = {"errors", "params"}
 ROOMS = {  # room or module -> what it may import of ours
     "errors": set(),
     "files": set(),
+    "limits": set(),
     "presets": set(),
     "params": {"presets"},
     "params_table": {"params"},
@@ -38,8 +39,8 @@ ROOMS = {  # room or module -> what it may import of ours
     "stages": {*BASE, "files", "params_file", "stage", "tracking", "versioning", "data", "training", "teachers", "students",
                "distillation", "tasks", "serving", "report"},
     "launch": {*BASE, "params_file", "stage", "stages", "trainjob"},
-    "project": {*BASE, "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
-    "doctor": {*BASE, "params_file", "mlflow_server", "tracking", "training", "serving"},
+    "project": {*BASE, "limits", "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
+    "doctor": {*BASE, "limits", "params_file", "mlflow_server", "tracking", "training", "serving"},
     "repro": {"errors"},
     "graph": set(),
     "cli": {*BASE, "graph", "params_file", "params_table", "stages", "tracking", "serving", "doctor", "project", "repro"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -82,10 +83,11 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
     if readme.exists():
         print(f"kept {readme}")
     else:
-        readme.write_text(_readme(folder, found, machine.name, proposal.hours))
+        readme.write_text(_readme(folder, found, machine.name, proposal.hours, alone=top in (None, folder.resolve())))
     (folder / CHAIN).write_text(chain())
     (folder / SETTINGS).write_text(text)
-    print(f"{folder} is a project. Next:\n\n" + "".join(f"    {line}\n" for line in [f"cd {folder}", *_next(found)]))
+    lines = [f"cd {shlex.quote(str(folder))}", *_next(found)]
+    print(f"{folder} is a project. Next:\n\n" + "".join(f"    {line}\n" for line in lines))
 
 
 def chain() -> str:
@@ -171,9 +173,13 @@ def _duration(hours: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{hours:.1f} h"
 
 
+def _may_have_labels(found: Survey) -> bool:
+    return bool(found.labelled) or found.labels is None
+
+
 def _next(found: Survey) -> list[str]:
     """The commands after init."""
-    if found.labelled or found.labels is None:
+    if _may_have_labels(found):
         return [
             "dvc repro                     # trains, compares, exports; stop it at any time, it resumes",
             'git add . && git commit -m "first run"',
@@ -186,7 +192,9 @@ def _next(found: Survey) -> list[str]:
     ]
 
 
-def _readme(folder: Path, found: Survey, machine: str, hours: float) -> str:
+def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: bool) -> str:
+    """README.md of the project; `alone`: it is a git repository of its own."""
+    labelled = _may_have_labels(found)
     inside = "://" not in found.source and not Path(found.source).is_absolute()
     parts = [
         f"# {folder.absolute().name}",
@@ -195,11 +203,18 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float) -> str:
         f"The next commands; on {machine} the first takes about {_duration(hours)}:",
         "\n".join(f"    {line}" for line in _next(found)),
     ]
-    if not found.labelled and found.labels is not None:
+    if labelled:
         parts.append(
-            "There are no labels, so `dvc repro distill-features` is the whole of it: `artifacts/backbones/features/backbone` is a timm "
-            "model, pretrained on these pictures. `dvc repro` alone would go on to the stages that need labels, and stop there. Once some "
-            "pictures have masks or classes, set `ingest.val_fraction` and run `dvc repro`."
+            "Results: `dvc metrics show` compares the initialisations (`metrics/evaluate.json`), `dvc plots show` draws, "
+            "`artifacts/evaluation/overlays` has pictures with their predictions. `export.init` says which model is served."
+        )
+    else:
+        parts.append(
+            "There are no labels, so `dvc repro distill-features` is the whole of it. `artifacts/backbones/features/backbone` is a timm "
+            "model, pretrained on these pictures, for training or embeddings elsewhere; `artifacts/teacher/samples.png` shows what the "
+            "generator has learnt. Fine-tuning, comparison, ONNX and `dreamteacher serve` need labels: `dvc repro` alone would stop at the "
+            "first of those stages. Once some pictures have masks or classes, set `ingest.val_fraction`, such as 0.2, and run `dvc repro`; "
+            "it starts with the generator, as the data set is another then."
         )
     if inside:
         parts.append(
@@ -208,7 +223,12 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float) -> str:
         )
     parts.append(
         "`params.yaml` holds the settings, `dreamteacher params` prints all of them as resolved, `dreamteacher STAGE --help` explains a "
-        "stage, `dreamteacher doctor` says what this machine lacks. Results: `metrics/evaluate.json`, `dvc plots show`, `artifacts/`. "
-        "On Kubeflow: `dreamteacher pipelines --help`; the pictures must then lie in this folder, in git or DVC."
+        "stage, `dreamteacher doctor` says what this machine lacks, `mlflow ui --backend-store-uri sqlite:///mlflow.db` shows every run."
     )
+    if labelled:
+        where = "" if alone else ", and this folder must be a git repository of its own"
+        parts.append(
+            "On Kubeflow: `dreamteacher pipelines --help`. The pictures must then lie in this folder, in git or DVC"
+            f"{where}; the container image and the cluster's manifests come from DreamTeacher's repository (`docs/cluster.md`)."
+        )
     return "\n\n".join([*parts, ""])
