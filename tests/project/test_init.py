@@ -252,14 +252,29 @@ def test_nothing_existing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureF
         ("masks", "there are masks but no classes.txt"),
         (".", "mine is the folder of the pictures or lies in it"),
         ("no{1..2}.tar", "there is no shard no1.tar"),
+        ("masks/images/train/0.png", "0.png is one picture; name its folder"),
+        ("pictures.zip", "pictures.zip is an archive; unpack it, and name the folder"),
+        ("broken", "broken: the size of none of its 2 pictures can be read; are they pictures?"),
     ],
 )
 def test_what_cannot_become_a_project_is_refused_in_one_line(source: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     Path("empty").mkdir()
+    Path("pictures.zip").touch()
+    Path("broken").mkdir()
+    for name in ("a", "b"):
+        Path(f"broken/{name}.jpg").write_text("no picture")
     segmentation(tmp_path / "masks")
     Path("masks/classes.txt").unlink()
     assert said in refused(capsys, "--source", source)
     assert not Path("mine").exists(), "nothing is half made"
+
+
+def test_a_file_is_no_folder_for_a_project(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(create, "survey", lambda _: pytest.fail("it is known before minutes are spent"))
+    Path("mine").touch()
+    for folder in ("mine", "mine/below"):
+        assert cli.main(["init", folder, "--source", "pictures"]) == 2
+        assert capsys.readouterr().err == "error: mine is a file; name another folder for the project\n"
 
 
 def test_in_a_git_repository_it_is_a_dvc_project_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from dreamteacher.data.formats import SUFFIXES
 from dreamteacher.data.shard_source import are_shards, expand
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
@@ -27,6 +28,7 @@ IGNORED = {
                    "plots/", "dvc_plots/"],
     ".dvcignore": [".venv", ".checkpoints", ".dreamteacher", "mlruns", "__pycache__"],
 }  # fmt: skip
+ARCHIVES = {".zip", ".7z", ".rar", ".gz", ".bz2", ".xz"}
 DVC_CONFIG = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"
 
 
@@ -45,6 +47,8 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
     for name in (CHAIN, SETTINGS):
         if (folder / name).exists():
             raise UserError(f"{folder} is a project already: it has {name}; name another folder, or edit that file")
+    if file := next((each for each in (folder, *folder.parents) if each.exists() and not each.is_dir()), None):
+        raise UserError(f"{file} is a file; name another folder for the project")
     if not shutil.which("git"):
         raise UserError("git is not installed here; install it, for the project's settings and results are versioned by it")
     place = _place(folder, source)
@@ -104,6 +108,10 @@ def _place(folder: Path, source: str) -> str:
     path, home = Path(os.path.abspath(source)), Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would replace links
     if not path.exists():
         raise UserError(f"--source {source} does not exist; name a folder, a text file of paths, WebDataset shards, or an address of them")
+    suffix = path.suffix.lower() if path.is_file() and not are_shards(source) else ""
+    if suffix in SUFFIXES | ARCHIVES:
+        what = "one picture; name its folder" if suffix in SUFFIXES else "an archive; unpack it, and name the folder"
+        raise UserError(f"--source {source} is {what}")
     if path.is_dir() and (home.resolve() == path.resolve() or path.resolve() in home.resolve().parents):
         raise UserError(f"{folder} is the folder of the pictures or lies in it, and results would be taken for pictures; name another one")
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.as_posix()

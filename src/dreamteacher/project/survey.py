@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from statistics import median_low
 
 from PIL import Image
 
@@ -62,12 +63,7 @@ class Survey:
     @property
     def short_side(self) -> int:
         """The median short side, pixels."""
-        middle, seen = sum(self.short_sides.values()) / 2, 0
-        for side in sorted(self.short_sides):
-            seen += self.short_sides[side]
-            if seen >= middle:
-                return side
-        raise UserError(f"{self.source}: the size of none of its {self.pictures} pictures can be read; are they pictures?")
+        return median_low(self.short_sides.elements())
 
     def lines(self) -> list[str]:
         """What was understood, for the user."""
@@ -101,15 +97,23 @@ def survey(source: str, seconds: float = 20) -> Survey:
     found = Survey(source)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
-        if not are_shards(source):
-            end = time.monotonic() + seconds
-            for count, _ in enumerate(_names(source)):
-                if count % 1000 == 999 and time.monotonic() > end:
-                    return _headers_only(found, count + 1)
-        _examine(found, time.monotonic() + seconds)
+        if many := _more_than_can_be_listed(source, seconds):
+            _headers_only(found, many)
+        else:
+            _examine(found, time.monotonic() + seconds)
     if not found.pictures:
         raise UserError(f"no pictures in {source}; pictures end in {', '.join(sorted(SUFFIXES))}")
+    if not found.short_sides:
+        raise UserError(f"{source}: the size of none of its {found.pictures} pictures can be read; are they pictures?")
     return found
+
+
+def _more_than_can_be_listed(source: str, seconds: float) -> int:
+    """How many files were listed when the time was over; 0 if all of them were."""
+    if are_shards(source):
+        return 0
+    end = time.monotonic() + seconds
+    return next((count for count, _ in enumerate(_names(source), 1) if count % 1000 == 0 and time.monotonic() > end), 0)
 
 
 def _names(source: str) -> Iterator[str]:
@@ -152,7 +156,8 @@ def _remarks(found: Survey, what: Found) -> Iterator[str]:
     yield from what.notes
 
 
-def _headers_only(found: Survey, count: int) -> Survey:
+def _headers_only(found: Survey, count: int) -> None:
+    """Look at the size of some of a source's pictures, of which there are `count` at least."""
     found.complete, found.pictures = False, count
     pictures = (name for name in _names(found.source) if posixpath.splitext(name)[1].lower() in SUFFIXES)
     tree = Prefix(found.source) if "://" in found.source else None
@@ -160,7 +165,6 @@ def _headers_only(found: Survey, count: int) -> Survey:
     for name in islice(pictures, HEADERS):
         data = tree.read([name], Params().ingest.max_pixels)[0] if tree else _start(posixpath.join(root, name))
         _count_size(found, data if isinstance(data, bytes) else b"")
-    return found
 
 
 def _start(path: str) -> bytes:
