@@ -196,7 +196,8 @@ def _next(found: Survey) -> list[str]:
     return [
         "dvc repro distill-features    # pretrains the backbone; the stages after it need labels",
         'git add . && git commit -m "first run"',
-        """python -c 'import timm; print(timm.create_model("local-dir:artifacts/backbones/features/backbone", pretrained=True))'""",
+        """python -c 'import timm, torch; backbone = timm.create_model("local-dir:artifacts/backbones/features/backbone", pretrained=True); """
+        """print(backbone(torch.rand(1, 3, 128, 128)).shape)'  # its embedding of a picture""",
     ]
 
 
@@ -213,14 +214,15 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: b
     ]
     if labelled:
         parts.append(
-            "Results: `dvc metrics show` compares the initialisations (`metrics/evaluate.json`), `dvc plots show` draws, "
-            "`artifacts/evaluation/overlays` has pictures with their predictions. `export.init` says which model is served."
+            "Results: `artifacts/evaluation/results.png` compares the initialisations (figures: `metrics/evaluate.json`), "
+            "`artifacts/evaluation/overlays` has pictures with their predictions, `dvc plots show` draws curves; `dvc metrics diff` compares "
+            "with the last commit. `export.init` says which of the models is served."
         )
     else:
         parts.append(
             "There are no labels, so `dvc repro distill-features` is the whole of it. `artifacts/backbones/features/backbone` is a timm "
-            "model, pretrained on these pictures, for training or embeddings elsewhere; `artifacts/teacher/samples.png` shows what the "
-            "generator has learnt. Fine-tuning, comparison, ONNX and `dreamteacher serve` need labels: `dvc repro` alone would stop at the "
+            "model, pretrained on these pictures, for training or embeddings elsewhere. `explained_variance`, in the last lines, says how "
+            "much of the generator's features it predicts (1: all), `artifacts/teacher/samples.png` shows what the generator dreams. Fine-tuning, comparison, ONNX and `dreamteacher serve` need labels: `dvc repro` alone would stop at the "
             "first of those stages. Once some pictures have masks or classes, set `ingest.val_fraction`, such as 0.2, and run `dvc repro`; "
             "it starts with the generator, as the data set is another then."
         )
