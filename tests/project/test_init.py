@@ -177,11 +177,18 @@ def test_more_than_the_hours_is_admitted(tmp_path: Path, capsys: pytest.CaptureF
     assert "in 1 min nothing would be learnt: these are the fewest steps that make sense" in capsys.readouterr().out
 
 
-def test_pictures_inside_the_project_are_named_from_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_git", [False, True])
+def test_pictures_inside_the_project_are_named_from_there(in_git: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """`git add .`, the next command but one, would put gigabytes into git."""
     classification(tmp_path / "mine/pictures")
+    if in_git:
+        for command in ("git init --quiet", "git add pictures"):
+            subprocess.run(command.split(), cwd="mine", check=True)
     assert init("--source", "mine/pictures") == 0
     assert load_params(Path("mine/params.yaml")).ingest.source == "pictures"
-    assert "`dvc add pictures` before the commit" in Path("mine/README.md").read_text()
+    for text in (capsys.readouterr().out, Path("mine/README.md").read_text()):
+        assert ("    dvc add pictures\n    git add . && git commit" in text) != in_git
+    subprocess.run(["dvc", "stage", "list", "--quiet"], cwd="mine", check=True)
 
 
 def test_lists_and_shards_are_sources(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -83,15 +83,15 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
         (folder / ".dvc/config").write_text(DVC_CONFIG)
     for name, lines in IGNORED.items():
         _add_lines(folder / name, lines)
+    commands = _next(found, add=found.source if _is_to_be_added(folder, found.source) else None)
     readme = folder / "README.md"
     if readme.exists():
         print(f"kept {readme}")
     else:
-        readme.write_text(_readme(folder, found, machine.name, proposal.hours, alone=top in (None, folder.resolve())))
+        readme.write_text(_readme(folder, found, machine.name, proposal.hours, alone=top in (None, folder.resolve()), commands=commands))
     (folder / CHAIN).write_text(chain())
     (folder / SETTINGS).write_text(text)
-    lines = [f"cd {shlex.quote(str(folder))}", *_next(found)]
-    print(f"{folder} is a project. Next:\n\n" + "".join(f"    {line}\n" for line in lines))
+    print(f"{folder} is a project. Next:\n\n" + "".join(f"    {line}\n" for line in [f"cd {shlex.quote(str(folder))}", *commands]))
 
 
 def chain() -> str:
@@ -185,52 +185,63 @@ def _may_have_labels(found: Survey) -> bool:
     return bool(found.labelled) or found.labels is None
 
 
-def _next(found: Survey) -> list[str]:
-    """The commands after init."""
+def _is_inside(source: str) -> bool:
+    return "://" not in source and not Path(source).is_absolute()
+
+
+def _is_to_be_added(folder: Path, source: str) -> bool:
+    """Whether the pictures lie in the project, and neither git nor DVC has them: `git add .` would take them all."""
+    if not _is_inside(source) or (folder / f"{source}.dvc").exists():
+        return False
+    in_git = subprocess.run(["git", "ls-files", "--", source], cwd=folder, capture_output=True, text=True, check=False).stdout
+    return not in_git
+
+
+def _next(found: Survey, add: str | None = None) -> list[str]:
+    """The commands after init; `add` are pictures that DVC is to have before git."""
+    commit = [*([f"dvc add {shlex.quote(add)}"] if add else []), 'git add . && git commit -m "first run"']
     if _may_have_labels(found):
         return [
             "dvc repro                     # trains, compares, exports; stop it at any time, it resumes",
-            'git add . && git commit -m "first run"',
+            *commit,
             "dreamteacher serve            # answers for pictures; see also: dreamteacher predict --help",
         ]
     return [
         "dvc repro distill-features    # pretrains the backbone; the stages after it need labels",
-        'git add . && git commit -m "first run"',
-        """python -c 'import timm, torch; backbone = timm.create_model("local-dir:artifacts/backbones/features/backbone", pretrained=True); """
-        """print(backbone(torch.rand(1, 3, 128, 128)).shape)'  # its embedding of a picture""",
+        *commit,
+        """python -c 'import timm, torch; """
+        """backbone = timm.create_model("local-dir:artifacts/backbones/features/backbone", pretrained=True); """
+        """print(backbone(torch.rand(1, 3, 128, 128)).shape)'    # of the embedding of a picture""",
     ]
 
 
-def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: bool) -> str:
-    """README.md of the project; `alone`: it is a git repository of its own."""
+def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: bool, commands: list[str]) -> str:
+    """README.md of the project; `alone`: it is a git repository of its own. `commands`: those after init."""
     labelled = _may_have_labels(found)
-    inside = "://" not in found.source and not Path(found.source).is_absolute()
     parts = [
         f"# {folder.absolute().name}",
         "A [DreamTeacher](https://arxiv.org/abs/2307.07487) project, made by `dreamteacher init`. What it found:",
         "\n".join(f"* {line}" for line in found.lines()),
         f"The next commands; on {machine} the first takes about {_duration(hours)}:",
-        "\n".join(f"    {line}" for line in _next(found)),
+        "\n".join(f"    {line}" for line in commands),
     ]
     if labelled:
         parts.append(
             "Results: `artifacts/evaluation/results.png` compares the initialisations (figures: `metrics/evaluate.json`), "
-            "`artifacts/evaluation/overlays` has pictures with their predictions, `dvc plots show` draws curves; `dvc metrics diff` compares "
-            "with the last commit. `export.init` says which of the models is served."
+            "`artifacts/evaluation/overlays` has pictures with their predictions, `dvc plots show` draws curves, `dvc metrics diff` "
+            "compares with the last commit. `export.init` says which of the models is served."
         )
     else:
         parts.append(
             "There are no labels, so `dvc repro distill-features` is the whole of it. `artifacts/backbones/features/backbone` is a timm "
             "model, pretrained on these pictures, for training or embeddings elsewhere. `explained_variance`, in the last lines, says how "
-            "much of the generator's features it predicts (1: all), `artifacts/teacher/samples.png` shows what the generator dreams. Fine-tuning, comparison, ONNX and `dreamteacher serve` need labels: `dvc repro` alone would stop at the "
-            "first of those stages. Once some pictures have masks or classes, set `ingest.val_fraction`, such as 0.2, and run `dvc repro`; "
+            "much of the generator's features it predicts (1: all), `artifacts/teacher/samples.png` shows what the generator dreams. "
+            "Fine-tuning, comparison, ONNX and `dreamteacher serve` need labels: `dvc repro` alone would stop at the first of those "
+            "stages. Once some pictures have masks or classes, set `ingest.val_fraction`, such as 0.2, and run `dvc repro`; "
             "it starts with the generator, as the data set is another then."
         )
-    if inside:
-        parts.append(
-            f"The pictures lie in this folder, at `{found.source}`: `dvc add {found.source}` before the commit keeps them out of git, and "
-            "versions them."
-        )
+    if any(line.startswith("dvc add") for line in commands):
+        parts.append("`dvc add` keeps the pictures out of git, and versions them.")
     parts.append(
         "`params.yaml` holds the settings, `dreamteacher params` prints all of them as resolved, `dreamteacher STAGE --help` explains a "
         "stage, `dreamteacher doctor` says what this machine lacks, `mlflow ui --backend-store-uri sqlite:///mlflow.db` shows every run."
