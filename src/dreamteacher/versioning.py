@@ -173,14 +173,22 @@ class Clone:
             self.dvc("pull", "--", *wanted[start : start + _PULLED_AT_ONCE])
 
     def places(self) -> list[Place]:
-        """The stages of dvc.yaml, with the settings of params.yaml filled in."""
+        """The stages of dvc.yaml, with the settings of params.yaml filled in.
+
+        Raises:
+            UserError: a stage reads or writes outside of the project; DVC would put values of a file of parameters there into dvc.lock.
+        """
         from dvc.repo import Repo
 
         with Repo(str(self.folder)) as repo:
+            stages = [stage for stage in repo.index.stages if stage.cmd and stage.outs]
+            for stage in stages:
+                for each in (*stage.deps, *stage.outs):
+                    if each.protocol == "local":
+                        inside(self.folder, each.fs_path, f"dvc.yaml: {each} of stage {stage.name}")
             return [
                 Place(stage.name, tuple(shlex.split(_command(stage.cmd))), Path(os.path.relpath(stage.outs[0].fs_path, repo.root_dir)))
-                for stage in repo.index.stages
-                if stage.cmd and stage.outs
+                for stage in stages
             ]
 
     def push(self, stages: list[str], branch: str, message: str) -> str:

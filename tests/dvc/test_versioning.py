@@ -318,6 +318,20 @@ def test_an_import_from_outside_of_a_clone_is_refused(secret: Path, tmp_path: Pa
     assert (clone.get("copies") / "c.txt").read_text() == "inside", "what the clone itself has may be copied in it"
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_stage_that_reads_outside_of_a_clone_is_refused(link: bool, secret: Path, tmp_path: Path):
+    """`dvc commit` writes the values of a file of parameters into dvc.lock, which is pushed."""
+    project = tmp_path / "project"
+    (secret / "other.json").write_text('{"key": "s3cret"}')
+    place = "link.json" if link else f"{secret}/other.json"
+    (project / "link.json").symlink_to(secret / "other.json")
+    (project / "dvc.yaml").write_text(f"stages:\n  s:\n    cmd: dreamteacher ingest\n    outs: [out]\n    params: [{place}: [key]]\n")
+    for command in ("git init -q", "dvc init -q", "git add -A", "git -c user.name=a -c user.email=a@b.c commit -qm x"):
+        subprocess.run(command.split(), cwd=project, check=True)
+    with pytest.raises(UserError, match=r"^dvc.yaml: \S+\.json of stage s (leads|is a link) to \S+/secret/other.json, out of the project"):
+        Clone(str(project), "HEAD", tmp_path / "clone").places()
+
+
 def test_links_inside_the_project_are_copied_as_content(secret: Path, tmp_path: Path):
     project = tmp_path / "project"
     (project / "pool/sub").mkdir(parents=True)
