@@ -51,7 +51,7 @@ def record(
     from dreamteacher.stages.record import run
 
     if not git_url:
-        write_facts(Path(page.path), "record", {"recorded": "nothing, as no git_url was given"})
+        write_facts(Path(page.path), "record", {"recorded": "nothing, as there is no git_url"})
         return ""
     single = [data, teacher, features, evaluation, onnx, triton]
     outputs = [Path(artifact.path) for artifact in [*single, *interpreters, *labels, *fresh, *distilled, *mixed]]

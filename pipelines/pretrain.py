@@ -47,20 +47,22 @@ def build(step: Step, parallelism: int = 0) -> Callable:
         """
         with ExitHandler(step("finish", finish())):
             commit = step("find-commit", find_commit(git_url=git_url, data_rev=data_rev)).output
-            said = step(
+            fetched = step(
                 "fetch-data",
                 fetch_data(project=project, git_url=git_url, data_rev=commit, settings=settings, seeds=seeds, fresh=fresh, modes=modes),
             ).outputs
-            seed_, few_labels, taps, student = said["seed"], said["few_labels"], said["taps"], said["student"]
-            data = step("ingest", ingest(source=said["source"], ingest=said["ingest"])).outputs["out"]
-            teacher = step("train-teacher", train_teacher(data=data, seed=seed_, teacher=said["teacher"])).outputs["out"]
+            seed_, few_labels, taps, student = fetched["seed"], fetched["few_labels"], fetched["taps"], fetched["student"]
+            data = step("ingest", ingest(source=fetched["source"], ingest=fetched["ingest"])).outputs["out"]
+            teacher = step("train-teacher", train_teacher(data=data, seed=seed_, teacher=fetched["teacher"])).outputs["out"]
             features = step(
                 "distill-features",
-                distill_features(data=data, teacher=teacher, seed=seed_, taps=taps, student=student, distill=said["distill"]),
+                distill_features(data=data, teacher=teacher, seed=seed_, taps=taps, student=student, distill=fetched["distill"]),
             ).outputs["out"]
             with ParallelFor(step("combine", combine(inits=fresh, seeds=seeds)).output, parallelism=parallelism) as item:
-                from_fresh = step("finetune", finetune(init=item.init, seed=item.seed, **finetune_inputs(said, data))).outputs["out"]
-            tuned = fine_tune(step, said, data=data, teacher=teacher, features=features, seeds=seeds, modes=modes, parallelism=parallelism)
+                from_fresh = step("finetune", finetune(init=item.init, seed=item.seed, **finetune_inputs(fetched, data))).outputs["out"]
+            tuned = fine_tune(
+                step, fetched, data=data, teacher=teacher, features=features, seeds=seeds, modes=modes, parallelism=parallelism
+            )
 
             def models() -> dict[str, Collected]:
                 """KFP's compiler alters each Collected that it meets, so every step gets its own."""
@@ -73,20 +75,20 @@ def build(step: Step, parallelism: int = 0) -> Callable:
                     teacher=teacher,
                     features=features,
                     few_labels=few_labels,
-                    compare=said["compare"],
-                    evaluate=said["evaluate"],
+                    compare=fetched["compare"],
+                    evaluate=fetched["evaluate"],
                     **models(),
                 ),
             ).outputs["out"]
-            onnx = step("export-onnx", export_onnx(data=data, export=said["export"], **models())).outputs["out"]
+            onnx = step("export-onnx", export_onnx(data=data, export=fetched["export"], **models())).outputs["out"]
             made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
-            triton = step("publish", publish(publish=said["publish"], **made)).outputs["out"]
+            triton = step("publish", publish(publish=fetched["publish"], **made)).outputs["out"]
             step(
                 "record",
                 record(
                     git_url=git_url,
                     commit=commit,
-                    overrides=said["overrides"],
+                    overrides=fetched["overrides"],
                     run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                     interpreters=Collected(tuned.interpreters),
                     labels=Collected(tuned.labels),

@@ -47,18 +47,22 @@ def build(step: Step, parallelism: int = 0) -> Callable:
         """
         with ExitHandler(step("finish", finish())):
             commit = step("find-commit", find_commit(git_url=git_url, data_rev=data_rev)).output
-            said = step(
+            fetched = step(
                 "fetch-data",
                 fetch_data(project=project, git_url=git_url, data_rev=commit, settings=settings, seeds=seeds, fresh=[], modes=modes),
             ).outputs
-            seed_, few_labels, taps, student = said["seed"], said["few_labels"], said["taps"], said["student"]
-            champion = step("fetch-champion", fetch_champion(publish=said["publish"])).outputs["champion"]
-            data = step("ingest-incoming", ingest(source=said["source"], ingest=said["ingest"], retrain=said["retrain"])).outputs["out"]
-            new = step("compare-data", compare_data(data=data, champion=champion, distill=said["distill"], retrain=said["retrain"])).outputs
+            seed_, few_labels, taps, student = fetched["seed"], fetched["few_labels"], fetched["taps"], fetched["student"]
+            champion = step("fetch-champion", fetch_champion(publish=fetched["publish"])).outputs["champion"]
+            data = step("ingest-incoming", ingest(source=fetched["source"], ingest=fetched["ingest"], retrain=fetched["retrain"])).outputs[
+                "out"
+            ]
+            new = step(
+                "compare-data", compare_data(data=data, champion=champion, distill=fetched["distill"], retrain=fetched["retrain"])
+            ).outputs
             with If(new["enough"] == True, name="enough-is-new"):  # noqa: E712
-                teacher = step("train-teacher", train_teacher(data=data, champion=champion, seed=seed_, teacher=said["teacher"])).outputs[
-                    "out"
-                ]
+                teacher = step(
+                    "train-teacher", train_teacher(data=data, champion=champion, seed=seed_, teacher=fetched["teacher"])
+                ).outputs["out"]
                 features = step(
                     "distill-features",
                     distill_features(
@@ -68,11 +72,11 @@ def build(step: Step, parallelism: int = 0) -> Callable:
                         seed=seed_,
                         taps=taps,
                         student=student,
-                        distill=said["distill"],
+                        distill=fetched["distill"],
                     ),
                 ).outputs["out"]
                 tuned = fine_tune(
-                    step, said, data=data, teacher=teacher, features=features, seeds=seeds, modes=modes, parallelism=parallelism
+                    step, fetched, data=data, teacher=teacher, features=features, seeds=seeds, modes=modes, parallelism=parallelism
                 )
                 evaluation = step(
                     "evaluate",
@@ -81,8 +85,8 @@ def build(step: Step, parallelism: int = 0) -> Callable:
                         teacher=teacher,
                         features=features,
                         few_labels=few_labels,
-                        compare=said["compare"],
-                        evaluate=said["evaluate"],
+                        compare=fetched["compare"],
+                        evaluate=fetched["evaluate"],
                         distilled=Collected(tuned.from_features),
                         mixed=Collected(tuned.from_labels),
                     ),
@@ -90,16 +94,18 @@ def build(step: Step, parallelism: int = 0) -> Callable:
                 onnx = step(
                     "export-onnx",
                     export_onnx(
-                        data=data, export=said["export"], distilled=Collected(tuned.from_features), mixed=Collected(tuned.from_labels)
+                        data=data, export=fetched["export"], distilled=Collected(tuned.from_features), mixed=Collected(tuned.from_labels)
                     ),
                 ).outputs["out"]
                 made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
-                registered = step("publish", publish(publish=said["publish"], **made))
+                registered = step("publish", publish(publish=fetched["publish"], **made))
                 verdict = step(
                     "gate",
-                    gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, export=said["export"], retrain=said["retrain"]),
+                    gate(
+                        data=data, onnx=onnx, evaluation=evaluation, champion=champion, export=fetched["export"], retrain=fetched["retrain"]
+                    ),
                 ).outputs["out"]
-                step("promote", promote(verdict=verdict, onnx=onnx, publish=said["publish"]).after(registered))
+                step("promote", promote(verdict=verdict, onnx=onnx, publish=fetched["publish"]).after(registered))
             with Else(name="too-little-is-new"):
                 step("nothing-new", nothing_new(words=new["words"]))
 

@@ -1,4 +1,4 @@
-"""The stages of the chain as commands: what each reads, where it lies, and what it is told."""
+"""The stages of the chain as commands: what each reads, where that lies, and its options."""
 
 from __future__ import annotations
 

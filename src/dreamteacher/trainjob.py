@@ -174,16 +174,16 @@ def run(client: ApiClient, job: dict[str, Any], *, poll: float = 10.0) -> None:
     jobs, name, namespace = CustomObjectsApi(client), job["metadata"]["name"], job["metadata"]["namespace"]
     while not _create(jobs, job):
         time.sleep(poll)  # its predecessor of the same name is still being deleted
-    told = ""
+    logged = ""
     while True:
         found = patiently(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name), poll)
         if found is None:
             raise UserError(f"TrainJob {name} was deleted while it ran; start the run again, it resumes from its checkpoints")
         conditions = {each["type"]: each for each in found.get("status", {}).get("conditions", []) if each["status"] == "True"}
         state = ", ".join(conditions) or "Running"
-        if state != told:
+        if state != logged:
             log.info("TrainJob %s: %s (kubectl logs -n %s -f -l jobset.sigs.k8s.io/jobset-name=%s)", name, state, namespace, name)
-            told = state
+            logged = state
         if "Failed" in conditions:
             _log_pods(client, name, namespace)
             _delete(jobs, name, namespace)

@@ -152,8 +152,8 @@ def _run(folder: Path, *command: str) -> None:
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        why = next((line for line in said if line.startswith("ERROR:")), said[-1] if said else "no reason given")
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        why = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "no reason given")
         raise UserError(f"`{Path(command[0]).name} {' '.join(command[1:])}` failed in {folder}: {why}")
 
 

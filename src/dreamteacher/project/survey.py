@@ -69,23 +69,23 @@ class Survey:
         """What was understood, for the user."""
         more = "" if self.complete else "more than "
         sizes = sorted(self.short_sides)
-        said = [
+        lines = [
             f"pictures: {more}{self.pictures:,} in {self.source}",
             f"sizes: short side {sizes[0]} to {sizes[-1]} px, median {self.short_side} px",
         ]
         if self.unreadable:
-            said.append(f"unreadable: {self.unreadable:,}; ingest lists them with the reason")
+            lines.append(f"unreadable: {self.unreadable:,}; ingest lists them with the reason")
         if self.labels is None:
-            said.append("labels: not known yet, as the source is too large to look through; ingest finds them")
+            lines.append("labels: not known yet, as the source is too large to look through; ingest finds them")
         elif not self.task:
-            said.append("labels: none; a backbone is pretrained on the pictures alone")
+            lines.append("labels: none; a backbone is pretrained on the pictures alone")
         else:
             named = ", ".join(self.classes[:8]) + (f" and {len(self.classes) - 8} more" if len(self.classes) > 8 else "")
-            said.append(f"task: {self.task}, {len(self.classes)} classes: {named}")
-            said.append(f"labels: {more}{self.labelled:,} pictures, by {self.where}")
+            lines.append(f"task: {self.task}, {len(self.classes)} classes: {named}")
+            lines.append(f"labels: {more}{self.labelled:,} pictures, by {self.where}")
             val = f"the source's own, {more}{self.val:,} pictures" if self.has_val else "a share of the pictures, by their content"
-            said.append(f"validation: {val}")
-        return said + self.remarks
+            lines.append(f"validation: {val}")
+        return lines + self.remarks
 
 
 def survey(source: str, seconds: float = 20) -> Survey:

@@ -209,9 +209,9 @@ def _run_of(version: ModelVersion) -> str:
 
 def about(champion: Path) -> dict[str, Any]:
     """What the folder that `fetch_champion` made says of the champion: name, version, init, and that init's figures over seeds."""
-    told: dict[str, Any] = json.loads((champion / "champion.json").read_text())
+    facts: dict[str, Any] = json.loads((champion / "champion.json").read_text())
     figures = json.loads((champion / "evaluation" / "metrics.json").read_text())
-    return told | figures.get(told["init"], {})
+    return facts | figures.get(facts["init"], {})
 
 
 def part(champion: str, name: str) -> Path | None:
