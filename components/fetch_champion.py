@@ -25,9 +25,9 @@ def fetch_champion(settings: dict, champion: Output[Model], metrics: Output[Metr
     name, folder = restore_params(**settings).publish.name, Path(champion.path)
     version = fetch_champion(name, folder) or ""
     champion.metadata["version"] = version
-    told = about(folder) if version else {"name": name, "version": "no champion yet"}
-    for key, value in told.items():
+    facts = about(folder) if version else {"name": name, "version": "no champion yet"}
+    for key, value in facts.items():
         if isinstance(value, (int, float)):
             metrics.log_metric(key, value)
-    write_facts(Path(page.path), "fetch-champion", told)
+    write_facts(Path(page.path), "fetch-champion", facts)
     return version

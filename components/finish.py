@@ -1,4 +1,4 @@
-"""What is said and cleared away when a run has ended, whether well or not."""
+"""Report how a run ended, and remove what it left."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Output, PipelineTaskFinalStatus
@@ -22,20 +22,20 @@ def finish(status: PipelineTaskFinalStatus, page: Output[HTML]) -> str:
 
     from dreamteacher.report.step import write_facts
 
-    told = {"run": status.pipeline_job_resource_name, "ended": status.state}
+    facts = {"run": status.pipeline_job_resource_name, "ended": status.state}
     if status.error_message:
-        told["reason"] = status.error_message
+        facts["reason"] = status.error_message
     if os.environ.get("DREAMTEACHER_TRAINJOBS"):  # of steps that were stopped for good
         from dreamteacher import trainjob
 
         left = trainjob.delete_of_run(trainjob.api_client(), os.environ["DREAMTEACHER_RUN"], os.environ["DREAMTEACHER_NAMESPACE"])
-        told["TrainJobs deleted"] = ", ".join(left) or "none were left"
+        facts["TrainJobs deleted"] = ", ".join(left) or "none were left"
     volume, run = (os.environ.get(f"DREAMTEACHER_{name}") for name in ("RUNS", "RUN"))
     if status.state == "SUCCEEDED" and volume and run:
         folder = Path(volume, run)
         shutil.rmtree(folder, ignore_errors=True)  # the run is as good without it
-        told["checkpoints"] = f"{folder} {'could not be removed' if folder.exists() else 'is removed'}"
-    for key, words in told.items():
+        facts["checkpoints"] = f"{folder} {'could not be removed' if folder.exists() else 'is removed'}"
+    for key, words in facts.items():
         print(f"{key}: {words}")
-    write_facts(Path(page.path), "finish", told)
+    write_facts(Path(page.path), "finish", facts)
     return status.state

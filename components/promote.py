@@ -36,6 +36,6 @@ def promote(
     print(f"promoted = {str(outcome.promoted).lower()}, version {outcome.version}: {outcome.reason}")
     print(f"champion is {served['champion']}, previous {served['previous']}")
     metrics.log_metric("promoted", float(outcome.promoted))
-    told = {"promoted": outcome.promoted, "version": outcome.version, "reason": outcome.reason}
-    write_facts(Path(page.path), "promote", {**told, **served})
+    facts = {"promoted": outcome.promoted, "version": outcome.version, "reason": outcome.reason}
+    write_facts(Path(page.path), "promote", {**facts, **served})
     return outcome.promoted, outcome.version, outcome.reason

@@ -9,10 +9,13 @@ from pathlib import Path
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from pipelines import NAMES, commands
 
+PROGRAM = "python -m pipelines"
+SAMPLE = "samples/nuclei"
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for a user's mistake."""
-    options = _parser().parse_args(arguments)
+
+def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
+    """Run one command; the exit code: 0, 2 for a user's mistake. `program` is how the user called it."""
+    options = _parser(program).parse_args(arguments)
     try:
         with resource_errors_in_one_line():
             code: int = options.run(options)
@@ -27,22 +30,26 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines", description="The pipelines on Kubeflow, or here.")
+def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="The pipelines on Kubeflow, or here.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = subparsers.add_parser(
         "compile", help="write a pipeline as KFP reads it; DREAMTEACHER_IMAGE names the image, by digest or commit"
     )
     build.add_argument("--pipeline", choices=NAMES, default=NAMES[0], help="default: %(default)s")
-    build.add_argument("--profile", default="single-gpu", help="of pipelines/resources.yaml (default: %(default)s)")
+    build.add_argument(
+        "--profile", default="single-gpu", help="of resources.yaml: this folder's, else the package's (default: %(default)s)"
+    )
     build.add_argument("--format", choices=("kfp", "kubernetes"), default="kfp", help="kubernetes: Pipeline and PipelineVersion manifests")
     build.add_argument("--namespace", default="kubeflow", help="of the manifests (default: %(default)s)")
     build.add_argument("--version", help="first part of the PipelineVersion's name (default: git-COMMIT)")
     build.add_argument("--out", type=Path, metavar="FILE", help="default: the pipeline's name .yaml")
     build.set_defaults(run=_compile)
+    own = subparsers.add_parser("resources", help="write resources.yaml, which says what each step gets in the cluster, here to be edited")
+    own.set_defaults(run=_write_resources)
     here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step a process")
     here.add_argument("--pipeline", choices=NAMES, help=f"default: {NAMES[0]}; with --sample both, one after the other")
-    here.add_argument("--sample", action="store_true", help="on samples/nuclei")
+    here.add_argument("--sample", action="store_true", help=f"on {SAMPLE}, which the repository has")
     here.add_argument("--project", type=Path, default=Path(), help="folder with params.yaml and the pictures it names (default: here)")
     here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be given again")
     here.add_argument("--root", type=Path, default=Path("artifacts/local-runs"), help="where outputs go (default: %(default)s)")
@@ -53,12 +60,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compile(options: argparse.Namespace) -> int:
+    from pipelines import resources
     from pipelines.compile import compile_pipeline
 
-    out = options.out or Path(f"{options.pipeline}.yaml")
+    file, out = resources.in_use(), options.out or Path(f"{options.pipeline}.yaml")
     version = (options.version or commands.commit_name()) if options.format == "kubernetes" else None
-    compile_pipeline(options.pipeline, options.profile, out, version=version, namespace=options.namespace)
-    print(f"{options.pipeline}, {options.profile}: {out}")
+    compile_pipeline(options.pipeline, options.profile, out, resources=file, version=version, namespace=options.namespace)
+    print(f"{options.pipeline}, {options.profile} of {file}: {out}")
+    return 0
+
+
+def _write_resources(_: argparse.Namespace) -> int:
+    from pipelines import resources
+
+    print(f"{resources.write()}: compile takes it from now on; its profiles are for you to edit")
     return 0
 
 
@@ -68,7 +83,11 @@ def _run_local(options: argparse.Namespace) -> int:
     project = options.project.absolute()
     if not (project / "params.yaml").exists():
         raise UserError(f"{project} has no params.yaml; name the project's folder with --project")
-    settings = [*(["ingest.source=samples/nuclei"] if options.sample else []), *options.set]
+    if options.sample and not (project / SAMPLE).is_dir():
+        raise UserError(
+            f"{project} has no {SAMPLE}, which lies in DreamTeacher's repository; leave out --sample to run on its own pictures"
+        )
+    settings = [*([f"ingest.source={SAMPLE}"] if options.sample else []), *options.set]
     arguments = {"git_url": str(project), "data_rev": "", "settings": settings}
     names = [options.pipeline] if options.pipeline else NAMES if options.sample else NAMES[:1]
     for name in names:

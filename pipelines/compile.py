@@ -15,16 +15,19 @@ import components
 from dreamteacher.errors import UserError
 from dreamteacher.mlflow_server import without_password
 from dreamteacher.tracking import git
-from pipelines.resources import Profile
+from pipelines.resources import FILE, Profile
 
 
-def compile_pipeline(name: str, profile: str, out: Path, *, version: str | None = None, namespace: str = "kubeflow") -> None:
+def compile_pipeline(
+    name: str, profile: str, out: Path, *, resources: Path = FILE, version: str | None = None, namespace: str = "kubeflow"
+) -> None:
     """Write pipeline `name` with the resources of `profile` to `out`; its form suggests the project of the current folder.
 
     Args:
         name: one of pipelines.NAMES.
-        profile: of resources.yaml.
+        profile: of `resources`.
         out: YAML file.
+        resources: resources.yaml, such as `resources.in_use()`.
         version: writes Pipeline and PipelineVersion, for a KFP that keeps its pipelines in Kubernetes, and names the latter. Since it
             cannot be changed there, its name ends with a digest of what it holds: image, profile and code.
         namespace: of both.
@@ -37,7 +40,8 @@ def compile_pipeline(name: str, profile: str, out: Path, *, version: str | None 
         raise UserError(f"{out}: KFP reads pipelines from .yaml files; name it {out.with_suffix('.yaml')}")
     check_image(components.IMAGE)
     git_url, data_rev = suggest_project()
-    pipeline = import_module(f"pipelines.{name}").build(Profile(profile, components.IMAGE).apply, git_url=git_url, data_rev=data_rev)
+    build = import_module(f"pipelines.{name}").build
+    pipeline = build(Profile(profile, components.IMAGE, resources).apply, git_url=git_url, data_rev=data_rev)
     options = None
     if version is not None:
         digest = hashlib.sha256()

@@ -1,4 +1,7 @@
-"""What each step gets in the cluster: resources.yaml, typed, and applied to KFP's tasks."""
+"""What each step gets in the cluster: resources.yaml, typed, and applied to KFP's tasks.
+
+A project's own resources.yaml, which `write` makes of the package's, takes the place of the latter.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, first_line
 
 FILE = Path(__file__).with_name("resources.yaml")
+OWN = Path("resources.yaml")  # in the current folder
 GPU = "nvidia.com/gpu"
 STEPS = {path.stem.replace("_", "-") for path in (FILE.parents[1] / "components").glob("[a-z]*.py")} | {"ingest-incoming"}
 LAUNCHER = {"cpu": "1", "memory": "2Gi"}  # of a step that only watches a TrainJob
@@ -70,10 +74,45 @@ class _File(_Strict):
     profiles: dict[str, _ProfileFile]
 
 
+def in_use() -> Path:
+    """The current folder's resources.yaml if it has one, else the package's."""
+    return OWN if OWN.exists() else FILE
+
+
+def write() -> Path:
+    """Copy the package's resources.yaml into the current folder, to be edited; its path.
+
+    Raises:
+        UserError: the folder has one.
+    """
+    try:
+        with OWN.open("x") as file:
+            file.write(FILE.read_text())
+    except FileExistsError as error:
+        raise UserError(f"{OWN} is here already, and compile takes it; edit it, or move it away for a fresh one") from error
+    return OWN
+
+
 def threads(step: Step) -> str:
     """For each process of `step` on CPU. torch would start one for each core of the node, whatever the container may use of them."""
     cores = int(step.cpu[:-1]) / 1000 if step.cpu.endswith("m") else float(step.cpu)
     return str(max(1, int(cores) // max(step.gpus, 1)))
+
+
+def _step(file: Path, where: str, values: dict[str, Any]) -> Step:
+    try:
+        return Step(**values)
+    except ValidationError as error:
+        raise _wrong(file, error, where, f"; a step has {', '.join(Step.model_fields)}") from error
+
+
+def _wrong(file: Path, error: ValidationError | yaml.YAMLError | UnicodeDecodeError, where: str = "", possible: str = "") -> UserError:
+    """The first problem in one line: where it stands, what is wrong, what is possible."""
+    if not isinstance(error, ValidationError):
+        return UserError(f"{file.name} is not valid YAML: {first_line(error)}")
+    problem = error.errors()[0]
+    place = ".".join(filter(None, [where, *map(str, problem["loc"])]))
+    return UserError(f"{file.name}: {place or 'the whole'}: {problem['msg']}{possible}")
 
 
 class Profile:
@@ -87,18 +126,16 @@ class Profile:
         """
         try:
             whole = _File.model_validate(yaml.safe_load(file.read_text()))
-            if name not in whole.profiles:
-                raise UserError(f"{file.name} has no profile {name!r}; it has {', '.join(whole.profiles)}")
-            chosen = whole.profiles[name]
-            for unknown in {*chosen.steps, *whole.environment.step_secrets} - STEPS:
-                near = difflib.get_close_matches(unknown, STEPS, 1)
-                raise UserError(f"{file.name}: no step is called {unknown!r}" + (f"; {near[0]!r} is" if near else ""))
-            self.steps = {step: Step(**(chosen.default | own)) for step, own in chosen.steps.items()}
-            self.default = Step(**chosen.default)
-        except (ValidationError, yaml.YAMLError) as error:
-            problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error).splitlines()[0]}
-            where = ".".join(map(str, problem["loc"]))
-            raise UserError(f"{file.name}: {where}: {problem['msg']}; pipelines/resources.py lists what is possible") from error
+        except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise _wrong(file, error) from error
+        if name not in whole.profiles:
+            raise UserError(f"{file.name} has no profile {name!r}; it has {', '.join(whole.profiles)}")
+        chosen = whole.profiles[name]
+        for unknown in sorted({*chosen.steps, *whole.environment.step_secrets} - STEPS):
+            near = difflib.get_close_matches(unknown, STEPS, 1)
+            raise UserError(f"{file.name}: no step is called {unknown!r}" + (f"; {near[0]!r} is" if near else ""))
+        self.default = _step(file, f"profiles.{name}.default", chosen.default)
+        self.steps = {step: _step(file, f"profiles.{name}.steps.{step}", chosen.default | own) for step, own in chosen.steps.items()}
         self.environment, self.image = whole.environment, image
 
     def of(self, step: str) -> Step:

@@ -14,9 +14,11 @@ BASE = {"errors", "params"}
 ROOMS = {  # room or module -> what it may import of ours
     "errors": set(),
     "files": set(),
+    "limits": set(),
     "presets": set(),
     "params": {"presets"},
-    "params_file": BASE,
+    "params_table": {"params"},
+    "params_file": {*BASE, "params_table"},
     "integrity": {"files"},
     "project_root": set(),
     "mlflow_server": {"errors", "project_root"},
@@ -32,14 +34,16 @@ ROOMS = {  # room or module -> what it may import of ours
     "serving": {*BASE, "data", "mlflow_server", "tracking", "stage", "students", "tasks"},
     "git_access": {"errors", "mlflow_server"},
     "versioning": {"errors", "git_access", "mlflow_server", "stage"},
-    "trainjob": {*BASE, "params_file", "stage"},
+    "kubernetes_api": {"errors"},
+    "trainjob": {*BASE, "kubernetes_api", "params_file", "stage"},
     "stages": {*BASE, "files", "params_file", "stage", "tracking", "versioning", "data", "training", "teachers", "students",
                "distillation", "tasks", "serving", "report"},
     "launch": {*BASE, "params_file", "stage", "stages", "trainjob"},
-    "project": {*BASE, "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
-    "doctor": {*BASE, "params_file", "mlflow_server", "tracking", "training", "serving"},
+    "project": {*BASE, "limits", "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
+    "doctor": {*BASE, "limits", "params_file", "mlflow_server", "tracking", "training", "serving"},
     "repro": {"errors"},
-    "cli": {*BASE, "params_file", "stages", "tracking", "serving", "doctor", "project", "repro"},
+    "graph": set(),
+    "cli": {*BASE, "graph", "params_file", "params_table", "stages", "tracking", "serving", "doctor", "project", "repro"},
     "": {"tasks"},
 }  # fmt: skip
 
@@ -91,7 +95,8 @@ def test_teachers_students_and_data_know_nothing_of_each_other():
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "params", "params_file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning", "trainjob"]
+    "module",
+    ["cli", "params", "params_file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning", "trainjob", "kubernetes_api"],
 )
 def test_light_modules_import_nothing_heavy(module):
     body = f"import sys, dreamteacher.{module}; print([m for m in ('torch', 'numpy', 'mlflow', 'PIL') if m in sys.modules])"

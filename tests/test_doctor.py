@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dreamteacher import doctor
-from helpers import free_port
+from helpers import PROJECT, free_port
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,12 @@ def test_absent_and_outdated_packages_are_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=99", "no-such-package>=2", "moto; extra == 'test'"])
     states = found(doctor._packages)
     assert states["torch"][0] == "warn"
-    assert states["no-such-package"] == ("missing", "not installed; pip install -c constraints.txt 'no-such-package>=2'")
+    state, words = states["no-such-package"]
+    assert state == "missing"
+    assert words.endswith(" 'no-such-package>=2'")
+    command, option, pins, _ = words.removeprefix("not installed; pip ").rsplit(maxsplit=3)
+    assert (command, option) == ("install", "-c")
+    assert Path(pins).read_text() == (PROJECT / "constraints.txt").read_text(), "a file that there is, wherever doctor is called"
     assert "moto" not in str(states)
 
 

@@ -3,10 +3,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamteacher.cli import INITS, markdown_of_params
 from dreamteacher.errors import UserError
-from dreamteacher.params import Init, Params, Teacher, describe, known_keys
+from dreamteacher.graph import INITS
+from dreamteacher.params import Init, Params, Teacher
 from dreamteacher.params_file import load_params
+from dreamteacher.params_table import describe, known_keys, markdown
 from helpers import PROJECT
 
 
@@ -212,7 +213,7 @@ def test_every_setting_is_described_with_its_values():
 
 
 def test_documented_table_has_every_setting():
-    table = markdown_of_params()
+    table = markdown()
     for name in known_keys():
         assert f"| `{name}` |" in table
     assert len(table.splitlines()) == len(known_keys()) + 2

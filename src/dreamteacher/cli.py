@@ -9,112 +9,20 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
-
-INITS = ("scratch", "features", "labels", "mix", "imagenet")  # those of params.Init, which is slow to import
-
-
-@dataclass(frozen=True)
-class StageCommand:
-    """A stage on the command line. Places may name `{seed}`, `{mode}`, `{init}` and settings such as `{params.export.init}`."""
-
-    help: str
-    out: str
-    inputs: dict[str, str] = field(default_factory=dict)
-    optional: dict[str, str] = field(default_factory=dict)  # inputs without a default place, with their help
-    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)  # further options that must be given, with what is possible
-    seed: bool = False
-    trains: bool = False  # by all processes of torchrun; other stages run in the first alone
-
-
-STAGES = {
-    "ingest": StageCommand(
-        "any pictures to one data set",
-        "artifacts/data",
-        optional={
-            "source": "folder, list file or shards (path or URL); default: ingest.source of the settings",
-            "incoming": "a second place, of unlabelled pictures that arrived since; they are for training only",
-        },
-    ),
-    "train-teacher": StageCommand(
-        "train the generator on the unlabelled pictures",
-        "artifacts/teacher",
-        {"data": "artifacts/data"},
-        {"start": "an earlier teacher to go on from"},
-        trains=True,
-    ),
-    "distill-features": StageCommand(
-        "distill the generator's features into a backbone",
-        "artifacts/backbones/features",
-        {"data": "artifacts/data", "teacher": "artifacts/teacher"},
-        {"start": "an earlier output of this stage to go on from"},
-        trains=True,
-    ),
-    "train-interpreter": StageCommand(
-        "train the feature interpreter on the few labels",
-        "artifacts/interpreters/{seed}",
-        {"data": "artifacts/data", "teacher": "artifacts/teacher"},
-        seed=True,
-        trains=True,
-    ),
-    "distill-labels": StageCommand(
-        "distill the interpreter's soft labels into a backbone",
-        "artifacts/backbones/{mode}/{seed}",
-        {
-            "data": "artifacts/data",
-            "teacher": "artifacts/teacher",
-            "interpreter": "artifacts/interpreters/{seed}",
-            "features": "artifacts/backbones/features",
-        },
-        choices={"mode": ("labels", "mix")},
-        seed=True,
-        trains=True,
-    ),
-    "finetune": StageCommand(
-        "fine-tune a backbone for the task",
-        "artifacts/finetuned/{init}/{seed}",
-        {"data": "artifacts/data"},
-        {"backbone": "what --init starts from; default: its place below artifacts/backbones, if it has one"},
-        choices={"init": INITS},
-        seed=True,
-        trains=True,
-    ),
-    "evaluate": StageCommand(
-        "compare the fine-tuned models on the validation split",
-        "artifacts/evaluation",
-        {
-            "data": "artifacts/data",
-            "teacher": "artifacts/teacher",
-            "features": "artifacts/backbones/features",
-            "finetuned": "artifacts/finetuned",
-            "metrics": "metrics/evaluate.json",
-            "plots": "plots/evaluate",
-        },
-    ),
-    "export-onnx": StageCommand(
-        "write the fine-tuned model and its backbone as ONNX",
-        "artifacts/onnx",
-        {"data": "artifacts/data", "finetuned": "artifacts/finetuned/{params.export.init}/{params.export.seed}"},
-    ),
-    "publish": StageCommand(
-        "make the Triton repositories and register the model",
-        "artifacts/triton",
-        {"onnx": "artifacts/onnx", "evaluation": "artifacts/evaluation"},
-    ),
-}
+from dreamteacher.graph import STAGES
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 1 for a defect (with its traceback), 2 for a user's mistake, 128 + signal when stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["pipelines"]:  # its arguments are those of another parser, `--help` too
-        return import_module("pipelines.__main__").main(arguments[1:])
+        return import_module("pipelines.__main__").main(arguments[1:], "dreamteacher pipelines")
     options = _parser().parse_args(arguments)
     _log_to_stderr()
     before = signal.signal(signal.SIGTERM, _stop)
@@ -244,26 +152,14 @@ def _run_params(options: argparse.Namespace) -> int:
     import yaml
 
     from dreamteacher.params_file import load_params
+    from dreamteacher.params_table import markdown
 
     if options.markdown:
-        print(markdown_of_params())
+        print(markdown())
     else:
         params = load_params(options.params, options.set)
         print(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
     return 0
-
-
-def markdown_of_params() -> str:
-    """The table of docs/parameters.md: every setting with its values, default and meaning."""
-    import json
-
-    from dreamteacher.params import describe
-
-    rows = ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, values, setting in describe():
-        default = json.dumps(setting.get_default(call_default_factory=True), ensure_ascii=False)
-        rows.append(f"| `{name}` | {values} | `{default}` | {setting.description} |")
-    return "\n".join(rows)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.resources import files
 from pathlib import Path
 
 from dreamteacher.errors import UserError
+from dreamteacher.limits import cores, memory_limit
 
 Finding = tuple[str, str, str]  # "ok", "warn" (the chain runs) or "missing" (it does not); of what; in words, with what to do
 
@@ -40,19 +43,20 @@ def _python() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
-    told = []
+    remedy = f"pip install -c {shlex.quote(str(files('dreamteacher.project') / 'constraints.txt'))}"  # which a wheel has as well
+    found = []
     for requirement in map(Requirement, requires("dreamteacher") or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            yield "missing", requirement.name, f"not installed; pip install -c constraints.txt '{requirement}'"
+            yield "missing", requirement.name, f"not installed; {remedy} '{requirement}'"
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            yield "warn", requirement.name, f"{installed} is not {requirement.specifier}; pip install -c constraints.txt '{requirement}'"
-        told.append(f"{requirement.name} {installed}")
-    yield "ok", "packages", ", ".join(told)
+            yield "warn", requirement.name, f"{installed} is not {requirement.specifier}; {remedy} '{requirement}'"
+        found.append(f"{requirement.name} {installed}")
+    yield "ok", "packages", ", ".join(found)
 
 
 def _devices() -> Iterator[Finding]:
@@ -60,8 +64,7 @@ def _devices() -> Iterator[Finding]:
 
     from dreamteacher.training.precision import choose_precision
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield _bf16(f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}", "cpu", choose_precision("auto", torch.device("cpu")))
+    yield _bf16(f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}", "cpu", choose_precision("auto", torch.device("cpu")))
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         words = f"{about.name}, {about.total_memory / GB:.0f} GB"
@@ -77,10 +80,7 @@ def _bf16(words: str, what: str, precision: object) -> Finding:
 def _memory_and_disk() -> Iterator[Finding]:
     try:
         memory = int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
-        limit = Path("/sys/fs/cgroup/memory.max")
-        if limit.exists() and (text := limit.read_text().strip()) != "max":
-            memory = min(memory, int(text))
-        yield _at_least(memory, LITTLE_MEMORY, "memory", "lower the batch sizes")
+        yield _at_least(min(memory, memory_limit()), LITTLE_MEMORY, "memory", "lower the batch sizes")
     except OSError:
         yield "warn", "memory", "unknown: no /proc/meminfo here"
     shared = Path("/dev/shm")

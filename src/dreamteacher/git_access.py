@@ -52,8 +52,8 @@ def with_token(url: str, scratch: Path) -> dict[str, str]:
 def why_no_token(url: str) -> str:
     """Beside git's refusal of `url`: that GIT_TOKEN is not for it; "" if it is, or there is none, or it is no address of the web."""
     scope = _scope()
-    bare = re.sub(r"(?<=://)[^/]*@", "", url).lower()
-    if not os.environ.get("GIT_TOKEN") or not bare.startswith(("http://", "https://")) or f"{bare}/".startswith(f"{scope.lower()}/"):
+    address = re.sub(r"(?<=://)[^/]*@", "", url).lower()
+    if not os.environ.get("GIT_TOKEN") or not address.startswith(("http://", "https://")) or f"{address}/".startswith(f"{scope.lower()}/"):
         return ""
     return f" (GIT_TOKEN is used for {scope} alone, as GIT_HOST says)" if scope else " (GIT_TOKEN is used by https alone)"
 

@@ -1,4 +1,4 @@
-"""A stage, started as a pipeline's step is told to: in its own process, by torchrun on all its GPUs, or on several nodes."""
+"""A stage as a pipeline's step: in its own process, by torchrun on all its GPUs, or on several nodes."""
 
 from __future__ import annotations
 

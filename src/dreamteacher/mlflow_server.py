@@ -37,7 +37,7 @@ def without_password(text: str) -> str:
 
 
 def connect() -> MlflowClient:
-    """A client of MLflow and its registry, for what is asked rather than told."""
+    """A client of MLflow and its registry, for queries; records go through a journal (tracking.py)."""
     return client_of(tracking_uri())
 
 

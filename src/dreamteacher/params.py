@@ -5,8 +5,7 @@ Equation, section and table numbers are those of the DreamTeacher paper (arXiv 2
 
 from __future__ import annotations
 
-import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -338,43 +337,3 @@ class Params(Section):
         """The named settings as plain data, to be recorded and digested: `section("seed", "teacher")`."""
         plain = self.model_dump(mode="json")
         return {name: plain[name] for name in names}
-
-
-def known_keys() -> list[str]:
-    """Dotted names of all settings, in the order of this file."""
-    return [key for key, _, _ in describe()]
-
-
-def describe() -> list[tuple[str, str, Any]]:
-    """(dotted name, type and range in words, pydantic field) of every setting, from which docs/parameters.md is made."""
-    rows = []
-    for name, field in Params.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            for inner, inner_field in field.annotation.model_fields.items():
-                rows.append((f"{name}.{inner}", _words(inner_field.annotation, inner_field.metadata), inner_field))
-        else:
-            rows.append((name, _words(field.annotation, field.metadata), field))
-    return rows
-
-
-def _words(kind: Any, metadata: Any = ()) -> str:
-    origin = get_origin(kind)
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "at least"}
-    limits = [
-        f"{sign} {getattr(part, name):g}"
-        for constraint in metadata
-        for part in getattr(constraint, "metadata", None) or [constraint]
-        for name, sign in signs.items()
-        if getattr(part, name, None) is not None
-    ]
-    if origin is Annotated:
-        return _words(get_args(kind)[0], kind.__metadata__)
-    if origin is Literal:
-        words = ", ".join(str(choice) for choice in get_args(kind))
-    elif origin in (Union, types.UnionType):
-        words = " or ".join("null" if part is type(None) else _words(part) for part in get_args(kind))
-    elif origin in (list, tuple):
-        words = f"{origin.__name__} of {_words(get_args(kind)[0])}"
-    else:
-        words = kind.__name__
-    return " ".join([words, ", ".join(limits)]).strip()

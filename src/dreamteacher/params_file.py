@@ -11,7 +11,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params, Section, known_keys
+from dreamteacher.params import Params, Section
+from dreamteacher.params_table import known_keys
 
 
 class _Yaml(yaml.SafeLoader):

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamteacher.errors import UserError
+from dreamteacher.kubernetes_api import api_client, or_none, patiently, refusals
 from dreamteacher.params import Params
 from dreamteacher.params_file import write_sections
 from dreamteacher.stage import digest_of
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUN_LABEL = "dreamteacher.io/run"
 SETTINGS = "DREAMTEACHER_TRAINJOB"  # environment variable that holds Nodes as JSON
-OUTAGE = 600.0  # seconds for which the Kubernetes API may be away while a job is watched
 
 
 class Nodes(BaseModel):
@@ -174,16 +174,16 @@ def run(client: ApiClient, job: dict[str, Any], *, poll: float = 10.0) -> None:
     jobs, name, namespace = CustomObjectsApi(client), job["metadata"]["name"], job["metadata"]["namespace"]
     while not _create(jobs, job):
         time.sleep(poll)  # its predecessor of the same name is still being deleted
-    told = ""
+    logged = ""
     while True:
-        found = _patiently(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name), poll)
+        found = patiently(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name), poll)
         if found is None:
             raise UserError(f"TrainJob {name} was deleted while it ran; start the run again, it resumes from its checkpoints")
         conditions = {each["type"]: each for each in found.get("status", {}).get("conditions", []) if each["status"] == "True"}
         state = ", ".join(conditions) or "Running"
-        if state != told:
+        if state != logged:
             log.info("TrainJob %s: %s (kubectl logs -n %s -f -l jobset.sigs.k8s.io/jobset-name=%s)", name, state, namespace, name)
-            told = state
+            logged = state
         if "Failed" in conditions:
             _log_pods(client, name, namespace)
             _delete(jobs, name, namespace)
@@ -200,7 +200,7 @@ def delete_of_run(client: ApiClient, run_id: str, namespace: str) -> list[str]:
     from kubernetes.client import CustomObjectsApi
 
     jobs = CustomObjectsApi(client)
-    found = _refusals(
+    found = refusals(
         f"list TrainJobs in {namespace}",
         lambda: jobs.list_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, label_selector=f"{RUN_LABEL}={run_id}"),
     )
@@ -208,22 +208,6 @@ def delete_of_run(client: ApiClient, run_id: str, namespace: str) -> list[str]:
     for name in names:
         _delete(jobs, name, namespace)
     return names
-
-
-def api_client() -> ApiClient:
-    """The cluster that this pod is in, or that kubectl would ask.
-
-    Raises:
-        UserError: there is neither.
-    """
-    from kubernetes import config
-    from kubernetes.client import ApiClient
-
-    try:
-        config.load_config()
-    except config.ConfigException as error:
-        raise UserError(f"no Kubernetes cluster to run a TrainJob in ({error}); run in a pod, or set KUBECONFIG") from error
-    return ApiClient()
 
 
 def _share(path: Path, place: Path) -> Path:
@@ -248,18 +232,18 @@ def _create(jobs: Any, job: dict[str, Any]) -> bool:
         except ApiException as error:
             if error.status != 409:
                 raise
-            found = _or_none(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name))
+            found = or_none(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name))
             if found is None or "deletionTimestamp" in found["metadata"]:
                 return False
             log.info("TrainJob %s exists: an earlier try of this step created it", name)
         return True
 
-    return bool(_refusals(f"create TrainJob {name} in {namespace}", create))
+    return bool(refusals(f"create TrainJob {name} in {namespace}", create))
 
 
 def _delete(jobs: Any, name: str, namespace: str) -> None:
     delete = partial(jobs.delete_namespaced_custom_object, GROUP, VERSION, namespace, PLURAL, name, propagation_policy="Foreground")
-    _refusals(f"delete TrainJob {name} in {namespace}", lambda: _or_none(delete))
+    refusals(f"delete TrainJob {name} in {namespace}", lambda: or_none(delete))
 
 
 def _log_pods(client: ApiClient, name: str, namespace: str) -> None:
@@ -275,48 +259,3 @@ def _log_pods(client: ApiClient, name: str, namespace: str) -> None:
                 log.error("pod %s:\n%s", pod.metadata.name, text)
     except ApiException as error:
         log.error("the logs of TrainJob %s cannot be read: %s", name, error.reason)
-
-
-def _patiently(call: Callable[[], Any], poll: float) -> Any:
-    """The answer (None for 404), waited for while the API is away, as it is when its node is replaced: the job goes on meanwhile."""
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    end = time.monotonic() + OUTAGE
-    while True:
-        try:
-            return _or_none(call)
-        except (ApiException, HTTPError) as error:
-            if (isinstance(error, ApiException) and error.status < 500) or time.monotonic() > end:
-                return _refusals("watch the TrainJob", call)
-            log.warning("the Kubernetes API does not answer; asked again in %g s", poll)
-            time.sleep(poll)
-
-
-def _or_none(call: Callable[[], Any]) -> Any:
-    from kubernetes.client import ApiException
-
-    try:
-        return call()
-    except ApiException as error:
-        if error.status == 404:
-            return None
-        raise
-
-
-def _refusals(action: str, call: Callable[[], Any]) -> Any:
-    """What the API answers, its refusals as one line."""
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        return call()
-    except ApiException as error:
-        try:
-            why = json.loads(error.body)["message"]
-        except (TypeError, ValueError, KeyError):
-            why = error.reason
-        advice = {403: "; the step's service account needs the role of k8s/base", 404: "; is Kubeflow Trainer v2 installed?"}
-        raise UserError(f"cannot {action}: {error.status} {' '.join(str(why).split())[:300]}{advice.get(error.status, '')}") from error
-    except HTTPError as error:
-        raise UserError(f"cannot {action}: the Kubernetes API cannot be reached ({type(error).__name__})") from error

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.git_access import why_no_token, with_token, without_token
@@ -72,6 +73,13 @@ class Place:
             return False
         given = {key.removeprefix("--"): value for key, value in zip(options[::2], options[1::2], strict=True)}
         return record["stage"] == name and all(str(record["params"].get(key)) == value for key, value in given.items())
+
+
+class Kept(NamedTuple):
+    """An output that DVC keeps."""
+
+    definition: str  # the .dvc file or dvc.yaml that names it
+    copied: str = ""  # the file of this machine that DVC would copy there
 
 
 class Clone:
@@ -132,9 +140,9 @@ class Clone:
         wanted, outs = posixpath.normpath(path), self._outs()
         inside(self.folder, wanted, path)
         if _containing(wanted, outs):
-            self._pull([wanted])
+            self._pull([wanted], outs)
         else:
-            self._pull(out for out in outs if wanted == "." or out.startswith(f"{wanted}/"))
+            self._pull([out for out in outs if wanted == "." or out.startswith(f"{wanted}/")], outs)
         place = self.folder / path
         if not place.exists():
             raise UserError(f"revision {self.commit[:12]} has no {path}, neither in git nor in DVC; `dvc add` it, commit and push")
@@ -143,7 +151,8 @@ class Clone:
     def get_files(self, names: Iterable[str]) -> None:
         """Fetch what DVC has of the files `names`, which may be many and need not be there."""
         outs = self._outs()
-        self._pull({out for name in names if (out := _containing(posixpath.normpath(name), outs))} if outs else ())
+        if outs:
+            self._pull({out for name in names if (out := _containing(posixpath.normpath(name), outs))}, outs)
 
     def is_file(self, path: str) -> bool:
         """Whether `path` of the revision is a file, in git or in DVC, fetched or not."""
@@ -161,15 +170,15 @@ class Clone:
         """
         wanted = {posixpath.normpath(path) for path in paths}
         kept_by = {".dvc/config"}
-        for out, definition in self._outs().items():
+        for out, kept in self._outs().items():
             if any(path in (out, ".") or out.startswith(f"{path}/") or path.startswith(f"{out}/") for path in wanted):
-                kept_by |= {definition, definition.replace("dvc.yaml", "dvc.lock")}
+                kept_by |= {kept.definition, kept.definition.replace("dvc.yaml", "dvc.lock")}
         if self.git("rev-parse", "--is-shallow-repository") == "true":
             self.git("fetch", "--quiet", "--unshallow", "--filter=blob:none", "--", "origin", self.commit)
         return self.git("log", "-1", "--format=%H", self.commit, "--", *sorted(wanted | kept_by)) or self.commit
 
-    def _outs(self) -> dict[str, str]:
-        """{path in the project: the .dvc file or dvc.yaml that names it} of all that DVC keeps."""
+    def _outs(self) -> dict[str, Kept]:
+        """{path in the project: what DVC knows of it} of all that DVC keeps."""
         if not (self.folder / ".dvc").is_dir():
             return {}
         from dvc.exceptions import DvcException
@@ -177,26 +186,42 @@ class Clone:
 
         try:
             with Repo(str(self.folder)) as repo:
-                kept = [out for out in repo.index.outs if out.use_cache and out.protocol == "local"]
-                places = [[os.path.relpath(path, repo.root_dir) for path in (out.fs_path, out.stage.path)] for out in kept]
-                return {Path(place).as_posix(): Path(file).as_posix() for place, file in places if not place.startswith("..")}
+                # `dvc import-url --no-download` leaves an output without a hash, which DVC copies from wherever its dependency lies.
+                found = {}
+                for out in (out for out in repo.index.outs if out.use_cache and out.protocol == "local"):
+                    place, definition = (Path(os.path.relpath(path, repo.root_dir)).as_posix() for path in (out.fs_path, out.stage.path))
+                    copied = [dep.fs_path for dep in out.stage.deps if out.stage.is_partial_import and _is_local(dep)]
+                    if not place.startswith(".."):
+                        found[place] = Kept(definition, *copied)
+                return found
         except DvcException as error:
             raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; mend it, commit and push") from error
 
-    def _pull(self, paths: Iterable[str]) -> None:
+    def _pull(self, paths: Iterable[str], outs: dict[str, Kept]) -> None:
         wanted = sorted(paths)
+        for path in wanted:
+            if copied := outs[_containing(path, outs) or path].copied:
+                inside(self.folder, copied, f"what {path}.dvc imports")
         for start in range(0, len(wanted), _PULLED_AT_ONCE):
             self.dvc("pull", "--", *wanted[start : start + _PULLED_AT_ONCE])
 
     def places(self) -> list[Place]:
-        """The stages of dvc.yaml, with the settings of params.yaml filled in."""
+        """The stages of dvc.yaml, with the settings of params.yaml filled in.
+
+        Raises:
+            UserError: a stage reads or writes outside of the project; DVC would put values of a file of parameters there into dvc.lock.
+        """
         from dvc.repo import Repo
 
         with Repo(str(self.folder)) as repo:
+            stages = [stage for stage in repo.index.stages if stage.cmd and stage.outs]
+            for stage in stages:
+                for each in (*stage.deps, *stage.outs):
+                    if each.protocol == "local":
+                        inside(self.folder, each.fs_path, f"dvc.yaml: {each} of stage {stage.name}")
             return [
                 Place(stage.name, tuple(shlex.split(_command(stage.cmd))), Path(os.path.relpath(stage.outs[0].fs_path, repo.root_dir)))
-                for stage in repo.index.stages
-                if stage.cmd and stage.outs
+                for stage in stages
             ]
 
     def push(self, stages: list[str], branch: str, message: str) -> str:
@@ -247,7 +272,7 @@ def inside(folder: Path, name: str | Path, what: str) -> Path:
     place = folder / name
     led_to = place.resolve()
     if not led_to.is_relative_to(folder.resolve()) and not _CACHED.search(str(led_to)):
-        led = f"is a link to {led_to}" if place.is_symlink() else "leads"
+        led = f"is a link to {led_to}" if place.is_symlink() else f"leads to {led_to}"
         raise UserError(f"{what} {led}, out of the project; keep it inside, or copy there what it names")
     return place
 
@@ -293,6 +318,11 @@ def _containing(path: str, outs: Iterable[str]) -> str | None:
         if not above:
             return None
     return above
+
+
+def _is_local(dependency: Any) -> bool:
+    """Whether DVC's `dependency` is a file or folder of this machine, and not of another repository."""
+    return dependency.protocol == "local" and not dependency.stage.is_repo_import
 
 
 def _command(words: str | list[str]) -> str:

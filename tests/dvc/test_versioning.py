@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -245,6 +246,45 @@ def test_a_link_out_of_a_clone_is_refused(origin: Project, secret: Path, tmp_pat
         fetch(origin, "linked", tmp_path / "out")
 
 
+def test_an_import_from_outside_of_a_clone_is_refused(secret: Path, tmp_path: Path):
+    """DVC copies what `import-url --no-download` names from wherever it lies when it is pulled: of this machine, a pod's secrets."""
+    project = tmp_path / "project"
+    (project / "other.txt").write_text("inside")
+    commands = (
+        "git init -q",
+        "dvc init -q",
+        f"dvc import-url -q --no-download {secret}/token.png data/b.png",
+        "dvc import-url -q --no-download other.txt copies/c.txt",
+        "git add -A",
+        "git -c user.name=a -c user.email=a@b.c commit -qm x",
+    )
+    (project / "copies").mkdir()
+    for command in commands:
+        subprocess.run(command.split(), cwd=project, check=True)
+    clone = Clone(str(project), "HEAD", tmp_path / "clone")
+    for wanted in ("data", "data/b.png", "."):
+        with pytest.raises(UserError, match=r"^what data/b.png.dvc imports leads to \S+/secret/token.png, out of the project"):
+            clone.get(wanted)
+    with pytest.raises(UserError, match=r"^what data/b.png.dvc imports leads"):
+        clone.get_files(["data/b.png"])
+    assert not (tmp_path / "clone/data/b.png").exists()
+    assert (clone.get("copies") / "c.txt").read_text() == "inside", "what the clone itself has may be copied in it"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_stage_that_reads_outside_of_a_clone_is_refused(link: bool, secret: Path, tmp_path: Path):
+    """`dvc commit` writes the values of a file of parameters into dvc.lock, which is pushed."""
+    project = tmp_path / "project"
+    (secret / "other.json").write_text('{"key": "s3cret"}')
+    place = "link.json" if link else f"{secret}/other.json"
+    (project / "link.json").symlink_to(secret / "other.json")
+    (project / "dvc.yaml").write_text(f"stages:\n  s:\n    cmd: dreamteacher ingest\n    outs: [out]\n    params: [{place}: [key]]\n")
+    for command in ("git init -q", "dvc init -q", "git add -A", "git -c user.name=a -c user.email=a@b.c commit -qm x"):
+        subprocess.run(command.split(), cwd=project, check=True)
+    with pytest.raises(UserError, match=r"^dvc.yaml: \S+\.json of stage s (leads|is a link) to \S+/secret/other.json, out of the project"):
+        Clone(str(project), "HEAD", tmp_path / "clone").places()
+
+
 def test_links_inside_the_project_are_copied_as_content(secret: Path, tmp_path: Path):
     project = tmp_path / "project"
     (project / "pool/sub").mkdir(parents=True)
@@ -314,7 +354,7 @@ def test_no_command_of_the_repository_is_run_and_its_links_lead_nowhere(
     (other.folder / "metrics").symlink_to(secret)
     for command in ("add -A -f metrics", "commit -qm links", "push -q origin HEAD:theirs"):
         other.run("git", *command.split())
-    with pytest.raises(UserError, match=r"metrics/evaluate\.json of git_url leads, out of the project"):
+    with pytest.raises(UserError, match=r"metrics/evaluate\.json of git_url leads to .*secret/evaluate.json, out of the project"):
         record.run(git_url=url(origin), commit=head(other), overrides=OVERRIDES, outputs=outputs, run_id="links")
     assert [path.name for path in secret.iterdir()] == ["token.png"]
 

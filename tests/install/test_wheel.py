@@ -20,7 +20,7 @@ PACKAGES = ("src/dreamteacher", "components", "pipelines")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy: setuptools would leave its folders in the checkout, and take what an earlier build left there."""
     copy = tmp_path_factory.mktemp("copy")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml", "constraints.txt"):
         shutil.copy(PROJECT / name, copy / name)
     for name in PACKAGES:
         shutil.copytree(PROJECT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -61,6 +61,7 @@ def test_all_that_runs_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
         assert file.read("dreamteacher/project/chain.yaml") == (PROJECT / "dvc.yaml").read_bytes()
+        assert file.read("dreamteacher/project/constraints.txt") == (PROJECT / "constraints.txt").read_bytes()
     sources = {path for name in PACKAGES for path in (PROJECT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert {str(path.relative_to(PROJECT)).removeprefix("src/") for path in sources} <= names
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"dreamteacher", "components", "pipelines"}

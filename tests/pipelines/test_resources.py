@@ -174,8 +174,39 @@ def test_a_place_that_cannot_be_written_is_one_line(
 def test_a_slip_in_the_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text(FILE.read_text().replace("memory: 48Gi", "memory: 48GiB"))
-    with pytest.raises(UserError, match=r"resources.yaml: memory: .*pattern"):
+    with pytest.raises(
+        UserError, match=r"resources.yaml: profiles.single-gpu.steps.train-teacher.memory: .*pattern.*a step has pool, cpu,"
+    ):
         Profile("single-gpu", IMAGE, file)
+    for text, said in (
+        ("a: [", "is not valid YAML: "),
+        ("[]", "the whole: Input should be"),
+        ("profiles: {}", "environment: Field required"),
+        (FILE.read_text().replace("pool: cpu, ", "", 1), "profiles.cpu.default.pool: Field required; a step has pool"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=f"^resources.yaml:? {re.escape(said)}"):
+            Profile("cpu", IMAGE, file)
+
+
+def test_a_project_has_resources_of_its_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, in_tmp: Path) -> None:
+    monkeypatch.setattr(components, "IMAGE", IMAGE)
+    assert main(["compile", "--profile", "cpu", "--out", "before.yaml"]) == 0
+    assert f"pretrain, cpu of {FILE}: before.yaml" in capsys.readouterr().out
+    assert main(["resources"]) == 0
+    assert Path("resources.yaml").read_text() == FILE.read_text()
+    assert main(["compile", "--profile", "cpu", "--out", "same.yaml"]) == 0
+    assert Path("same.yaml").read_text() == Path("before.yaml").read_text()
+    Path("resources.yaml").write_text(FILE.read_text().replace('{pool: cpu, cpu: "4"', '{pool: mine, cpu: "3"', 1))
+    assert main(["compile", "--profile", "cpu", "--out", "own.yaml"]) == 0
+    assert "pretrain, cpu of resources.yaml: own.yaml" in capsys.readouterr().out
+    spec, platform = yaml.safe_load_all(Path("own.yaml").read_text())
+    executor = next(executor for step, _, executor in tasks_of(spec) if step == "train-teacher")
+    assert spec["deploymentSpec"]["executors"][executor]["container"]["resources"]["resourceCpuLimit"] == "3"
+    labels = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]["nodeSelector"]["labels"]
+    assert labels == {"dreamteacher.io/pool": "mine"}
+    assert main(["resources"]) == 2
+    assert "resources.yaml is here already" in capsys.readouterr().err
 
 
 def test_a_misspelt_step_is_named(tmp_path: Path) -> None:

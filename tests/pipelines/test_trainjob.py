@@ -180,7 +180,7 @@ def test_job_deleted_by_another_is_said(api: KubernetesApi):
 
 
 def test_api_that_is_away_for_a_while_costs_nothing(api: KubernetesApi):
-    api.fail["GET"] = [500, 503, 429 + 100]
+    api.fail["GET"] = [500, 503, 429, 529]
     api.on_get = finish()
     run(client(api.url), JOB, poll=0.01)
     assert api.jobs == {}

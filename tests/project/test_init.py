@@ -94,9 +94,31 @@ def test_what_was_understood_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "pictures: 12 in pictures\n" in said
     assert "short side 128 to 128 px, median 128 px" in said
     assert "task: segmentation, 2 classes: road, car" in said
-    assert "labels: 8 pictures, from masks of the pictures' names" in said
+    assert "labels: 8 pictures, by masks (such as masks/train/0.png of images/train/0.png)" in said
     assert "validation: the source's own, 6 pictures" in said
     assert "machine: 2 CPU cores, 8 GB, fp32" in said
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    pictures = segmentation(tmp_path / "pictures")
+    draw(pictures / "images/test/0.png")
+    (pictures / "notes.md").touch()
+    lines = survey.survey(str(pictures)).lines()
+    assert "test split: 1 pictures, which are left out" in lines
+    assert "files that are no pictures: 1 .md (notes.md)" in lines
+    boxes = unlabelled(tmp_path / "boxes")
+    (boxes / "0.xml").touch()
+    (line,) = (line for line in survey.survey(str(boxes)).lines() if "form that is not read" in line)
+    assert line.startswith("may be labels in a form that is not read: 1 .xml (0.xml); labels are read from masks")
+
+
+def test_shards_that_were_read_in_part_may_have_labels(tmp_path: Path) -> None:
+    pictures = unlabelled(tmp_path / "pictures")
+    (pictures / "4.cls").write_text("cat")
+    subprocess.run(["tar", "-C", pictures, "-cf", tmp_path / "train.tar", "0.jpg", "4.jpg", "4.cls"], check=True)
+    part, whole = (survey.survey(str(tmp_path / "train.tar"), seconds) for seconds in (0, 20))
+    assert (part.complete, part.labels, part.task) == (False, None, None)
+    assert (whole.complete, whole.labels, whole.task) == (True, "shards", "classification")
 
 
 def test_settings_follow_the_pictures(tmp_path: Path) -> None:
@@ -110,7 +132,13 @@ def test_settings_follow_the_pictures(tmp_path: Path) -> None:
     for made in values.values():
         assert made["teacher"]["size"] == "tiny"
     on_gpu = propose.sizes(survey.survey(str(tmp_path / "unlabelled")), GPU)
-    assert (on_gpu["teacher"], on_gpu["student"]["backbone"]) == ({"size": "small", "accumulate": 2}, "resnet50")
+    assert (on_gpu["teacher"], on_gpu["student"]["backbone"]) == (
+        {"size": "small", "resolution": 64, "accumulate": 2},
+        "resnet50",
+    )
+    assert values["classification"]["teacher"]["resolution"] == 32, "no crop is larger than the pictures"
+    assert [made["distill"].get("margin") for made in values.values()] == [8, None, 8]
+    assert all(made["finetune"]["augment"] == "natural" for made in values.values())
 
 
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
@@ -118,8 +146,10 @@ def test_settings_follow_the_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["segmentation", "classification", None])
 def test_settings_are_possible_whatever_the_pictures(task: str | None, side: int, machine: Machine) -> None:
     for pictures, labelled in ((2, 1), (100, 7), (10_000_000, 100_000)):
-        layout = {"segmentation": "masks", "classification": "folders", None: "none"}[task]
-        found = survey.Survey("p", layout, task, ["a", "b"], pictures, labelled if task else 0, short_sides=Counter({side: pictures}))
+        labels = {"segmentation": "masks", "classification": "folders", None: "none"}[task]
+        found = survey.Survey(
+            "p", labels, "there", task, ["a", "b"], pictures, labelled if task else 0, short_sides=Counter({side: pictures})
+        )
         proposal = propose.propose(found, machine, FAST, propose.sizes(found, machine))
         text = propose.write(proposal, ["made"])
         Path("params.yaml").write_text(text)
@@ -129,7 +159,7 @@ def test_settings_are_possible_whatever_the_pictures(task: str | None, side: int
 
 
 def test_steps_fill_the_hours_that_the_user_has(tmp_path: Path) -> None:
-    found = survey.Survey("p", "masks", "segmentation", ["a", "b"], 5000, 2000, short_sides=Counter({128: 5000}))
+    found = survey.Survey("p", "masks", "there", "segmentation", ["a", "b"], 5000, 2000, short_sides=Counter({128: 5000}))
     values = propose.sizes(found, CPU)
     hours = {wanted: propose.propose(found, CPU, FAST, values, wanted) for wanted in (0.01, 1, 3, 1000)}
     for wanted in (1, 3):
@@ -147,11 +177,18 @@ def test_more_than_the_hours_is_admitted(tmp_path: Path, capsys: pytest.CaptureF
     assert "in 1 min nothing would be learnt: these are the fewest steps that make sense" in capsys.readouterr().out
 
 
-def test_pictures_inside_the_project_are_named_from_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_git", [False, True])
+def test_pictures_inside_the_project_are_named_from_there(in_git: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """`git add .`, the next command but one, would put gigabytes into git."""
     classification(tmp_path / "mine/pictures")
+    if in_git:
+        for command in ("git init --quiet", "git add pictures"):
+            subprocess.run(command.split(), cwd="mine", check=True)
     assert init("--source", "mine/pictures") == 0
     assert load_params(Path("mine/params.yaml")).ingest.source == "pictures"
-    assert "`dvc add pictures` before the commit" in Path("mine/README.md").read_text()
+    for text in (capsys.readouterr().out, Path("mine/README.md").read_text()):
+        assert ("    dvc add pictures\n    git add . && git commit" in text) != in_git
+    subprocess.run(["dvc", "stage", "list", "--quiet"], cwd="mine", check=True)
 
 
 def test_lists_and_shards_are_sources(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -178,7 +215,7 @@ def test_a_huge_source_is_sampled_in_bounded_time(tmp_path: Path, monkeypatch: p
         (pictures / f"cat/empty{i}.jpg").touch()
     monkeypatch.setattr(survey, "_examine", lambda *_: pytest.fail("all of it would be read"))
     found = survey.survey(str(pictures), seconds=0)
-    assert (found.pictures, found.complete, found.layout) == (1000, False, None)
+    assert (found.pictures, found.complete, found.labels) == (1000, False, None)
     assert found.short_side == 32
     assert found.lines()[0] == f"pictures: more than 1,000 in {pictures}"
     assert "dvc repro  " in create._next(found)[0], "there may be labels"
@@ -222,14 +259,29 @@ def test_nothing_existing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureF
         ("masks", "there are masks but no classes.txt"),
         (".", "mine is the folder of the pictures or lies in it"),
         ("no{1..2}.tar", "there is no shard no1.tar"),
+        ("masks/images/train/0.png", "0.png is one picture; name its folder"),
+        ("pictures.zip", "pictures.zip is an archive; unpack it, and name the folder"),
+        ("broken", "broken: the size of none of its 2 pictures can be read; are they pictures?"),
     ],
 )
 def test_what_cannot_become_a_project_is_refused_in_one_line(source: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     Path("empty").mkdir()
+    Path("pictures.zip").touch()
+    Path("broken").mkdir()
+    for name in ("a", "b"):
+        Path(f"broken/{name}.jpg").write_text("no picture")
     segmentation(tmp_path / "masks")
     Path("masks/classes.txt").unlink()
     assert said in refused(capsys, "--source", source)
     assert not Path("mine").exists(), "nothing is half made"
+
+
+def test_a_file_is_no_folder_for_a_project(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(create, "survey", lambda _: pytest.fail("it is known before minutes are spent"))
+    Path("mine").touch()
+    for folder in ("mine", "mine/below"):
+        assert cli.main(["init", folder, "--source", "pictures"]) == 2
+        assert capsys.readouterr().err == "error: mine is a file; name another folder for the project\n"
 
 
 def test_in_a_git_repository_it_is_a_dvc_project_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -268,7 +320,7 @@ def test_pipelines_are_reached_by_the_command(capsys: pytest.CaptureFixture) -> 
     with pytest.raises(SystemExit) as done:
         cli.main(["pipelines", "compile", "--help"])
     assert done.value.code == 0
-    assert "usage: python -m pipelines compile" in capsys.readouterr().out
+    assert "usage: dreamteacher pipelines compile" in capsys.readouterr().out
 
 
 def test_a_missing_kfp_is_said_with_its_remedy(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,4 +350,4 @@ def test_an_address_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for i in range(1000):
         fsspec.filesystem("memory").pipe(f"/bucket/pictures/cat/empty{i}.jpg", b"")
     found = survey.survey("memory://bucket/pictures", seconds=0)
-    assert (found.complete, found.layout, found.short_side) == (False, None, 32)
+    assert (found.complete, found.labels, found.short_side) == (False, None, 32)

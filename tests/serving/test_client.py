@@ -124,11 +124,12 @@ def test_predict_sees_and_says_what_evaluation_sees_and_says(triton, project, mo
 def test_bad_pictures_are_named_and_the_others_done(triton, tmp_path, capsys):
     good = save_picture(tmp_path / "good.png", 32, 32)
     (tmp_path / "text.png").write_text("no picture")
-    pictures = [tmp_path / "text.png", good, tmp_path / "missing.png"]
-    with pytest.raises(UserError, match="2 of 3 pictures"):
+    pictures = [tmp_path / "text.png", good, tmp_path / "missing.png", tmp_path]
+    with pytest.raises(UserError, match="3 of 4 pictures"):
         predict(pictures, url(triton, "http"), "cells", tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"BAD {pictures[0]}: picture is a text") and lines[2].startswith(f"BAD {pictures[2]}: No such file")
+    assert lines[3] == f"BAD {tmp_path}: it is a folder; name pictures, such as {tmp_path}/*.jpg"
     assert lines[1].startswith(f"{good}: ") and (tmp_path / "out" / "good.mask.png").exists()
 
 

@@ -138,10 +138,13 @@ def make_lineage(folder: Path, name: str, *versions: str) -> None:
     """Something small for each part, of which the manifest tells the version, stored with each of `versions`."""
     for version in versions:
         parts = {part: folder / version / part for part in LINEAGE}
-        for part in parts.values():
-            part.mkdir(parents=True)
-        (parts["data"] / "manifest.csv").write_text(f"name\npicture of {version}\n")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DREAMTEACHER_TRACKING", "off")
+            with open_stage("ingest", params={"version": version}, inputs={}, out=parts["data"]) as stage:
+                (stage.tmp / "manifest.csv").write_text(f"name\npicture of {version}\n")
+                (stage.tmp / "train-0.tar").write_bytes(b"what is not stored with the version")
         for part in LINEAGE[1:]:
+            parts[part].mkdir(parents=True)
             (parts[part] / "file").write_text(version)
         (parts["evaluation"] / "metrics.json").write_text(json.dumps({"mix": {"miou_mean": 0.8}}))
         keep_lineage(name, version, parts, digest="e" * 64)
@@ -283,6 +286,24 @@ def test_what_is_missing_is_named(registry, tmp_path):
     promote("lone", version="2")
     with pytest.raises(UserError, match=r"nobody stored what version 2 of lone, the champion, was made from; .*promote lone --version 2"):
         fetch_champion("lone", tmp_path / "c")
+
+
+@only_database
+@pytest.mark.parametrize("folder", ["known", "data"])
+def test_a_manifest_that_was_changed_in_mlflow_is_noticed(folder, registry, in_tmp):
+    """Its sha256 is compared: of what is known, a lost line would make an old picture new, and one too many would hide a new one."""
+    name = f"changed-{folder}"
+    add_versions(registry, name, 2)
+    make_lineage(in_tmp, name, "1", "2")
+    promote(name, version="1")
+    if folder == "known":  # that of the newest version about which something was decided
+        refuse(name, "2", "worse")
+    version = registry.get_model_version(name, "2" if folder == "known" else "1")
+    artifacts = Path(registry.get_run(version.run_id).info.artifact_uri.removeprefix("file://"))
+    (artifacts / version.tags["lineage"] / "data/manifest.csv").write_text("name\npicture of 0\n")
+    found = rf"what MLflow stores with version {version.version} of {name} is damaged: .*/(known|data)/manifest.csv is damaged \(its sha256"
+    with pytest.raises(UserError, match=found):
+        fetch_champion(name, in_tmp / "champion")
 
 
 def test_server_that_is_down_is_one_line_without_the_password(in_tmp):

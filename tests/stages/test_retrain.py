@@ -152,6 +152,9 @@ def test_a_changed_validation_split_is_no_comparison(rounds, tmp_path):
     lines = (champion / "data/manifest.csv").read_text().splitlines(keepends=True)
     (champion / "data/manifest.csv").write_text("".join([lines[0], *lines[2:]]))
     given = {"onnx": first.root / "onnx", "evaluation": first.root / "evaluation", "champion": champion}
+    with pytest.raises(UserError, match=r"data/manifest.csv is damaged"):
+        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **given)
+    (champion / "data/stage.json").unlink()  # as if it were that of another data set
     with pytest.raises(UserError, match=r"validation split is not the champion's \(1 pictures differ\)"):
         gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **given)
 

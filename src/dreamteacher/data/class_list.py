@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from dreamteacher.data.items import IGNORE
 from dreamteacher.data.names import class_name
 from dreamteacher.errors import UserError
 
@@ -27,7 +28,8 @@ class ClassList(NamedTuple):
 def parse_classes(text: str, where: str) -> ClassList:
     """The lines of a classes.txt, the first for id 0: `road`, or with its colour `road #804080`, `road 128 64 128`, `128 64 128 road`.
 
-    A head `name,r,g,b` is left out, and so are numbers before the names if they are 0, 1, 2 and so on (they give the order).
+    A head `name,r,g,b` is left out, and so are numbers before the names if they are 0, 1, 2 and so on (they give the order), with the line
+    of 255, which means unknown in masks.
 
     Raises:
         UserError: naming `where`, unless they are at least two different names, with different colours on all lines or on none.
@@ -36,8 +38,11 @@ def parse_classes(text: str, where: str) -> ClassList:
     if re.fullmatch(r"name\s*,\s*r\s*,\s*g\s*,\s*b", lines[0] if lines else "", re.IGNORECASE):
         del lines[0]
     numbered = [(int(found[1]), found[2]) for line in lines if (found := _NUMBERED.fullmatch(line))]
-    if sorted(number for number, _ in numbered) == list(range(len(lines))) and not any(_TWO_NUMBERS.match(rest) for _, rest in numbered):
-        lines = [rest for _, rest in sorted(numbered)]
+    ids = sorted(number for number, _ in numbered)
+    if len(ids) <= IGNORE and ids[-1:] == [IGNORE]:
+        ids.pop()
+    if len(numbered) == len(lines) and ids == list(range(len(ids))) and not any(_TWO_NUMBERS.match(rest) for _, rest in numbered):
+        lines = [rest for _, rest in sorted(numbered)[: len(ids)]]
     names, colours = _colours_of(lines, where)
     names = [class_name(name) for name in names]
     if len(names) < 2 or "" in names or len(set(names)) < len(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from dreamteacher.data.formats import SUFFIXES
 from dreamteacher.data.shard_source import are_shards, expand
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
@@ -26,6 +28,7 @@ IGNORED = {
                    "plots/", "dvc_plots/"],
     ".dvcignore": [".venv", ".checkpoints", ".dreamteacher", "mlruns", "__pycache__"],
 }  # fmt: skip
+ARCHIVES = {".zip", ".7z", ".rar", ".gz", ".bz2", ".xz"}
 DVC_CONFIG = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"
 
 
@@ -44,6 +47,8 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
     for name in (CHAIN, SETTINGS):
         if (folder / name).exists():
             raise UserError(f"{folder} is a project already: it has {name}; name another folder, or edit that file")
+    if file := next((each for each in (folder, *folder.parents) if each.exists() and not each.is_dir()), None):
+        raise UserError(f"{file} is a file; name another folder for the project")
     if not shutil.which("git"):
         raise UserError("git is not installed here; install it, for the project's settings and results are versioned by it")
     place = _place(folder, source)
@@ -78,14 +83,15 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
         (folder / ".dvc/config").write_text(DVC_CONFIG)
     for name, lines in IGNORED.items():
         _add_lines(folder / name, lines)
+    commands = _next(found, add=found.source if _is_to_be_added(folder, found.source) else None)
     readme = folder / "README.md"
     if readme.exists():
         print(f"kept {readme}")
     else:
-        readme.write_text(_readme(folder, found, machine.name, proposal.hours))
+        readme.write_text(_readme(folder, found, machine.name, proposal.hours, alone=top in (None, folder.resolve()), commands=commands))
     (folder / CHAIN).write_text(chain())
     (folder / SETTINGS).write_text(text)
-    print(f"{folder} is a project. Next:\n\n" + "".join(f"    {line}\n" for line in [f"cd {folder}", *_next(found)]))
+    print(f"{folder} is a project. Next:\n\n" + "".join(f"    {line}\n" for line in [f"cd {shlex.quote(str(folder))}", *commands]))
 
 
 def chain() -> str:
@@ -102,6 +108,10 @@ def _place(folder: Path, source: str) -> str:
     path, home = Path(os.path.abspath(source)), Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would replace links
     if not path.exists():
         raise UserError(f"--source {source} does not exist; name a folder, a text file of paths, WebDataset shards, or an address of them")
+    suffix = path.suffix.lower() if path.is_file() and not are_shards(source) else ""
+    if suffix in SUFFIXES | ARCHIVES:
+        what = "one picture; name its folder" if suffix in SUFFIXES else "an archive; unpack it, and name the folder"
+        raise UserError(f"--source {source} is {what}")
     if path.is_dir() and (home.resolve() == path.resolve() or path.resolve() in home.resolve().parents):
         raise UserError(f"{folder} is the folder of the pictures or lies in it, and results would be taken for pictures; name another one")
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.as_posix()
@@ -142,8 +152,8 @@ def _run(folder: Path, *command: str) -> None:
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        why = next((line for line in said if line.startswith("ERROR:")), said[-1] if said else "no reason given")
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        why = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "no reason given")
         raise UserError(f"`{Path(command[0]).name} {' '.join(command[1:])}` failed in {folder}: {why}")
 
 
@@ -171,44 +181,75 @@ def _duration(hours: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{hours:.1f} h"
 
 
-def _next(found: Survey) -> list[str]:
-    """The commands after init."""
-    if found.labelled or found.layout is None:
+def _may_have_labels(found: Survey) -> bool:
+    return bool(found.labelled) or found.labels is None
+
+
+def _is_inside(source: str) -> bool:
+    return "://" not in source and not Path(source).is_absolute()
+
+
+def _is_to_be_added(folder: Path, source: str) -> bool:
+    """Whether the pictures lie in the project, and neither git nor DVC has them: `git add .` would take them all."""
+    if not _is_inside(source) or (folder / f"{source}.dvc").exists():
+        return False
+    in_git = subprocess.run(["git", "ls-files", "--", source], cwd=folder, capture_output=True, text=True, check=False).stdout
+    return not in_git
+
+
+def _next(found: Survey, add: str | None = None) -> list[str]:
+    """The commands after init; `add` are pictures that DVC is to have before git."""
+    commit = [*([f"dvc add {shlex.quote(add)}"] if add else []), 'git add . && git commit -m "first run"']
+    if _may_have_labels(found):
         return [
             "dvc repro                     # trains, compares, exports; stop it at any time, it resumes",
-            'git add . && git commit -m "first run"',
+            *commit,
             "dreamteacher serve            # answers for pictures; see also: dreamteacher predict --help",
         ]
     return [
         "dvc repro distill-features    # pretrains the backbone; the stages after it need labels",
-        'git add . && git commit -m "first run"',
-        """python -c 'import timm; print(timm.create_model("local-dir:artifacts/backbones/features/backbone", pretrained=True))'""",
+        *commit,
+        """python -c 'import timm, torch; """
+        """backbone = timm.create_model("local-dir:artifacts/backbones/features/backbone", pretrained=True); """
+        """print(backbone(torch.rand(1, 3, 128, 128)).shape)'    # of the embedding of a picture""",
     ]
 
 
-def _readme(folder: Path, found: Survey, machine: str, hours: float) -> str:
-    inside = "://" not in found.source and not Path(found.source).is_absolute()
+def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: bool, commands: list[str]) -> str:
+    """README.md of the project; `alone`: it is a git repository of its own. `commands`: those after init."""
+    labelled = _may_have_labels(found)
     parts = [
         f"# {folder.absolute().name}",
         "A [DreamTeacher](https://arxiv.org/abs/2307.07487) project, made by `dreamteacher init`. What it found:",
         "\n".join(f"* {line}" for line in found.lines()),
         f"The next commands; on {machine} the first takes about {_duration(hours)}:",
-        "\n".join(f"    {line}" for line in _next(found)),
+        "\n".join(f"    {line}" for line in commands),
     ]
-    if not found.labelled and found.layout is not None:
+    if labelled:
         parts.append(
-            "There are no labels, so `dvc repro distill-features` is the whole of it: `artifacts/backbones/features/backbone` is a timm "
-            "model, pretrained on these pictures. `dvc repro` alone would go on to the stages that need labels, and stop there. Once some "
-            "pictures have masks or classes, set `ingest.val_fraction` and run `dvc repro`."
+            "Results: `artifacts/evaluation/results.png` compares the initialisations (figures: `metrics/evaluate.json`), "
+            "`artifacts/evaluation/overlays` has pictures with their predictions, `dvc plots show` draws curves, `dvc metrics diff` "
+            "compares with the last commit. `export.init` says which of the models is served."
         )
-    if inside:
+    else:
         parts.append(
-            f"The pictures lie in this folder, at `{found.source}`: `dvc add {found.source}` before the commit keeps them out of git, and "
-            "versions them."
+            "There are no labels, so `dvc repro distill-features` is the whole of it. `artifacts/backbones/features/backbone` is a timm "
+            "model, pretrained on these pictures, for training or embeddings elsewhere. `explained_variance`, in the last lines, says how "
+            "much of the generator's features it predicts (1: all), `artifacts/teacher/samples.png` shows what the generator dreams. "
+            "Fine-tuning, comparison, ONNX and `dreamteacher serve` need labels: `dvc repro` alone would stop at the first of those "
+            "stages. Once some pictures have masks or classes, set `ingest.val_fraction`, such as 0.2, and run `dvc repro`; "
+            "it starts with the generator, as the data set is another then."
         )
+    if any(line.startswith("dvc add") for line in commands):
+        parts.append("`dvc add` keeps the pictures out of git, and versions them.")
     parts.append(
         "`params.yaml` holds the settings, `dreamteacher params` prints all of them as resolved, `dreamteacher STAGE --help` explains a "
-        "stage, `dreamteacher doctor` says what this machine lacks. Results: `metrics/evaluate.json`, `dvc plots show`, `artifacts/`. "
-        "On Kubeflow: `dreamteacher pipelines --help`; the pictures must then lie in this folder, in git or DVC."
+        "stage, `dreamteacher doctor` says what this machine lacks, `mlflow ui --backend-store-uri sqlite:///mlflow.db` shows every run."
     )
+    if labelled:
+        where = "" if alone else ", and this folder must be a git repository of its own"
+        parts.append(
+            "On Kubeflow: `dreamteacher pipelines --help`. The pictures must then lie in this folder, in git or DVC"
+            f"{where}; the container image and the cluster's manifests come from DreamTeacher's repository (`docs/cluster.md`)."
+        )
     return "\n\n".join([*parts, ""])

@@ -6,11 +6,11 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from dreamteacher.distillation.features import feature_loss, whitening
+from dreamteacher.limits import cores, memory_limit
 from dreamteacher.params import Params
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor
@@ -52,12 +52,8 @@ def look() -> Machine:
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(0)
         return Machine("cuda", about.name, about.total_memory, bf16)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        memory = min(memory, int(text))
-    return Machine("cpu", f"{cores} CPU core{'s' if cores > 1 else ''}", memory, bf16)
+    memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit())
+    return Machine("cpu", f"{cores()} CPU core{'s' if cores() > 1 else ''}", memory, bf16)
 
 
 def measure(params: Params, machine: Machine) -> Speed:

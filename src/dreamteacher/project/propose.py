@@ -18,6 +18,8 @@ SHARES = {"teacher": 0.5, "distill": 0.2, "interpreter": 0.07, "labels": 0.08, "
 PASSES = {"teacher": 2000, "distill": 1000, "interpreter": 300, "labels": 300, "finetune": 200}  # over the pictures; more gain nothing
 LEAST = {"teacher": 500, "distill": 200, "interpreter": 200, "labels": 100, "finetune": 200}  # steps below which nothing is learnt
 
+MARGIN = 8  # pixels; of a crop of less than 64 it would leave one cell of the coarsest tap
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -36,22 +38,23 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
     stored = min(natural, largest)
     side = max(32, stored // 32 * 32)
     crop = min(side, 256 if gpu else 64)
+    distilled = min(crop, 128 if gpu else 64)
     labelled = found.labelled
     own_val = 0.1 if labelled >= 1000 else 0.2 if labelled >= 200 else 0.3
     ingest: dict[str, Any] = {"source": found.source, "short_side": None if natural <= largest else largest}
-    if not found.has_val and found.layout is not None:
+    if not found.has_val and found.labels is not None:
         ingest["val_fraction"] = own_val if found.task else 0.0
     values: dict[str, Any] = {
         "seed": 0,
         "few_labels": None,
         "taps": "auto",
         "ingest": ingest,
-        "teacher": {"size": "small" if gpu else "tiny"},
+        "teacher": {"size": "small" if gpu else "tiny", "resolution": min(crop, 64)},
         "student": {"backbone": "resnet50" if gpu else "resnet18", "finest_stride": 4 if stored > 128 else 2, "width": 256 if gpu else 32},
-        "distill": {"resolution": min(crop, 64) if not gpu else min(crop, 128)},
+        "distill": {"resolution": distilled} | ({"margin": MARGIN} if distilled >= 64 else {}),
         "interpreter": {"width": 256 if gpu else 64, "batch_size": 16, "lr": 2e-3, "resolution": min(crop, 64)},
         "labels": {"batch_size": 32, "lr": 2e-3},
-        "finetune": {"resolution": crop, "batch_size": 16 if gpu else 8},
+        "finetune": {"resolution": crop, "augment": "natural", "batch_size": 16 if gpu else 8},
         "compare": {"inits": ["scratch", "features", "mix"], "modes": ["mix"], "seeds": [0, 1, 2]},
         "evaluate": {"overlays": 8},
         "export": {"init": "features", "seed": 0, "size": min(side, 512)},
@@ -68,7 +71,7 @@ def propose(found: Survey, machine: Machine, speed: Speed, values: dict[str, Any
     """`values` of `sizes` with as many steps as fit into `hours` (default: HOURS), and no fewer than make sense."""
     hours = hours or HOURS[machine.device]
     budget = 3600 * hours
-    labelled = found.task is not None or found.layout is None
+    labelled = found.task is not None or found.labels is None
     choices = [[0, 1, 2], [0]] if labelled else [[0]]
     for seeds in choices:
         values = values | {"compare": values["compare"] | {"seeds": seeds}}
@@ -111,7 +114,7 @@ def _steps(found: Survey, params: Params, speed: Speed, budget: float, labelled:
     for group, times in often.items():
         batch = getattr(params, group).batch_size
         most = max(LEAST[group], PASSES[group] * seen[group] / batch)
-        if found.layout is None or not found.complete:
+        if found.labels is None or not found.complete:
             most = float("inf")
         fitting = SHARES[group] * share / (times * cost[group] * batch) if times else 2 * LEAST[group]
         steps[group] = _two_digits(min(max(fitting, LEAST[group]), most))
@@ -130,12 +133,14 @@ COMMENTS = {
     "source": "a folder, a list of paths, WebDataset shards, or an address of them",
     "short_side": "larger pictures are reduced to it, pixels; null: they are kept as they are",
     "val_fraction": "share of the pictures kept for validation, as the source has no train/ and val/",
-    "size": "tiny: 32 px, for CPUs; small: 64 px; adm-256: the paper's 256 px, for several GPUs",
+    "size": "tiny: for CPUs; small: for a GPU; adm-256: the paper's 256 px, for several GPUs",
     "accumulate": "parts of a batch, for this GPU's memory",
     "backbone": "any timm model with a feature pyramid",
     "finest_stride": "2 for small pictures or objects of few pixels; the paper's 4 for others",
     "width": "channels of the neck",
     "monitor_images": "train pictures held out to measure distillation",
+    "margin": "pixels at the crops' border that are left out, as the generator's features show the border there",
+    "augment": "natural (roads, faces, products): horizontal flips; overhead (microscopy, satellite): all turns; no-flip (text); none",
     "inits": "also: labels, imagenet",
     "modes": "those of inits that are labels or mix",
     "seeds": "each draws its own random weights, and few labels if few_labels is set",
@@ -143,8 +148,13 @@ COMMENTS = {
     "init": "which fine-tuned model is served; take the best of the comparison",
     "name": "of the model in Triton and MLflow",
 }
-OF_GROUP = {"finetune": {"resolution": "side of the training crops, pixels"}, "export": {"size": "side of the example input, pixels"},
-            "student": {"width": "channels of the neck; the paper's is 256"}, "interpreter": {"width": ""}}  # fmt: skip
+OF_GROUP = {
+    "teacher": {"resolution": "side of the crops it learns from, pixels"},
+    "finetune": {"resolution": "side of the training crops, pixels"},
+    "export": {"size": "side of the example input, pixels"},
+    "student": {"width": "channels of the neck; the paper's is 256"},
+    "interpreter": {"width": ""},
+}
 
 
 def write(proposal: Proposal, heading: list[str]) -> str:

@@ -11,42 +11,39 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from statistics import median_low
 
 from PIL import Image
 
 from dreamteacher.data.formats import FORMATS, SUFFIXES
-from dreamteacher.data.items import PassedOver
+from dreamteacher.data.items import Found, PassedOver
 from dreamteacher.data.names import read_list
 from dreamteacher.data.shard_source import are_shards
 from dreamteacher.data.sources import find
+from dreamteacher.data.summary import LABEL_LIKE, READ
 from dreamteacher.data.trees import Prefix
 from dreamteacher.errors import UserError
 from dreamteacher.files import walk
 from dreamteacher.params import Params
 
 HEADERS = 1000  # pictures whose size is read where a source is too large to be examined
-LAYOUTS = {
-    "csv": "labels.csv",
-    "masks": "masks of the pictures' names",
-    "folders": "a folder for each class",
-    "shards": "WebDataset shards",
-    "none": "no labels",
-}
 
 
 @dataclass
 class Survey:
     """What was found in `source`.
 
-    layout: where labels come from, a key of LAYOUTS; None if the source is too large to be examined in `seconds`.
+    labels: their kind, as `Found.labels` has it: "none" if there are none; None if what was examined does not tell. where: in words.
     task: "segmentation", "classification" or None (no labels, or not examined). classes: their names by id.
     pictures, labelled, val: how many, `val` in the source's own validation split. has_val: it has such a split.
     unreadable: pictures without a readable header. short_sides: how many pictures have which short side, pixels.
     complete: all of the source was seen; otherwise the counts are lower bounds.
+    remarks: what is left out or may be a mistake, a line each.
     """
 
     source: str
-    layout: str | None = None
+    labels: str | None = None
+    where: str = ""
     task: str | None = None
     classes: list[str] = field(default_factory=list)
     pictures: int = 0
@@ -56,6 +53,7 @@ class Survey:
     unreadable: int = 0
     short_sides: Counter[int] = field(default_factory=Counter)
     complete: bool = True
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def train(self) -> int:
@@ -65,34 +63,29 @@ class Survey:
     @property
     def short_side(self) -> int:
         """The median short side, pixels."""
-        middle, seen = sum(self.short_sides.values()) / 2, 0
-        for side in sorted(self.short_sides):
-            seen += self.short_sides[side]
-            if seen >= middle:
-                return side
-        raise UserError(f"{self.source}: the size of none of its {self.pictures} pictures can be read; are they pictures?")
+        return median_low(self.short_sides.elements())
 
     def lines(self) -> list[str]:
         """What was understood, for the user."""
         more = "" if self.complete else "more than "
         sizes = sorted(self.short_sides)
-        said = [
+        lines = [
             f"pictures: {more}{self.pictures:,} in {self.source}",
             f"sizes: short side {sizes[0]} to {sizes[-1]} px, median {self.short_side} px",
         ]
         if self.unreadable:
-            said.append(f"unreadable: {self.unreadable:,}; ingest lists them with the reason")
-        if self.layout is None:
-            said.append("labels: not looked for, the source is too large; ingest finds them")
+            lines.append(f"unreadable: {self.unreadable:,}; ingest lists them with the reason")
+        if self.labels is None:
+            lines.append("labels: not known yet, as the source is too large to look through; ingest finds them")
         elif not self.task:
-            said.append("labels: none; a backbone is pretrained on the pictures alone")
+            lines.append("labels: none; a backbone is pretrained on the pictures alone")
         else:
             named = ", ".join(self.classes[:8]) + (f" and {len(self.classes) - 8} more" if len(self.classes) > 8 else "")
-            said.append(f"task: {self.task}, {len(self.classes)} classes: {named}")
-            said.append(f"labels: {more}{self.labelled:,} pictures, from {LAYOUTS.get(self.layout, self.layout)}")
+            lines.append(f"task: {self.task}, {len(self.classes)} classes: {named}")
+            lines.append(f"labels: {more}{self.labelled:,} pictures, by {self.where}")
             val = f"the source's own, {more}{self.val:,} pictures" if self.has_val else "a share of the pictures, by their content"
-            said.append(f"validation: {val}")
-        return said
+            lines.append(f"validation: {val}")
+        return lines + self.remarks
 
 
 def survey(source: str, seconds: float = 20) -> Survey:
@@ -104,15 +97,23 @@ def survey(source: str, seconds: float = 20) -> Survey:
     found = Survey(source)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
-        if not are_shards(source):
-            end = time.monotonic() + seconds
-            for count, _ in enumerate(_names(source)):
-                if count % 1000 == 999 and time.monotonic() > end:
-                    return _headers_only(found, count + 1)
-        _examine(found, time.monotonic() + seconds)
+        if many := _more_than_can_be_listed(source, seconds):
+            _headers_only(found, many)
+        else:
+            _examine(found, time.monotonic() + seconds)
     if not found.pictures:
         raise UserError(f"no pictures in {source}; pictures end in {', '.join(sorted(SUFFIXES))}")
+    if not found.short_sides:
+        raise UserError(f"{source}: the size of none of its {found.pictures} pictures can be read; are they pictures?")
     return found
+
+
+def _more_than_can_be_listed(source: str, seconds: float) -> int:
+    """How many files were listed when the time was over; 0 if all of them were."""
+    if are_shards(source):
+        return 0
+    end = time.monotonic() + seconds
+    return next((count for count, _ in enumerate(_names(source), 1) if count % 1000 == 0 and time.monotonic() > end), 0)
 
 
 def _names(source: str) -> Iterator[str]:
@@ -138,12 +139,25 @@ def _examine(found: Survey, end: float) -> None:
         if time.monotonic() > end:
             found.complete = False
             break
-    found.layout, found.has_val = what.labels, what.has_val
     found.task = "segmentation" if masks else "classification" if classes else None
+    found.labels = None if what.labels == "shards" and not (found.complete or found.task) else what.labels
+    found.where, found.has_val = what.where, what.has_val
     found.classes = (what.classes or sorted(classes)) if found.task else []
+    found.remarks = list(_remarks(found, what))
 
 
-def _headers_only(found: Survey, count: int) -> Survey:
+def _remarks(found: Survey, what: Found) -> Iterator[str]:
+    if not found.task and (like := what.passed_over.words(set(LABEL_LIKE))):
+        yield f"may be labels in a form that is not read: {like}; {READ}"
+    elif others := what.passed_over.words():
+        yield f"files that are no pictures: {others}"
+    if what.counts["left_out_as_test"]:
+        yield f"test split: {what.counts['left_out_as_test']:,} pictures, which are left out"
+    yield from what.notes
+
+
+def _headers_only(found: Survey, count: int) -> None:
+    """Look at the size of some of a source's pictures, of which there are `count` at least."""
     found.complete, found.pictures = False, count
     pictures = (name for name in _names(found.source) if posixpath.splitext(name)[1].lower() in SUFFIXES)
     tree = Prefix(found.source) if "://" in found.source else None
@@ -151,7 +165,6 @@ def _headers_only(found: Survey, count: int) -> Survey:
     for name in islice(pictures, HEADERS):
         data = tree.read([name], Params().ingest.max_pixels)[0] if tree else _start(posixpath.join(root, name))
         _count_size(found, data if isinstance(data, bytes) else b"")
-    return found
 
 
 def _start(path: str) -> bytes:

@@ -55,6 +55,8 @@ def predict(
     def ask(path: Path, stem: str) -> str:
         try:
             picture = decode(path.read_bytes()).image
+        except IsADirectoryError:
+            return f"BAD {path}: it is a folder; name pictures, such as {path}/*.jpg"
         except (BadPicture, OSError) as error:
             return f"BAD {path}: {error.strerror if isinstance(error, OSError) else error}"
         place = out / stem if out else None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.mlflow_server import connect, tracking_uri, without_password
+from dreamteacher.stage import RECORD, digest_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 LEAVING = "leaving"  # the champion that a rollback takes down, until it is previous
-LINEAGE = ("data", "teacher", "features", "evaluation")  # stage outputs; of the data set its manifest alone
+LINEAGE = ("data", "teacher", "features", "evaluation")  # stage outputs; of the data set only MANIFEST and stage.json, which has its sha256
+MANIFEST = "manifest.csv"
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: s
         if chosen.tags.get("lineage") == place:
             return
         run = _run_of(chosen)
-        client.log_artifact(run, str(folders["data"] / "manifest.csv"), f"{place}/data")
+        for file in (MANIFEST, RECORD):
+            client.log_artifact(run, str(folders["data"] / file), f"{place}/data")
         for part in LINEAGE[1:]:
             client.log_artifacts(run, str(folders[part]), f"{place}/{part}")
         client.set_model_version_tag(name, version, "lineage", place)  # last: it is whole
@@ -162,7 +165,7 @@ def fetch_champion(name: str, out: Path) -> str | None:
     Returns the champion's version; None, and nothing of it is written, when there is none yet.
 
     Raises:
-        UserError: the champion has no lineage, or MLflow does not answer.
+        UserError: the champion has no lineage, what is stored is damaged, or MLflow does not answer.
     """
     out.mkdir(parents=True, exist_ok=True)
     with _registry() as client:
@@ -190,6 +193,13 @@ def fetch_champion(name: str, out: Path) -> str | None:
 def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path) -> None:
     with TemporaryDirectory(dir=out.parent) as scratch:
         Path(client.download_artifacts(_run_of(version), f"{version.tags['lineage']}/{part}", scratch)).rename(out)
+    try:
+        digest_of(out / MANIFEST if part == "data" else out)
+    except UserError as error:
+        what, version_of = str(error).partition(";")[0], f"version {version.version} of {version.name}"
+        raise UserError(
+            f"what MLflow stores with {version_of} is damaged: {what}; mend its artifacts, or promote another version"
+        ) from error
 
 
 def _run_of(version: ModelVersion) -> str:
@@ -199,9 +209,9 @@ def _run_of(version: ModelVersion) -> str:
 
 def about(champion: Path) -> dict[str, Any]:
     """What the folder that `fetch_champion` made says of the champion: name, version, init, and that init's figures over seeds."""
-    told: dict[str, Any] = json.loads((champion / "champion.json").read_text())
+    facts: dict[str, Any] = json.loads((champion / "champion.json").read_text())
     figures = json.loads((champion / "evaluation" / "metrics.json").read_text())
-    return told | figures.get(told["init"], {})
+    return facts | figures.get(facts["init"], {})
 
 
 def part(champion: str, name: str) -> Path | None:

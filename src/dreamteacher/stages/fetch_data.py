@@ -31,7 +31,10 @@ def settings_of(folder: Path, overrides: list[str], where: str) -> Params:
     params = load_params(inside(folder, "params.yaml", f"params.yaml of {where}"), overrides)
     source, incoming = params.ingest.source, params.retrain.incoming
     if "://" in source or Path(source).is_absolute():
-        raise UserError(f"ingest.source = {source} is in no data version; `dvc import-url` it into the project and name that place")
+        raise UserError(
+            f"ingest.source = {source} is in no data version: a pipeline takes pictures that lie in the project; "
+            f"`dvc import-url {source} pictures` copies them there, then set ingest.source to pictures"
+        )
     if _leaves(source):
         raise UserError(f"ingest.source = {source} leads out of the project; name a place inside it")
     if incoming and "://" not in incoming and _leaves(incoming):

@@ -12,7 +12,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.serving.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression
 from dreamteacher.serving.onnx_files import MODEL_FILE, read_metadata
-from dreamteacher.serving.promotion import about
+from dreamteacher.serving.promotion import MANIFEST, about
 from dreamteacher.stage import open_stage, read_stage
 
 VERDICT_FILE = "verdict.json"
@@ -34,7 +34,9 @@ def run(
     """
     settings = params.retrain
     recorded = params.section("retrain") | {"tolerance": params.export.tolerance, "size": params.export.size}
-    inputs = {"data": data, "onnx": onnx, "evaluation": evaluation} | ({"champion": champion / "evaluation"} if champion else {})
+    inputs = {"data": data, "onnx": onnx, "evaluation": evaluation}
+    if champion:
+        inputs |= {"champion": champion / "evaluation", "champion_data": champion / "data" / MANIFEST}
     with open_stage("gate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics

@@ -1,0 +1,79 @@
+"""Calls of the Kubernetes API: a client, patience while the API is away, refusals in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dreamteacher.errors import UserError
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+log = logging.getLogger(__name__)
+OUTAGE = 600.0  # seconds for which the API may be away
+
+
+def api_client() -> ApiClient:
+    """The cluster that this pod is in, or that kubectl would ask.
+
+    Raises:
+        UserError: there is neither.
+    """
+    from kubernetes import config
+    from kubernetes.client import ApiClient
+
+    try:
+        config.load_config()
+    except config.ConfigException as error:
+        raise UserError(f"no Kubernetes cluster to run a TrainJob in ({error}); run in a pod, or set KUBECONFIG") from error
+    return ApiClient()
+
+
+def patiently(call: Callable[[], Any], poll: float) -> Any:
+    """The answer (None for 404), waited for while the API is away, as it is when its node is replaced: the job goes on meanwhile."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    end = time.monotonic() + OUTAGE
+    while True:
+        try:
+            return or_none(call)
+        except (ApiException, HTTPError) as error:
+            if (isinstance(error, ApiException) and error.status < 500 and error.status != 429) or time.monotonic() > end:
+                return refusals("watch the TrainJob", call)
+            log.warning("the Kubernetes API does not answer; asked again in %g s", poll)
+            time.sleep(poll)
+
+
+def or_none(call: Callable[[], Any]) -> Any:
+    """The answer; None for 404."""
+    from kubernetes.client import ApiException
+
+    try:
+        return call()
+    except ApiException as error:
+        if error.status == 404:
+            return None
+        raise
+
+
+def refusals(action: str, call: Callable[[], Any]) -> Any:
+    """What the API answers, its refusals as one line."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return call()
+    except ApiException as error:
+        try:
+            why = json.loads(error.body)["message"]
+        except (TypeError, ValueError, KeyError):
+            why = error.reason
+        advice = {403: "; the step's service account needs the role of k8s/base", 404: "; is Kubeflow Trainer v2 installed?"}
+        raise UserError(f"cannot {action}: {error.status} {' '.join(str(why).split())[:300]}{advice.get(error.status, '')}") from error
+    except HTTPError as error:
+        raise UserError(f"cannot {action}: the Kubernetes API cannot be reached ({type(error).__name__})") from error
