@@ -12,6 +12,11 @@ import pytest
 from helpers import free_port, wait_for
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole pipelines first: a file of them takes minutes, in which the other process (`make test` starts two) does the rest."""
+    items.sort(key=lambda item: item.path.parent.name != "pipelines")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_trace_in_the_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tracking off, checkpoints and caches elsewhere, and nothing of the caller's own MLflow, DVC or torchrun; subprocesses inherit it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -15,6 +16,8 @@ from arrivals import Round, arrive
 from local_runs import LocalRun, run_local
 from mlflow.tracking import MlflowClient
 
+from components.gate import gate
+from components.promote import promote
 from dreamteacher.params_file import load_params
 from dreamteacher.stage import digest_of, read_stage
 
@@ -88,12 +91,15 @@ def test_broken_pictures_fail_the_run_before_anything_is_trained(retrain: Retrai
     assert aliases(registry) == {"champion": 1}
 
 
-@pytest.mark.timeout(900)  # about 14 processes, each of which imports torch and mlflow
-def test_what_arrives_is_trained_on_from_the_champion_and_promoted(
-    champion: Round, retrain: Retrain, registry: MlflowClient, incoming: Path
-) -> None:
+@pytest.fixture(scope="module")
+def promoted(retrain: Retrain, incoming: Path) -> LocalRun:
     arrive(incoming, range(100, 106), brightness=60)
-    run = retrain()
+    return retrain()
+
+
+@pytest.mark.timeout(900)  # about 14 processes, each of which imports torch and mlflow
+def test_what_arrives_is_trained_on_from_the_champion_and_promoted(champion: Round, promoted: LocalRun, registry: MlflowClient) -> None:
+    run = promoted
     assert run.code == 0, run.said[-3000:]
     assert "promoted = true, version 2: miou" in run.said
     assert aliases(registry) == {"champion": 2, "previous": 1}
@@ -111,12 +117,24 @@ def test_what_arrives_is_trained_on_from_the_champion_and_promoted(
     assert not list(run.steps.rglob("nothing-new*"))
 
 
-@pytest.mark.timeout(900)
-def test_what_a_gate_refuses_ends_well_and_changes_no_champion(retrain: Retrain, registry: MlflowClient, incoming: Path) -> None:
-    arrive(incoming, range(200, 206))
-    run = retrain("retrain.metric_floor=1")
-    assert run.code == 0, run.said[-3000:]
-    assert "promoted = false, version 3: floor" in run.said
-    assert aliases(registry) == {"champion": 2, "previous": 1, "challenger": 3}
-    assert registry.get_model_version("dreamteacher", "3").tags["refused"].startswith("floor")
-    assert "FAILED: floor" in next(run.steps.rglob("gate/page")).read_text()
+def test_what_a_gate_refuses_ends_well_and_changes_no_champion(
+    promoted: LocalRun, small_project: Path, registry: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last steps once more, on the same model, with a limit that none passes."""
+    params = load_params(small_project / "params.yaml", [*LIMITS, "retrain.metric_floor=1"])
+
+    def artifact(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(path=str(path), metadata={}, log_metric=lambda *_: None)
+
+    made = {name: artifact(promoted.out(step)) for name, step in (("data", "ingest"), ("onnx", "export-onnx"), ("evaluation", "evaluate"))}
+    verdict, page = artifact(tmp_path / "verdict"), artifact(tmp_path / "page")
+    champion = artifact(next(promoted.steps.rglob("fetch-champion/champion")))
+    shown = {"metrics": artifact(tmp_path / "metrics"), "page": page}
+    settings = params.section("export", "retrain")
+    assert gate.python_func(**made, champion=champion, settings=settings, out=verdict, **shown) is False
+    assert "FAILED: floor" in (tmp_path / "page").read_text()
+    outcome = promote.python_func(verdict=verdict, onnx=made["onnx"], settings=params.section("publish"), **shown)
+    assert (outcome[0], outcome[1]) == (False, "2")
+    assert outcome[2].startswith("floor")
+    assert "promoted = false, version 2: floor" in capsys.readouterr().out
+    assert aliases(registry) == {"champion": 2, "previous": 1}
