@@ -13,12 +13,14 @@ from typing import Any
 
 from kfp import local
 from kfp.dsl import PipelineTask
-from kfp.local.orchestrator import task_spec_utils
+from kfp.local.orchestrator import enhanced_dag_orchestrator, task_spec_utils
 
 from dreamteacher.errors import UserError
 from dreamteacher.stages.find_commit import resolve
 
-_MADE_BY_KFP = task_spec_utils.create_parameter_loop_iteration_task_spec  # as it was, for one process may run several pipelines
+# As they were, for one process may run several pipelines.
+_PASS_OF_KFP = task_spec_utils.create_parameter_loop_iteration_task_spec
+_LOOP_OF_KFP = enhanced_dag_orchestrator._run_parallel_for_task
 
 
 def check(name: str, project: Path, settings: list[str]) -> None:
@@ -81,16 +83,25 @@ def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
 
 
 def _mend_loops() -> None:
-    """kfp 2.17.0 hands the loop's item to every parameter of a ParallelFor that is another task's output; give those back."""
+    """Two faults of kfp 2.17.0 in a ParallelFor: its item stands for every parameter of the loop that is another task's output, and items
+    that are one of several outputs of a task are not found."""
 
-    def mended(task: Any, item: Any, name: str) -> Any:
-        made = _MADE_BY_KFP(task, item, name)
+    def mended_pass(task: Any, item: Any, name: str) -> Any:
+        made = _PASS_OF_KFP(task, item, name)
         for key, value in task.inputs.parameters.items():
             if value.HasField("task_output_parameter"):
                 made.inputs.parameters[key].CopyFrom(value)
         return made
 
-    task_spec_utils.create_parameter_loop_iteration_task_spec = mended
+    def mended_loop(*, task_spec: Any, io_store: Any, **given: Any) -> bool:
+        name = task_spec.parameter_iterator.items.input_parameter
+        if (items := task_spec.inputs.parameters[name]).HasField("task_output_parameter"):
+            source = items.task_output_parameter
+            io_store.put_parent_input(name, io_store.get_task_output(source.producer_task, source.output_parameter_key))
+        return bool(_LOOP_OF_KFP(task_spec=task_spec, io_store=io_store, **given))
+
+    task_spec_utils.create_parameter_loop_iteration_task_spec = mended_pass
+    enhanced_dag_orchestrator._run_parallel_for_task = mended_loop
 
 
 def _plain(text: str) -> str:
