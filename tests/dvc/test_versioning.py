@@ -161,7 +161,7 @@ def test_data_in_dvc_are_pulled_through_the_shared_cache(origin: Project, tmp_pa
     [
         ("nowhere", "seed=1", "has no revision 'nowhere'; name a commit, tag or branch"),
         ("v1", "ingest.source=samples/none", "has no samples/none, neither in git nor in DVC"),
-        ("v1", "ingest.source=s3://raw/pictures", "`dvc import-url` it"),
+        ("v1", "ingest.source=s3://raw/pictures", "`dvc import-url s3://raw/pictures pictures` copies them there"),
         ("v1", "finetun.lr=1", "did you mean 'finetune.lr'"),
     ],
 )
