@@ -174,7 +174,12 @@ def test_steps_fill_the_hours_that_the_user_has(tmp_path: Path) -> None:
 def test_more_than_the_hours_is_admitted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     segmentation(tmp_path / "pictures")
     assert init("--source", "pictures", "--hours", "0.01") == 0
-    assert "in 1 min nothing would be learnt: these are the fewest steps that make sense" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "in 1 min nothing would be learnt: these are the fewest steps that make sense" in said
+    assert "one seed only, so figures will have no spread" in said
+    unlabelled(tmp_path / "others")
+    assert cli.main(["init", "other", "--source", "others", "--hours", "0.01"]) == 0
+    assert "one seed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("in_git", [False, True])

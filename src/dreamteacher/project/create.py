@@ -65,7 +65,9 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
     if machine.device == "cpu" and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
         print(f"  other programs keep the CPU busy (load {os.getloadavg()[0]:.1f}), which slowed the timing; alone it is faster")
     if proposal.hours > 1.3 * proposal.budget:
-        print(f"  in {_duration(proposal.budget)} nothing would be learnt: these are the fewest steps that make sense, and one seed")
+        print(f"  in {_duration(proposal.budget)} nothing would be learnt: these are the fewest steps that make sense")
+    if _may_have_labels(found) and len(proposal.values["compare"]["seeds"]) == 1:
+        print("  there is time for one seed only, so figures will have no spread; more --hours allow three")
     heading = [
         f"Proposed by `dreamteacher init` for {found.pictures:,} pictures and {machine.name}; all of it takes about "
         f"{_duration(proposal.hours)} there.",
