@@ -148,7 +148,7 @@ class Clone:
             self._pull({out for name in names if (out := _containing(posixpath.normpath(name), outs))}, outs)
 
     def _outs(self) -> dict[str, str]:
-        """{path in the project: the file of this machine that DVC would copy there, mostly ""} of all that DVC keeps."""
+        """{path in the project: the file or web address that DVC would copy there, mostly ""} of all that DVC keeps."""
         if not (self.folder / ".dvc").is_dir():
             return {}
         from dvc.exceptions import DvcException
@@ -159,7 +159,7 @@ class Clone:
                 kept = [out for out in repo.index.outs if out.use_cache and out.protocol == "local"]
                 places = [(os.path.relpath(out.fs_path, repo.root_dir), out) for out in kept]
                 # `dvc import-url --no-download` leaves an output without a hash, which DVC copies from wherever its dependency lies.
-                copied = {out: dep.fs_path for out in kept if out.stage.is_partial_import for dep in out.stage.deps if _is_local(dep)}
+                copied = {out: _origin(out.stage.deps[0]) for out in kept if out.stage.is_partial_import}
                 return {Path(place).as_posix(): copied.get(out, "") for place, out in places if not place.startswith("..")}
         except DvcException as error:
             raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; mend it, commit and push") from error
@@ -168,6 +168,8 @@ class Clone:
         wanted = sorted(paths)
         for path in wanted:
             if copied := outs[_containing(path, outs) or path]:
+                if "://" in copied:
+                    raise UserError(f"{path}.dvc imports {copied}, which no step fetches; `dvc update {path}.dvc` and `dvc push` it")
                 inside(self.folder, copied, f"what {path}.dvc imports")
         for start in range(0, len(wanted), _PULLED_AT_ONCE):
             self.dvc("pull", "--", *wanted[start : start + _PULLED_AT_ONCE])
@@ -287,9 +289,14 @@ def _containing(path: str, outs: Iterable[str]) -> str | None:
     return above
 
 
-def _is_local(dependency: Any) -> bool:
-    """Whether DVC's `dependency` is a file or folder of this machine, and not of another repository."""
-    return dependency.protocol == "local" and not dependency.stage.is_repo_import
+def _origin(dependency: Any) -> str:
+    """The path or web address of DVC's `dependency`, either of which may be the pod's own: its secrets, its cloud's metadata service.
+
+    "" for one in another repository or an object store.
+    """
+    if dependency.stage.is_repo_import or dependency.protocol not in ("local", "http", "https"):
+        return ""
+    return str(dependency.fs_path if dependency.protocol == "local" else dependency.def_path)
 
 
 def _command(words: str | list[str]) -> str:

@@ -244,13 +244,13 @@ def test_nothing_existing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureF
     classification(tmp_path / "pictures")
     Path("mine").mkdir()
     Path("mine/README.md").write_text("mine")
-    Path("mine/.gitignore").write_text("secret\nartifacts/")
+    Path("mine/.gitignore").write_bytes(b"secret\xe9\nartifacts/")  # not UTF-8
     assert init("--source", "pictures") == 0
     assert "kept mine/README.md" in capsys.readouterr().out
     assert Path("mine/README.md").read_text() == "mine"
-    lines = Path("mine/.gitignore").read_text().splitlines()
-    assert lines[:2] == ["secret", "artifacts/"]
-    assert lines.count("artifacts/") == 1 and "mlflow.db*" in lines
+    lines = Path("mine/.gitignore").read_bytes().splitlines()
+    assert lines[:2] == [b"secret\xe9", b"artifacts/"]
+    assert lines.count(b"artifacts/") == 1 and b"mlflow.db*" in lines and b"" not in lines
     before = {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
     assert "mine is a project already: it has dvc.yaml" in refused(capsys, "--source", "pictures")
     assert before == {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}

@@ -160,10 +160,11 @@ def _run(folder: Path, *command: str) -> None:
 
 
 def _add_lines(path: Path, lines: list[str]) -> None:
-    text = path.read_text() if path.exists() else ""
-    missing = [line for line in lines if line not in text.splitlines()]
+    there = path.read_bytes() if path.exists() else b"\n"  # in whatever encoding
+    missing = [line.encode() for line in lines if line.encode() not in there.splitlines()]
     if missing:
-        path.write_text(text + ("\n" if text and not text.endswith("\n") else "") + "\n".join([*missing, ""]))
+        with path.open("ab") as file:
+            file.write(b"\n".join([*([] if there.endswith(b"\n") else [b""]), *missing, b""]))
 
 
 def _checked(values: dict[str, object]) -> Params:
