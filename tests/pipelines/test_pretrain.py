@@ -53,7 +53,7 @@ def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) 
     pages = {path.parent.name: path.read_text() for path in pretrained.steps.rglob("page")}
     assert len(pages) == 14
     assert "<th>files</th>" in pages["fetch-data"]
-    assert "nothing, as no git_url was given" in pages["record"]
+    assert "nothing, as there is no git_url" in pages["record"]
     assert "SUCCEEDED" in pages["finish"]
     assert "data:image/png;base64," in pages["train-teacher"]
     assert "miou" in pages["evaluate"]
