@@ -76,6 +76,15 @@ def test_unsent_records_are_pointed_out():
     assert [words for _, _, words in doctor._mlflow()][1].startswith("1 stages have records to send")
 
 
+def test_git_wants_a_repository_and_then_a_commit():
+    assert found(doctor._git_and_dvc)["git"] == ("warn", "no commit here: results cannot say what settings made them; git init")
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    assert found(doctor._git_and_dvc)["git"][1].endswith("; git add . && git commit")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *who, "commit", "--quiet", "--allow-empty", "--message", "first"], check=True)
+    assert found(doctor._git_and_dvc)["git"][0] == "ok"
+
+
 def test_dvc_remote_is_named():
     subprocess.run(["dvc", "init", "-q", "--no-scm"], check=True)
     assert found(doctor._git_and_dvc)["dvc"][0] == "warn"

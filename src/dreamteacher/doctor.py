@@ -111,11 +111,8 @@ def _settings() -> Iterator[Finding]:
 
 def _git_and_dvc() -> Iterator[Finding]:
     commit = _output("git", "rev-parse", "--short", "HEAD")
-    yield (
-        ("ok", "git", commit)
-        if commit
-        else ("warn", "git", "no revision here: results cannot say what code and settings made them; git init")
-    )
+    remedy = "git add . && git commit" if _output("git", "rev-parse", "--git-dir") else "git init"
+    yield ("ok", "git", commit) if commit else ("warn", "git", f"no commit here: results cannot say what settings made them; {remedy}")
     if not Path(".dvc").is_dir():
         yield "warn", "dvc", "no .dvc here: `dvc repro` needs `dvc init`; single stages run without"
     elif remotes := _output("dvc", "remote", "list"):

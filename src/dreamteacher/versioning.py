@@ -79,7 +79,7 @@ class Kept(NamedTuple):
     """An output that DVC keeps."""
 
     definition: str  # the .dvc file or dvc.yaml that names it
-    copied: str = ""  # the file of this machine that DVC would copy there
+    copied: str  # the file or web address that DVC would copy there, mostly ""
 
 
 class Clone:
@@ -190,9 +190,8 @@ class Clone:
                 found = {}
                 for out in (out for out in repo.index.outs if out.use_cache and out.protocol == "local"):
                     place, definition = (Path(os.path.relpath(path, repo.root_dir)).as_posix() for path in (out.fs_path, out.stage.path))
-                    copied = [dep.fs_path for dep in out.stage.deps if out.stage.is_partial_import and _is_local(dep)]
                     if not place.startswith(".."):
-                        found[place] = Kept(definition, *copied)
+                        found[place] = Kept(definition, _origin(out.stage.deps[0]) if out.stage.is_partial_import else "")
                 return found
         except DvcException as error:
             raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; mend it, commit and push") from error
@@ -201,6 +200,8 @@ class Clone:
         wanted = sorted(paths)
         for path in wanted:
             if copied := outs[_containing(path, outs) or path].copied:
+                if "://" in copied:
+                    raise UserError(f"{path}.dvc imports {copied}, which no step fetches; `dvc update {path}.dvc` and `dvc push` it")
                 inside(self.folder, copied, f"what {path}.dvc imports")
         for start in range(0, len(wanted), _PULLED_AT_ONCE):
             self.dvc("pull", "--", *wanted[start : start + _PULLED_AT_ONCE])
@@ -320,9 +321,14 @@ def _containing(path: str, outs: Iterable[str]) -> str | None:
     return above
 
 
-def _is_local(dependency: Any) -> bool:
-    """Whether DVC's `dependency` is a file or folder of this machine, and not of another repository."""
-    return dependency.protocol == "local" and not dependency.stage.is_repo_import
+def _origin(dependency: Any) -> str:
+    """The path or web address of DVC's `dependency`, either of which may be the pod's own: its secrets, its cloud's metadata service.
+
+    "" for one in another repository or an object store.
+    """
+    if dependency.stage.is_repo_import or dependency.protocol not in ("local", "http", "https"):
+        return ""
+    return str(dependency.fs_path if dependency.protocol == "local" else dependency.def_path)
 
 
 def _command(words: str | list[str]) -> str:

@@ -124,7 +124,7 @@ def test_data_in_dvc_are_pulled_through_the_shared_cache(origin: Project, tmp_pa
     [
         ("nowhere", "seed=1", "has no revision 'nowhere'; name a commit, tag or branch"),
         ("v1", "ingest.source=samples/none", "has no samples/none, neither in git nor in DVC"),
-        ("v1", "ingest.source=s3://raw/pictures", "`dvc import-url s3://raw/pictures pictures` copies them"),
+        ("v1", "ingest.source=s3://raw/pictures", "`dvc import-url s3://raw/pictures pictures` copies them there"),
         ("v1", "finetun.lr=1", "did you mean 'finetune.lr'"),
     ],
 )
@@ -258,15 +258,20 @@ def test_an_import_from_outside_of_a_clone_is_refused(secret: Path, tmp_path: Pa
         "git add -A",
         "git -c user.name=a -c user.email=a@b.c commit -qm x",
     )
-    (project / "copies").mkdir()
+    for name in ("copies", "web"):
+        (project / name).mkdir()
+    imported = "frozen: true\ndeps:\n- path: http://127.0.0.1:9/latest/token\nouts:\n- path: token\n"
+    (project / "web/token.dvc").write_text(imported)
     for command in commands:
         subprocess.run(command.split(), cwd=project, check=True)
     clone = Clone(str(project), "HEAD", tmp_path / "clone")
-    for wanted in ("data", "data/b.png", "."):
+    for wanted in ("data", "data/b.png", "./data"):
         with pytest.raises(UserError, match=r"^what data/b.png.dvc imports leads to \S+/secret/token.png, out of the project"):
             clone.get(wanted)
     with pytest.raises(UserError, match=r"^what data/b.png.dvc imports leads"):
         clone.get_files(["data/b.png"])
+    with pytest.raises(UserError, match=r"^web/token.dvc imports http://127.0.0.1:9/latest/token, which no step fetches; `dvc update"):
+        clone.get("web")
     assert not (tmp_path / "clone/data/b.png").exists()
     assert (clone.get("copies") / "c.txt").read_text() == "inside", "what the clone itself has may be copied in it"
 

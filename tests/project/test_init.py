@@ -174,7 +174,12 @@ def test_steps_fill_the_hours_that_the_user_has(tmp_path: Path) -> None:
 def test_more_than_the_hours_is_admitted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     segmentation(tmp_path / "pictures")
     assert init("--source", "pictures", "--hours", "0.01") == 0
-    assert "in 1 min nothing would be learnt: these are the fewest steps that make sense" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "in 1 min nothing would be learnt: these are the fewest steps that make sense" in said
+    assert "one seed only, so figures will have no spread" in said
+    unlabelled(tmp_path / "others")
+    assert cli.main(["init", "other", "--source", "others", "--hours", "0.01"]) == 0
+    assert "one seed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("in_git", [False, True])
@@ -239,13 +244,13 @@ def test_nothing_existing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureF
     classification(tmp_path / "pictures")
     Path("mine").mkdir()
     Path("mine/README.md").write_text("mine")
-    Path("mine/.gitignore").write_text("secret\nartifacts/")
+    Path("mine/.gitignore").write_bytes(b"secret\xe9\nartifacts/")  # not UTF-8
     assert init("--source", "pictures") == 0
     assert "kept mine/README.md" in capsys.readouterr().out
     assert Path("mine/README.md").read_text() == "mine"
-    lines = Path("mine/.gitignore").read_text().splitlines()
-    assert lines[:2] == ["secret", "artifacts/"]
-    assert lines.count("artifacts/") == 1 and "mlflow.db*" in lines
+    lines = Path("mine/.gitignore").read_bytes().splitlines()
+    assert lines[:2] == [b"secret\xe9", b"artifacts/"]
+    assert lines.count(b"artifacts/") == 1 and b"mlflow.db*" in lines and b"" not in lines
     before = {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
     assert "mine is a project already: it has dvc.yaml" in refused(capsys, "--source", "pictures")
     assert before == {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}

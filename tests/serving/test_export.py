@@ -192,6 +192,7 @@ def test_revision_names_the_commit_and_whether_tracked_files_differ_from_it(in_t
     for name in ("code.py", "dvc.lock"):
         (in_tmp / name).write_text("1")
     git("add", ".")
+    assert export_onnx.git_revision() == "", "there is no commit yet"
     git("commit", "-q", "-m", "one")
     (in_tmp / "dvc.lock").write_text("2")  # what `dvc repro` has just written says nothing about the code
     assert export_onnx.git_revision() == git("rev-parse", "HEAD")

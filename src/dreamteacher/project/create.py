@@ -65,7 +65,9 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
     if machine.device == "cpu" and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
         print(f"  other programs keep the CPU busy (load {os.getloadavg()[0]:.1f}), which slowed the timing; alone it is faster")
     if proposal.hours > 1.3 * proposal.budget:
-        print(f"  in {_duration(proposal.budget)} nothing would be learnt: these are the fewest steps that make sense, and one seed")
+        print(f"  in {_duration(proposal.budget)} nothing would be learnt: these are the fewest steps that make sense")
+    if found.may_have_labels and len(proposal.values["compare"]["seeds"]) == 1:
+        print("  there is time for one seed only, so figures will have no spread; more --hours allow three")
     heading = [
         f"Proposed by `dreamteacher init` for {found.pictures:,} pictures and {machine.name}; all of it takes about "
         f"{_duration(proposal.hours)} there.",
@@ -158,10 +160,11 @@ def _run(folder: Path, *command: str) -> None:
 
 
 def _add_lines(path: Path, lines: list[str]) -> None:
-    text = path.read_text() if path.exists() else ""
-    missing = [line for line in lines if line not in text.splitlines()]
+    there = path.read_bytes() if path.exists() else b"\n"  # in whatever encoding
+    missing = [line.encode() for line in lines if line.encode() not in there.splitlines()]
     if missing:
-        path.write_text(text + ("\n" if text and not text.endswith("\n") else "") + "\n".join([*missing, ""]))
+        with path.open("ab") as file:
+            file.write(b"\n".join([*([] if there.endswith(b"\n") else [b""]), *missing, b""]))
 
 
 def _checked(values: dict[str, object]) -> Params:
@@ -181,10 +184,6 @@ def _duration(hours: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{hours:.1f} h"
 
 
-def _may_have_labels(found: Survey) -> bool:
-    return bool(found.labelled) or found.labels is None
-
-
 def _is_inside(source: str) -> bool:
     return "://" not in source and not Path(source).is_absolute()
 
@@ -200,7 +199,7 @@ def _is_to_be_added(folder: Path, source: str) -> bool:
 def _next(found: Survey, add: str | None = None) -> list[str]:
     """The commands after init; `add` are pictures that DVC is to have before git."""
     commit = [*([f"dvc add {shlex.quote(add)}"] if add else []), 'git add . && git commit -m "first run"']
-    if _may_have_labels(found):
+    if found.may_have_labels:
         return [
             "dvc repro                     # trains, compares, exports; stop it at any time, it resumes",
             *commit,
@@ -217,7 +216,6 @@ def _next(found: Survey, add: str | None = None) -> list[str]:
 
 def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: bool, commands: list[str]) -> str:
     """README.md of the project; `alone`: it is a git repository of its own. `commands`: those after init."""
-    labelled = _may_have_labels(found)
     parts = [
         f"# {folder.absolute().name}",
         "A [DreamTeacher](https://arxiv.org/abs/2307.07487) project, made by `dreamteacher init`. What it found:",
@@ -225,7 +223,7 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: b
         f"The next commands; on {machine} the first takes about {_duration(hours)}:",
         "\n".join(f"    {line}" for line in commands),
     ]
-    if labelled:
+    if found.may_have_labels:
         parts.append(
             "Results: `artifacts/evaluation/results.png` compares the initialisations (figures: `metrics/evaluate.json`), "
             "`artifacts/evaluation/overlays` has pictures with their predictions, `dvc plots show` draws curves, `dvc metrics diff` "
@@ -246,7 +244,7 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: b
         "`params.yaml` holds the settings, `dreamteacher params` prints all of them as resolved, `dreamteacher STAGE --help` explains a "
         "stage, `dreamteacher doctor` says what this machine lacks, `mlflow ui --backend-store-uri sqlite:///mlflow.db` shows every run."
     )
-    if labelled:
+    if found.may_have_labels:
         where = "" if alone else ", and this folder must be a git repository of its own"
         parts.append(
             "On Kubeflow: `dreamteacher pipelines --help`. The pictures must then lie in this folder, in git or DVC"

@@ -71,11 +71,10 @@ def propose(found: Survey, machine: Machine, speed: Speed, values: dict[str, Any
     """`values` of `sizes` with as many steps as fit into `hours` (default: HOURS), and no fewer than make sense."""
     hours = hours or HOURS[machine.device]
     budget = 3600 * hours
-    labelled = found.task is not None or found.labels is None
-    choices = [[0, 1, 2], [0]] if labelled else [[0]]
+    choices = [[0, 1, 2], [0]] if found.may_have_labels else [[0]]
     for seeds in choices:
         values = values | {"compare": values["compare"] | {"seeds": seeds}}
-        steps, seconds = _steps(found, Params.model_validate(values), speed, budget, labelled)
+        steps, seconds = _steps(found, Params.model_validate(values), speed, budget)
         if seconds <= 1.3 * budget:
             break
     for group, count in steps.items():
@@ -83,11 +82,11 @@ def propose(found: Survey, machine: Machine, speed: Speed, values: dict[str, Any
     return Proposal(values, seconds / 3600, hours)
 
 
-def _steps(found: Survey, params: Params, speed: Speed, budget: float, labelled: bool) -> tuple[dict[str, int], float]:
+def _steps(found: Survey, params: Params, speed: Speed, budget: float) -> tuple[dict[str, int], float]:
     """({group: steps}, seconds of all stages together)."""
     seeds, inits = len(params.compare.seeds), len(params.compare.inits)
     often = {"teacher": 1, "distill": 1, "interpreter": seeds, "labels": seeds * len(params.compare.modes), "finetune": seeds * inits}
-    if not labelled:
+    if not found.may_have_labels:
         often |= {"interpreter": 0, "labels": 0, "finetune": 0}
 
     def area(group: str) -> float:
@@ -106,7 +105,7 @@ def _steps(found: Survey, params: Params, speed: Speed, budget: float, labelled:
     seen = {"teacher": pictures, "distill": pictures, "labels": pictures} | dict.fromkeys(
         ("interpreter", "finetune"), max(1, found.labelled or pictures)
     )
-    val = (found.val or found.pictures * params.ingest.val_fraction) if labelled else 0
+    val = (found.val or found.pictures * params.ingest.val_fraction) if found.may_have_labels else 0
     whole = (min(found.short_side, params.ingest.short_side or found.short_side) / params.distill.resolution) ** 2
     fixed = START * (3 + sum(often.values())) + val * whole * cost["finetune"] * (seeds * (inits + 2)) / 2
     share = max(budget - fixed, budget / 4) / sum(SHARES[group] for group, times in often.items() if times)

@@ -61,6 +61,11 @@ class Survey:
         return self.pictures - self.val
 
     @property
+    def may_have_labels(self) -> bool:
+        """Whether labels were found, or it is not known yet."""
+        return self.labels is None or self.task is not None
+
+    @property
     def short_side(self) -> int:
         """The median short side, pixels."""
         return median_low(self.short_sides.elements())

@@ -104,6 +104,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
 
 
 def git_revision() -> str:
-    """The commit of the current directory, with `-dirty` when other tracked files differ than those `dvc repro` writes; "" without git."""
+    """The commit of the current directory, with `-dirty` when other tracked files differ than those `dvc repro` writes; "" without one."""
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!plots")
-    return git("rev-parse", "HEAD") + ("-dirty" if changes else "")
+    commit = git("rev-parse", "HEAD")
+    return commit + ("-dirty" if commit and changes else "")
