@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -17,9 +16,12 @@ from dreamteacher.data.deep import Deep, stretch
 from dreamteacher.data.formats import SUFFIXES, UNREAD, BadPicture, name_what_it_is
 from dreamteacher.data.load import Source, load, without_other_band
 from dreamteacher.data.metadata import without_metadata
+from dreamteacher.errors import is_memory_error
 
 __all__ = ["SUFFIXES", "UNREAD", "WARNINGS", "BadPicture", "Picture", "decode", "decode_mask", "is_lossy", "turn_upright"]
 
+SMALL_BLOCK = 64 << 20  # bytes
+MOST_PROBED = 1 << 28  # pixels
 ORIENTATION = 0x0112  # EXIF's number of it
 TURNS = {  # EXIF's orientation -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,9 +78,10 @@ def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> 
 
     Raises:
         BadPicture: empty, unknown or damaged data, more than `max_pixels` by its header (nothing is decoded then), a side shorter
-            than `min_side`. Never anything else, whatever the bytes.
+            than `min_side`.
+        MemoryError: an allocation failed. Never anything else, whatever the bytes.
     """
-    return _whatever_the_metadata(partial(_decode, max_pixels=max_pixels, min_side=min_side), data, "picture")
+    return _whatever_the_metadata(partial(_decode, max_pixels=max_pixels, min_side=min_side), data, "picture", max_pixels)
 
 
 def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tuple[int, int, int]] | None = None) -> np.ndarray:
@@ -90,7 +93,7 @@ def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tup
     Raises:
         BadPicture: as `decode`; an id above 255; a colour that is not in `colours`; colours without a list; transparent pixels.
     """
-    return _whatever_the_metadata(partial(_decode_mask, max_pixels=max_pixels, colours=colours), data, "mask")
+    return _whatever_the_metadata(partial(_decode_mask, max_pixels=max_pixels, colours=colours), data, "mask", max_pixels)
 
 
 def is_lossy(data: bytes) -> bool:
@@ -103,7 +106,7 @@ def turn_upright(mask: np.ndarray, orientation: int) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).transpose(TURNS[orientation])) if orientation in TURNS else mask
 
 
-def _whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes, what: str) -> _T:
+def _whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes, what: str, max_pixels: int) -> _T:
     """read(data, None); if the file seems damaged, once more without its metadata, which may be all that is, and with its orientation."""
     if not data:
         raise BadPicture(f"{what} is empty (0 bytes)")
@@ -112,15 +115,31 @@ def _whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes,
     except BadPicture:
         raise
     except Exception as error:  # Pillow's parsers raise almost anything
+        _raise_if_memory_is_short(error, max_pixels)
         first = error
-    with suppress(Exception):
+    try:
         plain = without_metadata(data)
         if plain:
             return read(*plain)
+    except Exception as error:  # what is wrong is said of the whole file
+        _raise_if_memory_is_short(error, max_pixels)
     if isinstance(first, UnidentifiedImageError):
         raise BadPicture(name_what_it_is(data, what)) from first
     words = re.sub(r"0x[0-9a-f]+|\s+", " ", str(first)).strip()[:200]
     raise BadPicture(f"damaged {what}: {words or type(first).__name__}") from first
+
+
+def _raise_if_memory_is_short(error: Exception, max_pixels: int) -> None:
+    """A good picture must not be called damaged because memory for it could not be allocated, nor a damaged one end the stage.
+
+    Some libraries report an allocation that failed as damaged data, and some a damaged size as an allocation that failed. So
+    allocation is tried: as much as the largest picture needs, or, where the error says nothing of memory, a small block.
+    """
+    try:
+        claimed = is_memory_error(error) or "could not create decoder object" in str(error)  # the latter: WebP
+        bytearray(4 * min(max_pixels, MOST_PROBED) if claimed else SMALL_BLOCK)
+    except MemoryError:
+        raise MemoryError(str(error)) from error
 
 
 def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: int) -> Picture:

@@ -85,7 +85,7 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
 
 def _count_frames(image: Any, data: bytes) -> int:
     """Pictures in the file, without the previews and gain maps of an MPO."""
-    with suppress(Exception):  # whatever is broken behind the first
+    with suppress(Exception):  # whatever is broken behind the first, or too large for memory
         if image.format == "GIF":  # counting walks through the file
             image = Image.open(io.BytesIO(data), formats=("GIF",))
         if image.format == "MPO":

@@ -122,6 +122,8 @@ def _look(data: bytes) -> tuple[tuple[int, int], set[float], float] | None:
             if image.width * image.height > 50_000_000:
                 return None
             pixels = np.asarray(image)[:1024, :1024]
+    except MemoryError:
+        raise
     except Exception:  # what cannot be read is quarantined later, with its reason
         return None
     values = pixels @ 256 ** np.arange(pixels.shape[2]) if pixels.ndim == 3 else pixels

@@ -129,7 +129,7 @@ def _read_shard(
                         passed_over.add(f"{shard}/{key}.{other}")
                     continue
                 yield _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # a damaged archive or a lost connection, in the words of any of five libraries
             counts["damaged_shards"] += 1
