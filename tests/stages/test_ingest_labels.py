@@ -278,6 +278,43 @@ def test_masks_may_hold_the_colours_of_classes_txt(lines, tmp_path):
     assert report(tmp_path / "out")["labels_per_class"] == {"ground": 2 * 15 * 24, "road": 2 * 5 * 24}
 
 
+def test_void_is_no_class_of_masks_and_one_of_folders(tmp_path):
+    for i in range(4):
+        save(picture(i), tmp_path / "masks_" / "images" / f"{i}.png")
+        save(mask_of(1 + i % 2), tmp_path / "masks_" / "masks" / f"{i}.png")
+        save(picture(i), tmp_path / "folders" / ("unknown" if i % 2 else "cat") / f"{i}.png")
+    (tmp_path / "masks_" / "classes.txt").write_text("Void\nroad\nsky\n")
+    run(tmp_path / "masks_", tmp_path / "a")
+    assert facts(tmp_path / "a")["classes"] == ["road", "sky"]
+    assert report(tmp_path / "a")["labels_per_class"] == {"road": 480, "sky": 480}
+    assert set(np.unique(ImageSet(tmp_path / "a", "train").read(0).label)) == {0, 255}
+    run(tmp_path / "folders", tmp_path / "b")
+    assert facts(tmp_path / "b")["classes"] == ["cat", "unknown"]
+
+
+def test_numbers_in_a_table_and_a_list_that_is_numbered_from_1_do_not_go_together(tmp_path):
+    save(picture(0), tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "labels.csv").write_text("path,label\na.png,1\n")
+    (tmp_path / "in" / "classes.txt").write_text("1 cat\n2 dog\n")
+    with pytest.raises(UserError, match=r"is numbered from 1, and the numbers in labels\.csv count from 0; write names in both"):
+        run(tmp_path / "in", tmp_path / "out")
+
+
+def test_masks_of_val_that_vanish_when_they_are_reduced_are_refused(tmp_path):
+    """Scoring at the stored size would divide by no pixel."""
+    thin = np.full((200, 200), 255, np.uint8)
+    thin[0, 0] = 1
+    for i in range(6):
+        split = "val" if i > 3 else "train"
+        save(picture(i, (200, 200)), tmp_path / "in" / "images" / split / f"{i}.png")
+        save(Image.fromarray(thin) if split == "val" else mask_of(1, (200, 200)), tmp_path / "in" / "masks" / split / f"{i}.png")
+    (tmp_path / "in" / "classes.txt").write_text("ground\nthing\n")
+    with pytest.raises(
+        UserError, match=r"none in val \(masks that are 255.* are none: 2, some once they were reduced to ingest.short_side\)"
+    ):
+        run(tmp_path / "in", tmp_path / "out", short_side=20)
+
+
 def test_what_is_measured_by_keeps_its_own_size(tmp_path):
     """Val masks are stored as they are, train masks as large as their pictures."""
     for split in ("train", "val"):

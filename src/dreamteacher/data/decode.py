@@ -14,12 +14,14 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from dreamteacher.data import tiff
 from dreamteacher.data.deep import Deep, stretch
 from dreamteacher.data.formats import SUFFIXES, UNREAD, BadPicture, name_what_it_is
+from dreamteacher.data.items import IGNORE
 from dreamteacher.data.load import Source, load, without_other_band
 from dreamteacher.data.metadata import without_metadata
 from dreamteacher.errors import is_memory_error
 
 __all__ = ["SUFFIXES", "UNREAD", "WARNINGS", "BadPicture", "Picture", "decode", "decode_mask", "is_lossy", "turn_upright"]
 
+VOC_BORDER = 0xE0E0C0  # the colour around objects in Pascal VOC's masks, index 255 of its palette
 SMALL_BLOCK = 64 << 20  # bytes
 MOST_PROBED = 1 << 28  # pixels
 ORIENTATION = 0x0112  # EXIF's number of it
@@ -36,7 +38,8 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
     "alpha_is_not_transparency": "pictures say that their fourth band is transparency, but it does not look like it; they were composed "
     "on white (drop the band if it is another, such as near infrared)",
     "wholly_transparent": "pictures are wholly transparent and became white; drop their alpha band if it means nothing",
-    "mask_is_unknown": "masks have no known pixel (all 255) and count as no label",
+    "mask_is_unknown": "masks have no known pixel (all 255, or of a class that means unknown) and count as no label",
+    "mask_vanished": "masks lost their last known pixel when they were reduced and count as no label; raise ingest.short_side",
 }
 
 _T = TypeVar("_T")
@@ -85,13 +88,15 @@ def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> 
 
 
 def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tuple[int, int, int]] | None = None) -> np.ndarray:
-    """Decode a class mask: uint8 (H, W) of class ids.
+    """Decode a class mask: uint8 (H, W) of class ids, 255 where unknown.
 
-    Without `colours`, ids are stored in one channel of any depth, in a palette (the index), in one bit, or in equal channels of RGB. With
-    `colours` a pixel is class i where its colour, whatever the picture's type, is colours[i].
+    Without `colours`, ids are stored in one channel of any depth, in a palette (the index), in one bit, or in equal channels of RGB; 255
+    and -1 are unknown. With `colours` a pixel is class i where its colour, whatever the picture's type, is colours[i]; the colour of
+    Pascal VOC's borders is unknown.
 
     Raises:
         BadPicture: as `decode`; an id above 255; a colour that is not in `colours`; colours without a list; transparent pixels.
+        MemoryError: an allocation failed.
     """
     return _whatever_the_metadata(partial(_decode_mask, max_pixels=max_pixels, colours=colours), data, "mask", max_pixels)
 
@@ -187,9 +192,12 @@ def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[t
     if values.dtype.kind == "f" and not (values == np.rint(values)).all():
         raise BadPicture("mask holds values that are no whole numbers; class ids are 0 to 254")
     low, high = values.min(), values.max()
-    if low < 0 or high > 255:
-        raise BadPicture(f"mask holds the value {int(high if high > 255 else low)}; class ids are 0 to 254")
-    return values.astype(np.uint8)
+    if low < -1 or high > 255:
+        raise BadPicture(
+            f"mask holds the value {int(high if high > 255 else low)}; class ids are 0 to 254, 255 and -1 are unknown (write numbers of "
+            "classes, not of objects or of panoptic segments, and 1, not the largest value, for the only class)"
+        )
+    return values.astype(np.int16).astype(np.uint8)  # -1 becomes 255
 
 
 def _mask_values(source: Source, data: bytes, *, by_colour: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -208,7 +216,7 @@ def _mask_values(source: Source, data: bytes, *, by_colour: bool) -> tuple[np.nd
 
 
 def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
-    """uint8 (H, W): i where the pixel is colours[i]; pixels: uint8 (H, W, 3)."""
+    """uint8 (H, W): i where the pixel is colours[i], 255 where it is VOC_BORDER and that is not listed; pixels: uint8 (H, W, 3)."""
     if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
         raise BadPicture(f"mask holds values of type {pixels.dtype}, and classes.txt names colours of 8 bits; save it as 8-bit RGB")
     weights = np.array([65536, 256, 1], np.uint32)
@@ -216,6 +224,8 @@ def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.nd
     order = np.argsort(listed)
     places = order[np.searchsorted(listed[order], codes).clip(max=len(listed) - 1)] if len(listed) else np.zeros_like(codes, int)
     unknown = codes != listed[places] if len(listed) else np.ones_like(codes, bool)
+    border = unknown & (codes == VOC_BORDER)
+    unknown &= ~border
     if unknown.any():
         found, counts = np.unique(codes[unknown], return_counts=True)
         most = counts.argmax()
@@ -223,7 +233,7 @@ def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.nd
             f"mask holds the colour #{int(found[most]):06x} in {int(counts[most])} pixels, which no class in classes.txt has"
             f"{f' (and {len(found) - 1} other such colours)' if len(found) > 1 else ''}"
         )
-    return places.astype(np.uint8)
+    return np.where(border, IGNORE, places).astype(np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:

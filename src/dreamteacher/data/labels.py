@@ -7,9 +7,9 @@ import re
 import sqlite3
 from collections import defaultdict
 
+from dreamteacher.data.class_list import ClassList, require_mask_classes
 from dreamteacher.data.items import LabelKind, utf8
 from dreamteacher.data.names import class_name, nfc, tidy
-from dreamteacher.data.shard_source import masks_need_classes
 from dreamteacher.data.table import FINDS_ITS_PICTURE, one
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
@@ -42,24 +42,27 @@ def kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, cla
     return labels
 
 
-def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: list[str] | None) -> tuple[list[str] | None, dict[str, int]]:
+def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None) -> tuple[ClassList | None, dict[str, int]]:
     """The classes, and counts of labels without use; fills the table `labels`.
 
     Raises:
         UserError: they cannot be understood, or folders may be splits and no classes.
     """
-    counts = {}
+    counts, names = {}, classes.names if classes else None
     if kind == "csv":
-        classes = _read_csv(table, tree, classes)
+        values = _read_csv(table, tree)
+        if classes and classes.is_numbered_from_one and any(value.isdecimal() for value in values):
+            raise UserError(f"{tree}/classes.txt is numbered from 1, and the numbers in labels.csv count from 0; write names in both")
+        classes = classes or ClassList(values)
         counts["labels_without_picture"] = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
         if counts["labels_without_picture"] == one(table, "SELECT count(*) FROM labels") > 0:
             named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
             raise UserError(f"{tree}/labels.csv names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
     elif kind == "folders":
-        classes, counts["folders_without_class"] = _classes_of_folders(table, tree, classes)
+        names, counts["folders_without_class"] = _classes_of_folders(table, tree, names)
+        classes = ClassList(names)
     elif kind == "masks":
-        if classes is None:
-            raise masks_need_classes(str(tree))
+        classes = require_mask_classes(classes, str(tree))
         counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
     return classes, counts
 
@@ -109,7 +112,8 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> list[str]:
+def _read_csv(table: sqlite3.Connection, tree: Tree) -> list[str]:
+    """Fill the table `labels`; returns the different labels, numbers first."""
     file, where = tree.open_text("labels.csv"), f"{tree}/labels.csv"
     assert file, "the kind of labels is csv only where there is one"
     with file, utf8(where):
@@ -131,4 +135,4 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) 
         except csv.Error as error:
             raise UserError(f"{where}, line {rows.line_num}: {error}; write it as comma-separated values") from error
     values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
-    return classes or sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))
+    return sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))

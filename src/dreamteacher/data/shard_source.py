@@ -15,7 +15,7 @@ from typing import IO, Any
 import braceexpand
 import fsspec
 
-from dreamteacher.data.class_list import parse_classes
+from dreamteacher.data.class_list import parse_classes, require_mask_classes
 from dreamteacher.data.decode import SUFFIXES, UNREAD
 from dreamteacher.data.items import MASK_SUFFIXES, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning
@@ -63,9 +63,9 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int) -> Found:
     where = f"classes.txt beside {urls[0]}"
     try:
         with fsspec.open(posixpath.join(posixpath.dirname(urls[0]), "classes.txt"), "r", encoding="utf-8-sig") as file, utf8(where):
-            classes, colours = parse_classes(file.read(), where)
+            classes = parse_classes(file.read(), where)
     except FileNotFoundError:
-        classes, colours = None, None
+        classes = None
     except Exception as error:
         if isinstance(error, UserError):
             raise
@@ -78,17 +78,12 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int) -> Found:
                 counts["left_out_as_test"] += 1
             else:
                 for item in _read_shard(url, names[url], splits[url], labels, max_bytes=max_bytes, counts=counts, passed_over=passed_over):
-                    if item.mask is not None and classes is None:
-                        raise masks_need_classes("the folder of the shards")
+                    if item.mask is not None:
+                        require_mask_classes(classes, "the folder of the shards")
                     yield item
 
     kind, has_val = "shards" if labels != "none" else "none", "val" in splits.values()
-    return Found(items(), classes, kind, has_val, counts, colours, "files of the shards", passed_over, wanted=labels != "none")
-
-
-def masks_need_classes(where: str) -> UserError:
-    """What to say when mask values have no names."""
-    return UserError(f"there are masks but no classes.txt in {where}; write one class name on each line, the first for mask value 0")
+    return Found(items(), classes, kind, has_val, counts, "files of the shards", passed_over, wanted=labels != "none")
 
 
 def _split_of(shard: str) -> str | None:

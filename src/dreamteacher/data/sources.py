@@ -111,8 +111,8 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     rows = read_list(place.listing) if place.listing else (row(name) for name in tree.pictures(passed_over))
     table = open_table(_without_labels_that_are_not_read(rows, passed_over))
     class_list = _read_classes(tree)
-    classes = class_list.names if class_list else None
-    respect_classes(table, classes)
+    names = class_list.names if class_list else None
+    respect_classes(table, names)
     tell_masks_from_pictures(table)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
@@ -124,9 +124,9 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         passed_over.add(name)
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
-        refuse_unknown_masks(table, tree, max_bytes, classes)
-    kind = kind_of_labels(table, labels, tree, classes, is_list=place.listing is not None)
-    classes, counts = read_labels(table, tree, kind, classes)
+        refuse_unknown_masks(table, tree, max_bytes, names)
+    kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None)
+    classes, counts = read_labels(table, tree, kind, class_list)
     counts["unprintable_names"] = passed_over.unprintable
     counts["beside_masks"] = one(table, "SELECT count(*) FROM files WHERE role = 'extra'")
     counts["left_out_as_test"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
@@ -136,11 +136,12 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if labels == "auto" and kind == "none" and (wrapper := _only_folder(table)):
         notes.append(f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it")
     if kind in ("csv", "folders"):
-        notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes or [])[:3]]
-    where, colours = _where(table, kind, tree), class_list.colours if class_list else None
-    return Found(
-        _read_files(table, tree, kind, max_bytes), classes, kind, has_val, counts, colours, where, passed_over, notes, labels != "none"
-    )
+        notes += [
+            f"classes {one!r} and {other!r} differ in capitals only; are they one?"
+            for one, other in alike(classes.names if classes else [])[:3]
+        ]
+    items, where = _read_files(table, tree, kind, max_bytes), _where(table, kind, tree)
+    return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none")
 
 
 def _only_folder(table: sqlite3.Connection) -> str | None:

@@ -140,7 +140,8 @@ def _examine(found: Survey, end: float) -> None:
             break
     found.layout, found.has_val = what.labels, what.has_val
     found.task = "segmentation" if masks else "classification" if classes else None
-    found.classes = (what.classes or sorted(classes)) if found.task else []
+    names = what.classes and (what.classes.mask_names if masks else what.classes.names)
+    found.classes = (names or sorted(classes)) if found.task else []
 
 
 def _headers_only(found: Survey, count: int) -> Survey:
