@@ -9,6 +9,7 @@ from collections import defaultdict
 
 from dreamteacher.data.class_list import ClassList, require_mask_classes
 from dreamteacher.data.items import LabelKind, utf8
+from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import class_name, nfc, tidy
 from dreamteacher.data.table import FINDS_ITS_PICTURE, one
 from dreamteacher.data.trees import Tree
@@ -26,7 +27,7 @@ def kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, cla
     masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
     folders = [name for (name,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != ''")]
     # A list's folders are any folders; only classes.txt tells that they are classes.
-    named = set(folders) & set(classes) if classes else set() if is_list else set(folders)
+    named = set(folders) & set(classes) if classes else set() if is_list or all(meaning(name).split for name in folders) else set(folders)
     table_file = tree.open_text("labels.csv")
     if table_file:
         table_file.close()

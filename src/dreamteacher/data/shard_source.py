@@ -89,7 +89,7 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int) -> Found:
 def _split_of(shard: str) -> str | None:
     """The split that a word of the shard's path names."""
     words = (meaning(word).split for word in re.split(r"[\W_]|\d", shard.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")))
-    return next((split for split in words if split), None)
+    return next(("train" if split == "trainval" else split for split in words if split), None)
 
 
 def _read_shard(

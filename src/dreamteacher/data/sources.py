@@ -22,6 +22,7 @@ from dreamteacher.data.table import (
     open_table,
     respect_classes,
     split_by_lists,
+    split_by_outer_folders,
     tell_masks_from_pictures,
 )
 from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
@@ -114,6 +115,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     names = class_list.names if class_list else None
     respect_classes(table, names)
     tell_masks_from_pictures(table)
+    split_by_outer_folders(table)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
             return find_in_shards(shards, labels, max_bytes)

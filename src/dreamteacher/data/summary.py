@@ -17,7 +17,7 @@ MOST_CLASSES = 8  # that have a line of their own
 ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the number
     "unprintable_names": "files were passed over, as their names hold control characters or are not UTF-8",
     "repeated_names": "files of shards were passed over, as one of that name came before",
-    "beside_masks": "files beside masks (colours, overlays, instances) were passed over",
+    "beside_masks": "files beside masks or pictures (colours, overlays, instances, depth) were passed over",
     "left_out_as_test": "pictures of the test split were left out",
     "outside_of_splits": "pictures lie neither in train nor in val; they are for training",
     "labels_without_picture": "lines of labels.csv name no picture",
