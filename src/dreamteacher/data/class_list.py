@@ -61,14 +61,17 @@ def is_void(name: str) -> bool:
     return re.sub(r"[\W_]", "", name).lower() in VOID_NAMES
 
 
-def require_mask_classes(classes: ClassList | None, where: str) -> ClassList:
-    """The classes, if masks can hold their ids.
+def require_mask_classes(classes: ClassList | None, where: str, other_list: str | None = None) -> ClassList:
+    """The classes, if masks can hold their ids. other_list: the list of another tool, which may be meant.
 
     Raises:
         UserError: there are none, too many, or the list is numbered from 1.
     """
     if classes is None:
-        raise UserError(f"there are masks but no classes.txt in {where}; write one class name on each line, the first for mask value 0")
+        remedy = f"if {other_list} there lists the classes, copy it to classes.txt; else " if other_list else ""
+        raise UserError(
+            f"there are masks but no classes.txt in {where}; {remedy}write one class name on each line, the first for mask value 0"
+        )
     if len(classes.names) > MOST_CLASSES:
         raise UserError(
             f"classes.txt in {where} lists {len(classes.names)} classes, and masks hold {MOST_CLASSES} at most (ids 0 to 254, 255 is "

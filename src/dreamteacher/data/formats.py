@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 
 from PIL import Image, features
@@ -96,6 +97,12 @@ _MAGIC = (  # pattern of the first bytes, what that is, what to do
     (rb"\s*[\[{]", "a JSON text", "keep only pictures under names of pictures"),
     (rb"[\t\r\n\x20-\x7e]+\Z", "a text", "keep only pictures under names of pictures"),
 )
+
+
+def why_unread(name: str) -> str | None:
+    """Why a file of this name is not read though it is a picture by its suffix; None if it is read, or no picture."""
+    suffix = posixpath.splitext(name)[1].lower()
+    return f"pictures of this kind ({suffix}) are not read: {UNREAD[suffix]}" if suffix in UNREAD and suffix not in SUFFIXES else None
 
 
 class BadPicture(Exception):

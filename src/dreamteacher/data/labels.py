@@ -15,6 +15,7 @@ from dreamteacher.data.table import FINDS_ITS_PICTURE, one
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
+OTHER_LISTS = ("class_dict.csv", "label_colors.txt", "labelmap.txt", "_classes.csv", "label_class_dict.csv", "class_dict_seg.csv")
 PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
 
@@ -36,7 +37,10 @@ def kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, cla
         labels = next((kind for kind in ("csv", "masks", "folders") if there[kind]), "none")
         (lost,) = table.execute("SELECT min(name) FROM files WHERE role = 'mask'").fetchone()
         if labels in ("none", "folders") and lost:
-            raise UserError(f"{tree}: no mask is named as a picture is (such as {lost}); name them alike, or set ingest.labels to none")
+            raise UserError(
+                f"{tree}: no mask is named as a picture is (such as {lost}); call the mask of images/A.jpg "
+                "masks/A.png (merge several of one picture), or set ingest.labels to none"
+            )
     elif labels != "none" and not (folders if labels == "folders" else there[labels]):
         expected = {"csv": "labels.csv", "masks": "a mask such as masks/train/A.png for images/train/A.jpg", "folders": "class folders"}
         raise UserError(f"ingest.labels = {labels}, but {tree} has no {expected[labels]}; add it or set ingest.labels to auto")
@@ -63,9 +67,19 @@ def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: Class
         names, counts["folders_without_class"] = _classes_of_folders(table, tree, names)
         classes = ClassList(names)
     elif kind == "masks":
-        classes = require_mask_classes(classes, str(tree))
+        classes = require_mask_classes(classes, str(tree), _other_list(tree))
         counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
     return classes, counts
+
+
+def _other_list(tree: Tree) -> str | None:
+    """A list of classes as another tool names it, which may be copied to classes.txt."""
+    for folder in ("", "train/"):
+        for name in OTHER_LISTS:
+            if text := tree.open_text(folder + name):
+                text.close()
+                return folder + name
+    return None
 
 
 def _classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> tuple[list[str], int]:

@@ -16,7 +16,7 @@ import braceexpand
 import fsspec
 
 from dreamteacher.data.class_list import parse_classes, require_mask_classes
-from dreamteacher.data.decode import SUFFIXES, UNREAD
+from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.items import MASK_SUFFIXES, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning
 from dreamteacher.data.names import class_name
@@ -113,11 +113,11 @@ def _read_shard(
             for sample in group_by_keys(_members(url, split, stream, max_bytes), keys=_key_and_suffix, handler=pass_over):
                 key = sample["__key__"]
                 suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
-                unread = next((suffix for suffix in sample if f".{suffix}" in UNREAD and f".{suffix}" not in SUFFIXES), None)
+                unread = next((suffix for suffix in sample if why_unread(f"{key}.{suffix}")), None)
                 counts["beside_masks"] += sum("." in suffix and not _IS_MASK.fullmatch(suffix) for suffix in sample)
                 if suffix is None and unread is not None:
-                    why = f"pictures of this kind (.{unread}) are not read: {UNREAD[f'.{unread}']}"
-                    yield Item(f"{shard}/{key}.{unread}", split, problem=why)
+                    name = f"{shard}/{key}.{unread}"
+                    yield Item(name, split, problem=why_unread(name))
                     continue
                 if suffix is None:
                     for other in sample.keys() - {"__key__", "__url__"}:

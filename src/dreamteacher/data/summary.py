@@ -35,6 +35,8 @@ LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
     ".xml": "Pascal VOC boxes",
     ".csv": "a table of another name than labels.csv",
     ".tsv": "a table",
+    ".jsonl": "a table",
+    ".parquet": "a table",
     ".npy": "arrays",
     ".mat": "arrays",
 }
