@@ -224,3 +224,26 @@ def test_deep_tiffs_are_turned_upright(orientation):
     picture = decode(tiff(np.dstack([stored] * 3), photometric=2, tags={274: (3, (orientation,))}))
     assert np.array_equal(picture.image[..., 0], stretched(RAMP))
     assert picture.orientation == orientation
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_a_tiff_that_ends_a_few_bytes_early_is_damaged_and_not_filled_with_anything_else(dtype, compression):
+    shape = (64, 64, 3) if dtype == np.uint8 else (64, 64)  # of three bands the depths, which lie at the end, are lost first
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+    data = encoded(Image.fromarray(values), "TIFF", compression=compression)
+    whole = decode(data).image
+    for cut in (1, 20, 100):
+        try:
+            assert np.array_equal(decode(data[:-cut]).image, whole)
+        except BadPicture as error:
+            assert error.reason.startswith("damaged picture")
+
+
+def test_sizes_of_strips_that_reach_beyond_the_picture_cost_nothing():
+    values = np.random.default_rng(0).integers(0, 65536, (20, 16, 1)).astype(np.uint16)
+    for pixels in (values, values.astype(np.uint8)):
+        plain = tiff(pixels)
+        size = 16 * 16 * pixels.itemsize
+        assert np.array_equal(decode(tiff(pixels, tags={279: (4, (size, size))})).image, decode(plain).image)

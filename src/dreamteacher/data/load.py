@@ -70,9 +70,11 @@ def _load_tiff(data: bytes, max_pixels: int, min_side: int) -> Source:
 
 def _open_tiff(data: bytes, layout: Layout) -> Any:
     """The TIFF as Pillow maps it; None if it has no pixel type for it."""
-    for file in (data, tiff.without_metadata(data, layout)) if layout.is_first else (tiff.without_metadata(data, layout),):
+    if layout.is_first:
         with suppress(UnidentifiedImageError):
-            return Image.open(io.BytesIO(file), formats=("TIFF",))
+            return Image.open(io.BytesIO(data), formats=("TIFF",))
+    with suppress(UnidentifiedImageError):
+        return Image.open(io.BytesIO(tiff.without_metadata(data, layout)), formats=("TIFF",))
     return None
 
 
