@@ -238,7 +238,7 @@ def test_a_tiff_that_ends_a_few_bytes_early_is_damaged_and_not_filled_with_anyth
         try:
             assert np.array_equal(decode(data[:-cut]).image, whole)
         except BadPicture as error:
-            assert error.reason.startswith("damaged picture")
+            assert error.reason.startswith(("damaged picture", "picture is a damaged TIFF"))
 
 
 def test_sizes_of_strips_that_reach_beyond_the_picture_cost_nothing():
