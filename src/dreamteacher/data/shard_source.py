@@ -18,12 +18,13 @@ import fsspec
 from dreamteacher.data.class_list import parse_classes, require_mask_classes
 from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.items import MASK_SUFFIXES, Found, Item, LabelKind, PassedOver, utf8
-from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning
+from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning, without_mask_tail
 from dreamteacher.data.names import class_name
 from dreamteacher.data.trees import cannot_open, too_large
 from dreamteacher.errors import UserError
 
 _INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS})", re.IGNORECASE)
+MOST_COMPARED = 1000  # names of a shard, by which masks of other names are found
 _IS_MASK = re.compile(rf"({MASK_TAILS})\.\w+", re.IGNORECASE)
 
 
@@ -108,10 +109,12 @@ def _read_shard(
         opened = fsspec.open(url, "rb").open()
     except Exception as error:
         raise cannot_open(url, error) from error
+    first: set[str] = set()
     with opened as stream:
         try:
             for sample in group_by_keys(_members(url, split, stream, max_bytes), keys=_key_and_suffix, handler=pass_over):
                 key = sample["__key__"]
+                _refuse_masks_of_other_names(url, key, first)
                 suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
                 unread = next((suffix for suffix in sample if why_unread(f"{key}.{suffix}")), None)
                 counts["beside_masks"] += sum("." in suffix and not _IS_MASK.fullmatch(suffix) for suffix in sample)
@@ -123,12 +126,30 @@ def _read_shard(
                     for other in sample.keys() - {"__key__", "__url__"}:
                         passed_over.add(f"{shard}/{key}.{other}")
                     continue
+                for other in sample:  # beside scan.jpg there may be scan.png
+                    if other != suffix and f".{other}" in SUFFIXES:
+                        passed_over.add(f"{shard}/{key}.{other}")
                 yield _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # a damaged archive or a lost connection, in the words of any of five libraries
             counts["damaged_shards"] += 1
             yield Item(shard, split, problem=f"damaged shard, what follows is lost: {type(error).__name__}")
+
+
+def _refuse_masks_of_other_names(url: str, key: str, first: set[str]) -> None:
+    """Refuse what seems to be the mask of a file before it (of the `first` ones), and is not called KEY.mask.png: it would be a picture."""
+    folder, stem = posixpath.split(key)
+    base, _, inner = stem.rpartition(".")
+    if (tail := without_mask_tail(stem, in_mask_folder=False)) and posixpath.join(folder, tail[0]) in first:
+        picture = tail[0]
+    elif base and meaning(inner).role in ("mask", "mask?") and posixpath.join(folder, base) in first:
+        picture = base
+    else:
+        if len(first) < MOST_COMPARED:
+            first |= {key, *([posixpath.join(folder, base)] if base else [])}
+        return
+    raise UserError(f"{url}: {key} looks like the mask of {posixpath.join(folder, picture)}; in shards masks are called KEY.mask.png")
 
 
 def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], labels: LabelKind) -> Item:
