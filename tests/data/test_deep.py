@@ -247,3 +247,19 @@ def test_sizes_of_strips_that_reach_beyond_the_picture_cost_nothing():
         plain = tiff(pixels)
         size = 16 * 16 * pixels.itemsize
         assert np.array_equal(decode(tiff(pixels, tags={279: (4, (size, size))})).image, decode(plain).image)
+
+
+@pytest.mark.parametrize(("marker", "dtype"), [(-9999, np.int16), (-32768, np.int16), (-9999, np.float32), (-99999, np.int32)])
+def test_the_usual_marker_of_no_data_sets_no_end_of_the_stretch_though_no_tag_declares_it(marker, dtype):
+    values = np.arange(64, dtype=dtype).reshape(8, 8, 1) * 10
+    marked = values.copy()
+    marked[0, :2] = marker
+    shown = decode(tiff(marked)).image
+    assert shown[0, 0, 0] == 0
+    assert (shown[0, 2, 0], shown[7, 7, 0]) == (0, 255)
+    assert shown[4, 0, 0] == round((320 - 20) * 255 / 610)
+
+
+def test_the_lowest_value_counts_where_others_are_near_it():
+    values = np.linspace(-32768, 32767, 64).astype(np.int16).reshape(8, 8, 1)
+    assert decode(tiff(values)).image[0, 1, 0] == 4

@@ -193,6 +193,7 @@ def test_of_copies_one_with_a_label_is_kept_and_other_labels_are_reported(tmp_pa
         (b"path,label\na/0.png,1\na/0.png,2\n", r"line 3: a/0.png is '2', and '1' in a line before; keep one"),
         ("path,label\na/0.png,grün\n".encode("latin-1"), r"labels.csv is not UTF-8 text; save it as UTF-8"),
         ("path,label\na/0.png,1\n".encode("utf-16"), r"labels.csv is not UTF-8 text"),
+        (b"path,label,split\na/0.png,1,val\n", r"its column split is not read; lay the pictures into train/, val/ and test/"),
         (b"path;label\na/0.png;1\n", r"must name the columns path and label, with a comma"),
         (b"path,label\n0.png,1\n1.png,2\n", r"names none of the pictures: it says '0.png', and a picture is 'a/0.png'; write paths so"),
     ],

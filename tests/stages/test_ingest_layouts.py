@@ -59,6 +59,8 @@ LAYOUTS = {
     "Image and Label": ("{s}/Image/{i}.jpg", "{s}/Label/{i}.png"),
     "beside each other": ("{s}/{i}.jpg", "{s}/{i}_seg.png", "{s}/{i}_overlay.png", "{s}/{i}_color.png"),
     "LIP": ("TrainVal_images/{s}_images/{i}.jpg", "TrainVal_parsing_annotations/{s}_segmentations/{i}.png"),
+    "first words": ("{s}/img_{i}.jpg", "{s}/mask_{i}.png"),
+    "first words in folders": ("{s}/images/image_{i}.jpg", "{s}/masks/label_{i}.png"),
     "FloodNet": ("{s}/{s}-org-img/{i}.jpg", "{s}/{s}-label-img/{i}_lab.png"),
     "UAVid": ("uavid_{s}/seq{i}/Images/000.png", "uavid_{s}/seq{i}/Labels/000.png"),
     "with depth": ("rgb/{s}/{i}.png", "labels/{s}/{i}.png", "depth/{s}/{i}.png"),
@@ -272,6 +274,22 @@ def test_a_list_of_classes_of_another_tool_is_named_where_classes_txt_is_missing
     (source / name).write_text("background\nthing\n")
     with pytest.raises(UserError, match=f"no classes.txt in .*; if {name} there lists the classes, copy it to classes.txt"):
         run(source, tmp_path / "out")
+
+
+def test_folders_of_labelled_and_unlabelled_pictures(tmp_path):
+    for i in range(8):
+        save(picture(i), tmp_path / "in" / "labeled" / ("cat" if i % 2 else "dog") / f"{i}.png")
+        save(picture(10 + i), tmp_path / "in" / "unlabeled" / f"{i}.png")
+    metrics = run(tmp_path / "in", tmp_path / "out")
+    assert (metrics["n_train"], metrics["n_labelled"]) == (16, 8)
+    assert facts(tmp_path / "out")["classes"] == ["cat", "dog"]
+
+
+def test_classes_around_splits_are_said(tmp_path):
+    for i in range(8):
+        save(picture(i), tmp_path / "in" / ("cat" if i % 2 else "dog") / ("val" if i > 5 else "train") / f"{i}.png")
+    run(tmp_path / "in", tmp_path / "out")
+    assert report(tmp_path / "out")["summary"][-1] == "if cat and dog are classes, put them inside train/ and val/, not around them"
 
 
 def test_a_list_that_names_no_folder_is_said(tmp_path):

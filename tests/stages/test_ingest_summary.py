@@ -102,6 +102,13 @@ def test_what_is_left_out_of_the_second_place_is_said(tmp_path, capsys):
     assert report(tmp_path / "out")["incoming_passed_over"] == {".mp4": {"count": 1, "example": "clip.mp4"}}
 
 
+def test_a_table_in_another_folder_is_said(tmp_path, capsys):
+    save(picture(0), tmp_path / "in" / "train" / "0.png")
+    (tmp_path / "in" / "train" / "labels.csv").write_text("path,label\n0.png,cat\n")
+    run(tmp_path / "in", tmp_path / "out")
+    assert said(capsys)[0].startswith("no label was found (1 .csv (train/labels.csv) may be labels in a form that is not read: a table of ")
+
+
 def test_files_of_many_pictures_are_said(tmp_path, capsys):
     pages = [picture(i) for i in range(5)]
     save(pages[0], tmp_path / "in" / "a.tif", save_all=True, append_images=pages[1:])

@@ -136,6 +136,8 @@ def _read_csv(table: sqlite3.Connection, tree: Tree) -> list[str]:
         try:
             if not {"path", "label"} <= set(rows.fieldnames or []):
                 raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them")
+            if "split" in (rows.fieldnames or []):
+                raise UserError(f"{where}: its column split is not read; lay the pictures into train/, val/ and test/, or drop the column")
             for line in rows:
                 name, value = (line["path"] or "").strip(), class_name(line["label"] or "")
                 if value and not name:

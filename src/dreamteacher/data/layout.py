@@ -49,6 +49,7 @@ STRONG_MASK_FOLDERS = {  # letters only: masks though each word alone is weak or
     "segmentationclass", "segmentationclassaug", "segmentationclasspng", "segmentationclassraw", "gtfine", "gtcoarse", "anndir",
     "labelstr", "labelsts", "labeledapprovedfull", "stuffthingmaps", "maskpng",
 }  # fmt: skip
+WITH_LABELS = {"labelled", "labeled"}  # a folder of classes, beside one of names.UNLABELLED
 # Of one set, on one side only: BDD100K's images/10k, Mapillary's v1.2/labels.
 SILENT_FOLDERS = {"10k", "100k", "v1.2", "v2.0"}
 
@@ -66,6 +67,9 @@ _BEHIND = r"^(.+?)(?:[._-](?:gtfine|gtcoarse))?[._-]({})$"
 _IMAGE_TAIL = re.compile(_BEHIND.format(IMAGE_TAILS), re.IGNORECASE)
 _MASK_TAIL = re.compile(_BEHIND.format(MASK_TAILS), re.IGNORECASE)
 _TAIL_IN_MASKS = re.compile(_BEHIND.format(f"{MASK_TAILS}|{IN_MASK_FOLDERS}"), re.IGNORECASE)
+# First words of file names: img_1.jpg and mask_1.png.
+_IMAGE_HEAD = re.compile(r"^(?:img|image|im|rgb|sat|orig|original|photo|input|frame)[._-](.+)$", re.IGNORECASE)
+_MASK_HEAD = re.compile(r"^(?:mask|masks|msk|label|labels|gt|seg|groundtruth|annotation|annot|target)[._-](.+)$", re.IGNORECASE)
 _EXTRA_TAIL = re.compile(_BEHIND.format(EXTRA_TAILS), re.IGNORECASE)
 
 
@@ -89,6 +93,8 @@ def meaning(folder: str) -> Meaning:
     """See Meaning."""
     if folder.lower() in SILENT_FOLDERS:
         return Meaning("image?")
+    if folder.lower() in WITH_LABELS:
+        return Meaning("", "")
     words = _words(folder)
     known, ours = set(words), [word for word in words if word in WORDS]
     strange = [word for word in words if word not in WORDS and word not in SHORT_SPLITS and word not in COLOUR_WORDS]
@@ -123,15 +129,16 @@ def split_and_rest(folder: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def without_image_tail(stem: str) -> str | None:
-    """`1` of `1_sat`; None without such a tail."""
-    found = _IMAGE_TAIL.match(stem)
+    """`1` of `1_sat` and of `img_1`; None without such a word."""
+    found = _IMAGE_TAIL.match(stem) or _IMAGE_HEAD.match(stem)
     return found[1] if found else None
 
 
 def without_mask_tail(stem: str, in_mask_folder: bool) -> tuple[str, int] | None:
-    """The stem of the picture that a mask of this stem belongs to, and the mask's rank among several; None without such a tail."""
-    found = (_TAIL_IN_MASKS if in_mask_folder else _MASK_TAIL).match(stem)
-    return (found[1], int(found[2].lower() == "labelids")) if found else None
+    """The stem of the picture that a mask of this stem (`1_mask`, `mask_1`) belongs to, and the mask's rank among several; or None."""
+    if found := (_TAIL_IN_MASKS if in_mask_folder else _MASK_TAIL).match(stem):
+        return found[1], int(found[2].lower() == "labelids")
+    return (found[1], 0) if (found := _MASK_HEAD.match(stem)) else None
 
 
 def without_extra_tail(stem: str) -> str | None:

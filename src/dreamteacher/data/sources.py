@@ -13,8 +13,9 @@ from dreamteacher.data.class_list import ClassList, alike, parse_classes
 from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.items import Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.labels import kind_of_labels, read_labels
+from dreamteacher.data.layout import meaning
 from dreamteacher.data.lookalike import refuse_unknown_masks
-from dreamteacher.data.names import Row, read_list, row
+from dreamteacher.data.names import UNLABELLED, Row, read_list, row
 from dreamteacher.data.shard_source import are_shards, expand, find_in_shards
 from dreamteacher.data.table import (
     choose_the_val_split,
@@ -140,6 +141,15 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     folders = table.execute("SELECT min(class) FROM files WHERE role = 'picture' AND class != ''").fetchone()[0]
     if kind == "none" and labels == "auto" and names and folders:
         notes.append(f"no folder has the name of a class: classes.txt says {names[0]!r}, and a folder is {folders!r}")
+    above = [
+        top
+        for (top,) in table.execute(
+            "SELECT DISTINCT top FROM files WHERE role = 'picture' AND split NOT NULL AND class = '' ORDER BY top LIMIT 100"
+        )
+        if meaning(top).split is None and top.lower() not in UNLABELLED
+    ]
+    if kind == "none" and labels == "auto" and len(above) > 1:
+        notes.append(f"if {above[0]} and {above[1]} are classes, put them inside train/ and val/, not around them")
     if kind in ("csv", "folders"):
         notes += [
             f"classes {one!r} and {other!r} differ in capitals only; are they one?"

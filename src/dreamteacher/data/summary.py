@@ -33,7 +33,7 @@ LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
     ".txt": "YOLO",
     ".json": "COCO or labelme",
     ".xml": "Pascal VOC boxes",
-    ".csv": "a table of another name than labels.csv",
+    ".csv": "a table of another name or place than SOURCE/labels.csv",
     ".tsv": "a table",
     ".jsonl": "a table",
     ".parquet": "a table",
