@@ -75,8 +75,8 @@ def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> 
     - Of three bands or more the first three are red, green and blue; of one or two the first is grey.
     - More than 8 bits (integers or floats, grey or colour) are stretched from the picture's smallest value, over all bands together, to its
       largest, to 0..255, as ImageJ shows them: cameras fill 10 to 14 of 16 bits, so scaling by the type's range would leave
-      near-black pictures. Pixels of no data (GDAL's tag, tRNS, NaN, infinite, -9999 and the like) count for neither end and become 0. 8 bits are never
-      stretched, nor what is made for screens or print: CMYK, AVIF, HEIC.
+      near-black pictures. Pixels of no data (GDAL's tag, tRNS, NaN, infinite, -9999 and the like) count for neither end and become 0.
+      8 bits are never stretched, nor what is made for screens or print: CMYK, AVIF, HEIC.
     - CMYK is converted without its colour profile; embedded profiles are not applied.
 
     Raises:

@@ -69,7 +69,8 @@ def read_deep_tiff(data: bytes, layout: Layout, max_pixels: int) -> Deep:
 def stretch(deep: Deep) -> np.ndarray:
     """uint8 (H, W, C): all bands together from their smallest value to their largest to 0..255; 8-bit values as they are.
 
-    Values that are not finite, beyond `NO_VALUE`, `nodata` (or one of USUAL_NODATA far below all others), or wholly transparent set neither end; all but the transparent become 0.
+    Values that are not finite, beyond `NO_VALUE`, `nodata` (or one of USUAL_NODATA, far below all others), or wholly transparent set
+    neither end; all but the transparent become 0.
 
     Raises:
         BadPicture: no value is finite.
@@ -103,11 +104,11 @@ def stretch(deep: Deep) -> np.ndarray:
 
 def _with_usual_nodata(deep: Deep) -> Deep:
     """With the marker that elevation and remote sensing use without declaring it, if it is far below all other values."""
-    low = float(deep.values.min()) if deep.nodata is None and deep.values.dtype.kind in "if" else 0.0
+    low = float(np.fmin.reduce(deep.values, axis=None)) if deep.nodata is None and deep.values.dtype.kind in "if" else 0.0
     if low not in USUAL_NODATA:
         return deep
     others = deep.values[deep.values != low]
-    if not others.size or float(others.min()) < low / 2:
+    if not others.size or float(np.fmin.reduce(others)) < low / 2:
         return deep
     return replace(deep, nodata=(low,) * deep.values.shape[2])
 

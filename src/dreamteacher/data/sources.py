@@ -136,25 +136,10 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if has_val and kind != "none":
         counts["outside_of_splits"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
     notes = [f"the splits are those of {', '.join(lists[:4])}"] if lists else []
-    if labels == "auto" and kind == "none" and (wrapper := _only_folder(table)):
-        notes.append(f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it")
-    folders = table.execute("SELECT min(class) FROM files WHERE role = 'picture' AND class != ''").fetchone()[0]
-    if kind == "none" and labels == "auto" and names and folders:
-        notes.append(f"no folder has the name of a class: classes.txt says {names[0]!r}, and a folder is {folders!r}")
-    above = [
-        top
-        for (top,) in table.execute(
-            "SELECT DISTINCT top FROM files WHERE role = 'picture' AND split NOT NULL AND class = '' ORDER BY top LIMIT 100"
-        )
-        if meaning(top).split is None and top.lower() not in UNLABELLED
-    ]
-    if kind == "none" and labels == "auto" and len(above) > 1:
-        notes.append(f"if {above[0]} and {above[1]} are classes, put them inside train/ and val/, not around them")
-    if kind in ("csv", "folders"):
-        notes += [
-            f"classes {one!r} and {other!r} differ in capitals only; are they one?"
-            for one, other in alike(classes.names if classes else [])[:3]
-        ]
+    if labels == "auto" and kind == "none":
+        notes += _lost_classes(table, names)
+    if classes and kind in ("csv", "folders"):
+        notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes.names)[:3]]
     items, where = _read_files(table, tree, kind, max_bytes), _where(table, kind, tree)
     return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none")
 
@@ -167,6 +152,20 @@ def _no_pictures(table: sqlite3.Connection, place: Place, passed_over: PassedOve
         f"no pictures in {place.source}{there}; pictures are files that end in .jpg, .png, .tif, .webp and the like: unpack tables and "
         f"arrays (.parquet, .npz, .h5) into such files; all endings: {', '.join(sorted(SUFFIXES))}"
     )
+
+
+def _lost_classes(table: sqlite3.Connection, names: list[str] | None) -> Iterator[str]:
+    """Why folders that may be classes are none. names: those in classes.txt."""
+    of_pictures = "FROM files WHERE role = 'picture'"
+    if wrapper := _only_folder(table):
+        yield f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it"
+    (folder,) = table.execute(f"SELECT min(class) {of_pictures} AND class != ''").fetchone()
+    if names and folder:
+        yield f"no folder has the name of a class: classes.txt says {names[0]!r}, and a folder is {folder!r}"
+    tops = table.execute(f"SELECT DISTINCT top {of_pictures} AND split NOT NULL AND class = '' ORDER BY top LIMIT 100")
+    around = [top for (top,) in tops if meaning(top).split is None and top.lower() not in UNLABELLED]
+    if len(around) > 1:
+        yield f"if {around[0]} and {around[1]} are classes, put them inside train/ and val/, not around them"
 
 
 def _only_folder(table: sqlite3.Connection) -> str | None:
