@@ -100,6 +100,7 @@ def test_colours_without_a_list_are_refused_with_a_way_out():
         (tiff(np.full((6, 8, 1), 300, np.uint32)), "value 300; class ids are 0 to 254, .* numbers of classes, not of objects"),
         (png16(np.full((6, 8, 1), 65535, np.uint16)), "value 65535; .* and 1, not the largest value, for the only class"),
         (tiff(np.full((6, 8, 1), 0.5, np.float32)), "no whole numbers"),
+        (tiff(IDS[..., None], IDS[..., None]), "mask holds 2 pages or frames; store class ids in one"),
         (png16(PAINTED.astype(np.uint16) * 257), "in colours"),
     ],
 )

@@ -95,7 +95,7 @@ def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tup
     Pascal VOC's borders is unknown.
 
     Raises:
-        BadPicture: as `decode`; an id above 255; a colour that is not in `colours`; colours without a list; transparent pixels.
+        BadPicture: as `decode`; several pages; an id above 255; a colour that is not in `colours`; colours without a list; transparent pixels.
         MemoryError: an allocation failed.
     """
     return _whatever_the_metadata(partial(_decode_mask, max_pixels=max_pixels, colours=colours), data, "mask", max_pixels)
@@ -170,6 +170,8 @@ def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: 
 
 def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[tuple[int, int, int]] | None) -> np.ndarray:
     source = load(data, max_pixels, 1)
+    if source.frames > 1:
+        raise BadPicture(f"mask holds {source.frames} pages or frames; store class ids in one (of several objects, merge their masks)")
     if source.deep:
         values, alpha = source.deep.values, source.deep.alpha
         if source.layout:
