@@ -5,7 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from ingest_sources import facts, manifest, mask_of, picture, reasons, report, run, save, stored
+from ingest_sources import facts, manifest, mask_of, picture, reasons, report, run, save, save_pictures, stored
 from PIL import Image, ImageOps
 
 from dreamteacher.data.dataset import ImageSet
@@ -100,8 +100,7 @@ def test_masks_are_found_where_people_put_them(image, mask, tmp_path):
 
 
 def test_labels_may_be_the_name_of_a_class(tmp_path):
-    for i, name in enumerate(("labels/0.png", "parcels/1.png")):
-        save(picture(i), tmp_path / "in" / name)
+    save_pictures(tmp_path / "in", "labels/0.png", "parcels/1.png")
     run(tmp_path / "in", tmp_path / "out")
     assert facts(tmp_path / "out")["classes"] == ["labels", "parcels"]
 
@@ -235,8 +234,7 @@ def test_a_class_in_two_unicode_spellings_or_with_odd_spaces_is_one(tmp_path):
 
 
 def test_classes_that_differ_in_capitals_only_are_reported(tmp_path, capsys):
-    for i, cls in enumerate(("Cat", "cat", "dog")):
-        save(picture(i), tmp_path / "in" / cls / f"{i}.png")
+    save_pictures(tmp_path / "in", *(f"{cls}/{i}.png" for i, cls in enumerate(("Cat", "cat", "dog"))))
     run(tmp_path / "in", tmp_path / "out")
     assert "ingest: classes 'Cat' and 'cat' differ in capitals only; are they one?\n" in capsys.readouterr().err
 
@@ -340,8 +338,7 @@ def test_masks_that_belong_to_no_picture_are_not_trained_on(tmp_path):
 
 
 def test_a_class_named_as_a_split_is_not_taken_for_one(tmp_path):
-    for i, name in enumerate(("plane/0.png", "car/1.png", "train/2.png")):
-        save(picture(i), tmp_path / "in" / name)
+    save_pictures(tmp_path / "in", "plane/0.png", "car/1.png", "train/2.png")
     with pytest.raises(UserError, match=r"train/2.png is read as a picture of that split, but beside it lies the class '(car|plane)'"):
         run(tmp_path / "in", tmp_path / "out")
 

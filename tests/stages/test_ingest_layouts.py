@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ingest_sources import facts, manifest, mask_of, picture, report, run, save
+from ingest_sources import facts, manifest, mask_of, picture, report, run, save, save_pictures
 from PIL import Image
 
 from dreamteacher.data.layout import meaning
@@ -199,8 +199,7 @@ def test_folders_that_mean_a_split_are_that_split(train, val, tmp_path):
 
 
 def test_dev_and_eval_are_left_out_where_val_is_there(tmp_path):
-    for i, split in enumerate(("train", "train", "val", "dev", "eval", "test2017")):
-        save(picture(i), tmp_path / "in" / split / f"{i}.png")
+    save_pictures(tmp_path / "in", *(f"{split}/{i}.png" for i, split in enumerate(("train", "train", "val", "dev", "eval", "test2017"))))
     assert run(tmp_path / "in", tmp_path / "out")["n_val"] == 1
     assert report(tmp_path / "out")["left_out_as_test"] == 3
 
@@ -331,16 +330,14 @@ def test_two_sets_of_masks_are_not_mixed(tmp_path):
     ],
 )
 def test_folders_that_may_be_splits_under_another_name_are_refused(folders, problem, tmp_path):
-    for i, folder in enumerate(folders):
-        save(picture(i), tmp_path / "in" / folder / f"{i}.png")
+    save_pictures(tmp_path / "in", *(f"{folder}/{i}.png" for i, folder in enumerate(folders)))
     with pytest.raises(UserError, match=problem) as refusal:
         run(tmp_path / "in", tmp_path / "out")
     assert "list all classes in classes.txt" in str(refusal.value)
 
 
 def test_classes_that_are_named_as_splits_are_listed_in_classes_txt(tmp_path):
-    for i, name in enumerate(("plane/0.png", "train/1.png", "masks/2.png")):
-        save(picture(i), tmp_path / "in" / name)
+    save_pictures(tmp_path / "in", "plane/0.png", "train/1.png", "masks/2.png")
     (tmp_path / "in" / "classes.txt").write_text("plane\ntrain\nmasks\n")
     assert run(tmp_path / "in", tmp_path / "out")["n_labelled"] == 3
     assert report(tmp_path / "out")["labels_per_class"] == {"plane": 1, "train": 1, "masks": 1}
