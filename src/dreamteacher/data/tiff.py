@@ -222,8 +222,8 @@ def _read_plane(data: bytes, layout: Layout, dtype: np.dtype, samples: int, band
     tags |= {COMPRESSION: (layout.compression,)} | ({TILE_WIDTH: (row,)} if tile_width else {})
     for places, sizes in ((STRIPS, STRIP_SIZES), (TILES, TILE_SIZES)):
         if places in layout.tags:
-            rows = one_number(layout.tags, TILE_HEIGHT if tile_width else ROWS, layout.height)
-            down = -(-layout.height // max(1, min(rows, layout.height)))
+            tall = one_number(layout.tags, TILE_HEIGHT if tile_width else ROWS, layout.height)
+            down = -(-layout.height // max(1, min(tall, layout.height)))
             mine = slice(band * down * across, (band + 1) * down * across) if layout.planar else slice(None)
             tags[places] = layout.tags[places][mine]
             if sizes in layout.tags:
