@@ -198,8 +198,8 @@ def _left_out(found: Found, which: str) -> Iterator[str]:
             count, example = found.passed_over.folders[kind]
             yield f"{count} {which}{text} (such as {example})"
     for name, text in ODDITIES.items():
-        if n := found.counts.get(name):
-            yield f"{n} {which}{text}"
+        if found.counts.get(name):
+            yield f"{found.counts[name]} {which}{text}"
 
 
 def _weights(tally: Tally, split: str, n: int) -> np.ndarray:
