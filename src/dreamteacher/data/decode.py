@@ -95,7 +95,8 @@ def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tup
     Pascal VOC's borders is unknown.
 
     Raises:
-        BadPicture: as `decode`; several pages; an id above 255; a colour that is not in `colours`; colours without a list; transparent pixels.
+        BadPicture: as `decode`; several pages; an id above 255; a colour that is not in `colours`; colours without a list; transparent
+            pixels.
         MemoryError: an allocation failed.
     """
     return _whatever_the_metadata(partial(_decode_mask, max_pixels=max_pixels, colours=colours), data, "mask", max_pixels)
