@@ -86,16 +86,27 @@ def _ended_process(error: Exception, command: str) -> str | None:
     return None
 
 
+_SHARED_MEMORY = r"unable to (mmap|write to file|allocate shared memory)|/dev/shm"
+_NO_MEMORY = (
+    r"out of memory|(not enough|insufficient) memory|can(no|')t allocate memory|failed to allocate memory|memory allocation"
+    r"|bad_alloc|_ALLOC_FAILED|could not create a (memory|primitive(?! desc))"  # the last two: oneDNN
+)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an allocation failed. Libraries report that in their own types, so their text counts too."""
+    text = str(error)
+    if re.search(_SHARED_MEMORY, text) and "No space left" in text:
+        return True
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or bool(re.search(_NO_MEMORY, text, re.I))
+
+
 def _too_little_memory(error: Exception, command: str) -> str | None:
     """The message for an allocation that failed, None for other errors."""
-    text = str(error)
-    shared = re.search(r"unable to (mmap|write to file|allocate shared memory)|/dev/shm", text) and "No space left" in text
-    failed = (
-        r"out of memory|not enough memory|can(no|')t allocate memory|failed to allocate memory|bad_alloc|_ALLOC_FAILED"
-        r"|could not create a (memory|primitive(?! desc))"  # oneDNN
-    )
-    if not (shared or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or re.search(failed, text, re.I)):
+    if not is_memory_error(error):
         return None
+    text = str(error)
+    shared = re.search(_SHARED_MEMORY, text)
     if shared:
         group = _GROUPS.get(command, "STAGE")
         return (

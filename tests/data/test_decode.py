@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -195,3 +197,42 @@ def test_arbitrary_bytes_give_a_picture_or_a_reason_and_nothing_else(drawn):
         assert image.dtype == np.uint8
         assert image.ndim == (2 if function is decode_mask else 3)
         assert image.size > 0
+
+
+LOW_MEMORY = """
+import io, resource
+import numpy as np
+from PIL import Image
+from dreamteacher.data.decode import BadPicture, decode, decode_mask
+files = {}
+for form, options in (("JPEG", {}), ("PNG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True}), ("GIF", {})):
+    buffer = io.BytesIO()
+    Image.new("RGB", (3000, 3000)).save(buffer, form, **options)
+    files[form] = buffer.getvalue()
+used = int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSize"))) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 8_000_000, -1))
+for form, data in files.items():
+    for read in (decode, decode_mask):
+        try:
+            read(data)
+        except MemoryError:
+            continue
+        except BadPicture as error:
+            print(form, error.reason)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+def test_a_good_picture_is_not_called_damaged_when_memory_is_short():
+    done = subprocess.run([sys.executable, "-c", LOW_MEMORY], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr
+
+
+@pytest.mark.parametrize("error", [OSError("out of memory error when reading image file"), MemoryError()])
+def test_a_damaged_picture_that_claims_too_much_memory_is_quarantined(error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("dreamteacher.data.decode.load", fail)
+    with pytest.raises(BadPicture, match="damaged picture"):
+        decode(b"some bytes", max_pixels=1000)

@@ -224,3 +224,42 @@ def test_deep_tiffs_are_turned_upright(orientation):
     picture = decode(tiff(np.dstack([stored] * 3), photometric=2, tags={274: (3, (orientation,))}))
     assert np.array_equal(picture.image[..., 0], stretched(RAMP))
     assert picture.orientation == orientation
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_a_tiff_that_ends_a_few_bytes_early_is_damaged_and_not_filled_with_anything_else(dtype, compression):
+    shape = (64, 64, 3) if dtype == np.uint8 else (64, 64)  # of three bands the depths, which lie at the end, are lost first
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+    data = encoded(Image.fromarray(values), "TIFF", compression=compression)
+    whole = decode(data).image
+    for cut in (1, 20, 100):
+        try:
+            assert np.array_equal(decode(data[:-cut]).image, whole)
+        except BadPicture as error:
+            assert error.reason.startswith(("damaged picture", "picture is a damaged TIFF"))
+
+
+def test_sizes_of_strips_that_reach_beyond_the_picture_cost_nothing():
+    values = np.random.default_rng(0).integers(0, 65536, (20, 16, 1)).astype(np.uint16)
+    for pixels in (values, values.astype(np.uint8)):
+        plain = tiff(pixels)
+        size = 16 * 16 * pixels.itemsize
+        assert np.array_equal(decode(tiff(pixels, tags={279: (4, (size, size))})).image, decode(plain).image)
+
+
+@pytest.mark.parametrize(("marker", "dtype"), [(-9999, np.int16), (-32768, np.int16), (-9999, np.float32), (-99999, np.int32)])
+def test_the_usual_marker_of_no_data_sets_no_end_of_the_stretch_though_no_tag_declares_it(marker, dtype):
+    values = np.arange(64, dtype=dtype).reshape(8, 8, 1) * 10
+    marked = values.copy()
+    marked[0, :2] = marker
+    shown = decode(tiff(marked)).image
+    assert shown[0, 0, 0] == 0
+    assert (shown[0, 2, 0], shown[7, 7, 0]) == (0, 255)
+    assert shown[4, 0, 0] == round((320 - 20) * 255 / 610)
+
+
+def test_the_lowest_value_counts_where_others_are_near_it():
+    values = np.linspace(-32768, 32767, 64).astype(np.int16).reshape(8, 8, 1)
+    assert decode(tiff(values)).image[0, 1, 0] == 4

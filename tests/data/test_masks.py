@@ -96,9 +96,11 @@ def test_colours_without_a_list_are_refused_with_a_way_out():
     ("data", "words"),
     [
         (encoded(Image.fromarray(np.dstack([IDS] * 3 + [IDS * 100])), "PNG"), "transparent pixels"),
-        (tiff(np.full((6, 8, 1), -1, np.int16)), "value -1"),
-        (tiff(np.full((6, 8, 1), 300, np.uint32)), "value 300"),
+        (tiff(np.full((6, 8, 1), -2, np.int16)), "value -2"),
+        (tiff(np.full((6, 8, 1), 300, np.uint32)), "value 300; class ids are 0 to 254, .* numbers of classes, not of objects"),
+        (png16(np.full((6, 8, 1), 65535, np.uint16)), "value 65535; .* and 1, not the largest value, for the only class"),
         (tiff(np.full((6, 8, 1), 0.5, np.float32)), "no whole numbers"),
+        (tiff(IDS[..., None], IDS[..., None]), "mask holds 2 pages or frames; store class ids in one"),
         (png16(PAINTED.astype(np.uint16) * 257), "in colours"),
     ],
 )
@@ -110,3 +112,19 @@ def test_masks_that_hold_no_ids_are_refused(data, words):
 def test_sixteen_bit_colours_do_not_match_a_list():
     with pytest.raises(BadPicture, match="8-bit RGB"):
         decode_mask(png16(PAINTED.astype(np.uint16) * 257), colours=COLOURS)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.float32])
+def test_minus_one_is_unknown_as_255_is(dtype):
+    ids = IDS.astype(dtype)
+    ids[0] = -1
+    assert np.array_equal(decode_mask(tiff(ids[..., None])), [[255] * 8, *IDS[1:].tolist()])
+
+
+def test_the_border_of_pascal_voc_is_unknown_unless_it_is_listed():
+    border = (224, 224, 192)
+    painted = PAINTED.copy()
+    painted[0] = border
+    data = encoded(Image.fromarray(painted), "PNG")
+    assert np.array_equal(decode_mask(data, colours=COLOURS), [[255] * 8, *IDS[1:].tolist()])
+    assert np.array_equal(decode_mask(data, colours=[*COLOURS, border]), [[3] * 8, *IDS[1:].tolist()])

@@ -5,6 +5,7 @@ import pytest
 from picture_files import encoded, tiff
 from PIL import Image
 
+from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.decode import WARNINGS, BadPicture
 from dreamteacher.data.items import Item
 from dreamteacher.data.prepare import Prepared, prepare
@@ -12,7 +13,7 @@ from dreamteacher.data.prepare import Prepared, prepare
 rng = np.random.default_rng(0)
 PIXELS = rng.integers(0, 255, (64, 96, 3), np.uint8)
 PICTURE = encoded(Image.fromarray(PIXELS), "PNG")
-CLASSES = ["sky", "road", "crack"]
+CLASSES = ClassList(["sky", "road", "crack"])
 MASK = np.zeros((64, 96), np.uint8)
 MASK[32:] = 1
 MASK[41:42] = 2  # thinner than a reduced pixel
@@ -22,8 +23,8 @@ def png(mask: np.ndarray) -> bytes:
     return encoded(Image.fromarray(mask), "PNG")
 
 
-def prepared(mask: bytes | None = None, data: bytes = PICTURE, short_side: int | None = None, **options) -> Prepared:
-    return prepare(Item("a", None, data, mask), CLASSES, max_pixels=10**6, min_side=8, short_side=short_side, **options)
+def prepared(mask: bytes | None = None, data: bytes = PICTURE, short_side: int | None = None, classes: ClassList = CLASSES) -> Prepared:
+    return prepare(Item("a", None, data, mask), classes, max_pixels=10**6, min_side=8, short_side=short_side)
 
 
 def test_a_reduced_picture_keeps_the_counts_and_the_label_of_its_full_size():
@@ -55,10 +56,31 @@ def test_a_mask_without_one_known_pixel_is_no_label():
     assert prepared(png(one)).label is not None
 
 
+def test_a_mask_whose_known_pixels_vanish_when_it_is_reduced_is_no_label():
+    one = np.full((64, 96), 255, np.uint8)
+    one[0, 0] = 1
+    small = prepared(png(one), short_side=16)
+    assert (small.label, small.full_label, small.warnings) == (None, None, ("mask_vanished",))
+    assert not small.mask_values.any()
+    assert not small.source_mask_values.any()
+
+
+def test_ids_and_colours_that_mean_unknown_become_255():
+    void = ClassList(["void", "sky", "road"])
+    assert np.array_equal(mask_in(prepared(png(MASK), classes=void)), np.array([255, 0, 1], np.uint8)[MASK])
+    colours = [(0, 0, 0), (128, 64, 128), (255, 0, 0)]
+    painted = prepared(png(np.array(colours, np.uint8)[MASK]), classes=ClassList(["sky", "Void", "road"], colours))
+    assert np.array_equal(mask_in(painted), np.array([0, 255, 1], np.uint8)[MASK])
+
+
+def mask_in(picture: Prepared) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture.label[1])))
+
+
 def test_masks_in_the_colours_of_a_list():
     colours = [(0, 0, 0), (128, 64, 128), (255, 0, 0)]
-    painted = prepared(png(np.array(colours, np.uint8)[MASK]), colours=colours)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(painted.label[1]))), MASK)
+    painted = prepared(png(np.array(colours, np.uint8)[MASK]), classes=ClassList(CLASSES.names, colours))
+    assert np.array_equal(mask_in(painted), MASK)
 
 
 def test_a_lossy_mask_is_refused_with_its_reason():
@@ -72,7 +94,7 @@ def test_what_is_odd_of_the_picture_comes_along():
     assert prepared(data=stack).frames == 3
     infrared = tiff(np.dstack([PIXELS, PIXELS[..., 0] // 2 + 60]), photometric=2, extra=(2,))
     assert prepared(data=infrared).warnings == ("alpha_is_not_transparency",)
-    assert {"alpha_is_not_transparency", "wholly_transparent", "mask_is_unknown"} == set(WARNINGS)
+    assert {"alpha_is_not_transparency", "wholly_transparent", "mask_is_unknown", "mask_vanished"} == set(WARNINGS)
     deep = prepared(data=tiff(PIXELS.astype(np.uint16) * 3, photometric=2))
     assert (deep.suffix, deep.mode) == ("png", "uint16x3")
     assert deep.histogram.sum() == 3 * 64 * 96

@@ -21,6 +21,12 @@ def save(image: Image.Image, path: Path, **options) -> Path:
     return path
 
 
+def save_pictures(folder: Path, *names: str) -> None:
+    """A picture for each name, all different."""
+    for i, name in enumerate(names):
+        save(picture(i), folder / name)
+
+
 def mask_of(value: int, size: tuple[int, int] = (24, 20)) -> Image.Image:
     values = np.zeros((size[1], size[0]), np.uint8)
     values[: size[1] // 2] = value

@@ -5,7 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from ingest_sources import facts, manifest, mask_of, picture, reasons, report, run, save, stored
+from ingest_sources import facts, manifest, mask_of, picture, reasons, report, run, save, save_pictures, stored
 from PIL import Image, ImageOps
 
 from dreamteacher.data.dataset import ImageSet
@@ -100,8 +100,7 @@ def test_masks_are_found_where_people_put_them(image, mask, tmp_path):
 
 
 def test_labels_may_be_the_name_of_a_class(tmp_path):
-    for i, name in enumerate(("labels/0.png", "parcels/1.png")):
-        save(picture(i), tmp_path / "in" / name)
+    save_pictures(tmp_path / "in", "labels/0.png", "parcels/1.png")
     run(tmp_path / "in", tmp_path / "out")
     assert facts(tmp_path / "out")["classes"] == ["labels", "parcels"]
 
@@ -193,6 +192,7 @@ def test_of_copies_one_with_a_label_is_kept_and_other_labels_are_reported(tmp_pa
         (b"path,label\na/0.png,1\na/0.png,2\n", r"line 3: a/0.png is '2', and '1' in a line before; keep one"),
         ("path,label\na/0.png,grün\n".encode("latin-1"), r"labels.csv is not UTF-8 text; save it as UTF-8"),
         ("path,label\na/0.png,1\n".encode("utf-16"), r"labels.csv is not UTF-8 text"),
+        (b"path,label,split\na/0.png,1,val\n", r"its column split is not read; lay the pictures into train/, val/ and test/"),
         (b"path;label\na/0.png;1\n", r"must name the columns path and label, with a comma"),
         (b"path,label\n0.png,1\n1.png,2\n", r"names none of the pictures: it says '0.png', and a picture is 'a/0.png'; write paths so"),
     ],
@@ -234,8 +234,7 @@ def test_a_class_in_two_unicode_spellings_or_with_odd_spaces_is_one(tmp_path):
 
 
 def test_classes_that_differ_in_capitals_only_are_reported(tmp_path, capsys):
-    for i, cls in enumerate(("Cat", "cat", "dog")):
-        save(picture(i), tmp_path / "in" / cls / f"{i}.png")
+    save_pictures(tmp_path / "in", *(f"{cls}/{i}.png" for i, cls in enumerate(("Cat", "cat", "dog"))))
     run(tmp_path / "in", tmp_path / "out")
     assert "ingest: classes 'Cat' and 'cat' differ in capitals only; are they one?\n" in capsys.readouterr().err
 
@@ -278,6 +277,43 @@ def test_masks_may_hold_the_colours_of_classes_txt(lines, tmp_path):
     assert report(tmp_path / "out")["labels_per_class"] == {"ground": 2 * 15 * 24, "road": 2 * 5 * 24}
 
 
+def test_void_is_no_class_of_masks_and_one_of_folders(tmp_path):
+    for i in range(4):
+        save(picture(i), tmp_path / "masks_" / "images" / f"{i}.png")
+        save(mask_of(1 + i % 2), tmp_path / "masks_" / "masks" / f"{i}.png")
+        save(picture(i), tmp_path / "folders" / ("unknown" if i % 2 else "cat") / f"{i}.png")
+    (tmp_path / "masks_" / "classes.txt").write_text("Void\nroad\nsky\n")
+    run(tmp_path / "masks_", tmp_path / "a")
+    assert facts(tmp_path / "a")["classes"] == ["road", "sky"]
+    assert report(tmp_path / "a")["labels_per_class"] == {"road": 480, "sky": 480}
+    assert set(np.unique(ImageSet(tmp_path / "a", "train").read(0).label)) == {0, 255}
+    run(tmp_path / "folders", tmp_path / "b")
+    assert facts(tmp_path / "b")["classes"] == ["cat", "unknown"]
+
+
+def test_numbers_in_a_table_and_a_list_that_is_numbered_from_1_do_not_go_together(tmp_path):
+    save(picture(0), tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "labels.csv").write_text("path,label\na.png,1\n")
+    (tmp_path / "in" / "classes.txt").write_text("1 cat\n2 dog\n")
+    with pytest.raises(UserError, match=r"is numbered from 1, and the numbers in labels\.csv count from 0; write names in both"):
+        run(tmp_path / "in", tmp_path / "out")
+
+
+def test_masks_of_val_that_vanish_when_they_are_reduced_are_refused(tmp_path):
+    """Scoring at the stored size would divide by no pixel."""
+    thin = np.full((200, 200), 255, np.uint8)
+    thin[0, 0] = 1
+    for i in range(6):
+        split = "val" if i > 3 else "train"
+        save(picture(i, (200, 200)), tmp_path / "in" / "images" / split / f"{i}.png")
+        save(Image.fromarray(thin) if split == "val" else mask_of(1, (200, 200)), tmp_path / "in" / "masks" / split / f"{i}.png")
+    (tmp_path / "in" / "classes.txt").write_text("ground\nthing\n")
+    with pytest.raises(
+        UserError, match=r"none in val \(masks that are 255.* are none: 2, some once they were reduced to ingest.short_side\)"
+    ):
+        run(tmp_path / "in", tmp_path / "out", short_side=20)
+
+
 def test_what_is_measured_by_keeps_its_own_size(tmp_path):
     """Val masks are stored as they are, train masks as large as their pictures."""
     for split in ("train", "val"):
@@ -295,15 +331,14 @@ def test_masks_that_belong_to_no_picture_are_not_trained_on(tmp_path):
     save(picture(0), tmp_path / "in" / "images" / "deep" / "a.png")
     save(mask_of(1), tmp_path / "in" / "masks" / "a.png")
     with pytest.raises(
-        UserError, match=r"no mask is named as a picture is \(such as masks/a.png\); name them alike, or set ingest.labels to none"
+        UserError, match=r"no mask is named as a picture is \(such as masks/a.png\); call the mask of images/A.jpg masks/A.png .*, or set"
     ):
         run(tmp_path / "in", tmp_path / "out")
     assert run(tmp_path / "in", tmp_path / "out", labels="none")["n_train"] == 1
 
 
 def test_a_class_named_as_a_split_is_not_taken_for_one(tmp_path):
-    for i, name in enumerate(("plane/0.png", "car/1.png", "train/2.png")):
-        save(picture(i), tmp_path / "in" / name)
+    save_pictures(tmp_path / "in", "plane/0.png", "car/1.png", "train/2.png")
     with pytest.raises(UserError, match=r"train/2.png is read as a picture of that split, but beside it lies the class '(car|plane)'"):
         run(tmp_path / "in", tmp_path / "out")
 

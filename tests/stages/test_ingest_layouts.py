@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ingest_sources import facts, manifest, mask_of, picture, report, run, save
+from ingest_sources import facts, manifest, mask_of, picture, report, run, save, save_pictures
 from PIL import Image
 
 from dreamteacher.data.layout import meaning
@@ -58,6 +58,12 @@ LAYOUTS = {
     "train_images": ("{s}_images/{i}.jpg", "{s}_masks/{i}.png"),
     "Image and Label": ("{s}/Image/{i}.jpg", "{s}/Label/{i}.png"),
     "beside each other": ("{s}/{i}.jpg", "{s}/{i}_seg.png", "{s}/{i}_overlay.png", "{s}/{i}_color.png"),
+    "LIP": ("TrainVal_images/{s}_images/{i}.jpg", "TrainVal_parsing_annotations/{s}_segmentations/{i}.png"),
+    "first words": ("{s}/img_{i}.jpg", "{s}/mask_{i}.png"),
+    "first words in folders": ("{s}/images/image_{i}.jpg", "{s}/masks/label_{i}.png"),
+    "FloodNet": ("{s}/{s}-org-img/{i}.jpg", "{s}/{s}-label-img/{i}_lab.png"),
+    "UAVid": ("uavid_{s}/seq{i}/Images/000.png", "uavid_{s}/seq{i}/Labels/000.png"),
+    "with depth": ("rgb/{s}/{i}.png", "labels/{s}/{i}.png", "depth/{s}/{i}.png"),
     "with overlays": ("images/{s}/{i}.jpg", "masks/{s}/{i}.png", "overlays/{s}/{i}.png", "masks/{s}/{i}_vis.png", "vis/{s}/{i}.png"),
 }
 
@@ -111,6 +117,21 @@ UNKNOWN = {
     ),
     "above": ("pics_a/{s}/{i}.png", "zones/{s}/{i}.png", "zones/ looks like masks of the pictures in pics_a/"),
     "an ending": ("{s}/{i}.jpg", "{s}/{i}_zones.png", "files whose names end in '_zones' look like masks of the pictures beside them"),
+    "an ending with a digit": (
+        "{s}/{i}.jpg",
+        "{s}/{i}_1stHO.png",
+        "files whose names end in '_1stHO' look like masks of the pictures beside",
+    ),
+    "several of a picture": (
+        "ISIC_{training}_Input/I_{i}.jpg",
+        "ISIC_{training}_GroundTruth/I_{i}_attribute_globules.png",
+        r"I_0_attribute_globules.png and others are named and look like masks, but not one has the name of a picture; .*merge several",
+    ),
+    "of numbered pictures": (
+        "CelebA-HQ-img/{i}.jpg",
+        "CelebAMask-HQ-mask-anno/0/0000{i}_hair.png",
+        r"00000_hair.png and others are named and look like masks",
+    ),
     "both": ("a/{i}.jpg", "b/{i}_zones.png", "b/ looks like masks of the pictures in a/"),
 }
 
@@ -178,10 +199,122 @@ def test_folders_that_mean_a_split_are_that_split(train, val, tmp_path):
 
 
 def test_dev_and_eval_are_left_out_where_val_is_there(tmp_path):
-    for i, split in enumerate(("train", "train", "val", "dev", "eval", "test2017")):
-        save(picture(i), tmp_path / "in" / split / f"{i}.png")
+    save_pictures(tmp_path / "in", *(f"{split}/{i}.png" for i, split in enumerate(("train", "train", "val", "dev", "eval", "test2017"))))
     assert run(tmp_path / "in", tmp_path / "out")["n_val"] == 1
     assert report(tmp_path / "out")["left_out_as_test"] == 3
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("{s}2017/{i}.jpg", "annotations/panoptic_{s}2017/{i}.png"),
+        ("{s}2017/{i}.jpg", "panoptic_{s}2017/{i}.png"),
+        ("images/{s}/{i}.jpg", "instances/{s}/{i}.png"),
+        ("rgb/{s}/{i}.png", "depth/{s}/{i}.png"),
+    ],
+)
+def test_what_belongs_to_pictures_and_is_no_mask_is_not_trained_on(places, tmp_path):
+    """Of panoptic pictures each has colours of its own, so that they do not look like masks."""
+    for i in range(6):
+        for place in places:
+            save(picture(10 * i + places.index(place)), tmp_path / "in" / place.format(s="val" if i > 3 else "train", i=i))
+    assert run(tmp_path / "in", tmp_path / "out")["n_train"] == 4
+    assert report(tmp_path / "out")["beside_masks"] == 6
+
+
+def test_of_two_masks_the_one_in_the_nearer_folder_counts(tmp_path):
+    for i in range(4):
+        for form, suffix in (("PNG", "png"), ("TIF", "tif")):
+            save(picture(i), tmp_path / "in" / form / "Original" / f"{i}.{suffix}")
+            save(mask_of(1), tmp_path / "in" / form / "Ground Truth" / f"{i}.{suffix}")
+    (tmp_path / "in" / "classes.txt").write_text("ground\nthing\n")
+    metrics = run(tmp_path / "in", tmp_path / "out")
+    assert (metrics["n_labelled"], metrics["n_duplicates"]) == (4, 4)
+
+
+def test_vessels_count_and_not_the_field_of_view_beside_them(tmp_path):
+    """DRIVE: mask/ is where the eye is, 1st_manual/ and 2nd_manual/ are two observers."""
+    for i in range(21, 25):
+        save(picture(i), tmp_path / "in" / "training" / "images" / f"{i}_training.tif")
+        save(mask_of(1), tmp_path / "in" / "training" / "1st_manual" / f"{i}_manual1.gif")
+        for k, place in enumerate(("2nd_manual/{i}_manual2.gif", "mask/{i}_training_mask.gif")):
+            save(mask_of(2 + k), tmp_path / "in" / "training" / place.format(i=i))
+    (tmp_path / "in" / "classes.txt").write_text("ground\nvessel\nother\nview\n")
+    run(tmp_path / "in", tmp_path / "out")
+    assert report(tmp_path / "out")["labels_per_class"] == {"ground": 960, "vessel": 960, "other": 0, "view": 0}
+
+
+def test_a_mask_that_has_its_picture_is_not_taken_for_another_of_a_like_name(tmp_path):
+    for i, name in enumerate(("a", "a_raw", "b_raw")):
+        save(picture(i), tmp_path / "in" / "images" / f"{name}.png")
+    for name in ("a", "b"):
+        save(mask_of(1), tmp_path / "in" / "masks" / f"{name}.png")
+    (tmp_path / "in" / "classes.txt").write_text("ground\nthing\n")
+    run(tmp_path / "in", tmp_path / "out")
+    labels = {row["path"]: row["label"] for row in manifest(tmp_path / "out")}
+    assert labels == {"images/a.png": "mask", "images/a_raw.png": "", "images/b_raw.png": "mask"}
+
+
+def test_folders_that_an_archive_was_unpacked_into_twice_are_no_classes(tmp_path):
+    for i, split in enumerate(("train", "val")):
+        for j in range(4):
+            save(picture(10 * i + j), tmp_path / "flat" / split / split / f"{j}.png")
+            save(picture(10 * i + j), tmp_path / "classes" / split / split / ("cat" if j % 2 else "dog") / f"{j}.png")
+    metrics = run(tmp_path / "flat", tmp_path / "a")
+    assert (metrics["n_train"], metrics["n_val"], metrics["n_labelled"]) == (4, 4, 0)
+    assert run(tmp_path / "classes", tmp_path / "b")["n_labelled"] == 8
+    assert facts(tmp_path / "b")["classes"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("name", ["class_dict.csv", "label_colors.txt", "labelmap.txt", "train/_classes.csv"])
+def test_a_list_of_classes_of_another_tool_is_named_where_classes_txt_is_missing(name, tmp_path):
+    source = lay_out(tmp_path / "in", ("images/{s}/{i}.png", "masks/{s}/{i}.png"), classes=None)
+    (source / "train").mkdir(exist_ok=True)
+    (source / name).write_text("background\nthing\n")
+    with pytest.raises(UserError, match=f"no classes.txt in .*; if {name} there lists the classes, copy it to classes.txt"):
+        run(source, tmp_path / "out")
+
+
+def test_folders_of_labelled_and_unlabelled_pictures(tmp_path):
+    for i in range(8):
+        save(picture(i), tmp_path / "in" / "labeled" / ("cat" if i % 2 else "dog") / f"{i}.png")
+        save(picture(10 + i), tmp_path / "in" / "unlabeled" / f"{i}.png")
+    metrics = run(tmp_path / "in", tmp_path / "out")
+    assert (metrics["n_train"], metrics["n_labelled"]) == (16, 8)
+    assert facts(tmp_path / "out")["classes"] == ["cat", "dog"]
+
+
+def test_classes_around_splits_are_said(tmp_path):
+    for i in range(8):
+        save(picture(i), tmp_path / "in" / ("cat" if i % 2 else "dog") / ("val" if i > 5 else "train") / f"{i}.png")
+    run(tmp_path / "in", tmp_path / "out")
+    assert report(tmp_path / "out")["summary"][-1] == "if cat and dog are classes, put them inside train/ and val/, not around them"
+
+
+def test_a_list_that_names_no_folder_is_said(tmp_path):
+    for i in range(4):
+        save(picture(i), tmp_path / "in" / "images" / ("001.cat" if i % 2 else "002.dog") / f"{i}.png")
+    (tmp_path / "in" / "classes.txt").write_text("1 001.cat\n2 002.dog\n")
+    run(tmp_path / "in", tmp_path / "out")
+    line = "no folder has the name of a class: classes.txt says '1 001.cat', and a folder is '001.cat'"
+    assert report(tmp_path / "out")["summary"][-1] == line
+
+
+def test_a_source_without_pictures_says_what_is_there(tmp_path):
+    for name in ("pathmnist.npz", "train.parquet"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    save(mask_of(1), tmp_path / "in" / "masks" / "0.png")
+    with pytest.raises(UserError, match=r"there are 1 pictures in folders of masks, 1 .npz \(pathmnist.npz\), 1 .parquet .*unpack tables"):
+        run(tmp_path / "in", tmp_path / "out")
+
+
+def test_two_sets_of_masks_are_not_mixed(tmp_path):
+    source = lay_out(tmp_path / "in", ("{s}/images/{i}.png", "{s}/v1.2/labels/{i}.png"))
+    for path in list(source.rglob("v1.2/labels/*.png")):
+        save(mask_of(0), Path(str(path).replace("v1.2", "v2.0")))
+    with pytest.raises(UserError, match=r"2 masks belong to it \(one is val/v1.2/labels/4.png\); keep the folder of one set of masks"):
+        run(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -197,16 +330,14 @@ def test_dev_and_eval_are_left_out_where_val_is_there(tmp_path):
     ],
 )
 def test_folders_that_may_be_splits_under_another_name_are_refused(folders, problem, tmp_path):
-    for i, folder in enumerate(folders):
-        save(picture(i), tmp_path / "in" / folder / f"{i}.png")
+    save_pictures(tmp_path / "in", *(f"{folder}/{i}.png" for i, folder in enumerate(folders)))
     with pytest.raises(UserError, match=problem) as refusal:
         run(tmp_path / "in", tmp_path / "out")
     assert "list all classes in classes.txt" in str(refusal.value)
 
 
 def test_classes_that_are_named_as_splits_are_listed_in_classes_txt(tmp_path):
-    for i, name in enumerate(("plane/0.png", "train/1.png", "masks/2.png")):
-        save(picture(i), tmp_path / "in" / name)
+    save_pictures(tmp_path / "in", "plane/0.png", "train/1.png", "masks/2.png")
     (tmp_path / "in" / "classes.txt").write_text("plane\ntrain\nmasks\n")
     assert run(tmp_path / "in", tmp_path / "out")["n_labelled"] == 3
     assert report(tmp_path / "out")["labels_per_class"] == {"plane": 1, "train": 1, "masks": 1}

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 
 import pytest
-from ingest_sources import manifest, picture, reasons, report, run, save
+from ingest_sources import manifest, picture, reasons, report, run, save, save_pictures
 from PIL import Image
 
 from dreamteacher.errors import UserError
@@ -176,3 +176,20 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: File too large; name a folder on a file system that takes larger files\n"
     assert not (tmp_path / "data").exists()
+
+
+def test_memory_that_is_too_small_for_a_picture_is_one_line_and_loses_no_picture(tmp_path, monkeypatch):
+    save_pictures(tmp_path / "in", "0.png", "1.png")
+
+    def fail(*args, **options):
+        raise OSError("out of memory error when reading image file")
+
+    monkeypatch.setattr("dreamteacher.data.decode.load", fail)
+    monkeypatch.setattr("dreamteacher.data.decode.bytearray", fail_to_allocate, raising=False)
+    with pytest.raises(UserError, match=r"main memory is too small; lower ingest\.max_pixels"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def fail_to_allocate(size: int) -> bytearray:
+    raise MemoryError

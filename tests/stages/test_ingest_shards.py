@@ -272,3 +272,19 @@ def test_too_many_broken_ones_among_the_incoming_stop_the_stage_however_many_old
     with pytest.raises(UserError, match=r"3 of 10 incoming pictures cannot be used, .*max_bad_fraction = 0.05: incoming/0.png: "):
         ingest.run(params(), out=tmp_path / "out", source=tmp_path / "pictures", incoming=tmp_path / "incoming")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("picture_name", "mask_name"), [("{}.jpg", "{}_mask.png"), ("{}.input.png", "{}.target.png"), ("a/{}.jpg", "a/{}_gt.png")]
+)
+def test_masks_of_other_names_in_shards_are_refused_and_not_trained_on(picture_name, mask_name, tmp_path):
+    files = {name.format(i): png(image) for i in range(4) for name, image in ((picture_name, picture(i)), (mask_name, mask_of(1)))}
+    write_tar(tmp_path / "a.tar", files)
+    with pytest.raises(UserError, match=r"a.tar: .*0.* looks like the mask of .*0; in shards masks are called KEY.mask.png"):
+        run(tmp_path / "a.tar", tmp_path / "out")
+
+
+def test_a_second_picture_of_one_name_in_a_shard_is_counted_as_passed_over(tmp_path):
+    write_tar(tmp_path / "a.tar", {name: png(picture(i)) for i, name in enumerate(("0.jpg", "0.png", "1.jpg", "with_mask.png"))})
+    assert run(tmp_path / "a.tar", tmp_path / "out")["n_train"] == 3
+    assert report(tmp_path / "out")["passed_over"] == {".png": {"count": 1, "example": "a.tar/0.png"}}

@@ -1,10 +1,11 @@
 """What ingest says at its end; report.json has the same."""
 
 import numpy as np
-from ingest_sources import mask_of, picture, report, run, save
+from ingest_sources import mask_of, params, picture, report, run, save
 from PIL import Image
 
 from dreamteacher.data.items import MOST_SUFFIXES, PassedOver
+from dreamteacher.stages import ingest
 
 
 def said(capsys) -> list[str]:
@@ -86,6 +87,26 @@ def test_labels_of_other_tools_are_mentioned(tmp_path, capsys):
         "1 files were passed over, as their names hold control characters or are not UTF-8",
     ]
     assert report(tmp_path / "out")["passed_over"][".txt"] == {"count": 1, "example": "labels/0.txt"}
+
+
+def test_what_is_left_out_of_the_second_place_is_said(tmp_path, capsys):
+    for i in range(4):
+        save(picture(i), tmp_path / "in" / f"{i}.png")
+        save(picture(9 + i), tmp_path / "new" / ("test" if i == 3 else "day") / f"{i}.png")
+    (tmp_path / "new" / "clip.mp4").touch()
+    ingest.run(params(), out=tmp_path / "out", source=tmp_path / "in", incoming=tmp_path / "new")
+    assert said(capsys)[1:] == [
+        "1 incoming files were passed over: 1 .mp4 (clip.mp4)",
+        "1 incoming pictures of the test split were left out",
+    ]
+    assert report(tmp_path / "out")["incoming_passed_over"] == {".mp4": {"count": 1, "example": "clip.mp4"}}
+
+
+def test_a_table_in_another_folder_is_said(tmp_path, capsys):
+    save(picture(0), tmp_path / "in" / "train" / "0.png")
+    (tmp_path / "in" / "train" / "labels.csv").write_text("path,label\n0.png,cat\n")
+    run(tmp_path / "in", tmp_path / "out")
+    assert said(capsys)[0].startswith("no label was found (1 .csv (train/labels.csv) may be labels in a form that is not read: a table of ")
 
 
 def test_files_of_many_pictures_are_said(tmp_path, capsys):

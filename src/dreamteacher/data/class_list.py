@@ -1,10 +1,12 @@
-"""classes.txt: a name on each line, and the colour of each class where masks hold colours."""
+"""classes.txt: a name on each line, the colour of each class where masks hold colours, and which of them mean unknown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
+
+import numpy as np
 
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.names import class_name
@@ -15,43 +17,116 @@ _HEX = re.compile(r"(.*[^\s,;])[\s,;]+#([0-9a-fA-F]{6})")
 _NUMBERS_BEHIND = re.compile(r"(.*?[^\s,;])[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
 _NUMBERS_BEFORE = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(.*\S)")
 _TWO_NUMBERS = re.compile(r"\d{1,3}[\s,;]+\d{1,3}[\s,;]+\D")  # of three, the first of which is no number of a class
-_NUMBERED = re.compile(r"(\d+)[\s:,;]+(.*\S)")
+_NUMBERED = re.compile(r"(-1|\d+)[\s:,;]+(.*\S)")
+_LABEL_MAP = re.compile(r"([^#:]+):(\d{1,3},\d{1,3},\d{1,3}):[^:]*:[^:]*")  # of CVAT
+_HEADS = re.compile(r"name\s*,\s*r\s*,\s*g\s*,\s*b|pixel value\s*,\s*class|# label:color_rgb:parts:actions", re.IGNORECASE)
+# Names, without blanks and signs, that CamVid, Cityscapes, Mapillary, DeepGlobe, LoveDA and others give to what has no class.
+VOID_NAMES = {
+    "void", "unlabelled", "unlabeled", "unknown", "undefined", "ignore", "ignored", "ignoreregion", "nodata", "dontcare", "outofroi",
+    "rectificationborder",
+}  # fmt: skip
+MOST_CLASSES = 255  # of masks: ids 0 to 254
 
 
 class ClassList(NamedTuple):
-    """names: by id. colours: RGB by id, None if the list has none."""
+    """names: by id. colours: RGB by id, None if the list has none.
+
+    In masks the names of VOID_NAMES are no classes: their pixels are unknown, and the other classes move up.
+    """
 
     names: list[str]
-    colours: list[Colour] | None
+    colours: list[Colour] | None = None
+
+    @property
+    def mask_names(self) -> list[str]:
+        """Names of the classes of masks, by id."""
+        return [name for name in self.names if not is_void(name)]
+
+    def mask_ids(self) -> np.ndarray:
+        """uint8 (256): the class id, or IGNORE, of each id or number of a colour in a mask."""
+        ids = np.full(256, IGNORE, np.uint8)
+        known = [i for i, name in enumerate(self.names) if not is_void(name)]
+        ids[known] = np.arange(len(known))
+        return ids
+
+    @property
+    def is_numbered_from_one(self) -> bool:
+        """Whether its lines begin with 1, 2, 3 and so on, so that the line of id 0 seems to be missing."""
+        numbered = [_NUMBERED.fullmatch(name) for name in self.names]
+        return [int(found[1]) for found in numbered if found] == list(range(1, len(self.names) + 1))
+
+
+def is_void(name: str) -> bool:
+    """Whether the name means that pixels have no class."""
+    return re.sub(r"[\W_]", "", name).lower() in VOID_NAMES
+
+
+def require_mask_classes(classes: ClassList | None, where: str, other_list: str | None = None) -> ClassList:
+    """The classes, if masks can hold their ids. other_list: the list of another tool, which may be meant.
+
+    Raises:
+        UserError: there are none, too many, or the list is numbered from 1.
+    """
+    if classes is None:
+        remedy = f"if {other_list} there lists the classes, copy it to classes.txt; else " if other_list else ""
+        raise UserError(
+            f"there are masks but no classes.txt in {where}; {remedy}write one class name on each line, the first for mask value 0"
+        )
+    if len(classes.names) > MOST_CLASSES:
+        raise UserError(
+            f"classes.txt in {where} lists {len(classes.names)} classes, and masks hold {MOST_CLASSES} at most (ids 0 to 254, 255 is "
+            "unknown); merge rare classes, in the list and in the masks"
+        )
+    if classes.is_numbered_from_one:
+        raise UserError(
+            f"classes.txt in {where} is numbered from 1, and masks from 0; add the line of id 0 (0 void, if its pixels have no class)"
+        )
+    if len(classes.mask_names) < 2:
+        raise UserError(f"classes.txt in {where} names {len(classes.mask_names)} classes besides those that mean unknown; two are needed")
+    return classes
 
 
 def parse_classes(text: str, where: str) -> ClassList:
     """The lines of a classes.txt, the first for id 0: `road`, or with its colour `road #804080`, `road 128 64 128`, `128 64 128 road`.
 
-    A head `name,r,g,b` is left out, and so are numbers before the names if they are 0, 1, 2 and so on (they give the order), with the line
-    of 255, which means unknown in masks.
+    Numbers before the names are left out if they are 0, 1, 2 and so on (they give the order), and so is a line for 255 or -1 beside
+    them. The lists of CVAT (labelmap.txt), Roboflow (_classes.csv) and Kaggle (class_dict.csv) may be copied with their heads.
 
     Raises:
         UserError: naming `where`, unless they are at least two different names, with different colours on all lines or on none.
     """
     lines = [line.strip() for line in text.rstrip().splitlines()]
-    if re.fullmatch(r"name\s*,\s*r\s*,\s*g\s*,\s*b", lines[0] if lines else "", re.IGNORECASE):
+    if lines and _HEADS.fullmatch(lines[0]):
         del lines[0]
-    numbered = [(int(found[1]), found[2]) for line in lines if (found := _NUMBERED.fullmatch(line))]
-    ids = sorted(number for number, _ in numbered)
-    if len(ids) <= IGNORE and ids[-1:] == [IGNORE]:
-        ids.pop()
-    if len(numbered) == len(lines) and ids == list(range(len(ids))) and not any(_TWO_NUMBERS.match(rest) for _, rest in numbered):
-        lines = [rest for _, rest in sorted(numbered)[: len(ids)]]
+    maps = [_LABEL_MAP.fullmatch(line) for line in lines]
+    if all(maps):
+        lines = [f"{found[1]},{found[2]}" for found in maps if found]
+    lines, n_unknown = _in_order(lines)
     names, colours = _colours_of(lines, where)
+    if n_unknown:  # ids 255 and -1 need no line, but their colours do
+        names = names[:-n_unknown] + ["void"] * (n_unknown if colours else 0)
     names = [class_name(name) for name in names]
-    if len(names) < 2 or "" in names or len(set(names)) < len(names):
+    classes = [name for name in names if not is_void(name)]
+    if len(names) < 2 or "" in names or len(set(classes)) < len(classes):
         raise UserError(f"{where} must hold at least two different class names, one on each line, the first for id 0")
     if colours and len(set(colours)) < len(colours):
         twice = next(colour for colour in colours if colours.count(colour) > 1)
-        one, other, *_ = (name for name, colour in zip(names, colours, strict=True) if colour == twice)
-        raise UserError(f"{where}: {one!r} and {other!r} have the same colour {twice}; give each class its own")
+        one, other, *rest = (name for name, colour in zip(names, colours, strict=True) if colour == twice)
+        if not all(is_void(name) for name in (one, other, *rest)):
+            raise UserError(f"{where}: {one!r} and {other!r} have the same colour {twice}; give each class its own")
     return ClassList(names, colours)
+
+
+def _in_order(lines: list[str]) -> tuple[list[str], int]:
+    """The lines without numbers before them, if these are ids; and how many at the end are for ids that mean unknown."""
+    numbered = [(int(found[1]), found[2]) for line in lines if (found := _NUMBERED.fullmatch(line))]
+    if len(numbered) < len(lines) or any(_TWO_NUMBERS.match(rest) for _, rest in numbered):
+        return lines, 0
+    n_unknown = sum(number in (-1, IGNORE) for number, _ in numbered) if len(lines) <= MOST_CLASSES else 0
+    known = sorted(numbered, key=lambda entry: (n_unknown > 0 and entry[0] in (-1, IGNORE), entry[0]))
+    if [number for number, _ in known[: len(lines) - n_unknown]] != list(range(len(lines) - n_unknown)):
+        return lines, 0
+    return [rest for _, rest in known], n_unknown
 
 
 def _colours_of(lines: list[str], where: str) -> tuple[list[str], list[Colour] | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -15,11 +14,16 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from dreamteacher.data import tiff
 from dreamteacher.data.deep import Deep, stretch
 from dreamteacher.data.formats import SUFFIXES, UNREAD, BadPicture, name_what_it_is
+from dreamteacher.data.items import IGNORE
 from dreamteacher.data.load import Source, load, without_other_band
 from dreamteacher.data.metadata import without_metadata
+from dreamteacher.errors import is_memory_error
 
 __all__ = ["SUFFIXES", "UNREAD", "WARNINGS", "BadPicture", "Picture", "decode", "decode_mask", "is_lossy", "turn_upright"]
 
+VOC_BORDER = 0xE0E0C0  # the colour around objects in Pascal VOC's masks, index 255 of its palette
+SMALL_BLOCK = 64 << 20  # bytes
+MOST_PROBED = 1 << 28  # pixels
 ORIENTATION = 0x0112  # EXIF's number of it
 TURNS = {  # EXIF's orientation -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,7 +38,8 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
     "alpha_is_not_transparency": "pictures say that their fourth band is transparency, but it does not look like it; they were composed "
     "on white (drop the band if it is another, such as near infrared)",
     "wholly_transparent": "pictures are wholly transparent and became white; drop their alpha band if it means nothing",
-    "mask_is_unknown": "masks have no known pixel (all 255) and count as no label",
+    "mask_is_unknown": "masks have no known pixel (all 255, or of a class that means unknown) and count as no label",
+    "mask_vanished": "masks lost their last known pixel when they were reduced and count as no label; raise ingest.short_side",
 }
 
 _T = TypeVar("_T")
@@ -70,27 +75,31 @@ def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> 
     - Of three bands or more the first three are red, green and blue; of one or two the first is grey.
     - More than 8 bits (integers or floats, grey or colour) are stretched from the picture's smallest value, over all bands together, to its
       largest, to 0..255, as ImageJ shows them: cameras fill 10 to 14 of 16 bits, so scaling by the type's range would leave
-      near-black pictures. Pixels of no data (GDAL's tag, tRNS, NaN, infinite) count for neither end and become 0. 8 bits are never
-      stretched, nor what is made for screens or print: CMYK, AVIF, HEIC.
+      near-black pictures. Pixels of no data (GDAL's tag, tRNS, NaN, infinite, -9999 and the like) count for neither end and become 0.
+      8 bits are never stretched, nor what is made for screens or print: CMYK, AVIF, HEIC.
     - CMYK is converted without its colour profile; embedded profiles are not applied.
 
     Raises:
         BadPicture: empty, unknown or damaged data, more than `max_pixels` by its header (nothing is decoded then), a side shorter
-            than `min_side`. Never anything else, whatever the bytes.
+            than `min_side`.
+        MemoryError: an allocation failed. Never anything else, whatever the bytes.
     """
-    return _whatever_the_metadata(partial(_decode, max_pixels=max_pixels, min_side=min_side), data, "picture")
+    return _whatever_the_metadata(partial(_decode, max_pixels=max_pixels, min_side=min_side), data, "picture", max_pixels)
 
 
 def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tuple[int, int, int]] | None = None) -> np.ndarray:
-    """Decode a class mask: uint8 (H, W) of class ids.
+    """Decode a class mask: uint8 (H, W) of class ids, 255 where unknown.
 
-    Without `colours`, ids are stored in one channel of any depth, in a palette (the index), in one bit, or in equal channels of RGB. With
-    `colours` a pixel is class i where its colour, whatever the picture's type, is colours[i].
+    Without `colours`, ids are stored in one channel of any depth, in a palette (the index), in one bit, or in equal channels of RGB; 255
+    and -1 are unknown. With `colours` a pixel is class i where its colour, whatever the picture's type, is colours[i]; the colour of
+    Pascal VOC's borders is unknown.
 
     Raises:
-        BadPicture: as `decode`; an id above 255; a colour that is not in `colours`; colours without a list; transparent pixels.
+        BadPicture: as `decode`; several pages; an id above 255; a colour that is not in `colours`; colours without a list; transparent
+            pixels.
+        MemoryError: an allocation failed.
     """
-    return _whatever_the_metadata(partial(_decode_mask, max_pixels=max_pixels, colours=colours), data, "mask")
+    return _whatever_the_metadata(partial(_decode_mask, max_pixels=max_pixels, colours=colours), data, "mask", max_pixels)
 
 
 def is_lossy(data: bytes) -> bool:
@@ -103,7 +112,7 @@ def turn_upright(mask: np.ndarray, orientation: int) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).transpose(TURNS[orientation])) if orientation in TURNS else mask
 
 
-def _whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes, what: str) -> _T:
+def _whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes, what: str, max_pixels: int) -> _T:
     """read(data, None); if the file seems damaged, once more without its metadata, which may be all that is, and with its orientation."""
     if not data:
         raise BadPicture(f"{what} is empty (0 bytes)")
@@ -112,15 +121,31 @@ def _whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes,
     except BadPicture:
         raise
     except Exception as error:  # Pillow's parsers raise almost anything
+        _raise_if_memory_is_short(error, max_pixels)
         first = error
-    with suppress(Exception):
+    try:
         plain = without_metadata(data)
         if plain:
             return read(*plain)
+    except Exception as error:  # what is wrong is said of the whole file
+        _raise_if_memory_is_short(error, max_pixels)
     if isinstance(first, UnidentifiedImageError):
         raise BadPicture(name_what_it_is(data, what)) from first
     words = re.sub(r"0x[0-9a-f]+|\s+", " ", str(first)).strip()[:200]
     raise BadPicture(f"damaged {what}: {words or type(first).__name__}") from first
+
+
+def _raise_if_memory_is_short(error: Exception, max_pixels: int) -> None:
+    """A good picture must not be called damaged because memory for it could not be allocated, nor a damaged one end the stage.
+
+    Some libraries report an allocation that failed as damaged data, and some a damaged size as an allocation that failed. So
+    allocation is tried: as much as the largest picture needs, or, where the error says nothing of memory, a small block.
+    """
+    try:
+        claimed = is_memory_error(error) or "could not create decoder object" in str(error)  # the latter: WebP
+        bytearray(4 * min(max_pixels, MOST_PROBED) if claimed else SMALL_BLOCK)
+    except MemoryError:
+        raise MemoryError(str(error)) from error
 
 
 def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: int) -> Picture:
@@ -146,6 +171,8 @@ def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: 
 
 def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[tuple[int, int, int]] | None) -> np.ndarray:
     source = load(data, max_pixels, 1)
+    if source.frames > 1:
+        raise BadPicture(f"mask holds {source.frames} pages or frames; store class ids in one (of several objects, merge their masks)")
     if source.deep:
         values, alpha = source.deep.values, source.deep.alpha
         if source.layout:
@@ -168,9 +195,12 @@ def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[t
     if values.dtype.kind == "f" and not (values == np.rint(values)).all():
         raise BadPicture("mask holds values that are no whole numbers; class ids are 0 to 254")
     low, high = values.min(), values.max()
-    if low < 0 or high > 255:
-        raise BadPicture(f"mask holds the value {int(high if high > 255 else low)}; class ids are 0 to 254")
-    return values.astype(np.uint8)
+    if low < -1 or high > 255:
+        raise BadPicture(
+            f"mask holds the value {int(high if high > 255 else low)}; class ids are 0 to 254, 255 and -1 are unknown (write numbers of "
+            "classes, not of objects or of panoptic segments, and 1, not the largest value, for the only class)"
+        )
+    return values.astype(np.int16).astype(np.uint8)  # -1 becomes 255
 
 
 def _mask_values(source: Source, data: bytes, *, by_colour: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -189,7 +219,7 @@ def _mask_values(source: Source, data: bytes, *, by_colour: bool) -> tuple[np.nd
 
 
 def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
-    """uint8 (H, W): i where the pixel is colours[i]; pixels: uint8 (H, W, 3)."""
+    """uint8 (H, W): i where the pixel is colours[i], 255 where it is VOC_BORDER and that is not listed; pixels: uint8 (H, W, 3)."""
     if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
         raise BadPicture(f"mask holds values of type {pixels.dtype}, and classes.txt names colours of 8 bits; save it as 8-bit RGB")
     weights = np.array([65536, 256, 1], np.uint32)
@@ -197,6 +227,8 @@ def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.nd
     order = np.argsort(listed)
     places = order[np.searchsorted(listed[order], codes).clip(max=len(listed) - 1)] if len(listed) else np.zeros_like(codes, int)
     unknown = codes != listed[places] if len(listed) else np.ones_like(codes, bool)
+    border = unknown & (codes == VOC_BORDER)
+    unknown &= ~border
     if unknown.any():
         found, counts = np.unique(codes[unknown], return_counts=True)
         most = counts.argmax()
@@ -204,7 +236,7 @@ def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.nd
             f"mask holds the colour #{int(found[most]):06x} in {int(counts[most])} pixels, which no class in classes.txt has"
             f"{f' (and {len(found) - 1} other such colours)' if len(found) > 1 else ''}"
         )
-    return places.astype(np.uint8)
+    return np.where(border, IGNORE, places).astype(np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from dreamteacher.data.tiff import Layout
 
 CHUNK = 4_000_000  # values that are stretched at a time
 NO_VALUE = 1e38  # floats from here on measure nothing: the lowest float32 is what many tools write for no data, often without a tag
+
+
+USUAL_NODATA = {-9999.0, -99999.0, -32768.0}  # of ESRI, and of int16 elevation (SRTM)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def read_deep_tiff(data: bytes, layout: Layout, max_pixels: int) -> Deep:
 def stretch(deep: Deep) -> np.ndarray:
     """uint8 (H, W, C): all bands together from their smallest value to their largest to 0..255; 8-bit values as they are.
 
-    Values that are not finite, beyond `NO_VALUE`, `nodata`, or wholly transparent set neither end; all but the transparent become 0.
+    Values that are not finite, beyond `NO_VALUE`, `nodata` (or one of USUAL_NODATA, far below all others), or wholly transparent set
+    neither end; all but the transparent become 0.
 
     Raises:
         BadPicture: no value is finite.
@@ -74,6 +78,7 @@ def stretch(deep: Deep) -> np.ndarray:
     values = deep.values
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
+    deep = _with_usual_nodata(deep)
     height, width, bands = values.shape
     rows = max(1, CHUNK // (width * bands))
     chunks = [slice(y, y + rows) for y in range(0, height, rows)]
@@ -95,6 +100,17 @@ def stretch(deep: Deep) -> np.ndarray:
                 part = np.where(counts, part, low)
             out[chunk] = np.rint((part - low) * (255 / (high - low)))
     return out
+
+
+def _with_usual_nodata(deep: Deep) -> Deep:
+    """With the marker that elevation and remote sensing use without declaring it, if it is far below all other values."""
+    low = float(np.fmin.reduce(deep.values, axis=None)) if deep.nodata is None and deep.values.dtype.kind in "if" else 0.0
+    if low not in USUAL_NODATA:
+        return deep
+    others = deep.values[deep.values != low]
+    if not others.size or float(np.fmin.reduce(others)) < low / 2:
+        return deep
+    return replace(deep, nodata=(low,) * deep.values.shape[2])
 
 
 def _counting(deep: Deep, rows: slice) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 
 from PIL import Image, features
@@ -80,6 +81,7 @@ _MAGIC = (  # pattern of the first bytes, what that is, what to do
     (rb"\xff\xd8", "a JPEG", "decode it once with another program (djpeg) or copy it again"),
     (rb"\x89PNG|\x8aMNG|\x8bJNG", "a PNG", _AGAIN),
     (rb"GIF8|BM|RIFF....WEBP|P[1-6]\s", "the beginning of a picture", _AGAIN),
+    (rb"II[*+]\0|MM\0[*+]", "a damaged TIFF", _AGAIN),
     (rb"II\xbc\x01", "a JPEG XR picture", _AS_PNG),
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", *_JP2),
     (rb"v/1\x01", "an OpenEXR picture", _AS_PNG),
@@ -96,6 +98,12 @@ _MAGIC = (  # pattern of the first bytes, what that is, what to do
     (rb"\s*[\[{]", "a JSON text", "keep only pictures under names of pictures"),
     (rb"[\t\r\n\x20-\x7e]+\Z", "a text", "keep only pictures under names of pictures"),
 )
+
+
+def why_unread(name: str) -> str | None:
+    """Why a file of this name is not read though it is a picture by its suffix; None if it is read, or no picture."""
+    suffix = posixpath.splitext(name)[1].lower()
+    return f"pictures of this kind ({suffix}) are not read: {UNREAD[suffix]}" if suffix in UNREAD and suffix not in SUFFIXES else None
 
 
 class BadPicture(Exception):

@@ -6,9 +6,12 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dreamteacher.errors import UserError
+
+if TYPE_CHECKING:
+    from dreamteacher.data.class_list import ClassList
 
 LabelKind = Literal["auto", "none", "folders", "masks", "csv"]
 IGNORE = 255  # mask value that no loss or metric counts
@@ -81,21 +84,22 @@ def _count(counts: dict[str, tuple[int, str]], kind: str, count: int, name: str)
 class Found:
     """items: the pictures, those of the val split first, then those with a label, then by name (of shards: as they lie).
 
-    classes: names by id, None if the source does not say. colours: RGB of each class in the masks, None if masks hold ids.
-    labels: their kind; wanted: they were looked for. where: where they lie, in words. has_val: the source has its own validation split.
+    classes: None if the source does not say. labels: their kind; wanted: they were looked for. where: where they lie, in words. has_val:
+    the source has its own validation split.
     counts, passed_over: what was seen and left out; notes: what else may be a mistake, a line each; complete once the items are read.
+    arrived: of the second place, whose pictures are among the items.
     """
 
     items: Iterator[Item]
-    classes: list[str] | None
+    classes: ClassList | None
     labels: str
     has_val: bool
     counts: dict[str, int] = field(default_factory=dict)
-    colours: list[tuple[int, int, int]] | None = None
     where: str = ""
     passed_over: PassedOver = field(default_factory=PassedOver)
     notes: list[str] = field(default_factory=list)
     wanted: bool = True
+    arrived: Found | None = None
 
 
 @contextmanager

@@ -7,13 +7,15 @@ import re
 import sqlite3
 from collections import defaultdict
 
+from dreamteacher.data.class_list import ClassList, require_mask_classes
 from dreamteacher.data.items import LabelKind, utf8
+from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import class_name, nfc, tidy
-from dreamteacher.data.shard_source import masks_need_classes
 from dreamteacher.data.table import FINDS_ITS_PICTURE, one
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
+OTHER_LISTS = ("class_dict.csv", "label_colors.txt", "labelmap.txt", "_classes.csv", "label_class_dict.csv", "class_dict_seg.csv")
 PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
 
@@ -26,7 +28,7 @@ def kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, cla
     masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
     folders = [name for (name,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != ''")]
     # A list's folders are any folders; only classes.txt tells that they are classes.
-    named = set(folders) & set(classes) if classes else set() if is_list else set(folders)
+    named = set(folders) & set(classes) if classes else set() if is_list or all(meaning(name).split for name in folders) else set(folders)
     table_file = tree.open_text("labels.csv")
     if table_file:
         table_file.close()
@@ -35,33 +37,49 @@ def kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, cla
         labels = next((kind for kind in ("csv", "masks", "folders") if there[kind]), "none")
         (lost,) = table.execute("SELECT min(name) FROM files WHERE role = 'mask'").fetchone()
         if labels in ("none", "folders") and lost:
-            raise UserError(f"{tree}: no mask is named as a picture is (such as {lost}); name them alike, or set ingest.labels to none")
+            raise UserError(
+                f"{tree}: no mask is named as a picture is (such as {lost}); call the mask of images/A.jpg "
+                "masks/A.png (merge several of one picture), or set ingest.labels to none"
+            )
     elif labels != "none" and not (folders if labels == "folders" else there[labels]):
         expected = {"csv": "labels.csv", "masks": "a mask such as masks/train/A.png for images/train/A.jpg", "folders": "class folders"}
         raise UserError(f"ingest.labels = {labels}, but {tree} has no {expected[labels]}; add it or set ingest.labels to auto")
     return labels
 
 
-def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: list[str] | None) -> tuple[list[str] | None, dict[str, int]]:
+def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None) -> tuple[ClassList | None, dict[str, int]]:
     """The classes, and counts of labels without use; fills the table `labels`.
 
     Raises:
         UserError: they cannot be understood, or folders may be splits and no classes.
     """
-    counts = {}
+    counts, names = {}, classes.names if classes else None
     if kind == "csv":
-        classes = _read_csv(table, tree, classes)
+        values = _read_csv(table, tree)
+        if classes and classes.is_numbered_from_one and any(value.isdecimal() for value in values):
+            raise UserError(f"{tree}/classes.txt is numbered from 1, and the numbers in labels.csv count from 0; write names in both")
+        classes = classes or ClassList(values)
         counts["labels_without_picture"] = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
         if counts["labels_without_picture"] == one(table, "SELECT count(*) FROM labels") > 0:
             named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
             raise UserError(f"{tree}/labels.csv names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
     elif kind == "folders":
-        classes, counts["folders_without_class"] = _classes_of_folders(table, tree, classes)
+        names, counts["folders_without_class"] = _classes_of_folders(table, tree, names)
+        classes = ClassList(names)
     elif kind == "masks":
-        if classes is None:
-            raise masks_need_classes(str(tree))
+        classes = require_mask_classes(classes, str(tree), _other_list(tree))
         counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
     return classes, counts
+
+
+def _other_list(tree: Tree) -> str | None:
+    """A list of classes as another tool names it, which may be copied to classes.txt."""
+    for folder in ("", "train/"):
+        for name in OTHER_LISTS:
+            if text := tree.open_text(folder + name):
+                text.close()
+                return folder + name
+    return None
 
 
 def _classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> tuple[list[str], int]:
@@ -109,7 +127,8 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> list[str]:
+def _read_csv(table: sqlite3.Connection, tree: Tree) -> list[str]:
+    """Fill the table `labels`; returns the different labels, numbers first."""
     file, where = tree.open_text("labels.csv"), f"{tree}/labels.csv"
     assert file, "the kind of labels is csv only where there is one"
     with file, utf8(where):
@@ -117,6 +136,8 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) 
         try:
             if not {"path", "label"} <= set(rows.fieldnames or []):
                 raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them")
+            if "split" in (rows.fieldnames or []):
+                raise UserError(f"{where}: its column split is not read; lay the pictures into train/, val/ and test/, or drop the column")
             for line in rows:
                 name, value = (line["path"] or "").strip(), class_name(line["label"] or "")
                 if value and not name:
@@ -131,4 +152,4 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) 
         except csv.Error as error:
             raise UserError(f"{where}, line {rows.line_num}: {error}; write it as comma-separated values") from error
     values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
-    return classes or sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))
+    return sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))

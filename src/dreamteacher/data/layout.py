@@ -31,35 +31,45 @@ MASK_WORDS = {"masks", "annot"}  # never pictures
 WEAK_MASK_WORDS = {
     "mask", "label", "labels", "lbl", "gt", "gts", "groundtruth", "target", "targets", "output", "outputs", "semantic", "semantics",
     "sem", "seg", "segs", "segm", "segmentation", "segmentations", "segmap", "segmaps", "ann", "anns", "anno", "annos", "annots",
-    "annotation", "annotations", "trimap", "trimaps", "stuffthingmaps", "pixelmaps", "labelids",
+    "annotation", "annotations", "trimap", "trimaps", "stuffthingmaps", "pixelmaps", "labelids", "manual", "groundtruths",
 }  # fmt: skip
 # What lies beside masks and is neither picture nor mask of classes.
 EXTRA_WORDS = {
     "instance", "instances", "instanceids", "panoptic", "overlay", "overlays", "vis", "viz", "visual", "visuals", "visualization",
-    "visualizations", "visualisation", "visualisations", "colormap", "colormaps", "preview", "previews", "polygons",
+    "visualizations", "visualisation", "visualisations", "colormap", "colormaps", "preview", "previews", "polygons", "depth", "depths",
+    "disparity", "disparities", "normals",
 }  # fmt: skip
 COLOUR_WORDS = {"color", "colors", "colored", "colour", "colours", "coloured", "object", "objects", "human"}  # so beside a word for masks
 FILLERS = {
     "dir", "folder", "set", "data", "files", "file", "split", "all", "full", "final", "fine", "coarse", "class", "classes", "id", "ids",
-    "aug", "machine", "bit", "map", "maps",
+    "aug", "machine", "bit", "map", "maps", "st", "nd", "rd",
 }  # fmt: skip
 WORDS = set().union(SPLIT_WORDS, IMAGE_WORDS, WEAK_IMAGE_WORDS, FORMAT_WORDS, MASK_WORDS, WEAK_MASK_WORDS, EXTRA_WORDS, FILLERS)
 STRONG_MASK_FOLDERS = {  # letters only: masks though each word alone is weak or unknown
     "segmentationclass", "segmentationclassaug", "segmentationclasspng", "segmentationclassraw", "gtfine", "gtcoarse", "anndir",
     "labelstr", "labelsts", "labeledapprovedfull", "stuffthingmaps", "maskpng",
 }  # fmt: skip
+WITH_LABELS = {"labelled", "labeled"}  # a folder of classes, beside one of names.UNLABELLED
 # Of one set, on one side only: BDD100K's images/10k, Mapillary's v1.2/labels.
 SILENT_FOLDERS = {"10k", "100k", "v1.2", "v2.0"}
 
 # Last words of file names, after one of ._- and without their case.
-IMAGE_TAILS = "leftimg8bit|sat|rgb|irrg|image|img|im|raw|orig|original|0000"
-MASK_TAILS = "labeltrainids|labelids|mask|masks|seg|segmentation|label|labels|gt|groundtruth|annotation|annot|trimap"
+IMAGE_TAILS = r"leftimg8bit|sat|rgb|irrg|image|img|im|raw|orig|original|0000|(?<=\d_)training|(?<=\d_)test"  # the last two of DRIVE
+MASK_TAILS = (
+    "labeltrainids|labelids|mask|masks|msk|seg|segm|segmentation|label|labels|lab|gt|groundtruth|annotation|annot|trimap|manual[12]?"
+)
 IN_MASK_FOLDERS = "l|lbl|m|jpg|jpeg|png|tif|tiff"  # of CamVid; and of tools that put .png behind the name of the picture
-EXTRA_TAILS = "colou?rs?|instanceids|instancetrainids|instances?|polygons|vis|viz|overlay|preview|panoptic|label_?noboundary"
+EXTRA_TAILS = (
+    r"colou?rs?|instanceids|instancetrainids|instances?|polygons|vis|viz|overlay|preview|panoptic|label_?noboundary|parts_?\d*|depth"
+    r"|disparity"
+)
 _BEHIND = r"^(.+?)(?:[._-](?:gtfine|gtcoarse))?[._-]({})$"
 _IMAGE_TAIL = re.compile(_BEHIND.format(IMAGE_TAILS), re.IGNORECASE)
 _MASK_TAIL = re.compile(_BEHIND.format(MASK_TAILS), re.IGNORECASE)
 _TAIL_IN_MASKS = re.compile(_BEHIND.format(f"{MASK_TAILS}|{IN_MASK_FOLDERS}"), re.IGNORECASE)
+# First words of file names: img_1.jpg and mask_1.png.
+_IMAGE_HEAD = re.compile(r"^(?:img|image|im|rgb|sat|orig|original|photo|input|frame)[._-](.+)$", re.IGNORECASE)
+_MASK_HEAD = re.compile(r"^(?:mask|masks|msk|label|labels|gt|seg|groundtruth|annotation|annot|target)[._-](.+)$", re.IGNORECASE)
 _EXTRA_TAIL = re.compile(_BEHIND.format(EXTRA_TAILS), re.IGNORECASE)
 
 
@@ -67,8 +77,9 @@ class Meaning(NamedTuple):
     """What a folder's name says.
 
     role: "image", "image?" (if masks lie beside it), "mask", "mask?" (if one finds its picture), "extra" (neither), "extra?" (neither, if
-    there are masks), or "". split: "train", "val", "val?", "test", or "" if it names several (a folder above them); None if it names none.
-    rank: of two masks of one picture the one of the lower rank counts. sure: all words are known.
+    there are masks), or "". split: "train", "val", "val?", "test", "trainval" (train, unless a folder inside names a split), or "" if it
+    names others (a folder above them); None if it names none.
+    rank: of two masks of one picture the one of the lower rank counts, below 0 before any other. sure: all words are known.
     """
 
     role: str = ""
@@ -82,6 +93,8 @@ def meaning(folder: str) -> Meaning:
     """See Meaning."""
     if folder.lower() in SILENT_FOLDERS:
         return Meaning("image?")
+    if folder.lower() in WITH_LABELS:
+        return Meaning("", "")
     words = _words(folder)
     known, ours = set(words), [word for word in words if word in WORDS]
     strange = [word for word in words if word not in WORDS and word not in SHORT_SPLITS and word not in COLOUR_WORDS]
@@ -90,6 +103,8 @@ def meaning(folder: str) -> Meaning:
     if letters in STRONG_MASK_FOLDERS or known & (MASK_WORDS | WEAK_MASK_WORDS):
         strong = letters in STRONG_MASK_FOLDERS or (known & MASK_WORDS and not strange)
         rank = 2 * (not strong and bool(strange)) + ("coarse" in known or "aug" in known)
+        if "manual" in known:  # of DRIVE, beside mask/, which is the field of view; the first observer before the second
+            rank = -2 if "st" in known else -1
         role = "extra" if known & (EXTRA_WORDS | COLOUR_WORDS) or words[-1] == "rgb" else "mask" if strong else "mask?"
     elif known & EXTRA_WORDS and not strange:
         role = "extra?"
@@ -102,20 +117,28 @@ def meaning(folder: str) -> Meaning:
         splits |= {SHORT_SPLITS[word] for word in known & set(SHORT_SPLITS)}
     if not splits or (strange and not role):  # pregnancy_test is no split, Training_Input_2018 is one
         return Meaning(role, None, rank, not strange)
-    split = splits.pop() if len(splits) == 1 else "train" if "test" not in splits else ""
+    split = splits.pop() if len(splits) == 1 else "trainval" if "test" not in splits else ""
     return Meaning(role, split, rank, not strange)
 
 
+def split_and_rest(folder: str) -> tuple[str, tuple[str, ...]] | None:
+    """The split that one word of the name means, and its other words; None if none or several do."""
+    words = _words(folder)
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return (splits.pop(), tuple(word for word in words if word not in SPLIT_WORDS)) if len(splits) == 1 else None
+
+
 def without_image_tail(stem: str) -> str | None:
-    """`1` of `1_sat`; None without such a tail."""
-    found = _IMAGE_TAIL.match(stem)
+    """`1` of `1_sat` and of `img_1`; None without such a word."""
+    found = _IMAGE_TAIL.match(stem) or _IMAGE_HEAD.match(stem)
     return found[1] if found else None
 
 
 def without_mask_tail(stem: str, in_mask_folder: bool) -> tuple[str, int] | None:
-    """The stem of the picture that a mask of this stem belongs to, and the mask's rank among several; None without such a tail."""
-    found = (_TAIL_IN_MASKS if in_mask_folder else _MASK_TAIL).match(stem)
-    return (found[1], int(found[2].lower() == "labelids")) if found else None
+    """The stem of the picture that a mask of this stem (`1_mask`, `mask_1`) belongs to, and the mask's rank among several; or None."""
+    if found := (_TAIL_IN_MASKS if in_mask_folder else _MASK_TAIL).match(stem):
+        return found[1], int(found[2].lower() == "labelids")
+    return (found[1], 0) if (found := _MASK_HEAD.match(stem)) else None
 
 
 def without_extra_tail(stem: str) -> str | None:

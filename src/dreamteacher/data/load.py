@@ -70,9 +70,11 @@ def _load_tiff(data: bytes, max_pixels: int, min_side: int) -> Source:
 
 def _open_tiff(data: bytes, layout: Layout) -> Any:
     """The TIFF as Pillow maps it; None if it has no pixel type for it."""
-    for file in (data, tiff.without_metadata(data, layout)) if layout.is_first else (tiff.without_metadata(data, layout),):
+    if layout.is_first:
         with suppress(UnidentifiedImageError):
-            return Image.open(io.BytesIO(file), formats=("TIFF",))
+            return Image.open(io.BytesIO(data), formats=("TIFF",))
+    with suppress(UnidentifiedImageError):
+        return Image.open(io.BytesIO(tiff.without_metadata(data, layout)), formats=("TIFF",))
     return None
 
 
@@ -85,7 +87,7 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
 
 def _count_frames(image: Any, data: bytes) -> int:
     """Pictures in the file, without the previews and gain maps of an MPO."""
-    with suppress(Exception):  # whatever is broken behind the first
+    with suppress(Exception):  # whatever is broken behind the first, or too large for memory
         if image.format == "GIF":  # counting walks through the file
             image = Image.open(io.BytesIO(data), formats=("GIF",))
         if image.format == "MPO":

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dreamteacher.data.formats import FORMATS
 from dreamteacher.data.items import MASK_SUFFIXES
+from dreamteacher.data.table import MASK_BY_NAME
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
@@ -21,8 +22,9 @@ WINDOW = 600  # names that are compared with each other, in each of three places
 MOST_PAIRS = 8  # of places, and files of each, that are opened
 MOST_VALUES = 64  # of all masks together
 ALIKE_SIDES = 20  # files of one stem in a window that are compared
-_TAIL = re.compile(r"(.+?)[._-]([A-Za-z][A-Za-z0-9]*)$")
+_TAIL = re.compile(r"(.+?)[._-]([A-Za-z0-9]+)$")
 Pair = tuple[str, str]
+Look = tuple[tuple[int, int], set[float], float]  # as _look returns it
 
 
 def refuse_unknown_masks(table: sqlite3.Connection, tree: Tree, max_bytes: int, classes: list[str] | None) -> None:
@@ -44,6 +46,21 @@ def refuse_unknown_masks(table: sqlite3.Connection, tree: Tree, max_bytes: int, 
         for pictures, masks, chosen in ((one, other, files), (other, one, [(b, a) for a, b in files])):
             if _are_masks_of(tree, chosen[:MOST_PAIRS], max_bytes):
                 raise UserError(_what_to_do(tree, pictures, masks, tail if masks == other else ""))
+    _refuse_masks_without_pictures(table, tree, max_bytes)
+
+
+def _refuse_masks_without_pictures(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> None:
+    """Refuse files whose folder or ending is one of masks, and which look like masks, though none has the name of a picture."""
+    query = f"SELECT name FROM files WHERE role = 'picture' AND rank {{}} {MASK_BY_NAME} ORDER BY name LIMIT {MOST_PAIRS}"
+    by_name, others = ([name for (name,) in table.execute(query.format(sign))] for sign in ("=", "<"))
+    if not all(posixpath.splitext(name)[1].lower() in MASK_SUFFIXES for name in by_name):
+        return
+    looks, other_looks = ([_look(data) for data in tree.read(names, max_bytes) if isinstance(data, bytes)] for names in (by_name, others))
+    if _look_like_masks([look for look in looks if look]) and not _look_like_masks([look for look in other_looks if look]):
+        raise UserError(
+            f"{tree}: {by_name[0]} and others are named and look like masks, but not one has the name of a picture; call the one mask of "
+            "images/A.jpg masks/A.png (merge several of one picture), or take them away"
+        )
 
 
 def _what_to_do(tree: Tree, pictures: str, masks: str, tail: str) -> str:
@@ -111,17 +128,27 @@ def _are_masks_of(tree: Tree, pairs: list[Pair], max_bytes: int) -> bool:
     both = [(picture, mask) for picture, mask in zip(looks[::2], looks[1::2], strict=True) if picture and mask]
     if len(both) < 3 or sum(picture[0] == mask[0] for picture, mask in both) <= 0.8 * len(both):
         return False
-    values = [len(set().union(*(side[i][1] for side in both))) for i in (0, 1)]
-    return values[0] > MOST_VALUES >= values[1] and sum(mask[2] for _, mask in both) > 0.8 * len(both)
+    return _look_like_masks([mask for _, mask in both]) and len(set().union(*(picture[1] for picture, _ in both))) > MOST_VALUES
 
 
-def _look(data: bytes) -> tuple[tuple[int, int], set[float], float] | None:
+def _look_like_masks(looks: list[Look]) -> bool:
+    """Whether three files or more have few values in all of them together, in large areas of one value."""
+    return (
+        len(looks) > 2
+        and len(set().union(*(look[1] for look in looks))) <= MOST_VALUES
+        and sum(look[2] for look in looks) > 0.8 * len(looks)
+    )
+
+
+def _look(data: bytes) -> Look | None:
     """Size, values (more than MOST_VALUES, if there are), and the share of pixels that are as the next; None if unreadable."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > 50_000_000:
                 return None
             pixels = np.asarray(image)[:1024, :1024]
+    except MemoryError:
+        raise
     except Exception:  # what cannot be read is quarantined later, with its reason
         return None
     values = pixels @ 256 ** np.arange(pixels.shape[2]) if pixels.ndim == 3 else pixels

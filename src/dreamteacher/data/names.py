@@ -18,36 +18,33 @@ UNLABELLED = {"unlabelled", "unlabeled"}
 LISTED_TAILS = ("", ".mask", "_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L", "_labelTrainIds", "_labelIds")
 
 
+class Place(NamedTuple):
+    """What the folders of a path say of all files in them.
+
+    split, cls: by folder. top: the outermost folder, whatever it means; below: the folder inside that of the class.
+    """
+
+    split: str | None
+    cls: str
+    top: str
+    below: str
+
+
 class Row(NamedTuple):
     """A file, as its path describes it.
 
     key: of a picture and its mask alike; key2: the same without the last word of the file's name (`1_sat.jpg`, `1_mask.png`), if it is
     one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), or, until all files are known, "mask?" (a mask if a file
-    of such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if there are masks). split, cls: by folder.
-    top: the outermost folder, whatever it means; below: the folder inside that of the class. rank: of several masks the lowest counts.
+    of such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if there are masks or it finds its picture).
+    rank: of several masks the lowest counts.
     """
 
     name: str
     key: str
     key2: str | None
     role: str
-    split: str | None
-    cls: str
-    top: str
-    below: str
     rank: int
-
-
-class _Place(NamedTuple):
-    """What the folders of a path say of all files in them; see Row."""
-
-    key: str
-    role: str
-    split: str | None
-    cls: str
-    top: str
-    below: str
-    rank: int
+    place: Place
 
 
 def row(name: str, above: int | None = None) -> Row:
@@ -57,9 +54,9 @@ def row(name: str, above: int | None = None) -> Row:
     class counts. None: the file lies below the source, and the outermost counts.
     """
     folder, _, file = name.rpartition("/")
-    place = _place(folder, above)
+    inner, role, rank, place = _read_folders(folder, above)
     stem = nfc(posixpath.splitext(file)[0])
-    role, rank, short = place.role, place.rank, without_image_tail(stem)
+    short = without_image_tail(stem)
     if role in ("mask", "mask?"):
         if without_extra_tail(stem):
             role = "extra"
@@ -70,13 +67,14 @@ def row(name: str, above: int | None = None) -> Row:
             role, short, rank = "tail", tail[0], tail[1]
         elif extra := without_extra_tail(stem):
             role, short = "extra tail", extra
-    key = f"{place.key}/{stem}" if place.key else stem
-    key2 = short and (f"{place.key}/{short}" if place.key else short)
-    return Row(name, key, key2, role, place.split, place.cls, place.top, place.below, rank)
+    key = f"{inner}/{stem}" if inner else stem
+    key2 = short and (f"{inner}/{short}" if inner else short)
+    return Row(name, key, key2, role, rank, place)
 
 
 @lru_cache(maxsize=1024)
-def _place(folder: str, above: int | None) -> _Place:
+def _read_folders(folder: str, above: int | None) -> tuple[str, str, int, Place]:
+    """(what the folders add to a key, their role and rank as of Row, Place)."""
     folders = [nfc(part) for part in folder.split("/")[above or 0 :]] if folder else []
     meanings = [meaning(part) for part in folders]
     if above is not None:  # the folders of a list are any folders, such as /data/test_of_new_labels
@@ -86,8 +84,13 @@ def _place(folder: str, above: int | None) -> _Place:
     role = next((strong for strong in ("extra", "mask") if strong in roles), roles[-1] if roles else "")
     role = role if role in ("extra", "extra?", "mask", "mask?") else "picture"
     places = [i for i, each in enumerate(meanings) if each.split]
+    places = [i for i in places if meanings[i].split != "trainval"] or places
     place = (places[0] if above is None else places[-1]) if places else -1
     silent = {"image", ""} if role in ("mask?", "extra?") else {"image", "mask", "mask?", "extra", "extra?"}
+    split = meanings[place].split if places else None
+    split = "train" if split == "trainval" else split
+    if places and place + 2 < len(folders) and folders[place + 1].lower() == folders[place].lower():
+        place += 1  # train/train/cat of an archive that was unpacked into a folder of its name
     rest = [
         class_name(part)
         for part, each in zip(folders[place + 1 :], meanings[place + 1 :], strict=True)
@@ -95,14 +98,17 @@ def _place(folder: str, above: int | None) -> _Place:
     ]
     cls = (rest[0] if above is None else rest[-1]) if rest else ""
     key = [each.split or part for part, each in zip(folders, meanings, strict=True) if each.split or not (each.role or each.split == "")]
-    return _Place(
+    ranks = [each.rank for each in meanings]
+    return (
         "/".join(key),
         role,
-        meanings[place].split if places else None,
-        "" if cls.lower() in UNLABELLED else cls,
-        class_name(folders[0]) if folders and above is None else "",
-        rest[1] if len(rest) > 1 else "",
-        max((each.rank for each in meanings), default=0),
+        min(ranks) if min(ranks, default=0) < 0 else max(ranks, default=0),
+        Place(
+            split,
+            "" if cls.lower() in UNLABELLED else cls,
+            class_name(folders[0]) if folders and above is None else "",
+            rest[1] if len(rest) > 1 else "",
+        ),
     )
 
 

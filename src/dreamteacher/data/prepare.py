@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, is_lossy, turn_upright
 from dreamteacher.data.items import IGNORE, Item
 
@@ -52,9 +53,8 @@ class Prepared:
 
 def prepare(
     item: Item,
-    classes: list[str] | None,
+    classes: ClassList | None,
     *,
-    colours: list[tuple[int, int, int]] | None = None,
     max_pixels: int,
     min_side: int,
     short_side: int | None,
@@ -62,18 +62,19 @@ def prepare(
     """Decode, check and encode an item; a picture whose shorter side exceeds `short_side` is reduced to it (antialiased; masks NEAREST).
 
     A mask is taken to lie on the picture as EXIF shows it; if only the picture as it lies in the file has the mask's size, on that.
-    With `colours`, masks show class i as colours[i]. A mask without one known pixel is no label.
+    A mask without one known pixel, as it is or once it is reduced, is no label.
 
     Raises:
         BadPicture: picture or mask cannot be decoded, their sizes differ, a class or mask value is none of `classes`.
+        MemoryError: an allocation failed.
     """
     if item.problem:
         raise BadPicture(item.problem)
     picture = decode(item.data, max_pixels=max_pixels, min_side=min_side)
     warnings = picture.warnings
     height, width = picture.image.shape[:2]
-    mask = None if item.mask is None else _read_mask(item.mask, picture, classes or [], colours, max_pixels)
-    cls = None if item.cls is None or mask is not None else _class_id(item.cls, classes)
+    mask = None if item.mask is None else _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
+    cls = None if item.cls is None or mask is not None else _class_id(item.cls, classes.names if classes else None)
     if mask is not None and (mask == IGNORE).all():
         mask, warnings = None, (*warnings, "mask_is_unknown")
     shrink = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
@@ -82,6 +83,8 @@ def prepare(
     if shrink < 1:
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
         mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        if mask is not None and (mask == IGNORE).all():
+            mask, full_mask, warnings = None, None, (*warnings, "mask_vanished")
     data, suffix = _encode(picture, pixels, item.data)
     decoded = _hash(picture.image)
     return Prepared(
@@ -104,23 +107,21 @@ def prepare(
     )
 
 
-def _read_mask(
-    data: bytes, picture: Picture, classes: list[str], colours: list[tuple[int, int, int]] | None, max_pixels: int
-) -> np.ndarray:
-    """The mask as it lies on the upright picture, checked."""
+def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: int) -> np.ndarray:
+    """The mask as it lies on the upright picture, checked, in the ids of `classes.mask_names`."""
     height, width = picture.image.shape[:2]
     try:
-        mask = decode_mask(data, max_pixels=max_pixels, colours=colours)
+        mask = decode_mask(data, max_pixels=max_pixels, colours=classes.colours)
         if picture.orientation > 4 and width != height and mask.shape == (width, height):
             mask = turn_upright(mask, picture.orientation)  # it was drawn on the picture as it lies in the file
-        _check(mask, width, height, classes)
+        _check(mask, width, height, classes.names)
     except BadPicture as error:
         if is_lossy(data):
             raise BadPicture(
                 f"{error.reason} (its format is lossy, such as JPEG, which changes ids and colours; store masks as PNG)"
             ) from error
         raise
-    return mask
+    return classes.mask_ids()[mask]
 
 
 def _check(mask: np.ndarray, width: int, height: int, classes: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dreamteacher.data.items import IGNORE, Found
+from dreamteacher.data.summary import class_names
 from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.errors import UserError
 from dreamteacher.params import Ingest
@@ -39,11 +40,12 @@ def refuse(settings: Ingest, found: Found, tally: Tally) -> None:
 
 
 def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None:
-    counts, unknown = tally.counts, tally.warnings["mask_is_unknown"]
+    counts, unknown = tally.counts, tally.warnings["mask_is_unknown"] + tally.warnings["mask_vanished"]
     wanted = SPLITS if found.has_val or settings.val_fraction else ("train",)
     empty = next((split for split in wanted if not counts[f"labelled_{split}"]), None)
     if empty and (tally.tasks or unknown):
-        without = f" (masks that are {IGNORE}, unknown, everywhere are none: {unknown})" if unknown else ""
+        reduced = ", some once they were reduced to ingest.short_side" if tally.warnings["mask_vanished"] else ""
+        without = f" (masks that are {IGNORE}, unknown, everywhere are none: {unknown}{reduced})" if unknown else ""
         raise UserError(
             f"there are {counts['labelled_train'] + counts['labelled_val']} labels, and none in {empty}{without}: nothing could be "
             f"{'trained' if empty == 'train' else 'measured'} by them; put pictures into folders train/ and val/ with labels in both, "
@@ -51,11 +53,14 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
         )
     values = tally.mask_values["train"] + tally.mask_values["val"]
     if values[IGNORE] and values[0] and not values[1:IGNORE].any():
-        raise UserError("the masks hold only 0 and 255, and 255 means unknown: write class ids (1 for the object, not 255) and start again")
+        raise UserError(
+            "the masks hold only 0 and 255, and 255 means unknown: write class ids (1 for the object, not 255), or name the colours in "
+            "classes.txt, such as: background #000000 in its first line and object #ffffff in its second"
+        )
     if tally.tasks:
         (ids,) = np.nonzero(tally.labels_of("train"))
         if len(ids) == 1:
-            name = found.classes[ids[0]] if found.classes else str(ids[0])
+            name = class_names(found, tally)[ids[0]]
             where = "train" if len(np.nonzero(tally.labels_of("val"))[0]) else "all"
             raise UserError(
                 f"{where} labels are of one class, {name!r}: nothing can be learnt from them; label pictures of another class too, or set "

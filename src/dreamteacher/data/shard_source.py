@@ -15,15 +15,16 @@ from typing import IO, Any
 import braceexpand
 import fsspec
 
-from dreamteacher.data.class_list import parse_classes
-from dreamteacher.data.decode import SUFFIXES, UNREAD
+from dreamteacher.data.class_list import parse_classes, require_mask_classes
+from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.items import MASK_SUFFIXES, Found, Item, LabelKind, PassedOver, utf8
-from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning
+from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning, without_mask_tail
 from dreamteacher.data.names import class_name
 from dreamteacher.data.trees import cannot_open, too_large
 from dreamteacher.errors import UserError
 
 _INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS})", re.IGNORECASE)
+MOST_COMPARED = 1000  # names of a shard, by which masks of other names are found
 _IS_MASK = re.compile(rf"({MASK_TAILS})\.\w+", re.IGNORECASE)
 
 
@@ -63,9 +64,9 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int) -> Found:
     where = f"classes.txt beside {urls[0]}"
     try:
         with fsspec.open(posixpath.join(posixpath.dirname(urls[0]), "classes.txt"), "r", encoding="utf-8-sig") as file, utf8(where):
-            classes, colours = parse_classes(file.read(), where)
+            classes = parse_classes(file.read(), where)
     except FileNotFoundError:
-        classes, colours = None, None
+        classes = None
     except Exception as error:
         if isinstance(error, UserError):
             raise
@@ -78,23 +79,18 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int) -> Found:
                 counts["left_out_as_test"] += 1
             else:
                 for item in _read_shard(url, names[url], splits[url], labels, max_bytes=max_bytes, counts=counts, passed_over=passed_over):
-                    if item.mask is not None and classes is None:
-                        raise masks_need_classes("the folder of the shards")
+                    if item.mask is not None:
+                        require_mask_classes(classes, "the folder of the shards")
                     yield item
 
     kind, has_val = "shards" if labels != "none" else "none", "val" in splits.values()
-    return Found(items(), classes, kind, has_val, counts, colours, "files of the shards", passed_over, wanted=labels != "none")
-
-
-def masks_need_classes(where: str) -> UserError:
-    """What to say when mask values have no names."""
-    return UserError(f"there are masks but no classes.txt in {where}; write one class name on each line, the first for mask value 0")
+    return Found(items(), classes, kind, has_val, counts, "files of the shards", passed_over, wanted=labels != "none")
 
 
 def _split_of(shard: str) -> str | None:
     """The split that a word of the shard's path names."""
     words = (meaning(word).split for word in re.split(r"[\W_]|\d", shard.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")))
-    return next((split for split in words if split), None)
+    return next(("train" if split == "trainval" else split for split in words if split), None)
 
 
 def _read_shard(
@@ -113,27 +109,47 @@ def _read_shard(
         opened = fsspec.open(url, "rb").open()
     except Exception as error:
         raise cannot_open(url, error) from error
+    first: set[str] = set()
     with opened as stream:
         try:
             for sample in group_by_keys(_members(url, split, stream, max_bytes), keys=_key_and_suffix, handler=pass_over):
                 key = sample["__key__"]
+                _refuse_masks_of_other_names(url, key, first)
                 suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
-                unread = next((suffix for suffix in sample if f".{suffix}" in UNREAD and f".{suffix}" not in SUFFIXES), None)
+                unread = next((suffix for suffix in sample if why_unread(f"{key}.{suffix}")), None)
                 counts["beside_masks"] += sum("." in suffix and not _IS_MASK.fullmatch(suffix) for suffix in sample)
                 if suffix is None and unread is not None:
-                    why = f"pictures of this kind (.{unread}) are not read: {UNREAD[f'.{unread}']}"
-                    yield Item(f"{shard}/{key}.{unread}", split, problem=why)
+                    name = f"{shard}/{key}.{unread}"
+                    yield Item(name, split, problem=why_unread(name))
                     continue
                 if suffix is None:
                     for other in sample.keys() - {"__key__", "__url__"}:
                         passed_over.add(f"{shard}/{key}.{other}")
                     continue
+                for other in sample:  # beside scan.jpg there may be scan.png
+                    if other != suffix and f".{other}" in SUFFIXES:
+                        passed_over.add(f"{shard}/{key}.{other}")
                 yield _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # a damaged archive or a lost connection, in the words of any of five libraries
             counts["damaged_shards"] += 1
             yield Item(shard, split, problem=f"damaged shard, what follows is lost: {type(error).__name__}")
+
+
+def _refuse_masks_of_other_names(url: str, key: str, first: set[str]) -> None:
+    """Refuse what seems to be the mask of a file before it (of the `first` ones), and is not called KEY.mask.png: it would be a picture."""
+    folder, stem = posixpath.split(key)
+    base, _, inner = stem.rpartition(".")
+    if (tail := without_mask_tail(stem, in_mask_folder=False)) and posixpath.join(folder, tail[0]) in first:
+        picture = tail[0]
+    elif base and meaning(inner).role in ("mask", "mask?") and posixpath.join(folder, base) in first:
+        picture = base
+    else:
+        if len(first) < MOST_COMPARED:
+            first |= {key, *([posixpath.join(folder, base)] if base else [])}
+        return
+    raise UserError(f"{url}: {key} looks like the mask of {posixpath.join(folder, picture)}; in shards masks are called KEY.mask.png")
 
 
 def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], labels: LabelKind) -> Item:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamteacher.data.class_list import ClassList, alike, parse_classes
-from dreamteacher.data.decode import SUFFIXES, UNREAD
+from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.items import Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.labels import kind_of_labels, read_labels
+from dreamteacher.data.layout import meaning
 from dreamteacher.data.lookalike import refuse_unknown_masks
-from dreamteacher.data.names import Row, read_list, row
+from dreamteacher.data.names import UNLABELLED, Row, read_list, row
 from dreamteacher.data.shard_source import are_shards, expand, find_in_shards
 from dreamteacher.data.table import (
     choose_the_val_split,
@@ -22,6 +23,7 @@ from dreamteacher.data.table import (
     open_table,
     respect_classes,
     split_by_lists,
+    split_by_outer_folders,
     tell_masks_from_pictures,
 )
 from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
@@ -111,36 +113,59 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     rows = read_list(place.listing) if place.listing else (row(name) for name in tree.pictures(passed_over))
     table = open_table(_without_labels_that_are_not_read(rows, passed_over))
     class_list = _read_classes(tree)
-    classes = class_list.names if class_list else None
-    respect_classes(table, classes)
+    names = class_list.names if class_list else None
+    respect_classes(table, names)
     tell_masks_from_pictures(table)
+    split_by_outer_folders(table)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
             return find_in_shards(shards, labels, max_bytes)
         if not may_be_empty:
-            raise UserError(f"no pictures in {place.source}; pictures end in {', '.join(sorted(SUFFIXES))}")
+            raise _no_pictures(table, place, passed_over)
     lists = split_by_lists(table, tree, passed_over.lists)
     for name in set(passed_over.lists) - set(lists):
         passed_over.add(name)
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
-        refuse_unknown_masks(table, tree, max_bytes, classes)
-    kind = kind_of_labels(table, labels, tree, classes, is_list=place.listing is not None)
-    classes, counts = read_labels(table, tree, kind, classes)
+        refuse_unknown_masks(table, tree, max_bytes, names)
+    kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None)
+    classes, counts = read_labels(table, tree, kind, class_list)
     counts["unprintable_names"] = passed_over.unprintable
     counts["beside_masks"] = one(table, "SELECT count(*) FROM files WHERE role = 'extra'")
     counts["left_out_as_test"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
     if has_val and kind != "none":
         counts["outside_of_splits"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
     notes = [f"the splits are those of {', '.join(lists[:4])}"] if lists else []
-    if labels == "auto" and kind == "none" and (wrapper := _only_folder(table)):
-        notes.append(f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it")
-    if kind in ("csv", "folders"):
-        notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes or [])[:3]]
-    where, colours = _where(table, kind, tree), class_list.colours if class_list else None
-    return Found(
-        _read_files(table, tree, kind, max_bytes), classes, kind, has_val, counts, colours, where, passed_over, notes, labels != "none"
+    if labels == "auto" and kind == "none":
+        notes += _lost_classes(table, names)
+    if classes and kind in ("csv", "folders"):
+        notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes.names)[:3]]
+    items, where = _read_files(table, tree, kind, max_bytes), _where(table, kind, tree)
+    return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none")
+
+
+def _no_pictures(table: sqlite3.Connection, place: Place, passed_over: PassedOver) -> UserError:
+    others = [f"{n} pictures in folders of masks"] if (n := one(table, "SELECT count(*) FROM files")) else []
+    others += [words] if (words := passed_over.words()) else []
+    there = f" (there are {', '.join(others)})" if others else ""
+    return UserError(
+        f"no pictures in {place.source}{there}; pictures are files that end in .jpg, .png, .tif, .webp and the like: unpack tables and "
+        f"arrays (.parquet, .npz, .h5) into such files; all endings: {', '.join(sorted(SUFFIXES))}"
     )
+
+
+def _lost_classes(table: sqlite3.Connection, names: list[str] | None) -> Iterator[str]:
+    """Why folders that may be classes are none. names: those in classes.txt."""
+    of_pictures = "FROM files WHERE role = 'picture'"
+    if wrapper := _only_folder(table):
+        yield f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it"
+    (folder,) = table.execute(f"SELECT min(class) {of_pictures} AND class != ''").fetchone()
+    if names and folder:
+        yield f"no folder has the name of a class: classes.txt says {names[0]!r}, and a folder is {folder!r}"
+    tops = table.execute(f"SELECT DISTINCT top {of_pictures} AND split NOT NULL AND class = '' ORDER BY top LIMIT 100")
+    around = [top for (top,) in tops if meaning(top).split is None and top.lower() not in UNLABELLED]
+    if len(around) > 1:
+        yield f"if {around[0]} and {around[1]} are classes, put them inside train/ and val/, not around them"
 
 
 def _only_folder(table: sqlite3.Connection) -> str | None:
@@ -152,7 +177,7 @@ def _only_folder(table: sqlite3.Connection) -> str | None:
 def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOver) -> Iterator[Row]:
     """A mask of a kind that is not read, such as .npy, is no mask; its picture may have another."""
     for each in rows:
-        if each.role != "picture" and (suffix := posixpath.splitext(each.name)[1].lower()) in UNREAD and suffix not in SUFFIXES:
+        if each.role != "picture" and why_unread(each.name):
             passed_over.add(each.name)
         else:
             yield each
@@ -161,7 +186,8 @@ def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOv
 def _where(table: sqlite3.Connection, kind: str, tree: Tree) -> str:
     """Where labels were found, in words."""
     if kind == "masks":
-        picture, mask = table.execute("SELECT picture, mask FROM pairs LIMIT 1").fetchone()
+        query = "SELECT picture, mask FROM pairs JOIN files ON name = picture ORDER BY split IS 'test', picture LIMIT 1"
+        picture, mask = table.execute(query).fetchone()
         return f"masks (such as {mask} of {picture})"
     return {"csv": f"{tree}/labels.csv", "folders": "class folders"}.get(kind, "")
 
@@ -175,7 +201,7 @@ def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int
     found = table.execute(query)
     while rows := found.fetchmany(tree.at_once):
         rows = [(name, split, folder, value, mask if kind == "masks" else None, n) for name, split, folder, value, mask, n in rows]
-        unread = {name: words for name, *_ in rows if (words := _why_unread(name))}
+        unread = {name: words for name, *_ in rows if (words := why_unread(name))}
         wanted = [name for name, *_ in rows if name not in unread] + [row[4] for row in rows if row[4] and row[0] not in unread]
         contents = dict(zip(wanted, tree.read(wanted, max_bytes), strict=True))
         for name, split, folder, value, mask, n_masks in rows:
@@ -183,18 +209,14 @@ def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int
                 yield Item(name, split, problem=unread[name])
                 continue
             data, mask_data = contents[name], contents.get(mask)
-            problem = f"it has {n_masks} masks (one is {mask})" if mask and n_masks > 1 else None
-            if isinstance(data, Exception) or isinstance(mask_data, Exception) or problem:
-                error = data if isinstance(data, Exception) else mask_data
-                yield Item(name, split, problem=f"cannot be read: {problem or getattr(error, 'strerror', None) or type(error).__name__}")
+            if mask and n_masks > 1:
+                yield Item(name, split, problem=f"{n_masks} masks belong to it (one is {mask}); keep the folder of one set of masks")
+                continue
+            if error := next((part for part in (data, mask_data) if isinstance(part, Exception)), None):
+                yield Item(name, split, problem=f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}")
                 continue
             cls = {"csv": value, "folders": folder or None}.get(kind)
             yield Item(name, split, data, mask_data, cls)
-
-
-def _why_unread(name: str) -> str | None:
-    suffix = posixpath.splitext(name)[1].lower()
-    return f"pictures of this kind ({suffix}) are not read: {UNREAD[suffix]}" if suffix in UNREAD and suffix not in SUFFIXES else None
 
 
 def _read_classes(tree: Tree) -> ClassList | None:

@@ -14,15 +14,17 @@ from dreamteacher.params import Ingest
 
 FEW = 20  # labelled pictures in val, below which figures of single pictures decide
 MOST_CLASSES = 8  # that have a line of their own
-ODDITIES = {  # of report.json: what is said of them
+ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the number
     "unprintable_names": "files were passed over, as their names hold control characters or are not UTF-8",
     "repeated_names": "files of shards were passed over, as one of that name came before",
-    "beside_masks": "files beside masks (colours, overlays, instances) were passed over",
+    "beside_masks": "files beside masks or pictures (colours, overlays, instances, depth) were passed over",
     "left_out_as_test": "pictures of the test split were left out",
     "outside_of_splits": "pictures lie neither in train nor in val; they are for training",
     "labels_without_picture": "lines of labels.csv name no picture",
     "masks_without_picture": "masks belong to no picture",
     "folders_without_class": "folders are not in classes.txt; their pictures have no label",
+}
+COPIES = {  # of Tally.counts
     "labels_lost": "labels were dropped, as a copy without a label had been kept",
     "label_conflicts": "copies have another label than the picture that was kept",
 }
@@ -31,8 +33,10 @@ LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
     ".txt": "YOLO",
     ".json": "COCO or labelme",
     ".xml": "Pascal VOC boxes",
-    ".csv": "a table of another name than labels.csv",
+    ".csv": "a table of another name or place than SOURCE/labels.csv",
     ".tsv": "a table",
+    ".jsonl": "a table",
+    ".parquet": "a table",
     ".npy": "arrays",
     ".mat": "arrays",
 }
@@ -46,7 +50,9 @@ def class_names(found: Found, tally: Tally) -> list[str]:
     """Names by id; numbers where the source has no names, none without labels."""
     if not tally.task:
         return []
-    return found.classes or [str(i) for i in range(max(max(tally.classes[split], default=-1) for split in SPLITS) + 1)]
+    if found.classes:
+        return found.classes.mask_names if tally.task == "segmentation" else found.classes.names
+    return [str(i) for i in range(max(max(tally.classes[split], default=-1) for split in SPLITS) + 1)]
 
 
 def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
@@ -55,14 +61,13 @@ def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
     weights = {split: _weights(tally, split, len(names)) for split in SPLITS}  # pixels or pictures of each class
     report: dict[str, Any] = {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks")}
     report |= {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
-    report |= found.counts | {name: counts[name] for name in ("labels_lost", "label_conflicts")}
+    report |= found.counts | {name: counts[name] for name in COPIES}
     report |= {name: counts[name] for name in ("reduced", "files_of_many", "pictures_in_them")}
-    passed_over = {suffix: {"count": n, "example": name} for suffix, (n, name) in sorted(found.passed_over.by_suffix.items())}
-    folders = {kind: {"count": n, "example": name} for kind, (n, name) in sorted(found.passed_over.folders.items())}
     report |= {
         "ignored_files": sum(n for n, _ in found.passed_over.by_suffix.values()),
-        "passed_over": passed_over,
-        "folders_passed_over": folders,
+        "passed_over": _with_examples(found.passed_over.by_suffix),
+        "folders_passed_over": _with_examples(found.passed_over.folders),
+        "incoming_passed_over": _with_examples(found.arrived.passed_over.by_suffix) if found.arrived else {},
         "warnings": dict(sorted(tally.warnings.items())),
         "labels": found.labels,
         "labels_found_in": found.where if tally.task else None,
@@ -75,6 +80,10 @@ def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
         },
     }
     return report | {"summary": lines, "examples": tally.examples}
+
+
+def _with_examples(counts: dict[str, tuple[int, str]]) -> dict[str, dict[str, int | str]]:
+    return {kind: {"count": n, "example": name} for kind, (n, name) in sorted(counts.items())}
 
 
 def summarise(settings: Ingest, found: Found, tally: Tally) -> list[str]:
@@ -169,18 +178,28 @@ def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
             f"{counts['files_of_many']} files hold {counts['pictures_in_them']} frames or pages, and only the first of each was taken; "
             "save the others as files of their own if they are to be used"
         )
-    if n := sum(count for count, _ in found.passed_over.by_suffix.values()):
-        yield f"{n} files were passed over: {found.passed_over.words()}"
-    for kind, text in FOLDERS.items():
-        if kind in found.passed_over.folders:
-            count, example = found.passed_over.folders[kind]
-            yield f"{count} {text} (such as {example})"
-    for name, text in ODDITIES.items():
-        if n := found.counts.get(name, counts[name]):
-            yield f"{n} {text}"
+    yield from _left_out(found, "")
+    if found.arrived:
+        yield from _left_out(found.arrived, "incoming ")
+    for name, text in COPIES.items():
+        if counts[name]:
+            yield f"{counts[name]} {text}"
     for name, n in sorted(tally.warnings.items()):
         yield f"{n} {WARNINGS[name]}"
     yield from found.notes
+
+
+def _left_out(found: Found, which: str) -> Iterator[str]:
+    """Files and folders that were passed over; which: "incoming " or nothing."""
+    if n := sum(count for count, _ in found.passed_over.by_suffix.values()):
+        yield f"{n} {which}files were passed over: {found.passed_over.words()}"
+    for kind, text in FOLDERS.items():
+        if kind in found.passed_over.folders:
+            count, example = found.passed_over.folders[kind]
+            yield f"{count} {which}{text} (such as {example})"
+    for name, text in ODDITIES.items():
+        if found.counts.get(name):
+            yield f"{found.counts[name]} {which}{text}"
 
 
 def _weights(tally: Tally, split: str, n: int) -> np.ndarray:

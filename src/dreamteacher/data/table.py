@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import posixpath
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from dreamteacher.data.items import utf8
-from dreamteacher.data.layout import meaning
+from dreamteacher.data.layout import meaning, split_and_rest
 from dreamteacher.data.names import UNLABELLED, Row, nfc, row, tidy
 from dreamteacher.data.trees import ALL_PICTURES, SPLIT_LIST, Tree
 
@@ -24,18 +25,23 @@ BY_TAIL = " OR ".join(  # A_mask.png is a mask if there is a picture A, and no r
 )
 
 
+MASK_BY_NAME = 9  # rank of a picture whose folder or ending is one of masks, but which belongs to no other picture
+
+
 def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
     """A table `files` of the rows, each name once, and an empty one `labels`."""
     table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
     table.execute(
-        "CREATE TABLE files (name TEXT PRIMARY KEY, key TEXT, key2 TEXT, role TEXT, split TEXT, class TEXT, top TEXT, below TEXT, "
-        "rank INTEGER) WITHOUT ROWID"
+        "CREATE TABLE files (name TEXT PRIMARY KEY, key TEXT, key2 TEXT, role TEXT, rank INTEGER, split TEXT, class TEXT, top TEXT, "
+        "below TEXT) WITHOUT ROWID"
     )
     table.execute("CREATE TABLE labels (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
     table.execute("CREATE TABLE pairs (picture TEXT PRIMARY KEY, mask TEXT, n INTEGER) WITHOUT ROWID")
+    table.execute("CREATE INDEX by_mask ON pairs (mask)")
     table.execute("BEGIN")
     table.create_function("nfc", 1, nfc, deterministic=True)
-    table.executemany(f"INSERT OR IGNORE INTO files VALUES ({', '.join('?' * len(Row._fields))})", rows)
+    table.create_function("shared", 2, _shared, deterministic=True)
+    table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", ((*row[:5], *row.place) for row in rows))
     table.execute("CREATE INDEX by_key ON files (key, role)")
     table.execute("CREATE INDEX by_key2 ON files (key2, role) WHERE key2 IS NOT NULL")
     return table
@@ -51,17 +57,27 @@ def tell_masks_from_pictures(table: sqlite3.Connection) -> None:
     table.execute(f"UPDATE files AS m SET role = 'no mask' WHERE role = 'tail' AND NOT ({BY_TAIL})")
     are_masks = one(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE role = 'mask?' AND ({FINDS_ITS_PICTURE}))")
     table.execute("UPDATE files SET role = 'mask' WHERE role = 'tail' OR (role = 'mask?' AND ?)", [are_masks])
-    table.execute("UPDATE files SET role = 'picture', key2 = NULL WHERE role IN ('no mask', 'mask?')")
-    for of_mask, of_picture in KEYS:  # of a picture the first that is inserted stays
-        table.execute(
-            f"INSERT OR IGNORE INTO pairs SELECT p.name, min(m.name), count(*) FROM files AS p "
-            f"JOIN files AS m ON m.{of_mask} = p.{of_picture} AND m.role = 'mask' WHERE p.role = 'picture' "
-            "GROUP BY p.name, m.rank ORDER BY p.name, m.rank"
-        )
+    table.execute(f"UPDATE files SET role = 'picture', key2 = NULL, rank = {MASK_BY_NAME} WHERE role IN ('no mask', 'mask?')")
+    of_ranks = ["m.rank >= 0"]
+    if one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'mask' AND rank < 0)"):
+        of_ranks.insert(0, "m.rank < 0")
+    for of_rank in of_ranks:
+        for of_mask, of_picture in KEYS:  # of a picture the first that is inserted stays; a mask is not passed on to a less telling key
+            table.execute(
+                "INSERT OR IGNORE INTO pairs SELECT p.name, min(m.name), count(*) FROM files AS p "
+                f"JOIN files AS m ON m.{of_mask} = p.{of_picture} AND m.role = 'mask' WHERE p.role = 'picture' AND {of_rank} "
+                "AND NOT EXISTS (SELECT 1 FROM pairs WHERE pairs.mask = m.name) "
+                "GROUP BY p.name, m.rank, shared(p.name, m.name) ORDER BY p.name, m.rank, shared(p.name, m.name) DESC"
+            )
     masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
     table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra tail' AND ? AND ({BY_TAIL})", [masks])
-    table.execute("UPDATE files SET role = 'extra' WHERE role = 'extra?' AND ?", [masks])
+    table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra?' AND (? OR {FINDS_ITS_PICTURE})", [masks])
     table.execute("UPDATE files SET role = 'picture', key2 = NULL WHERE role IN ('extra tail', 'extra?')")
+
+
+def _shared(one: str, other: str) -> int:
+    """How many outermost folders two names share."""
+    return len(posixpath.commonprefix([one.split("/")[:-1], other.split("/")[:-1]]))
 
 
 def respect_classes(table: sqlite3.Connection, classes: list[str] | None) -> None:
@@ -70,6 +86,20 @@ def respect_classes(table: sqlite3.Connection, classes: list[str] | None) -> Non
     if classes and len(tops) > 1 and tops <= set(classes):
         named = [(top,) for top in tops if meaning(top).role or meaning(top).split is not None]
         table.executemany("UPDATE files SET role = 'picture', key2 = NULL, split = NULL, class = top WHERE top = ?", named)
+
+
+def split_by_outer_folders(table: sqlite3.Connection) -> None:
+    """Outermost folders that differ in the word of a split alone, such as uavid_train and uavid_val, are these splits."""
+    families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for (top,) in table.execute("SELECT DISTINCT top FROM files WHERE split IS NULL LIMIT 1000"):
+        if meaning(top).split is None and (found := split_and_rest(top)):
+            families[found[1]][top] = found[0]
+    for family in families.values():
+        if "train" in family.values() and len(set(family.values())) > 1:
+            table.executemany(
+                "UPDATE files SET split = ?, class = CASE class WHEN top THEN below ELSE class END WHERE split IS NULL AND top = ?",
+                [(split, top) for top, split in family.items()],
+            )
 
 
 def split_by_lists(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> list[str]:

@@ -5,26 +5,42 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dreamteacher.data.formats import BadPicture
+from dreamteacher.data.tiff_tags import (
+    BITS,
+    COMPRESSION,
+    DESCRIPTION,
+    EXTRA,
+    FILL_ORDER,
+    FORMAT,
+    HEIGHT,
+    NODATA,
+    PHOTOMETRIC,
+    PIXEL_TAGS,
+    PLANAR,
+    PREDICTOR,
+    ROWS,
+    SAMPLES,
+    STRIP_SIZES,
+    STRIPS,
+    SUBFILE,
+    TILE_HEIGHT,
+    TILE_SIZES,
+    TILE_WIDTH,
+    TILES,
+    WIDTH,
+    directories_of,
+    one_number,
+    orientation_in,
+    read_tags,
+    with_directory,
+)  # fmt: skip
 
-# Numbers of tags (TIFF 6.0; 42113 is GDAL's).
-SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 254, 256, 257, 258, 259, 262, 266, 270
-STRIPS, ORIENTATION, SAMPLES, ROWS, STRIP_SIZES, PLANAR, PREDICTOR = 273, 274, 277, 278, 279, 284, 317
-TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT, NODATA = 322, 323, 324, 325, 338, 339, 42113
-# What describes the pixels; everything else is metadata. (292, 293: CCITT; 320: colour map; 347, 512 to 521: JPEG; 529 to 532: YCbCr.)
-PIXEL_TAGS = {
-    *(SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIPS, ORIENTATION, SAMPLES, ROWS, STRIP_SIZES, PLANAR),
-    *(PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT, 292, 293, 320, 347, *range(512, 522), *range(529, 533)),
-}
-
-_TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
 _KINDS = {1: "unsigned integer", 2: "signed integer", 3: "float", 4: "unsigned integer", 5: "complex integer", 6: "complex"}
 # Lossless compressions, whose stream is the same bytes whatever the samples mean; the differences of a predictor are undone here.
 _PLAIN, _WITH_PREDICTOR = {1, 32773}, {5, 8, 32946, 34925, 50000}
@@ -37,20 +53,6 @@ _PHOTOMETRICS = {
     34892: "a camera's raw data (DNG)",
 }
 _PHOTOMETRICS |= {32844: "LogL", 32845: "LogLuv"}
-_NEEDED = PIXEL_TAGS | {DESCRIPTION, NODATA}
-_MOST_VALUES = 4_000_000  # of one tag: strips of one row, or tiles of 16 x 16 of a picture of 10^9 pixels
-
-_MOST_PAGES = 100_000  # further ones are not counted
-
-
-class _File(NamedTuple):
-    """A file, its byte order, struct's letters for its offsets and numbers of entries, and the bytes of an entry."""
-
-    data: bytes
-    order: str
-    word: str
-    counter: str
-    entry: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Layout:
     @property
     def tile(self) -> tuple[int, int]:
         """Width and height of a tile, (1, 1) where the picture lies in strips."""
-        return max(1, _one(self.tags, TILE_WIDTH, 1)), max(1, _one(self.tags, TILE_HEIGHT, 1))
+        return max(1, one_number(self.tags, TILE_WIDTH, 1)), max(1, one_number(self.tags, TILE_HEIGHT, 1))
 
     @property
     def colours(self) -> int:
@@ -107,7 +109,7 @@ class Layout:
 def orientation_of(exif: bytes) -> int:
     """The orientation (1 to 8) in a block of EXIF, whatever else in it is broken; 1 if there is none."""
     try:
-        return _orientation(_tags(*next(_directories(exif.removeprefix(b"Exif\0\0")))))
+        return orientation_in(read_tags(*next(directories_of(exif.removeprefix(b"Exif\0\0")))))
     except (struct.error, StopIteration, ValueError):
         return 1
 
@@ -118,16 +120,16 @@ def read_layout(data: bytes) -> Layout:
     Raises:
         ValueError, struct.error: it is damaged.
     """
-    directories = list(_directories(data))
+    directories = list(directories_of(data))
     # Reduced copies (pyramids, thumbnails) and masks are no pictures. Entries are sorted, so SUBFILE is among the first.
-    full = [each for each in directories if not _one(_tags(*each[:2], min(each[2], 4)), SUBFILE, 0) & 0b101]
+    full = [each for each in directories if not one_number(read_tags(*each[:2], min(each[2], 4)), SUBFILE, 0) & 0b101]
     if not directories:
         raise ValueError("a TIFF without a picture")
     chosen = (full or directories)[0]
-    tags = _tags(*chosen)
+    tags = read_tags(*chosen, strict=True)
     # ImageJ writes one directory for a stack of more than 4 GB.
     stack = re.match(rb"ImageJ=[^\0]*\nimages=(\d{1,9})\s", b"".join(tags.get(DESCRIPTION, ())))
-    bands = _one(tags, SAMPLES, 1)
+    bands = one_number(tags, SAMPLES, 1)
     bits = tags.get(BITS, (1,))[:bands]
     kinds = tags.get(FORMAT, (1,))[:bands]
     extra = tags.get(EXTRA, ())
@@ -140,18 +142,18 @@ def read_layout(data: bytes) -> Layout:
         order="<" if data[:2] == b"II" else ">",
         tags=tags,
         frames=max(len(full), 1, int(stack[1]) if stack and len(directories) == 1 else 0),
-        width=_one(tags, WIDTH),
-        height=_one(tags, HEIGHT),
+        width=one_number(tags, WIDTH),
+        height=one_number(tags, HEIGHT),
         bands=bands,
         bits=bits[0] if len(set(bits)) == 1 else 0,
         kind=kinds[0] if len(set(kinds)) == 1 else 0,
-        photometric=_one(tags, PHOTOMETRIC, 0),
-        compression=_one(tags, COMPRESSION, 1),
-        planar=_one(tags, PLANAR, 1) == 2 and bands > 1,
+        photometric=one_number(tags, PHOTOMETRIC, 0),
+        compression=one_number(tags, COMPRESSION, 1),
+        planar=one_number(tags, PLANAR, 1) == 2 and bands > 1,
         alpha=alpha if alpha is not None and 0 < alpha < bands else None,
         premultiplied=alpha is not None and 1 in extra,
         nodata=nodata,
-        orientation=_orientation(tags),
+        orientation=orientation_in(tags),
         is_first=chosen is directories[0],
     )
     if min(layout.width, layout.height, layout.bands) < 1:
@@ -160,8 +162,8 @@ def read_layout(data: bytes) -> Layout:
 
 
 def without_metadata(data: bytes, layout: Layout) -> bytes:
-    """The file with a directory of only the tags that pixels need."""
-    return _with_directory(data, layout, {tag: value for tag, value in layout.tags.items() if tag in PIXEL_TAGS})
+    """The file with a directory of only the tags that pixels need; ValueError if their data is not all there."""
+    return with_directory(data, layout.order, {tag: value for tag, value in layout.tags.items() if tag in PIXEL_TAGS})
 
 
 def read_values(data: bytes, layout: Layout, bands: list[int], max_bytes: int) -> np.ndarray:
@@ -211,7 +213,7 @@ def _dtype(layout: Layout) -> np.dtype | None:
 def _read_plane(data: bytes, layout: Layout, dtype: np.dtype, samples: int, band: int) -> np.ndarray:
     """(H, W * samples) of one plane. The file is shown to libtiff as a grey picture of bytes, as wide as a row has bytes."""
     packed = layout.bits % 8 != 0
-    tile_width = _one(layout.tags, TILE_WIDTH, 0)
+    tile_width = one_number(layout.tags, TILE_WIDTH, 0)
     block = tile_width or layout.width  # pixels of a row that are compressed together
     row = (block * samples * layout.bits + 7) // 8
     across = -(-layout.width // block)
@@ -220,17 +222,18 @@ def _read_plane(data: bytes, layout: Layout, dtype: np.dtype, samples: int, band
     tags |= {COMPRESSION: (layout.compression,)} | ({TILE_WIDTH: (row,)} if tile_width else {})
     for places, sizes in ((STRIPS, STRIP_SIZES), (TILES, TILE_SIZES)):
         if places in layout.tags:
-            down = -(-layout.height // max(1, min(_one(layout.tags, TILE_HEIGHT if tile_width else ROWS, layout.height), layout.height)))
+            tall = one_number(layout.tags, TILE_HEIGHT if tile_width else ROWS, layout.height)
+            down = -(-layout.height // max(1, min(tall, layout.height)))
             mine = slice(band * down * across, (band + 1) * down * across) if layout.planar else slice(None)
             tags[places] = layout.tags[places][mine]
             if sizes in layout.tags:
                 tags[sizes] = layout.tags[sizes][mine]
-    with Image.open(io.BytesIO(_with_directory(data, layout, tags)), formats=("TIFF",)) as image:
+    with Image.open(io.BytesIO(with_directory(data, layout.order, tags)), formats=("TIFF",)) as image:
         rows = np.array(image).reshape(layout.height, across, row)
     if packed:
         values = _unpack(rows, layout.bits, block * samples)
     else:
-        predictor = _one(layout.tags, PREDICTOR, 1) if layout.compression in _WITH_PREDICTOR else 1
+        predictor = one_number(layout.tags, PREDICTOR, 1) if layout.compression in _WITH_PREDICTOR else 1
         if predictor == 3:  # the bytes of all first, then of all second places ..., most significant first, as differences
             rows = np.cumsum(rows.reshape(layout.height, across, -1, samples), axis=2, dtype=np.uint8).reshape(rows.shape)
             planes = rows.reshape(layout.height, across, dtype.itemsize, block * samples)
@@ -251,83 +254,3 @@ def _unpack(rows: np.ndarray, bits: int, count: int) -> np.ndarray:
     for y in range(len(rows)):
         values[y] = np.unpackbits(rows[y], axis=-1)[:, : count * bits].reshape(-1, count, bits) @ weights
     return values
-
-
-def _with_directory(data: bytes, layout: Layout, tags: dict[int, tuple]) -> bytes:
-    """`data` as a (classic) file whose only directory has these tags; what they point to stays where it is."""
-    order, start = layout.order, len(data) + len(data) % 2
-    after = start + 2 + 12 * len(tags) + 4
-    entries, long = [], b""
-    for tag, values in sorted(tags.items()):
-        kind = 7 if isinstance(values[0], bytes) else 11 if isinstance(values[0], float) else 4 if max(values) > 0xFFFF else 3
-        letter = _TYPES[kind]
-        body = b"".join(values) if letter == "s" else struct.pack(f"{order}{len(values)}{letter}", *values)
-        count = len(body) if letter == "s" else len(values)
-        if len(body) > 4:
-            body, long = struct.pack(order + "I", after + len(long)), long + body + b"\0" * (len(body) % 2)
-        entries.append(struct.pack(order + "HHI", tag, kind, count) + body.ljust(4, b"\0"))
-    directory = struct.pack(order + "H", len(tags)) + b"".join(entries) + bytes(4) + long
-    head = data[:2] + struct.pack(order + "HI", 42, start)
-    return b"".join((head, memoryview(data)[8:], b"\0" * (len(data) % 2), directory))
-
-
-def _directories(data: bytes) -> Iterator[tuple[_File, int, int]]:
-    """(file, place of the first entry, number of entries) of each directory in the chain."""
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None:
-        raise ValueError("no TIFF")
-    big = struct.unpack_from(order + "H", data, 2)[0] == 43
-    file = _File(data, order, *(("Q", "Q", 20) if big else ("I", "H", 12)))
-    (place,) = struct.unpack_from(order + file.word, data, 8 if big else 4)
-    seen: set[int] = set()
-    while place and place not in seen and len(seen) < _MOST_PAGES:
-        seen.add(place)
-        try:
-            (count,) = struct.unpack_from(order + file.counter, data, place)
-            start = place + struct.calcsize(file.counter)
-            yield file, start, min(count, max(len(data) - start, 0) // file.entry)
-            (place,) = struct.unpack_from(order + file.word, data, start + count * file.entry)
-        except (struct.error, OverflowError):
-            return
-
-
-def _tags(file: _File, start: int, count: int) -> dict[int, tuple]:
-    """The values of the tags that are needed here: of each the first entry; entries that are broken are left out."""
-    tags: dict[int, tuple] = {}
-    for at in range(start, start + min(count, 65535) * file.entry, file.entry):
-        tag, kind = struct.unpack_from(file.order + "HH", file.data, at)
-        if tag in _NEEDED and tag not in tags and (value := _values(file, kind, at + 4)):
-            tags[tag] = value
-    return tags
-
-
-def _values(file: _File, kind: int, at: int) -> tuple:
-    """The values of one entry, rationals as quotients, text as one bytes; empty if they are broken or lie outside the file."""
-    if kind not in _TYPES:
-        return ()
-    letters, inline = _TYPES[kind], struct.calcsize(file.word)
-    (count,) = struct.unpack_from(file.order + file.word, file.data, at)
-    place, size = at + inline, struct.calcsize(file.order + letters) * count
-    if size > inline:
-        (place,) = struct.unpack_from(file.order + file.word, file.data, place)
-    if not 0 < count <= _MOST_VALUES or place + size > len(file.data):
-        return ()
-    if letters == "s":
-        return (file.data[place : place + count],)
-    values = struct.unpack_from(f"{file.order}{count * len(letters)}{letters[0]}", file.data, place)
-    if len(letters) == 2:
-        return tuple(a / b if b else 0.0 for a, b in zip(values[::2], values[1::2], strict=True))
-    return values
-
-
-def _orientation(tags: dict[int, tuple]) -> int:
-    value = tags.get(ORIENTATION, (1,))[0]
-    return value if value in range(1, 9) else 1
-
-
-def _one(tags: dict[int, tuple], tag: int, default: int | None = None) -> int:
-    value = tags.get(tag, (default,))[0]
-    value = value if isinstance(value, int) else default
-    if value is None:
-        raise ValueError(f"tag {tag} of the TIFF is missing or no number")
-    return value

@@ -205,7 +205,7 @@ def _pictures(names: Iterator[str], passed_over: PassedOver) -> Iterator[str]:
             yield name
         elif SPLIT_LIST.search(name) and len(passed_over.lists) < MOST_LISTS:
             passed_over.lists.append(name)
-        elif posixpath.basename(name) not in NOT_PICTURES:
+        elif name not in NOT_PICTURES:
             passed_over.add(name)
 
 

@@ -147,7 +147,8 @@ def _examine(found: Survey, end: float) -> None:
     found.task = "segmentation" if masks else "classification" if classes else None
     found.labels = None if what.labels == "shards" and not (found.complete or found.task) else what.labels
     found.where, found.has_val = what.where, what.has_val
-    found.classes = (what.classes or sorted(classes)) if found.task else []
+    names = what.classes and (what.classes.mask_names if masks else what.classes.names)
+    found.classes = (names or sorted(classes)) if found.task else []
     found.remarks = list(_remarks(found, what))
 
 

@@ -55,8 +55,8 @@ def run(
             shifts = {name: mean_shift(*pair) for name, pair in measured.items()}
         for name, shift in shifts.items():
             stage.metrics |= {f"{name}_shift": shift.shift, f"{name}_shift_by_chance": shift.by_chance}
-        told = {"counts": stage.metrics, "shifts": {name: asdict(shift) for name, shift in shifts.items()}}
-        (stage.tmp / DRIFT_FILE).write_text(json.dumps(told, indent=1) + "\n")
+        record = {"counts": stage.metrics, "shifts": {name: asdict(shift) for name, shift in shifts.items()}}
+        (stage.tmp / DRIFT_FILE).write_text(json.dumps(record, indent=1) + "\n")
         stage.tracker.artifact(stage.tmp / DRIFT_FILE)
         return stage.metrics
 

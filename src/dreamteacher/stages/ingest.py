@@ -76,8 +76,9 @@ def run(
             with quiet_c_libraries():
                 found = find(place, settings.labels, max_bytes)
                 if beside:
-                    arrived = find(beside, "none", max_bytes, may_be_empty=True).items
-                    found.items = chain(found.items, (replace(item, name=f"incoming/{item.name}", incoming=True) for item in arrived))
+                    found.arrived = find(beside, "none", max_bytes, may_be_empty=True)
+                    arrived = (replace(item, name=f"incoming/{item.name}", incoming=True) for item in found.arrived.items)
+                    found.items = chain(found.items, arrived)
                 tally = _write_pictures(settings, found, stage.tmp)
             refuse(settings, found, tally)
             _write_facts(settings, found, tally, stage.tmp)
@@ -89,9 +90,8 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
     """The one pass over the pictures: shards, manifest.csv and quarantine.csv."""
     tally = Tally()
     (out / "shards").mkdir()
-    limits: dict[str, Any] = {"classes": found.classes, "colours": found.colours}
-    limits |= {"max_pixels": settings.max_pixels, "min_side": settings.min_side, "short_side": settings.short_side}
-    pictures = _show_progress(_in_threads(partial(_try_prepare, **limits), found.items), tally.counts)
+    limits = {name: getattr(settings, name) for name in ("max_pixels", "min_side", "short_side")}
+    pictures = _show_progress(_in_threads(partial(_try_prepare, classes=found.classes, **limits), found.items), tally.counts)
     with ExitStack() as files:
         seen = files.enter_context(Seen())
         shards = {s: files.enter_context(ShardSet(out / "shards", s, settings.shard_mb * 1_000_000)) for s in SPLITS}
