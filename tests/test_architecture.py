@@ -38,7 +38,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "launch": {*BASE, "params_file", "stage", "stages", "trainjob"},
     "project": {*BASE, "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
     "doctor": {*BASE, "params_file", "mlflow_server", "tracking", "training", "serving"},
-    "repro": {"errors"},
+    "repro": {"errors", "tracking"},
     "cli": {*BASE, "params_file", "stages", "tracking", "serving", "doctor", "project", "repro"},
     "": {"tasks"},
 }  # fmt: skip

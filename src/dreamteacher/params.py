@@ -158,7 +158,8 @@ class Interpreter(Training):
     T: Count = Field(50, description="noise step of the encoding (App G.2: 50)")
     resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('interpreter', 'resolution')})")
     mirror: bool = Field(
-        True, description="flip crops left to right half of the time; false where finetune.augment is no-flip or none, as labels become untrue"
+        True,
+        description="flip crops left to right half of the time; false where finetune.augment is no-flip or none, as labels become untrue",
     )
     dice_weight: Annotated[float, Field(ge=0)] = Field(3.0, description="lambda_d of Eq 4; segmentation only")
     dropout: Fraction = Field(0.1, description="before the logits (App D.2)")

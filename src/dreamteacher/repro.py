@@ -20,7 +20,9 @@ from typing import Any
 import psutil
 
 from dreamteacher.errors import UserError
+from dreamteacher.tracking import is_sent_later, sync
 
+log = logging.getLogger(__name__)
 MEMORY = 2 << 30  # bytes that a stage of the demo may need
 MOST = 4  # stages side by side by default
 
@@ -44,7 +46,14 @@ def repro(jobs: int | None = None) -> int:
     jobs = min(jobs or default_jobs(), len(plan))
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
-    return _run(plan, jobs)
+    os.environ.setdefault("DREAMTEACHER_TRACKING", "later")  # MLflow's client takes longer to import than some stages to run
+    code = _run(plan, jobs)
+    if is_sent_later() and code < 128:  # not after a signal: then the next call sends
+        try:
+            sync()
+        except UserError as error:
+            log.warning("%s; `dreamteacher sync` sends it", error)
+    return code
 
 
 def default_jobs() -> int:

@@ -119,7 +119,9 @@ def score(
             if index in keep:
                 kept[index] = own.argmax(0).cpu().numpy().astype(np.uint8)
     if not totals.counted:
-        raise UserError("no pixel of the validation masks has a class, so nothing can be measured; label some, then run `dreamteacher ingest`")
+        raise UserError(
+            "no pixel of the validation masks has a class, so nothing can be measured; label some, then run `dreamteacher ingest`"
+        )
     return totals.compute(), kept
 
 
