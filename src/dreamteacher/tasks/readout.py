@@ -15,7 +15,8 @@ from dreamteacher.tasks.scoring import Score, picture_size, whole_batches
 from dreamteacher.training.randomness import derive_seed
 
 SUPPORT_PIXELS, QUERY_PIXELS = 4096, 8192  # drawn from all labelled train pictures, and from all validation pictures
-# Channels of a spread below this share of their level's upper quartile (below its square of the largest, where most are dead) are left out. Of a scratch ResNet-18 on the sample a fifth of the
+# Channels of a spread below this share of their level's upper quartile are left out; where most are dead, below its square of the largest
+# spread. Of a scratch ResNet-18 on the sample a fifth of the
 # channels are such ReLUs, nearly always 0. Divided by their spread, a query that wakes one up would be thousands of standard
 # deviations away and decide by it alone; without them none is beyond 40, and clipping changes the figures by less than 0.2 points.
 NEARLY_DEAD = 0.1

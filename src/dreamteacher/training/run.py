@@ -46,19 +46,22 @@ class Step(Protocol):
 
 
 class Place(Protocol):
-    """Where a run belongs; a `stage.Stage` is one.
-
-    title: what messages call it. checkpoints: folder for checkpoints and `log.jsonl`. tracker: gets the metrics of each record.
-    """
+    """Where a run belongs; a `stage.Stage` is one."""
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """What messages call it."""
+        ...
 
     @property
-    def checkpoints(self) -> Path: ...
+    def checkpoints(self) -> Path:
+        """Folder for checkpoints and `log.jsonl`."""
+        ...
 
     @property
-    def tracker(self) -> Tracker: ...
+    def tracker(self) -> Tracker:
+        """Gets the metrics of each record."""
+        ...
 
 
 @dataclass
