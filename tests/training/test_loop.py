@@ -225,7 +225,9 @@ def test_accelerate_launch_starts_processes_that_train_like_one(tmp_path: Path) 
     )
     launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2", "--no_python"]
     command = [*launcher, sys.executable, "-c", body, str(tmp_path / "pair"), str(tmp_path / "history.json")]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)}, check=True, capture_output=True)
+    subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}, check=True, capture_output=True
+    )
     processes, history = json.loads((tmp_path / "history.json").read_text())
     assert processes == 2
     same_history(history, run(tmp_path / "one", model=build(norm=False), settings={"precision": "fp32"}).history)
