@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -212,7 +213,8 @@ def through_the_loop(model: nn.Module, step: Step, samples: Samples, settings: T
 
         longer = settings.model_copy(update={"steps": settings.steps + 1})
         with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
-            train(model, timed, samples, longer, seed=0, checkpoints=Path(checkpoints), tracker=Tracker(), name="loop")
+            place = SimpleNamespace(title="loop", checkpoints=Path(checkpoints), tracker=Tracker())
+            train(model, timed, samples, longer, place, seed=0)
         return times[-1] - times[WARM]
 
     return turn

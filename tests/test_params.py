@@ -84,6 +84,13 @@ def test_the_margin_may_take_all_but_two_cells_of_the_coarsest_tap():
     assert "of the 1 x 1 cells at stride 16; lower it to 0" in refusal("distill.margin=1", "distill.resolution=16")
 
 
+@pytest.mark.parametrize("augment", ["no-flip", "none"])
+def test_where_mirrored_labels_are_untrue_the_interpreter_learns_none(augment):
+    with pytest.raises(ValueError, match=f"finetune.augment = '{augment}' means .* set interpreter.mirror = false"):
+        Params(finetune={"augment": augment})
+    assert not Params(finetune={"augment": augment}, interpreter={"mirror": False}).interpreter.mirror
+
+
 def test_statistics_of_another_noise_step_are_refused():
     assert "set both alike" in refusal("distill.whitening=standardize", "distill.T=90")
     assert loaded("distill.whitening=standardize", "distill.T=90", "teacher.stats_T=90").distill.T == 90

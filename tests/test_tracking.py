@@ -356,6 +356,24 @@ def test_what_has_no_password_is_shown_whole(text):
     assert without_password(text) == text
 
 
+def test_what_is_sent_later_is_sent_by_one_sync_for_all(monkeypatch):
+    """No stage imports mlflow then, unless it takes so long that somebody may want to watch it."""
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "later")
+    monkeypatch.setattr(tracking, "SEND_EVERY", 0)
+    sent, send = [], tracking._send
+    monkeypatch.setattr(tracking, "_send", lambda journal: sent.append(journal) or send(journal))
+    for name in ("ingest", "train-teacher"):
+        with open_tracker(name, {}, {}) as tracker:
+            tracker.metrics({"loss": 1.0}, step=1)
+    assert sent == []
+    assert len(tracking.sync()) == 2
+    assert {"ingest", "train-teacher"} < set(runs())
+    monkeypatch.setattr(tracking, "LATER", 0)
+    with open_tracker("finetune", {}, {}) as tracker:
+        tracker.metrics({"loss": 1.0}, step=1)
+    assert runs()["finetune"].info.status == "FINISHED"
+
+
 def test_off_means_off(monkeypatch):
     monkeypatch.setenv("DREAMTEACHER_TRACKING", "off")
     stage()

@@ -156,6 +156,9 @@ class Interpreter(Training):
     width: Positive = Field(256, description="channels of its fuse layers (App D.2: 256)")
     T: Count = Field(50, description="noise step of the encoding (App G.2: 50)")
     resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('interpreter', 'resolution')})")
+    mirror: bool = Field(
+        True, description="flip crops left to right half of the time; false where finetune.augment is no-flip or none, as labels change"
+    )
     dice_weight: Annotated[float, Field(ge=0)] = Field(3.0, description="lambda_d of Eq 4; segmentation only")
     dropout: Fraction = Field(0.1, description="before the logits (App D.2)")
     lr: Annotated[float, Field(gt=0)] = Field(4e-3, description="peak learning rate (App G.2)")
@@ -330,6 +333,15 @@ class Params(Section):
             raise ValueError(
                 f"distill.whitening = 'standardize' needs statistics of distill.T = {self.distill.T}, "
                 f"but they are measured at teacher.stats_T = {self.teacher.stats_T}; set both alike"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mirrors_no_untrue_labels(self) -> Params:
+        if self.interpreter.mirror and self.finetune.augment in ("no-flip", "none"):
+            raise ValueError(
+                f"finetune.augment = {self.finetune.augment!r} means that labels do not hold for mirrored pictures, "
+                "from which the interpreter would learn, too; set interpreter.mirror = false"
             )
         return self
 

@@ -20,7 +20,10 @@ from typing import Any
 import psutil
 
 from dreamteacher.errors import UserError
+from dreamteacher.limits import cores, memory_limit
+from dreamteacher.tracking import is_sent_later, sync
 
+log = logging.getLogger(__name__)
 MEMORY = 2 << 30  # bytes that a stage of the demo may need
 MOST = 4  # stages side by side by default
 
@@ -41,14 +44,21 @@ def repro(jobs: int | None = None) -> int:
     if not plan:
         print("Everything is up to date.")
         return 0
-    return _run(plan, jobs or default_jobs())
+    os.environ.setdefault("DREAMTEACHER_TRACKING", "later")  # MLflow's client takes longer to import than some stages to run
+    code = _run(plan, jobs or default_jobs())
+    if is_sent_later() and code < 128:  # not after a signal: then the next call sends
+        try:
+            sync()
+        except UserError as error:
+            log.warning("%s; `dreamteacher sync` sends it", error)
+    return code
 
 
 def default_jobs() -> int:
     """How many stages this machine can run at a time."""
     if Path("/dev/nvidiactl").exists():
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), MOST, psutil.virtual_memory().available // MEMORY))
+    return max(1, min(cores(), MOST, int(min(psutil.virtual_memory().available, memory_limit())) // MEMORY))
 
 
 def _outdated() -> dict[str, set[str]]:
@@ -90,7 +100,7 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
     try:
         while running or (waiting and not code):
             ready = [stage for stage in waiting if done.issuperset(plan[stage])][: 0 if code else jobs - len(running)]
-            threads = max(1, len(os.sched_getaffinity(0)) // max(1, len(running) + len(ready)))
+            threads = max(1, cores() // max(1, len(running) + len(ready)))
             for stage in ready:
                 waiting.remove(stage)
                 print(f"repro: {stage}", flush=True)

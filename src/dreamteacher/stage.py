@@ -65,6 +65,11 @@ class Stage:
     done: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The name with what tells stages of one chain apart: "finetune scratch 0"."""
+        return " ".join([self.name, *(str(self.params[key]) for key in ("mode", "init", "seed") if key in self.params)])
+
 
 @contextmanager
 def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], out: Path, overwrite: bool = False) -> Iterator[Stage]:

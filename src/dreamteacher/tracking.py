@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 UNSENT = Path(".dreamteacher/unsent")  # below the project's folder
 RECORDS = "records.jsonl"
 SEND_EVERY = 10.0  # seconds
+LATER = 60.0  # seconds; see is_sent_later
 
 
 class Tracker:
@@ -35,7 +36,9 @@ class Tracker:
 
     def __init__(self, journal: Path | None = None):
         self._journal = journal
-        self._next_send = time.monotonic() + SEND_EVERY  # a short stage sends once, at its end: importing mlflow takes a second
+        # A short stage sends once, at its end: importing mlflow takes seconds.
+        self._next_send = time.monotonic() + (LATER if is_sent_later() else SEND_EVERY)
+        self._sends = False
         self._warned = False
 
     def metrics(self, values: dict[str, float], step: int | None = None) -> None:
@@ -79,6 +82,7 @@ class Tracker:
         """Send what is new. Whatever MLflow's client raises must not stop a stage that has worked for hours."""
         if not self._journal:
             return
+        self._sends = True
         begin = time.monotonic()
         try:
             _send(self._journal)
@@ -95,6 +99,8 @@ class Tracker:
 
     def _close(self, status: str) -> None:
         self._record(do="end", status=status)
+        if is_sent_later() and not self._sends:
+            return
         self._send()
         if self._journal and _is_sent(self._journal):
             shutil.rmtree(self._journal)
@@ -105,13 +111,21 @@ def is_on() -> bool:
     return os.environ.get("DREAMTEACHER_TRACKING") != "off"
 
 
+def is_sent_later() -> bool:
+    """Whether somebody else calls `sync` when all stages are done (DREAMTEACHER_TRACKING=later), once instead of each stage for itself.
+
+    A stage that takes longer than LATER sends by itself all the same, so that its curves can be watched.
+    """
+    return os.environ.get("DREAMTEACHER_TRACKING") == "later"
+
+
 @contextmanager
 def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memory: Path | None = None) -> Iterator[Tracker]:
     """Track one stage as an MLflow run: a child of the chain's run, or the run that MLFLOW_RUN_ID names.
 
     MLflow sees the run with the first figures after SEND_EVERY, or when it ends. `memory` is a file beside the checkpoints, by which a
     stage that was killed finds its run again. The run ends as FINISHED, FAILED (an exception) or KILLED (a signal).
-    DREAMTEACHER_TRACKING=off gives a tracker that keeps nothing.
+    DREAMTEACHER_TRACKING=off gives a tracker that keeps nothing; for `later` see is_sent_later.
     """
     if not is_on():
         yield Tracker()

@@ -41,6 +41,15 @@ def test_pretrain_crops_are_unchanged_windows_and_masks_move_along(height, width
         assert (y == y[:, :1]).all()
 
 
+def test_pretrain_crops_are_mirrored_only_where_that_is_wanted():
+    transform, source = pretrain_crop(16, mirror=False), sample(16, 16)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        item = transform(source)
+        assert torch.equal(item["image"], torch.from_numpy(source.image).permute(2, 0, 1) / 255)
+        assert torch.equal(item["label"], torch.from_numpy(source.label).long())
+
+
 def test_pretrain_crops_reach_every_place_and_flip_half_of_the_time():
     transform, source = pretrain_crop(16), sample(20, 24)
     torch.manual_seed(0)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_chain import Chain
+import torch
+from PIL import Image
+from tiny_chain import Chain, brief_params
+from torch.nn import functional as F
 
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.transforms import whole
 from dreamteacher.stage import read_stage
+from dreamteacher.stages import evaluate, finetune, ingest
+from dreamteacher.tasks.model import load_task_model, normalize
 
 TRAINED = ("teacher", "features", "interpreter", "labels", "mix")
 
@@ -59,3 +68,47 @@ def test_a_second_run_elsewhere_gives_the_same_bytes(task: str, chains: dict[str
     ours, others = files(first.root), files(second.root)
     assert sorted(ours) == sorted(others)
     assert [name for name in ours if ours[name] != others[name]] == []
+
+
+def test_the_final_figure_is_that_of_the_masks_as_they_came(chains: dict[str, Chain], tmp_path: Path) -> None:
+    """From pictures four times as large as ingest.short_side to mIoU: what counts are the pixels of the mask files."""
+    made = chains["segmentation"]
+    source = tmp_path / "pictures"
+    for path in made.source.rglob("*.png"):
+        place = source / path.relative_to(made.source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.open(path)
+        picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST).save(place)
+    for mask in (source / "val/masks").glob("*.png"):
+        pixels = np.array(Image.open(mask))
+        pixels[::5] = 1 - pixels[::5] // 255  # lines of one pixel, most of which a reduced mask has not
+        Image.fromarray(pixels).save(mask)
+    (source / "classes.txt").write_text((made.source / "classes.txt").read_text())
+    only_scratch = {"compare": {"inits": ["scratch"], "modes": [], "seeds": [0]}, "export": {"init": "scratch"}}
+    params = brief_params(source, ingest={"short_side": 32}, finetune={"steps": 12, "lr": 1e-2}, **only_scratch)
+    data, finetuned = tmp_path / "data", tmp_path / "finetuned"
+    ingest.run(params, source=source, out=data)
+    finetune.run(params, data=data, init="scratch", seed=0, out=finetuned / "scratch/0")
+    given = {"teacher": made.root / "teacher", "features": made.root / "features", "finetuned": finetuned}
+    evaluate.run(params, data=data, **given, out=tmp_path / "evaluation", metrics=tmp_path / "metrics.json", plots=tmp_path / "plots")
+
+    model, val = load_task_model(finetuned / "scratch/0"), ImageSet(data, "val")
+    truths, answers, reduced = [], [], []
+    for index, name in enumerate(val.names):
+        sample = val.read(index)
+        height, width = sample.image.shape[:2]
+        truth = np.array(Image.open(source / name.replace("images", "masks")))
+        assert min(height, width) == 32 < min(truth.shape)
+        with torch.no_grad():
+            logits = model(normalize(whole()(sample)["image"][None], model.mean, model.std))[:, :, :height, :width]
+        answer = F.interpolate(logits, size=truth.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+        truths.append(truth[truth != 255])
+        answers.append(answer[truth != 255])
+        reduced.append(np.mean(sample.label == 1) - np.mean(truth == 1))
+    truth, answer = np.concatenate(truths), np.concatenate(answers)
+    ious = [np.sum((truth == c) & (answer == c)) / np.sum((truth == c) | (answer == c)) for c in (0, 1)]
+    figures = json.loads((tmp_path / "metrics.json").read_text())["scratch"]
+    assert figures["miou_mean"] == pytest.approx(np.mean(ious))
+    assert figures["accuracy_mean"] == pytest.approx(np.mean(truth == answer))
+    assert len(truths) == 4
+    assert max(map(abs, reduced)) > 0.01  # measured on the reduced masks it would be another

@@ -8,6 +8,7 @@ import torch
 from tiny_chain import Chain, brief_params, draw
 
 from dreamteacher.data.dataset import ImageSet, few_labelled
+from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.errors import UserError
 from dreamteacher.stages import finetune, ingest, train_interpreter
@@ -35,6 +36,16 @@ def test_it_comes_to_read_the_labels(chains: dict[str, Chain], tmp_path: Path) -
     train_interpreter.run(params, data=made.root / "data", teacher=made.root / "teacher", seed=0, out=tmp_path / "interpreter")
     losses = [float(line.split(",")[1]) for line in (tmp_path / "interpreter/curves.csv").read_text().splitlines()[1:]]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_labelled_crops_are_mirrored_as_the_settings_say(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    monkeypatch.setattr(train_interpreter, "pretrain_crop", lambda *args: used.append(args) or pretrain_crop(*args))
+    for mirror in (True, False):
+        params = brief_params(chain.source, interpreter={"steps": 1, "mirror": mirror})
+        given = {"data": chain.root / "data", "teacher": chain.root / "teacher", "seed": 0}
+        train_interpreter.run(params, **given, out=tmp_path / str(mirror))
+    assert used == [(16, True), (16, False)]
 
 
 def test_another_seed_draws_other_labels_and_weights(chain: Chain, tmp_path: Path) -> None:

@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 
+from data_sets import write_masks_set
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.items import IGNORE
+from dreamteacher.errors import UserError
+from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import resize
-from dreamteacher.tasks.readout import linear, nearest, pixel_features, standardize
+from dreamteacher.tasks.readout import linear, nearest, pixel_features, read_out, standardize
 
 
 def test_good_features_are_read_better_than_random_ones() -> None:
@@ -67,3 +76,25 @@ def test_pixel_features_are_those_of_the_resized_maps() -> None:
     whole = torch.cat([resize(level[None], (16, 24))[0] for level in pyramid])
     read = pixel_features(pyramid, pixels, torch.Size((16, 24)))
     torch.testing.assert_close(read, whole[:, pixels[:, 0], pixels[:, 1]].T)
+
+
+def test_a_channel_that_hardly_lives_is_dead_also_where_most_are() -> None:
+    torch.manual_seed(0)
+    spread = torch.tensor([1.0, 1.0, 1e-7, *[0.0] * 13])
+    support, queries = standardize(torch.randn(50, 16) * spread, torch.ones(9, 16), [16])
+    assert support.shape == (50, 2)
+    assert queries.abs().max() < 10
+
+
+def test_masks_without_a_known_pixel_are_no_figure(tmp_path: Path) -> None:
+    """Sparse masks may lose all they know when ingest reduces them."""
+    picture, known = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
+    unknown = np.full((32, 32), IGNORE, np.uint8)
+    sets = [
+        ImageSet(write_masks_set(tmp_path / name, ["a", "b"], [(picture, mask)]), "val") for name, mask in (("1", known), ("2", unknown))
+    ]
+    given = {"size": 32, "k": 1, "batch_size": 1, "device": torch.device("cpu")}
+    backbone = create_backbone("test_resnet")
+    for train, val, which in ((sets[1], sets[0], "1 labelled pictures"), (sets[0], sets[1], "validation masks")):
+        with pytest.raises(UserError, match=rf"no pixel of the {which} has a class .* raise ingest\.short_side or label more"):
+            read_out(backbone, train, [0], val, **given)

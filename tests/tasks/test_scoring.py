@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from data_sets import write_masks_set
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
+from dreamteacher.errors import UserError
 from dreamteacher.tasks import scoring
 from dreamteacher.tasks.scoring import Score, resized_argmax, score
 
@@ -63,6 +64,13 @@ def test_an_object_that_the_reduced_picture_has_no_pixel_for_counts_as_missed(tm
     figures, _ = score(ReadsColours(), images, 1, CPU)
     assert figures["iou_green"] == 0
     assert figures["miou"] == pytest.approx((127 / 128) / 2)
+
+
+def test_masks_without_a_known_pixel_are_no_figure(tmp_path: Path) -> None:
+    picture, mask = np.zeros((32, 32, 3), np.uint8), np.full((64, 64), IGNORE, np.uint8)
+    images = ImageSet(write_masks_set(tmp_path / "data", ReadsColours.classes, [(picture, mask)]), "val")
+    with pytest.raises(UserError, match="no pixel of the validation masks has a class, so nothing can be measured; label some"):
+        score(ReadsColours(), images, 1, CPU)
 
 
 def test_classes_are_found_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

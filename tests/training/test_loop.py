@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import build, denoise, ended, in_pair, launch, outcome, run, slow, start, wait_for_records
+from tiny_run import Pictures, build, denoise, ended, in_pair, launch, outcome, run, slow, start, wait_for_records
 from torch import nn
 
 from dreamteacher.errors import Interrupted, UserError
-from dreamteacher.training.checkpoint import list_checkpoints
+from dreamteacher.training import run as run_module
+from dreamteacher.training.checkpoint import list_checkpoints, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,57 @@ def in_own_group(model, batch, random):
         for child in torch.multiprocessing.active_children():
             os.setpgid(child.pid, os.getpid())
     return slow(model, batch, random)
+
+
+class SendsSigterm(Pictures):
+    """Whose first picture comes when the process is told to stop."""
+
+    def __getitem__(self, item):
+        signal.raise_signal(signal.SIGTERM)
+        return super().__getitem__(item)
+
+
+def test_a_signal_before_the_first_step_after_a_resume_changes_nothing(tmp_path: Path, undisturbed: bytes) -> None:
+    """The checkpoint holds steps that no record covers yet."""
+    settings = {"checkpoint_every": 1000}
+
+    def stop_after_10(model, batch, random):
+        if random.step == 9:
+            signal.raise_signal(signal.SIGTERM)
+        return denoise(model, batch, random)
+
+    for how in ({"step": stop_after_10}, {"data": SendsSigterm()}):
+        with pytest.raises(Interrupted, match="stopped by signal 15 at step 10"):
+            run(tmp_path / "run", settings=settings, **how)
+    assert ended(tmp_path / "run", start(tmp_path / "run")) == undisturbed
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="at step 0"):
+        run(tmp_path, data=SendsSigterm())
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_a_second_sigterm_does_not_disturb_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has ended the wait for pictures."""
+
+    class StopsAtTheThirdStep(Pictures):
+        asked = 0
+
+        def __getitem__(self, item):
+            self.asked += 1
+            if self.asked > 16:
+                signal.raise_signal(signal.SIGTERM)
+            return super().__getitem__(item)
+
+    def save(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return save_checkpoint(*args)
+
+    monkeypatch.setattr(run_module, "save_checkpoint", save)
+    with pytest.raises(Interrupted, match="at step 2"):
+        run(tmp_path, data=StopsAtTheThirdStep())
+    assert [path.name.split("-")[1] for path in list_checkpoints(tmp_path)] == ["00000002"]
 
 
 def test_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
@@ -173,7 +225,9 @@ def test_accelerate_launch_starts_processes_that_train_like_one(tmp_path: Path) 
     )
     launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2", "--no_python"]
     command = [*launcher, sys.executable, "-c", body, str(tmp_path / "pair"), str(tmp_path / "history.json")]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)}, check=True, capture_output=True)
+    subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}, check=True, capture_output=True
+    )
     processes, history = json.loads((tmp_path / "history.json").read_text())
     assert processes == 2
     same_history(history, run(tmp_path / "one", model=build(norm=False), settings={"precision": "fp32"}).history)

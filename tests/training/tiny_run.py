@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ def run(
     chosen = Training(**{**DEFAULTS, **(settings or {})})
     more.setdefault("on_eval", lambda model, step: {"bias": float(model[0].bias.sum())})
     given = model or build(), step, data or Pictures(), chosen
-    return train(*given, seed=3, checkpoints=folder, tracker=Tracker(), name="tiny", eval_every=10, **more)
+    place = SimpleNamespace(title="tiny", checkpoints=folder, tracker=Tracker())
+    return train(*given, place, seed=3, eval_every=10, **more)
 
 
 def outcome(trained: Trained) -> bytes:

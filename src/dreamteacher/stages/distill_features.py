@@ -62,10 +62,8 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
             step,
             samples,
             settings,
+            stage,
             seed=params.seed,
-            checkpoints=stage.checkpoints,
-            tracker=stage.tracker,
-            name=stage.name,
             on_eval=_monitor(generator, held_out, settings, whiten),
             eval_every=settings.monitor_every,
         )

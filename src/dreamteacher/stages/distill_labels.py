@@ -83,10 +83,8 @@ def run(
             step,
             Samples(images, pretrain_crop(params.distill.resolution)),
             settings,
+            stage,
             seed=seed,
-            checkpoints=stage.checkpoints,
-            tracker=stage.tracker,
-            name=f"{stage.name} {mode} {seed}",
         )
         if this_process().is_main_process:
             save_task_model(cast(MixStudent, trained.ema or trained.model).task, stage.tmp)

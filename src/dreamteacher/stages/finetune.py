@@ -18,7 +18,7 @@ from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.tasks import classification, segmentation
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
-from dreamteacher.tasks.unseen import warn_of_unseen
+from dreamteacher.tasks.unseen import check_labels
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -51,7 +51,7 @@ def run(
         if images.task is None:
             raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to fine-tune")
         few = few_labelled(images, params.few_labels, seed)
-        warn_of_unseen(images, few)
+        check_labels(images, few)
         torch.manual_seed(seed)
         model = _build(params, images, init, backbone)
 
@@ -67,10 +67,8 @@ def run(
             step,
             Samples(images, finetune_crop(images.task, settings.resolution, AUGMENTATIONS[settings.augment]), few),
             settings,
+            stage,
             seed=seed,
-            checkpoints=stage.checkpoints,
-            tracker=stage.tracker,
-            name=f"{stage.name} {init} {seed}",
             count=segmentation.count_labelled if images.task == "segmentation" else None,
             lr_scale=None if init == "scratch" else _scale_backbone(settings.backbone_lr_scale),
         )

@@ -16,7 +16,7 @@ from dreamteacher.params import Params
 from dreamteacher.report.tables import write_table
 from dreamteacher.stage import open_stage
 from dreamteacher.tasks import classification, segmentation
-from dreamteacher.tasks.unseen import warn_of_unseen
+from dreamteacher.tasks.unseen import check_labels
 from dreamteacher.teachers.diffusion import choose_strides, load_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
@@ -41,7 +41,7 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
         strides = choose_strides(teacher, params.taps)
         generator = load_teacher(teacher, strides).to(this_process().device)
         few = few_labelled(images, params.few_labels, seed)
-        warn_of_unseen(images, few)
+        check_labels(images, few)
         torch.manual_seed(seed)
         channels, dense = [tap.channels for tap in generator.taps], images.task == "segmentation"
         interpreter = FeatureInterpreter(channels, len(images.classes), settings.width, settings.dropout, dense)
@@ -56,12 +56,10 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
         trained = train(
             interpreter,
             step,
-            Samples(images, pretrain_crop(settings.resolution), few),
+            Samples(images, pretrain_crop(settings.resolution, settings.mirror), few),
             settings,
+            stage,
             seed=seed,
-            checkpoints=stage.checkpoints,
-            tracker=stage.tracker,
-            name=f"{stage.name} {seed}",
             count=segmentation.count_labelled if dense else None,
         )
         if this_process().is_main_process:

@@ -75,10 +75,8 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
                 step,
                 samples,
                 settings,
+                stage,
                 seed=params.seed,
-                checkpoints=stage.checkpoints,
-                tracker=stage.tracker,
-                name=stage.name,
                 on_eval=draw,
                 eval_every=settings.sample_every,
             )

@@ -8,13 +8,15 @@ from torch.nn import functional as F
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
+from dreamteacher.errors import UserError
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.tasks.model import normalize
 from dreamteacher.tasks.scoring import Score, picture_size, whole_batches
 from dreamteacher.training.randomness import derive_seed
 
 SUPPORT_PIXELS, QUERY_PIXELS = 4096, 8192  # drawn from all labelled train pictures, and from all validation pictures
-# Channels of a spread below this share of their level's upper quartile are left out. Of a scratch ResNet-18 on the sample a fifth of the
+# Channels of a spread below this share of their level's upper quartile are left out; where most are dead, below its square of the largest
+# spread. Of a scratch ResNet-18 on the sample a fifth of the
 # channels are such ReLUs, nearly always 0. Divided by their spread, a query that wakes one up would be thousands of standard
 # deviations away and decide by it alone; without them none is beyond 40, and clipping changes the figures by less than 0.2 points.
 NEARLY_DEAD = 0.1
@@ -46,10 +48,19 @@ def read_out(
 
     Returns:
         `linear_` and `knn_` with the figures of `Score` without those of single classes.
+
+    Raises:
+        UserError: no pixel of the support, or of the queries, has a class.
     """
     backbone = backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     support, labels = _features(backbone, train, few, pixels=SUPPORT_PIXELS, size=size, batch_size=batch_size, device=device)
     queries, truth = _features(backbone, val, val.labelled(), pixels=QUERY_PIXELS, size=size, batch_size=batch_size, device=device)
+    if not len(labels) or not len(truth):
+        of = "validation masks" if len(labels) else f"{len(few)} labelled pictures"
+        raise UserError(
+            f"no pixel of the {of} has a class at the size to which ingest.short_side reduces them, so features cannot be read out; "
+            "raise ingest.short_side or label more"
+        )
     levels = backbone.channels if train.task == "segmentation" else backbone.channels[-1:]
     support, queries = standardize(support, queries, levels)
     predictions = {
@@ -70,7 +81,7 @@ def standardize(support: Tensor, queries: Tensor, levels: list[int]) -> tuple[Te
     `levels` counts the channels of each level of the pyramid, in their order, since levels differ in scale; their sum is C.
     """
     mean, std = support.mean(0), support.std(0, correction=0)
-    live = torch.cat([part > NEARLY_DEAD * part.quantile(0.75) for part in std.split(levels)])
+    live = torch.cat([part > NEARLY_DEAD * max(part.quantile(0.75), NEARLY_DEAD * part.max()) for part in std.split(levels)])
     return (support[:, live] - mean[live]) / std[live], (queries[:, live] - mean[live]) / std[live]
 
 

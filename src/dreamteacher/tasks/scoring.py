@@ -12,6 +12,7 @@ from torch import Tensor
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import whole
+from dreamteacher.errors import UserError
 from dreamteacher.students.neck import resize
 from dreamteacher.tasks import classification, segmentation
 from dreamteacher.tasks.model import TaskModel, normalize
@@ -35,8 +36,13 @@ class Score:
         counted = truth[truth != IGNORE] if self.dense else truth.flatten()
         self._seen += torch.bincount(counted, minlength=len(self.classes))
 
+    @property
+    def counted(self) -> int:
+        """Pixels or pictures so far."""
+        return int(self._seen.sum())
+
     def compute(self) -> dict[str, float]:
-        """Figures in [0, 1].
+        """Figures in [0, 1] of what was counted, at least one pixel or picture.
 
         Segmentation: `miou`, the mean over the classes that occur in the truth, `accuracy` of pixels, `iou_CLASS`.
         Classification: `top1`, `accuracy_CLASS`. A class that does not occur has no figure of its own.
@@ -91,6 +97,9 @@ def score(
     Returns:
         What `Score.compute` returns, and the predictions for the pictures in `keep` by index: class id, or uint8 (H, W) of the
         picture's size.
+
+    Raises:
+        UserError: there is no label to measure by.
     """
     totals = Score(model.task, model.classes)
     kept: dict[int, Any] = {}
@@ -109,6 +118,10 @@ def score(
             totals.update(resized_argmax(own, truth.shape), truth)
             if index in keep:
                 kept[index] = own.argmax(0).cpu().numpy().astype(np.uint8)
+    if not totals.counted:
+        raise UserError(
+            "no pixel of the validation masks has a class, so nothing can be measured; label some, then run `dreamteacher ingest`"
+        )
     return totals.compute(), kept
 
 

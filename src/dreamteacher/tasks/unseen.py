@@ -8,14 +8,19 @@ import numpy as np
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
+from dreamteacher.errors import UserError
 
 log = logging.getLogger(__name__)
 
 MASKS = 2000  # of more masks none is read: it would take minutes, and a class that they all lack is unlikely
 
 
-def warn_of_unseen(images: ImageSet, few: list[int]) -> None:
-    """Warn of the classes that none of the labelled pictures `few` shows: a model that is trained on these pictures never predicts them."""
+def check_labels(images: ImageSet, few: list[int]) -> None:
+    """Warn of the classes that none of the labelled pictures `few` shows: a model that is trained on these pictures never predicts them.
+
+    Raises:
+        UserError: they show none at all, as sparse masks may after they were reduced to ingest.short_side.
+    """
     if images.task == "segmentation" and len(few) > MASKS:
         return
     missing = set(range(len(images.classes)))
@@ -24,6 +29,11 @@ def warn_of_unseen(images: ImageSet, few: list[int]) -> None:
             return
         label = images.label(index)
         missing -= set(np.unique(label).tolist()) - {IGNORE} if isinstance(label, np.ndarray) else {label}
+    if len(missing) == len(images.classes):
+        raise UserError(
+            f"no pixel of the {len(few)} labelled pictures has a class, so there is nothing to learn; "
+            "raise few_labels or ingest.short_side, which reduces their masks, or label more"
+        )
     if missing:
         unseen = [images.classes[number] for number in sorted(missing)]
         shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -15,11 +14,8 @@ from dreamteacher.params import Training
 from dreamteacher.training.order import Batches, choose_workers, open_loader
 from dreamteacher.training.processes import Processes
 from dreamteacher.training.progress import Display, Pace, Records
-from dreamteacher.training.run import Part, Row, Run, Step, Trained
+from dreamteacher.training.run import Part, Place, Row, Run, Step, Trained
 from dreamteacher.training.signals import Stop, stop_request
-
-if TYPE_CHECKING:
-    from dreamteacher.tracking import Tracker
 
 
 def train(
@@ -27,26 +23,22 @@ def train(
     step: Step,
     data: Dataset,
     settings: Training,
+    place: Place,
     *,
     seed: int,
-    checkpoints: Path,
-    tracker: Tracker,
-    name: str,
     count: Callable[[Part], int] | None = None,
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,
     eval_every: int | None = None,
     lr_scale: Callable[[str], float] | None = None,
 ) -> Trained:
-    """Train `model` for settings.steps optimiser steps, from the newest good checkpoint in `checkpoints` if there is one.
+    """Train `model` for settings.steps optimiser steps, from the newest good checkpoint of `place` if there is one.
 
     Args:
         model: trained in place; every process must be given the same weights.
         step: computes the losses of a batch.
         data: map-style, with items addressed by (index, seed of the augmentation); each a dict of tensors.
+        place: the stage, with the folder of its checkpoints and its tracker.
         seed: of the order of the samples, their augmentation, and all noise.
-        checkpoints: folder for checkpoints and `log.jsonl`.
-        tracker: told the metrics of every settings.log_every-th step.
-        name: of the stage, for messages.
         count: of a part of a batch, on the CPU, how many things the loss is a mean over, such as labelled pixels. `step` then finds in
             batch["count"] the mean of these counts over all parts and processes (from at least one thing in all): a sum divided by it
             has the same gradient however the batch is split.
@@ -62,20 +54,20 @@ def train(
     parts = settings.accumulate * processes.count
     if settings.batch_size % parts:
         raise UserError(
-            f"{name}: a batch of {settings.batch_size} cannot be split evenly into {parts} parts "
+            f"{place.title}: a batch of {settings.batch_size} cannot be split evenly into {parts} parts "
             f"({processes.count} processes x accumulate {settings.accumulate}); make batch_size a multiple of {parts}"
         )
     length = len(data)  # type: ignore[arg-type]
     if not length:
-        raise UserError(f"{name}: there are no pictures to train on; ingest some first")
+        raise UserError(f"{place.title}: there are no pictures to train on; ingest some first")
 
-    run = Run(model, step, settings, processes, seed=seed, checkpoints=checkpoints, name=name, count=count, lr_scale=lr_scale)
+    run = Run(model, step, settings, place, processes, seed=seed, count=count, lr_scale=lr_scale)
     pace = Pace()
-    with Display(name, settings.steps, processes.is_first) as display, stop_request(alone=processes.count == 1) as request:
+    with Display(run.title, settings.steps, processes.is_first) as display, stop_request(alone=processes.count == 1) as request:
         run.restore(display.say)
         workers = choose_workers(data, settings.workers)
         display.say(_describe(run, workers))
-        records = Records(checkpoints / "log.jsonl", run.done) if processes.is_first else None
+        records = Records(run.checkpoints / "log.jsonl", run.done) if processes.is_first else None
         batches = Batches(
             length,
             settings.batch_size,
@@ -109,8 +101,8 @@ def train(
                     run.history.append({"step": run.done, **row})
                     if records:
                         records.add({"step": run.done, **row, **clock})
-                        tracker.metrics(row | clock, step=run.done)
-                signum = processes.largest(request.signum)
+                        place.tracker.metrics(row | clock, step=run.done)
+                signum = int(processes.reduce(torch.tensor(request.signum), dist.ReduceOp.MAX))
                 if signum or last or run.done % settings.checkpoint_every == 0:
                     run.save()
                     pace.restart()
@@ -127,6 +119,6 @@ def _describe(run: Run, workers: int) -> str:
     start = f"resumes after step {run.done} of" if run.done else "starts"
     precision = "bf16" if run.dtype == torch.bfloat16 else "fp32"
     return (
-        f"{run.name}: {start} {settings.steps} steps of {settings.batch_size} pictures{split} "
+        f"{run.title}: {start} {settings.steps} steps of {settings.batch_size} pictures{split} "
         f"on {run.device.type}, {precision}, {workers} loader processes"
     )

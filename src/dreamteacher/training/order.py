@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dreamteacher.errors import UserError
+from dreamteacher.limits import cores
 from dreamteacher.training.randomness import derive_seed
 
 
@@ -67,8 +68,7 @@ def choose_workers(data: Dataset, workers: int | Literal["auto"]) -> int:
         return workers
     if getattr(data, "in_memory", False):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(0, min(4, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 @contextlib.contextmanager

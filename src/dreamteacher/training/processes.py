@@ -48,27 +48,10 @@ class Processes:
         """The model on this process' device, in DDP where there are several."""
         return self.accelerator.prepare_model(model)
 
-    def largest(self, value: int) -> int:
-        """The largest of all processes' values."""
-        if self.count == 1:
-            return value
-        values = torch.tensor(value)
-        dist.all_reduce(values, dist.ReduceOp.MAX, group=_hosts())
-        return int(values)
-
-    def sum(self, value: int) -> int:
-        """The sum of all processes' values."""
-        if self.count == 1:
-            return value
-        values = torch.tensor(value)
-        dist.all_reduce(values, dist.ReduceOp.SUM, group=_hosts())
-        return int(values)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of all processes' values (CPU tensors of one shape)."""
+    def reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+        """All processes' values (CPU tensors of one shape, which are overwritten) in one: their sum, or what `operation` says."""
         if self.count > 1:
-            dist.all_reduce(values, dist.ReduceOp.SUM, group=_hosts())
-            values /= self.count
+            dist.all_reduce(values, operation, group=_hosts())
         return values
 
     def from_first(self, value: T) -> T:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.processes import Processes
 from dreamteacher.training.progress import Pace
 from dreamteacher.training.randomness import StepRandom, derive_seed, seed_everything
+
+if TYPE_CHECKING:
+    from dreamteacher.tracking import Tracker
 
 Row = dict[str, float]
 Part = dict[str, Tensor]  # of a batch: pictures, and labels if there are any, by name
@@ -39,6 +42,25 @@ class Step(Protocol):
         `batch` is on the device, pictures in the layout fast there; the call runs under autocast. Call `model` (which may be wrapped
         in DDP) once, and draw noise from `random`; other random numbers (dropout) are reproducible but differ between processes.
         """
+        ...
+
+
+class Place(Protocol):
+    """Where a run belongs; a `stage.Stage` is one."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder for checkpoints and `log.jsonl`."""
+        ...
+
+    @property
+    def tracker(self) -> Tracker:
+        """Gets the metrics of each record."""
         ...
 
 
@@ -64,19 +86,18 @@ class Run:
         model: nn.Module,
         step: Step,
         settings: Training,
+        place: Place,
         processes: Processes,
         *,
         seed: int,
-        checkpoints: Path,
-        name: str,
         count: Callable[[Part], int] | None,
         lr_scale: Callable[[str], float] | None,
     ):
         self.step = step
         self.settings = settings
         self.seed = seed
-        self.checkpoints = checkpoints
-        self.name = name
+        self.checkpoints = place.checkpoints
+        self.title = place.title
         self.count = count
         self.processes = processes
         self.device = processes.device
@@ -90,7 +111,7 @@ class Run:
         sync = processes.count > 1 and self.device.type == "cuda"
         alone = settings.batch_size == settings.accumulate * processes.count and not sync
         if alone and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-            raise UserError(f"{name}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
+            raise UserError(f"{self.title}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
         self.bare: nn.Module = _sync_batchnorm(model) if sync else model
         self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = create_ema(self.bare, settings.ema) if settings.ema is not None else None
@@ -99,6 +120,7 @@ class Run:
         self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
         self.done = 0
+        self.saved = 0  # step of the newest checkpoint; none is needed of the first weights
         self.lr = 0.0
         self.history: list[Row] = []
         self.names: list[str] = []  # of the columns of `window` but the last, the gradient's norm
@@ -142,8 +164,8 @@ class Run:
         """What `step` finds in batch["count"]; on the CPU, from which an accelerator takes a single number without a wait."""
         if not self.count:
             return {}
-        total = self.processes.sum(sum(self.count(part) for part in parts))
-        return {"count": torch.tensor(max(total, 1) / (len(parts) * self.processes.count))}
+        total = self.processes.reduce(torch.tensor(sum(self.count(part) for part in parts)))
+        return {"count": torch.tensor(max(int(total), 1) / (len(parts) * self.processes.count))}
 
     def to_device(self, value: Tensor) -> Tensor:
         """A part of the batch where the model is, pictures in its layout."""
@@ -170,7 +192,7 @@ class Run:
         """
         if not self.window:
             return torch.empty(0, len(self.names) + 1)
-        rows = self.processes.mean(torch.stack(self.window).cpu())
+        rows = self.processes.reduce(torch.stack(self.window).cpu()) / self.processes.count
         columns = [*self.names, "grad_norm"]
         finite = rows.isfinite()
         bad = (~finite[:, [columns.index("loss"), len(self.names)]]).any(1).nonzero()
@@ -179,7 +201,7 @@ class Run:
             wrong = ", ".join(name for name, good in zip(columns, finite[row].tolist(), strict=True) if not good)
             precision = ", or set precision to fp32" if self.dtype != torch.float32 else ""
             raise UserError(
-                f"{self.name}: not finite at step {self.done - len(rows) + row + 1}: {wrong}; "
+                f"{self.title}: not finite at step {self.done - len(rows) + row + 1}: {wrong}; "
                 f"lower lr (now {self.settings.lr:g}), raise warmup_steps, clip gradients (clip is {self.settings.clip}){precision}"
             )
         return rows
@@ -202,7 +224,13 @@ class Run:
         return self.processes.from_first(values)
 
     def save(self) -> None:
-        """Write the checkpoint of this step, unless the weights are not finite."""
+        """Write the checkpoint of this step if there is none yet.
+
+        Raises:
+            UserError: the weights are not finite, or the checkpoint cannot be written.
+        """
+        if self.done == self.saved:  # a run that is stopped before its first step, perhaps with seconds to live
+            return
         window = self.read_window()
         if self.processes.is_first:
             state: dict[str, Any] = {
@@ -215,6 +243,7 @@ class Run:
             }
             save_checkpoint(self.checkpoints, self.done, state)
         self.processes.from_first(None)  # nobody goes on, or stops, before it is written
+        self.saved = self.done
 
     def restore(self, say: Callable[[str], None]) -> None:
         """Go on from the newest checkpoint that is whole and fits."""
@@ -229,7 +258,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.window = list(state["window"].to(self.device))
         self.history = state["history"]
-        self.done = state["step"]
+        self.done = self.saved = state["step"]
 
     def fits(self, state: dict[str, Any]) -> bool:
         """Whether a checkpoint's weights are this model's by name and shape."""

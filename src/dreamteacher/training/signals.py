@@ -25,8 +25,8 @@ class StopRequest:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """A wait that a signal ends by raising `Stop`, because it may be long and nothing is lost by it."""
-        self._waiting = self._alone
         try:
+            self._waiting = self._alone
             if self._waiting and self.signum:
                 raise Stop
             yield
@@ -39,6 +39,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signum = self.signum or signum
         if self._waiting:
+            self._waiting = False  # another signal must not disturb the checkpoint that follows
             raise Stop
 
 
