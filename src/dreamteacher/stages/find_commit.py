@@ -16,7 +16,6 @@ from typing import Any
 
 from dreamteacher.errors import UserError
 from dreamteacher.files import digest_in_any_order, walk
-from dreamteacher.mlflow_server import without_password
 from dreamteacher.params import Params
 from dreamteacher.stages.fetch_data import FILES, check_source, parts_of, settings_of
 from dreamteacher.versioning import Clone
@@ -82,7 +81,7 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
     with tempfile.TemporaryDirectory() as scratch:
         clone = None if not data_rev and Path(git_url).is_dir() else Clone(git_url, data_rev, Path(scratch) / "project")
         folder = clone.folder if clone else Path(git_url)
-        where = f"revision {clone.commit[:12]} of {without_password(git_url)}" if clone else str(folder.absolute())
+        where = f"revision {clone.commit[:12]} of git_url" if clone else str(folder.absolute())
         params = settings_of(folder, overrides, where)
         source = params.ingest.source
         if clone:
