@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -30,6 +31,7 @@ from dreamteacher.training.checkpoint import writing
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
+log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 PCA_PICTURES = 4  # a generator's pass over whole pictures is slow, and a few show all there is to see
 
@@ -139,6 +141,7 @@ def _score(params: Params, models: dict[tuple[Any, int], Path], val: ImageSet) -
     predictions: dict[str, dict[int, Any]] = {}
     for (init, seed), folder in models.items():
         figures, kept = score(load_task_model(folder), val, params.evaluate.batch_size, this_process().device, keep=shown)
+        log.info("evaluate: %s %s: %s", init, seed, _in_words(figures))
         rows.append({"init": init, "seed": seed, **figures})
         predictions.setdefault(init, kept)
     return rows, predictions
@@ -159,7 +162,14 @@ def _read_out(
         few = few_labelled(train, params.few_labels, row["seed"])
         size, device = trained["finetune"]["resolution"], this_process().device
         settings = params.evaluate
-        row.update(read_out(backbone, train, few, val, size=size, k=settings.knn_k, batch_size=settings.batch_size, device=device))
+        figures = read_out(backbone, train, few, val, size=size, k=settings.knn_k, batch_size=settings.batch_size, device=device)
+        log.info("evaluate: %s %s, frozen: %s", row["init"], row["seed"], _in_words(figures))
+        row.update(figures)
+
+
+def _in_words(figures: dict[str, float]) -> str:
+    """Those of all classes together."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.split("_")[-1] in ("miou", "top1"))
 
 
 def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
