@@ -61,7 +61,9 @@ class Step(_Strict):
     retries: int = Field(
         ge=0, description="further tries after a failure, and after a preemption where Argo is told so (docs/cluster.md); training resumes"
     )
-    cache: bool = Field(True, description="take the outputs of an equal earlier step; false where the effect is outside")
+    cache: bool = Field(
+        True, description="take the outputs of an equal earlier step, of KFP or the store of results; false where the effect is outside"
+    )
 
 
 class _ProfileFile(_Strict):
@@ -150,6 +152,8 @@ class Profile:
         task.set_display_name(step)
         task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
         task.set_caching_options(wanted.cache)
+        if not wanted.cache:
+            task.set_env_variable("DREAMTEACHER_REUSE", "false")
         if wanted.retries:  # without a limit of their own KFP counts an hour from the first try's start
             limit = f"{int((wanted.retries + 1) * wanted.timeout_h * 3600)}s"
             task.set_retry(wanted.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=limit)

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dreamteacher import results
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
 from dreamteacher.stage import read_stage
@@ -35,7 +36,10 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **given
     if {"DREAMTEACHER_RUNS", "DREAMTEACHER_RUN"} <= set(os.environ):  # the run's volume, by which a retried pod resumes
         os.environ["DREAMTEACHER_CHECKPOINTS"] = f"{os.environ['DREAMTEACHER_RUNS']}/{os.environ['DREAMTEACHER_RUN']}/checkpoints"
     processes = int(os.environ.get(PROCESSES, "1"))
-    if nodes := settings_of(os.environ):
+    nodes = settings_of(os.environ)
+    if (nodes or processes > 1) and _is_taken(stage, params, folders, Path(out), given):
+        pass
+    elif nodes:
         where = {"run_id": os.environ["DREAMTEACHER_RUN"], "namespace": os.environ["DREAMTEACHER_NAMESPACE"]}
         run_stage(nodes, stage, params, inputs=folders, out=Path(out), **where, **given)
     elif processes > 1:
@@ -46,6 +50,22 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **given
         if done.returncode:
             raise UserError(f"{stage} failed in its {processes} processes (exit code {done.returncode}); the reason stands above")
     else:
-        import_module(f"dreamteacher.stages.{stage.replace('-', '_')}").run(params, **folders, **given, out=Path(out))
+        _run(stage, params, folders, Path(out), given)
     metrics: dict[str, float] = read_stage(Path(out))["metrics"]
     return metrics
+
+
+def _is_taken(stage: str, params: Params, folders: dict[str, Path], out: Path, given: dict[str, Any]) -> bool:
+    """Whether the store of results had the output. It is asked here, once, and not by each of the processes."""
+    if not results.store():
+        return False
+    try:
+        with results.only_take():
+            _run(stage, params, folders, out, given)
+    except results.NothingToTake:
+        return False
+    return True
+
+
+def _run(stage: str, params: Params, folders: dict[str, Path], out: Path, given: dict[str, Any]) -> None:
+    import_module(f"dreamteacher.stages.{stage.replace('-', '_')}").run(params, **folders, **given, out=out)

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from dreamteacher import results
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
 from dreamteacher.integrity import first_damaged, remember
@@ -76,9 +77,9 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
     """Open a stage whose outputs appear in `out` all at once when the body ends, and not at all when it fails.
 
     `params` (sections of settings) is all that may change the result besides `inputs`; without PASSED_OVER both make up the digest by
-    which a finished `out` and left checkpoints are recognised. When `out` is complete with this digest and `overwrite` is not set, `done`
-    is true, `metrics` are those on record, and the body has nothing to do. `metrics` must not depend on the clock: they are part
-    of `stage.json`, which is the same bytes whenever params, inputs and package versions are.
+    which a finished `out` and left checkpoints are recognised. When `out` is complete with this digest, or the store of results has it
+    (see `results`), and `overwrite` is not set, `done` is true, `metrics` are those on record, and the body has nothing to do. `metrics`
+    must not depend on the clock: they are part of `stage.json`, which is the same bytes whenever params, inputs and package versions are.
 
     Under torchrun (RANK > 0) nothing is written or tracked here; rank 0 does it for all.
 
@@ -100,22 +101,42 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
         elif int(os.environ.get("RANK", "0")) > 0:
             yield stage
         else:
-            with (
-                _locked(stage.tmp),
-                _in_turn(checkpoints),
-                open_tracker(name, flat(params), _tags(inputs, digests), checkpoints / "run.json") as stage.tracker,
-            ):
-                yield stage
-                record["versions"] = {"python": platform.python_version()} | {p: v for p in RECORDED_PACKAGES if (v := _version(p))}
-                record["files"] = files = {file: sha256_of(stage.tmp / file).hex() for file in _files(stage.tmp)}
-                record["metrics"] = stage.metrics
-                text = _to_json(record | {"sha256": ZEROS})
-                (stage.tmp / RECORD).write_text(text.replace(ZEROS, _sha256(text.encode())))
-                remember(stage.tmp, files)
-                _publish(stage.tmp, out)
-                _remove(checkpoints)
-                stage.tracker.metrics(stage.metrics)
-                stage.tracker.artifact(out / RECORD)
+            with _locked(stage.tmp), _in_turn(checkpoints):
+                if not overwrite and (made := _take(stage, digest)):
+                    log.info("%s: taken from the store of results (%s)", stage.title, made)
+                    yield stage
+                    return
+                tracking = open_tracker(name, flat(params), _tags(inputs, digests), checkpoints / "run.json")
+                with tracking as stage.tracker:
+                    yield stage
+                    record["versions"] = {"python": platform.python_version()} | {p: v for p in RECORDED_PACKAGES if (v := _version(p))}
+                    record["files"] = files = {file: sha256_of(stage.tmp / file).hex() for file in _files(stage.tmp)}
+                    record["metrics"] = stage.metrics
+                    text = _to_json(record | {"sha256": ZEROS})
+                    (stage.tmp / RECORD).write_text(text.replace(ZEROS, _sha256(text.encode())))
+                    remember(stage.tmp, files)
+                    _publish(stage.tmp, out)
+                    results.keep(name, digest, out)
+                    _remove(checkpoints)
+                    stage.tracker.metrics(stage.metrics)
+                    stage.tracker.artifact(out / RECORD)
+
+
+def _take(stage: Stage, digest: str) -> str | None:
+    """Take the result from the store of results; who made it, or None where it has none that is whole."""
+    try:
+        made = results.take(stage.name, digest, stage.tmp)
+        if made:
+            stage.metrics = read_stage(stage.tmp)["metrics"]
+            _publish(stage.tmp, stage.out)
+            _remove(stage.checkpoints)
+            stage.done = True
+            return made
+    except UserError as error:
+        log.warning("%s: the result in the store is damaged, and computed again (%s)", stage.title, error)
+        results.forget(stage.name, digest)
+    _empty(stage.tmp)
+    return None
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
@@ -208,14 +229,19 @@ def _locked(tmp: Path) -> Iterator[None]:
     with (tmp / LOCK).open("w") as lock:
         if not (_lock(lock) and _is(lock, tmp / LOCK)):
             raise UserError(f"another process is writing {tmp}; wait for it to end, or name another --out")
-        for left in tmp.iterdir():
-            if left.name != LOCK:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        _empty(tmp)
         try:
             yield
         except BaseException:
             shutil.rmtree(tmp, ignore_errors=True)
             raise
+
+
+def _empty(tmp: Path) -> None:
+    """Remove all but the lock."""
+    for left in tmp.iterdir():
+        if left.name != LOCK:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @contextmanager

@@ -1,0 +1,137 @@
+"""A store of finished results, shared by all who name it: `dvc repro` on a laptop and the runs of a cluster, whatever their image.
+
+A result is known by what made it: the stage's digest (settings and inputs), the code of this package, and the versions of the packages that
+compute. It lies below the store at STAGE/KEY: `result/`, the stage's output, and `made.json`, which is written last and says by whom.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dreamteacher.errors import first_line
+from dreamteacher.files import sha256_of, walk
+
+log = logging.getLogger(__name__)
+MADE = "made.json"
+COMPUTING = ("torch", "torchvision", "timm", "diffusers", "accelerate", "numpy", "onnx", "onnxruntime")  # packages
+# Their effect lies outside, or depends on the machine.
+NEVER_TAKEN = {"publish", "gate"}
+_only = False
+
+
+class NothingToTake(Exception):
+    """The store has no such result; see only_take."""
+
+
+def store() -> str | None:
+    """The store's address in DREAMTEACHER_RESULTS: a folder, or what fsspec opens, such as s3://bucket/results. None if there is none."""
+    return os.environ.get("DREAMTEACHER_RESULTS") or None
+
+
+def take(stage: str, digest: str, folder: Path) -> str | None:
+    """Copy the result of `digest` into `folder`; who made it and when, or None: the store has no such result or cannot be read.
+
+    Nothing is taken where DREAMTEACHER_REUSE=false, and by a process among several (torchrun), of which all would have to take it. The
+    caller compares the files with what stage.json records, and calls `forget` if they are damaged.
+
+    Raises:
+        NothingToTake: instead of None, within only_take.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if store() and stage not in NEVER_TAKEN and alone and os.environ.get("DREAMTEACHER_REUSE") != "false":
+        try:
+            files, place = _open(stage, digest)
+            if files.exists(f"{place}/{MADE}"):
+                made = json.loads(files.cat_file(f"{place}/{MADE}"))
+                for name in made["files"]:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    files.get_file(f"{place}/result/{name}", str(folder / name))
+                return f"{made['by']}, {made['at']}"
+        except FileNotFoundError as error:
+            log.warning("%s: the result in %s lacks %s", stage, store(), first_line(error))
+            forget(stage, digest)
+        except Exception as error:  # whatever a store's client raises; the stage can be computed
+            log.warning("%s: nothing is taken from %s (%s)", stage, store(), first_line(error))
+    if _only:
+        raise NothingToTake
+    return None
+
+
+def keep(stage: str, digest: str, folder: Path) -> None:
+    """Put the complete stage output `folder` into the store, if there is one that lacks it. A store that cannot be written is a warning."""
+    if not store() or stage in NEVER_TAKEN:
+        return
+    try:
+        files, place = _open(stage, digest)
+        if not files.exists(f"{place}/{MADE}"):
+            names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+            for name in names:
+                target = f"{place}/result/{name}"
+                files.makedirs(target.rpartition("/")[0], exist_ok=True)
+                files.put_file(str(folder / name), target)
+            made = {"by": _who(), "at": datetime.now(UTC).isoformat(" ", "minutes"), "files": names}
+            files.pipe_file(f"{place}/{MADE}", json.dumps(made, indent=1).encode())
+    except Exception as error:
+        log.warning("%s: the result is not kept in %s (%s)", stage, store(), first_line(error))
+
+
+def forget(stage: str, digest: str) -> None:
+    """Remove a result that turned out to be damaged."""
+    files, place = _open(stage, digest)
+    files.rm_file(f"{place}/{MADE}")
+
+
+@contextmanager
+def only_take() -> Iterator[None]:
+    """Within, a stage that would have to be computed raises NothingToTake: to find out before several processes are started for it."""
+    global _only  # noqa: PLW0603
+    _only = True
+    try:
+        yield
+    finally:
+        _only = False
+
+
+def _open(stage: str, digest: str) -> tuple[Any, str]:
+    import fsspec
+
+    files, root = fsspec.core.url_to_fs(store(), use_listings_cache=False)
+    made_by = {"digest": digest, "code": code_digest(), "python": platform.python_version_tuple()[:2], "versions": _versions()}
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
+    return files, f"{root}/{stage}/{key}"
+
+
+@cache
+def code_digest() -> str:
+    """sha256 (hex) of all files of this package, so that a new image with the same code computes nothing again."""
+    package = Path(__file__).parent
+    names = sorted(name for name in walk(package) if "__pycache__" not in name)
+    return hashlib.sha256(b"".join(name.encode() + b"\0" + sha256_of(package / name) for name in names)).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    """Without what only says for which machine a package was built, such as +cpu."""
+    found = {}
+    for package in COMPUTING:
+        try:
+            found[package] = version(package).partition("+")[0]
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _who() -> str:
+    run = os.environ.get("DREAMTEACHER_RUN")
+    return f"run {run}" if run else f"{os.environ.get('USER', 'somebody')} on {socket.gethostname()}"
