@@ -49,20 +49,20 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """One HTML file: figures, settings, curves and pictures of the complete stage output `folder`."""
+    """One HTML file: figures, pictures, curves and settings of the complete stage output `folder`."""
     record = read_stage(folder)
     parts = [_table(record["metrics"])]
     if (folder / "verdict.json").exists():
         checks = json.loads((folder / "verdict.json").read_text())["checks"]
         parts += ["<h3>Gates</h3>", _table({f"{'passed' if c['passed'] else 'FAILED'}: {c['name']}": c["words"] for c in checks})]
-    parts += ["<h3>Settings</h3>", _table(flat(record["params"]))]
-    if (folder / "curves.csv").exists():
-        parts += ["<h3>Curves</h3>", _image(_curves(folder / "curves.csv"))]
     pictures = sorted(path for path in folder.rglob("*.png") if path.is_file())
     for path in pictures[:PICTURES]:
         parts += [f"<h3>{html.escape(path.relative_to(folder).as_posix())}</h3>", _image(path.read_bytes())]
     if len(pictures) > PICTURES:
         parts.append(f"<p>{len(pictures) - PICTURES} more pictures are in the artifact.</p>")
+    if (folder / "curves.csv").exists():
+        parts += ["<h3>Curves</h3>", _image(_curves(folder / "curves.csv"))]
+    parts += ["<h3>Settings</h3>", _table(flat(record["params"]))]
     parts += ["<h3>Versions</h3>", _table(record["versions"])]
     _save(page, record["stage"], parts)
 

@@ -68,7 +68,8 @@ def run(
             more = {f"incoming/{name}": path for name, path in inputs_of(beside).items()}
             recorded["incoming"] = Path(beside.source).name if more else beside.source
             inputs |= more
-        recorded["contents"] = [fingerprint(each) for each in (place, beside) if each]
+        if contents := [mark for each in (place, beside) if each and (mark := fingerprint(each))]:
+            recorded["contents"] = contents
     with open_stage("ingest", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # oddities of metadata; what matters is quarantined
         if not stage.done:
