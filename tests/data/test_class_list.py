@@ -21,7 +21,7 @@ COLOURS = [(0, 0, 0), (128, 64, 128)]
         ("0 ground\n1 road", ["ground", "road"], None),
         ("1: road\n0: ground", ["ground", "road"], None),
         ("0 ground\n1 road\n255 void", ["ground", "road"], None),
-        ("255 void 0 0 0\n0 ground 0 0 0\n1 road 128 64 128", ["ground", "road"], COLOURS),
+        ("255 void 9 9 9\n0 ground 0 0 0\n1 road 128 64 128", ["ground", "road", "void"], [*COLOURS, (9, 9, 9)]),
         ("0 ground\n200 road\n255 void", ["0 ground", "200 road", "255 void"], None),
         ("\n".join(f"{i} c{i}" for i in range(256)), [f"c{i}" for i in range(256)], None),
         ("0 ground 0 0 0\n1 road 128 64 128", ["ground", "road"], COLOURS),

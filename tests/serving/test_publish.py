@@ -190,7 +190,7 @@ def start_step(name, project, folder):
     made |= {"onnx": project / "onnx" / "segmentation", "out": folder / "triton", "page": folder / "page"}
     artifacts = {place: SimpleNamespace(path=str(path), metadata={}) for place, path in made.items()}
     settings = PARAMS.publish.model_dump(mode="json") | {"name": name}
-    publish_step.python_func(**artifacts, metrics=SimpleNamespace(log_metric=lambda *_: None), publish=settings)
+    publish_step.python_func(**artifacts, metrics=SimpleNamespace(log_metric=lambda *_: None), settings={"publish": settings})
 
 
 def test_a_pipelines_publish_fails_until_the_model_is_registered(project, registry, in_tmp, monkeypatch):
