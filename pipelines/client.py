@@ -6,9 +6,11 @@ import hashlib
 import json
 import logging
 import re
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -56,7 +58,7 @@ class Kubeflow:
     """
 
     def __init__(self, host: str, namespace: str | None = None, token: str | None = None):
-        self.host = without_password(host)  # for messages
+        self.host, self._token = without_password(host), token  # without, for messages
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # three retries are no news
         with warnings.catch_warnings(), self._errors("connect"):
             warnings.simplefilter("ignore", FutureWarning)  # "only works with Kubeflow Pipeline v2.0.0-beta.2 and later"
@@ -96,6 +98,17 @@ class Kubeflow:
                 service_account=service_account,
             )
         return str(run.run_id)
+
+    def page_of(self, run: str) -> str | None:
+        """The page of a run, or None where `host` is the API alone and not the user interface, which hands requests on to it."""
+        with suppress(OSError):
+            try:
+                request = urllib.request.Request(f"{self.host}/", headers={"Authorization": f"Bearer {self._token}"} if self._token else {})
+                urllib.request.urlopen(request, timeout=10).close()
+            except urllib.error.HTTPError as error:
+                if error.code == 404:  # any other may be a login before the page
+                    return None
+        return f"{self.host}/#/runs/details/{run}"
 
     def schedule(
         self, version: Version, *, name: str, cron: str, experiment: str, arguments: dict[str, Any], service_account: str | None = None

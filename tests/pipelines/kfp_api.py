@@ -16,9 +16,13 @@ STATES = {"disable": "DISABLE", "enable": "ENABLE"}
 
 
 class KfpApi:
-    """Objects by collection; `asked` holds (method, path) of each request. `fail` maps a part of "METHOD PATH" to (status, message)."""
+    """Objects by collection; `asked` holds (method, path) of each request. `fail` maps a part of "METHOD PATH" to (status, message).
+
+    has_pages: it is asked through the user interface, which has a page at /.
+    """
 
     def __init__(self, page: int = 2):
+        self.has_pages = True
         self.page = page  # entries of an answer at most, so that a client which does not turn pages is found out
         self.kept: dict[str, dict[str, dict]] = {name: {} for name in [*COLLECTIONS, "versions"]}
         self.asked: list[tuple[str, str]] = []
@@ -39,7 +43,7 @@ class KfpApi:
                 status, answer = api.answer(self.command, url.path.removeprefix(ROOT), query, body, self.headers)
                 data = json.dumps(answer).encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", "text/html" if url.path == "/" else "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -61,6 +65,8 @@ class KfpApi:
         for part, (status, message) in self.fail.items():
             if part in f"{method} {path}":
                 return status, {"code": 13, "message": message, "details": []}
+        if path == "/":
+            return (200, {}) if self.has_pages else (404, {})
         if path == "/healthz":
             return 200, {"multi_user": False}
         if path == "/pipelines/upload_version":

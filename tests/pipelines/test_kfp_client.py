@@ -70,6 +70,13 @@ def test_submit_uploads_the_version_and_runs_it(api: KfpApi, package: Path, caps
     assert f"{api.url}/#/runs/details/{started['run_id']}" in capsys.readouterr().out
 
 
+def test_an_api_without_pages_is_not_called_the_page_of_a_run(api: KfpApi, package: Path, capsys: pytest.CaptureFixture[str]):
+    api.has_pages = False
+    run(api, "submit", package, "--version", "git-1", "--arg", "data_rev=2026")
+    (started,) = api.kept["runs"].values()
+    assert f"{api.url} has no pages; this run's is /#/runs/details/{started['run_id']} of the user interface" in capsys.readouterr().out
+
+
 def test_second_submit_uploads_nothing_and_another_package_is_refused(api: KfpApi, package: Path, tmp_path: Path):
     for _ in range(2):
         run(api, "submit", package, "--version", "git-1", "--arg", "data_rev=x")
