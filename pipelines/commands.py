@@ -62,10 +62,8 @@ def _submit(options: argparse.Namespace) -> int:
     version = _upload(server, options)
     name = options.name or f"{version.pipeline} {version.name}"
     run = server.run(version, name=name, experiment=options.experiment, arguments=arguments, service_account=options.service_account)
-    page = (
-        server.page_of(run) or f"{server.host} has no pages; this run's is /#/runs/details/{run} of the user interface (svc/ml-pipeline-ui)"
-    )
-    print(f"{version.pipeline} {version.name}: run {run}\n{page}")
+    elsewhere = f"{server.host} has no pages; this run's is /#/runs/details/{run} of the user interface (svc/ml-pipeline-ui)"
+    print(f"{version.pipeline} {version.name}: run {run}\n{server.page_of(run) or elsewhere}")
     return 0
 
 
