@@ -17,9 +17,9 @@ def finish(status: PipelineTaskFinalStatus, page: Output[HTML]) -> str:
         page: how the run ended, and what was cleared away.
     """
     import os
-    import shutil
     from pathlib import Path
 
+    from dreamteacher.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
 
     facts = {"run": status.pipeline_job_resource_name, "ended": status.state}
@@ -30,11 +30,8 @@ def finish(status: PipelineTaskFinalStatus, page: Output[HTML]) -> str:
 
         left = trainjob.delete_of_run(trainjob.api_client(), os.environ["DREAMTEACHER_RUN"], os.environ["DREAMTEACHER_NAMESPACE"])
         facts["TrainJobs deleted"] = ", ".join(left) or "none were left"
-    volume, run = (os.environ.get(f"DREAMTEACHER_{name}") for name in ("RUNS", "RUN"))
-    if status.state == "SUCCEEDED" and volume and run:
-        folder = Path(volume, run)
-        shutil.rmtree(folder, ignore_errors=True)  # the run is as good without it
-        facts["checkpoints"] = f"{folder} {'could not be removed' if folder.exists() else 'is removed'}"
+    if status.state == "SUCCEEDED" and (removed := remove_run_folder()):
+        facts["checkpoints"] = removed
     for key, words in facts.items():
         print(f"{key}: {words}")
     write_facts(Path(page.path), "finish", facts)

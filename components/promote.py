@@ -27,6 +27,7 @@ def promote(
     """
     from pathlib import Path
 
+    from dreamteacher.launch import remove_run_folder
     from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.promote import run
@@ -38,4 +39,5 @@ def promote(
     metrics.log_metric("promoted", float(outcome.promoted))
     facts = {"promoted": outcome.promoted, "version": outcome.version, "reason": outcome.reason}
     write_facts(Path(page.path), "promote", {**facts, **served})
+    remove_run_folder()
     return outcome.promoted, outcome.version, outcome.reason

@@ -47,6 +47,7 @@ def record(
     """
     from pathlib import Path
 
+    from dreamteacher.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.record import run
 
@@ -57,4 +58,5 @@ def record(
     outputs = [Path(artifact.path) for artifact in [*single, *interpreters, *labels, *fresh, *distilled, *mixed]]
     recorded = run(git_url=git_url, commit=commit, overrides=overrides, outputs=outputs, run_id=run_id)
     write_facts(Path(page.path), "record", {**recorded, "starts at": commit, "outputs": len(outputs), "settings": ", ".join(overrides)})
+    remove_run_folder()
     return recorded["branch"]

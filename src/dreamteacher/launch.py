@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,19 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **given
         _run(stage, params, folders, Path(out), given)
     metrics: dict[str, float] = read_stage(Path(out))["metrics"]
     return metrics
+
+
+def remove_run_folder() -> str:
+    """Remove the run's folder on the volume, with its checkpoints, as its last step has succeeded; what became of it, "" without a volume.
+
+    The steps that are last do so, and not `finish` alone: Argo does not start it again for a failed run that was retried.
+    """
+    volume, run = (os.environ.get(f"DREAMTEACHER_{name}") for name in ("RUNS", "RUN"))
+    if not (volume and run):
+        return ""
+    folder = Path(volume, run)
+    shutil.rmtree(folder, ignore_errors=True)  # the run is as good without it
+    return f"{folder} {'could not be removed' if folder.exists() else 'is removed'}"
 
 
 def _is_taken(stage: str, params: Params, folders: dict[str, Path], out: Path, given: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from tiny_chain import brief_params
 
 from dreamteacher.errors import UserError
-from dreamteacher.launch import PROCESSES, launch
+from dreamteacher.launch import PROCESSES, launch, remove_run_folder
 from dreamteacher.params_file import restore_params
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import ingest
@@ -38,3 +38,14 @@ def test_what_fails_in_the_processes_fails_the_step(data: Path, tmp_path: Path, 
     with pytest.raises(UserError, match=r"train-teacher failed in its 2 processes \(exit code 1\)"):
         launch("train-teacher", params, {"data": str(tmp_path / "nothing")}, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_last_step_removes_the_runs_folder_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert remove_run_folder() == ""
+    for run in ("run-1", "run-2"):
+        (tmp_path / run / "checkpoints").mkdir(parents=True)
+    monkeypatch.setenv("DREAMTEACHER_RUNS", str(tmp_path))
+    monkeypatch.setenv("DREAMTEACHER_RUN", "run-1")
+    assert remove_run_folder() == f"{tmp_path}/run-1 is removed"
+    assert [path.name for path in tmp_path.iterdir()] == ["run-2"]
+    assert remove_run_folder() == f"{tmp_path}/run-1 is removed"  # by finish, after record
