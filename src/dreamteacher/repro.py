@@ -2,16 +2,23 @@
 
 DVC runs one stage after the other, but it lets other DVC processes work while a stage's command runs. Each stage is therefore given to a
 `dvc repro --single-item` of its own as soon as what it depends on is done.
+
+A stage needs seconds to import torch and the libraries around it. They are imported here, once, and what DVC would start as a command is a
+fork of this process instead.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
+import re
+import shlex
+import shutil
 import signal
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +27,7 @@ from typing import Any
 import psutil
 
 from dreamteacher.errors import UserError
+from dreamteacher.graph import STAGES
 from dreamteacher.limits import cores, memory_limit
 from dreamteacher.tracking import is_sent_later, sync
 
@@ -87,7 +95,7 @@ def _outdated() -> dict[str, set[str]]:
 def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
     """Run the stages of `plan` in its order, each when those that it depends on are done; the exit code of the first that failed."""
     waiting, done, running = list(plan), set[str](), dict[str, BaseProcess]()
-    code = 0
+    code, imported = 0, False
 
     def stop(signum: int, _: Any) -> None:
         nonlocal code
@@ -107,6 +115,8 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
                 # A fork, so that DVC is imported once.
                 running[stage] = multiprocessing.get_context("fork").Process(target=_reproduce, args=(stage, threads))
                 running[stage].start()
+            if not imported and len(running) + len(waiting) > 1:
+                imported = _import_what_stages_need()
             wait([process.sentinel for process in running.values()])
             for stage, process in list(running.items()):
                 if process.exitcode is not None:
@@ -119,13 +129,71 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
     return code
 
 
+def _import_what_stages_need() -> bool:
+    """Import the slow libraries; they start no threads before they compute, which would not live on in a fork."""
+    given = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's BLAS makes its threads at once
+    try:
+        for name in ("diffusers.models.unets.unet_2d", "timm", "torchmetrics.classification", "accelerate"):
+            importlib.import_module(name)
+        for name in STAGES:
+            importlib.import_module(f"dreamteacher.stages.{name.replace('-', '_')}")
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if given is not None:
+            os.environ["OMP_NUM_THREADS"] = given
+    return True
+
+
 def _reproduce(stage: str, threads: int) -> None:
+    import dvc.stage.run
     from dvc.cli import main
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    dvc.stage.run._run = _fork_or(dvc.stage.run._run)
     for name in ("dvc", "dvc_objects", "dvc_data"):  # its hints after each stage would drown the stages' own lines
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).propagate = False
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
     sys.exit(main(["--wait-for-lock", "repro", "--single-item", stage]))
+
+
+def _fork_or(run_by_dvc: Callable[..., None]) -> Callable[..., None]:
+    """Instead of `run_by_dvc`, which starts a command in a shell: fork where it is ours and needs no shell."""
+
+    def run(executable: str, command: str, **given: Any) -> None:
+        from dvc.stage.exceptions import StageCmdFailedError
+
+        name, *words = shlex.split(command)
+        ours = Path(shutil.which(name, path=given["env"].get("PATH")) or "").parent == Path(sys.executable).parent
+        if name != "dreamteacher" or not ours or not re.fullmatch(r"[\w\s./=@:,-]+", command):
+            run_by_dvc(executable, command, **given)
+            return
+        process = multiprocessing.get_context("fork").Process(target=_run_stage, args=(words, given["cwd"], given["env"]))
+        process.start()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as DVC does: the command ends by itself, and then this
+        try:
+            process.join()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if process.exitcode:
+            raise StageCmdFailedError(command, process.exitcode)
+
+    return run
+
+
+def _run_stage(words: list[str], folder: str, environment: dict[str, str]) -> None:
+    """`dreamteacher WORDS`, as if it had just been started there."""
+    from dreamteacher import cli
+
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    sys.exit(cli.main(words))

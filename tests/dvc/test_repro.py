@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from pipeline import Project
+from tiny_chain import brief_params, draw
 
 REPRO = [sys.executable, "-m", "dreamteacher.cli", "repro"]
 TOY = """stages:
@@ -100,6 +103,44 @@ def test_a_signal_reaches_all_stages_and_none_is_left_behind(toy, signum):
             running.send_signal(signum)
         assert running.wait(20) == 128 + signum
     assert not psutil.wait_procs(below, timeout=5)[1]
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Project:
+    """A project whose stages are our own commands, for which no shell is started: the one that is named here can start nothing."""
+    found = Project(tmp_path / "project", Path(sys.executable).parent)
+    draw("segmentation", found.folder / "pictures")
+    chain = {"ingest": {"cmd": "dreamteacher ingest", "deps": ["pictures"], "outs": ["artifacts/data"]}}
+    for seed in (0, 1):
+        place = f"artifacts/finetuned/scratch/{seed}"
+        chain[f"finetune{seed}"] = {
+            "cmd": f"dreamteacher finetune --init scratch --seed {seed}",
+            "deps": ["artifacts/data"],
+            "outs": [place],
+        }
+    (found.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": chain}))
+    (found.folder / "params.yaml").write_text(yaml.safe_dump(brief_params(Path("pictures")).model_dump(mode="json")))
+    found.run("git", "init", "-q")
+    found.run("dvc", "init", "-q")
+    found.environment["SHELL"] = "/bin/false"
+    return found
+
+
+def test_our_own_stages_are_forks_and_give_the_bytes_of_started_ones(ours, tmp_path):
+    ours.run(*REPRO)
+    made = [(ours.folder / f"artifacts/finetuned/scratch/{seed}/stage.json").read_bytes() for seed in (0, 1)]
+    assert made[0] != made[1]
+    again = str(tmp_path / "again")
+    ours.run("dreamteacher", "finetune", "--init", "scratch", "--seed", "1", "--out", again)
+    assert (tmp_path / "again/stage.json").read_bytes() == made[1]
+
+
+def test_a_stage_of_ours_that_fails_says_why_in_one_line(ours):
+    (ours.folder / "params.yaml").write_text("ingest: {source: nowhere}\n")
+    done = subprocess.run(REPRO, cwd=ours.folder, env=ours.environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "error: ingest.source: nowhere does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_folder_without_dvc_is_refused_in_one_line(tmp_path):
