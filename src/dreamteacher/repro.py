@@ -74,7 +74,9 @@ def _outdated() -> dict[str, set[str]]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.repo.reproduce import plan_repro
+    from tqdm import tqdm
 
+    tqdm.monitor_interval = 0  # DVC's progress bars would start a thread, whose locks do not outlive a fork
     try:
         with Repo() as repo:
             graph, changed = repo.index.graph, set(repo.status())
