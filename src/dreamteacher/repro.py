@@ -97,7 +97,7 @@ def _outdated() -> dict[str, set[str]]:
 def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
     """Run the stages of `plan` in its order, each when those that it depends on are done; the exit code of the first that failed."""
     waiting, done, running = list(plan), set[str](), dict[str, BaseProcess]()
-    code, imported = 0, False
+    code, slow = 0, _slow_imports(plan)
 
     def stop(signum: int, _: Any) -> None:
         nonlocal code
@@ -105,6 +105,9 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
         if signum == signal.SIGTERM:  # Ctrl-C was sent to all of them by the terminal
             for process in psutil.Process().children(recursive=True):
                 process.send_signal(signal.SIGINT)
+
+    def goes_on() -> bool:
+        return not code
 
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -117,8 +120,9 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
                 # A fork, so that DVC is imported once.
                 running[stage] = multiprocessing.get_context("fork").Process(target=_reproduce, args=(stage, threads))
                 running[stage].start()
-            if not imported and len(running) + len(waiting) > 1:
-                imported = _import_what_stages_need()
+            if slow and len(running) + len(waiting) > 1:
+                _import(slow, goes_on)
+                slow = []
             wait([process.sentinel for process in running.values()])
             for stage, process in list(running.items()):
                 if process.exitcode is not None:
@@ -131,20 +135,23 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
     return code
 
 
-def _import_what_stages_need() -> bool:
-    """Import the slow libraries; they start no threads before they compute, which would not live on in a fork."""
+def _slow_imports(plan: Collection[str]) -> list[str]:
+    """Modules that the stages of `plan` need and that take seconds to import; none where no stage is called like one that trains."""
+    names = {stage.partition("@")[0] for stage in plan} & {name for name, stage in STAGES.items() if stage.trains}
+    modules = [f"dreamteacher.stages.{name.replace('-', '_')}" for name in STAGES]
+    return ["diffusers.models.unets.unet_2d", "timm", "torchmetrics.classification", "accelerate", *modules] if names else []
+
+
+def _import(modules: list[str], go_on: Callable[[], bool]) -> None:
+    """Import `modules` while `go_on()`; they start no threads before they compute, which would not live on in a fork."""
     given = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # numpy's BLAS makes its threads at once
-    try:
-        for name in ("diffusers.models.unets.unet_2d", "timm", "torchmetrics.classification", "accelerate"):
+    for name in modules:
+        if go_on():
             importlib.import_module(name)
-        for name in STAGES:
-            importlib.import_module(f"dreamteacher.stages.{name.replace('-', '_')}")
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
-        if given is not None:
-            os.environ["OMP_NUM_THREADS"] = given
-    return True
+    del os.environ["OMP_NUM_THREADS"]
+    if given is not None:
+        os.environ["OMP_NUM_THREADS"] = given
 
 
 def _reproduce(stage: str, threads: int) -> None:

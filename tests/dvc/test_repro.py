@@ -111,9 +111,9 @@ def ours(tmp_path: Path) -> Project:
     found = Project(tmp_path / "project", Path(sys.executable).parent)
     draw("segmentation", found.folder / "pictures")
     chain = {"ingest": {"cmd": "dreamteacher ingest", "deps": ["pictures"], "outs": ["artifacts/data"]}}
-    for seed in (0, 1):
+    for seed, name in enumerate(("finetune", "another")):
         place = f"artifacts/finetuned/scratch/{seed}"
-        chain[f"finetune{seed}"] = {
+        chain[name] = {
             "cmd": f"dreamteacher finetune --init scratch --seed {seed}",
             "deps": ["artifacts/data"],
             "outs": [place],
