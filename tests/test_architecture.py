@@ -42,7 +42,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "launch": {*BASE, "params_file", "results", "stage", "stages", "trainjob"},
     "project": {*BASE, "limits", "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
     "doctor": {*BASE, "limits", "params_file", "mlflow_server", "tracking", "training", "serving"},
-    "repro": {"errors", "limits", "tracking"},
+    "repro": {"errors", "graph", "limits", "tracking"},
     "graph": set(),
     "cli": {*BASE, "graph", "params_file", "params_table", "stages", "tracking", "serving", "doctor", "project", "repro"},
     "": {"tasks"},

@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
+from importlib.metadata import entry_points
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -194,8 +195,6 @@ def _fork_or(run_by_dvc: Callable[..., None]) -> Callable[..., None]:
 
 def _run_stage(words: list[str], folder: str, environment: dict[str, str]) -> None:
     """`dreamteacher WORDS`, as if it had just been started there."""
-    from dreamteacher import cli
-
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -205,4 +204,6 @@ def _run_stage(words: list[str], folder: str, environment: dict[str, str]) -> No
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    sys.exit(cli.main(words))
+    sys.argv = ["dreamteacher", *words]
+    command, *_ = entry_points(group="console_scripts", name="dreamteacher")
+    sys.exit(command.load()())
