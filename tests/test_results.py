@@ -107,3 +107,12 @@ def test_several_processes_are_not_started_for_what_the_store_has(store: Path, t
     launch.launch("finetune", Params(), {}, str(tmp_path / "b"), seed=0)
     assert started == []
     assert read_stage(tmp_path / "b")["params"] == {"seed": 0}
+
+
+def test_a_damaged_result_is_not_computed_by_the_process_that_only_asks(store: Path, tmp_path: Path):
+    assert compute(tmp_path / "a")
+    (weights,) = store.rglob("model.safetensors")
+    weights.write_text("0.002")
+    with pytest.raises(results.NothingToTake), results.only_take():
+        compute(tmp_path / "b")
+    assert not (tmp_path / "b").exists()

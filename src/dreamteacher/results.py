@@ -64,9 +64,14 @@ def take(stage: str, digest: str, folder: Path) -> str | None:
             forget(stage, digest)
         except Exception as error:  # whatever a store's client raises; the stage can be computed
             log.warning("%s: nothing is taken from %s (%s)", stage, store(), first_line(error))
+    nothing_to_take()
+    return None
+
+
+def nothing_to_take() -> None:
+    """Raises NothingToTake within only_take; elsewhere the stage is computed."""
     if _only:
         raise NothingToTake
-    return None
 
 
 def keep(stage: str, digest: str, folder: Path) -> None:
@@ -88,9 +93,12 @@ def keep(stage: str, digest: str, folder: Path) -> None:
 
 
 def forget(stage: str, digest: str) -> None:
-    """Remove a result that turned out to be damaged."""
-    files, place = _open(stage, digest)
-    files.rm_file(f"{place}/{MADE}")
+    """Remove a result that turned out to be damaged, if the store can be written."""
+    try:
+        files, place = _open(stage, digest)
+        files.rm_file(f"{place}/{MADE}")
+    except Exception as error:
+        log.warning("%s: the result stays in %s (%s)", stage, store(), first_line(error))
 
 
 @contextmanager

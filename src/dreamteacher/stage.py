@@ -136,6 +136,7 @@ def _take(stage: Stage, digest: str) -> str | None:
         log.warning("%s: the result in the store is damaged, and computed again (%s)", stage.title, error)
         results.forget(stage.name, digest)
     _empty(stage.tmp)
+    results.nothing_to_take()
     return None
 
 
