@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -14,7 +14,6 @@ def compare_data(
     champion: Input[Model],
     settings: dict,
     out: Output[Artifact],
-    metrics: Output[Metrics],
     page: Output[HTML],
 ) -> NamedTuple("Found", [("enough", bool), ("words", str)]):
     """Say what is new in a data set, and how far it is from what was known.
@@ -24,7 +23,6 @@ def compare_data(
         champion: what fetch_champion got.
         settings: the sections of params.yaml that the stage reads: the size of crops, and how many new pictures are enough.
         out: names of the new pictures, drift of brightness, size and embedding.
-        metrics: the stage's figures.
         page: figures and settings.
     """
     from pathlib import Path
@@ -37,7 +35,9 @@ def compare_data(
     params = restore_params(**settings)
     folders = {"before": part(champion.path, "known"), "features": part(champion.path, "features")}
     found = int(run(params, data=Path(data.path), out=Path(out.path), **folders)["n_new"])
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)
     least = params.retrain.min_new_images
     enough = found >= least
-    return enough, f"{found} new pictures" if enough else f"nothing new: {found} new pictures, fewer than retrain.min_new_images = {least}"
+    words = f"{found} new pictures" if enough else f"nothing new: {found} new pictures, fewer than retrain.min_new_images = {least}"
+    print(words)
+    return enough, words

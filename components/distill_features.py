@@ -1,7 +1,7 @@
 """Distil the generator's decoder features into a backbone."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -12,7 +12,6 @@ def distill_features(
     teacher: Input[Model],
     settings: dict,
     out: Output[Model],
-    metrics: Output[Metrics],
     page: Output[HTML],
     champion: Input[Model] = None,
 ) -> None:
@@ -23,7 +22,6 @@ def distill_features(
         teacher: the generator.
         settings: the sections of params.yaml that the stage reads.
         out: the backbone (timm folder) and its feature regressor.
-        metrics: the stage's figures.
         page: figures, settings, curves and pictures.
         champion: what fetch_champion got; its backbone is trained on, if there is one.
     """
@@ -36,4 +34,4 @@ def distill_features(
 
     params = restore_params(**settings)
     launch("distill-features", params, {"data": data.path, "teacher": teacher.path, **start_of(champion, "features")}, out.path)
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)

@@ -1,7 +1,7 @@
 """Distil the interpreter's soft labels for all pictures into backbone and head."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -16,7 +16,6 @@ def distill_labels(
     seed: int,
     settings: dict,
     out: Output[Model],
-    metrics: Output[Metrics],
     page: Output[HTML],
 ) -> None:
     """Distil the interpreter's soft labels for all pictures into backbone and head.
@@ -30,7 +29,6 @@ def distill_labels(
         seed: of the weights, the order and the noise.
         settings: the sections of params.yaml that the stage reads.
         out: backbone, neck and head.
-        metrics: the stage's figures.
         page: figures, settings, curves and pictures.
     """
     from pathlib import Path
@@ -42,4 +40,4 @@ def distill_labels(
     params = restore_params(**settings)
     inputs = {"data": data.path, "teacher": teacher.path, "features": features.path, "interpreter": interpreter.path}
     launch("distill-labels", params, inputs, out.path, mode=mode, seed=seed)
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)

@@ -1,7 +1,7 @@
 """Compare all fine-tuned models on the untouched validation split."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -15,7 +15,6 @@ def evaluate(
     mixed: Input[list[Model]],
     settings: dict,
     out: Output[Model],
-    metrics: Output[Metrics],
     page: Output[HTML],
     fresh: Input[list[Model]] = None,
 ) -> None:
@@ -29,7 +28,6 @@ def evaluate(
         mixed: models that started from label distillation.
         settings: the sections of params.yaml that the stage reads.
         out: figures of all models and means over seeds, curves, overlays.
-        metrics: the stage's figures.
         page: figures, settings, curves and pictures.
         fresh: models that started from scratch or ImageNet.
     """
@@ -44,4 +42,4 @@ def evaluate(
     with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as finetuned:
         inputs = {"data": Path(data.path), "teacher": Path(teacher.path), "features": Path(features.path), "finetuned": finetuned}
         run(params, **inputs, out=Path(out.path), metrics=finetuned / "metrics.json", plots=finetuned / "plots")
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)

@@ -1,7 +1,7 @@
 """Write one fine-tuned model and its backbone as ONNX, checked against torch."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -13,7 +13,6 @@ def export_onnx(
     mixed: Input[list[Model]],
     settings: dict,
     out: Output[Model],
-    metrics: Output[Metrics],
     page: Output[HTML],
     fresh: Input[list[Model]] = None,
 ) -> None:
@@ -25,7 +24,6 @@ def export_onnx(
         mixed: models that started from label distillation.
         settings: the sections of params.yaml that the stage reads: which of the models, and how.
         out: model.onnx and backbone.onnx.
-        metrics: the stage's figures.
         page: figures, settings, curves and pictures.
         fresh: models that started from scratch or ImageNet.
     """
@@ -40,4 +38,4 @@ def export_onnx(
     with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as finetuned:
         chosen = finetuned / params.export.init / str(params.export.seed)
         run(params, data=Path(data.path), finetuned=chosen, out=Path(out.path))
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)

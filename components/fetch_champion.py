@@ -1,19 +1,18 @@
 """Get what the served model was made from."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Metrics, Model, Output
+from kfp.dsl import HTML, Model, Output
 
 from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def fetch_champion(settings: dict, champion: Output[Model], metrics: Output[Metrics], page: Output[HTML]) -> str:
+def fetch_champion(settings: dict, champion: Output[Model], page: Output[HTML]) -> str:
     """Get the champion's teacher, backbone, figures and manifest from the registry; returns its version, "" when there is none yet.
 
     Args:
         settings: of the group publish: the model's name.
         champion: a folder for each of them; empty when there is no champion.
-        metrics: the champion's figures over seeds.
         page: which model and version it is, and its figures.
     """
     from pathlib import Path
@@ -26,8 +25,5 @@ def fetch_champion(settings: dict, champion: Output[Model], metrics: Output[Metr
     version = fetch_champion(name, folder) or ""
     champion.metadata["version"] = version
     facts = about(folder) if version else {"name": name, "version": "no champion yet"}
-    for key, value in facts.items():
-        if isinstance(value, (int, float)):
-            metrics.log_metric(key, value)
     write_facts(Path(page.path), "fetch-champion", facts)
     return version

@@ -1,7 +1,7 @@
 """Get the pictures of one data version."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Metrics, Output
+from kfp.dsl import HTML, Dataset, Output
 
 from components import IMAGE
 
@@ -12,7 +12,6 @@ def fetch_data(
     data_version: str,
     source: str,
     pictures: Output[Dataset],
-    metrics: Output[Metrics],
     page: Output[HTML],
 ) -> None:
     """Get the pictures of a data version by git and DVC.
@@ -22,7 +21,6 @@ def fetch_data(
         data_version: the commit that changed the pictures last, as find_commit names it.
         source: where they lie in the project.
         pictures: the pictures.
-        metrics: how many files there are.
         page: the data version.
     """
     from pathlib import Path
@@ -34,5 +32,4 @@ def fetch_data(
     found = run(git_url=git_url, data_version=data_version, source=source, out=Path(pictures.path))
     pictures.metadata.update(found)
     files = sum(1 for _ in walk(pictures.path))
-    metrics.log_metric("files", files)
     write_facts(Path(page.path), "fetch-data", {**found, "source": source, "files": files})

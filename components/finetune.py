@@ -1,7 +1,7 @@
 """Fine-tune for the task on the few labels, from one initialisation."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -13,7 +13,6 @@ def finetune(
     seed: int,
     settings: dict,
     out: Output[Model],
-    metrics: Output[Metrics],
     page: Output[HTML],
     backbone: Input[Model] = None,
 ) -> None:
@@ -25,7 +24,6 @@ def finetune(
         seed: draws the few labels and the random weights.
         settings: the sections of params.yaml that the stage reads.
         out: the task model.
-        metrics: the stage's figures.
         page: figures, settings, curves and pictures.
         backbone: what features, labels and mix start from.
     """
@@ -38,4 +36,4 @@ def finetune(
     params = restore_params(**settings)
     inputs = {"data": data.path} | ({"backbone": backbone.path} if backbone else {})
     launch("finetune", params, inputs, out.path, init=init, seed=seed)
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)

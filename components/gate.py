@@ -1,7 +1,7 @@
 """Decide whether the new model may become champion."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -14,7 +14,6 @@ def gate(
     champion: Input[Model],
     settings: dict,
     out: Output[Artifact],
-    metrics: Output[Metrics],
     page: Output[HTML],
 ) -> bool:
     """Decide whether the new model may become champion: metric floor, no regression, parity, latency.
@@ -26,7 +25,6 @@ def gate(
         champion: what fetch_champion got.
         settings: the sections of params.yaml that the stage reads: tolerance, size and the limits.
         out: the verdict with every check.
-        metrics: the stage's figures.
         page: the checks in words.
     """
     from pathlib import Path
@@ -39,5 +37,5 @@ def gate(
     made = {"data": Path(data.path), "onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
     there = Path(champion.path) if part(champion.path, "evaluation") else None
     passed = run(restore_params(**settings), **made, champion=there, out=Path(out.path))["passed"]
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)
     return bool(passed)

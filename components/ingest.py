@@ -1,7 +1,7 @@
 """Check the pictures of a data version and make one data set of them."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Dataset, Input, Output
 
 from components import IMAGE
 
@@ -11,7 +11,6 @@ def ingest(
     pictures: Input[Dataset],
     settings: dict,
     out: Output[Dataset],
-    metrics: Output[Metrics],
     page: Output[HTML],
 ) -> None:
     """Check the pictures of a data version and make one data set of them.
@@ -20,7 +19,6 @@ def ingest(
         pictures: as fetch_data got them.
         settings: the sections of params.yaml that the stage reads; with retrain, what has arrived joins the pictures.
         out: the data set: manifest, shards, quarantine, report.
-        metrics: the stage's figures.
         page: figures, settings, curves and pictures.
     """
     from pathlib import Path
@@ -32,4 +30,4 @@ def ingest(
     place = Path(pictures.path) / pictures.metadata["name"]
     params = restore_params(**settings)
     run(params, source=place, incoming=params.retrain.incoming, out=Path(out.path))
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)

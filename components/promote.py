@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Input, Model, Output
 
 from components import IMAGE
 
@@ -13,7 +13,6 @@ def promote(
     verdict: Input[Artifact],
     onnx: Input[Model],
     settings: dict,
-    metrics: Output[Metrics],
     page: Output[HTML],
 ) -> NamedTuple("Outcome", [("promoted", bool), ("version", str), ("reason", str)]):
     """Make the new model champion, or write down why not.
@@ -22,7 +21,6 @@ def promote(
         verdict: output of gate, which names the champion that it compared with; if that is champion no more, nothing is promoted.
         onnx: the exported files, which publish registered.
         settings: of the group publish: the model's name.
-        metrics: whether it was promoted.
         page: the outcome in words.
     """
     from pathlib import Path
@@ -36,7 +34,6 @@ def promote(
     served = {"champion": f"version {outcome.served.champion}", "previous": outcome.served.previous or "none"}
     print(f"promoted = {str(outcome.promoted).lower()}, version {outcome.version}: {outcome.reason}")
     print(f"champion is {served['champion']}, previous {served['previous']}")
-    metrics.log_metric("promoted", float(outcome.promoted))
     facts = {"promoted": outcome.promoted, "version": outcome.version, "reason": outcome.reason}
     write_facts(Path(page.path), "promote", {**facts, **served})
     remove_run_folder()

@@ -1,7 +1,7 @@
 """Make the Triton repositories and register the model as challenger."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
 from components import IMAGE
 
@@ -16,7 +16,6 @@ def publish(
     settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
-    page: Output[HTML],
 ) -> None:
     """Make the Triton repositories and register the model as challenger, with what it was made from; fails if MLflow does not take it.
 
@@ -28,17 +27,19 @@ def publish(
         evaluation: the figures of all models.
         settings: the sections of params.yaml that the stage reads.
         out: production and local model repositories.
-        metrics: the stage's figures.
-        page: figures, settings, curves and pictures.
+        metrics: figures of the evaluation, by which KFP compares runs.
     """
     from pathlib import Path
 
     from dreamteacher.params_file import restore_params
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import facts
+    from dreamteacher.stage import read_stage
     from dreamteacher.stages.publish import keep, run
 
     params = restore_params(**settings)
     made = {"onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
     run(params, **made, out=Path(out.path))
     keep(params, **made, data=Path(data.path), teacher=Path(teacher.path), features=Path(features.path))
-    tell(Path(out.path), out, metrics, page)
+    out.metadata.update(facts(Path(out.path)))
+    for name, value in read_stage(Path(evaluation.path))["metrics"].items():
+        metrics.log_metric(name, value)

@@ -1,7 +1,7 @@
 """Train the feature interpreter on the few labels."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -13,7 +13,6 @@ def train_interpreter(
     seed: int,
     settings: dict,
     out: Output[Model],
-    metrics: Output[Metrics],
     page: Output[HTML],
 ) -> None:
     """Train the feature interpreter on the few labels.
@@ -24,7 +23,6 @@ def train_interpreter(
         seed: draws the few labels and the weights.
         settings: the sections of params.yaml that the stage reads.
         out: the interpreter.
-        metrics: the stage's figures.
         page: figures, settings, curves and pictures.
     """
     from pathlib import Path
@@ -35,4 +33,4 @@ def train_interpreter(
 
     params = restore_params(**settings)
     launch("train-interpreter", params, {"data": data.path, "teacher": teacher.path}, out.path, seed=seed)
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)

@@ -1,7 +1,7 @@
 """Train the generator on the unlabelled pictures."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -11,7 +11,6 @@ def train_teacher(
     data: Input[Dataset],
     settings: dict,
     out: Output[Model],
-    metrics: Output[Metrics],
     page: Output[HTML],
     champion: Input[Model] = None,
 ) -> None:
@@ -21,7 +20,6 @@ def train_teacher(
         data: the data set of ingest.
         settings: the sections of params.yaml that the stage reads.
         out: a diffusers pipeline with its taps and feature statistics.
-        metrics: the stage's figures.
         page: figures, settings, curves and pictures.
         champion: what fetch_champion got; its teacher is trained on, if there is one.
     """
@@ -33,4 +31,4 @@ def train_teacher(
     from dreamteacher.serving.promotion import start_of
 
     launch("train-teacher", restore_params(**settings), {"data": data.path, **start_of(champion, "teacher")}, out.path)
-    tell(Path(out.path), out, metrics, page)
+    tell(Path(out.path), out, page)

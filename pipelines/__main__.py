@@ -60,9 +60,13 @@ def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 
 
 def _compile(options: argparse.Namespace) -> int:
+    from dreamteacher.params_file import load_params
+    from dreamteacher.stages.find_commit import check_comparison
     from pipelines import resources
     from pipelines.compile import compile_pipeline
 
+    if Path("params.yaml").exists():
+        check_comparison(load_params(Path("params.yaml")), options.pipeline)
     file, out = resources.in_use(), options.out or Path(f"{options.pipeline}.yaml")
     version = (options.version or commands.commit_name()) if options.format == "kubernetes" else None
     compile_pipeline(options.pipeline, options.profile, out, resources=file, version=version, namespace=options.namespace)

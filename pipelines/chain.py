@@ -1,15 +1,24 @@
 """What both pipelines do with a pretrained backbone: the few labels, through the interpreter or at once, to fine-tuned models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kfp.dsl import ParallelFor, PipelineTask
+from kfp.dsl import Model, ParallelFor, PipelineTask
 
 from components.distill_labels import distill_labels
 from components.finetune import finetune
 from components.train_interpreter import train_interpreter
 
 Step = Callable[[str, PipelineTask], PipelineTask]
+
+STAGES = ("train_teacher", "distill_features", "train_interpreter", "distill_labels", "finetune", "evaluate", "export_onnx", "publish")
+
+
+class Pretrained(NamedTuple):
+    """What leaves the group pretrain."""
+
+    teacher: Model
+    features: Model
 
 
 class Tuned(NamedTuple):
@@ -21,25 +30,39 @@ class Tuned(NamedTuple):
     from_labels: Any
 
 
-def fine_tune(step: Step, found: Mapping[str, Any], *, data: Any, teacher: Any, features: Any, parallelism: int) -> Tuned:
+def fine_tune(
+    step: Step,
+    *,
+    data: Any,
+    teacher: Any,
+    features: Any,
+    mixed: Any,
+    seeds: Any,
+    interpreter_settings: Any,
+    labels_settings: Any,
+    finetune_settings: Any,
+    parallelism: int,
+) -> Tuned:
     """Fine-tune from `features` for all seeds, and from label distillation for all modes and seeds.
 
     Args:
         step: gives each task what it needs where it runs.
-        found: outputs of find_commit: what is compared, and the settings of each stage.
         data: the data set.
         teacher: the generator.
         features: the feature-distilled backbone.
+        mixed: {"init", "seed"} of each label distillation.
+        seeds: of the fine-tunings from `features`.
+        interpreter_settings, labels_settings, finetune_settings: of train-interpreter, distill-labels and finetune.
         parallelism: passes of a loop at once, 0: all.
     """
-    with ParallelFor(found["seeds"], parallelism=parallelism) as seed:
-        tuning = finetune(data=data, init="features", seed=seed, backbone=features, settings=found["finetune"])
+    with ParallelFor(seeds, name="fine-tune-features", parallelism=parallelism) as seed:
+        tuning = finetune(data=data, init="features", seed=seed, backbone=features, settings=finetune_settings)
         from_features = step("finetune", tuning).outputs["out"]
-    with ParallelFor(found["mixed"], parallelism=parallelism) as item:
+    with ParallelFor(mixed, name="distill-and-fine-tune-labels", parallelism=parallelism) as item:
         given = {"data": data, "teacher": teacher, "seed": item.seed}
-        interpreter = step("train-interpreter", train_interpreter(**given, settings=found["train_interpreter"])).outputs["out"]
-        distilling = distill_labels(**given, features=features, interpreter=interpreter, mode=item.init, settings=found["distill_labels"])
+        interpreter = step("train-interpreter", train_interpreter(**given, settings=interpreter_settings)).outputs["out"]
+        distilling = distill_labels(**given, features=features, interpreter=interpreter, mode=item.init, settings=labels_settings)
         labels = step("distill-labels", distilling).outputs["out"]
-        tuning = finetune(data=data, init=item.init, seed=item.seed, backbone=labels, settings=found["finetune"])
+        tuning = finetune(data=data, init=item.init, seed=item.seed, backbone=labels, settings=finetune_settings)
         from_labels = step("finetune", tuning).outputs["out"]
     return Tuned(interpreter, labels, from_features, from_labels)

@@ -13,6 +13,7 @@ from typing import Any
 
 from kfp import local
 from kfp.dsl import PipelineTask
+from kfp.local.io import IOStore
 from kfp.local.orchestrator import enhanced_dag_orchestrator, task_spec_utils
 
 from dreamteacher.errors import UserError
@@ -21,6 +22,7 @@ from dreamteacher.stages.find_commit import resolve
 # As they were, for one process may run several pipelines.
 _PASS_OF_KFP = task_spec_utils.create_parameter_loop_iteration_task_spec
 _LOOP_OF_KFP = enhanced_dag_orchestrator._run_parallel_for_task
+_OUTPUT_OF_KFP = IOStore.put_task_output
 
 
 def check(name: str, project: Path, settings: list[str]) -> None:
@@ -52,7 +54,7 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
     """
     root = root.absolute()
     (root / "checkpoints").mkdir(parents=True, exist_ok=True)
-    _mend_loops()
+    _mend_kfp()
     pipeline = import_module(f"pipelines.{name}").build(_as_it_is, parallelism=0 if parallel else 1)
     with tempfile.TemporaryDirectory(prefix="dreamteacher-") as scratch, _environment(root, scratch):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), workspace_root=scratch)
@@ -82,9 +84,9 @@ def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
     return task
 
 
-def _mend_loops() -> None:
-    """Two faults of kfp 2.17.0 in a ParallelFor: its item stands for every parameter of the loop that is another task's output, and items
-    that are one of several outputs of a task are not found."""
+def _mend_kfp() -> None:
+    """Three faults of kfp 2.17.0: in a ParallelFor its item stands for every parameter of the loop that is another task's output, items
+    that are one of several outputs of a task are not found, and neither is such an output in the condition of an If without an Else."""
 
     def mended_pass(task: Any, item: Any, name: str) -> Any:
         made = _PASS_OF_KFP(task, item, name)
@@ -100,6 +102,11 @@ def _mend_loops() -> None:
             io_store.put_parent_input(name, io_store.get_task_output(source.producer_task, source.output_parameter_key))
         return bool(_LOOP_OF_KFP(task_spec=task_spec, io_store=io_store, **given))
 
+    def mended_output(self: IOStore, task_name: str, key: str, value: Any) -> None:
+        _OUTPUT_OF_KFP(self, task_name, key, value)
+        self.put_parent_input(f"pipelinechannel--{task_name}-{key}", value)  # where a condition looks for it
+
+    IOStore.put_task_output = mended_output
     task_spec_utils.create_parameter_loop_iteration_task_spec = mended_pass
     enhanced_dag_orchestrator._run_parallel_for_task = mended_loop
 

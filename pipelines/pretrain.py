@@ -1,9 +1,10 @@
 """The whole chain of dvc.yaml on a cluster: pictures of a data version in, a registered model out, recorded by DVC."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Collected, ExitHandler, ParallelFor
+from kfp.dsl import Collected, Dataset, ExitHandler, Input, Model, ParallelFor
 
 from components.distill_features import distill_features
 from components.evaluate import evaluate
@@ -16,7 +17,22 @@ from components.ingest import ingest
 from components.publish import publish
 from components.record import record
 from components.train_teacher import train_teacher
-from pipelines.chain import Step, fine_tune
+from pipelines.chain import STAGES, Pretrained, Step, fine_tune
+
+# What leaves prepare: artifacts, and what else depends on the revision.
+RESOLVED: dict[str, type] = {"commit": str, "fresh": list, "mixed": list, "seeds": list, **dict.fromkeys(STAGES, dict)}
+Prepared = NamedTuple("Prepared", [("data", Dataset), *RESOLVED.items()])  # type: ignore[misc]
+
+
+class Compared(NamedTuple):
+    """What leaves the group compare."""
+
+    evaluation: Model
+    fresh: list[Model]
+    distilled: list[Model]
+    mixed: list[Model]
+    interpreters: list[Model]
+    labels: list[Model]
 
 
 def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str = "") -> Callable:
@@ -29,8 +45,88 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         data_rev: default of the parameter of that name.
     """
 
+    @dsl.pipeline(name="prepare")
+    def prepare(git_url: str, data_rev: str, settings: list) -> Prepared:
+        """Resolve the settings of a revision; its pictures, checked, as one data set."""
+        resolving = find_commit(git_url=git_url, data_rev=data_rev, settings=settings, pipeline="pretrain")
+        found = step("find-commit", resolving).outputs
+        fetching = fetch_data(git_url=git_url, data_version=found["data_version"], source=found["source"])
+        pictures = step("fetch-data", fetching).outputs["pictures"]
+        data = step("ingest", ingest(pictures=pictures, settings=found["ingest"])).outputs["out"]
+        return Prepared(data, **{name: found[name] for name in RESOLVED})  # type: ignore[call-arg]
+
+    @dsl.pipeline(name="pretrain")
+    def pretrain(data: Input[Dataset], teacher_settings: dict, distill_settings: dict) -> Pretrained:
+        """A teacher, and a backbone that its features were distilled into."""
+        teacher = step("train-teacher", train_teacher(data=data, settings=teacher_settings)).outputs["out"]
+        features = step("distill-features", distill_features(data=data, teacher=teacher, settings=distill_settings)).outputs["out"]
+        return Pretrained(teacher, features)
+
+    @dsl.pipeline(name="compare")
+    def compare(
+        data: Input[Dataset],
+        teacher: Input[Model],
+        features: Input[Model],
+        fresh: list,
+        mixed: list,
+        seeds: list,
+        interpreter_settings: dict,
+        labels_settings: dict,
+        finetune_settings: dict,
+        evaluate_settings: dict,
+    ) -> Compared:
+        """Models fine-tuned from all initialisations and seeds, and their figures."""
+        with ParallelFor(fresh, name="fine-tune-baselines", parallelism=parallelism) as item:
+            baseline = finetune(data=data, init=item.init, seed=item.seed, settings=finetune_settings)
+            from_fresh = step("finetune", baseline).outputs["out"]
+        tuned = fine_tune(
+            step,
+            data=data,
+            teacher=teacher,
+            features=features,
+            mixed=mixed,
+            seeds=seeds,
+            interpreter_settings=interpreter_settings,
+            labels_settings=labels_settings,
+            finetune_settings=finetune_settings,
+            parallelism=parallelism,
+        )
+
+        def models() -> dict[str, Collected]:
+            """KFP's compiler alters each Collected that it meets, so every use gets its own."""
+            return {"fresh": Collected(from_fresh), "distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
+
+        comparing = evaluate(data=data, teacher=teacher, features=features, settings=evaluate_settings, **models())
+        evaluation = step("evaluate", comparing).outputs["out"]
+        return Compared(evaluation, **models(), interpreters=Collected(tuned.interpreters), labels=Collected(tuned.labels))
+
+    @dsl.pipeline(name="deliver")
+    def deliver(
+        git_url: str,
+        commit: str,
+        overrides: list,
+        export_settings: dict,
+        publish_settings: dict,
+        data: Input[Dataset],
+        teacher: Input[Model],
+        features: Input[Model],
+        evaluation: Input[Model],
+        fresh: Input[list[Model]],
+        distilled: Input[list[Model]],
+        mixed: Input[list[Model]],
+        interpreters: Input[list[Model]],
+        labels: Input[list[Model]],
+    ):
+        """The best model as ONNX, to the registry and to Triton's repositories, and all outputs to DVC."""
+        models = {"fresh": fresh, "distilled": distilled, "mixed": mixed}
+        onnx = step("export-onnx", export_onnx(data=data, settings=export_settings, **models)).outputs["out"]
+        made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
+        triton = step("publish", publish(settings=publish_settings, **made)).outputs["out"]
+        run = {"git_url": git_url, "commit": commit, "overrides": overrides, "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+        step("record", record(**run, triton=triton, **made, **models, interpreters=interpreters, labels=labels))
+
     @dsl.pipeline(name="dreamteacher-pretrain")
-    def pretrain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
+    def chain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
         """Pretrain a backbone on unlabelled pictures, fine-tune it, compare with training from scratch, export, publish.
 
         Args:
@@ -38,42 +134,22 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             data_rev: commit, tag or branch of it, which names settings and pictures.
             settings: what differs from params.yaml of that revision, as ["distill.T=150", "compare.seeds=[0]"].
         """
-        with ExitHandler(step("finish", finish())):
-            resolving = find_commit(git_url=git_url, data_rev=data_rev, settings=settings, pipeline="pretrain")
-            found = step("find-commit", resolving).outputs
-            fetching = fetch_data(git_url=git_url, data_version=found["data_version"], source=found["source"])
-            pictures = step("fetch-data", fetching).outputs["pictures"]
-            data = step("ingest", ingest(pictures=pictures, settings=found["ingest"])).outputs["out"]
-            teacher = step("train-teacher", train_teacher(data=data, settings=found["train_teacher"])).outputs["out"]
-            distilling = distill_features(data=data, teacher=teacher, settings=found["distill_features"])
-            features = step("distill-features", distilling).outputs["out"]
-            with ParallelFor(found["fresh"], parallelism=parallelism) as item:
-                tuning = finetune(data=data, init=item.init, seed=item.seed, settings=found["finetune"])
-                from_fresh = step("finetune", tuning).outputs["out"]
-            tuned = fine_tune(step, found, data=data, teacher=teacher, features=features, parallelism=parallelism)
+        with ExitHandler(step("finish", finish()), name="chain"):
+            found = prepare(git_url=git_url, data_rev=data_rev, settings=settings).outputs
+            data = found["data"]
+            made = pretrain(data=data, teacher_settings=found["train_teacher"], distill_settings=found["distill_features"]).outputs
+            compared = compare(
+                data=data,
+                **made,
+                fresh=found["fresh"],
+                mixed=found["mixed"],
+                seeds=found["seeds"],
+                interpreter_settings=found["train_interpreter"],
+                labels_settings=found["distill_labels"],
+                finetune_settings=found["finetune"],
+                evaluate_settings=found["evaluate"],
+            ).outputs
+            run = {"git_url": git_url, "commit": found["commit"], "overrides": settings}
+            deliver(**run, export_settings=found["export_onnx"], publish_settings=found["publish"], data=data, **made, **compared)
 
-            def models() -> dict[str, Collected]:
-                """KFP's compiler alters each Collected that it meets, so every step gets its own."""
-                return {"fresh": Collected(from_fresh), "distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
-
-            comparing = evaluate(data=data, teacher=teacher, features=features, settings=found["evaluate"], **models())
-            evaluation = step("evaluate", comparing).outputs["out"]
-            onnx = step("export-onnx", export_onnx(data=data, settings=found["export_onnx"], **models())).outputs["out"]
-            made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
-            triton = step("publish", publish(settings=found["publish"], **made)).outputs["out"]
-            step(
-                "record",
-                record(
-                    git_url=git_url,
-                    commit=found["commit"],
-                    overrides=settings,
-                    run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-                    interpreters=Collected(tuned.interpreters),
-                    labels=Collected(tuned.labels),
-                    triton=triton,
-                    **made,
-                    **models(),
-                ),
-            )
-
-    return pretrain
+    return chain

@@ -1,9 +1,10 @@
 """What has arrived since the champion was trained: looked at, learnt from, and promoted if it made the model no worse."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Collected, Else, ExitHandler, If
+from kfp.dsl import Collected, Dataset, ExitHandler, If, Input, Model
 
 from components.compare_data import compare_data
 from components.distill_features import distill_features
@@ -15,11 +16,22 @@ from components.find_commit import find_commit
 from components.finish import finish
 from components.gate import gate
 from components.ingest import ingest
-from components.nothing_new import nothing_new
 from components.promote import promote
 from components.publish import publish
 from components.train_teacher import train_teacher
-from pipelines.chain import Step, fine_tune
+from pipelines.chain import STAGES, Pretrained, Step, fine_tune
+
+# What leaves prepare: artifacts, and what else depends on the revision.
+RESOLVED: dict[str, type] = {"mixed": list, "seeds": list, **dict.fromkeys([*STAGES, "gate"], dict)}
+Prepared = NamedTuple("Prepared", [("data", Dataset), ("champion", Model), ("enough", bool), *RESOLVED.items()])  # type: ignore[misc]
+
+
+class Compared(NamedTuple):
+    """What leaves the group compare."""
+
+    evaluation: Model
+    distilled: list[Model]
+    mixed: list[Model]
 
 
 def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str = "") -> Callable:
@@ -32,8 +44,83 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         data_rev: default of the parameter of that name.
     """
 
+    @dsl.pipeline(name="prepare")
+    def prepare(git_url: str, data_rev: str, settings: list) -> Prepared:
+        """Resolve the settings of a revision; its pictures with what has arrived, and whether that is enough beside the champion's."""
+        resolving = find_commit(git_url=git_url, data_rev=data_rev, settings=settings, pipeline="retrain")
+        found = step("find-commit", resolving).outputs
+        fetching = fetch_data(git_url=git_url, data_version=found["data_version"], source=found["source"])
+        pictures = step("fetch-data", fetching).outputs["pictures"]
+        champion = step("fetch-champion", fetch_champion(settings=found["publish"])).outputs["champion"]
+        data = step("ingest-incoming", ingest(pictures=pictures, settings=found["ingest_incoming"])).outputs["out"]
+        new = step("compare-data", compare_data(data=data, champion=champion, settings=found["compare_data"])).outputs
+        return Prepared(data, champion, new["enough"], **{name: found[name] for name in RESOLVED})  # type: ignore[call-arg]
+
+    @dsl.pipeline(name="pretrain")
+    def pretrain(data: Input[Dataset], champion: Input[Model], teacher_settings: dict, distill_settings: dict) -> Pretrained:
+        """The champion's teacher and backbone, trained on."""
+        training = train_teacher(data=data, champion=champion, settings=teacher_settings)
+        teacher = step("train-teacher", training).outputs["out"]
+        distilling = distill_features(data=data, teacher=teacher, champion=champion, settings=distill_settings)
+        return Pretrained(teacher, step("distill-features", distilling).outputs["out"])
+
+    @dsl.pipeline(name="compare")
+    def compare(
+        data: Input[Dataset],
+        teacher: Input[Model],
+        features: Input[Model],
+        mixed: list,
+        seeds: list,
+        interpreter_settings: dict,
+        labels_settings: dict,
+        finetune_settings: dict,
+        evaluate_settings: dict,
+    ) -> Compared:
+        """Models fine-tuned from both distillations and all seeds, and their figures."""
+        tuned = fine_tune(
+            step,
+            data=data,
+            teacher=teacher,
+            features=features,
+            mixed=mixed,
+            seeds=seeds,
+            interpreter_settings=interpreter_settings,
+            labels_settings=labels_settings,
+            finetune_settings=finetune_settings,
+            parallelism=parallelism,
+        )
+
+        def models() -> dict[str, Collected]:
+            """KFP's compiler alters each Collected that it meets, so every use gets its own."""
+            return {"distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
+
+        comparing = evaluate(data=data, teacher=teacher, features=features, settings=evaluate_settings, **models())
+        return Compared(step("evaluate", comparing).outputs["out"], **models())
+
+    @dsl.pipeline(name="deliver")
+    def deliver(
+        export_settings: dict,
+        publish_settings: dict,
+        gate_settings: dict,
+        data: Input[Dataset],
+        champion: Input[Model],
+        teacher: Input[Model],
+        features: Input[Model],
+        evaluation: Input[Model],
+        distilled: Input[list[Model]],
+        mixed: Input[list[Model]],
+    ):
+        """The best model as ONNX, to the registry, and made champion if it passes the gates."""
+        exporting = export_onnx(data=data, settings=export_settings, distilled=distilled, mixed=mixed)
+        onnx = step("export-onnx", exporting).outputs["out"]
+        made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
+        registered = step("publish", publish(settings=publish_settings, **made))
+        judging = gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, settings=gate_settings)
+        verdict = step("gate", judging).outputs["out"]
+        step("promote", promote(verdict=verdict, onnx=onnx, settings=publish_settings).after(registered))
+
     @dsl.pipeline(name="dreamteacher-retrain")
-    def retrain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
+    def chain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
         """Train on from the champion with what has arrived at retrain.incoming; promote the result if it passes the gates.
 
         Args:
@@ -41,34 +128,30 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             data_rev: commit, tag or branch of it, which names settings and labelled pictures.
             settings: what differs from params.yaml of that revision, as ["retrain.incoming=s3://bucket/incoming", ...].
         """
-        with ExitHandler(step("finish", finish())):
-            resolving = find_commit(git_url=git_url, data_rev=data_rev, settings=settings, pipeline="retrain")
-            found = step("find-commit", resolving).outputs
-            fetching = fetch_data(git_url=git_url, data_version=found["data_version"], source=found["source"])
-            pictures = step("fetch-data", fetching).outputs["pictures"]
-            champion = step("fetch-champion", fetch_champion(settings=found["publish"])).outputs["champion"]
-            data = step("ingest-incoming", ingest(pictures=pictures, settings=found["ingest_incoming"])).outputs["out"]
-            new = step("compare-data", compare_data(data=data, champion=champion, settings=found["compare_data"])).outputs
-            with If(new["enough"] == True, name="enough-is-new"):  # noqa: E712
-                training = train_teacher(data=data, champion=champion, settings=found["train_teacher"])
-                teacher = step("train-teacher", training).outputs["out"]
-                distilling = distill_features(data=data, teacher=teacher, champion=champion, settings=found["distill_features"])
-                features = step("distill-features", distilling).outputs["out"]
-                tuned = fine_tune(step, found, data=data, teacher=teacher, features=features, parallelism=parallelism)
+        with ExitHandler(step("finish", finish()), name="chain"):
+            found = prepare(git_url=git_url, data_rev=data_rev, settings=settings).outputs
+            data, champion = found["data"], found["champion"]
+            with If(found["enough"] == True, name="enough-is-new"):  # noqa: E712
+                settings_of = {"teacher_settings": found["train_teacher"], "distill_settings": found["distill_features"]}
+                made = pretrain(data=data, champion=champion, **settings_of).outputs
+                compared = compare(
+                    data=data,
+                    **made,
+                    mixed=found["mixed"],
+                    seeds=found["seeds"],
+                    interpreter_settings=found["train_interpreter"],
+                    labels_settings=found["distill_labels"],
+                    finetune_settings=found["finetune"],
+                    evaluate_settings=found["evaluate"],
+                ).outputs
+                deliver(
+                    export_settings=found["export_onnx"],
+                    publish_settings=found["publish"],
+                    gate_settings=found["gate"],
+                    data=data,
+                    champion=champion,
+                    **made,
+                    **compared,
+                )
 
-                def models() -> dict[str, Collected]:
-                    """KFP's compiler alters each Collected that it meets, so every step gets its own."""
-                    return {"distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
-
-                comparing = evaluate(data=data, teacher=teacher, features=features, settings=found["evaluate"], **models())
-                evaluation = step("evaluate", comparing).outputs["out"]
-                onnx = step("export-onnx", export_onnx(data=data, settings=found["export_onnx"], **models())).outputs["out"]
-                made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
-                registered = step("publish", publish(settings=found["publish"], **made))
-                judging = gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, settings=found["gate"])
-                verdict = step("gate", judging).outputs["out"]
-                step("promote", promote(verdict=verdict, onnx=onnx, settings=found["publish"]).after(registered))
-            with Else(name="too-little-is-new"):
-                step("nothing-new", nothing_new(words=new["words"]))
-
-    return retrain
+    return chain

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from argo_nodes import Nodes
+
 Values = dict[str, Any]
 
 
@@ -20,14 +22,19 @@ class Kfp:
 
     def __init__(self, resolve: Callable[[Values], Values]):
         self._resolve, self._cache, self._ids = resolve, dict[str, dict[str, Values]](), itertools.count()
+        self.nodes = Nodes()
 
     def run(self, spec: dict[str, Any], parameters: Values) -> list[str]:
         """The steps that were not taken from the cache, those of loops with their `init`, in the order of their start."""
         ran: list[str] = []
-        self._dag(spec, spec["root"], {"parameters": parameters, "artifacts": {}}, ran)
+        self.nodes = Nodes()
+        self.nodes.group("run.root", spec["root"], {})
+        self._dag(spec, spec["root"], {"parameters": parameters, "artifacts": {}}, ran, "run.root")
         return ran
 
-    def _dag(self, spec: dict[str, Any], component: dict[str, Any], given: dict[str, Values], ran: list[str]) -> dict[str, Values]:
+    def _dag(
+        self, spec: dict[str, Any], component: dict[str, Any], given: dict[str, Values], ran: list[str], path: str
+    ) -> dict[str, Values]:
         made: dict[str, dict[str, Values]] = {}
         todo = dict(component["dag"]["tasks"])
         while todo:
@@ -36,23 +43,41 @@ class Kfp:
             inputs = {kind: self._inputs(task, kind, given, made) for kind in ("parameters", "artifacts")}
             inner = spec["components"][task["componentRef"]["name"]]
             iterator = task.get("parameterIterator")
+            here = f"{path}.{name}"
             if "dag" not in inner:
+                self.nodes.step(here, spec, task, inputs)
                 made[name] = self._step(spec, task, inner, inputs, ran)
             elif iterator:
+                items = inputs["parameters"][iterator["items"]["inputParameter"]]
+                self.nodes.loop(here, inner, task, len(items))
                 passes = [
-                    self._dag(spec, inner, inputs | {"parameters": {**inputs["parameters"], iterator["itemInput"]: item}}, ran)
-                    for item in inputs["parameters"][iterator["items"]["inputParameter"]]
+                    self._dag(
+                        spec,
+                        inner,
+                        inputs | {"parameters": {**inputs["parameters"], iterator["itemInput"]: item}},
+                        ran,
+                        f"{here}-iterations({number}:{number}).iteration",
+                    )
+                    for number, item in enumerate(items)
                 ]
-                made[name] = {"artifacts": {key: [each["artifacts"][key] for each in passes] for key in passes[0]["artifacts"]}}
+                collected = {key: [each["artifacts"][key] for each in passes] for key in passes[0]["artifacts"]}
+                made[name] = {"artifacts": collected, "parameters": {}}
             else:
-                made[name] = self._dag(spec, inner, inputs, ran)
-        outputs = component["dag"].get("outputs", {}).get("artifacts", {})
+                self.nodes.group(here, inner, task)
+                made[name] = self._dag(spec, inner, inputs, ran, here)
+        outputs = component["dag"].get("outputs", {})
         return {
             "artifacts": {
                 output: made[one["producerSubtask"]]["artifacts"][one["outputArtifactKey"]]
-                for output, chosen in outputs.items()
+                for output, chosen in outputs.get("artifacts", {}).items()
                 for one in chosen["artifactSelectors"]
-            }
+            },
+            "parameters": {
+                output: made[chosen["valueFromParameter"]["producerSubtask"]]["parameters"][
+                    chosen["valueFromParameter"]["outputParameterKey"]
+                ]
+                for output, chosen in outputs.get("parameters", {}).items()
+            },
         }
 
     def _inputs(self, task: dict[str, Any], kind: str, given: dict[str, Values], made: dict[str, dict[str, Values]]) -> Values:

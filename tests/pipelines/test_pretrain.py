@@ -51,7 +51,7 @@ def test_the_pipeline_makes_what_the_chain_makes_to_the_byte(pretrained: LocalRu
 
 def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) -> None:
     pages = {path.parent.name: path.read_text() for path in pretrained.steps.rglob("page")}
-    assert len(pages) == 15
+    assert len(pages) == 14
     assert "<th>files</th>" in pages["fetch-data"]
     assert "nothing, as the project is a folder" in pages["record"]
     assert "SUCCEEDED" in pages["finish"]

@@ -119,10 +119,23 @@ def test_every_step_is_tried_again(compiled: Compiled, name: str, profile: str) 
 
 
 def test_a_run_holds_on_to_the_commit_that_its_branch_was(compiled: Compiled) -> None:
-    tasks = {step: task for step, task, _ in tasks_of(compiled["pretrain", "cpu"][0])}
-    for step, parameter, output in (("fetch-data", "data_version", "data_version"), ("record", "commit", "commit")):
-        found = {"taskOutputParameter": {"outputParameterKey": output, "producerTask": "find-commit"}}
-        assert tasks[step]["inputs"]["parameters"][parameter] == found
+    spec = compiled["pretrain", "cpu"][0]
+    tasks = {
+        task["taskInfo"]["name"]: task for each in spec["components"].values() for task in each.get("dag", {}).get("tasks", {}).values()
+    }
+
+    def source(task: str, parameter: str) -> dict[str, Any]:
+        found: dict[str, Any] = tasks[task]["inputs"]["parameters"][parameter]
+        return found
+
+    assert source("fetch-data", "data_version")["taskOutputParameter"] == {
+        "producerTask": "find-commit",
+        "outputParameterKey": "data_version",
+    }
+    assert source("record", "commit") == {"componentInputParameter": "commit"}
+    assert source("deliver", "commit")["taskOutputParameter"] == {"producerTask": "prepare", "outputParameterKey": "commit"}
+    leaving = spec["components"]["comp-prepare"]["dag"]["outputs"]["parameters"]["commit"]
+    assert leaving["valueFromParameter"] == {"producerSubtask": "find-commit", "outputParameterKey": "commit"}
 
 
 def test_a_private_image_is_pulled_by_the_secret_of_the_file(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def graph_of_dvc(text: str, folder: Path) -> Graph:
 
 
 def graph_of_kfp(spec: dict[str, Any]) -> Graph:
-    """Of the compiled pipeline: what reaches a step through the groups (loops, exit handler) that it lies in."""
+    """Of the compiled pipeline: what reaches a step through the groups that it lies in."""
     graph: Graph = defaultdict(lambda: (set(), set()))
 
     def visit(dag: dict[str, Any], given: dict[tuple[str, str], tuple[str, str]]) -> dict[tuple[str, str], tuple[str, str]]:
@@ -78,12 +78,16 @@ def graph_of_kfp(spec: dict[str, Any]) -> Graph:
                     if kind == "parameters" and origin == "find-commit"
                     for section in SECTIONS.get(output, ())
                 )
-        outputs = dag.get("outputs", {}).get("artifacts", {})
-        return {
+        outputs = dag.get("outputs", {})
+        leaving = {
             ("artifacts", output): made["artifacts", f"{one['producerSubtask']}/{one['outputArtifactKey']}"]
-            for output, chosen in outputs.items()
+            for output, chosen in outputs.get("artifacts", {}).items()
             for one in chosen["artifactSelectors"]
         }
+        for output, chosen in outputs.get("parameters", {}).items():
+            one = chosen["valueFromParameter"]
+            leaving["parameters", output] = made["parameters", f"{one['producerSubtask']}/{one['outputParameterKey']}"]
+        return leaving
 
     visit(spec["root"]["dag"], {})
     return dict(graph)

@@ -19,17 +19,14 @@ STYLE = (
 )
 
 
-def tell(folder: Path, out: Any, metrics: Any, page: Any) -> None:
+def tell(folder: Path, out: Any, page: Any) -> None:
     """Fill a KFP step's artifacts from the complete stage output `folder`.
 
     Args:
         folder: stage output with its stage.json.
         out: artifact of the output; its `metadata` gets `facts`.
-        metrics: `dsl.Metrics`; gets the stage's figures.
         page: `dsl.HTML`; `write_page` writes its file.
     """
-    for name, value in read_stage(folder)["metrics"].items():
-        metrics.log_metric(name, value)
     out.metadata.update(facts(folder))
     write_page(folder, Path(page.path))
 

@@ -90,13 +90,13 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
             check_source(folder, source)
             version = FILES + _digest_of_files(folder / source)
         commit = clone.commit if clone else ""
-    compare = params.compare
     if pipeline == "retrain":
-        params = params.model_copy(update={"compare": compare.model_copy(update={"inits": [i for i in compare.inits if i not in _FRESH]})})
-    _check_comparison(params, pipeline)
+        inits = [init for init in params.compare.inits if init not in _FRESH]
+        params = params.model_copy(update={"compare": params.compare.model_copy(update={"inits": inits})})
+    check_comparison(params, pipeline)
 
     def items(inits: list[Any]) -> list[dict[str, Any]]:
-        return [{"init": init, "seed": seed} for init in inits for seed in compare.seeds]
+        return [{"init": init, "seed": seed} for init in inits for seed in params.compare.seeds]
 
     return Resolved(
         commit=commit,
@@ -105,16 +105,17 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
         params=params,
         settings={step: _without_null(params.section(*sections)) for step, sections in SECTIONS.items()},
         fresh=items([init for init in params.compare.inits if init in _FRESH]),
-        mixed=items(list(compare.modes)),
-        seeds=list(compare.seeds),
+        mixed=items(list(params.compare.modes)),
+        seeds=list(params.compare.seeds),
     )
 
 
 _FRESH = ("scratch", "imagenet")
+PASSES = 40  # of a run's loops: Argo keeps all nodes of a run in one object of at most 1 MiB (tests/pipelines/test_size.py)
 
 
-def _check_comparison(params: Params, pipeline: str) -> None:
-    """Raises UserError where a loop of the pipeline would have no pass, which KFP cannot collect."""
+def check_comparison(params: Params, pipeline: str) -> None:
+    """Raises UserError where a loop of the pipeline would have no pass, which KFP cannot collect, or more passes than Argo can keep."""
     wanted = {"features": ["features"], "labels or mix": ["labels", "mix"]}
     if pipeline == "pretrain":
         wanted["scratch or imagenet"] = list(_FRESH)
@@ -122,6 +123,12 @@ def _check_comparison(params: Params, pipeline: str) -> None:
         if not set(inits) & set(params.compare.inits):
             raise UserError(f"compare.inits = {params.compare.inits}: a pipeline compares at least features, one of labels and mix, "
                             f"and before a first champion one of scratch and imagenet; add {name}")  # fmt: skip
+    inits = [init for init in params.compare.inits if pipeline == "pretrain" or init not in _FRESH]
+    if (passes := len(inits) * len(params.compare.seeds)) > PASSES:
+        raise UserError(
+            f"compare: {len(params.compare.seeds)} seeds of {len(inits)} initialisations are {passes} passes of the pipeline's loops, more "
+            f"than the {PASSES} that Argo can keep of one run; use fewer of them, or `dvc repro`, which has no such limit"
+        )
 
 
 def _without_null(value: Any) -> Any:
