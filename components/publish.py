@@ -36,9 +36,12 @@ def publish(
     from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
     from dreamteacher.stages.publish import keep, run
+    from dreamteacher.steps import effect
 
     params = restore_params(**settings)
     made = {"onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
-    run(params, **made, out=Path(out.path))
-    keep(params, **made, data=Path(data.path), teacher=Path(teacher.path), features=Path(features.path))
+    with effect("publish") as done:
+        run(params, **made, out=Path(out.path))
+        version = keep(params, **made, data=Path(data.path), teacher=Path(teacher.path), features=Path(features.path))
+        done["version"] = f"{version} of {params.publish.name}" if version else "none, as tracking is off"
     tell(Path(out.path), out, metrics, page)

@@ -87,7 +87,9 @@ def test_a_damaged_result_is_computed_again_and_replaced(store: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["../../outside", "unet/../../../outside", "{tmp}/outside", ".", "", 7, None])
-def test_a_result_that_names_files_outside_its_folder_is_damaged(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: object):
+def test_a_result_that_names_files_outside_its_folder_is_damaged(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: object
+):
     assert compute(tmp_path / "a")
     (made,) = store.rglob(results.MADE)
     (store / "outside").write_text("of somebody else")

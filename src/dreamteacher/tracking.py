@@ -19,8 +19,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from dreamteacher.errors import Interrupted, UserError, first_line
+from dreamteacher.errors import Interrupted
 from dreamteacher.mlflow_server import client_of, find_or_create_run, has_run, replay, tracking_uri, without_password
+from dreamteacher.outages import reason, refusal
 from dreamteacher.project_root import project_folder
 
 log = logging.getLogger(__name__)
@@ -174,9 +175,9 @@ def sync() -> list[str]:
     A journal without an end is that of a stage killed outright; its run ends as KILLED.
 
     Raises:
-        UserError: MLflow does not take some of them, which stay; the others are sent.
+        UserError: MLflow does not take some of them, which stay; the others are sent. A NoAnswer, if the first would be sent later.
     """
-    sent, failed = [], []
+    sent, failed = list[str](), dict[str, Exception]()
     for journal in sorted(path.parent for path in (project_folder() / UNSENT).glob(f"*/{RECORDS}")):
         try:
             with _held(journal):
@@ -190,9 +191,10 @@ def sync() -> list[str]:
         except BlockingIOError:
             log.info("%s is being written by a running stage", journal)
         except Exception as error:
-            failed.append(f"{_why(error, journal)}; {journal} stays unsent")
+            failed[f"{_why(error, journal)}; {journal} stays unsent"] = error
     if failed:
-        raise UserError(f"{failed[0]} ({len(failed)} in all; {len(sent)} were sent)")
+        first, cause = next(iter(failed.items()))
+        raise refusal(cause, lambda _: f"{first} ({len(failed)} in all; {len(sent)} were sent)") from cause
     return sent
 
 
@@ -265,7 +267,7 @@ def _key(name: str) -> str:
 
 
 def _why(error: Exception, journal: Path) -> str:
-    return without_password(f"MLflow at {_place_of(journal)} does not take the records ({first_line(error)})")
+    return without_password(f"MLflow at {_place_of(journal)} does not take the records ({reason(error)[0]})")
 
 
 def git(*command: str) -> str:
