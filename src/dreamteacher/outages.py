@@ -39,7 +39,8 @@ _FINAL = re.compile(
     r"|forbidden|unauthori[sz]ed|(error|code|status|http)[: (]*40[134]|no ?such ?bucket|find remote ref|fast-forward|\[rejected\]",
     re.I,
 )
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class NoAnswer(UserError):

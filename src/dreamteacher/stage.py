@@ -25,6 +25,7 @@ from dreamteacher import results
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
 from dreamteacher.integrity import first_damaged, remember
+from dreamteacher.mlflow_server import DIGEST
 from dreamteacher.project_root import project_folder
 from dreamteacher.steps import announce
 from dreamteacher.tracking import Tracker, open_tracker
@@ -108,7 +109,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
                     log.info("%s: taken from the store of results (%s)", stage.title, made)
                     yield stage
                     return
-                tracking = open_tracker(name, flat(params), _tags(inputs, digests), checkpoints / "run.json")
+                tracking = open_tracker(name, flat(params), _tags(inputs, digests) | {DIGEST: digest}, checkpoints / "run.json")
                 with tracking as stage.tracker:
                     yield stage
                     record["versions"] = {"python": platform.python_version()} | {p: v for p in RECORDED_PACKAGES if (v := _version(p))}
