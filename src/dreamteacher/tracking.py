@@ -127,9 +127,9 @@ def is_sent_later() -> bool:
 def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memory: Path | None = None) -> Iterator[Tracker]:
     """Track one stage as an MLflow run: the one that MLFLOW_RUN_ID names, or a child of the chain's run.
 
-    KFP's MLflow plugin names the run that it made for the step, and writes the step's parameters and figures into it as well. Its parameters
-    are JSON, so in that run ours are too: MLflow takes no second value of a parameter. Where the plugin names only the pipeline's run, that
-    is the chain's.
+    KFP's MLflow plugin names the run that it made for the step, and itself writes the step's parameters and figures into it. It writes
+    parameters as JSON, so in that run ours are JSON too: MLflow takes no second value of a parameter. Where the plugin names only the
+    pipeline's run, that is the chain's.
 
     MLflow sees the run with the first figures after SEND_EVERY, or when it ends. `memory` is a file beside the checkpoints, by which a
     stage that was killed finds its run again. The run ends as FINISHED, FAILED (an exception) or KILLED (a signal).
