@@ -22,6 +22,7 @@ from dreamteacher.kubernetes_api import api_client, or_none, patiently, refusals
 from dreamteacher.params import Params
 from dreamteacher.params_file import write_sections
 from dreamteacher.stage import digest_of
+from dreamteacher.tracking import OF_THE_RUN
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -68,7 +69,9 @@ def settings_of(environment: Mapping[str, str]) -> Nodes | None:
     if not text:
         return None
     try:
-        return Nodes.model_validate_json(text)
+        nodes = Nodes.model_validate_json(text)
+        known = {name: environment[name] for name in OF_THE_RUN if name in environment}  # the step's run in MLflow is the nodes' too
+        return nodes.model_copy(update={"env": nodes.env | known})
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"{SETTINGS}: {'.'.join(map(str, problem['loc'])) or 'the value'}: {problem['msg']}") from error

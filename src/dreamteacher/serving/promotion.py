@@ -2,6 +2,7 @@
 
 `publish` makes a version challenger. Promotion makes it champion and the champion before it previous; rollback exchanges those two.
 A version is never deleted. What the next retraining starts from (see LINEAGE) lies beside the version, in the artifacts of its run.
+While MLflow does not answer, the functions wait (see `outages`); each may be called again after it broke off.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from dreamteacher.errors import UserError, first_line
+from dreamteacher.errors import UserError
 from dreamteacher.mlflow_server import connect, tracking_uri, without_password
+from dreamteacher.outages import patient, refusal
 from dreamteacher.stage import RECORD, digest_of
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Served:
     previous: str | None
 
 
+@patient
 def choose(name: str, *, version: str | None = None, sha256: str | None = None) -> str:
     """The number of the version that is `version`, or whose file has `sha256`, or else of the challenger.
 
@@ -65,6 +68,7 @@ def choose(name: str, *, version: str | None = None, sha256: str | None = None) 
         return str(chosen.version)
 
 
+@patient
 def promote(name: str, *, version: str, compared_with: str | None = None) -> Served:
     """Make `version` of the model `name` champion, and the champion before it previous; it is neither challenger nor refused any more.
 
@@ -94,6 +98,7 @@ def promote(name: str, *, version: str, compared_with: str | None = None) -> Ser
         return _served(client, name)
 
 
+@patient
 def rollback(name: str) -> Served:
     """Exchange champion and previous of the model `name`. After an interruption it can be called again, and finishes.
 
@@ -115,6 +120,7 @@ def rollback(name: str) -> Served:
         return _served(client, name)
 
 
+@patient
 def refuse(name: str, version: str, reason: str) -> Served:
     """Write on `version` of `name`, as its tag `refused`, why it is not promoted. It keeps its alias.
 
@@ -126,6 +132,7 @@ def refuse(name: str, version: str, reason: str) -> Served:
         return _served(client, name)
 
 
+@patient
 def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: str) -> None:
     """Store what `version` was made from, LINEAGE by name, in the artifacts of its run. Once more does nothing.
 
@@ -147,6 +154,7 @@ def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: s
         client.set_model_version_tag(name, version, "lineage", place)  # last: it is whole
 
 
+@patient
 def has_lineage(name: str, version: str) -> bool:
     """Whether what `version` of `name` was made from is stored with it.
 
@@ -157,6 +165,7 @@ def has_lineage(name: str, version: str) -> bool:
         return "lineage" in client.get_model_version(name, version).tags
 
 
+@patient
 def fetch_champion(name: str, out: Path) -> str | None:
     """Write what a retraining begins with to the empty or missing folder `out`: the champion's LINEAGE and champion.json (its version
     and init), and known/manifest.csv, of the data of the newest version that is champion, previous or refused. What led to a version
@@ -251,6 +260,6 @@ def _registry() -> Iterator[MlflowClient]:
         raise
     except Exception as error:
         where = without_password(tracking_uri())
-        raise UserError(
-            f"MLflow at {where} does not answer as it should ({without_password(first_line(error))}); check MLFLOW_TRACKING_URI"
+        raise refusal(
+            error, lambda why: f"MLflow at {where} does not answer as it should ({without_password(why)}); check MLFLOW_TRACKING_URI"
         ) from error

@@ -14,6 +14,7 @@ from dreamteacher.serving.promotion import LINEAGE, Served, choose, has_lineage,
 from dreamteacher.stage import digest_of, read_stage
 from dreamteacher.stages.gate import VERDICT_FILE
 from dreamteacher.stages.publish import store
+from dreamteacher.steps import announce
 
 log = logging.getLogger(__name__)
 PLACES = {"data": "data", "teacher": "teacher", "features": "backbones/features", "evaluation": "evaluation"}  # below artifacts/
@@ -39,6 +40,7 @@ def run(params: Params, *, gate: Path, onnx: Path) -> Outcome:
         UserError: the model is not registered, or MLflow does not answer.
     """
     name = params.publish.name
+    announce("promote", params.section("publish"))
     read_stage(gate)
     verdict = json.loads((gate / VERDICT_FILE).read_text())
     version = choose(name, sha256=digest_of(onnx / MODEL_FILE))
