@@ -41,7 +41,8 @@ def publish(
     made = {"onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
     with effect("publish") as done:
         run(params, **made, out=Path(out.path))
-        version = keep(params, **made, data=Path(data.path), teacher=Path(teacher.path), features=Path(features.path))
+        lineage = {"data": Path(data.path), "teacher": Path(teacher.path), "features": Path(features.path)}
+        version = keep(params, **made, **lineage, repository=Path(out.path))
         done["version"] = f"{version} of {params.publish.name}" if version else "none, as tracking is off"
     out.metadata.update(facts(Path(out.path)))
     for name, value in read_stage(Path(evaluation.path))["metrics"].items():

@@ -191,7 +191,7 @@ def start_step(name, project, folder):
             with open_stage(part, params={}, inputs=made if part == "evaluation" else {}, out=folder / part) as stage:
                 (stage.tmp / file).write_text(json.dumps({"mix": {"miou_mean": 0.5, "n_seeds": 1}}))
             made[part] = folder / part
-    made |= {"onnx": project / "onnx" / "segmentation", "out": folder / "triton", "page": folder / "page"}
+    made |= {"onnx": project / "onnx" / "segmentation", "out": folder / "triton"}
     artifacts = {place: SimpleNamespace(path=str(path), metadata={}) for place, path in made.items()}
     settings = PARAMS.publish.model_dump(mode="json") | {"name": name}
     publish_step.python_func(**artifacts, metrics=SimpleNamespace(log_metric=lambda *_: None), settings={"publish": settings})
@@ -206,7 +206,7 @@ def test_a_pipelines_publish_fails_until_the_model_is_registered(project, regist
     params = PARAMS.model_copy(update={"publish": PARAMS.publish.model_copy(update={"name": "late"})})
     made = {part: in_tmp / "first" / part for part in promote.LINEAGE}
     with pytest.raises(UserError, match="has no model late; `dreamteacher publish` registers it"):
-        publish.keep(params, onnx=project / "onnx" / "segmentation", **made)
+        publish.keep(params, onnx=project / "onnx" / "segmentation", **made, repository=in_tmp / "first" / "triton")
     start_step("late", project, in_tmp / "second")
     assert int(registry.get_model_version_by_alias("late", "challenger").version) == 1
 

@@ -10,6 +10,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.outages import GivenUp, patient
 from dreamteacher.params import Params
 from dreamteacher.report.card import ABOUT, model_card
+from dreamteacher.serving.delivery import keep_repository
 from dreamteacher.serving.onnx_files import BACKBONE_FILE, MODEL_FILE, read_metadata
 from dreamteacher.serving.promotion import choose, keep_lineage
 from dreamteacher.serving.registry import register
@@ -49,8 +50,9 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
         return stage.metrics
 
 
-def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Path, evaluation: Path) -> str | None:
-    """Store with the version that `run` registered what it was made from, so that a retraining can start from it wherever it runs.
+def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Path, evaluation: Path, repository: Path) -> str | None:
+    """Store with the version that `run` registered what it was made from, so that a retraining can start from it wherever it runs, and
+    the output of `run`, `repository`, which a cluster serves.
 
     A step of a pipeline ends with this, since its records of what MLflow did not take end with its pod: they are sent now, and while MLflow
     does not answer, it is waited for. Without tracking nothing is done.
@@ -70,6 +72,7 @@ def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Pat
         log.warning("%s", error)
     version = choose(params.publish.name, sha256=digest_of(onnx / MODEL_FILE))
     store(params.publish.name, version, {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation})
+    keep_repository(params.publish.name, version, repository)
     return version
 
 
