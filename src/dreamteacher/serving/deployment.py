@@ -1,7 +1,7 @@
 """Which version a Deployment serves: by one annotation of its pods, so that a new version is an ordinary rollout.
 
-The Deployment names the registered model and the alias that it follows (MODEL, ALIAS); its pods' template names the version (VERSION), which
-each pod's init container fetches. Old pods serve on until new ones are ready, and a version that does not become ready takes none down.
+The template of the pods names the registered model, the alias that is followed, and the version, which each pod's init container
+fetches. Old pods serve on until new ones are ready, and a version that does not become ready takes none of them down.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from dreamteacher.serving.delivery import has_repository, resolve
 if TYPE_CHECKING:
     from kubernetes.client import AppsV1Api, CoreV1Api
 
-MODEL, ALIAS = "dreamteacher.io/model", "dreamteacher.io/alias"  # annotations of the Deployment
-VERSION = "dreamteacher.io/version"  # of its pods' template
-PINNED = "dreamteacher.io/pinned"  # of the Deployment: by hand, whatever the alias
+MODEL, ALIAS, VERSION = (f"dreamteacher.io/{each}" for each in ("model", "alias", "version"))  # annotations of the pods
+PINNED = "dreamteacher.io/pinned"  # of the Deployment: the version that was named by hand, whatever the alias
 SERVING = "app.kubernetes.io/part-of=dreamteacher,app.kubernetes.io/component=serving"
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POLL = 2.0  # seconds
@@ -32,31 +31,29 @@ def deploy(deployment: str, namespace: str | None = None, *, version: str | None
     A version that is named holds until the next call without one. `follow`, which the CronJob uses, leaves it as it is.
 
     Raises:
-        UserError: there is no such Deployment or version, its repository is not stored, MLflow or Kubernetes refuse, or (`wait`) the pods do
-            not become ready.
+        UserError: there is no such Deployment or version, its repository is not stored, MLflow or Kubernetes refuse, or (`wait`) the pods
+            do not become ready.
     """
     apps, core, namespace = _apis(namespace)
     found = refusals(f"read Deployment {deployment}", lambda: or_none(lambda: apps.read_namespaced_deployment(deployment, namespace)))
     if not found:
         raise UserError(f"namespace {namespace} has no Deployment {deployment}; `kubectl apply -k k8s/serving` makes it")
-    about = found.metadata.annotations or {}
-    if MODEL not in about:
-        raise UserError(f"Deployment {deployment} has no annotation {MODEL}; name the registered model that it serves")
-    name = about[MODEL]
-    if follow and PINNED in about:
-        return f"{deployment}: version {about[PINNED]} of {name} was named by hand; `dreamteacher deploy` follows the alias again"
-    wanted = version or resolve(name, alias=about.get(ALIAS, "champion"))
+    pods, pinned = _annotations(found.spec.template), _annotations(found).get(PINNED)
+    if MODEL not in pods:
+        raise UserError(f"the pods of {deployment} have no annotation {MODEL}; name the registered model that they serve")
+    name = pods[MODEL]
+    if follow and pinned:
+        return f"{deployment}: version {pinned} of {name} was named by hand; `dreamteacher deploy` follows the alias again"
+    wanted = version or resolve(name, alias=pods.get(ALIAS, "champion"))
     if not has_repository(name, wanted):
         raise UserError(
             f"the repository of version {wanted} of {name} is not stored; where its artifacts are, "
             f"`dreamteacher promote {name} --version {wanted}` stores it"
         )
-    pinned = {PINNED: version}  # None removes it
-    served = (found.spec.template.metadata.annotations or {}).get(VERSION)
-    if served != wanted or about.get(PINNED) != version:
-        template = {"metadata": {"annotations": {VERSION: wanted}}}
-        cause = {"kubernetes.io/change-cause": f"version {wanted} of {name}"}
-        patch = {"metadata": {"annotations": pinned | cause}, "spec": {"template": template}}
+    served = pods.get(VERSION)
+    if served != wanted or pinned != version:
+        about = {PINNED: version, "kubernetes.io/change-cause": f"version {wanted} of {name}"}  # None removes it
+        patch = {"metadata": {"annotations": about}, "spec": {"template": {"metadata": {"annotations": {VERSION: wanted}}}}}
         refusals(f"change Deployment {deployment}", lambda: apps.patch_namespaced_deployment(deployment, namespace, patch))
     if wait:
         _wait(apps, core, deployment, namespace)
@@ -78,9 +75,8 @@ def status(namespace: str | None = None) -> list[str]:
 
 
 def _lines(core: CoreV1Api, deployment: Any, namespace: str) -> list[str]:
-    about, state = deployment.metadata.annotations or {}, deployment.status
-    name, alias = about.get(MODEL, "?"), about.get(ALIAS, "champion")
-    version = (deployment.spec.template.metadata.annotations or {}).get(VERSION)
+    pods, state = _annotations(deployment.spec.template), deployment.status
+    name, alias, version = pods.get(MODEL, "?"), pods.get(ALIAS, "champion"), pods.get(VERSION)
     wanted, ready, updated = deployment.spec.replicas, state.ready_replicas or 0, state.updated_replicas or 0
     since = max((each.last_update_time for each in state.conditions or [] if each.type == "Progressing"), default=None)
     words = [f"version {version} of {name}" if version else f"the {alias} of {name}", f"{ready} of {wanted} replicas ready"]
@@ -95,7 +91,7 @@ def _lines(core: CoreV1Api, deployment: Any, namespace: str) -> list[str]:
         lines.append(f"  {error}")
     else:
         if version and newest != version:
-            why = "a version was named by hand" if PINNED in about else "it follows"
+            why = "a version was named by hand" if PINNED in _annotations(deployment) else "it follows"
             lines.append(f"  {alias} is version {newest} now; {why}: `dreamteacher deploy --deployment {deployment.metadata.name}`")
     problem = None if _is_done(deployment) else _problem(core, deployment, namespace)
     return [*lines, *([f"  {problem}"] if problem else [])]
@@ -125,9 +121,9 @@ def _problem(core: CoreV1Api, deployment: Any, namespace: str) -> str | None:
     """Why a pod of the newest version does not start, in its own words."""
     selector = ",".join(f"{key}={value}" for key, value in deployment.spec.selector.match_labels.items())
     pods = refusals("list pods", lambda: core.list_namespaced_pod(namespace, label_selector=selector)).items
-    version = (deployment.spec.template.metadata.annotations or {}).get(VERSION)
+    version = _annotations(deployment.spec.template).get(VERSION)
     for pod in pods:
-        if (pod.metadata.annotations or {}).get(VERSION) != version:
+        if _annotations(pod).get(VERSION) != version:
             continue
         for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
             waiting, ended = container.state.waiting, container.state.terminated or (container.last_state or container.state).terminated
@@ -140,6 +136,10 @@ def _problem(core: CoreV1Api, deployment: Any, namespace: str) -> str | None:
             if condition.type == "PodScheduled" and condition.status == "False":
                 return f"pod {pod.metadata.name}: no node for it: {condition.message}"
     return None
+
+
+def _annotations(what: Any) -> dict[str, str]:
+    return what.metadata.annotations or {}
 
 
 def _apis(namespace: str | None) -> tuple[AppsV1Api, CoreV1Api, str]:
