@@ -123,7 +123,12 @@ def test_without_settings_runs_go_to_a_database_here(monkeypatch):
 
 @pytest.mark.parametrize(
     ("environment", "chain"),
-    [({}, "{git}"), ({"DVC_EXP_NAME": "snowy-owl"}, "snowy-owl"), ({"DVC_EXP_NAME": "x", "DREAMTEACHER_CHAIN": "it's mine"}, "its mine")],
+    [
+        ({}, "{git}"),
+        ({"DREAMTEACHER_RUN": "0b9e"}, "0b9e"),  # of a pipeline, each step of which has another folder
+        ({"DVC_EXP_NAME": "snowy-owl"}, "snowy-owl"),
+        ({"DVC_EXP_NAME": "x", "DREAMTEACHER_CHAIN": "it's mine"}, "its mine"),
+    ],
 )
 def test_stages_of_one_chain_share_a_parent(environment, chain, monkeypatch):
     for command in ("init -q", "config user.email a@b.c", "config user.name a", "commit -q --allow-empty -m one"):

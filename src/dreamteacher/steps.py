@@ -111,4 +111,4 @@ def _words(path: Path) -> str:
         return f"done: {', '.join(f'{key} {value}' for key, value in content['done'].items())}"
     if "failed" in content:
         return f"not done: {content['failed']}"
-    return f"not done: it began at {content['began']}, and its pod was lost before it ended"
+    return f"not done: it began at {content['began']}, and its pod was killed or lost before it ended"
