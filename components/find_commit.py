@@ -49,7 +49,9 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
 
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.find_commit import resolve
+    from dreamteacher.steps import announce
 
+    announce("find-commit", {"git_url": git_url, "data_rev": data_rev, "settings": settings})
     found = resolve(git_url=git_url, data_rev=data_rev, overrides=settings, pipeline=pipeline)
     values = asdict(found)
     facts = {name: values[name] for name in ("commit", "source", "data_version")}

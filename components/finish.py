@@ -7,13 +7,14 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def finish(status: PipelineTaskFinalStatus, page: Output[HTML]) -> str:
+def finish(status: PipelineTaskFinalStatus, pipeline: str, page: Output[HTML]) -> str:
     """Say how the run ended and which of its effects are done; delete the TrainJobs that it left and, if it succeeded, its folder.
 
     The outputs of steps stay. So do the checkpoints of a run that failed: Retry goes on from them.
 
     Args:
         status: filled in by KFP.
+        pipeline: pretrain or retrain.
         page: how the run ended, what publish, promote and record did outside of it, and what was cleared away.
     """
     import os
@@ -21,9 +22,10 @@ def finish(status: PipelineTaskFinalStatus, page: Output[HTML]) -> str:
 
     from dreamteacher.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
-    from dreamteacher.steps import effects, forget_effects
+    from dreamteacher.steps import announce, effects, forget_effects
 
-    done = effects(status.pipeline_job_resource_name)
+    announce("finish", {"pipeline": pipeline})
+    done = effects(pipeline)
     lacking = [step for step, words in done.items() if words.startswith("not done")]
     but = ", but" if status.state == "SUCCEEDED" else ","
     ended = f"{status.state}{but} not done: {', '.join(lacking)}" if lacking else status.state

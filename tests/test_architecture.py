@@ -34,7 +34,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "report": {"errors", "data", "stage"},
     "distillation": {*BASE, "training", "teachers", "students", "tasks"},
     "tasks": {*BASE, "data", "training", "students", "report", "stage"},
-    "serving": {*BASE, "data", "mlflow_server", "outages", "tracking", "stage", "students", "tasks"},
+    "serving": {*BASE, "data", "files", "kubernetes_api", "mlflow_server", "outages", "tracking", "stage", "students", "tasks"},
     "git_access": {"errors", "mlflow_server"},
     "versioning": {"errors", "git_access", "mlflow_server", "outages", "stage"},
     "kubernetes_api": {"errors"},

@@ -67,13 +67,13 @@ def effect(step: str) -> Iterator[dict[str, Any]]:
 def effects(pipeline: str) -> dict[str, str]:
     """{step: "done: ...", "not done: ..." or "not started"} of a run whose steps have ended; empty where there is no volume of runs.
 
-    `pipeline` is its name, or that of the run, which begins with it; of an unknown one all steps with effects are listed.
+    `pipeline` is pretrain or retrain.
     """
     folder = _folder()
     if not folder:
         return {}
-    last = ["record"] if "pretrain" in pipeline else ["promote"] if "retrain" in pipeline else ["promote", "record"]
-    return {step: _words(folder / f"{step}.json") for step in ("publish", *last)}
+    last = {"pretrain": "record", "retrain": "promote"}[pipeline]
+    return {step: _words(folder / f"{step}.json") for step in ("publish", last)}
 
 
 def forget_effects() -> None:

@@ -229,7 +229,7 @@ def test_finish_deletes_trainjobs_where_the_profile_has_them(
         monkeypatch.setenv(f"DREAMTEACHER_{name}", value)
     monkeypatch.setattr(trainjob, "api_client", lambda: client(api.url))
     status = SimpleNamespace(pipeline_job_resource_name="pretrain", state="FAILED", error_message="boom")
-    assert finish_step.python_func(status=status, page=SimpleNamespace(path=tmp_path / "page")) == "FAILED"
+    assert finish_step.python_func(status=status, pipeline="pretrain", page=SimpleNamespace(path=tmp_path / "page")) == "FAILED"
     assert list(api.jobs) == ([] if left else ["a"])
     assert "boom" in (tmp_path / "page").read_text()
 
@@ -244,7 +244,7 @@ def test_finish_removes_the_checkpoints_of_its_own_run_once_no_retry_needs_them(
     monkeypatch.setenv("DREAMTEACHER_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("DREAMTEACHER_RUN", run_id)
     status = SimpleNamespace(pipeline_job_resource_name="pretrain", state=state, error_message="")
-    finish_step.python_func(status=status, page=SimpleNamespace(path=tmp_path / "page"))
+    finish_step.python_func(status=status, pipeline="pretrain", page=SimpleNamespace(path=tmp_path / "page"))
     gone = state == "SUCCEEDED" and run_id
     assert sorted(each.name for each in (tmp_path / "runs").iterdir()) == (["run-2"] if gone else ["run-1", "run-2"])
 

@@ -222,7 +222,7 @@ def test_a_pipelines_publish_waits_until_mlflow_is_back_and_tells_finish(project
     start_step("awaited", project, in_tmp / "pod")
     assert int(registry.get_model_version_by_alias("awaited", "challenger").version) == 1
     assert len([line for line in caplog.messages if "next try in 10 s, for 1 more minutes at most (Ctrl-C ends it)" in line]) == 1
-    assert effects("dreamteacher-retrain-x") == {"publish": "done: version 1 of awaited", "promote": "not started"}
+    assert effects("retrain") == {"publish": "done: version 1 of awaited", "promote": "not started"}
 
 
 def test_a_pipelines_publish_stores_what_a_retraining_starts_from(project, registry, in_tmp, caplog):
