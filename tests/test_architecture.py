@@ -36,7 +36,9 @@ ROOMS = {  # room or module -> what it may import of ours
     "git_access": {"errors", "mlflow_server"},
     "versioning": {"errors", "git_access", "mlflow_server", "stage"},
     "kubernetes_api": {"errors"},
-    "trainjob": {*BASE, "kubernetes_api", "params_file", "stage"},
+    "node_logs": set(),
+    "node_watch": {"errors", "node_logs"},
+    "trainjob": {*BASE, "kubernetes_api", "node_watch", "params_file", "stage"},
     "stages": {*BASE, "files", "params_file", "stage", "tracking", "versioning", "data", "training", "teachers", "students",
                "distillation", "tasks", "serving", "report"},
     "launch": {*BASE, "params_file", "results", "stage", "stages", "trainjob"},
@@ -97,7 +99,7 @@ def test_teachers_students_and_data_know_nothing_of_each_other():
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "params", "params_file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning", "trainjob", "kubernetes_api"],
+    ["cli", "params", "params_file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning", "trainjob", "kubernetes_api", "node_watch"],
 )
 def test_light_modules_import_nothing_heavy(module):
     body = f"import sys, dreamteacher.{module}; print([m for m in ('torch', 'numpy', 'mlflow', 'PIL') if m in sys.modules])"

@@ -37,8 +37,9 @@ class NodeWatch:
     def __init__(self, client: ApiClient, name: str, namespace: str, nodes: int, start_min: float):
         """`start_min`: minutes for which nodes may be unable to start; 0 is without end."""
         from kubernetes.client import CoreV1Api
+        from kubernetes.watch import Watch
 
-        self._core = CoreV1Api(client)
+        self._core, self._watch = CoreV1Api(client), Watch()
         self.name, self._namespace, self._nodes, self._start_min = name, namespace, nodes, start_min
         self._endings: dict[str, tuple[float, Ending]] = {}  # of each node its last, and when
         self._final: tuple[str, Ending] | None = None
@@ -56,13 +57,12 @@ class NodeWatch:
             UserError: a node failed by an error that would come again, or nodes could not start for too long.
         """
         from kubernetes.client import ApiException
-        from kubernetes.watch import Watch
         from urllib3.exceptions import HTTPError
 
         end = time.monotonic() + seconds
         pods: dict[str, Pod] = {}
         try:
-            events = Watch().stream(
+            events = self._watch.stream(
                 self._core.list_namespaced_pod,
                 self._namespace,
                 label_selector=f"jobset.sigs.k8s.io/jobset-name={self.name}",

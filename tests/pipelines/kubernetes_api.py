@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import jsonschema
 import yaml
-from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from helpers import PROJECT
 
@@ -32,7 +32,7 @@ RESTRICTED = "violates PodSecurity"
 
 
 @cache
-def schema(model: Any = TrainerV1alpha1TrainJob) -> dict[str, Any]:
+def validator(model: Any = TrainerV1alpha1TrainJob) -> jsonschema.Draft202012Validator:
     """A kind's schema of Kubeflow Trainer 2.3 as its own package has it, closed: a field that it does not name is an error."""
     found: dict[str, Any] = model.model_json_schema(by_alias=True)
     for name, kind in [("", found), *found["$defs"].items()]:
@@ -40,7 +40,7 @@ def schema(model: Any = TrainerV1alpha1TrainJob) -> dict[str, Any]:
             found["$defs"][name] = {"type": ["integer", "string"], "pattern": r"^[0-9]+(\.[0-9]+)?(m|[KMGTPE]i?)?$"}
         elif "properties" in kind:
             kind["additionalProperties"] = False
-    return found
+    return jsonschema.Draft202012Validator(found)
 
 
 class Pod:
@@ -129,6 +129,8 @@ class KubernetesApi:
         api = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+
             def log_message(self, *_: object) -> None:
                 pass
 
@@ -150,10 +152,12 @@ class KubernetesApi:
             def _stream(self, query: dict[str, list[str]]) -> None:
                 refused = "watch pods" in api.forbidden
                 self.send_response(403 if refused else 200)
+                self.send_header("Transfer-Encoding", "chunked")  # so that a client has each line when it is sent
                 self.end_headers()
                 for line in [] if refused else api.watch(query):
-                    self.wfile.write(json.dumps(line).encode() + b"\n")
-                    self.wfile.flush()
+                    data = json.dumps(line).encode() + b"\n"
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+                self.wfile.write(b"0\r\n\r\n")
 
             do_GET = do_POST = do_DELETE = _serve
 
@@ -274,10 +278,8 @@ class KubernetesApi:
         self.events.append({"type": "Warning", "reason": reason, "message": message, "lastTimestamp": when, **about_it})
 
     def _create(self, job: dict[str, Any]) -> tuple[int, Any]:
-        try:
-            jsonschema.validate(job, schema())
-        except jsonschema.ValidationError as error:
-            return 422, {"kind": "Status", "code": 422, "message": error.message}
+        if wrong := next(validator().iter_errors(job), None):
+            return 422, {"kind": "Status", "code": 422, "message": wrong.message}
         name, spec = job["metadata"]["name"], job["spec"]
         if spec["runtimeRef"]["kind"] == "TrainingRuntime" and spec["runtimeRef"]["name"] not in self.runtimes:
             why = "specified trainingRuntime must be created before the TrainJob is created"
@@ -305,11 +307,6 @@ def finish(kind: str = "Complete", message: str = "", reason: str = "") -> Calla
         job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason, "message": message}]}
 
     return end
-
-
-def runtime_schema() -> dict[str, Any]:
-    """The schema of a TrainingRuntime."""
-    return schema(TrainerV1alpha1TrainingRuntime)
 
 
 def _violations(job: dict[str, Any]) -> str:

