@@ -15,7 +15,12 @@ _CONSEQUENCE = re.compile(
     re.I,
 )
 _TIME = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d) ?")
-_SIGNALS = {-7: "SIGBUS: /dev/shm is too small", -9: "SIGKILL: most likely memory is too small", -11: "SIGSEGV", -15: "SIGTERM: it was stopped"}
+_SIGNALS = {
+    -7: "SIGBUS: /dev/shm is too small",
+    -9: "SIGKILL: most likely memory is too small",
+    -11: "SIGSEGV",
+    -15: "SIGTERM: it was stopped",
+}
 
 
 class Ending(NamedTuple):
@@ -57,12 +62,12 @@ def _raised(lines: list[str]) -> list[str]:
     inside = set()
     for line in lines:
         match = _RANK.match(line)
-        rank, line = (match[1], line[match.end() :]) if match else ("", line)
-        if line.startswith("Traceback (most recent call last)"):
+        rank, words = (match[1], line[match.end() :]) if match else ("", line)
+        if words.startswith("Traceback (most recent call last)"):
             inside.add(rank)
-        elif rank in inside and line and not line[0].isspace():
+        elif rank in inside and words and not words[0].isspace():
             inside.remove(rank)
-            found[rank] = line
+            found[rank] = words
     return list(found.values())
 
 

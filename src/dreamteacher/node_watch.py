@@ -1,7 +1,7 @@
 """The nodes of a TrainJob while it runs: the log of the first, how any of them failed, what keeps any of them from starting.
 
-The pods are watched rather than listed at intervals: with the runtime that Kubeflow Trainer ships, Kubernetes removes the pods, and their logs,
-within a second of the failure that is one too many.
+The pods are watched rather than listed at intervals: with the runtime that Kubeflow Trainer ships, Kubernetes removes the pods, and their
+logs, within a second of the failure that is one too many.
 """
 
 from __future__ import annotations
@@ -50,8 +50,13 @@ class NodeWatch:
         self._stuck: float | None = None  # since when
         self._complete = False
 
-    def look(self, seconds: float, since: str = "", suspended: bool = False) -> None:
-        """Watch for so many seconds. `since`: when the job was created, as the API says it; `suspended`: it waits in a queue for its pods.
+    def look(self, seconds: float, since: str, *, starting: bool) -> None:
+        """Watch for so many seconds.
+
+        Args:
+            seconds: at least one in fact.
+            since: when the job was created, as the API says it.
+            starting: whether its pods should start; not if it waits in a queue, or has ended.
 
         Raises:
             UserError: a node failed by an error that would come again, or nodes could not start for too long.
@@ -78,7 +83,7 @@ class NodeWatch:
             newest = {_node(pod): pod for pod in sorted(pods.values(), key=lambda pod: pod["metadata"].get("creationTimestamp") or "")}
             if "0" in newest:
                 self._follow(newest["0"])
-            if not suspended:
+            if starting:
                 self._take_problems(newest, since)
         except (ApiException, HTTPError) as error:  # of an API that is away the job's own state is asked next, with patience
             self._say(f"the pods of TrainJob {self.name} cannot be watched: {_why(error)}")
@@ -127,7 +132,8 @@ class NodeWatch:
         elif status.get("reason"):  # Evicted, NodeLost
             how = how._replace(error=_both(status), consequence=False, final=False)
         elif ended.get("reason") == "OOMKilled":
-            how = how._replace(error="it used more memory than the step's `memory` in resources.yaml (OOMKilled)", consequence=False, final=False)
+            why = "it used more memory than the step's `memory` in resources.yaml (OOMKilled)"
+            how = how._replace(error=why, consequence=False, final=False)
         elif not how.error and ended.get("reason") not in (None, "Error"):  # StartError
             how = how._replace(error=_both(ended), consequence=False)
         elif not how.error:
@@ -140,7 +146,8 @@ class NodeWatch:
         if disrupted:
             return  # which is said already
         shown = how.lines if node != "0" and self._is_news("lines", _without_numbers(how.error)) else []
-        log.error("node %s failed%s: %s%s", node, f" (exit code {code})" if code else "", how.error, "".join(f"\n  {line}" for line in shown))
+        text = "".join(f"\n  {line}" for line in shown)
+        log.error("node %s failed%s: %s%s", node, f" (exit code {code})" if code else "", how.error, text)
 
     def _follow(self, pod: Pod, previous: bool = False) -> None:
         """Say what the log of node 0 has that was not said."""

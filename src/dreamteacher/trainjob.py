@@ -138,7 +138,7 @@ def has_own_runtime(client: ApiClient, namespace: str) -> bool:
     return patiently(get, 10.0) is not None
 
 
-def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[str], own_runtime: bool = False) -> dict[str, Any]:
+def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[str], *, own_runtime: bool = False) -> dict[str, Any]:
     """The TrainJob that runs `dreamteacher WORDS` in one process for each GPU of each node, as Pod Security `restricted` wants it."""
     resources = {"cpu": nodes.cpu, "memory": nodes.memory} | ({"nvidia.com/gpu": nodes.gpus} if nodes.gpus else {})
     env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in sorted(nodes.env.items())]
@@ -197,8 +197,8 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[s
 def run(client: ApiClient, job: dict[str, Any], *, begun: float | None = None, start_min: float = 0, poll: float = 10.0) -> None:
     """Create the job, or attach to it; follow it until it has ended, and delete it.
 
-    The job's time limit counts from `begun` (of time.monotonic, by default now), so that it ends before the step that began then. A job that
-    the step finds failed, or that reaches the limit which an earlier try of the step gave it, is made anew: this try has its own time.
+    The job's time limit counts from `begun` (of time.monotonic, by default now), so that it ends before the step that began then. A job
+    that the step finds failed, or that reaches the limit which an earlier try of the step gave it, is made anew: this try has its own time.
 
     Raises:
         UserError: it failed, was deleted by another, could not start for `start_min` minutes, or the Kubernetes API refuses.
@@ -227,8 +227,9 @@ def run(client: ApiClient, job: dict[str, Any], *, begun: float | None = None, s
             log.info("TrainJob %s: %s (kubectl logs -n %s -f -l jobset.sigs.k8s.io/jobset-name=%s)", name, state, namespace, name)
             logged = state
         ended = {"Failed", "Complete"} & set(conditions)
+        created = found["metadata"].get("creationTimestamp", "")
         try:
-            watch.look(0 if ended else poll, found["metadata"].get("creationTimestamp", ""), suspended=bool(ended) or "Suspended" in conditions)
+            watch.look(0 if ended else poll, created, starting=not ended and "Suspended" not in conditions)
         except UserError:
             if "Complete" not in conditions:
                 _delete(jobs, name, namespace)

@@ -54,7 +54,7 @@ def test_job_that_comes_of_it_does_not_count_disruptions_and_keeps_failed_pods()
     assert spec["podFailurePolicy"]["rules"] == [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
     assert "backoffLimit" not in spec  # which would sum the failures of all nodes
     assert spec["maxFailedIndexes"] == 0
-    assert NODE["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}  # else Trainer leaves it alone
+    assert NODE["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}  # by which Trainer finds it
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here")

@@ -1,8 +1,8 @@
 """A small Kubernetes API, in memory: TrainJobs as Kubeflow Trainer 2.3 and JobSet 0.12 treat them, and their pods with logs and events.
 
-As seen on a cluster: by the shipped runtime a pod's container is restarted in place (OnFailure), restarts of all live pods are summed, and with the
-sixth the Job deletes its pods, about a second later, before the TrainJob is `Failed`, reason `FailedJobs`. By our own (Never) a failed pod stays and another takes its
-index; a disruption is not counted.
+As seen on a cluster: by the shipped runtime a pod's container is restarted in place (OnFailure), restarts of all live pods are summed, and
+with the sixth the Job deletes its pods, about a second later, before the TrainJob is `Failed`, reason `FailedJobs`. By our own (Never) a
+failed pod stays and another takes its index; a disruption is not counted.
 """
 
 import json
@@ -98,7 +98,7 @@ class Pod:
         if query.get("previous") == ["True"]:
             which = len(self.logs) - 2 if "running" in self.state else len(self.logs) - 1
         elif "waiting" in self.state and not self.restarts:
-            return 400, json.dumps({"kind": "Status", "code": 400, "message": f"container is waiting to start: {self.state['waiting']['reason']}"})
+            return 400, json.dumps({"kind": "Status", "code": 400, "message": "container is waiting to start"})
         lines = self.logs[which]
         self.unread &= "timestamps" in query
         if "sinceSeconds" in query:
@@ -182,11 +182,12 @@ class KubernetesApi:
                 return 403, {"kind": "Status", "code": 403, "message": 'User "x" cannot get resource "trainingruntimes"'}
             return (200, self.runtimes[name]) if name in self.runtimes else (404, {"kind": "Status", "code": 404, "message": "not found"})
         if path.startswith(PODS):
-            found = [pod for pod in self.pods if pod.name == path.removeprefix(PODS).split("/")[1]]
-            return found[0].log(query) if found else (404, {"kind": "Status", "code": 404, "message": "pods not found"})
+            pods = [pod for pod in self.pods if pod.name == path.removeprefix(PODS).split("/")[1]]
+            return pods[0].log(query) if pods else (404, {"kind": "Status", "code": 404, "message": "pods not found"})
         if path == EVENTS:
             wanted = dict(each.split("=") for each in query["fieldSelector"][0].split(","))
-            found = [each for each in self.events if each["type"] == wanted["type"] and each["involvedObject"]["name"] == wanted["involvedObject.name"]]
+            about = wanted["involvedObject.name"]
+            found = [each for each in self.events if each["type"] == wanted["type"] and each["involvedObject"]["name"] == about]
             return 200, {"kind": "EventList", "items": found}
         name = path.removeprefix(JOBS).strip("/")
         if method == "POST":
@@ -247,7 +248,8 @@ class KubernetesApi:
     def disrupt_node(self, index: int) -> None:
         """Its pod is preempted."""
         pod = self.node(index)
-        pod.conditions.append({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "for a higher priority"})
+        why = {"reason": "PreemptionByScheduler", "message": "for a higher priority"}
+        pod.conditions.append({"type": "DisruptionTarget", "status": "True", **why})
         if self.jobs[pod.job]["spec"]["runtimeRef"]["kind"] == "TrainingRuntime":
             pod.state, pod.phase = pod.ends(1, "Error"), "Failed"
             self._replace(pod, counted=False)
@@ -259,7 +261,7 @@ class KubernetesApi:
         job = self.jobs[pod.job]
         (template,) = self.runtimes[job["spec"]["runtimeRef"]["name"]]["spec"]["template"]["spec"]["replicatedJobs"]
         spec = template["template"]["spec"]
-        assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]} in spec["podFailurePolicy"]["rules"]
+        assert [each["action"] for each in spec["podFailurePolicy"]["rules"]] == ["Ignore"]
         key = (pod.job, pod.index)
         self._counted[key] = self._counted.get(key, 0) + counted
         if self._counted[key] > spec["backoffLimitPerIndex"]:
@@ -294,7 +296,8 @@ class KubernetesApi:
     def make_pods(self, job: dict[str, Any]) -> None:
         name = job["metadata"]["name"]
         if self.restricted and (wrong := _violations(job)):
-            self.warn(f"{name}-node-0", "FailedCreate", f'Error creating: pods "{name}-node-0-0-x7k2p" is forbidden: {RESTRICTED} "restricted": {wrong}')
+            why = f'Error creating: pods "{name}-node-0-0-x7k2p" is forbidden: {RESTRICTED} "restricted": {wrong}'
+            self.warn(f"{name}-node-0", "FailedCreate", why)
         elif self.makes_pods:
             self.pods += [Pod(name, index) for index in range(job["spec"]["trainer"]["numNodes"])]
 

@@ -22,7 +22,7 @@ TWO_RANKS = """[rank1]: Traceback (most recent call last):
 [rank0]: RuntimeError: [gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:23454. This is typically caused by ...
 """
 TORCHRUN = """W1127 00:24:05.341000 8349 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 8752 closing signal SIGTERM
-E1127 00:24:05.665000 8349 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: {code}) local_rank: 1 (pid: 8753) of binary: python
+E1127 00:24:05.665000 8349 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: {code}) local_rank: 1 (pid: 8753)
 Traceback (most recent call last):
   File "/x/bin/torchrun", line 8, in <module>
     sys.exit(main())
@@ -59,8 +59,8 @@ RAISED = "Traceback (most recent call last):\n  File 'x', line 1\n{}\n"
 @pytest.mark.parametrize(
     ("log", "error", "consequence"),
     [
-        (RAISED.format("KeyError: 'a'") + "\nDuring handling of the above exception, ...\n\n" + RAISED.format("ValueError: b"), "ValueError: b", False),
-        ("".join(f"[rank{i}]: {line}\n" for i in (0, 1) for line in RAISED.format(f"ValueError: {i}").splitlines()), "ValueError: 0", False),
+        (RAISED.format("KeyError: 'a'") + "\nDuring handling of ...\n\n" + RAISED.format("ValueError: b"), "ValueError: b", False),
+        ("".join(f"[rank{i}]: {line}\n" for i in (0, 1) for line in RAISED.format(f"E: {i}").splitlines()), "E: 0", False),
         (RAISED.format("queue.Empty"), "queue.Empty", False),
         ("step 1\nerror: another of the processes that train together has ended; its own message says why\n",
          "another of the processes that train together has ended; its own message says why", True),

@@ -149,11 +149,11 @@ def old_job(api: KubernetesApi, **condition: str) -> None:
 
 def test_retried_step_makes_a_job_anew_that_has_failed_meanwhile(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
-    old_job(api, kind="Failed", reason="DeadlineExceeded", message="Training job exceeded its active deadline")
+    old_job(api, kind="Failed", reason="DeadlineExceeded", message="too late")
     api.on_get = lambda job: None if "status" in job else finish()(job)
     run(client(api.url), JOB, poll=0.01)
     assert [line.split()[0] for line in api.asked if "trainjobs" in line] == ["POST", "GET", "DELETE", "POST", "GET", "DELETE"]
-    assert "of an earlier try of this step has failed (DeadlineExceeded Training job exceeded its active deadline); it is made anew" in caplog.text
+    assert "of an earlier try of this step has failed (DeadlineExceeded too late); it is made anew" in caplog.text
 
 
 def test_time_limit_of_an_earlier_try_costs_the_step_no_try_of_its_own(api: KubernetesApi):
@@ -197,7 +197,7 @@ def test_own_runtime_is_preferred_where_the_namespace_has_it(api: KubernetesApi,
 
 
 def test_refusal_of_a_webhook_is_not_put_down_to_the_role(api: KubernetesApi):
-    with pytest.raises(UserError, match="must be created before the TrainJob is created$"):
+    with pytest.raises(UserError, match=r"must be created before the TrainJob is created$"):
         run(client(api.url), manifest(NODES, "n", "r", "ml", [], own_runtime=True), poll=0.01)
 
 
