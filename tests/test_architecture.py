@@ -99,8 +99,9 @@ def test_teachers_students_and_data_know_nothing_of_each_other():
 
 @pytest.mark.parametrize(
     "module",
-    "cli params params_file errors stage mlflow_server tracking doctor versioning trainjob kubernetes_api node_watch".split(),
-)
+    ["cli", "params", "params_file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning", "trainjob", "kubernetes_api",
+     "node_watch"],
+)  # fmt: skip
 def test_light_modules_import_nothing_heavy(module):
     body = f"import sys, dreamteacher.{module}; print([m for m in ('torch', 'numpy', 'mlflow', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=True).stdout == "[]\n"
