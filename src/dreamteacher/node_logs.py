@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 SHOWN = 30  # lines before the end of a failed node that are shown
 _RANK = re.compile(r"^\[rank(\d+)\]: ?")  # torch begins each line of a process's last traceback with it
-_TORCHRUN = re.compile(r"^[EWI]\d{4} \d\d:\d\d:\d\d\.\d+ .*torch/distributed/elastic/.*(closing signal|failed \(exitcode)")
+_REPORT = re.compile(r"^E\d{4} \d\d:\d\d:\d\d\.\d+ .*torch/distributed/elastic/.*failed \(exitcode")  # how torchrun's begins
+_STOPPING = re.compile(r"^W\d{4} \d\d:\d\d:\d\d\.\d+ .*torch/distributed/elastic/.*closing signal")
 _CONSEQUENCE = re.compile(
     r"another of the processes|closed by peer|reset by peer|Broken pipe|remote process exit|Dist(Backend|Network|Store)Error"
     r"|Rendezvous\w*Error|TCPStore|^stopped",
@@ -39,7 +40,7 @@ def ending(text: str) -> Ending:
     signal that killed a process. Without any of them it is the last line.
     """
     lines = text.splitlines()
-    cut = next((i for i, line in enumerate(lines) if _TORCHRUN.match(line)), len(lines))
+    cut = next((i for i, line in enumerate(lines) if _REPORT.match(line) or _STOPPING.match(line)), len(lines))
     own, report = [line.rstrip() for line in lines[:cut]], lines[cut:]
     while own and not own[-1]:
         own.pop()
@@ -71,19 +72,29 @@ def _raised(lines: list[str]) -> list[str]:
     return list(found.values())
 
 
+def plain(text: str) -> str:
+    """A log without the times that begin its lines. Lines without one are the kubelet's words, such as that it has no log."""
+    return "\n".join(line[match.end() :] for line in text.splitlines() if (match := _TIME.match(line)))
+
+
 class Position:
     """How far the log of one pod has been read. Its lines begin with their time, as Kubernetes gives them with `timestamps`."""
 
     def __init__(self) -> None:
         self._last = (0.0, "")
         self._equal = 0  # lines read that have this time
+        self._ended = False  # torchrun's report has begun
+
+    def restart(self) -> None:
+        """Another run of the container begins."""
+        self._ended = False
 
     def new(self, text: str) -> list[str]:
-        """The lines of `text`, without their times, that come after those of earlier calls."""
+        """The lines of `text`, without their times and without torchrun's report, that come after those of earlier calls."""
         fresh, equal = [], 0
         for line in text.splitlines():
             match = _TIME.match(line)
-            if not match:  # the kubelet's own words, such as that it has no log
+            if not match:  # as in `plain`
                 continue
             time = (datetime.fromisoformat(match[1] + match[3]).timestamp(), (match[2] or "").ljust(9, "0"))
             if time > self._last:
@@ -91,5 +102,8 @@ class Position:
             equal += time == self._last
             if time == self._last and equal > self._equal:
                 self._equal = equal
-                fresh.append(line[match.end() :].rstrip())
+                words = line[match.end() :].rstrip()
+                self._ended |= bool(_REPORT.match(words))
+                if not self._ended:
+                    fresh.append(words)
         return fresh

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError
-from dreamteacher.node_logs import Ending, Position, ending
+from dreamteacher.node_logs import Ending, Position, ending, plain
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -23,10 +23,12 @@ Pod = dict[str, Any]  # as the API has it
 CONTAINER = "node"  # of both runtimes
 INDEX = "batch.kubernetes.io/job-completion-index"
 NO_PROBLEM = {"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"}  # a crash is told by how it ended
-ADVICE = {
+ADVICE = {  # what the reason or the message has in it -> what to do
     "ErrImagePull": "; check the image's name, and image_pull_secrets in resources.yaml",
     "CreateContainerConfigError": "; make it in this namespace, as docs/cluster.md says",
-    "Unschedulable": "; it starts as soon as a node of its pool has room",
+    "Insufficient": "; it starts as soon as a node of its pool has room",
+    "persistentvolumeclaim": "; make the claim in this namespace, as docs/cluster.md says",
+    "affinity/selector": "; no node has the label of its pool, see docs/cluster.md",
 }
 NO_PODS = 60.0  # seconds without a pod, after which that is said
 
@@ -101,7 +103,7 @@ class NodeWatch:
         for node, (when, how) in sorted(self._endings.items(), key=lambda item: (item[1][1].consequence, item[1][0])):
             if when > last - 3600:
                 nodes.setdefault(how.error[:300], []).append(node)
-        groups = [f"node{'s' * (len(each) > 1)} {', '.join(each)}: {error}" for error, each in nodes.items()]
+        groups = [f"node{'s' * (len(each) > 1)} {', '.join(sorted(each, key=_number))}: {error}" for error, each in nodes.items()]
         return "; ".join(groups[:3]) + (f"; {len(groups) - 3} more in the log above" if len(groups) > 3 else "")
 
     def _take_endings(self, pod: Pod) -> None:
@@ -124,7 +126,8 @@ class NodeWatch:
         if previous is not None:
             if node == "0":
                 self._follow(pod, previous)
-            text = self._read(pod, previous, tail_lines=2000)
+                self._positions[pod["metadata"]["uid"]][0].restart()
+            text = plain(self._read(pod, previous, tail_lines=2000))
         how, code = ending(text), ended.get("exitCode")
         disrupted = _condition(pod, "DisruptionTarget").get("status") == "True"
         if disrupted:
@@ -155,14 +158,14 @@ class NodeWatch:
         position, read = self._positions.get(uid, (Position(), None))
         now = time.monotonic()
         part = {"tail_lines": 1000} if read is None else {"since_seconds": int(now - read) + 60}
-        text = self._read(pod, previous, timestamps=True, **part)
+        text = self._read(pod, previous, **part)
         for line in position.new(text):
             log.info("node 0: %s", line)
         if text or read is None:
             self._positions[uid] = (position, now)
 
     def _read(self, pod: Pod, previous: bool, **part: Any) -> str:
-        """A part of the log; nothing where there is none (yet, or any more)."""
+        """A part of the log, with times; nothing where there is none (yet, or any more)."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
@@ -175,6 +178,7 @@ class NodeWatch:
                 self._namespace,
                 container=CONTAINER,
                 previous=previous,
+                timestamps=True,
                 _preload_content=False,
                 _request_timeout=60,
                 **part,
@@ -199,7 +203,7 @@ class NodeWatch:
             problems = [("", "no pods are made", "do the controllers of Kubeflow Trainer and JobSet run?")]
         for node, reason, message in problems:
             who = f"node {node}" if node else "a node"
-            self._say(f"TrainJob {self.name}: {who} cannot start: {reason}: {message}{ADVICE.get(reason, '')}", f"{reason} {message}")
+            self._say(f"TrainJob {self.name}: {who} cannot start: {reason}: {message}{_advice(reason, message)}", f"{reason} {message}")
         running = sum((pod.get("status", {}).get("phase") or "Pending") != "Pending" for pod in newest.values())
         if running == self._nodes and not problems and not self._complete:
             log.info("TrainJob %s: all %d nodes have started", self.name, self._nodes)
@@ -215,7 +219,7 @@ class NodeWatch:
             who = f"node {node}" if node else "a node"
             raise UserError(
                 f"TrainJob {self.name} is given up: for {self._start_min:g} minutes (`start_min` in resources.yaml) {who} could not start: "
-                f"{reason}: {message[:300]}{ADVICE.get(reason, '')}"
+                f"{reason}: {message[:300]}{_advice(reason, message)}"
             )
 
     def _problems(self, pod: Pod, since: str) -> list[tuple[str, str]]:
@@ -227,7 +231,10 @@ class NodeWatch:
         containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
         waiting = [(each.get("state") or {}).get("waiting") or {} for each in containers]
         found = [
-            (re.sub("ImagePullBackOff", "ErrImagePull", each["reason"]), _line(each.get("message")))
+            (
+                each["reason"].replace("ImagePullBackOff", "ErrImagePull"),
+                re.sub("^Back-off .*?ErrImagePull: ", "", _line(each.get("message"))),
+            )
             for each in waiting
             if each.get("reason", "") not in NO_PROBLEM
         ]
@@ -261,6 +268,14 @@ class NodeWatch:
 def _node(pod: Pod) -> str:
     found = {**(pod["metadata"].get("annotations") or {}), **(pod["metadata"].get("labels") or {})}
     return str(found.get(INDEX, pod["metadata"]["name"]))
+
+
+def _number(node: str) -> int:
+    return int(node) if node.isdecimal() else 0
+
+
+def _advice(reason: str, message: str) -> str:
+    return next((words for key, words in ADVICE.items() if key in reason or key in message), "")
 
 
 def _condition(pod: Pod, kind: str) -> dict[str, str]:

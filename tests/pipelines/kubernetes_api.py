@@ -60,6 +60,7 @@ class Pod:
         self.state: dict[str, Any] = {"running": {}}
         self.last: dict[str, Any] = {}
         self.restarts = 0
+        self.unreadable = False  # as when its node has removed the log already
         self.unread = False  # whether a container has failed and nobody has asked for its log
 
     def write(self, *lines: str) -> None:
@@ -100,7 +101,10 @@ class Pod:
         elif "waiting" in self.state and not self.restarts:
             return 400, json.dumps({"kind": "Status", "code": 400, "message": "container is waiting to start"})
         lines = self.logs[which]
-        self.unread &= "timestamps" in query
+        if query.get("tailLines") == ["2000"]:
+            self.unread = False
+            if self.unreadable:
+                return 200, "unable to retrieve container logs for containerd://1"
         if "sinceSeconds" in query:
             since = datetime.now(UTC) - timedelta(seconds=int(query["sinceSeconds"][0]))
             lines = [each for each in lines if each[0] >= since]
