@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError
-from dreamteacher.node_logs import Ending, Position, ending, plain
+from dreamteacher.node_logs import SHOWN, Ending, Position, ending, plain
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -36,13 +36,13 @@ NO_PODS = 60.0  # seconds without a pod, after which that is said
 class NodeWatch:
     """Watches the pods of one TrainJob and says in the log what they do."""
 
-    def __init__(self, client: ApiClient, name: str, namespace: str, nodes: int, start_min: float):
-        """`start_min`: minutes for which nodes may be unable to start; 0 is without end."""
+    def __init__(self, client: ApiClient, name: str, namespace: str, nodes: int, start_min: float, *, attached: bool = False):
+        """`start_min`: minutes for which nodes may be unable to start; 0 is without end. `attached`: the job runs since an earlier try."""
         from kubernetes.client import CoreV1Api
         from kubernetes.watch import Watch
 
         self._core, self._watch = CoreV1Api(client), Watch()
-        self.name, self._namespace, self._nodes, self._start_min = name, namespace, nodes, start_min
+        self._name, self._namespace, self._nodes, self._start_min = name, namespace, nodes, start_min
         self._endings: dict[str, tuple[float, Ending]] = {}  # of each node its last, and when
         self._final: tuple[str, Ending] | None = None
         self._handled: set[tuple[str, ...]] = set()
@@ -51,6 +51,7 @@ class NodeWatch:
         self._begun = time.monotonic()
         self._stuck: float | None = None  # since when
         self._complete = False
+        self._first_lines = SHOWN if attached else 1000  # of a log that is read for the first time
 
     def look(self, seconds: float, since: str, *, starting: bool) -> None:
         """Watch for so many seconds.
@@ -72,7 +73,7 @@ class NodeWatch:
             events = self._watch.stream(
                 self._core.list_namespaced_pod,
                 self._namespace,
-                label_selector=f"jobset.sigs.k8s.io/jobset-name={self.name}",
+                label_selector=f"jobset.sigs.k8s.io/jobset-name={self._name}",
                 timeout_seconds=max(1, round(seconds)),
                 _request_timeout=(10, seconds + 60),
             )
@@ -87,11 +88,12 @@ class NodeWatch:
                 self._follow(newest["0"])
             if starting:
                 self._take_problems(newest, since)
+            self._first_lines = 1000
         except (ApiException, HTTPError) as error:  # of an API that is away the job's own state is asked next, with patience
-            self._say(f"the pods of TrainJob {self.name} cannot be watched: {_why(error)}")
+            self._say(f"the pods of TrainJob {self._name} cannot be watched: {_why(error)}")
         if self._final:
             node, how = self._final
-            raise UserError(f"TrainJob {self.name} is ended, since a further try would fail alike: node {node}: {how.error}")
+            raise UserError(f"TrainJob {self._name} is ended, since a further try would fail alike: node {node}: {how.error}")
         time.sleep(max(0.0, end - time.monotonic()))
 
     def summary(self) -> str:
@@ -139,6 +141,8 @@ class NodeWatch:
             how = how._replace(error=why, consequence=False, final=False)
         elif not how.error and ended.get("reason") not in (None, "Error"):  # StartError
             how = how._replace(error=_both(ended), consequence=False)
+        elif pod["metadata"].get("deletionTimestamp") and (how.consequence or not how.error):
+            how = how._replace(error="its pod was deleted", consequence=True)
         elif not how.error:
             known = self._endings.get(node)
             how = known[1] if known else how._replace(error=f"exit code {code}, and its log was gone", consequence=True)
@@ -157,7 +161,7 @@ class NodeWatch:
         uid = pod["metadata"]["uid"]
         position, read = self._positions.get(uid, (Position(), None))
         now = time.monotonic()
-        part = {"tail_lines": 1000} if read is None else {"since_seconds": int(now - read) + 60}
+        part = {"tail_lines": self._first_lines} if read is None else {"since_seconds": int(now - read) + 60}
         text = self._read(pod, previous, **part)
         for line in position.new(text):
             log.info("node 0: %s", line)
@@ -197,16 +201,16 @@ class NodeWatch:
         """
         problems = [(node, *problem) for node, pod in sorted(newest.items()) for problem in self._problems(pod, since)]
         if len(newest) < self._nodes:
-            for made in (self.name, f"{self.name}-{CONTAINER}-0"):  # the TrainJob and its JobSet; the Job
+            for made in (self._name, f"{self._name}-{CONTAINER}-0"):  # the TrainJob and its JobSet; the Job
                 problems += [("", *problem) for problem in self._events(made, since, r"FailedCreate$|(Creation|Reconcile)Failed$")]
         if not newest and not problems and time.monotonic() - self._begun > NO_PODS:
             problems = [("", "no pods are made", "do the controllers of Kubeflow Trainer and JobSet run?")]
         for node, reason, message in problems:
             who = f"node {node}" if node else "a node"
-            self._say(f"TrainJob {self.name}: {who} cannot start: {reason}: {message}{_advice(reason, message)}", f"{reason} {message}")
+            self._say(f"TrainJob {self._name}: {who} cannot start: {reason}: {message}{_advice(reason, message)}", f"{reason} {message}")
         running = sum((pod.get("status", {}).get("phase") or "Pending") != "Pending" for pod in newest.values())
         if running == self._nodes and not problems and not self._complete:
-            log.info("TrainJob %s: all %d nodes have started", self.name, self._nodes)
+            log.info("TrainJob %s: all %d nodes have started", self._name, self._nodes)
         self._complete = running == self._nodes and not problems
         held = any(_condition(pod, "PodScheduled").get("status") == "True" for pod in newest.values())
         counted = [each for each in problems if held or each[1] != "Unschedulable" or "Insufficient" not in each[2]]
@@ -218,8 +222,8 @@ class NodeWatch:
             node, reason, message = counted[0]
             who = f"node {node}" if node else "a node"
             raise UserError(
-                f"TrainJob {self.name} is given up: for {self._start_min:g} minutes (`start_min` in resources.yaml) {who} could not start: "
-                f"{reason}: {message[:300]}{_advice(reason, message)}"
+                f"TrainJob {self._name} is given up: for {self._start_min:g} minutes (`start_min` in resources.yaml) {who} could not "
+                f"start: {reason}: {message[:300]}{_advice(reason, message)}"
             )
 
     def _problems(self, pod: Pod, since: str) -> list[tuple[str, str]]:
@@ -259,7 +263,7 @@ class NodeWatch:
 
     def _say(self, message: str, key: str = "") -> None:
         """Warn of it once, whatever numbers and names of pods are in it."""
-        key = _without_numbers(re.sub(rf"{re.escape(self.name)}[\w.-]*", "", key or message))
+        key = _without_numbers(re.sub(rf"{re.escape(self._name)}[\w.-]*", "", key or message))
         if key not in self._said:
             self._said.add(key)
             log.warning("%s", message)

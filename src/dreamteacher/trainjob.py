@@ -215,7 +215,7 @@ def run(client: ApiClient, job: dict[str, Any], *, begun: float | None = None, s
         return is_new
 
     is_new, logged = obtain(), ""
-    watch = NodeWatch(client, name, namespace, job["spec"]["trainer"]["numNodes"], start_min)
+    watch = NodeWatch(client, name, namespace, job["spec"]["trainer"]["numNodes"], start_min, attached=not is_new)
     while True:
         get = partial(jobs.get_namespaced_custom_object, GROUP, VERSION, namespace, PLURAL, name, _request_timeout=60)
         found = patiently(get, poll)

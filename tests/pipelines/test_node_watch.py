@@ -175,6 +175,25 @@ def test_log_of_node_0_is_followed_line_by_line_and_none_comes_twice(either: Kub
     assert "of no interest" not in caplog.text
 
 
+def test_retried_step_shows_the_end_of_the_log_and_what_follows(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    job = manifest(Nodes(image="i"), "job-1", "run-1", "ml", [])
+    api.jobs["job-1"] = json.loads(json.dumps(job))
+    api.make_pods(job)
+    api.node(0).write(*[f"step {i}" for i in range(100)])
+    looks = iter([lambda job: None, lambda job: None, lambda job: api.node(0).write(*[f"step {i}" for i in range(100, 200)]), finish()])
+
+    def next_look(job: dict[str, Any]) -> None:
+        next(looks)(job)
+
+    api.on_get = next_look
+    settings = Configuration()
+    settings.host = api.url
+    run(ApiClient(settings), job, poll=0.02)
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("node 0: step")]
+    assert told == [f"node 0: step {i}" for i in range(70, 200)]
+
+
 def test_api_that_does_not_answer_for_a_while_costs_no_line(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
 
