@@ -30,6 +30,7 @@ ADVICE = {  # what the reason or the message has in it -> what to do
     "persistentvolumeclaim": "; make the claim in this namespace, as docs/cluster.md says",
     "affinity/selector": "; no node has the label of its pool, see docs/cluster.md",
 }
+REPEATED = 1200.0  # seconds within which controllers and kubelet repeat a warning whose cause is still there
 NO_PODS = 60.0  # seconds without a pod, after which that is said
 
 
@@ -212,7 +213,8 @@ class NodeWatch:
         if running == self._nodes and not problems and not self._complete:
             log.info("TrainJob %s: all %d nodes have started", self._name, self._nodes)
         self._complete = running == self._nodes and not problems
-        held = any(_condition(pod, "PodScheduled").get("status") == "True" for pod in newest.values())
+        alive = [pod for pod in newest.values() if pod.get("status", {}).get("phase") not in ("Failed", "Succeeded")]
+        held = any(_condition(pod, "PodScheduled").get("status") == "True" for pod in alive)
         counted = [each for each in problems if held or each[1] != "Unschedulable" or "Insufficient" not in each[2]]
         if not counted:
             self._stuck = None
@@ -247,12 +249,12 @@ class NodeWatch:
         return found
 
     def _events(self, name: str, since: str, reasons: str) -> list[tuple[str, str]]:
-        """(reason, message) of the last warning about the object of that name."""
+        """(reason, message) of the last warning about the object of that name, if it is recent."""
         selector = f"involvedObject.name={name},type=Warning"
-        found = []
+        found, oldest = [], max(_seconds(since), time.time() - REPEATED)
         for event in self._core.list_namespaced_event(self._namespace, field_selector=selector, _request_timeout=60).items:
             when = event.last_timestamp or event.event_time or event.first_timestamp
-            if re.search(reasons, event.reason or "") and (when is None or when.timestamp() >= _seconds(since)):
+            if re.search(reasons, event.reason or "") and (when is None or when.timestamp() >= oldest):
                 found.append((when.timestamp() if when else 0.0, event.reason, _line(event.message)))
         return [max(found)[1:]] if found else []
 

@@ -274,6 +274,18 @@ def test_waiting_for_nodes_that_others_use_is_said_and_not_given_up(api: Kuberne
         follow(api, lambda: api.node(1).unschedulable(busy), *[lambda: None] * 200, start_min=0.005)
 
 
+def test_warnings_of_a_while_ago_are_over(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+    """Such as a volume that could be mounted at the second try, while a large image is pulled."""
+
+    def slow() -> None:
+        api.jobs["job-1"]["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+        api.node(0).waits("ContainerCreating")
+        api.warn(api.node(0).name, "FailedMount", "timed out waiting for the cache", age=1500)
+
+    follow(api, slow, *[lambda: None] * 10, start_min=0.001)
+    assert "cannot start" not in caplog.text
+
+
 def test_a_queue_is_no_trouble(api: KubernetesApi, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     """Kueue suspends the job until there is room: it has no pods."""
     monkeypatch.setattr(node_watch, "NO_PODS", 0.0)
