@@ -20,9 +20,9 @@ test: $(VENV)/.installed-test
 test-image: $(VENV)/.installed-test
 	scripts/test_image.sh
 
-# Serves models on the cluster of KUBECONFIG, in a namespace of its own; tests/cluster/checks.py says which images it needs.
+# Serves models on the cluster of KUBECONFIG, in a namespace of its own; tests/cluster/rollouts.py says which images it needs.
 test-cluster: $(VENV)/.installed-test
-	pytest -n 0 -s -rs tests/cluster/checks.py
+	pytest -n 0 -s -rs tests/cluster/rollouts.py
 
 # The stamps make a second start skip pip. constraints.txt names every package, so pip has nothing to resolve (scripts/pins.py); `pip check`
 # says whether that holds, of all but nvidia-pytriton: it brings a real tritonserver, and declares numpy<2 for a Python API that is not used.

@@ -38,7 +38,9 @@ ROOMS = {  # room or module -> what it may import of ours
     "git_access": {"errors", "mlflow_server"},
     "versioning": {"errors", "git_access", "mlflow_server", "outages", "stage"},
     "kubernetes_api": {"errors"},
-    "trainjob": {*BASE, "kubernetes_api", "params_file", "stage", "tracking"},
+    "node_logs": set(),
+    "node_watch": {"errors", "node_logs"},
+    "trainjob": {*BASE, "kubernetes_api", "node_watch", "params_file", "stage", "tracking"},
     "stages": {*BASE, "files", "outages", "params_file", "stage", "steps", "tracking", "versioning", "data", "training", "teachers",
                "students", "distillation", "tasks", "serving", "report"},
     "launch": {*BASE, "params_file", "results", "stage", "stages", "trainjob"},
@@ -99,21 +101,9 @@ def test_teachers_students_and_data_know_nothing_of_each_other():
 
 @pytest.mark.parametrize(
     "module",
-    [
-        "cli",
-        "params",
-        "params_file",
-        "errors",
-        "stage",
-        "mlflow_server",
-        "tracking",
-        "doctor",
-        "versioning",
-        "trainjob",
-        "kubernetes_api",
-        "outages",
-    ],
-)
+    ["cli", "params", "params_file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning", "trainjob", "kubernetes_api",
+     "node_watch", "outages"],
+)  # fmt: skip
 def test_light_modules_import_nothing_heavy(module):
     body = f"import sys, dreamteacher.{module}; print([m for m in ('torch', 'numpy', 'mlflow', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -79,11 +79,11 @@ def _lines(core: CoreV1Api, deployment: Any, namespace: str) -> list[str]:
     name, alias, version = pods.get(MODEL, "?"), pods.get(ALIAS, "champion"), pods.get(VERSION)
     wanted, ready, updated = deployment.spec.replicas, state.ready_replicas or 0, state.updated_replicas or 0
     since = max((each.last_update_time for each in state.conditions or [] if each.type == "Progressing"), default=None)
-    words = [f"version {version} of {name}" if version else f"the {alias} of {name}", f"{ready} of {wanted} replicas ready"]
-    if not _is_done(deployment):
-        words.append(f"rolling out, {updated} of {wanted} replicas have the version")
-    elif since:
-        words.append(f"since {since:%Y-%m-%d %H:%M} ({_age(since)})")
+    what = f"version {version} of {name}" if version else f"the {alias} of {name}"
+    if _is_done(deployment):
+        words = [what, f"{ready} of {wanted} replicas ready", *([f"since {since:%Y-%m-%d %H:%M} ({_age(since)})"] if since else [])]
+    else:
+        words = [f"{what} is being rolled out", f"{updated} of {wanted} replicas have it", f"{ready} ready"]
     lines = [f"{deployment.metadata.name}: {', '.join(words)}"]
     try:
         newest = resolve(name, alias=alias)
