@@ -126,7 +126,7 @@ def _of_nodes(cluster: Cluster, wanted: Needs, account: str) -> Iterator[Finding
     if wanted.nodes > 1:
         looks |= {
             "Kubeflow Trainer": partial(trainer.trainer, cluster),
-            f"runtime {trainer.RUNTIME}": partial(trainer.runtime, cluster),
+            "runtime": partial(trainer.runtime, cluster),
             f"rights of {account}": partial(trainer.rights, cluster, account),
         }
     yield from _each(looks)

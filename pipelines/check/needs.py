@@ -80,15 +80,20 @@ def of_package(package: Path) -> Needs:
     with package.open() as file:
         for document in yaml.safe_load_all(file):
             platform |= document.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
-    image, claim, mount, label, config_maps, secrets, pull, pods = "", "", "", "", {}, {}, set(), []
+    image = claim = mount = label = ""
+    config_maps: dict[str, list[str]] = {}
+    secrets: dict[str, list[str]] = {}
+    pull: set[str] = set()
+    pods: list[tuple[Pods, str]] = []
     for name, executor in executors.items():
         container, around = executor["container"], platform.get(name, {})
         step, resources = re.sub(r"^exec-|-\d+$", "", name), container.get("resources", {})
         environment = {each["name"]: each["value"] for each in container.get("env", [])}
         image = container["image"]
-        for (key, value), each in zip(around.get("nodeSelector", {}).get("labels", {}).items(), [resources], strict=False):
-            label, gpus = key, int(each.get("accelerator", {}).get("resourceCount", 0))
-            pods.append((Pods(value, each.get("resourceCpuRequest", "0"), each.get("resourceMemoryRequest", "0"), gpus), step))
+        gpus = int(resources.get("accelerator", {}).get("resourceCount", 0))
+        for key, pool in around.get("nodeSelector", {}).get("labels", {}).items():
+            label = key
+            pods.append((Pods(pool, resources.get("resourceCpuRequest", "0"), resources.get("resourceMemoryRequest", "0"), gpus), step))
         if SETTINGS in environment:
             job = Nodes.model_validate(json.loads(environment[SETTINGS]))
             (pool,) = job.node_selector.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from kubernetes.client import ApiException, ApisApi, CoreV1Api
@@ -99,7 +100,9 @@ def _reasons(pods: Pods, node: Any, free: dict[str, Any]) -> list[tuple[str, str
         elif free[field]:
             found.append((f"has {int(free[field])}", lower))
         else:
-            drivers = "install NVIDIA's GPU operator (device plugin), or look at its pods: kubectl get pods -A -l app=nvidia-device-plugin-daemonset"
+            drivers = (
+                "install NVIDIA's GPU operator, or look at its device plugin: kubectl get pods -A -l app=nvidia-device-plugin-daemonset"
+            )
             found.append(("shows no nvidia.com/gpu", drivers))
     return found
 
@@ -125,11 +128,9 @@ def _free(core: CoreV1Api, nodes: list[Any]) -> dict[str, dict[str, Any]]:
 
 def _is_autoscaled(cluster: Cluster) -> bool:
     """Whether nodes may come when a pod waits for one."""
-    try:
+    with suppress(ApiException):
         if read(CoreV1Api(cluster.client).read_namespaced_config_map, "cluster-autoscaler-status", "kube-system"):
             return True
-    except ApiException:
-        pass
     return any(group.name == "karpenter.sh" for group in read(ApisApi(cluster.client).get_api_versions).groups)
 
 

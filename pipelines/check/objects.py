@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from contextlib import suppress
 
-from kubernetes.client import CoreV1Api, StorageV1Api
+from kubernetes.client import ApiException, CoreV1Api, StorageV1Api
 from kubernetes.utils import parse_quantity
 
 from pipelines.check.finding import APPLY, Cluster, Finding, read
@@ -37,9 +38,11 @@ def namespace(cluster: Cluster) -> Iterator[Finding]:
 
 
 def account_of_runs(cluster: Cluster) -> str:
-    """The first of KFP's usual accounts that is in the namespace, else the first."""
+    """The first of KFP's usual accounts that is in the namespace; the first of all where none is seen."""
     core = CoreV1Api(cluster.client)
-    return next((name for name in ACCOUNTS if read(core.read_namespaced_service_account, name, cluster.namespace)), ACCOUNTS[0])
+    with suppress(ApiException):
+        return next((name for name in ACCOUNTS if read(core.read_namespaced_service_account, name, cluster.namespace)), ACCOUNTS[0])
+    return ACCOUNTS[0]
 
 
 def account(cluster: Cluster, name: str) -> Iterator[Finding]:
@@ -96,7 +99,8 @@ def secret(cluster: Cluster, name: str, keys: list[str]) -> Iterator[Finding]:
 
 def pull_secret(cluster: Cluster, name: str) -> Iterator[Finding]:
     """That it is there, and of a type that nodes pull by."""
-    create = f"kubectl create secret docker-registry {name} -n {cluster.namespace} --docker-server=... --docker-username=... --docker-password=..."
+    login = "--docker-server=... --docker-username=... --docker-password=..."
+    create = f"kubectl create secret docker-registry {name} -n {cluster.namespace} {login}"
     found = read(CoreV1Api(cluster.client).read_namespaced_secret, name, cluster.namespace)
     if found is None:
         yield Finding("wrong", f"image pull secret {name}", f"not in namespace {cluster.namespace}", create)

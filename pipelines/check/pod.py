@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 from kubernetes.client import ApiException, CoreV1Api
 
+from pipelines.check.answers import finding
 from pipelines.check.finding import Cluster, Finding, read, reason
 from pipelines.check.needs import Needs
+from pipelines.resources import GPU
 
 NAME = "dreamteacher-check-"
-LITTLE = 10 * 2**30  # bytes free
 POLL = 1.0
 PATIENCE = 30.0  # seconds for which a pod may find no node, or no volume, before that counts as its end
 # What the kubelet says of a container that will not start, by its own reasons.
@@ -58,7 +58,8 @@ def manifest(needs: Needs, account: str, wait: int) -> dict[str, Any]:
             "restartPolicy": "Never",
             "activeDeadlineSeconds": wait + 60,  # should this command be killed
             "serviceAccountName": account,
-            "nodeSelector": {needs.pool_label: min(needs.pods).pool} if needs.pool_label else {},
+            "nodeSelector": {needs.pool_label: min(needs.pods, key=lambda pods: (pods.gpus, pods.count)).pool},
+            "tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}],
             "imagePullSecrets": [{"name": name} for name in needs.pull_secrets],
             "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": needs.claim}}],
             "containers": [
@@ -103,7 +104,7 @@ def trial(cluster: Cluster, needs: Needs, account: str, wait: int) -> Iterator[F
         )
         return
     for each in told:
-        yield _finding(each, cluster, needs)
+        yield finding(each, cluster, needs)
 
 
 def _wait(core: CoreV1Api, namespace: str, name: str, wait: int) -> tuple[str, str, str] | None:
@@ -123,7 +124,7 @@ def _wait(core: CoreV1Api, namespace: str, name: str, wait: int) -> tuple[str, s
                 return _does_not_start(pod, waiting.reason, waiting.message or "", namespace)
         scheduled = next((each for each in pod.status.conditions or [] if each.type == "PodScheduled"), None)
         if scheduled and scheduled.status == "False" and passed > PATIENCE:
-            return "trial pod", f"finds no node: {scheduled.message}", f"kubectl get nodes -L dreamteacher.io/pool"
+            return "trial pod", f"finds no node: {scheduled.message}", "kubectl get nodes --show-labels"
         if passed > PATIENCE and (mount := _failed_mount(core, namespace, name)):
             return "trial pod", f"its volume cannot be mounted: {mount}", f"kubectl get pvc -n {namespace}"
         if passed > wait or pod.status.phase == "Failed":
@@ -139,7 +140,10 @@ def _never_started(pod: Any) -> bool:
 def _does_not_start(pod: Any, why: str, message: str, namespace: str) -> tuple[str, str, str]:
     image, text = pod.spec.containers[0].image, " ".join(message.split())[-250:]
     if "Image" in why:
-        mend = f"push it, or make a secret and name it in resources.yaml, image_pull_secrets: kubectl create secret docker-registry regcred -n {namespace} ..."
+        mend = (
+            "push it, or name a secret in resources.yaml, image_pull_secrets: "
+            f"kubectl create secret docker-registry regcred -n {namespace} --docker-server=... --docker-username=... --docker-password=..."
+        )
         return f"image {image}", f"cannot be pulled: {why} {text}", mend
     if "non-root" in message or "runAsNonRoot" in message:
         return (
@@ -166,83 +170,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) and "about" in found else None
-
-
-def _finding(told: dict[str, Any], cluster: Cluster, needs: Needs) -> Finding:
-    """What the probe told, in words."""
-    about, error = told["about"], told["error"]
-    if about == "image":
-        if error:
-            return Finding("wrong", f"image {needs.image}", f"has no {' and no '.join(told['packages'])}", "build it by docker/Dockerfile")
-        return Finding("ok", f"image {needs.image}", "was pulled, and has dreamteacher and kfp")
-    if about == "volume":
-        return _volume(told, cluster, needs)
-    address = told["address"] or "Amazon's own"
-    edit = f"kubectl edit configmap {next(iter(needs.config_maps), '')} -n {cluster.namespace}"
-    if about == "mlflow":
-        if told.get("skipped"):
-            return Finding("warn", "MLflow", f"MLFLOW_TRACKING_URI = {address} is no server; records end with each pod", edit)
-        return _mlflow(error, told["status"], address, edit)
-    named = f"{address}, bucket {told['bucket']}" if told.get("bucket") else address
-    if not error:
-        return Finding("ok", "S3", f"{named} answers a pod")
-    keys = next((f"secret {name}" for name, has in needs.secrets.items() if "AWS_ACCESS_KEY_ID" in has), "a secret")
-    if error in ("no keys", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "AccessDenied"):
-        return Finding("wrong", "S3", f"{named} refuses the keys ({error})", f"correct {keys}, or the right of its keys")
-    if error in ("404", "NoSuchBucket"):
-        return Finding("wrong", "S3", f"{named}: there is no such bucket", f"make it, or {edit}")
-    return Finding("wrong", "S3", f"{named} does not answer a pod: {error}", edit)
-
-
-def _mlflow(error: str, status: int, address: str, edit: str) -> Finding:
-    if not error:
-        return Finding("ok", "MLflow", f"{address} answers a pod")
-    host = address.split("//")[-1].split("/")[0].split(":")[0]
-    if status == 403:
-        return Finding(
-            "wrong",
-            "MLflow",
-            f"{address} refuses a pod: {error}",
-            f"start it with --allowed-hosts '{host}:*', or give the steps rights there",
-        )
-    if status == 401:
-        return Finding(
-            "wrong",
-            "MLflow",
-            f"{address} wants a user: {error}",
-            "put MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD into a secret of resources.yaml",
-        )
-    return Finding("wrong", "MLflow", f"{address} does not answer a pod: {error}", edit)
-
-
-def _volume(told: dict[str, Any], cluster: Cluster, needs: Needs) -> Finding:
-    what = f"claim {needs.claim}"
-    if not told["error"]:
-        free = f"{told['free'] / 2**30:.0f} GiB free"
-        if told["free"] < LITTLE:
-            return Finding(
-                "warn",
-                what,
-                f"writable, but only {free}",
-                f"kubectl exec into a pod that has it, and remove folders of old runs from {needs.mount}",
-            )
-        return Finding("ok", what, f"writable by user {told['uid']}, groups {told['groups']}; {free}")
-    words = f"user {told['uid']}, groups {told['groups']}, cannot write to it: {told['error']}"
-    if "owner" in told:
-        words += f" (it belongs to user {told['owner']}, group {told['group']}, mode {told['mode']})"
-    return Finding("wrong", what, words, f"let group 0 write: {_open_to_group(cluster, needs)}")
-
-
-def _open_to_group(cluster: Cluster, needs: Needs) -> str:
-    """A pod of root, which a namespace that enforces Pod Security refuses; there the storage's own owner must do it."""
-    command = ["sh", "-c", f"chgrp -R 0 {needs.mount} && chmod -R g+rwX {needs.mount}"]
-    volume = {"name": "runs", "persistentVolumeClaim": {"claimName": needs.claim}}
-    container = {
-        "name": "open",
-        "image": needs.image,
-        "command": command,
-        "securityContext": {"runAsUser": 0},
-        "volumeMounts": [{"name": "runs", "mountPath": needs.mount}],
-    }
-    overrides = shlex.quote(json.dumps({"spec": {"volumes": [volume], "containers": [container]}}))
-    return f"kubectl run open --rm -i --restart=Never -n {cluster.namespace} --image={needs.image} --overrides={overrides}"

@@ -11,11 +11,13 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
+from typing import Any
 
 TIMEOUT = 10  # seconds
 
 
-def tell(about: str, error: str = "", **facts: object) -> None:
+def tell(about: str, error: str = "", **facts: Any) -> None:
     """`error`: a word for the kind of trouble; "" where there is none."""
     print(json.dumps({"about": about, "error": error, **facts}), flush=True)
 
@@ -27,17 +29,17 @@ def image() -> None:
 
 
 def volume(mount: str) -> None:
-    """Whether a folder can be made in `mount` and a file written."""
-    user = {"uid": os.getuid(), "groups": sorted({os.getgid(), *os.getgroups()})}
+    """Whether a folder can be made in `mount` and a file written, there and in the folders of earlier runs."""
+    user: dict[str, Any] = {"uid": os.getuid(), "groups": sorted({os.getgid(), *os.getgroups()})}
     try:
-        found = os.stat(mount)
+        found = Path(mount).stat()
         user |= {"owner": found.st_uid, "group": found.st_gid, "mode": f"{found.st_mode & 0o7777:o}"}
         with tempfile.TemporaryDirectory(prefix=".dreamteacher-check-", dir=mount) as folder:
-            with open(f"{folder}/file", "wb") as file:  # noqa: PTH123
-                file.write(bytes(1 << 20))
-                os.fsync(file.fileno())
+            Path(folder, "file").write_bytes(bytes(1 << 20))
         space = os.statvfs(mount)
-        tell("volume", free=space.f_bavail * space.f_frsize, **user)
+        locked = [each.name for each in os.scandir(mount) if each.is_dir() and not os.access(each.path, os.W_OK | os.X_OK)]
+        locked = [name for name in locked if name != "lost+found"]
+        tell("volume", locked=sorted(locked)[:3], free=space.f_bavail * space.f_frsize, **user)
     except OSError as error:
         tell("volume", error.strerror or type(error).__name__, **user)
 

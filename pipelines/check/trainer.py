@@ -20,11 +20,15 @@ from pipelines.check.finding import APPLY, Cluster, Finding, read
 TRAINER = "2.3.0"  # on which the pipelines ran, with JobSet 0.12.0
 SOURCE = "https://github.com/kubeflow/trainer.git/manifests/overlays/{}?ref=v" + TRAINER
 INSTALL = f"kubectl apply --server-side -k '{SOURCE}'"
+OWN_RUNTIME = "dreamteacher-torch"  # of k8s/multi-node; without it TrainJobs take Trainer's
 RUNTIME: str = Nodes.model_fields["runtime"].default
-RIGHTS = [(GROUP, PLURAL, "", verb) for verb in ("create", "get", "list", "watch", "delete")] + [
-    ("", "pods", "", "get"),
-    ("", "pods", "", "list"),
-    ("", "pods", "log", "get"),
+# (API group, resource, subresource, verbs): those of k8s/base/trainjobs.yaml.
+RIGHTS = [
+    (GROUP, PLURAL, "", ("create", "get", "list", "watch", "delete")),
+    (GROUP, "trainingruntimes", "", ("get",)),
+    ("", "pods", "", ("get", "list", "watch")),
+    ("", "pods", "log", ("get",)),
+    ("", "events", "", ("list",)),
 ]
 
 
@@ -50,28 +54,31 @@ def trainer(cluster: Cluster) -> Iterator[Finding]:
 
 
 def runtime(cluster: Cluster) -> Iterator[Finding]:
-    """That the runtime of the TrainJobs is there."""
-    what = f"runtime {RUNTIME}"
-    if read(CustomObjectsApi(cluster.client).get_cluster_custom_object, GROUP, VERSION, "clustertrainingruntimes", RUNTIME):
-        yield Finding("ok", what, "is there")
+    """That a runtime of the TrainJobs is there, best our own."""
+    objects, mend = CustomObjectsApi(cluster.client), f"kubectl apply -k k8s/multi-node -n {cluster.namespace}"
+    if read(objects.get_namespaced_custom_object, GROUP, VERSION, cluster.namespace, "trainingruntimes", OWN_RUNTIME):
+        yield Finding("ok", "runtime", f"{OWN_RUNTIME} is there")
+    elif read(objects.get_cluster_custom_object, GROUP, VERSION, "clustertrainingruntimes", RUNTIME):
+        words = f"no TrainingRuntime {OWN_RUNTIME}, so nodes run by {RUNTIME}, under which the third preemption may end a job"
+        yield Finding("warn", "runtime", words, mend)
     else:
-        mend = INSTALL.format("runtimes") if RUNTIME == "torch-distributed" else APPLY.format(cluster.namespace)
-        yield Finding("wrong", what, "no ClusterTrainingRuntime of that name", mend)
+        yield Finding("wrong", "runtime", f"no TrainingRuntime {OWN_RUNTIME}, and no ClusterTrainingRuntime {RUNTIME}", mend)
 
 
 def rights(cluster: Cluster, account: str) -> Iterator[Finding]:
     """That the account of the runs may do what the steps with several nodes do."""
+    review = AuthorizationV1Api(cluster.client).create_subject_access_review
+    user = f"system:serviceaccount:{cluster.namespace}:{account}"
+    groups = ["system:serviceaccounts", f"system:serviceaccounts:{cluster.namespace}", "system:authenticated"]
     refused = []
-    for group, resource, subresource, verb in RIGHTS:
-        wanted = V1ResourceAttributes(group=group, resource=resource, subresource=subresource, verb=verb, namespace=cluster.namespace)
-        user = f"system:serviceaccount:{cluster.namespace}:{account}"
-        groups = ["system:serviceaccounts", f"system:serviceaccounts:{cluster.namespace}", "system:authenticated"]
-        review = V1SubjectAccessReview(spec=V1SubjectAccessReviewSpec(user=user, groups=groups, resource_attributes=wanted))
-        if not read(AuthorizationV1Api(cluster.client).create_subject_access_review, review).status.allowed:
-            refused.append(f"{verb} {resource}{f'/{subresource}' if subresource else ''}")
-    what = f"rights of {account}"
+    for group, resource, subresource, verbs in RIGHTS:
+        for verb in verbs:
+            right = V1ResourceAttributes(group=group, resource=resource, subresource=subresource, verb=verb, namespace=cluster.namespace)
+            asked = V1SubjectAccessReview(spec=V1SubjectAccessReviewSpec(user=user, groups=groups, resource_attributes=right))
+            if not read(review, asked).status.allowed:
+                refused.append(f"{verb} {resource}{f'/{subresource}' * bool(subresource)}")
     if refused:
         mend = f"name the account in k8s/base/trainjobs.yaml, then {APPLY.format(cluster.namespace)}"
-        yield Finding("wrong", what, f"it may not {', '.join(refused)}", mend)
+        yield Finding("wrong", f"rights of {account}", f"it may not {', '.join(refused)}", mend)
     else:
-        yield Finding("ok", what, "it may create and watch TrainJobs")
+        yield Finding("ok", f"rights of {account}", "it may create and watch TrainJobs")
