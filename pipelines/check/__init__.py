@@ -46,14 +46,20 @@ def examine(
     cluster, wanted = Cluster(client, namespace, kfp_namespace), needs.of_profile(profile)
     account = account or objects.account_of_runs(cluster)
     print(f"context {name}, namespace {namespace}", flush=True)
-    bad = _print(_of_kfp(cluster, host))
-    unusable = _print(_of_names(cluster, wanted, account))
-    bad |= unusable | _print(_of_nodes(cluster, wanted, account))
+    states = _print(_of_kfp(cluster, host))
+    names = _print(_of_names(cluster, wanted, account))
+    states += names + _print(_of_nodes(cluster, wanted, account))
     if wait is not None:
         left_out = [Finding("unread", "trial pod", "left out, since it needs what is wrong above")]
-        bad |= _print(left_out if unusable else findings("trial pod", partial(pod.trial, cluster, wanted, account, wait)))
-    print("a run would fail here: see `wrong`" if bad else "a run can work here")
-    return int(bad)
+        trial = partial(pod.trial, cluster, wanted, account, wait)
+        states += _print(left_out if "wrong" in names else findings("trial pod", trial))
+    if "wrong" in states:
+        print("a run would fail here: see `wrong`")
+    elif "unread" in states:
+        print("nothing wrong is seen; ask for the rights to read what is `unread`, or let someone who has them run this command")
+    else:
+        print("a run can work here" + ("" if wait is not None else "; not tried: image, volume, MLflow and S3, which need a pod"))
+    return int("wrong" in states)
 
 
 def warn(package: Path, *, namespace: str, account: str | None) -> None:
@@ -75,13 +81,13 @@ def warn(package: Path, *, namespace: str, account: str | None) -> None:
         print(f"warning: so says context {name}, namespace {namespace}; `python -m pipelines check` says how to mend it", file=sys.stderr)
 
 
-def _print(found: Iterator[Finding] | list[Finding]) -> bool:
-    """Whether one is wrong."""
+def _print(found: Iterator[Finding] | list[Finding]) -> list[str]:
+    """The states of what was printed."""
     states = []
     for each in found:
         print(each.line(), flush=True)
         states.append(each.state)
-    return "wrong" in states
+    return states
 
 
 def _of_kfp(cluster: Cluster, host: str | None = None) -> Iterator[Finding]:

@@ -43,7 +43,8 @@ def _mlflow(told: dict[str, Any], edit: str) -> Finding:
     if told["status"] == 401:
         mend = "put MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD into a secret that resources.yaml names"
         return Finding("wrong", "MLflow", f"{address} wants a user: {error}", mend)
-    return Finding("wrong", "MLflow", f"{address} does not answer a pod: {error}", edit)
+    how = "answers a pod, but not as MLflow" if told["status"] else "does not answer a pod"
+    return Finding("wrong", "MLflow", f"{address} {how}: {error}", edit)
 
 
 def _s3(told: dict[str, Any], needs: Needs, edit: str) -> Finding:
@@ -54,9 +55,10 @@ def _s3(told: dict[str, Any], needs: Needs, edit: str) -> Finding:
     if error in REFUSALS:
         keys = next((f"secret {name}" for name, has in needs.secrets.items() if "AWS_ACCESS_KEY_ID" in has), "a secret")
         return Finding("wrong", "S3", f"{where} refuses the keys ({error})", f"correct {keys}, or the rights of its keys")
-    if error in ("404", "NoSuchBucket"):
+    if error in ("404", "NoSuchBucket") and told.get("bucket"):
         return Finding("wrong", "S3", f"{where} is not there", f"make the bucket, or {edit}")
-    return Finding("wrong", "S3", f"{where} does not answer a pod: {error}", edit)
+    how = "answers a pod, but not as S3" if error[:3].isdecimal() else "does not answer a pod"
+    return Finding("wrong", "S3", f"{where} {how}: {error}", edit)
 
 
 def _volume(told: dict[str, Any], cluster: Cluster, needs: Needs) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +28,7 @@ class Finding(NamedTuple):
 
     def line(self) -> str:
         """The finding as it is printed."""
-        return f"{self.state:7} {self.what}: {self.words}" + (f"; {self.mend}" if self.mend else "")
+        return f"{self.state:7} {self.what}: {self.words}" + (f"; to mend it: {self.mend}" if self.mend else "")
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ def connect(context: str | None) -> tuple[ApiClient, str]:
     """
     from kubernetes import client, config
 
-    settings = client.Configuration()
+    settings, file = client.Configuration(), os.environ.get("KUBECONFIG")
     try:
         try:
-            config.load_kube_config(context=context, client_configuration=settings)
-            name = context or str(config.list_kube_config_contexts()[1]["name"])
+            config.load_kube_config(file, context, client_configuration=settings)
+            name = context or str(config.list_kube_config_contexts(file)[1]["name"])
         except config.ConfigException:
             if context:
                 raise
@@ -105,4 +106,5 @@ def reason(error: Any) -> str:
         text = json.loads(error.body)["message"]
     except (TypeError, ValueError, KeyError):
         text = error.reason
-    return f"{error.status} {' '.join(str(text).split())[:300]}"
+    text = " ".join(str(text).split())
+    return f"{error.status} {text.partition(' is forbidden: ')[2] or text}"[:300]

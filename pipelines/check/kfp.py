@@ -91,7 +91,12 @@ def _deployment(cluster: Cluster, name: str, what: str, tried: str) -> Iterator[
     elif not version:
         yield Finding("ok", what, f"{image}, which names no version; tried with {tried}")
     elif what == "Kubeflow Pipelines" and version[1] < "2":
-        yield Finding("wrong", what, f"{version[1]}; these pipelines need version 2, tried with {tried}", "install KFP 2.17")
+        yield Finding(
+            "wrong",
+            what,
+            f"{version[1]}; these pipelines need version 2, tried with {tried}",
+            "kubectl apply -k 'https://github.com/kubeflow/pipelines/manifests/kustomize/env/platform-agnostic?ref=2.17.0'",
+        )
     else:
         yield Finding("ok", what, version[1] + _tried(version[1], tried))
 

@@ -15,6 +15,7 @@ from pipelines.resources import GPU
 
 # Beside the step's own container: Argo's sidecar, as KFP 2.17 configures it.
 SIDECAR = {"cpu": parse_quantity("10m"), "memory": parse_quantity("32Mi")}
+MAY_COME = "; an autoscaler may add one"
 FIELDS = ["cpu", "memory", GPU]
 
 
@@ -54,10 +55,11 @@ def _no_node(needs: Needs, pool: str, nodes: list[Any], state: str) -> Finding:
     ]
     steps = [step for pods, names in needs.pods.items() if pods.pool == pool for step in names]
     words = f"no node has the label {needs.pool_label}={pool}" + (f" (there is {', '.join(others)})" if others else "")
+    more = MAY_COME if state == "warn" else ""
     return Finding(
         state,
         f"pool {pool}",
-        f"{words}, so {_few(steps)} would wait",
+        f"{words}, so {_few(steps)} would wait{more}",
         f"kubectl label node {free[0] if free else 'NODE'} {needs.pool_label}={pool}",
     )
 
@@ -69,12 +71,13 @@ def _not_taken(pods: Pods, steps: list[str], members: list[Any], free: dict[str,
     if taking >= pods.count:
         return None
     words = f"{_few(steps)} ask{'s' * (len(steps) == 1)} for {in_words(pods)}"
+    more = MAY_COME if state == "warn" else ""
     if pods.count > 1:
         words += f" on {pods.count} nodes, and {taking} {'has' if taking == 1 else 'have'} that"
     if taking == len(members):
-        return Finding(state, f"pool {pods.pool}", words, "kubectl label further nodes, or lower `nodes` in resources.yaml")
+        return Finding(state, f"pool {pods.pool}", words + more, "kubectl label further nodes, or lower `nodes` in resources.yaml")
     name, (first, *rest) = min(((name, each) for name, each in reasons.items() if each), key=lambda pair: len(pair[1]))
-    return Finding(state, f"pool {pods.pool}", f"{words}; node {name} {', '.join([first[0], *(text for text, _ in rest)])}", first[1])
+    return Finding(state, f"pool {pods.pool}", f"{words}; node {name} {', '.join([first[0], *(text for text, _ in rest)])}{more}", first[1])
 
 
 def _reasons(pods: Pods, node: Any, free: dict[str, Any]) -> list[tuple[str, str]]:
@@ -96,9 +99,9 @@ def _reasons(pods: Pods, node: Any, free: dict[str, Any]) -> list[tuple[str, str
             continue
         lower = "dreamteacher pipelines resources, and lower the step in resources.yaml"
         if field != GPU:
-            found.append((f"has {_readable(field, free[field])} free for it", lower))
+            found.append((f"has {_readable(field, free[field])}", lower))
         elif free[field]:
-            found.append((f"has {int(free[field])}", lower))
+            found.append((f"has {int(free[field])} of them", lower))
         else:
             drivers = (
                 "install NVIDIA's GPU operator, or look at its device plugin: kubectl get pods -A -l app=nvidia-device-plugin-daemonset"

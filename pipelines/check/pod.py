@@ -79,7 +79,7 @@ def manifest(needs: Needs, account: str, wait: int) -> dict[str, Any]:
 
 def trial(cluster: Cluster, needs: Needs, account: str, wait: int) -> Iterator[Finding]:
     """Run the pod, say what it found, and delete it. It may take `wait` seconds, for an image is pulled."""
-    core, what = CoreV1Api(cluster.client), f"image {needs.image}"
+    core = CoreV1Api(cluster.client)
     try:
         pod = read(core.create_namespaced_pod, cluster.namespace, manifest(needs, account, wait))
     except ApiException as error:
@@ -90,68 +90,66 @@ def trial(cluster: Cluster, needs: Needs, account: str, wait: int) -> Iterator[F
         return
     name = pod.metadata.name
     try:
-        trouble = _wait(core, cluster.namespace, name, wait)
-        if trouble:
-            yield Finding("wrong", *trouble)
+        ended = _wait(core, cluster.namespace, name, wait)
+        if isinstance(ended, Finding):
+            yield ended
             return
+        why = ended.status.container_statuses[0].state.terminated.message
         log = read(core.read_namespaced_pod_log, name, cluster.namespace) or ""
     finally:
         read(core.delete_namespaced_pod, name, cluster.namespace, grace_period_seconds=0)
     told = [found for line in log.splitlines() if (found := _parsed(line))]
     if not told:
-        yield Finding(
-            "wrong", what, f"runs no Python here: {' '.join(log.split())[-200:] or 'its log is empty'}", "build it by docker/Dockerfile"
-        )
-        return
+        words = f"runs no Python: {_end_of(log or why or 'its log is empty')}"
+        yield Finding("wrong", f"image {needs.image}", words, "build it by docker/Dockerfile")
     for each in told:
         yield finding(each, cluster, needs)
 
 
-def _wait(core: CoreV1Api, namespace: str, name: str, wait: int) -> tuple[str, str, str] | None:
-    """Until the pod has ended; (what, words, command) where it does not start."""
+def _wait(core: CoreV1Api, namespace: str, name: str, wait: int) -> Any:
+    """The pod when its container has ended; the finding where it does not start."""
     begin = time.monotonic()
-    describe = f"kubectl get events -n {namespace} --field-selector reason!=Scheduled"
+    events = f"kubectl get events -n {namespace}"
     while True:
         pod = read(core.read_namespaced_pod, name, namespace)
         if pod is None:
-            return "trial pod", "was deleted by another", describe
-        if pod.status.phase in ("Succeeded", "Failed") and not _never_started(pod):
-            return None
+            return Finding("wrong", "trial pod", "was deleted by another", events)
+        states = [status.state for status in pod.status.container_statuses or []]
+        if any(state.terminated for state in states):
+            return pod
+        for state in states:
+            if state.waiting and state.waiting.reason in FINAL:
+                return _does_not_start(pod.spec.containers[0].image, state.waiting, namespace)
         passed = time.monotonic() - begin
-        for status in pod.status.container_statuses or []:
-            waiting = status.state.waiting
-            if waiting and waiting.reason in FINAL:
-                return _does_not_start(pod, waiting.reason, waiting.message or "", namespace)
         scheduled = next((each for each in pod.status.conditions or [] if each.type == "PodScheduled"), None)
-        if scheduled and scheduled.status == "False" and passed > PATIENCE:
-            return "trial pod", f"finds no node: {scheduled.message}", "kubectl get nodes --show-labels"
+        if passed > PATIENCE and scheduled and scheduled.status == "False":
+            return Finding("wrong", "trial pod", f"finds no node: {scheduled.message}", "kubectl get nodes --show-labels")
         if passed > PATIENCE and (mount := _failed_mount(core, namespace, name)):
-            return "trial pod", f"its volume cannot be mounted: {mount}", f"kubectl get pvc -n {namespace}"
+            return Finding("wrong", "trial pod", f"its volume cannot be mounted: {mount}", f"kubectl get pvc -n {namespace}")
         if passed > wait or pod.status.phase == "Failed":
-            why = f" ({pod.status.message})" if pod.status.message else ""
-            return "trial pod", f"has not ended after {passed:.0f} s{why}; a large image takes longer: --wait SECONDS", describe
+            why = pod.status.message or "a large image takes longer: --wait SECONDS"
+            return Finding("wrong", "trial pod", f"has not started in {passed:.0f} s; {why}", events)
         time.sleep(POLL)
 
 
-def _never_started(pod: Any) -> bool:
-    return not any(status.state.terminated for status in pod.status.container_statuses or [])
-
-
-def _does_not_start(pod: Any, why: str, message: str, namespace: str) -> tuple[str, str, str]:
-    image, text = pod.spec.containers[0].image, " ".join(message.split())[-250:]
-    if "Image" in why:
+def _does_not_start(image: str, waiting: Any, namespace: str) -> Finding:
+    text = _end_of(waiting.message or "")
+    if "Image" in waiting.reason:
+        login = "--docker-server=... --docker-username=... --docker-password=..."
         mend = (
-            "push it, or name a secret in resources.yaml, image_pull_secrets: "
-            f"kubectl create secret docker-registry regcred -n {namespace} --docker-server=... --docker-username=... --docker-password=..."
+            f"push it, or name in resources.yaml, image_pull_secrets: kubectl create secret docker-registry regcred -n {namespace} {login}"
         )
-        return f"image {image}", f"cannot be pulled: {why} {text}", mend
-    if "non-root" in message or "runAsNonRoot" in message:
-        return (
-            f"image {image}",
-            f"starts as root or as a user without a number, which runAsNonRoot forbids: {text}",
-            "end its Dockerfile with USER 65532:0",
-        )
-    return "trial pod", f"does not start: {why} {text}", f"kubectl get events -n {namespace}"
+        return Finding("wrong", f"image {image}", f"cannot be pulled: {waiting.reason} {text}", mend)
+    if "non-root" in text or "runAsNonRoot" in text:
+        words = f"runs as root or as a user without a number, which runAsNonRoot forbids: {text}"
+        return Finding("wrong", f"image {image}", words, "end its Dockerfile with USER 65532:0")
+    return Finding("wrong", "trial pod", f"does not start: {waiting.reason} {text}", f"kubectl get events -n {namespace}")
+
+
+def _end_of(text: str, limit: int = 250) -> str:
+    """One line of the last words."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"... {line[-limit:].partition(' ')[2]}"
 
 
 def _failed_mount(core: CoreV1Api, namespace: str, name: str) -> str | None:
@@ -159,9 +157,7 @@ def _failed_mount(core: CoreV1Api, namespace: str, name: str) -> str | None:
         events = read(core.list_namespaced_event, namespace, field_selector=f"involvedObject.name={name}").items
     except ApiException:
         return None
-    return next(
-        (" ".join(each.message.split())[:250] for each in reversed(events) if each.reason in ("FailedMount", "FailedAttachVolume")), None
-    )
+    return next((_end_of(each.message) for each in reversed(events) if each.reason in ("FailedMount", "FailedAttachVolume")), None)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -41,8 +41,9 @@ def trainer(cluster: Cluster) -> Iterator[Finding]:
     if "jobset.x-k8s.io" not in groups:
         yield Finding("wrong", "JobSet", "the cluster has none, and Trainer makes its pods by it", INSTALL.format("manager"))
     crd = read(ApiextensionsV1Api(cluster.client).read_custom_resource_definition, f"{PLURAL}.{GROUP}")
-    served = {each.name: each.schema.open_apiv3_schema.properties["spec"].properties for each in crd.spec.versions if each.served}
-    if "runtimePatches" not in served.get(VERSION, {}):
+    schemas = [each.schema.open_apiv3_schema for each in crd.spec.versions if each.name == VERSION] if crd else []
+    fields = {field for schema in schemas for field in (schema.properties["spec"].properties or {})}
+    if "runtimePatches" not in fields:
         yield Finding(
             "wrong",
             "Kubeflow Trainer",
@@ -70,15 +71,16 @@ def rights(cluster: Cluster, account: str) -> Iterator[Finding]:
     review = AuthorizationV1Api(cluster.client).create_subject_access_review
     user = f"system:serviceaccount:{cluster.namespace}:{account}"
     groups = ["system:serviceaccounts", f"system:serviceaccounts:{cluster.namespace}", "system:authenticated"]
-    refused = []
+    refused: dict[str, list[str]] = {}
     for group, resource, subresource, verbs in RIGHTS:
         for verb in verbs:
             right = V1ResourceAttributes(group=group, resource=resource, subresource=subresource, verb=verb, namespace=cluster.namespace)
             asked = V1SubjectAccessReview(spec=V1SubjectAccessReviewSpec(user=user, groups=groups, resource_attributes=right))
             if not read(review, asked).status.allowed:
-                refused.append(f"{verb} {resource}{f'/{subresource}' * bool(subresource)}")
+                refused.setdefault(f"{resource}/{subresource}".rstrip("/"), []).append(verb)
     if refused:
         mend = f"name the account in k8s/base/trainjobs.yaml, then {APPLY.format(cluster.namespace)}"
-        yield Finding("wrong", f"rights of {account}", f"it may not {', '.join(refused)}", mend)
+        words = ", ".join(f"{'/'.join(verbs)} {resource}" for resource, verbs in refused.items())
+        yield Finding("wrong", f"rights of {account}", f"it may not {words}", mend)
     else:
         yield Finding("ok", f"rights of {account}", "it may create and watch TrainJobs")

@@ -56,6 +56,9 @@ class Scenario(NamedTuple):
         return Profile(self.profile, self.image, file)
 
 
+MANY = '"accessModes": ["ReadWriteMany"]'
+
+
 def patched(name: str, namespace: str, **values: str) -> str:
     pairs = ", ".join(f'"{key}": "{value}"' for key, value in values.items())
     return f"""kubectl patch configmap {name} -n {namespace} --type merge -p '{{"data": {{{pairs}}}}}'"""
@@ -88,16 +91,50 @@ def patch(kind: str, name: str, change: str) -> tuple[str, str]:
     return changed(kind, name, f"kubectl patch {kind} {name} -n dt --type {kind_of} -p '{change}'")
 
 
-def claim(spec: str) -> tuple[str, str]:
-    """Another claim of that name instead, and the first one back on a volume of its own."""
-    gone = "kubectl delete pvc dreamteacher-runs -n dt"
-    fresh = 'kubectl patch pv runs --type json -p \'[{"op": "remove", "path": "/spec/claimRef"}]\' || true'
-    other = (
-        '{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "dreamteacher-runs", "namespace": "dt"}, "spec": '
-        f'{{"resources": {{"requests": {{"storage": "200Gi"}}}}, {spec}}}}}'
-    )
+def claim(spec: str = "") -> tuple[str, str]:
+    """Another claim of that name instead, or none; and the first one back, on the volume that it had."""
+    gone = "kubectl delete pvc dreamteacher-runs -n dt --ignore-not-found"
+    free = """kubectl patch pv runs -p '{"spec": {"claimRef": null}}'"""
+    meta = '"metadata": {"name": "dreamteacher-runs", "namespace": "dt"}'
+    size = '"resources": {"requests": {"storage": "200Gi"}}'
+    other = f'{{"apiVersion": "v1", "kind": "PersistentVolumeClaim", {meta}, "spec": {{{size}, {spec}}}}}'
     bound = "kubectl wait -n dt pvc/dreamteacher-runs --for=jsonpath='{.status.phase}'=Bound --timeout=60s"
-    return f"{gone}; echo '{other}' | kubectl create -f -", f"{gone}; {fresh}; kubectl apply -k k8s/base -n dt; {bound}"
+    make = f"; echo '{other}' | kubectl create -f -" if spec else ""
+    return gone + make, f"{gone}; {free}; kubectl apply -k k8s/base -n dt; {bound}"
+
+
+def leaving_claim() -> tuple[str, str]:
+    gone, back = claim()
+    hold = 'kubectl patch pvc dreamteacher-runs -n dt -p \'{"metadata": {"finalizers": %s}}\''
+    return hold % '["example.org/hold"]' + f"; {gone} --wait=false", hold % "null" + f"; {back}"
+
+
+def lost_claim() -> tuple[str, str]:
+    gone, back = claim()
+    lose = """kubectl delete pv runs --wait=false; kubectl patch pv runs -p '{"metadata": {"finalizers": null}}'"""
+    keep = """kubectl get pv runs -o json | grep -v '"resourceVersion"' > /tmp/kept-pv.json"""
+    return f"{keep}; {lose}", f"{gone}; kubectl create -f /tmp/kept-pv.json; {back}"
+
+
+def unmountable() -> tuple[str, str]:
+    volume = (
+        '{"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "gone"}, "spec": {"capacity": {"storage": "200Gi"}, '
+        '"accessModes": ["ReadWriteMany"], "hostPath": {"path": "/tmp/check-gone", "type": "Directory"}}}'
+    )
+    other, back = claim(MANY + ', "volumeName": "gone"')
+    return f"echo '{volume}' | kubectl create -f -; {other}", f"{back}; kubectl delete pv gone"
+
+
+def leaving_namespace() -> tuple[str, str]:
+    hold = 'kubectl patch configmap stay -n leaving -p \'{"metadata": {"finalizers": %s}}\''
+    make = "kubectl create namespace leaving; kubectl create configmap stay -n leaving"
+    held = hold % '["example.org/hold"]'
+    return f"{make}; {held}; kubectl delete namespace leaving --wait=false", hold % "null"
+
+
+def not_ready(name: str) -> str:
+    condition = '{"type": "Ready", "status": "False", "reason": "KubeletNotReady"}'
+    return f'kubectl patch node {name} --subresource=status -p \'{{"status": {{"conditions": [{condition}]}}}}\''
 
 
 def server(image: str) -> str:
@@ -108,7 +145,8 @@ def crd(name: str, change: str = "") -> tuple[str, str]:
     """The kind changed, or gone; and back again."""
     file = f"/tmp/kept-{name}.json"
     act = f"kubectl patch crd {name} --type json -p '{change}'" if change else f"kubectl delete crd {name}"
-    return f"kubectl get crd {name} -o json > {file}; {act}", f"kubectl replace -f {file} || kubectl create -f {file}; sleep 3"
+    keep = f"kubectl get crd {name} -o json | grep -v '\"resourceVersion\"' > {file}"
+    return f"{keep}; {act}", f"kubectl replace -f {file} || kubectl create -f {file}; sleep 3"
 
 
 def runtimes(*names: str) -> tuple[str, str]:
@@ -124,7 +162,6 @@ KFP_IMAGE = "ghcr.io/kubeflow/kfp-api-server:2.17.0"
 POOL = "dreamteacher.io/pool"
 CLASS = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "late"}, "provisioner": "example.org/none"}
 LATE_CLASS = f"kubectl create -f - <<< '{json.dumps(CLASS | {'volumeBindingMode': 'WaitForFirstConsumer'})}'"
-MANY = '"accessModes": ["ReadWriteMany"]'
 late, late_back = claim(MANY + ', "storageClassName": "late"')
 
 SCENARIOS = [
@@ -158,7 +195,7 @@ SCENARIOS = [
         "kubectl delete secret regcred -n dt",
         registry=True,
     ),
-    Scenario("no claim", *changed("pvc", "dreamteacher-runs", "kubectl delete pvc dreamteacher-runs -n dt"), pod=True),
+    Scenario("no claim", *claim(), pod=True),
     Scenario("unbound claim", *claim(MANY + ', "storageClassName": "nfs"'), pause=2),
     Scenario("claim for one node", *claim('"accessModes": ["ReadWriteOnce"]'), pause=2),
     Scenario("claim that waits for a pod", LATE_CLASS + "; " + late, late_back + "; kubectl delete storageclass late", pause=2),
@@ -213,13 +250,16 @@ SCENARIOS = [
         pod=True,
     ),
     Scenario("folder of another user", "install -d -m 755 -o 1000 /tmp/check-runs/dvc-cache", "rmdir /tmp/check-runs/dvc-cache", pod=True),
+    Scenario("volume cannot be mounted", *unmountable(), pod=True, pause=2),
     Scenario("pod finds no node", "kubectl taint node node1 team=a:NoSchedule", "kubectl taint node node1 team:NoSchedule-", pod=True),
     Scenario("pod beyond a quota", "kubectl create quota small -n dt --hard=pods=0", "kubectl delete quota small -n dt", pod=True, pause=2),
-    Scenario("MLflow does not answer", environment(MLFLOW_TRACKING_URI="http://mlflow.mlflow.svc:5001"), BASE, pod=True),
+    Scenario("MLflow does not answer", environment(MLFLOW_TRACKING_URI="http://10.88.0.1:1"), BASE, pod=True),
+    Scenario("another server than MLflow", environment(MLFLOW_TRACKING_URI="http://seaweedfs.kubeflow.svc:8333"), BASE, pod=True),
     Scenario("MLflow of no such name", environment(MLFLOW_TRACKING_URI="http://mlflow.nowhere.svc:5000"), BASE, pod=True),
     Scenario("MLflow refuses the name", environment(MLFLOW_TRACKING_URI="http://stranger.mlflow.svc:5000"), BASE, pod=True),
     Scenario("MLflow is a file", environment(MLFLOW_TRACKING_URI="file:///tmp/mlruns"), BASE, pod=True),
-    Scenario("S3 does not answer", environment(AWS_ENDPOINT_URL="http://seaweedfs.kubeflow.svc:1"), BASE, pod=True),
+    Scenario("S3 does not answer", environment(AWS_ENDPOINT_URL="http://10.88.0.1:1"), BASE, pod=True),
+    Scenario("another server than S3", environment(AWS_ENDPOINT_URL="http://mlflow.mlflow.svc:5000"), BASE, pod=True),
     Scenario("S3 refuses the keys", *patch("secret", "dreamteacher-s3", '{"data": {"AWS_SECRET_ACCESS_KEY": "d3Jvbmc="}}'), pod=True),
     Scenario("no bucket for results", environment(DREAMTEACHER_RESULTS="s3://missing/results"), BASE, pod=True),
     # users who may read little

@@ -6,8 +6,8 @@ The cluster has one node, called node1, and these images:
     registry.example/dreamteacher-python:git-1a2b3c4   with Python, botocore and packages named dreamteacher and kfp; user 65532:0
     registry.example/dreamteacher-python:git-4444444   the same as root
     ghcr.io/kubeflow/kfp-api-server:2.17.0, quay.io/argoproj/workflow-controller:v4.0.8   any process that waits
-MLflow (which allows the host mlflow.mlflow.svc alone) and moto's S3 (which checks the keys of S3_KEY and S3_SECRET) listen on the node's ports 15000
-and 19000. Objects without anything behind them are the nodes gpu1 and gpu2, and the kinds of Kubeflow Trainer.
+MLflow (which allows the host mlflow.mlflow.svc) and moto's S3 (which checks S3_KEY and S3_SECRET) listen on the node's ports 15000 and
+19000. Objects without anything behind them are the nodes gpu1 and gpu2, and the kinds of Kubeflow Trainer.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ DROPPED |= {
     "finishedAt",
     "containerID",
 }
+DROPPED |= {"volumes", "volumeMounts", "env", "tolerations", "annotations", "securityContext", "strategy", "serverAddressByClientCIDRs"}
 
 
 def shell(command: str) -> None:
@@ -103,7 +104,6 @@ def healthy() -> None:
     enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
     trainer = "trainer.kubeflow.org"
     volume = {"capacity": {"storage": "200Gi"}, "accessModes": ["ReadWriteMany"], "hostPath": {"path": "/tmp/check-runs"}}
-    volume |= {"persistentVolumeReclaimPolicy": "Delete"}
     always = yaml.safe_dump(
         {
             "spec": {
@@ -201,6 +201,7 @@ class Recorder:
 
     def keep(self, method: str, path: str, query: str, status: int, text: Any) -> None:
         text = re.sub(r"dreamteacher-check-[a-z0-9]{5}", "dreamteacher-check-1", text.decode() if isinstance(text, bytes) else text or "")
+        text = re.sub(r" on [0-9.]+:53\b", "", text)  # the resolver of the machine
         try:
             answer = trimmed(json.loads(text)) if not path.endswith("/log") else text
         except ValueError:
@@ -243,6 +244,15 @@ def record(scenario: Scenario, recorder: Recorder, base: dict[str, Any]) -> dict
     return {key: answers for key, answers in recorder.answers.items() if base.get(key) != answers}
 
 
+def write(kept: dict[str, Any]) -> None:
+    """A line for each question, so that a change shows."""
+    parts = []
+    for name, answers in kept.items():
+        lines = ",\n".join(f"  {json.dumps(question)}: {json.dumps(found)}" for question, found in sorted(answers.items()))
+        parts.append(f" {json.dumps(name)}: {{\n{lines}\n }}")
+    ANSWERS.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
 def main(names: list[str]) -> None:
     os.chdir(mkdtemp())
     Path("kubeconfig").write_text(Path(os.environ["KUBECONFIG"]).read_text())  # users are added
@@ -252,7 +262,7 @@ def main(names: list[str]) -> None:
     for scenario in SCENARIOS:
         if not names or scenario.name in names:
             kept[scenario.name] = record(scenario, recorder, kept.get("healthy", {}) if scenario.name != "healthy" else {})
-            ANSWERS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+            write(kept)
 
 
 if __name__ == "__main__":
