@@ -25,6 +25,9 @@ profiles:
   nodes:
     default: {pool: cpu, cpu: 100m, memory: 128Mi, timeout_h: 1, retries: 2}
     steps: {train-teacher: {pool: gpu, nodes: 2, gpus: 8, cpu: "32", memory: 256Gi}}
+  tight:
+    default: {pool: cpu, cpu: 1900m, memory: 128Mi, timeout_h: 1, retries: 2}
+    steps: {}
   large:
     default: {pool: cpu, cpu: "4", memory: 2Ti, timeout_h: 1, retries: 2}
     steps: {}
@@ -56,6 +59,7 @@ class Scenario(NamedTuple):
         return Profile(self.profile, self.image, file)
 
 
+BOUND = "kubectl wait -n dt pvc/dreamteacher-runs --for=jsonpath='{.status.phase}'=Bound --timeout=60s"
 MANY = '"accessModes": ["ReadWriteMany"]'
 
 
@@ -98,9 +102,8 @@ def claim(spec: str = "") -> tuple[str, str]:
     meta = '"metadata": {"name": "dreamteacher-runs", "namespace": "dt"}'
     size = '"resources": {"requests": {"storage": "200Gi"}}'
     other = f'{{"apiVersion": "v1", "kind": "PersistentVolumeClaim", {meta}, "spec": {{{size}, {spec}}}}}'
-    bound = "kubectl wait -n dt pvc/dreamteacher-runs --for=jsonpath='{.status.phase}'=Bound --timeout=60s"
     make = f"; echo '{other}' | kubectl create -f -" if spec else ""
-    return gone + make, f"{gone}; {free}; kubectl apply -k k8s/base -n dt; {bound}"
+    return gone + make, f"{gone}; {free}; kubectl apply -k k8s/base -n dt; {BOUND}"
 
 
 def leaving_claim() -> tuple[str, str]:
@@ -122,7 +125,7 @@ def unmountable() -> tuple[str, str]:
         '"accessModes": ["ReadWriteMany"], "hostPath": {"path": "/tmp/check-gone", "type": "Directory"}}}'
     )
     other, back = claim(MANY + ', "volumeName": "gone"')
-    return f"echo '{volume}' | kubectl create -f -; {other}", f"{back}; kubectl delete pv gone"
+    return f"echo '{volume}' | kubectl create -f -; {other}; {BOUND}", f"{back}; kubectl delete pv gone"
 
 
 def leaving_namespace() -> tuple[str, str]:
@@ -130,6 +133,15 @@ def leaving_namespace() -> tuple[str, str]:
     make = "kubectl create namespace leaving; kubectl create configmap stay -n leaving"
     held = hold % '["example.org/hold"]'
     return f"{make}; {held}; kubectl delete namespace leaving --wait=false", hold % "null"
+
+
+def daemon_set() -> tuple[str, str]:
+    """On each node a pod that asks for a fifth of a core."""
+    container = '{"name": "main", "image": "localhost/pause:1", "resources": {"requests": {"cpu": "200m"}}}'
+    template = f'{{"metadata": {{"labels": {{"app": "logs"}}}}, "spec": {{"containers": [{container}]}}}}'
+    spec = f'{{"selector": {{"matchLabels": {{"app": "logs"}}}}, "template": {template}}}'
+    made = f'{{"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {{"name": "logs", "namespace": "kubeflow"}}, "spec": {spec}}}'
+    return f"echo '{made}' | kubectl create -f -", "kubectl delete daemonset logs -n kubeflow"
 
 
 def not_ready(name: str) -> str:
@@ -199,6 +211,9 @@ SCENARIOS = [
     Scenario("unbound claim", *claim(MANY + ', "storageClassName": "nfs"'), pause=2),
     Scenario("claim for one node", *claim('"accessModes": ["ReadWriteOnce"]'), pause=2),
     Scenario("claim that waits for a pod", LATE_CLASS + "; " + late, late_back + "; kubectl delete storageclass late", pause=2),
+    Scenario("claim being deleted", *leaving_claim(), pause=1),
+    Scenario("claim without its volume", *lost_claim(), pause=3),
+    Scenario("namespace being deleted", *leaving_namespace(), namespace="leaving", pause=1),
     Scenario(
         "quota", "kubectl create quota small -n dt --hard=requests.cpu=50m,requests.memory=64Gi,pods=5", "kubectl delete quota small -n dt"
     ),
@@ -208,8 +223,10 @@ SCENARIOS = [
     Scenario("no device plugin", profile="gpu", gpus=0),
     Scenario("few GPUs", profile="gpu", gpus=4),
     Scenario("too small nodes", profile="large"),
+    Scenario("room of DaemonSets", *daemon_set(), profile="tight", pause=4),
     Scenario("foreign taint", "kubectl taint node node1 team=a:NoSchedule", "kubectl taint node node1 team:NoSchedule-"),
     Scenario("cordoned", "kubectl cordon node1", "kubectl uncordon node1"),
+    Scenario("node not ready", not_ready("gpu1") + "; " + not_ready("gpu2"), profile="gpu"),
     Scenario(
         "no taint on GPU nodes",
         "kubectl taint node gpu1 gpu2 nvidia.com/gpu-",
