@@ -67,10 +67,10 @@ def warn(package: Path, *, namespace: str, account: str | None) -> None:
     try:
         client, name = connect(None)
         cluster, wanted = Cluster(client, namespace, KFP_NAMESPACE), needs.of_package(package)
-        found = [each for each in _of_kfp(cluster) if each.state == "wrong"]  # then it is another cluster, or none for runs
-        if not found:
+        found = list(_of_kfp(cluster))
+        if not any(each.state == "wrong" for each in found):  # else it is another cluster, or none for runs
             account = account or objects.account_of_runs(cluster)
-            found = [*_of_kfp(cluster), *_of_names(cluster, wanted, account), *_of_nodes(cluster, wanted, account)]
+            found += [*_of_names(cluster, wanted, account), *_of_nodes(cluster, wanted, account)]
     except UserError as error:
         print(f"the cluster was not checked: {error}", file=sys.stderr)
         return

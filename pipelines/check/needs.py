@@ -7,12 +7,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from dreamteacher.trainjob import SETTINGS, Nodes
-from pipelines.client import read_package
 from pipelines.resources import GPU, LAUNCHER, STEPS, Profile
 
 
@@ -70,16 +68,12 @@ def of_profile(profile: Profile) -> Needs:
 
 
 def of_package(package: Path) -> Needs:
-    """What the steps of a pipeline need that `compile` wrote.
-
-    Raises:
-        UserError: it is no such file.
-    """
-    executors = read_package(package)["deploymentSpec"]["executors"]
-    platform: dict[str, Any] = {}
+    """What the steps of a pipeline need that `compile` wrote, a file that pipelines.client.read_package takes."""
     with package.open() as file:
-        for document in yaml.safe_load_all(file):
-            platform |= document.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
+        pipeline, *others = yaml.load_all(file, yaml.CSafeLoader)  # safe_load_all in C: a package has thousands of lines
+    executors, platform = pipeline["deploymentSpec"]["executors"], {}
+    for document in others:
+        platform |= document["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     image = claim = mount = label = ""
     config_maps: dict[str, list[str]] = {}
     secrets: dict[str, list[str]] = {}

@@ -229,7 +229,7 @@ def relevant(path: str, answer: Any) -> Any:
     if answer.get("kind") == "Deployment":
         answer["status"].pop("conditions", None)
     if answer.get("kind") == "SubjectAccessReview":
-        answer["spec"].pop("groups")
+        answer["spec"].pop("groups", None)
     return answer
 
 

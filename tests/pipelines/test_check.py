@@ -306,16 +306,14 @@ def test_no_cluster_an_unknown_context_and_an_unknown_user_are_one_line(
     assert "DREAMTEACHER_IMAGE must name the image" in capsys.readouterr().err
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("components.IMAGE", SCENARIO["healthy"].image)
-    compile_pipeline("pretrain", "cpu", tmp_path / "pretrain.yaml", resources=resources_of(tmp_path))
-    return tmp_path / "pretrain.yaml"
-
-
-def resources_of(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("package")
     SCENARIO["healthy"].read_profile(folder)
-    return folder / "resources.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.IMAGE", SCENARIO["healthy"].image)
+        compile_pipeline("pretrain", "cpu", folder / "pretrain.yaml", resources=folder / "resources.yaml")
+    return folder / "pretrain.yaml"
 
 
 def test_submit_warns_and_runs_nevertheless(package: Path, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
