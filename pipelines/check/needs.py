@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -71,7 +72,8 @@ def of_package(package: Path) -> Needs:
     """What the steps of a pipeline need that `compile` wrote, a file that pipelines.client.read_package takes."""
     with package.open() as file:
         pipeline, *others = yaml.load_all(file, yaml.CSafeLoader)  # safe_load_all in C: a package has thousands of lines
-    executors, platform = pipeline["deploymentSpec"]["executors"], {}
+    executors = pipeline["deploymentSpec"]["executors"]
+    platform: dict[str, Any] = {}
     for document in others:
         platform |= document["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     image = claim = mount = label = ""

@@ -22,7 +22,7 @@ from kfp_api import KfpApi
 
 from pipelines import check
 from pipelines.__main__ import main
-from pipelines.check import answers, needs, pod, probe
+from pipelines.check import answers, needs, pod, probe, trainer
 from pipelines.check.finding import Cluster
 from pipelines.compile import compile_pipeline
 from pipelines.resources import FILE, Profile
@@ -283,6 +283,13 @@ def test_a_package_needs_what_its_profile_says(tmp_path: Path, monkeypatch: pyte
         pods |= {*of_package.pods}
         assert dataclasses.replace(of_package, pods={}, image="") == dataclasses.replace(of_profile, pods={}, image="")
     assert pods == {*of_profile.pods}
+
+
+def test_each_right_of_the_role_is_looked_at():
+    role, _ = yaml.safe_load_all((FILE.parents[1] / "k8s/base/trainjobs.yaml").read_text())
+    looked_at = {(group, f"{resource}/{part}".rstrip("/"), verb) for group, resource, part, verbs in trainer.RIGHTS for verb in verbs}
+    granted = {(rule["apiGroups"][0], rule["resources"][0], verb) for rule in role["rules"] for verb in rule["verbs"]}
+    assert granted <= looked_at
 
 
 def test_no_cluster_an_unknown_context_and_an_unknown_user_are_one_line(
