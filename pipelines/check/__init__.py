@@ -121,7 +121,7 @@ def _of_names(cluster: Cluster, wanted: Needs, account: str) -> Iterator[Finding
         **{f"config map {name}": partial(objects.config_map, cluster, name, keys) for name, keys in wanted.config_maps.items()},
         **{f"secret {name}": partial(objects.secret, cluster, name, keys) for name, keys in wanted.secrets.items()},
         **{f"image pull secret {name}": partial(objects.pull_secret, cluster, name) for name in wanted.pull_secrets},
-        f"claim {wanted.claim}": partial(objects.claim, cluster, wanted.claim),
+        **({f"claim {wanted.claim}": partial(objects.claim, cluster, wanted.claim)} if wanted.claim else {}),
         "quotas": partial(objects.quotas, cluster, wanted),
     }
     yield from _each(looks)

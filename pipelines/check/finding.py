@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import urllib3
+import yaml
 
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.kubernetes_api import or_none
@@ -51,21 +56,27 @@ def connect(context: str | None) -> tuple[ApiClient, str]:
     """
     from kubernetes import client, config
 
-    settings, file = client.Configuration(), os.environ.get("KUBECONFIG")
-    try:
+    files = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+    settings, name = client.Configuration(), "of this pod"
+    if context or any(Path(file).exists() for file in files.split(os.pathsep)):
         try:
-            config.load_kube_config(file, context, client_configuration=settings)
-            name = context or str(config.list_kube_config_contexts(file)[1]["name"])
-        except config.ConfigException:
+            config.load_kube_config(files, context, client_configuration=settings)
+            name = context or str(config.list_kube_config_contexts(files)[1]["name"])
+        except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
             if context:
-                raise
+                raise UserError(f"--context {context}: {first_line(error)}; `kubectl config get-contexts` lists them") from error
+            raise UserError(
+                f"kubeconfig {files} cannot be used: {first_line(error)}; `kubectl config view` should show a cluster"
+            ) from error
+    else:
+        try:
             config.load_incluster_config(client_configuration=settings)
-            name = "of this pod"
-    except config.ConfigException as error:
-        if context:
-            raise UserError(f"--context {context}: {first_line(error)}; `kubectl config get-contexts` lists them") from error
-        raise UserError("no cluster to check: no kubeconfig is here; set KUBECONFIG, or run in a pod of the cluster") from error
+        except config.ConfigException as error:
+            raise UserError("no cluster to check: no kubeconfig is here; set KUBECONFIG, or run in a pod of the cluster") from error
     settings.retries = 1
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a retry is no news
+    if not settings.verify_ssl:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the kubeconfig says so
     return client.ApiClient(settings), name
 
 

@@ -42,7 +42,7 @@ class Needs:
     @property
     def nodes(self) -> int:
         """Of the largest TrainJob; 1 where no step has several nodes."""
-        return max(each.count for each in self.pods)
+        return max((each.count for each in self.pods), default=1)
 
 
 def of_profile(profile: Profile) -> Needs:
@@ -82,10 +82,10 @@ def of_package(package: Path) -> Needs:
     pull: set[str] = set()
     pods: list[tuple[Pods, str]] = []
     for name, executor in executors.items():
-        container, around = executor["container"], platform.get(name, {})
+        container, around = executor.get("container", {}), platform.get(name, {})
         step, resources = re.sub(r"^exec-|-\d+$", "", name), container.get("resources", {})
         environment = {each["name"]: each["value"] for each in container.get("env", [])}
-        image = container["image"]
+        image = container.get("image", image)
         gpus = int(resources.get("accelerator", {}).get("resourceCount", 0))
         for key, pool in around.get("nodeSelector", {}).get("labels", {}).items():
             label = key

@@ -20,10 +20,11 @@ import yaml
 from check_scenarios import SCENARIOS, Scenario
 from kfp_api import KfpApi
 
+from dreamteacher.errors import UserError
 from pipelines import check
 from pipelines.__main__ import main
 from pipelines.check import answers, needs, pod, probe, trainer
-from pipelines.check.finding import Cluster
+from pipelines.check.finding import Cluster, connect
 from pipelines.compile import compile_pipeline
 from pipelines.resources import FILE, Profile
 
@@ -356,6 +357,24 @@ def test_another_cluster_than_that_of_kfp_is_one_warning(
     first, last = capsys.readouterr().err.splitlines()
     assert first.startswith("warning: Kubeflow Pipelines: no deployment ml-pipeline")
     assert "context x" in last
+
+
+@pytest.mark.parametrize("text", ["", "a: [b", "- x", "hello", "contexts: []\ncurrent-context: none", b"\xff\xfe"])
+def test_a_kubeconfig_that_is_none_is_one_line(text: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "kubeconfig"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(UserError, match=f"^kubeconfig {file} cannot be used: .*; `kubectl config view` should show a cluster$"):
+        connect(None)
+
+
+def test_a_package_of_others_is_no_trouble(tmp_path: Path, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
+    package = tmp_path / "other.yaml"
+    executors = {"exec-load": {"importer": {}}, "exec-train": {"container": {"image": "registry.example/python:1"}}}
+    package.write_text(yaml.safe_dump({"pipelineInfo": {"name": "other"}, "deploymentSpec": {"executors": executors}}))
+    replay("healthy")
+    check.warn(package, namespace="dt", account=None)
+    assert capsys.readouterr().err == ""
 
 
 def run_probe(**environment: str) -> dict[str, dict[str, Any]]:
