@@ -67,7 +67,7 @@ def _volume(told: dict[str, Any], cluster: Cluster, needs: Needs) -> Finding:
         free = f"{told['free'] / 2**30:.0f} GiB free"
         if told["locked"]:
             words = f"writable, but not its {', '.join(told['locked'])}, which another user made"
-            return Finding("warn", what, words, _open_to_group(cluster, needs))
+            return Finding("warn", what, words, _open_to_group(told, cluster, needs))
         if told["free"] < LITTLE:
             return Finding(
                 "warn",
@@ -79,12 +79,13 @@ def _volume(told: dict[str, Any], cluster: Cluster, needs: Needs) -> Finding:
     words = f"user {told['uid']}, groups {told['groups']}, cannot write to it: {told['error']}"
     if "owner" in told:
         words += f" (it belongs to user {told['owner']}, group {told['group']}, mode {told['mode']})"
-    return Finding("wrong", what, words, _open_to_group(cluster, needs))
+    return Finding("wrong", what, words, _open_to_group(told, cluster, needs))
 
 
-def _open_to_group(cluster: Cluster, needs: Needs) -> str:
+def _open_to_group(told: dict[str, Any], cluster: Cluster, needs: Needs) -> str:
     """The command, which needs root: a pod, or the storage's own machine where Pod Security forbids that."""
-    command = ["sh", "-c", f"chgrp -R 0 {needs.mount} && chmod -R g+rwX {needs.mount}"]
+    group = min(told["groups"])  # 0, unless KFP sets another
+    command = ["sh", "-c", f"chgrp -R {group} {needs.mount} && chmod -R g+rwX {needs.mount}"]
     volume = {"name": "runs", "persistentVolumeClaim": {"claimName": needs.claim}}
     container = {
         "name": "open",
@@ -95,4 +96,4 @@ def _open_to_group(cluster: Cluster, needs: Needs) -> str:
     }
     overrides = shlex.quote(json.dumps({"spec": {"volumes": [volume], "containers": [container]}}))
     pod = f"kubectl run open --rm -i --restart=Never -n {cluster.namespace} --image={needs.image} --overrides={overrides}"
-    return f"let group 0 write (chgrp -R 0, chmod -R g+rwX), on the storage's machine or, where the namespace allows root, by {pod}"
+    return f"let group {group} write (chgrp -R {group}, chmod -R g+rwX), on the storage's machine or, where the namespace allows root, by {pod}"

@@ -32,8 +32,8 @@ FINAL = {
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def manifest(needs: Needs, account: str, wait: int) -> dict[str, Any]:
-    """The pod: as KFP makes those of the steps, but small."""
+def manifest(needs: Needs, account: str, wait: int, user: dict[str, int] | None = None) -> dict[str, Any]:
+    """The pod: as KFP makes those of the steps, but small. `user`: what stands in its security context, if not the image's."""
     of_maps = [
         {"name": key, "valueFrom": {"configMapKeyRef": {"name": name, "key": key}}}
         for name, keys in needs.config_maps.items()
@@ -70,7 +70,7 @@ def manifest(needs: Needs, account: str, wait: int) -> dict[str, Any]:
                     "env": [*of_maps, *of_secrets, {"name": "DREAMTEACHER_RUNS", "value": needs.mount}],
                     "resources": {"requests": size, "limits": size},
                     "volumeMounts": [{"name": "runs", "mountPath": needs.mount}],
-                    "securityContext": {**RESTRICTED, "runAsNonRoot": True},
+                    "securityContext": {**RESTRICTED, "runAsNonRoot": True, **(user or {})},
                 }
             ],
         },
@@ -81,7 +81,7 @@ def trial(cluster: Cluster, needs: Needs, account: str, wait: int) -> Iterator[F
     """Run the pod, say what it found, and delete it. It may take `wait` seconds, for an image is pulled."""
     core = CoreV1Api(cluster.client)
     try:
-        pod = read(core.create_namespaced_pod, cluster.namespace, manifest(needs, account, wait))
+        pod = read(core.create_namespaced_pod, cluster.namespace, manifest(needs, account, wait, _user_of_kfp(core, cluster)))
     except ApiException as error:
         if error.status == 403 and "cannot create resource" in str(error.body):
             yield Finding("unread", "trial pod", f"cannot be made: {reason(error)}; --no-pod leaves it out")
@@ -104,6 +104,17 @@ def trial(cluster: Cluster, needs: Needs, account: str, wait: int) -> Iterator[F
         yield Finding("wrong", f"image {needs.image}", words, "build it by docker/Dockerfile")
     for each in told:
         yield finding(each, cluster, needs)
+
+
+def _user_of_kfp(core: CoreV1Api, cluster: Cluster) -> dict[str, int]:
+    """The user and group that KFP's administrator has set for all steps, as far as it can be read; none as it is shipped."""
+    try:
+        config = read(core.read_namespaced_config_map, "pipeline-install-config", cluster.kfp_namespace)
+    except ApiException:
+        return {}
+    values = (config and config.data) or {}
+    found = {field: values.get(f"defaultSecurityContext{field[0].upper()}{field[1:]}", "") for field in ("runAsUser", "runAsGroup")}
+    return {field: int(value) for field, value in found.items() if value.isdecimal()}
 
 
 def _wait(core: CoreV1Api, namespace: str, name: str, wait: int) -> Any:

@@ -267,6 +267,13 @@ SCENARIOS = [
         pod=True,
     ),
     Scenario("folder of another user", "install -d -m 755 -o 1000 /tmp/check-runs/dvc-cache", "rmdir /tmp/check-runs/dvc-cache", pod=True),
+    Scenario(
+        "KFP sets another user",
+        "kubectl create configmap pipeline-install-config -n kubeflow"
+        " --from-literal=defaultSecurityContextRunAsUser=1001 --from-literal=defaultSecurityContextRunAsGroup=1002",
+        "kubectl delete configmap pipeline-install-config -n kubeflow",
+        pod=True,
+    ),
     Scenario("volume cannot be mounted", *unmountable(), pod=True, pause=2),
     Scenario("pod finds no node", "kubectl taint node node1 team=a:NoSchedule", "kubectl taint node node1 team:NoSchedule-", pod=True),
     Scenario("pod beyond a quota", "kubectl create quota small -n dt --hard=pods=0", "kubectl delete quota small -n dt", pod=True, pause=2),
