@@ -96,4 +96,5 @@ def _open_to_group(told: dict[str, Any], cluster: Cluster, needs: Needs) -> str:
     }
     overrides = shlex.quote(json.dumps({"spec": {"volumes": [volume], "containers": [container]}}))
     pod = f"kubectl run open --rm -i --restart=Never -n {cluster.namespace} --image={needs.image} --overrides={overrides}"
-    return f"let group {group} write (chgrp -R {group}, chmod -R g+rwX), on the storage's machine or, where the namespace allows root, by {pod}"
+    where = "on the storage's machine or, where the namespace allows root, by"
+    return f"let group {group} write (chgrp -R {group}, chmod -R g+rwX), {where} {pod}"
