@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -19,16 +21,38 @@ from helpers import PROJECT
 
 SERVING = PROJECT / "k8s/serving"
 GIVEN = {("ConfigMap", "dreamteacher-env"), ("Secret", "dreamteacher-s3")}  # of k8s/base, and of the user
+needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here")
 VERSIONS = ("1.34", "1.35", "1.36", "1.37")
 
 
-def manifests() -> list[dict[str, Any]]:
-    files = yaml.safe_load((SERVING / "kustomization.yaml").read_text())["resources"]
-    return [each for file in files for each in yaml.safe_load_all((SERVING / file).read_text())]
+def manifests(folder: Path = SERVING) -> list[dict[str, Any]]:
+    """Those of a folder and of the folders that it names, before kustomize has patched them."""
+    found = []
+    for name in yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]:
+        inside = manifests(folder / name) if (folder / name).is_dir() else yaml.safe_load_all((folder / name).read_text())
+        found += list(inside)
+    return found
+
+
+def kustomize(folder: Path) -> list[dict[str, Any]]:
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def one(kind: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     return next(each for each in found if each["kind"] == kind)
+
+
+def containers(workload: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = workload["spec"]
+    found: list[dict[str, Any]] = (spec["jobTemplate"]["spec"] if "jobTemplate" in spec else spec)["template"]["spec"]["containers"]
+    return found
+
+
+def powerset(*names: str) -> Iterator[tuple[str, ...]]:
+    for size in range(len(names) + 1):
+        yield from itertools.combinations(names, size)
 
 
 def triton(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -73,17 +97,38 @@ def test_each_rule_finds_its_fault(harm: Callable[[list[dict[str, Any]]], object
     assert any(said in problem for problem in lint(found, GIVEN)), lint(found, GIVEN)
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here")
-def test_kustomize_renders_it_and_labels_the_pods():
-    done = subprocess.run(["kubectl", "kustomize", str(SERVING)], capture_output=True, text=True, check=True)
-    rendered = list(yaml.safe_load_all(done.stdout))
-    assert lint(rendered, GIVEN) == []
-    template = one("Deployment", rendered)["spec"]["template"]
-    assert deployment.SERVING.split(",")[0] == "app.kubernetes.io/part-of=dreamteacher"
-    assert (
-        template["metadata"]["labels"].items()
-        >= {"app.kubernetes.io/part-of": "dreamteacher", "app.kubernetes.io/component": "serving"}.items()
-    )
+@needs_kubectl
+@pytest.mark.parametrize("canary", [False, True])
+@pytest.mark.parametrize("components", list(powerset("gpu", "network-policies")), ids="+".join)
+def test_each_combination_renders_and_is_valid(tmp_path: Path, canary: bool, components: tuple[str, ...]):
+    overlay = yaml.safe_load((PROJECT / "k8s/overlays/production/kustomization.yaml").read_text())
+    overlay["resources"] = ["../../serving", *(["../../serving/canary"] if canary else [])]
+    overlay["components"] = [f"../../components/{name}" for name in components]
+    shutil.copytree(PROJECT / "k8s", tmp_path / "k8s")
+    (tmp_path / "k8s/overlays/mine").mkdir()
+    (tmp_path / "k8s/overlays/mine/kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    found = kustomize(tmp_path / "k8s/overlays/mine")
+    assert lint(found, {("Secret", "dreamteacher-s3")}) == []
+    for each in found:
+        for version in VERSIONS:
+            kubernetes_validate.validate(each, version, strict=True)
+    served = {each["metadata"]["name"]: each["spec"] for each in found if each["kind"] == "Deployment"}
+    assert set(served) == {"dreamteacher-triton", *(["dreamteacher-triton-canary"] if canary else [])}
+    for name, spec in served.items():
+        about = spec["template"]["metadata"]["annotations"]
+        assert about[deployment.ALIAS] == ("challenger" if name.endswith("canary") else "champion")
+        assert spec["template"]["metadata"]["labels"]["app.kubernetes.io/part-of"] == "dreamteacher"
+        assert ("nvidia.com/gpu" in spec["template"]["spec"]["containers"][0]["resources"]["limits"]) == ("gpu" in components)
+        assert all("example.org" in each["image"] for each in spec["template"]["spec"]["initContainers"])
+    followed = {command[2] for each in found if each["kind"] == "CronJob" for command in [containers(each)[0]["command"]]}
+    assert followed == {f"--deployment={name}" for name in served}
+
+
+@needs_kubectl
+def test_the_production_overlay_renders_as_it_is():
+    found = kustomize(PROJECT / "k8s/overlays/production")
+    assert lint(found, {("Secret", "dreamteacher-s3")}) == []
+    assert {each["metadata"]["namespace"] for each in found} == {"dreamteacher"}
 
 
 def test_what_the_containers_start_is_what_the_command_line_takes():
@@ -91,7 +136,7 @@ def test_what_the_containers_start_is_what_the_command_line_takes():
     pods = one("Deployment", found)["spec"]["template"]
     assert {deployment.MODEL, deployment.ALIAS} <= set(pods["metadata"]["annotations"])
     fetching = pods["spec"]["initContainers"][0]["command"]
-    following = one("CronJob", found)["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    following = containers(one("CronJob", found))[0]["command"]
     for command in (fetching, following):
         options = cli._parser().parse_args([word.replace("$(BACKEND)", "local") for word in command[1:]])
         assert options.run
