@@ -188,7 +188,7 @@ SCENARIOS = [
     Scenario(
         "KFP down",
         "kubectl scale -n kubeflow deployment ml-pipeline --replicas=0",
-        "kubectl scale -n kubeflow deployment ml-pipeline --replicas=1",
+        "kubectl scale -n kubeflow deployment ml-pipeline --replicas=1; kubectl rollout status -n kubeflow deployment/ml-pipeline",
         pause=3,
     ),
     Scenario("KFP elsewhere", kfp_namespace="default"),
