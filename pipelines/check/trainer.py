@@ -14,14 +14,13 @@ from kubernetes.client import (
     V1SubjectAccessReviewSpec,
 )
 
-from dreamteacher.trainjob import GROUP, PLURAL, VERSION, Nodes
+from dreamteacher.trainjob import GROUP, PLURAL, RUNTIME, VERSION, Nodes
 from pipelines.check.finding import APPLY, Cluster, Finding, read
 
 TRAINER = "2.3.0"  # on which the pipelines ran, with JobSet 0.12.0
 SOURCE = "https://github.com/kubeflow/trainer.git/manifests/overlays/{}?ref=v" + TRAINER
 INSTALL = f"kubectl apply --server-side -k '{SOURCE}'"
-OWN_RUNTIME = "dreamteacher-torch"  # of k8s/multi-node; without it TrainJobs take Trainer's
-RUNTIME: str = Nodes.model_fields["runtime"].default
+SHIPPED: str = Nodes.model_fields["runtime"].default  # what TrainJobs take without ours
 # (API group, resource, subresource, verbs): those of k8s/base/trainjobs.yaml.
 RIGHTS = [
     (GROUP, PLURAL, "", ("create", "get", "list", "watch", "delete")),
@@ -57,13 +56,13 @@ def trainer(cluster: Cluster) -> Iterator[Finding]:
 def runtime(cluster: Cluster) -> Iterator[Finding]:
     """That a runtime of the TrainJobs is there, best our own."""
     objects, mend = CustomObjectsApi(cluster.client), f"kubectl apply -k k8s/multi-node -n {cluster.namespace}"
-    if read(objects.get_namespaced_custom_object, GROUP, VERSION, cluster.namespace, "trainingruntimes", OWN_RUNTIME):
-        yield Finding("ok", "runtime", f"{OWN_RUNTIME} is there")
-    elif read(objects.get_cluster_custom_object, GROUP, VERSION, "clustertrainingruntimes", RUNTIME):
-        words = f"no TrainingRuntime {OWN_RUNTIME}, so nodes run by {RUNTIME}, under which the third preemption may end a job"
+    if read(objects.get_namespaced_custom_object, GROUP, VERSION, cluster.namespace, "trainingruntimes", RUNTIME):
+        yield Finding("ok", "runtime", f"{RUNTIME} is there")
+    elif read(objects.get_cluster_custom_object, GROUP, VERSION, "clustertrainingruntimes", SHIPPED):
+        words = f"no TrainingRuntime {RUNTIME}, so nodes run by {SHIPPED}, under which the third preemption may end a job"
         yield Finding("warn", "runtime", words, mend)
     else:
-        yield Finding("wrong", "runtime", f"no TrainingRuntime {OWN_RUNTIME}, and no ClusterTrainingRuntime {RUNTIME}", mend)
+        yield Finding("wrong", "runtime", f"no TrainingRuntime {RUNTIME}, and no ClusterTrainingRuntime {SHIPPED}", mend)
 
 
 def rights(cluster: Cluster, account: str) -> Iterator[Finding]:
