@@ -10,16 +10,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import jsonschema
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from helpers import PROJECT
+from json_server import Handler, JsonServer, Request
 
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/ml"
 JOBS = f"{TRAINER}/trainjobs"
@@ -132,49 +130,31 @@ class KubernetesApi:
         self._counted: dict[tuple[str, int], int] = {}  # failures of each index
         api = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def _serve(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                url = urlsplit(self.path)
-                query = parse_qs(url.query)
-                if query.get("watch") == ["True"]:
-                    return self._stream(query)
-                api.asked.append(f"{self.command} {url.path}")
-                status, answer = api.answer(self.command, url.path, query, body)
-                data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def _stream(self, query: dict[str, list[str]]) -> None:
+        class Watched(Handler):
+            def respond(self, request: Request) -> None:
+                if request.query.get("watch") != ["True"]:
+                    return super().respond(request)
                 refused = "watch pods" in api.forbidden
                 self.send_response(403 if refused else 200)
                 self.send_header("Transfer-Encoding", "chunked")  # so that a client has each line when it is sent
                 self.end_headers()
-                for line in [] if refused else api.watch(query):
+                for line in [] if refused else api.watch(request.query):
                     data = json.dumps(line).encode() + b"\n"
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
                 self.wfile.write(b"0\r\n\r\n")
 
-            do_GET = do_POST = do_DELETE = _serve
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self._server = JsonServer(self._serve, Watched)
+        self.url = self._server.url
 
     def __enter__(self) -> "KubernetesApi":
-        Thread(target=self.server.serve_forever, args=[0.02], daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self._server.close()
+
+    def _serve(self, asked: Request) -> tuple[int, Any]:
+        self.asked.append(f"{asked.method} {asked.path}")
+        return self.answer(asked.method, asked.path, asked.query, asked.body)
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: bytes) -> tuple[int, Any]:
         if self.fail.get(method):

@@ -5,11 +5,9 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode
 
 import pytest
 import yaml
@@ -17,6 +15,7 @@ from check_scenarios import SCENARIOS, Scenario
 from kfp_api import KfpApi
 
 from dreamteacher.errors import UserError
+from json_server import JsonServer, Request
 from pipelines import check
 from pipelines.__main__ import main
 from pipelines.check import pod
@@ -101,36 +100,19 @@ class Replay:
         recorded = {**RECORDED["healthy"], **RECORDED["healthy gpu"], **RECORDED[scenario]}
         self.answers = {question: list(answers) for question, answers in recorded.items()}
         self.asked: list[str] = []
-        replay = self
+        self._server = JsonServer(self._answer)
+        self.url = self._server.url
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def _serve(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                url = urlsplit(self.path)
-                query = urlencode(sorted(parse_qsl(url.query)))
-                question = f"{self.command} {url.path}" + (f"?{query}" if query else "")
-                replay.asked.append(question)
-                answers = replay.answers[question]
-                status, answer = answers.pop(0) if len(answers) > 1 else answers[0]
-                data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_DELETE = _serve
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        Thread(target=self.server.serve_forever, args=[0.01], daemon=True).start()
+    def _answer(self, asked: Request) -> tuple[int, Any]:
+        query = urlencode(sorted((key, value) for key, values in asked.query.items() for value in values))
+        question = f"{asked.method} {asked.path}" + (f"?{query}" if query else "")
+        self.asked.append(question)
+        answers = self.answers[question]
+        status, answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        return status, answer
 
     def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self._server.close()
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from dreamteacher import cli
 from dreamteacher.errors import UserError
 from dreamteacher.serving import deployment
 from dreamteacher.serving.deployment import PINNED, VERSION, deploy, status
+from json_server import JsonServer
 
 RECORDED = json.loads(Path(__file__).with_name("deployments.json").read_text())
 NAME = "dreamteacher-triton"
@@ -59,26 +58,9 @@ def merge(into: dict[str, Any], patch: dict[str, Any]) -> None:
 def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     found = Cluster(request.param)
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def _serve(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            code, answer = found.answer(self.command, self.path.partition("?")[0], json.loads(body or "null"))
-            data = json.dumps(answer).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_PATCH = _serve
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
+    server = JsonServer(lambda asked: found.answer(asked.method, asked.path, json.loads(asked.body or "null")))
     kubeconfig = {
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "clusters": [{"name": "c", "cluster": {"server": server.url}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "ml"}}],
         "users": [{"name": "u", "user": {}}],
         "current-context": "c",
@@ -88,8 +70,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(deployment, "resolve", lambda name, alias: {"champion": "2", "challenger": "3"}[alias])
     monkeypatch.setattr(deployment, "has_repository", lambda name, version: version != "9")
     yield found
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 def state(name: str) -> pytest.MarkDecorator:
