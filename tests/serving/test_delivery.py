@@ -14,7 +14,6 @@ from serving_samples import PARAMS
 from dreamteacher import cli
 from dreamteacher.errors import UserError
 from dreamteacher.serving.delivery import fetch_repository, has_repository, keep_repository, resolve
-from dreamteacher.serving.triton_repository import check_repository
 from dreamteacher.stages import publish
 
 
@@ -45,13 +44,23 @@ def test_a_pod_gets_what_was_published_to_the_byte(published, tmp_path: Path, ba
     out = tmp_path / "models" / "repository"
     for _ in range(2):  # a restarted pod finds the first one's
         assert fetch_repository("cells", "1", out, backend=backend) == ["cells", "cells-backbone"]
-    assert check_repository(out) == ["cells", "cells-backbone"]
     files = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
     assert {str(file): (out / file).read_bytes() for file in files} == {
         str(path.relative_to(folder / backend)): path.read_bytes() for path in (folder / backend).rglob("*") if path.is_file()
     }
     assert json.loads((tmp_path / "models/served.json").read_text()) == {"name": "cells", "version": "1"}
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["repository", "served.json"]
+
+
+def test_triton_says_which_registered_version_answers(published, tmp_path: Path):
+    client, folder = published
+    run = client.create_run("0")
+    sha256 = client.get_model_version("cells", "1").tags["sha256"]
+    version = str(client.create_model_version("cells", run.info.artifact_uri, run.info.run_id, tags={"sha256": sha256}).version)
+    keep_repository("cells", version, folder)
+    out = tmp_path / "models/repository"
+    assert fetch_repository("cells", version, out, backend="local") == ["cells", "cells-backbone"]
+    assert sorted(path.name for path in (out / "cells").iterdir() if path.is_dir()) == [version]
 
 
 def test_the_alias_is_resolved_to_a_version(published, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -86,7 +95,7 @@ def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, 
             (place / "stage.json").write_text(json.dumps({key: value for key, value in record.items() if key != "sha256"}))
         else:
             shutil.rmtree(place)
-        with pytest.raises(UserError, match=r"version 1 of cells|MLflow at .* does not answer as it should"):
+        with pytest.raises(UserError, match=r"version 1 of cells is damaged: |MLflow at .* does not answer as it should"):
             fetch_repository("cells", "1", out)
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -97,11 +106,12 @@ def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, 
 def test_a_version_without_a_repository_says_who_stores_it(published, tmp_path: Path):
     client, folder = published
     run = client.create_run("0")
-    client.create_model_version("cells", run.info.artifact_uri, run.info.run_id, tags={"sha256": "0" * 64})
-    assert not has_repository("cells", "2")
+    version = str(client.create_model_version("cells", run.info.artifact_uri, run.info.run_id, tags={"sha256": "0" * 64}).version)
+    assert not has_repository("cells", version)
     with pytest.raises(
-        UserError, match=r"repository of version 2 of cells is not stored; .*`dreamteacher promote cells --version 2` stores it"
+        UserError,
+        match=f"of version {version} of cells is not stored; .*`dreamteacher promote cells --version {version}`",
     ):
-        fetch_repository("cells", "2", tmp_path / "models")
-    with pytest.raises(UserError, match="serves another model than version 2 of cells"):
-        keep_repository("cells", "2", folder)
+        fetch_repository("cells", version, tmp_path / "models")
+    with pytest.raises(UserError, match=f"serves another model than version {version} of cells"):
+        keep_repository("cells", version, folder)

@@ -17,6 +17,7 @@ from dreamteacher.files import sha256_of
 from dreamteacher.outages import patient
 from dreamteacher.serving.onnx_files import MODEL_FILE
 from dreamteacher.serving.promotion import aliases_of, registered_model, registry_client, run_of
+from dreamteacher.serving.triton_repository import VERSION
 from dreamteacher.stage import RECORD, read_stage
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,13 @@ def keep_repository(name: str, version: str, folder: Path) -> None:
         UserError: it is incomplete, or holds another model than the version, or MLflow does not take it.
     """
     read_stage(folder)
-    place = f"{REPOSITORY}/{sha256_of(folder / RECORD).hex()[:32]}"
+    (model,) = folder.glob(f"production/{name}/{VERSION}/{MODEL_FILE}")
+    place, sha256 = f"{REPOSITORY}/{sha256_of(folder / RECORD).hex()[:32]}", sha256_of(model).hex()
     with registry_client() as client:
         chosen = client.get_model_version(name, version)
         if chosen.tags.get(REPOSITORY) == place:
             return
-        (model,) = folder.glob(f"production/{name}/*/{MODEL_FILE}")
-        if sha256_of(model).hex() != chosen.tags["sha256"]:
+        if sha256 != chosen.tags["sha256"]:
             raise UserError(f"{folder} serves another model than version {version} of {name}; run `dreamteacher publish` again")
         client.log_artifacts(run_of(chosen), str(folder), place)
         client.set_model_version_tag(name, version, REPOSITORY, place)  # last: it is whole
@@ -71,6 +72,8 @@ def has_repository(name: str, version: str) -> bool:
 def fetch_repository(name: str, version: str, out: Path, *, backend: str = "production") -> list[str]:
     """Write the repository of `version` of `name` to `out`, which appears whole or not at all; beside it SERVED, {name, version}.
 
+    Each model gets the number of the registered version as its own, so that Triton's answers and metrics say which one they are of.
+
     Args:
         name: of the registered model.
         version: its number.
@@ -84,22 +87,19 @@ def fetch_repository(name: str, version: str, out: Path, *, backend: str = "prod
         UserError: nothing is stored with the version, something of it is damaged, or MLflow does not answer.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with registry_client() as client, TemporaryDirectory(dir=out.parent, prefix=".fetch-") as scratch:
-        chosen = client.get_model_version(name, version)
-        place = chosen.tags.get(REPOSITORY)
-        if not place:
-            raise UserError(
-                f"the repository of version {version} of {name} is not stored; where its artifacts are, "
-                f"`dreamteacher promote {name} --version {version}` stores it"
-            )
-        folder = Path(client.download_artifacts(run_of(chosen), place, scratch))
-        damaged = f"what MLflow stores with version {version} of {name} is damaged"
-        try:
-            read_stage(folder)
-        except UserError as error:
-            raise UserError(f"{damaged}: {str(error).partition(';')[0]}; deploy another version, or publish this one again") from error
-        if sha256_of(folder / RECORD).hex()[:32] != place.rpartition("/")[2]:
-            raise UserError(f"{damaged}: its {RECORD} is not the recorded one; deploy another version, or publish this one again")
+    with TemporaryDirectory(dir=out.parent, prefix=".fetch-") as scratch:
+        with registry_client() as client:
+            chosen = client.get_model_version(name, version)
+            place = chosen.tags.get(REPOSITORY)
+            if not place:
+                raise UserError(
+                    f"the repository of version {version} of {name} is not stored; where its artifacts are, "
+                    f"`dreamteacher promote {name} --version {version}` stores it"
+                )
+            folder = Path(client.download_artifacts(run_of(chosen), place, scratch))
+        _check(folder, place, f"version {version} of {name}")
+        for model in (folder / backend).glob(f"*/{VERSION}"):
+            model.rename(model.with_name(version))
         if out.exists():
             shutil.rmtree(out)
         (folder / backend).rename(out)
@@ -107,3 +107,14 @@ def fetch_repository(name: str, version: str, out: Path, *, backend: str = "prod
     models = sorted(path.parent.name for path in out.glob("*/config.pbtxt"))
     log.info("version %s of %s: %s, every sha256 as published", version, name, ", ".join(models))
     return models
+
+
+def _check(folder: Path, place: str, version: str) -> None:
+    """Raises UserError where `folder`, of which `place` names the stage.json, is not what was stored with `version`."""
+    try:
+        read_stage(folder)
+        problem = "" if sha256_of(folder / RECORD).hex()[:32] == place.rpartition("/")[2] else f"its {RECORD} is not the recorded one"
+    except UserError as error:
+        problem = str(error).partition(";")[0].replace(f"{folder}/", "")
+    if problem:
+        raise UserError(f"what MLflow stores with {version} is damaged: {problem}; deploy another version, or publish this one again")
