@@ -1,3 +1,4 @@
+import csv
 import json
 import socket
 from pathlib import Path
@@ -7,15 +8,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import tritonclient.http
 from PIL import Image
 from serving_samples import PARAMS, make_model
+from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.dataset import ImageSet, Sample
 from dreamteacher.data.transforms import whole
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
-from dreamteacher.serving.client import JSON_KEYS, predict, prepare
+from dreamteacher.serving.contract import Contract, prepare
 from dreamteacher.serving.onnx_files import read_metadata
+from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
 from dreamteacher.stages import ingest
@@ -114,7 +118,7 @@ def test_predict_sees_and_says_what_evaluation_sees_and_says(triton, project, mo
     answers = {Path(line.split(": ")[0]).name: line.split(": ")[1].split()[0] for line in capsys.readouterr().out.splitlines()}
     assert {Path(val.names[i]).name: model.classes[label] for i, label in said.items()} == answers
     assert len(set(answers.values())) > 1
-    contract = {key: json.loads(text) if key in JSON_KEYS else text for key, text in told.items()}
+    contract = Contract.from_metadata(told, "stages")
     for indices, batch in whole_batches(val, list(range(len(val))), 1, picture_size(model.task, model.size)):
         tensor, _ = prepare(np.asarray(Image.open(here / "in" / val.names[indices[0]])), contract)
         step = 1 / 255 / min(model.std)  # Pillow and torchvision may round differently
@@ -124,12 +128,13 @@ def test_predict_sees_and_says_what_evaluation_sees_and_says(triton, project, mo
 def test_bad_pictures_are_named_and_the_others_done(triton, tmp_path, capsys):
     good = save_picture(tmp_path / "good.png", 32, 32)
     (tmp_path / "text.png").write_text("no picture")
-    pictures = [tmp_path / "text.png", good, tmp_path / "missing.png", tmp_path]
+    pictures = [tmp_path / "text.png", good, tmp_path / "missing.png", tmp_path / "empty"]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="3 of 4 pictures"):
         predict(pictures, url(triton, "http"), "cells", tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"BAD {pictures[0]}: picture is a text") and lines[2].startswith(f"BAD {pictures[2]}: No such file")
-    assert lines[3] == f"BAD {tmp_path}: it is a folder; name pictures, such as {tmp_path}/*.jpg"
+    assert lines[3] == f"BAD {tmp_path / 'empty'}: there is no picture in it; name pictures, such as {tmp_path / 'empty'}/*.jpg"
     assert lines[1].startswith(f"{good}: ") and (tmp_path / "out" / "good.mask.png").exists()
 
 
@@ -174,14 +179,6 @@ def test_features_need_a_folder(triton, tmp_path):
         predict([save_picture(tmp_path / "a.png", 32, 32)], url(triton, "http"), "cells", features=True)
 
 
-def test_model_of_one_size_gets_the_picture_in_that_size():
-    contract = {"dynamic_size": False, "size": 32, "short_side": None, "scale_to": None, "interpolation": "bilinear", "multiple": 32}
-    contract |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-    tensor, size = prepare(np.full((50, 70, 3), 255, np.uint8), contract)
-    assert tensor.shape == (1, 3, 32, 32) and size == (32, 32)
-    assert np.allclose(tensor, 2.0)
-
-
 def test_failure_inside_the_server_is_one_line(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_repository({"cells": models["cells"]}, tmp_path / "local", backend="python", settings=PARAMS.publish)
@@ -190,3 +187,81 @@ def test_failure_inside_the_server_is_one_line(models, tmp_path, monkeypatch):
     code.write_text(code.read_text().replace("            results = self", failing))
     with running_triton(tmp_path / "local") as triton, pytest.raises(UserError, match=r"refuses .*out of memory"):
         predict([save_picture(tmp_path / "a.png", 32, 64)], triton.http_url, "cells")
+
+
+def lines_of(capsys, pictures, triton, model, **options):
+    predict(pictures, triton.http_url, model, **options)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_folders_and_patterns_are_the_pictures_that_they_hold(triton, tmp_path, capsys):
+    names = ["b/2.png", "b/c/3.JPG", "a/1.png"]
+    for name in names:
+        save_picture(tmp_path / name, 32, 32)
+    (tmp_path / "b" / "notes.txt").write_text("no picture")
+    (tmp_path / "b" / ".cache").mkdir()
+    save_picture(tmp_path / "b" / ".cache" / "4.png", 32, 32)
+    lines = lines_of(capsys, [tmp_path / "b", tmp_path / "*" / "1.png", tmp_path / "**" / "3.*"], triton, "stages")
+    assert [line.split(": ")[0] for line in lines] == [str(tmp_path / name) for name in [*names, "b/c/3.JPG"]]
+    odd = save_picture(tmp_path / "[1].png", 32, 32)
+    assert lines_of(capsys, [odd], triton, "stages")[0].startswith(f"{odd}: ")
+    with pytest.raises(UserError, match="1 of 1 pictures"):
+        predict([tmp_path / "*.gif"], triton.http_url, "stages")
+    assert capsys.readouterr().out == f"BAD {tmp_path}/*.gif: No such file or directory\n"
+
+
+def test_batches_say_what_single_pictures_say(triton, tmp_path, capsys):
+    for i in range(11):
+        save_picture(tmp_path / f"{i:02}.png", 32 + 32 * (i % 2), 32 + 5 * (i % 3), seed=i)
+    (tmp_path / "05.png").write_bytes(b"damaged")
+    answers = []
+    for batch in (1, 4, 64):
+        with pytest.raises(UserError, match="1 of 11 pictures"):
+            predict([tmp_path], triton.http_url, "stages", batch=batch)
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_json_lines_and_csv_hold_all_of_the_answer(triton, tmp_path, capsys):
+    good, bad = save_picture(tmp_path / "a, 1.png", 32, 32), tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    rows = {}
+    for output in ("jsonl", "csv"):
+        for model in ("cells", "stages"):
+            with pytest.raises(UserError, match="see `error` in their lines"):
+                predict([good, bad], triton.http_url, model, tmp_path / "out", output=output)
+            text = capsys.readouterr().out
+            rows[model, output] = list(csv.DictReader(text.splitlines())) if output == "csv" else list(map(json.loads, text.splitlines()))
+    answer, failed = rows["stages", "jsonl"]
+    assert answer["picture"] == str(good) and sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert answer["class"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert failed == {"picture": str(bad), "error": "picture is empty (0 bytes)"}
+    assert [float(rows["stages", "csv"][0][name]) for name in answer["probabilities"]] == list(answer["probabilities"].values())
+    assert rows["stages", "csv"][1]["error"] == "picture is empty (0 bytes)"
+    answer, _ = rows["cells", "jsonl"]
+    assert Path(answer["mask"]).exists() and Path(answer["overlay"]).exists()
+    assert sum(answer["shares"].values()) == pytest.approx(1)
+    assert rows["cells", "csv"][0]["mask"] == answer["mask"] and float(rows["cells", "csv"][0]["cell"]) == answer["shares"]["cell"]
+
+
+def test_a_picture_too_thin_to_be_prepared_is_bad_and_the_others_are_done(triton, tmp_path, capsys):
+    thin = tmp_path / "thin.png"
+    Image.new("RGB", (4_000_000, 1)).save(thin)  # 32 x 4,000,000 when padded
+    good = save_picture(tmp_path / "good.png", 32, 32)
+    with pytest.raises(UserError, match="1 of 2 pictures"):
+        predict([thin, good], triton.http_url, "cells", batch=2)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"BAD {thin}: too thin or too large") and second.startswith(f"{good}: ")
+
+
+def test_the_index_of_models_may_be_closed(triton, tmp_path, monkeypatch):
+    """As production servers have it: what is needed is the model's configuration."""
+
+    def closed(*_, **__):
+        raise InferenceServerException("forbidden", status="403")
+
+    monkeypatch.setattr(tritonclient.http.InferenceServerClient, "get_model_repository_index", closed)
+    picture = save_picture(tmp_path / "a.png", 32, 32)
+    predict([picture], triton.http_url, "cells")
+    with pytest.raises(UserError, match=r"refuses \(model 'cell'\)"):
+        predict([picture], triton.http_url, "cell")
