@@ -170,7 +170,7 @@ def test_address_of_the_other_protocol_is_no_traceback(triton, tmp_path, protoco
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_unknown_model_names_those_that_are_served(triton, tmp_path, protocol):
-    with pytest.raises(UserError, match="no model 'cell'; it has cells, cells-backbone, stages"):
+    with pytest.raises(UserError, match="no model 'cell'; it has cells, cells-backbone, cells-pictures, stages, stages-pictures"):
         predict([save_picture(tmp_path / "a.png", 32, 32)], url(triton, protocol), "cell", protocol=protocol)
 
 

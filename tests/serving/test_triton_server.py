@@ -83,7 +83,7 @@ def single(models, tmp_path, monkeypatch):
     """A repository of one model in an empty project folder."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "local"
-    write_repository({"cells": models["cells"]}, folder, backend="python", settings=PARAMS.publish)
+    write_repository({"cells": models["cells"]}, folder, backend="python", settings=PARAMS.publish.model_copy(update={"pictures": False}))
     return folder
 
 

@@ -233,5 +233,3 @@ def to_answers(served: Served, request: Request, result: Any) -> dict[int, Answe
         index: to_answer(served.contract, {name: array[i] for name, array in outputs.items()}, request.prepared[i], request.sizes[i])
         for i, index in enumerate(request.indices)
     }
-
-
