@@ -239,8 +239,8 @@ class Publish(Section):
     gpu: bool = Field(False, description="production instances on GPU (KIND_GPU) instead of CPU")
     pictures: bool = Field(
         True,
-        description="serve NAME-pictures as well, which takes the bytes of pictures; the server's Python needs Pillow for it, which "
-        "NVIDIA's images lack",
+        description="serve NAME-pictures as well, which takes the bytes of pictures; the server's Python needs numpy and Pillow for it, "
+        "which NVIDIA's images may lack",
     )
     max_pixels: Positive = Field(
         50_000_000, description="larger pictures are refused by NAME-pictures before decoding; decoding takes up to 8 bytes a pixel"

@@ -116,7 +116,12 @@ def bomb(side):
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
     header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes((side // 8 + 1) * side), 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes((side // 8 + 1) * side), 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 HOSTILE = {
@@ -150,6 +155,28 @@ def test_hostile_bytes_are_an_error_of_that_request_and_the_server_goes_on(trito
         assert error.status() in ("400", "StatusCode.INVALID_ARGUMENT"), (name, error)
         assert re.search(words, error.message()) and "\n" not in error.message(), (name, error)
         assert np.abs(good["probabilities"] - expected).max() < 1e-5
+    assert "Stub" not in triton.log.read_text()
+
+
+def test_mutations_of_pictures_are_answered_or_refused(triton):
+    random = np.random.default_rng(0)
+
+    def mutated(seed):
+        data = bytearray(list(PICTURES.values())[seed % len(PICTURES)])
+        for place in random.integers(0, len(data), 1 + seed % 8):
+            data[place] = random.integers(0, 256)
+        return bytes(data[: random.integers(len(data) // 2, len(data))] if seed % 3 == 0 else data)
+
+    def status(data):
+        try:
+            return ask(triton, "stages-pictures", data, ["probabilities"])["probabilities"].shape
+        except InferenceServerException as error:
+            return error.status()
+
+    pictures = [mutated(seed) for seed in range(120)]
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(status, pictures))
+    assert set(statuses) == {(4,), "400"}
     assert "Stub" not in triton.log.read_text()
 
 
@@ -208,7 +235,11 @@ def test_a_failure_of_the_model_behind_it_is_an_error_of_each_request_of_the_bat
 
 def test_the_model_carries_all_that_it_imports_of_ours(repository):
     folder = repository / "cells-pictures/1"
-    copies = {path.relative_to(folder / "dreamteacher").as_posix() for path in folder.rglob("*.py") if path.name not in ("__init__.py", "model.py")}
+    copies = {
+        path.relative_to(folder / "dreamteacher").as_posix()
+        for path in folder.rglob("*.py")
+        if path.name not in ("__init__.py", "model.py")
+    }
     assert copies == set(MODULES)
     for module in MODULES:
         assert (folder / "dreamteacher" / module).read_bytes() == (PROJECT / "src/dreamteacher" / module).read_bytes()
@@ -218,6 +249,12 @@ def test_the_model_carries_all_that_it_imports_of_ours(repository):
                 names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "dreamteacher.data" else [node.module]
                 missing = {f"{name.removeprefix('dreamteacher.').replace('.', '/')}.py" for name in names} - copies
                 assert not missing or missing == {"data/class_list.py"}, path  # which is for type checkers only
+
+
+def test_an_image_without_pillow_says_so(repository):
+    body = FAKE.replace("import model", "sys.modules['PIL'] = None\nimport model")
+    done = subprocess.run([sys.executable, "-c", body, str(repository / "cells-pictures/1")], capture_output=True, text=True, check=False)
+    assert "NAME-pictures needs Pillow in Triton's Python; install it in the image (pip install pillow)" in done.stderr
 
 
 FAKE = """

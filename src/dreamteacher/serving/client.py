@@ -11,19 +11,23 @@ after pauses of 0.1, 0.2, 0.4, ... 5 s with jitter; all else is raised at once.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Self, TypeVar, cast
 
-import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.serving.answers import Answer, Classification, Features, Segmentation
+from dreamteacher.serving.async_client import AsyncClient
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.requests import (
+    CLOSE_SECONDS,
+    GRPC_OPTIONS,
+    RETRIES,
+    TIMEOUT,
     Address,
     Attempts,
     DeadlineExceeded,
@@ -42,6 +46,7 @@ from dreamteacher.serving.requests import (
     to_requests,
     unknown_model,
 )
+from dreamteacher.serving.shared_memory import Region, Regions
 
 __all__ = [
     "AsyncClient",
@@ -55,9 +60,6 @@ __all__ = [
     "Segmentation",
     "Unavailable",
 ]
-
-TIMEOUT = 120.0  # seconds for one call
-RETRIES = 4
 
 _T = TypeVar("_T")
 
@@ -80,9 +82,10 @@ class Client:
         self._address = Address.parse(url, protocol)
         self._library = self._address.library()
         self._own = threading.local()
+        self._regions = Regions(self._address)
         self._shared: Any = None
         if protocol == "grpc":
-            self._shared = self._library.InferenceServerClient(self._address.place, ssl=self._address.is_tls)
+            self._shared = self._library.InferenceServerClient(self._address.place, ssl=self._address.is_tls, channel_args=GRPC_OPTIONS)
         self._served: dict[str, Served] = {}
 
     def __enter__(self) -> Self:
@@ -93,6 +96,9 @@ class Client:
 
     def close(self) -> None:
         """Close this thread's connections; those of other threads end with them."""
+        for region in self._regions.empty():
+            with suppress(Exception):  # the server may be gone
+                self._call("unregister_system_shared_memory", CLOSE_SECONDS, region.name)
         if self._shared:
             self._shared.close()
         self._drop()
@@ -143,8 +149,35 @@ class Client:
         return [answers[index] for index in range(len(arrays))]
 
     def _infer(self, served: Served, request: Request, attempts: Attempts) -> Any:
-        inputs = [to_input(self._library, served, request.images)]
-        return self._retrying(lambda left: self._call("infer", left, served.model, inputs), served.model, attempts.fresh())
+        region = self._region(request.images.nbytes, attempts)
+        try:
+            result = self._send(served, to_input(self._library, served, request.images, region), attempts)
+        except Refused as refused:
+            if not self._regions.is_forgotten(region, refused):
+                self._regions.give(region)
+                raise
+            return self._send(served, to_input(self._library, served, request.images), attempts)
+        self._regions.give(region)  # after a timeout it is not: the server may still read it
+        return result
+
+    def _send(self, served: Served, tensor: Any, attempts: Attempts) -> Any:
+        return self._retrying(lambda left: self._call("infer", left, served.model, [tensor]), served.model, attempts.fresh())
+
+    def _region(self, length: int, attempts: Attempts) -> Region | None:
+        """A region that the server has opened; None: the request has to hold its bytes."""
+        region = self._regions.take(length)
+        if region and not region.is_registered:
+            try:
+                self._call("register_system_shared_memory", attempts.left(), region.name, f"/{region.name}", region.length)
+            except Exception as error:
+                if not is_foreseen(error):
+                    raise
+                self._regions.registration_failed(error)
+                return None
+            finally:
+                region.remove_name()
+            region.is_registered = True
+        return region
 
     def _describe(self, model: str, attempts: Attempts) -> Served:
         as_json = {"as_json": True} if self._shared else {}
@@ -195,103 +228,3 @@ class Client:
         if hasattr(self._own, "client"):
             self._own.client.close()
             del self._own.client
-
-
-class AsyncClient:
-    """`Client` for asyncio: the same arguments and methods, which are awaited; used in one event loop.
-
-    A batch's requests are under way at the same time. Pictures are decoded and prepared in threads, so that the loop goes on.
-    """
-
-    def __init__(
-        self, url: str, model: str = "dreamteacher", *, protocol: Protocol = "http", timeout: float = TIMEOUT, retries: int = RETRIES
-    ):
-        self.model, self.timeout, self.retries = model, timeout, retries
-        self._address = Address.parse(url, protocol)
-        self._library = self._address.library(aio=True)
-        self._client: Any = None
-        self._served: dict[str, Served] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        if self._client:
-            await self._client.close()
-            self._client = None
-
-    async def predict(self, picture: Picture) -> Segmentation | Classification:
-        """As `Client.predict`."""
-        return (await self.predict_batch([picture]))[0]
-
-    async def predict_batch(self, pictures: Sequence[Picture]) -> list[Segmentation | Classification]:
-        """As `Client.predict_batch`."""
-        return cast(list[Segmentation | Classification], await self._batch(self.model, pictures))
-
-    async def features(self, picture: Picture) -> Features:
-        """As `Client.features`."""
-        return (await self.features_batch([picture]))[0]
-
-    async def features_batch(self, pictures: Sequence[Picture]) -> list[Features]:
-        """As `Client.features_batch`."""
-        return cast(list[Features], await self._batch(f"{self.model}-backbone", pictures))
-
-    async def served(self, model: str) -> Served:
-        """As `Client.served`."""
-        return await self._describe(model, Attempts(self.timeout, self.retries))
-
-    async def _batch(self, model: str, pictures: Sequence[Picture]) -> list[Answer]:
-        attempts = Attempts(self.timeout, self.retries)
-        served = await self._describe(model, attempts)
-        arrays: list[np.ndarray] = [await asyncio.to_thread(read_picture, picture) for picture in pictures]
-        requests = await asyncio.to_thread(to_requests, arrays, served)
-
-        async def answer(request: Request) -> dict[int, Answer]:
-            inputs = [to_input(self._library, served, request.images)]
-            result = await self._retrying(lambda: self._tritonclient().infer(served.model, inputs), served.model, attempts.fresh())
-            return await asyncio.to_thread(to_answers, served, request, result)
-
-        answers: dict[int, Answer] = {}
-        for part in await asyncio.gather(*map(answer, requests)):
-            answers |= part
-        return [answers[index] for index in range(len(arrays))]
-
-    async def _describe(self, model: str, attempts: Attempts) -> Served:
-        if model in self._served:
-            return self._served[model]
-        as_json = {"as_json": True} if self._address.protocol == "grpc" else {}
-        try:
-            config = await self._retrying(lambda: self._tritonclient().get_model_config(model, **as_json), model, attempts)
-        except Refused as refused:
-            try:
-                async with asyncio.timeout(attempts.left()):
-                    index = await self._tritonclient().get_model_repository_index(**as_json)
-            except (InferenceServerException, OSError):
-                raise refused from None
-            raise unknown_model(self._address, model, index) or refused from None
-        self._served[model] = read_config(self._address, model, config)
-        return self._served[model]
-
-    async def _retrying(self, call: Callable[[], Awaitable[_T]], model: str, attempts: Attempts) -> _T:
-        while True:
-            try:
-                async with asyncio.timeout(attempts.left()):
-                    return await call()
-            except Exception as error:
-                if not is_foreseen(error):
-                    raise
-                pause = attempts.pause_after(error)
-                if pause is None:
-                    raise explain(error, self._address, model, attempts.timeout) from error
-            await asyncio.sleep(pause)
-
-    def _tritonclient(self) -> Any:
-        """Made in the event loop, to which it belongs."""
-        if self._client is None:
-            limits = {"conn_timeout": None} if self._address.protocol == "http" else {}
-            self._client = self._library.InferenceServerClient(self._address.place, ssl=self._address.is_tls, **limits)
-        return self._client

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,10 +22,22 @@ from dreamteacher.errors import UserError, first_line
 from dreamteacher.serving.answers import Answer, to_answer
 from dreamteacher.serving.contract import Contract, prepare
 
+if TYPE_CHECKING:
+    from dreamteacher.serving.shared_memory import Region
+
 Protocol = Literal["http", "grpc"]
 Picture = np.ndarray | bytes | str | Path  # uint8 RGB (H, W, 3), the bytes of a file, or its path
 
+TIMEOUT = 120.0  # seconds for one call, with all its tries
+RETRIES = 4
+CLOSE_SECONDS = 5.0  # for what is said to a server at the end
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds before the second try, and before any
+GRPC_OPTIONS = [  # messages of any size, and new connections as soon as calls are tried again: gRPC's default is after 1 s and more
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", int(1000 * FIRST_PAUSE / 2)),
+    ("grpc.max_reconnect_backoff_ms", int(1000 * LONGEST_PAUSE)),
+]
 LOST = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
 DISCONNECTED = ("HTTPConnectionClosed", "ServerDisconnectedError", "ClientPayloadError")  # of the HTTP libraries
 BUSY = ("queue size", "timeout expired")  # in the words of a Triton whose queue is full
@@ -69,6 +81,12 @@ class Address:
         if not is_whole:  # the HTTP client would fail, and again while it is taken down
             raise UserError(f"--url {url} is no address; write HOST:PORT as `dreamteacher serve` prints it")
         return cls(url, rest.rstrip("/"), scheme in ("https", "grpcs"), protocol)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine, as far as its name says."""
+        host = urlsplit(f"//{self.place}").hostname or ""
+        return host in ("localhost", "::1") or host.startswith("127.")
 
     def library(self, *, aio: bool = False) -> Any:
         """The part of tritonclient for the protocol, imported on first use: an installation may have one of them only."""
@@ -219,10 +237,14 @@ def to_requests(pictures: Sequence[np.ndarray], served: Served) -> list[Request]
     return requests
 
 
-def to_input(library: Any, served: Served, images: np.ndarray) -> Any:
-    """tritonclient's input for float32 (N, 3, H', W')."""
+def to_input(library: Any, served: Served, images: np.ndarray, region: Region | None = None) -> Any:
+    """tritonclient's input for float32 (N, 3, H', W'), by way of a registered region of shared memory if there is one."""
     tensor = library.InferInput(served.input, list(images.shape), "FP32")
-    tensor.set_data_from_numpy(images)
+    if region:
+        region.write(images)
+        tensor.set_shared_memory(region.name, images.nbytes)
+    else:
+        tensor.set_data_from_numpy(images)
     return tensor
 
 

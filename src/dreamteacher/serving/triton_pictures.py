@@ -18,7 +18,11 @@ import triton_python_backend_utils as pb_utils
 sys.dont_write_bytecode = True  # the repository is as it was published, and may be read-only
 sys.path.insert(0, str(Path(__file__).parent))
 
-from PIL import Image  # noqa: E402
+try:
+    from PIL import Image
+except ImportError as error:
+    advice = "install it in the image (pip install pillow), or publish with publish.pictures = false"
+    raise ImportError(f"NAME-pictures needs Pillow in Triton's Python; {advice}") from error
 
 from dreamteacher.data.decode import BadPicture, decode  # noqa: E402
 from dreamteacher.serving.contract import Contract, prepare, to_mask, to_probabilities, to_shares  # noqa: E402
