@@ -132,7 +132,7 @@ def prepare(picture: np.ndarray, contract: Contract, *, max_pixels: int = MAX_PI
         if size != picture.shape[:2]:
             picture = np.asarray(Image.fromarray(picture).resize(size[::-1], interpolation))
     padded = np.pad(picture, ((0, down), (0, right), (0, 0)), mode="reflect")
-    normalized = (padded / np.float32(255) - np.float32(contract.mean)) / np.float32(contract.std)
+    normalized = (padded / np.float32(255) - np.array(contract.mean, np.float32)) / np.array(contract.std, np.float32)
     return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None]), (height, width)
 
 

@@ -24,7 +24,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.serving.answers import Answer, Classification, Features, Segmentation
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.contract import check_size
-from dreamteacher.serving.requests import Protocol
+from dreamteacher.serving.requests import TIMEOUT, Protocol
 
 Format = Literal["text", "jsonl", "csv"]
 
@@ -72,7 +72,7 @@ def predict(
     """
     if features and out is None:
         raise UserError("features are written to files; name a folder with --out")
-    with Client(url, model, protocol=protocol) as client:
+    with Client(url, model, protocol=protocol, timeout=TIMEOUT * batch) as client:
         task, classes = client.contract.task, client.contract.classes
         if features:
             client.served(f"{model}-backbone")
@@ -100,7 +100,7 @@ def _ask(client: Client, rows: list[Row], features: bool) -> list[Row]:
     for row in rows:
         try:
             row.picture = decode(row.path.read_bytes()).image
-            check_size(*row.picture.shape[:2], client.contract)
+            check_size(row.picture.shape[0], row.picture.shape[1], client.contract)
         except IsADirectoryError:
             row.error = f"there is no picture in it; name pictures, such as {row.path}/*.jpg"
         except (BadPicture, OSError) as error:

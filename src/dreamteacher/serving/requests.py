@@ -41,7 +41,7 @@ GRPC_OPTIONS = [  # messages of any size, and new connections as soon as calls a
 LOST = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
 DISCONNECTED = ("HTTPConnectionClosed", "ServerDisconnectedError", "ClientPayloadError")  # of the HTTP libraries
 BUSY = ("queue size", "timeout expired")  # in the words of a Triton whose queue is full
-BATCH_PIXELS = 1 << 26  # of a request; more pictures go into the next one
+BATCH_PIXELS = 5_000_000  # of a request, 60 MB; more pictures go into the next one, since servers limit the body (Triton 25: to 64 MB)
 
 
 class Unavailable(UserError):

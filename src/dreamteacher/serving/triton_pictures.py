@@ -71,7 +71,8 @@ class TritonPythonModel:
     def execute(self, requests):
         """One response a request, in order; pictures of one prepared shape are asked for together."""
         responses = [None] * len(requests)
-        waiting, pixels = {}, 0  # prepared shape -> its pictures
+        waiting: dict = {}  # prepared shape -> its pictures
+        pixels = 0
         for index, request in enumerate(requests):
             try:
                 images, prepared, size = self._prepare(request)
@@ -105,19 +106,26 @@ class TritonPythonModel:
             wanted = [requests[index].requested_output_names() for index, *_ in pictures]
             images = np.concatenate([images for _, images, _, _ in pictures])
             try:
-                asked = {name for names in wanted for name in names}
-                logits = self._ask(self.model, "logits", images) if asked - {"embedding"} else None
-                embeddings = self._ask(self.backbone, "embedding", images) if "embedding" in asked else None
+                answers = self._ask_for(images, {name for names in wanted for name in names})
                 for i, (index, _, prepared, size) in enumerate(pictures):
-                    outputs = self._read(logits[i], prepared, size) if set(wanted[i]) - {"embedding"} else {}
-                    if "embedding" in wanted[i]:
-                        outputs["embedding"] = embeddings[i]
+                    outputs = {"embedding": answers["embedding"][i]} if "embedding" in wanted[i] else {}
+                    if set(wanted[i]) - {"embedding"}:
+                        outputs |= self._read(answers["logits"][i], prepared, size)
                     tensors = [write(name, outputs[name][None]) for name in wanted[i]]
                     responses[index] = pb_utils.InferenceResponse(tensors)
             except Exception as error:  # memory is short, or the model behind refuses
                 failed = error if isinstance(error, Failed) else Failed(_words(error), pb_utils.TritonError.INTERNAL)
                 for index, *_ in pictures:
                     responses[index] = failed.response()
+
+    def _ask_for(self, images, wanted):
+        """What the models behind say, as far as the wanted outputs need it."""
+        answers = {}
+        if wanted - {"embedding"}:
+            answers["logits"] = self._ask(self.model, "logits", images)
+        if "embedding" in wanted:
+            answers["embedding"] = self._ask(self.backbone, "embedding", images)
+        return answers
 
     def _ask(self, model, output, images):
         """One output of another model of this server, in main memory."""
