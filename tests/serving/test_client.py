@@ -105,6 +105,23 @@ def test_answers_are_typed_and_those_of_the_model(triton, tmp_path, kind, protoc
 
 
 @pytest.mark.parametrize(("kind", "protocol"), KINDS)
+def test_a_model_that_takes_files_is_sent_the_files(triton, tmp_path, kind, protocol):
+    picture = pixels(130, 200)
+    Image.fromarray(picture).save(tmp_path / "a.webp", quality=50)
+    for name in ("cells", "stages"):
+        with connect(kind, protocol, triton, name) as plain, connect(kind, protocol, triton, f"{name}-pictures") as files:
+            given = [picture, tmp_path / "a.webp", (tmp_path / "a.webp").read_bytes()]
+            for expected, answer in zip(plain.predict_batch(given), files.predict_batch(given), strict=True):
+                assert type(answer) is type(expected) and answer.classes == expected.classes
+                if name == "cells":
+                    assert (answer.mask == expected.mask).all() and np.allclose(answer.shares, expected.shares)
+                else:
+                    assert np.allclose(answer.probabilities, expected.probabilities, atol=1e-5)
+            with pytest.raises(Refused, match="refuses .*picture is a text"):
+                files.predict(b"no picture")
+
+
+@pytest.mark.parametrize(("kind", "protocol"), KINDS)
 def test_a_batch_is_answered_in_order_by_few_requests(triton, kind, protocol, monkeypatch):
     sent = []
     original = requests.to_input

@@ -265,3 +265,12 @@ def test_the_index_of_models_may_be_closed(triton, tmp_path, monkeypatch):
     predict([picture], triton.http_url, "cells")
     with pytest.raises(UserError, match=r"refuses \(model 'cell'\)"):
         predict([picture], triton.http_url, "cell")
+
+
+def test_the_model_that_takes_files_is_asked_alike(triton, tmp_path, capsys):
+    pictures = [save_picture(tmp_path / f"{i}.png", 40 + 50 * i, 60, seed=i) for i in range(3)]
+    for batch in (1, 2):
+        plain, files = (lines_of(capsys, pictures, triton, model, batch=batch) for model in ("cells", "cells-pictures"))
+        assert plain == files
+    predict(pictures, triton.http_url, "cells-pictures", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.overlay.png"))) == 3

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeVar, cast
 
-import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.serving.answers import Answer, Classification, Features, Segmentation
@@ -26,9 +25,9 @@ from dreamteacher.serving.requests import (
     explain,
     is_foreseen,
     read_config,
-    read_picture,
     to_answers,
     to_input,
+    to_outputs,
     to_requests,
     unknown_model,
 )
@@ -92,8 +91,7 @@ class AsyncClient:
     async def _batch(self, model: str, pictures: Sequence[Picture]) -> list[Answer]:
         attempts = Attempts(self.timeout, self.retries)
         served = await self._describe(model, attempts)
-        arrays: list[np.ndarray] = [await asyncio.to_thread(read_picture, picture) for picture in pictures]
-        requests = await asyncio.to_thread(to_requests, arrays, served)
+        requests = await asyncio.to_thread(to_requests, pictures, served)
 
         async def answer(request: Request) -> dict[int, Answer]:
             result = await self._infer(served, request, attempts)
@@ -102,7 +100,7 @@ class AsyncClient:
         answers: dict[int, Answer] = {}
         for part in await asyncio.gather(*map(answer, requests)):
             answers |= part
-        return [answers[index] for index in range(len(arrays))]
+        return [answers[index] for index in range(len(pictures))]
 
     async def _infer(self, served: Served, request: Request, attempts: Attempts) -> Any:
         region = await self._region(request.images.nbytes, attempts)
@@ -117,7 +115,10 @@ class AsyncClient:
         return result
 
     async def _send(self, served: Served, tensor: Any, attempts: Attempts) -> Any:
-        return await self._retrying(lambda: self._tritonclient().infer(served.model, [tensor]), served.model, attempts.fresh())
+        outputs = to_outputs(self._library, served)
+        return await self._retrying(
+            lambda: self._tritonclient().infer(served.model, [tensor], outputs=outputs), served.model, attempts.fresh()
+        )
 
     async def _region(self, length: int, attempts: Attempts) -> Region | None:
         region = self._regions.take(length)

@@ -40,9 +40,9 @@ from dreamteacher.serving.requests import (
     explain,
     is_foreseen,
     read_config,
-    read_picture,
     to_answers,
     to_input,
+    to_outputs,
     to_requests,
     unknown_model,
 )
@@ -69,7 +69,8 @@ class Client:
 
     Args:
         url: HOST:PORT, or with a scheme; https and grpcs mean TLS.
-        model: its name on the server; its backbone is called MODEL-backbone.
+        model: its name on the server; its backbone is called MODEL-backbone. A MODEL-pictures is sent the files as they are, which are
+            smaller than prepared pictures, and is answered alike.
         protocol: "http" or "grpc".
         timeout: seconds for each call, with all its tries.
         retries: further tries of a call that found no server, or one without room.
@@ -141,12 +142,11 @@ class Client:
         attempts = Attempts(self.timeout, self.retries)
         if model not in self._served:
             self._served[model] = self._describe(model, attempts)
-        served, arrays = self._served[model], [read_picture(picture) for picture in pictures]
-        answers: dict[int, Answer] = {}
-        for request in to_requests(arrays, served):
+        served, answers = self._served[model], {}
+        for request in to_requests(pictures, served):
             result = self._infer(served, request, attempts)
             answers |= to_answers(served, request, result)
-        return [answers[index] for index in range(len(arrays))]
+        return [answers[index] for index in range(len(pictures))]
 
     def _infer(self, served: Served, request: Request, attempts: Attempts) -> Any:
         region = self._region(request.images.nbytes, attempts)
@@ -161,7 +161,10 @@ class Client:
         return result
 
     def _send(self, served: Served, tensor: Any, attempts: Attempts) -> Any:
-        return self._retrying(lambda left: self._call("infer", left, served.model, [tensor]), served.model, attempts.fresh())
+        outputs = to_outputs(self._library, served)
+        return self._retrying(
+            lambda left: self._call("infer", left, served.model, [tensor], outputs=outputs), served.model, attempts.fresh()
+        )
 
     def _region(self, length: int, attempts: Attempts) -> Region | None:
         """A region that the server has opened; None: the request has to hold its bytes."""

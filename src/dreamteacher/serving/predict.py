@@ -38,11 +38,12 @@ _R = TypeVar("_R")
 
 @dataclass
 class Row:
-    """One picture: its path, what is wrong with it, its pixels and answers while they are needed, and the files that were written."""
+    """One picture: its path, what is wrong with it, its bytes, pixels and answers while they are needed, and the files that were written."""
 
     path: Path
     place: Path | None  # where its files go, without their suffixes
     error: str = ""
+    data: bytes = b""
     picture: np.ndarray | None = None
     answers: list[Answer] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)  # mask, overlay, features
@@ -99,7 +100,8 @@ def _ask(client: Client, rows: list[Row], features: bool) -> list[Row]:
     """Fill the rows of one batch."""
     for row in rows:
         try:
-            row.picture = decode(row.path.read_bytes()).image
+            row.data = row.path.read_bytes()
+            row.picture = decode(row.data).image
             check_size(row.picture.shape[0], row.picture.shape[1], client.contract)
         except IsADirectoryError:
             row.error = f"there is no picture in it; name pictures, such as {row.path}/*.jpg"
@@ -107,7 +109,8 @@ def _ask(client: Client, rows: list[Row], features: bool) -> list[Row]:
             row.error = (isinstance(error, OSError) and error.strerror) or str(error)
     good = [row for row in rows if not row.error]
     pictures = [row.picture for row in good if row.picture is not None]
-    answers: list[Sequence[Answer]] = [client.predict_batch(pictures)]
+    files = client.served(client.model).takes_files
+    answers: list[Sequence[Answer]] = [client.predict_batch([row.data for row in good] if files else pictures)]
     if features:
         answers.append(client.features_batch(pictures))
     for row, *of_picture in zip(good, *answers, strict=True):
@@ -116,7 +119,7 @@ def _ask(client: Client, rows: list[Row], features: bool) -> list[Row]:
         for answer in row.answers:
             if row.place and row.picture is not None:
                 row.files |= _save(answer, row.picture, row.place)
-        row.picture = None
+        row.data, row.picture = b"", None
     return rows
 
 

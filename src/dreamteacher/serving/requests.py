@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import random
 import sys
 import time
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
+from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.decode import decode
 from dreamteacher.errors import UserError, first_line
-from dreamteacher.serving.answers import Answer, to_answer
+from dreamteacher.serving.answers import Answer, Classification, Segmentation, to_answer
 from dreamteacher.serving.contract import Contract, prepare
 
 if TYPE_CHECKING:
@@ -99,19 +101,20 @@ class Address:
 
 @dataclass(frozen=True)
 class Served:
-    """A model as its server describes it. max_batch: pictures in a request."""
+    """A model as its server describes it. max_batch: pictures in a request. takes_files: it is a NAME-pictures."""
 
     model: str
     contract: Contract
     input: str
     outputs: tuple[str, ...]
     max_batch: int
+    takes_files: bool = False
 
 
 @dataclass(frozen=True)
 class Request:
     """Pictures of one prepared shape. indices: theirs in the batch. images: float32 (N, 3, H', W'). prepared, sizes: (h, w) of each, as
-    prepared without padding, and as it was."""
+    prepared without padding, and as it was. For a model that takes files: one, its bytes as uint8 (1, length), and no sizes."""
 
     indices: list[int]
     images: np.ndarray
@@ -198,8 +201,11 @@ def read_config(address: Address, model: str, config: dict[str, Any]) -> Served:
     config = config.get("config", config)
     parameters = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
     contract = Contract.from_metadata(parameters, f"model {model!r} at {address.url}")
-    outputs = tuple(output["name"] for output in config["output"])
-    return Served(model, contract, config["input"][0]["name"], outputs, max(1, int(config.get("max_batch_size", 1))))
+    name, outputs = config["input"][0]["name"], tuple(output["name"] for output in config["output"])
+    takes_files = name == "picture"
+    if takes_files:
+        outputs = tuple(output for output in outputs if output != "embedding")  # which costs a run of the backbone
+    return Served(model, contract, name, outputs, max(1, int(config.get("max_batch_size", 1))), takes_files)
 
 
 def read_picture(picture: Picture) -> np.ndarray:
@@ -217,12 +223,30 @@ def read_picture(picture: Picture) -> np.ndarray:
     return decode(picture if isinstance(picture, bytes) else Path(picture).read_bytes()).image
 
 
-def to_requests(pictures: Sequence[np.ndarray], served: Served) -> list[Request]:
+def read_file(picture: Picture) -> np.ndarray:
+    """The bytes of a picture's file, uint8 (1, length); an array becomes a PNG.
+
+    Raises:
+        OSError: the file cannot be read.
+        UserError: an array of another type or shape.
+    """
+    if isinstance(picture, np.ndarray):
+        file = io.BytesIO()
+        Image.fromarray(read_picture(picture)).save(file, "PNG")
+        picture = file.getvalue()
+    return np.frombuffer(picture if isinstance(picture, bytes) else Path(picture).read_bytes(), np.uint8)[None]
+
+
+def to_requests(given: Sequence[Picture], served: Served) -> list[Request]:
     """The fewest requests for a batch: pictures of one prepared shape together, up to the server's limit and BATCH_PIXELS.
 
     Raises:
-        BadPicture: a picture would become too large when it is prepared.
+        BadPicture: a picture cannot be decoded, or would become too large when it is prepared.
+        OSError, UserError: see `read_picture`.
     """
+    if served.takes_files:
+        return [Request([index], read_file(picture), [], []) for index, picture in enumerate(given)]
+    pictures = [read_picture(picture) for picture in given]
     groups: dict[tuple[int, ...], list[tuple[int, np.ndarray, tuple[int, int]]]] = {}
     for index, picture in enumerate(pictures):
         images, prepared = prepare(picture, served.contract)
@@ -238,8 +262,8 @@ def to_requests(pictures: Sequence[np.ndarray], served: Served) -> list[Request]
 
 
 def to_input(library: Any, served: Served, images: np.ndarray, region: Region | None = None) -> Any:
-    """tritonclient's input for float32 (N, 3, H', W'), by way of a registered region of shared memory if there is one."""
-    tensor = library.InferInput(served.input, list(images.shape), "FP32")
+    """tritonclient's input for the images of a request, by way of a registered region of shared memory if there is one."""
+    tensor = library.InferInput(served.input, list(images.shape), "UINT8" if served.takes_files else "FP32")
     if region:
         region.write(images)
         tensor.set_shared_memory(region.name, images.nbytes)
@@ -248,9 +272,20 @@ def to_input(library: Any, served: Served, images: np.ndarray, region: Region | 
     return tensor
 
 
+def to_outputs(library: Any, served: Served) -> list[Any]:
+    """tritonclient's names of the outputs that are wanted."""
+    return [library.InferRequestedOutput(name) for name in served.outputs]
+
+
 def to_answers(served: Served, request: Request, result: Any) -> dict[int, Answer]:
     """{index in the batch: answer} from tritonclient's result."""
     outputs = {name: result.as_numpy(name) for name in served.outputs}
+    if served.takes_files:
+        (index,), classes = request.indices, served.contract.classes
+        if served.contract.task == "classification":
+            return {index: Classification(outputs["probabilities"][0], classes)}
+        mask = np.asarray(Image.open(io.BytesIO(outputs["mask"][0].tobytes()), formats=("PNG",)))
+        return {index: Segmentation(mask, outputs["shares"][0], classes)}
     return {
         index: to_answer(served.contract, {name: array[i] for name, array in outputs.items()}, request.prepared[i], request.sizes[i])
         for i, index in enumerate(request.indices)
