@@ -117,7 +117,7 @@ def test_a_model_that_takes_files_is_sent_the_files(triton, tmp_path, kind, prot
                     assert (answer.mask == expected.mask).all() and np.allclose(answer.shares, expected.shares)
                 else:
                     assert np.allclose(answer.probabilities, expected.probabilities, atol=1e-5)
-            with pytest.raises(Refused, match="refuses .*picture is a text"):
+            with pytest.raises(Refused, match=r"refuses .*picture is a text"):
                 files.predict(b"no picture")
 
 
@@ -275,6 +275,21 @@ def test_a_model_with_a_later_contract_is_refused(triton):
     del config["parameters"]["mean"], config["parameters"][VERSION_KEY]
     with pytest.raises(UserError, match="does not say how pictures are prepared"):
         read_config(Address.parse("127.0.0.1:1", "http"), "cells", config)
+
+
+@pytest.mark.parametrize(("kind", "protocol"), KINDS)
+def test_a_client_that_goes_on_follows_a_rollout(triton, kind, protocol, monkeypatch):
+    described = []
+    original = requests.read_config
+    for module in ("client", "async_client"):
+        monkeypatch.setattr(f"dreamteacher.serving.{module}.read_config", lambda *given: described.append(given[1]) or original(*given))
+    with connect(kind, protocol, triton) as client:
+        client.predict(pixels(32, 32))
+        client.predict(pixels(32, 32))
+        assert described == ["cells"]
+        monkeypatch.setattr(requests, "FRESH_SECONDS", 0)
+        client.predict(pixels(32, 32))
+        assert described == ["cells", "cells"]
 
 
 def leftovers():

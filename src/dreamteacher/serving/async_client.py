@@ -11,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from dreamteacher.serving.answers import Answer, Classification, Features, Segmentation
 from dreamteacher.serving.requests import (
+    AT_ONCE,
     CLOSE_SECONDS,
     GRPC_OPTIONS,
     RETRIES,
@@ -93,8 +94,11 @@ class AsyncClient:
         served = await self._describe(model, attempts)
         requests = await asyncio.to_thread(to_requests, pictures, served)
 
+        at_once = asyncio.Semaphore(AT_ONCE)
+
         async def answer(request: Request) -> dict[int, Answer]:
-            result = await self._infer(served, request, attempts)
+            async with at_once:
+                result = await self._infer(served, request, attempts)
             return await asyncio.to_thread(to_answers, served, request, result)
 
         answers: dict[int, Answer] = {}
@@ -137,7 +141,7 @@ class AsyncClient:
         return region
 
     async def _describe(self, model: str, attempts: Attempts) -> Served:
-        if model in self._served:
+        if model in self._served and self._served[model].is_fresh:
             return self._served[model]
         as_json = {"as_json": True} if self._address.protocol == "grpc" else {}
         try:

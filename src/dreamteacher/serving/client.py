@@ -133,16 +133,13 @@ class Client:
         return cast(list[Features], self._batch(f"{self.model}-backbone", pictures))
 
     def served(self, model: str) -> Served:
-        """The server's description of a model, asked for once."""
-        if model not in self._served:
-            self._served[model] = self._describe(model, Attempts(self.timeout, self.retries))
-        return self._served[model]
+        """The server's description of a model, asked for once a minute, so that a client follows a rollout."""
+        return self._describe(model, Attempts(self.timeout, self.retries))
 
     def _batch(self, model: str, pictures: Sequence[Picture]) -> list[Answer]:
         attempts = Attempts(self.timeout, self.retries)
-        if model not in self._served:
-            self._served[model] = self._describe(model, attempts)
-        served, answers = self._served[model], {}
+        served = self._describe(model, attempts)
+        answers: dict[int, Answer] = {}
         for request in to_requests(pictures, served):
             result = self._infer(served, request, attempts)
             answers |= to_answers(served, request, result)
@@ -183,6 +180,8 @@ class Client:
         return region
 
     def _describe(self, model: str, attempts: Attempts) -> Served:
+        if model in self._served and self._served[model].is_fresh:
+            return self._served[model]
         as_json = {"as_json": True} if self._shared else {}
         try:
             config = self._retrying(lambda left: self._call("get_model_config", left, model, **as_json), model, attempts)
@@ -192,7 +191,8 @@ class Client:
             except (InferenceServerException, OSError):  # production servers close this part of the API
                 raise refused from None
             raise unknown_model(self._address, model, index) or refused from None
-        return read_config(self._address, model, config)
+        served = self._served[model] = read_config(self._address, model, config)
+        return served
 
     def _retrying(self, call: Callable[[float], _T], model: str, attempts: Attempts) -> _T:
         while True:

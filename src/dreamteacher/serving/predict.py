@@ -38,7 +38,7 @@ _R = TypeVar("_R")
 
 @dataclass
 class Row:
-    """One picture: its path, what is wrong with it, its bytes, pixels and answers while they are needed, and the files that were written."""
+    """One picture: its path, what is wrong with it, its bytes, pixels and answers while needed, and the files that were written."""
 
     path: Path
     place: Path | None  # where its files go, without their suffixes

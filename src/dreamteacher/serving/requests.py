@@ -32,6 +32,8 @@ Picture = np.ndarray | bytes | str | Path  # uint8 RGB (H, W, 3), the bytes of a
 
 TIMEOUT = 120.0  # seconds for one call, with all its tries
 RETRIES = 4
+FRESH_SECONDS = 60.0  # for which a model's description is taken as it was: a rollout may change how pictures are prepared
+AT_ONCE = 8  # requests of an AsyncClient's batch that are under way
 CLOSE_SECONDS = 5.0  # for what is said to a server at the end
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds before the second try, and before any
 GRPC_OPTIONS = [  # messages of any size, and new connections as soon as calls are tried again: gRPC's default is after 1 s and more
@@ -101,14 +103,20 @@ class Address:
 
 @dataclass(frozen=True)
 class Served:
-    """A model as its server describes it. max_batch: pictures in a request. takes_files: it is a NAME-pictures."""
+    """A model as its server describes it. max_batch: pictures in a request. takes_files: it is a NAME-pictures. since: time.monotonic()."""
 
     model: str
     contract: Contract
     input: str
     outputs: tuple[str, ...]
     max_batch: int
-    takes_files: bool = False
+    takes_files: bool
+    since: float
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the server need not be asked again."""
+        return time.monotonic() < self.since + FRESH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -205,7 +213,7 @@ def read_config(address: Address, model: str, config: dict[str, Any]) -> Served:
     takes_files = name == "picture"
     if takes_files:
         outputs = tuple(output for output in outputs if output != "embedding")  # which costs a run of the backbone
-    return Served(model, contract, name, outputs, max(1, int(config.get("max_batch_size", 1))), takes_files)
+    return Served(model, contract, name, outputs, max(1, int(config.get("max_batch_size", 1))), takes_files, time.monotonic())
 
 
 def read_picture(picture: Picture) -> np.ndarray:
