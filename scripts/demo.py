@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dreamteacher.params_file import load_params
 from dreamteacher.report.summary import table
-from dreamteacher.serving.client import predict
+from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_server import running_triton
 
 ANSWERS = Path("plots/predict")

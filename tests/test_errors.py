@@ -25,7 +25,7 @@ def test_a_missing_input_is_not_called_an_output(tmp_path: Path) -> None:
 
 
 def test_a_command_says_where_it_cannot_write(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dreamteacher.serving.client.predict", lambda images, url, model, out, **_: out.mkdir(parents=True))
+    monkeypatch.setattr("dreamteacher.serving.predict.predict", lambda images, url, model, out, **_: out.mkdir(parents=True))
     assert cli.main(["predict", "a.png", "--url", "127.0.0.1:9", "--out", "/proc/foo"]) == 2
     assert capsys.readouterr().err.startswith("error: /proc/foo: No such file or directory; it cannot be made there")
 

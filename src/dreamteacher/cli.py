@@ -143,9 +143,10 @@ def _run_serve(options: argparse.Namespace) -> int:
 
 
 def _run_predict(options: argparse.Namespace) -> int:
-    from dreamteacher.serving.client import predict
+    from dreamteacher.serving.predict import predict
 
-    predict(options.images, options.url, options.model, options.out, protocol=options.protocol, features=options.features)
+    places = {"url": options.url, "model": options.model, "out": options.out, "protocol": options.protocol}
+    predict(options.images, **places, features=options.features, batch=options.batch, output=options.format)
     return 0
 
 
@@ -213,12 +214,15 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--http-port", type=int, help="default: a free one")
     serve.add_argument("--grpc-port", type=int, help="default: a free one")
     predict = add("predict", _run_predict, "ask a served model about pictures")
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    of_images = "file, folder (all below it) or pattern, such as 'shots/**/*.jpg'"
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=of_images)
     predict.add_argument("--url", required=True, help="HOST:PORT of the server, as `dreamteacher serve` prints it")
     predict.add_argument("--model", default="dreamteacher", help="its name in the repository (default: %(default)s)")
     predict.add_argument("--out", type=Path, metavar="FOLDER", help="where overlays and features go; default: only the answer is printed")
     predict.add_argument("--protocol", choices=("http", "grpc"), default="http", help="default: %(default)s")
     predict.add_argument("--features", action="store_true", help="write the backbone's features as well")
+    predict.add_argument("--batch", type=_count, default=1, metavar="N", help="pictures in a request (default: %(default)s)")
+    predict.add_argument("--format", choices=("text", "jsonl", "csv"), default="text", help="of what is printed (default: %(default)s)")
     add_commands(add)
     commands.add_parser("pipelines", help="run all stages here or on Kubeflow, as `python -m pipelines` does", add_help=False)
     show = add("params", _run_params, "print the resolved settings")

@@ -237,6 +237,14 @@ class Publish(Section):
         "their speed beside other work, where threads that wait for each other collapse; more shorten the time of a single picture",
     )
     gpu: bool = Field(False, description="production instances on GPU (KIND_GPU) instead of CPU")
+    pictures: bool = Field(
+        True,
+        description="serve NAME-pictures as well, which takes the bytes of pictures; the server's Python needs numpy and Pillow for it, "
+        "which NVIDIA's images may lack",
+    )
+    max_pixels: Positive = Field(
+        50_000_000, description="larger pictures are refused by NAME-pictures before decoding; decoding takes up to 8 bytes a pixel"
+    )
 
 
 class Retrain(Section):

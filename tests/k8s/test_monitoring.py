@@ -17,7 +17,7 @@ from helpers import PROJECT
 MONITORING = PROJECT / "k8s/components/monitoring"
 RULES = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]
-# What Triton 24.10 of the wheel showed with --metrics-config=summary_latencies=true; `kube_` is kube-state-metrics', `up` Prometheus's own.
+# Compared with a real server in tests/serving/test_metrics.py; `kube_` is kube-state-metrics', `up` Prometheus's own.
 TRITON = {
     "nv_inference_request_success": {"model", "version"},
     "nv_inference_request_failure": {"model", "version", "reason"},

@@ -16,6 +16,8 @@ from dreamteacher.errors import UserError
 from dreamteacher.serving.delivery import fetch_repository, has_repository, keep_repository, resolve
 from dreamteacher.stages import publish
 
+MODELS = ["cells", "cells-backbone", "cells-pictures"]
+
 
 @pytest.fixture(scope="module")
 def published(project: Path, tmp_path_factory: pytest.TempPathFactory):
@@ -43,7 +45,7 @@ def test_a_pod_gets_what_was_published_to_the_byte(published, tmp_path: Path, ba
     _, folder = published
     out = tmp_path / "models" / "repository"
     for _ in range(2):  # a restarted pod finds the first one's
-        assert fetch_repository("cells", "1", out, backend=backend) == ["cells", "cells-backbone"]
+        assert fetch_repository("cells", "1", out, backend=backend) == MODELS
     files = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
     assert {str(file): (out / file).read_bytes() for file in files} == {
         str(path.relative_to(folder / backend)): path.read_bytes() for path in (folder / backend).rglob("*") if path.is_file()
@@ -59,7 +61,7 @@ def test_triton_says_which_registered_version_answers(published, tmp_path: Path)
     version = str(client.create_model_version("cells", run.info.artifact_uri, run.info.run_id, tags={"sha256": sha256}).version)
     keep_repository("cells", version, folder)
     out = tmp_path / "models/repository"
-    assert fetch_repository("cells", version, out, backend="local") == ["cells", "cells-backbone"]
+    assert fetch_repository("cells", version, out, backend="local") == MODELS
     assert sorted(path.name for path in (out / "cells").iterdir() if path.is_dir()) == [version]
 
 
@@ -70,7 +72,7 @@ def test_the_alias_is_resolved_to_a_version(published, tmp_path: Path, capsys: p
     assert "cells has no champion; it has challenger" in capsys.readouterr().err
     client.set_registered_model_alias("cells", "champion", "1")
     assert cli.main(["fetch-model", "cells", "--out", str(tmp_path / "models")]) == 0
-    assert capsys.readouterr().out == f"version 1 of cells: cells, cells-backbone -> {tmp_path}/models\n"
+    assert capsys.readouterr().out == f"version 1 of cells: {', '.join(MODELS)} -> {tmp_path}/models\n"
     client.delete_registered_model_alias("cells", "champion")
 
 

@@ -51,9 +51,9 @@ def run_publish(project, out, onnx_folder=None, **options):
 def test_publish_writes_both_repositories(project, here):
     metrics = run_publish(project, here / "triton")
     for kind in ("production", "local"):
-        assert check_repository(here / "triton" / kind) == ["cells", "cells-backbone"]
+        assert check_repository(here / "triton" / kind) == ["cells", "cells-backbone", "cells-pictures"]
     assert (here / "triton" / "local" / "cells" / "1" / "model.py").exists()
-    assert metrics["models"] == 2 and 0 < metrics["parity_max"] < 1e-4
+    assert metrics["models"] == 3 and 0 < metrics["parity_max"] < 1e-4
     assert run_publish(project, here / "triton") == metrics  # done already
 
 
@@ -104,7 +104,7 @@ def test_publish_without_a_server_finishes_and_registers_later(project, registry
     with caplog.at_level(logging.WARNING):
         run_publish(project, in_tmp / "triton")
     assert "dreamteacher sync" in caplog.text
-    assert check_repository(in_tmp / "triton" / "production") == ["cells", "cells-backbone"]
+    assert check_repository(in_tmp / "triton" / "production") == ["cells", "cells-backbone", "cells-pictures"]
     assert len(list(UNSENT.iterdir())) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_tmp}/mlflow.db")
     sync()

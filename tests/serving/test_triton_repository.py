@@ -25,7 +25,7 @@ def production(models, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["production", "local"])
 def test_configs_name_what_the_onnx_files_take_and_give(models, production, repository, kind):
     folder = {"production": production, "local": repository}[kind]
-    assert check_repository(folder) == ["cells", "cells-backbone", "stages"]
+    assert check_repository(folder) == ["cells", "cells-backbone", "cells-pictures", "stages", "stages-pictures"]
     for name, path in models.items():
         graph, config = onnx.load(path).graph, read_config(folder / name)
         for declared, values in ((config.input, graph.input), (config.output, graph.output)):

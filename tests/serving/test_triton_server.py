@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -83,7 +84,7 @@ def single(models, tmp_path, monkeypatch):
     """A repository of one model in an empty project folder."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "local"
-    write_repository({"cells": models["cells"]}, folder, backend="python", settings=PARAMS.publish)
+    write_repository({"cells": models["cells"]}, folder, backend="python", settings=PARAMS.publish.model_copy(update={"pictures": False}))
     return folder
 
 
@@ -101,7 +102,8 @@ def test_server_that_cannot_start_says_why(single):
     assert str(log) in str(error.value)
 
 
-def test_server_that_crashes_while_it_starts_leaves_no_shared_memory(single):
+def test_server_that_crashes_while_it_starts_leaves_no_shared_memory(single, models):
+    write_repository({"stages": models["stages"]}, single, backend="python", settings=PARAMS.publish)  # with NAME-pictures: more processes
     before = regions()
     model = single / "cells" / "1" / "model.py"
     model.write_text(
@@ -162,7 +164,7 @@ def server_of(process):
 
 def regions_of(server):
     """The shared memory of one server; others may run on this machine."""
-    return triton_server._shared_memory(server)
+    return set(re.findall(r"/dev/shm/triton_python_backend_shm_region_\S+", Path(f"/proc/{server}/maps").read_text()))
 
 
 def left(held):

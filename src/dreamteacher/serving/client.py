@@ -1,219 +1,233 @@
-"""Pictures through a served model. How a picture is prepared comes from the server, so nothing else is needed here."""
+"""Clients of served models, sync and asyncio, over HTTP or gRPC.
+
+How a picture is prepared comes from the server, so nothing else is needed here: numpy, Pillow and tritonclient, and no torch.
+
+    with Client("127.0.0.1:8000", "dreamteacher") as client:
+        answer = client.predict("picture.jpg")  # Segmentation or Classification
+
+Each call has one deadline (`timeout`, seconds). A call that finds no server, or one without room, is tried again up to `retries` times
+after pauses of 0.1, 0.2, 0.4, ... 5 s with jitter; all else is raised at once.
+"""
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.client import HTTPException
-from itertools import chain, count
-from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Self, TypeVar, cast
 
-import numpy as np
-import tritonclient.grpc
-import tritonclient.http
-from google.protobuf.json_format import MessageToDict
-from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from dreamteacher.data.decode import BadPicture, decode
-from dreamteacher.errors import UserError
+from dreamteacher.data.formats import BadPicture
+from dreamteacher.serving.answers import Answer, Classification, Features, Segmentation
+from dreamteacher.serving.async_client import AsyncClient
+from dreamteacher.serving.contract import Contract
+from dreamteacher.serving.requests import (
+    CLOSE_SECONDS,
+    GRPC_OPTIONS,
+    RETRIES,
+    TIMEOUT,
+    Address,
+    Attempts,
+    DeadlineExceeded,
+    Picture,
+    Protocol,
+    Refused,
+    Request,
+    Served,
+    Unavailable,
+    explain,
+    is_foreseen,
+    read_config,
+    to_answers,
+    to_input,
+    to_outputs,
+    to_requests,
+    unknown_model,
+)
+from dreamteacher.serving.shared_memory import Region, Regions
 
-Protocol = Literal["http", "grpc"]
-Infer = Callable[[np.ndarray], dict[str, np.ndarray]]
+__all__ = [
+    "AsyncClient",
+    "BadPicture",
+    "Classification",
+    "Client",
+    "Contract",
+    "DeadlineExceeded",
+    "Features",
+    "Refused",
+    "Segmentation",
+    "Unavailable",
+]
 
-AT_ONCE = 8  # requests under way, from which the server forms batches
-JSON_KEYS = ("classes", "mean", "std", "size", "multiple", "short_side", "scale_to", "dynamic_size")  # of the contract
-TIMEOUT = 120.0  # seconds for one answer
-# Tableau's ten colours, for class 1, 2, ...; class 0, most often the background, is left as it is.
-COLOURS = bytes.fromhex("1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf")
+_T = TypeVar("_T")
 
 
-def predict(
-    images: list[Path], url: str, model: str, out: Path | None = None, *, protocol: Protocol = "http", features: bool = False
-) -> None:
-    """Ask the server at `url` for every picture; prints one line a picture, in order.
+class Client:
+    """Asks one served model, and its backbone; may be used from several threads.
 
-    Segmentation: the share of each class; with `out` also STEM.mask.png (class ids, in the picture's own size) and STEM.overlay.png.
-    Classification: the three likeliest classes with their probabilities.
-    `features` asks MODEL-backbone as well and writes STEM.npz: `strideS` (C, H/S, W/S) and `embedding` (C,), float32, of the
-    picture as prepared (see `prepare`), and `size`, its (H, W) unpadded.
-
-    Raises:
-        UserError: the server cannot be reached or lacks the model, `out` is needed, or some pictures are bad (the others are done).
+    Args:
+        url: HOST:PORT, or with a scheme; https and grpcs mean TLS.
+        model: its name on the server; its backbone is called MODEL-backbone. A MODEL-pictures is sent the files as they are, which are
+            smaller than prepared pictures, and is answered alike.
+        protocol: "http" or "grpc".
+        timeout: seconds for each call, with all its tries.
+        retries: further tries of a call that found no server, or one without room.
     """
-    if features and out is None:
-        raise UserError("features are written to files; name a folder with --out")
-    served = [_connect(url, name, protocol) for name in [model] + [f"{model}-backbone"] * features]
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
 
-    def ask(path: Path, stem: str) -> str:
+    def __init__(
+        self, url: str, model: str = "dreamteacher", *, protocol: Protocol = "http", timeout: float = TIMEOUT, retries: int = RETRIES
+    ):
+        self.model, self.timeout, self.retries = model, timeout, retries
+        self._address = Address.parse(url, protocol)
+        self._library = self._address.library()
+        self._own = threading.local()
+        self._regions = Regions(self._address)
+        self._shared: Any = None
+        if protocol == "grpc":
+            self._shared = self._library.InferenceServerClient(self._address.place, ssl=self._address.is_tls, channel_args=GRPC_OPTIONS)
+        self._served: dict[str, Served] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close this thread's connections; those of other threads end with them."""
+        for region in self._regions.empty():
+            with suppress(Exception):  # the server may be gone
+                self._call("unregister_system_shared_memory", CLOSE_SECONDS, region.name)
+        if self._shared:
+            self._shared.close()
+        self._drop()
+
+    @property
+    def contract(self) -> Contract:
+        """How the model's pictures are prepared, and its classes."""
+        return self.served(self.model).contract
+
+    def predict(self, picture: Picture) -> Segmentation | Classification:
+        """What the model says of a picture: a path, the bytes of a file, or uint8 RGB (H, W, 3).
+
+        Raises:
+            BadPicture: it is none, or it would become too large when it is prepared.
+            OSError: the file cannot be read.
+            Unavailable, DeadlineExceeded, Refused: see there; all are UserError.
+            UserError: there is no such model, or it does not say how pictures are prepared.
+        """
+        return self.predict_batch([picture])[0]
+
+    def predict_batch(self, pictures: Sequence[Picture]) -> list[Segmentation | Classification]:
+        """`predict` for several pictures, which share requests where their prepared shapes allow; all are held in memory."""
+        return cast(list[Segmentation | Classification], self._batch(self.model, pictures))
+
+    def features(self, picture: Picture) -> Features:
+        """What MODEL-backbone sees in a picture; raises as `predict`."""
+        return self.features_batch([picture])[0]
+
+    def features_batch(self, pictures: Sequence[Picture]) -> list[Features]:
+        """`features` for several pictures."""
+        return cast(list[Features], self._batch(f"{self.model}-backbone", pictures))
+
+    def served(self, model: str) -> Served:
+        """The server's description of a model, asked for once a minute, so that a client follows a rollout."""
+        return self._describe(model, Attempts(self.timeout, self.retries))
+
+    def _batch(self, model: str, pictures: Sequence[Picture]) -> list[Answer]:
+        attempts = Attempts(self.timeout, self.retries)
+        served = self._describe(model, attempts)
+        answers: dict[int, Answer] = {}
+        for request in to_requests(pictures, served):
+            result = self._infer(served, request, attempts)
+            answers |= to_answers(served, request, result)
+        return [answers[index] for index in range(len(pictures))]
+
+    def _infer(self, served: Served, request: Request, attempts: Attempts) -> Any:
+        region = self._region(request.images.nbytes, attempts)
         try:
-            picture = decode(path.read_bytes()).image
-        except IsADirectoryError:
-            return f"BAD {path}: it is a folder; name pictures, such as {path}/*.jpg"
-        except (BadPicture, OSError) as error:
-            return f"BAD {path}: {error.strerror if isinstance(error, OSError) else error}"
-        place = out / stem if out else None
-        return f"{path}: " + "; ".join(_answer(picture, contract, infer, place) for contract, infer in served)
+            result = self._send(served, to_input(self._library, served, request.images, region), attempts)
+        except Refused as refused:
+            if not self._regions.is_forgotten(region, refused):
+                self._regions.give(region)
+                raise
+            return self._send(served, to_input(self._library, served, request.images), attempts)
+        self._regions.give(region)  # after a timeout it is not: the server may still read it
+        return result
 
-    bad = 0
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for line in pool.map(ask, images, _stems(images)):  # when one raises, those not begun are cancelled
-            bad += line.startswith("BAD ")
-            print(line, flush=True)
-    if bad:
-        raise UserError(f"{bad} of {len(images)} pictures could not be read; see the lines that begin with BAD")
+    def _send(self, served: Served, tensor: Any, attempts: Attempts) -> Any:
+        outputs = to_outputs(self._library, served)
+        return self._retrying(
+            lambda left: self._call("infer", left, served.model, [tensor], outputs=outputs), served.model, attempts.fresh()
+        )
 
+    def _region(self, length: int, attempts: Attempts) -> Region | None:
+        """A region that the server has opened; None: the request has to hold its bytes."""
+        region = self._regions.take(length)
+        if region and not region.is_registered:
+            try:
+                self._call("register_system_shared_memory", attempts.left(), region.name, f"/{region.name}", region.length)
+            except Exception as error:
+                if not is_foreseen(error):
+                    raise
+                self._regions.registration_failed(error)
+                return None
+            finally:
+                region.remove_name()
+            region.is_registered = True
+        return region
 
-def _answer(picture: np.ndarray, contract: dict[str, Any], infer: Infer, place: Path | None) -> str:
-    """What a model says of a picture, in words; its files go to `place` with a suffix."""
-    tensor, size = prepare(picture, contract)
-    results = {name: array[0] for name, array in infer(tensor).items()}
-    if contract["task"] == "classification":
-        return _likeliest(results["logits"], contract["classes"])
-    if contract["task"] == "segmentation":
-        return _segmented(picture, results["logits"][:, : size[0], : size[1]], contract["classes"], place)
-    words = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in results.items())
-    if place:
-        np.savez(f"{place}.npz", size=np.array(size), **results)
-        words += f" -> {place}.npz"
-    return words
+    def _describe(self, model: str, attempts: Attempts) -> Served:
+        if model in self._served and self._served[model].is_fresh:
+            return self._served[model]
+        as_json = {"as_json": True} if self._shared else {}
+        try:
+            config = self._retrying(lambda left: self._call("get_model_config", left, model, **as_json), model, attempts)
+        except Refused as refused:
+            try:
+                index = self._call("get_model_repository_index", attempts.left(), **as_json)
+            except (InferenceServerException, OSError):  # production servers close this part of the API
+                raise refused from None
+            raise unknown_model(self._address, model, index) or refused from None
+        served = self._served[model] = read_config(self._address, model, config)
+        return served
 
+    def _retrying(self, call: Callable[[float], _T], model: str, attempts: Attempts) -> _T:
+        while True:
+            try:
+                return call(attempts.left())
+            except Exception as error:
+                if not is_foreseen(error):
+                    raise
+                pause = attempts.pause_after(error)
+                if pause is None:
+                    raise explain(error, self._address, model, attempts.timeout) from error
+            time.sleep(pause)
 
-def prepare(picture: np.ndarray, contract: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
-    """uint8 RGB (H, W, 3) as evaluation sees it: scaled, padded by reflection to the multiple, normalised.
+    def _call(self, method: str, timeout: float, *arguments: Any, **options: Any) -> Any:
+        """A method of tritonclient's client, at most `timeout` seconds long."""
+        if self._shared:
+            return getattr(self._shared, method)(*arguments, client_timeout=timeout, **options)
+        import gevent  # of the HTTP client, whose own limits hold for each read from the socket, not for the call
 
-    Scaled: reduced to `short_side` as ingest does, then, where the task is evaluated at one scale, to the short side `scale_to`. A model
-    that takes one size only gets the picture in that size. Returns float32 (1, 3, H', W') and the size (h, w) of its upper left part
-    that is the picture.
-    """
-    interpolation = Image.Resampling[contract["interpolation"].upper()]
-    if not contract["dynamic_size"]:
-        picture = _resize(picture, contract["size"], contract["size"], interpolation)
-    else:
-        if contract["short_side"]:
-            picture = _scale(picture, min(contract["short_side"], *picture.shape[:2]), interpolation)
-        if contract["scale_to"]:
-            picture = _scale(picture, contract["scale_to"], interpolation)
-    height, width = picture.shape[:2]
-    down, right = (-side % contract["multiple"] for side in (height, width))
-    padded = np.pad(picture, ((0, down), (0, right), (0, 0)), mode="reflect")
-    normalized = (padded / np.float32(255) - np.float32(contract["mean"])) / np.float32(contract["std"])
-    return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None]), (height, width)
+        try:
+            with gevent.Timeout(timeout):
+                return getattr(self._own_client(), method)(*arguments, **options)
+        except gevent.Timeout:
+            self._drop()  # its connection still waits for the answer
+            raise TimeoutError from None
 
+    def _own_client(self) -> Any:
+        """The HTTP client of this thread, which it must not leave."""
+        if not hasattr(self._own, "client"):
+            self._own.client = self._library.InferenceServerClient(
+                self._address.place, ssl=self._address.is_tls, connection_timeout=None, network_timeout=None
+            )
+        return self._own.client
 
-def _scale(picture: np.ndarray, short: int, interpolation: Image.Resampling) -> np.ndarray:
-    height, width = picture.shape[:2]
-    scale = short / min(height, width)
-    return _resize(picture, round(height * scale), round(width * scale), interpolation)
-
-
-def _resize(picture: np.ndarray, height: int, width: int, interpolation: Image.Resampling) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize((width, height), interpolation))  # Pillow copies where the size is the same
-
-
-def _connect(url: str, model: str, protocol: Protocol) -> tuple[dict[str, Any], Infer]:
-    """What the server says of the model, and a function that asks it; the function may be called from several threads."""
-    scheme, _, rest = url.rpartition("://")
-    try:
-        place = urlsplit(f"//{rest}")
-        whole = bool(place.hostname) and place.port != 0
-    except ValueError:
-        whole = False
-    if not whole:  # the HTTP client would fail, and again while it is taken down
-        raise UserError(f"--url {url} is no address; write HOST:PORT as `dreamteacher serve` prints it")
-    library: Any = tritonclient.http if protocol == "http" else tritonclient.grpc
-    waits = {"connection_timeout": TIMEOUT, "network_timeout": TIMEOUT} if protocol == "http" else {}
-    limit = {} if protocol == "http" else {"client_timeout": TIMEOUT}
-    own = threading.local()
-
-    def client() -> Any:
-        if not hasattr(own, "client"):  # the HTTP client must not leave its thread
-            own.client = library.InferenceServerClient(rest.rstrip("/"), ssl=scheme in ("https", "grpcs"), **waits)
-        return own.client
-
-    with _one_line(url, model, protocol):
-        models = [entry["name"] for entry in _plain(client().get_model_repository_index())]
-        if model not in models:
-            raise UserError(f"the server at {url} has no model {model!r}; it has {', '.join(sorted(models)) or 'none'}")
-        config = _plain(client().get_model_config(model))
-    parameters = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
-    if not {"task", *JSON_KEYS} <= set(parameters):
-        raise UserError(f"model {model!r} at {url} does not say how pictures are prepared; serve what `dreamteacher publish` wrote")
-
-    def infer(images: np.ndarray) -> dict[str, np.ndarray]:
-        given = library.InferInput(config["input"][0]["name"], list(images.shape), "FP32")
-        given.set_data_from_numpy(images)
-        with _one_line(url, model, protocol):
-            answer = client().infer(model, [given], **limit)
-        return {output["name"]: answer.as_numpy(output["name"]) for output in config["output"]}
-
-    return {key: json.loads(text) if key in JSON_KEYS else text for key, text in parameters.items()}, infer
-
-
-def _plain(answer: Any) -> Any:
-    """The HTTP client answers with plain data; the gRPC client with a message around the same."""
-    if isinstance(answer, (dict, list)):
-        return answer
-    plain = MessageToDict(answer, preserving_proto_field_name=True)
-    return plain["config"] if "config" in plain else plain.get("models", [])
-
-
-@contextmanager
-def _one_line(url: str, model: str, protocol: Protocol) -> Iterator[None]:
-    """What a server, or the lack of one, can do wrong, in one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except InferenceServerException as error:
-        if error.status() and ("UNAVAILABLE" in error.status() or "DEADLINE" in error.status()):
-            raise _unreachable(url, protocol, error.message()) from error
-        raise UserError(f"the server at {url} refuses (model {model!r}): {error.message().splitlines()[0][:300]}") from error
-    except (OSError, ValueError, HTTPException) as error:  # no connection, no such host, an answer that is no JSON or no HTTP
-        raise _unreachable(url, protocol, str(error) or type(error).__name__) from error
-
-
-def _unreachable(url: str, protocol: Protocol, why: str) -> UserError:
-    name = {"http": "HTTP", "grpc": "gRPC"}[protocol]
-    advice = f"start one (`dreamteacher serve`) and give its {name} address"
-    return UserError(f"no Triton answers at {url} over {name} ({why.strip().splitlines()[0][:200]}); {advice}")
-
-
-def _stems(images: list[Path]) -> list[str]:
-    """A name for each picture's files, none twice."""
-    stems: dict[str, None] = {}
-    for path in images:
-        numbered = (f"{path.stem}-{number}" for number in count(2))
-        stems[next(name for name in chain([path.stem], numbered) if name not in stems)] = None
-    return list(stems)
-
-
-def _likeliest(logits: np.ndarray, classes: list[str]) -> str:
-    """The three likeliest classes of logits (K,)."""
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    return ", ".join(f"{classes[i]} {shares[i]:.3f}" for i in np.argsort(-shares)[:3])
-
-
-def _segmented(picture: np.ndarray, logits: np.ndarray, classes: list[str], place: Path | None) -> str:
-    """The share of each class in logits (K, h, w); with `place`, mask and overlay are written in the size of the picture."""
-    mask = logits.argmax(0).astype(np.uint8)
-    shares = np.bincount(mask.ravel(), minlength=len(classes)) / mask.size
-    words = ", ".join(f"{name} {share:.1%}" for name, share in zip(classes, shares, strict=True))
-    if place is None:
-        return words
-    image = Image.fromarray(mask).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
-    mask = np.asarray(image)
-    palette = np.frombuffer(bytes(3) + (COLOURS * 26)[: 255 * 3], np.uint8).reshape(256, 3)
-    image.putpalette(palette.ravel().tolist())
-    image.save(f"{place}.mask.png")
-    blended = np.where(mask[..., None] > 0, picture // 2 + palette[mask] // 2, picture)
-    Image.fromarray(blended).save(f"{place}.overlay.png")
-    return f"{words} -> {place}.mask.png, {place}.overlay.png"
+    def _drop(self) -> None:
+        if hasattr(self._own, "client"):
+            self._own.client.close()
+            del self._own.client

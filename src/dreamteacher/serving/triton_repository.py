@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,11 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelDynam
 
 from dreamteacher.errors import UserError
 from dreamteacher.params import Publish
+from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.onnx_files import LOGITS, load
+from dreamteacher.serving.pictures_repository import SUFFIX, Tensors, pictures_config, write_pictures
+from dreamteacher.serving.pictures_repository import inputs as pictures_inputs
+from dreamteacher.serving.pictures_repository import outputs as pictures_outputs
 
 Backend = Literal["onnxruntime", "python"]
 
@@ -28,32 +31,52 @@ TYPES: dict[int, Any] = {
 }
 
 
-def write_repository(models: dict[str, Path], out: Path, *, backend: Backend, settings: Publish) -> None:
+def write_repository(models: dict[str, Path], out: Path, *, backend: Backend, settings: Publish) -> list[str]:
     """Write NAME/config.pbtxt, NAME/1/model.onnx and (for a model with classes) NAME/labels.txt for every NAME: ONNX file.
 
     backend: "onnxruntime" for Triton's own images; "python" for the tritonserver of the nvidia-pytriton wheel, which has that
     backend only: NAME/1/model.py then runs the file, on CPU. Each instance has publish.threads threads in both.
     Triton's model parameters carry the file's metadata, so that a client learns from the server how to prepare a picture.
+    With publish.pictures each task model gets a NAME-pictures, which takes the bytes of pictures, runs on the python backend in both
+    kinds of repository, and offers the embedding where NAME-backbone is in `models`.
+
+    Returns the names of all models that were written.
 
     Raises:
         UserError: an ONNX file is missing, damaged or of more than one file, or Triton cannot serve it.
     """
     for name, path in models.items():
         model = load(path)
-        config = _config(name, model, backend, settings)
+        contract = Contract.from_metadata({prop.key: prop.value for prop in model.metadata_props}, str(path))
+        config = _config(name, model, contract, backend, settings)
         folder = out / name
         (folder / VERSION).mkdir(parents=True)
         shutil.copyfile(path, folder / VERSION / "model.onnx")
-        (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
-        if any(output.label_filename for output in config.output):
-            (folder / LABELS).write_text("".join(f"{label}\n" for label in json.loads(config.parameters["classes"].string_value)))
+        _write_config(folder, config, contract)
         if backend == "python":
             shutil.copyfile(Path(__file__).with_name("triton_model.py"), folder / VERSION / "model.py")
-    check_repository(out)
+        if settings.pictures and contract.task != "features":
+            backbone = load(models[f"{name}-backbone"]).graph if f"{name}-backbone" in models else None
+            config = pictures_config(name, contract, _channels(backbone) if backbone else None, settings)
+            _add_batching(config, settings)
+            write_pictures(out / config.name, VERSION, config)
+            _write_config(out / config.name, config, contract)
+    return check_repository(out)
+
+
+def _write_config(folder: Path, config: ModelConfig, contract: Contract) -> None:
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+    if any(output.label_filename for output in config.output):
+        (folder / LABELS).write_text("".join(f"{label}\n" for label in contract.classes))
+
+
+def _channels(backbone: onnx.GraphProto) -> int:
+    """Of the embedding that a backbone gives."""
+    return next(_tensor(value)[1][0] for value in backbone.output if value.name == "embedding")
 
 
 def check_repository(repository: Path) -> list[str]:
-    """The names of the models of a repository, each of whose config.pbtxt Triton can read and its ONNX file fulfils.
+    """The names of the models of a repository, each of whose config.pbtxt Triton can read and its ONNX file (or code) fulfils.
 
     Raises:
         UserError: there is no model, or one with an unknown field, a wrong value, or inputs and outputs other than the file's.
@@ -66,19 +89,32 @@ def check_repository(repository: Path) -> list[str]:
             config = text_format.Parse(path.read_text(), ModelConfig())
         except text_format.ParseError as error:
             raise UserError(f"{path}: {error}; mend it, or write it anew with `dreamteacher publish --overwrite`") from error
-        graph = load(path.parent / VERSION / "model.onnx").graph
-        for kind, declared, values in (("input", config.input, graph.input), ("output", config.output, graph.output)):
-            theirs: dict[str, tuple[int, list[int]]] = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in declared}
-            ours = {value.name: _tensor(value) for value in values}
+        whose, inputs, outputs = _tensors(path, config)
+        for kind, declared, ours in (("input", config.input, inputs), ("output", config.output, outputs)):
+            theirs: Tensors = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in declared}
             if theirs != ours:
-                raise UserError(f"{path}: {kind}s {_words(theirs)} are not the ONNX file's {_words(ours)}; publish the model again")
+                raise UserError(f"{path}: {kind}s {_words(theirs)} are not the {whose}'s {_words(ours)}; publish the model again")
         if config.name != path.parent.name:
             raise UserError(f"{path}: the model is called {config.name!r} but its folder {path.parent.name!r}; they must be the same")
     return [path.parent.name for path in configs]
 
 
-def _config(name: str, model: onnx.ModelProto, backend: Backend, settings: Publish) -> ModelConfig:
-    metadata = {prop.key: prop.value for prop in model.metadata_props}
+def _tensors(path: Path, config: ModelConfig) -> tuple[str, Tensors, Tensors]:
+    """What defines the model of a config.pbtxt, in words, and the inputs and outputs that this has."""
+    file = path.parent / VERSION / "model.onnx"
+    if not path.parent.name.endswith(SUFFIX) or file.exists():
+        graph = load(file).graph
+        return "ONNX file", {v.name: _tensor(v) for v in graph.input}, {v.name: _tensor(v) for v in graph.output}
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    contract = Contract.from_metadata(parameters, str(path))
+    for role in ("model", "backbone"):
+        if role in parameters and not (path.parents[1] / parameters[role] / "config.pbtxt").exists():
+            raise UserError(f"{path}: it asks the model {parameters[role]!r}, which is not in the repository; publish the model again")
+    file = path.parents[1] / parameters.get("backbone", "") / VERSION / "model.onnx"
+    return "model", pictures_inputs(), pictures_outputs(contract, _channels(load(file).graph) if "backbone" in parameters else None)
+
+
+def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Backend, settings: Publish) -> ModelConfig:
     config = ModelConfig(name=name, backend=backend, max_batch_size=settings.max_batch_size)
     for value in model.graph.input:
         data_type, dims = _tensor(value)
@@ -86,17 +122,11 @@ def _config(name: str, model: onnx.ModelProto, backend: Backend, settings: Publi
     for value in model.graph.output:
         data_type, dims = _tensor(value)
         config.output.add(name=value.name, data_type=data_type, dims=dims, label_filename=LABELS if value.name == LOGITS else "")
-    for key, text in metadata.items():
+    for prop in model.metadata_props:
+        config.parameters[prop.key].string_value = prop.value
+    for key, text in contract.to_metadata().items():  # with the version, which older files lack
         config.parameters[key].string_value = text
-    config.version_policy.latest.num_versions = 1
-    config.dynamic_batching.CopyFrom(
-        ModelDynamicBatching(
-            max_queue_delay_microseconds=settings.queue_delay_us,
-            default_queue_policy=ModelQueuePolicy(
-                timeout_action=ModelQueuePolicy.REJECT, default_timeout_microseconds=MAX_WAIT_US, max_queue_size=MAX_QUEUE
-            ),
-        )
-    )
+    _add_batching(config, settings)
     if backend == "python":
         config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=settings.instances)
         config.parameters["intra_op_num_threads"].string_value = str(settings.threads)
@@ -110,11 +140,23 @@ def _config(name: str, model: onnx.ModelProto, backend: Backend, settings: Publi
     # itself up: this Triton crashes without a word when a warm-up fails there.
     warm_up = config.model_warmup.add(name="largest batch", batch_size=settings.max_batch_size)
     for tensor in config.input:
-        size = int(metadata["size"])
         warm_up.inputs[tensor.name].data_type = tensor.data_type
-        warm_up.inputs[tensor.name].dims.extend(size if length == -1 else length for length in tensor.dims)
+        warm_up.inputs[tensor.name].dims.extend(contract.size if length == -1 else length for length in tensor.dims)
         warm_up.inputs[tensor.name].random_data = True
     return config
+
+
+def _add_batching(config: ModelConfig, settings: Publish) -> None:
+    """Requests wait a moment for companions; those that wait too long, or find too many waiting, are refused."""
+    config.version_policy.latest.num_versions = 1
+    config.dynamic_batching.CopyFrom(
+        ModelDynamicBatching(
+            max_queue_delay_microseconds=settings.queue_delay_us,
+            default_queue_policy=ModelQueuePolicy(
+                timeout_action=ModelQueuePolicy.REJECT, default_timeout_microseconds=MAX_WAIT_US, max_queue_size=MAX_QUEUE
+            ),
+        )
+    )
 
 
 def _tensor(value: onnx.ValueInfoProto) -> tuple[int, list[int]]:
@@ -126,5 +168,5 @@ def _tensor(value: onnx.ValueInfoProto) -> tuple[int, list[int]]:
     return TYPES[tensor.elem_type], [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
 
 
-def _words(tensors: dict[str, tuple[int, list[int]]]) -> str:
+def _words(tensors: Tensors) -> str:
     return ", ".join(f"{name} {DataType.Name(kind)} {dims}" for name, (kind, dims) in tensors.items())

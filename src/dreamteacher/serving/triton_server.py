@@ -6,6 +6,7 @@ import ctypes.util
 import importlib.util
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -39,7 +40,7 @@ if sys.platform == "linux":
         sys.exit("the parent is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
-SHARED_MEMORY = re.compile(r"/dev/shm/triton_python_backend_shm_region_\S+")
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,14 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
     ports = _ports(http_port, grpc_port, None)
     for protocol, port in zip(("http", "grpc", "metrics"), ports, strict=True):
         command += [f"--{protocol}-address={HOST}", f"--{protocol}-port={port}"]
-    command += [f"--model-repository={repository.resolve()}", "--disable-auto-complete-config", "--exit-timeout-secs=5"]
+    regions = f"triton_python_backend_shm_region_{secrets.token_hex(4)}_"  # a name of this server's own, for what a crash leaves behind
+    command += [f"--backend-config=python,shm-region-prefix-name={regions}"]
+    command += [
+        f"--model-repository={repository.resolve()}",
+        "--disable-auto-complete-config",
+        "--metrics-config=summary_latencies=true",
+        "--exit-timeout-secs=5",
+    ]
     log = (CACHE / f"server-{ports[0]}.log").absolute()
     with log.open("wb") as file:
         # A session of its own, because Ctrl-C reaches every process of the terminal's group and the stubs must outlive the server's stop.
@@ -114,10 +122,9 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    regions: set[str] = set()
     try:
         urls = [f"{HOST}:{port}" for port in ports]
-        _wait_until_ready(process, urls[0], models, log, regions)
+        _wait_until_ready(process, urls[0], models, log)
         yield Triton(urls[0], urls[1], urls[2], models, process, log)
     finally:
         _stop(process, regions)
@@ -201,12 +208,11 @@ def _ports(*wanted: int | None) -> list[int]:
             probe.close()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, models: list[str], log: Path, regions: set[str]) -> None:
-    """Return when all models answer; `regions` gets the server's shared memory, for which a crashed one cannot be asked."""
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, models: list[str], log: Path) -> None:
+    """Return when all models answer."""
     paths = ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models)]
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
-        regions |= _shared_memory(process.pid)
         if process.poll() is not None:
             raise UserError(f"tritonserver does not start (code {process.returncode}): {_complaints(log)}; its log: {log}")
         with suppress(urllib.error.URLError, ConnectionError, TimeoutError):  # not listening yet, or not ready
@@ -226,22 +232,13 @@ def _complaints(log: Path) -> str:
     return " | ".join(dict.fromkeys(error.split("\\n\\nAt:")[0] for error in errors))[:1000]
 
 
-def _shared_memory(pid: int) -> set[str]:
-    """The shared memory regions of the python backend that a process has open."""
-    try:
-        return set(SHARED_MEMORY.findall(Path(f"/proc/{pid}/maps").read_text()))
-    except OSError:
-        return set()
-
-
-def _stop(process: subprocess.Popen[bytes], regions: set[str]) -> None:
+def _stop(process: subprocess.Popen[bytes], regions: str) -> None:
     """Ask the server to end, end what is left of its session, and remove the shared memory that a crash or kill leaves behind."""
-    regions |= _shared_memory(process.pid)
     with suppress(subprocess.TimeoutExpired, ProcessLookupError):
         process.send_signal(signal.SIGINT)
         process.wait(STOP_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for region in regions:
-        Path(region).unlink(missing_ok=True)
+    for region in SHARED_MEMORY.glob(f"{regions}*"):
+        region.unlink(missing_ok=True)

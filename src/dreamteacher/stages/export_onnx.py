@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from dreamteacher.params import Params
+from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.export import MULTIPLE, export
 from dreamteacher.serving.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
 from dreamteacher.stage import open_stage, read_stage
@@ -53,21 +55,20 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             return stage.metrics
         model = load_task_model(finetuned)
         made, found = read_stage(finetuned)["params"], json.loads((data / "dataset.json").read_text())
+        contract = Contract(
+            task=model.task,
+            classes=tuple(model.classes),
+            mean=tuple(model.mean),
+            std=tuple(model.std),
+            size=settings.size,
+            multiple=MULTIPLE,
+            short_side=read_stage(data)["params"]["ingest"]["short_side"],
+            scale_to=picture_size(model.task, model.size),
+            interpolation="bilinear",
+            strides=tuple(model.backbone.strides),
+        )
         facts = {
-            "classes": json.dumps(model.classes),
-            "strides": json.dumps(model.backbone.strides),
             "architecture": model.backbone.name,
-            "layout": "NCHW",
-            "channel_order": "RGB",
-            "value_range": "[0, 1], then (value - mean) / std per channel",
-            "mean": json.dumps(model.mean),
-            "std": json.dumps(model.std),
-            "size": json.dumps(settings.size),
-            "multiple": json.dumps(MULTIPLE),
-            "padding": "reflect, right and bottom",
-            "short_side": json.dumps(read_stage(data)["params"]["ingest"]["short_side"]),
-            "scale_to": json.dumps(picture_size(model.task, model.size)),
-            "interpolation": "bilinear",
             "init": made["init"],
             "seed": json.dumps(made["seed"]),
             "trained": json.dumps(
@@ -91,7 +92,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
                 size=settings.size,
                 opset=settings.opset,
                 tolerance=settings.tolerance,
-                metadata=facts | {"task": task},
+                metadata=facts | replace(contract, task=task).to_metadata(),
             )
             sizes = f"only {settings.size} x {settings.size} ({done.fixed_because})" if done.fixed_because else "any picture size"
             log.info("%s: |onnxruntime - torch| <= %.2g, any batch size, %s", name, done.parity, sizes)

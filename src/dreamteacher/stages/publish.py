@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
     """Write `out/production` (onnxruntime backend) and `out/local` (python backend) and register the task model.
 
-    Both repositories hold the models NAME and NAME-backbone (NAME is params.publish.name). In MLflow, NAME gets a version with
+    Both repositories hold the models NAME, NAME-backbone and, unless params.publish.pictures is false, NAME-pictures (NAME is
+    params.publish.name). In MLflow, NAME gets a version with
     alias `challenger` and a model card. Its tags are what promotion reads: init, evaluation (its digest), sha256 (of the file).
 
     Returns `models` (in each repository) and `parity_max`.
@@ -38,7 +39,7 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
     with open_stage("publish", params=params.section("publish"), inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
-        write_repository(models, stage.tmp / "production", backend="onnxruntime", settings=params.publish)
+        served = write_repository(models, stage.tmp / "production", backend="onnxruntime", settings=params.publish)
         write_repository(models, stage.tmp / "local", backend="python", settings=params.publish)
         metadata = read_metadata(models[name])
         parity = read_stage(onnx)["metrics"]["parity_max"]
@@ -46,7 +47,7 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
         tags = {"init": metadata["init"], "evaluation": digest_of(evaluation)}
         card = model_card(name, metadata, figures, parity)
         register(stage.tracker, models[name], name, tags=tags, description=card, about=ABOUT, scratch=stage.checkpoints / "model")
-        stage.metrics = {"models": float(len(models)), "parity_max": parity}
+        stage.metrics = {"models": float(len(served)), "parity_max": parity}
         return stage.metrics
 
 

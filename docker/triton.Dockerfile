@@ -1,0 +1,3 @@
+# Triton with what the model NAME-pictures needs, which decodes and prepares pictures on the server (publish.pictures).
+FROM nvcr.io/nvidia/tritonserver:26.11-py3
+RUN pip install --no-cache-dir "numpy>=2,<3" "pillow>=11.3"

@@ -1,0 +1,193 @@
+"""How a picture becomes a model's input and its logits a mask: the preprocessing contract. Export writes it into the ONNX files,
+Triton's configuration carries it, clients and the served preprocessing follow it. Needs numpy and Pillow only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dreamteacher.data.formats import BadPicture
+from dreamteacher.errors import UserError
+
+VERSION = 1  # of the form; one more when a reader of this one would prepare pictures wrongly
+VERSION_KEY = "contract_version"
+TASKS = ("segmentation", "classification", "features")
+MAX_PIXELS = 100_000_000  # of a picture as prepared: thin ones grow when they are scaled or padded
+DESCRIPTION = {  # of what version 1 always does, for whoever reads a file without this module
+    "layout": "NCHW",
+    "channel_order": "RGB",
+    "value_range": "[0, 1], then (value - mean) / std per channel",
+    "padding": "reflect, right and bottom",
+}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The preprocessing of one exported model.
+
+    task: one of TASKS, "features" for a backbone. classes: names by class id. mean, std: of each channel of RGB in [0, 1].
+    size: side of the example input, and the only one where `dynamic_size` is false. multiple: that height and width must be of.
+    short_side: larger pictures are reduced to it, as ingest does; None: they are not. scale_to: short side at which the task is evaluated;
+    None: as it is. interpolation: a name of Pillow's. strides: of the backbone's pyramid, fine to coarse.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    multiple: int
+    short_side: int | None
+    scale_to: int | None
+    interpolation: str
+    strides: tuple[int, ...]
+    dynamic_size: bool = True
+
+    def to_metadata(self) -> dict[str, str]:
+        """The texts that an ONNX file and Triton's parameters hold; `from_metadata` reads them back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            VERSION_KEY: str(VERSION),
+            **{name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()},
+            **DESCRIPTION,
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], where: str) -> Contract:
+        """The contract among the metadata of a file or the parameters of a served model; `where` names it in messages.
+
+        Metadata without a version is of an export before there were versions, which wrote the same keys.
+
+        Raises:
+            UserError: there is no contract, it is of a later version, or a value cannot be.
+        """
+        if metadata.get(VERSION_KEY, "1") != str(VERSION):
+            raise UserError(
+                f"{where} has version {metadata[VERSION_KEY][:20]} of the preprocessing contract and this dreamteacher reads up to "
+                f"{VERSION}; update dreamteacher here (pip install --upgrade dreamteacher)"
+            )
+        missing = [field.name for field in fields(cls) if field.name not in metadata]
+        if missing:
+            raise UserError(f"{where} does not say how pictures are prepared (no {missing[0]!r}); serve what `dreamteacher publish` wrote")
+        values = {}
+        for name, (read, fits) in _KINDS.items():
+            try:
+                values[name] = read(metadata[name])
+                good = fits(values[name])
+            except (ValueError, TypeError):
+                good = False
+            if not good:
+                raise UserError(f"{where} says that {name!r} is {metadata[name][:80]!r}, which cannot be; export and publish it again")
+        return cls(**values)
+
+
+def _tuple(text: str) -> tuple[Any, ...]:
+    return tuple(json.loads(text))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_channels(values: Any) -> bool:
+    return len(values) == 3 and all(isinstance(value, (int, float)) for value in values)
+
+
+_KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {  # field -> how its text is read, and what it must be
+    "task": (str, lambda value: value in TASKS),
+    "classes": (_tuple, lambda values: all(isinstance(value, str) for value in values)),
+    "mean": (_tuple, _are_channels),
+    "std": (_tuple, lambda values: _are_channels(values) and all(value > 0 for value in values)),
+    "size": (json.loads, _is_count),
+    "multiple": (json.loads, _is_count),
+    "short_side": (json.loads, lambda value: value is None or _is_count(value)),
+    "scale_to": (json.loads, lambda value: value is None or _is_count(value)),
+    "interpolation": (str, lambda value: value.upper() in Image.Resampling.__members__),
+    "strides": (_tuple, lambda values: all(map(_is_count, values))),
+    "dynamic_size": (json.loads, lambda value: isinstance(value, bool)),
+}
+
+
+def prepare(picture: np.ndarray, contract: Contract, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[int, int]]:
+    """uint8 RGB (H, W, 3) as evaluation sees it: scaled, padded by reflection to the multiple, normalised.
+
+    Scaled: reduced to `short_side` as ingest does, then, where the task is evaluated at one scale, to the short side `scale_to`. A model
+    that takes one size only gets the picture in that size. Returns float32 (1, 3, H', W') and the size (h, w) of its upper left part
+    that is the picture.
+
+    Raises:
+        BadPicture: scaled and padded it has more than `max_pixels`.
+    """
+    check_size(picture.shape[0], picture.shape[1], contract, max_pixels=max_pixels)
+    sizes = _sizes(picture.shape[0], picture.shape[1], contract)
+    height, width = sizes[-1]
+    down, right = (-side % contract.multiple for side in (height, width))
+    interpolation = Image.Resampling[contract.interpolation.upper()]
+    for size in sizes:
+        if size != picture.shape[:2]:
+            picture = np.asarray(Image.fromarray(picture).resize(size[::-1], interpolation))
+    padded = np.pad(picture, ((0, down), (0, right), (0, 0)), mode="reflect")
+    normalized = (padded / np.float32(255) - np.array(contract.mean, np.float32)) / np.array(contract.std, np.float32)
+    return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None]), (height, width)
+
+
+def check_size(height: int, width: int, contract: Contract, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse a picture of (height, width) that would have more than `max_pixels` when it is prepared.
+
+    Raises:
+        BadPicture: it would.
+    """
+    tall, wide = (-(-side // contract.multiple) * contract.multiple for side in _sizes(height, width, contract)[-1])
+    if tall * wide > max_pixels:
+        raise BadPicture(f"too thin or too large: {width} x {height} is prepared as {wide} x {tall}, more than {max_pixels} pixels")
+
+
+def _sizes(height: int, width: int, contract: Contract) -> list[tuple[int, int]]:
+    """The sizes (h, w) that a picture of (height, width) goes through; the last is that of the model's input, unpadded."""
+    if not contract.dynamic_size:
+        return [(contract.size, contract.size)]
+    sizes = [(height, width)]
+    if contract.short_side:
+        sizes.append(_scaled(sizes[-1], min(contract.short_side, height, width)))
+    if contract.scale_to:
+        sizes.append(_scaled(sizes[-1], contract.scale_to))
+    return sizes
+
+
+def _scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
+    scale = short / min(size)
+    return round(size[0] * scale), round(size[1] * scale)
+
+
+def to_mask(logits: np.ndarray, prepared: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W) of class ids in the picture's own `size` (H, W): the inverse of `prepare`.
+
+    logits: (K, H', W') of the padded input, of which `prepared` (h, w) is the picture. As in evaluation, logits are resized (bilinear),
+    not classes.
+    """
+    own = logits[:, : prepared[0], : prepared[1]]
+    if own.shape[1:] == size:
+        return own.argmax(0).astype(np.uint8)
+    best, mask = np.full(size, -np.inf, np.float32), np.zeros(size, np.uint8)
+    for index, plane in enumerate(own):  # one class at a time, since there may be hundreds, and the picture large
+        values = np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(size[::-1], Image.Resampling.BILINEAR))
+        better = values > best
+        mask[better] = index
+        np.maximum(best, values, out=best)
+    return mask
+
+
+def to_shares(mask: np.ndarray, classes: int) -> np.ndarray:
+    """float32 (K,): the share of each class in a mask of class ids."""
+    return (np.bincount(mask.ravel(), minlength=classes)[:classes] / mask.size).astype(np.float32)
+
+
+def to_probabilities(logits: np.ndarray) -> np.ndarray:
+    """float32 (K,): the softmax of logits (K,)."""
+    shares = np.exp(logits - logits.max())
+    return (shares / shares.sum()).astype(np.float32)

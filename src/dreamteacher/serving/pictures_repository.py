@@ -1,0 +1,76 @@
+"""The part of a Triton repository that takes pictures as files: NAME-pictures, which prepares them and asks NAME."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
+
+from dreamteacher.params import Publish
+from dreamteacher.serving.contract import Contract
+
+SUFFIX = "-pictures"
+SOURCE = Path(__file__).parents[1]
+MODULES = (  # all that triton_pictures.py imports of ours, so that the server's Python needs no dreamteacher
+    "errors.py",
+    "data/decode.py",
+    "data/deep.py",
+    "data/formats.py",
+    "data/items.py",
+    "data/load.py",
+    "data/metadata.py",
+    "data/tiff.py",
+    "data/tiff_tags.py",
+    "serving/contract.py",
+)
+
+Tensors = dict[str, tuple[int, list[int]]]  # name -> (Triton's data type, dims without the batch)
+
+
+def write_pictures(folder: Path, version: str, config: ModelConfig) -> None:
+    """Write the model of `config` (see `pictures_config`) into `folder`: its code, beside a copy of MODULES."""
+    place = folder / version
+    for module in MODULES:
+        copy = place / "dreamteacher" / module
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        (copy.parent / "__init__.py").touch()
+        shutil.copyfile(SOURCE / module, copy)
+    shutil.copyfile(SOURCE / "serving/triton_pictures.py", place / "model.py")
+
+
+def pictures_config(name: str, contract: Contract, embedding: int | None, settings: Publish) -> ModelConfig:
+    """The configuration of `name`-pictures.
+
+    embedding: channels of the embedding of `name`-backbone; None where that model is not served.
+    """
+    config = ModelConfig(name=name + SUFFIX, backend="python", max_batch_size=settings.max_batch_size)
+    # Pictures have different lengths, and are batched all the same: they share requests to the model behind.
+    for tensor, (data_type, dims) in inputs().items():
+        config.input.add(name=tensor, data_type=data_type, dims=dims, allow_ragged_batch=True)
+    for tensor, (data_type, dims) in outputs(contract, embedding).items():
+        config.output.add(name=tensor, data_type=data_type, dims=dims)
+    facts = contract.to_metadata() | {"model": name, "max_pixels": str(settings.max_pixels)}
+    for key, text in (facts | ({} if embedding is None else {"backbone": f"{name}-backbone"})).items():
+        config.parameters[key].string_value = text
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=settings.instances)
+    return config
+
+
+def inputs() -> Tensors:
+    """What the model takes."""
+    return {"picture": (_type("TYPE_UINT8"), [-1])}
+
+
+def outputs(contract: Contract, embedding: int | None) -> Tensors:
+    """What the model gives."""
+    single, count = _type("TYPE_FP32"), len(contract.classes)
+    answers: Tensors = {"probabilities": (single, [count])}
+    if contract.task == "segmentation":
+        answers = {"mask": (_type("TYPE_UINT8"), [-1]), "shares": (single, [count])}
+    return answers | ({} if embedding is None else {"embedding": (single, [embedding])})
+
+
+def _type(name: str) -> Any:
+    return DataType.Value(name)

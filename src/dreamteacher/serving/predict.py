@@ -1,0 +1,251 @@
+"""What `dreamteacher predict` does: files, folders and patterns in; text, JSON lines or CSV out."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from dreamteacher.data.decode import SUFFIXES, BadPicture, decode
+from dreamteacher.errors import UserError
+from dreamteacher.serving.answers import Answer, Classification, Features, Segmentation
+from dreamteacher.serving.client import Client
+from dreamteacher.serving.contract import check_size
+from dreamteacher.serving.requests import TIMEOUT, Protocol
+
+Format = Literal["text", "jsonl", "csv"]
+
+AT_ONCE = 8  # batches under way, from which the server forms its own
+# Tableau's ten colours, for class 1, 2, ...; class 0, most often the background, is left as it is.
+COLOURS = bytes.fromhex("1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf")
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass
+class Row:
+    """One picture: its path, what is wrong with it, its bytes, pixels and answers while needed, and the files that were written."""
+
+    path: Path
+    place: Path | None  # where its files go, without their suffixes
+    error: str = ""
+    data: bytes = b""
+    picture: np.ndarray | None = None
+    answers: list[Answer] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)  # mask, overlay, features
+
+
+def predict(
+    images: Iterable[Path],
+    url: str,
+    model: str,
+    out: Path | None = None,
+    *,
+    protocol: Protocol = "http",
+    features: bool = False,
+    batch: int = 1,
+    output: Format = "text",
+) -> None:
+    """Ask the server at `url` for every picture; prints one line a picture, in order.
+
+    `images` are files, folders (all pictures below) and patterns, such as `shots/**/*.jpg`.
+    Segmentation: the share of each class; with `out` also STEM.mask.png (class ids, in the picture's own size) and STEM.overlay.png.
+    Classification: the three likeliest classes with their probabilities; as JSON lines and CSV all of them.
+    `features` asks MODEL-backbone as well and writes STEM.npz: `strideS` (C, H/S, W/S) and `embedding` (C,), float32, of the
+    picture as prepared, and `size`, its (H, W) unpadded. `batch` pictures share a request where their shapes allow.
+
+    Raises:
+        UserError: the server cannot be reached or lacks the model, `out` is needed, or some pictures are bad (the others are done).
+    """
+    if features and out is None:
+        raise UserError("features are written to files; name a folder with --out")
+    with Client(url, model, protocol=protocol, timeout=TIMEOUT * batch) as client:
+        task, classes = client.contract.task, client.contract.classes
+        if features:
+            client.served(f"{model}-backbone")
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+        columns = _columns(task, out, features)
+        render: dict[Format, Callable[[Row], str]] = {"text": _as_text, "jsonl": _as_json, "csv": partial(_as_csv, columns, classes)}
+        if output == "csv":
+            print(_csv_line([*columns, *classes]))
+        asked = bad = 0
+        found = _pictures(images)
+        rows = (Row(path, place) for path, place in (_places(found, out) if out else ((path, None) for path in found)))
+        for done in _in_order(lambda part: _ask(client, part, features), _parts(rows, batch), AT_ONCE):
+            for row in done:
+                asked += 1
+                bad += bool(row.error)
+                print(render[output](row), flush=True)
+    if bad:
+        where = "see the lines that begin with BAD" if output == "text" else "see `error` in their lines"
+        raise UserError(f"{bad} of {asked} pictures could not be read; {where}")
+
+
+def _ask(client: Client, rows: list[Row], features: bool) -> list[Row]:
+    """Fill the rows of one batch."""
+    for row in rows:
+        try:
+            row.data = row.path.read_bytes()
+            row.picture = decode(row.data).image
+            check_size(row.picture.shape[0], row.picture.shape[1], client.contract)
+        except IsADirectoryError:
+            row.error = f"there is no picture in it; name pictures, such as {row.path}/*.jpg"
+        except (BadPicture, OSError) as error:
+            row.error = (isinstance(error, OSError) and error.strerror) or str(error)
+    good = [row for row in rows if not row.error]
+    pictures = [row.picture for row in good if row.picture is not None]
+    files = client.served(client.model).takes_files
+    answers: list[Sequence[Answer]] = [client.predict_batch([row.data for row in good] if files else pictures)]
+    if features:
+        answers.append(client.features_batch(pictures))
+    for row, *of_picture in zip(good, *answers, strict=True):
+        row.answers += of_picture
+    for row in good:
+        for answer in row.answers:
+            if row.place and row.picture is not None:
+                row.files |= _save(answer, row.picture, row.place)
+        row.data, row.picture = b"", None
+    return rows
+
+
+def _pictures(images: Iterable[Path]) -> Iterator[Path]:
+    """The files that are meant, in the order of `images`; what is not there, and a folder without pictures, as it stands."""
+    for path in images:
+        if path.is_dir():
+            found: Iterable[Path] = _below(path)
+        elif glob.has_magic(str(path)) and not path.exists():
+            found = _pictures(map(Path, sorted(glob.iglob(str(path), recursive=True))))  # noqa: PTH207 (Path's takes no absolute pattern)
+        else:
+            found = [path]
+        nothing = True
+        for each in found:
+            nothing = False
+            yield each
+        if nothing:
+            yield path
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All pictures below a folder, by their suffixes; sorted, without hidden ones."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(place, name)
+
+
+def _places(images: Iterable[Path], out: Path) -> Iterator[tuple[Path, Path]]:
+    """A place in `out` for each picture's files, none twice."""
+    numbers: dict[str, Iterator[int]] = {}
+    for path in images:
+        stem = path.stem
+        while stem in numbers:
+            stem = f"{path.stem}-{next(numbers[path.stem])}"
+        numbers[stem] = count(2)
+        yield path, out / stem
+
+
+def _parts(rows: Iterator[Row], length: int) -> Iterator[list[Row]]:
+    while part := list(islice(rows, length)):
+        yield part
+
+
+def _in_order(function: Callable[[_T], _R], items: Iterable[_T], at_once: int) -> Iterator[_R]:
+    """function(item) of each item, in order, computed in threads, with few items in memory; when one raises, no further one begins."""
+    waiting: deque[Future[_R]] = deque()
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == 2 * at_once:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _save(answer: Answer, picture: np.ndarray, place: Path) -> dict[str, str]:
+    """Write what an answer has for files; {kind: file}."""
+    if isinstance(answer, Segmentation):
+        palette = np.frombuffer(bytes(3) + (COLOURS * 26)[: 255 * 3], np.uint8).reshape(256, 3)
+        image = Image.fromarray(answer.mask)
+        image.putpalette(palette.ravel().tolist())
+        image.save(f"{place}.mask.png")
+        blended = np.where(answer.mask[..., None] > 0, picture // 2 + palette[answer.mask] // 2, picture)
+        Image.fromarray(blended).save(f"{place}.overlay.png")
+        return {"mask": f"{place}.mask.png", "overlay": f"{place}.overlay.png"}
+    if isinstance(answer, Features):
+        arrays: dict[str, Any] = {**answer.maps, "embedding": answer.embedding, "size": np.array(answer.size)}
+        np.savez(f"{place}.npz", **arrays)
+        return {"features": f"{place}.npz"}
+    return {}
+
+
+def _as_text(row: Row) -> str:
+    if row.error:
+        return f"BAD {row.path}: {row.error}"
+    return f"{row.path}: " + "; ".join(_words(answer, row.files) for answer in row.answers)
+
+
+def _words(answer: Answer, files: dict[str, str]) -> str:
+    if isinstance(answer, Classification):
+        values = answer.probabilities
+        return ", ".join(f"{answer.classes[i]} {values[i]:.3f}" for i in np.argsort(-values)[:3])
+    if isinstance(answer, Segmentation):
+        words = ", ".join(f"{name} {share:.1%}" for name, share in zip(answer.classes, answer.shares, strict=True))
+        return f"{words} -> {files['mask']}, {files['overlay']}" if "mask" in files else words
+    arrays = {**answer.maps, "embedding": answer.embedding}
+    words = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in arrays.items())
+    return f"{words} -> {files['features']}" if "features" in files else words
+
+
+def _facts(row: Row) -> tuple[dict[str, str], dict[str, float]]:
+    """({picture, error, class, files}, {class: its share or probability})."""
+    facts, values = {"picture": str(row.path)}, {}
+    if row.error:
+        facts["error"] = row.error
+    for answer in row.answers:
+        if isinstance(answer, Classification):
+            facts["class"] = answer.best
+            values = dict(zip(answer.classes, answer.probabilities.tolist(), strict=True))
+        elif isinstance(answer, Segmentation):
+            values = dict(zip(answer.classes, answer.shares.tolist(), strict=True))
+    return facts | row.files, values
+
+
+def _as_json(row: Row) -> str:
+    facts, values = _facts(row)
+    name = "probabilities" if "class" in facts else "shares"
+    return json.dumps({**facts, **({name: values} if values else {})}, ensure_ascii=False)
+
+
+def _columns(task: str, out: Path | None, features: bool) -> list[str]:
+    files = ["mask", "overlay"] * bool(out and task == "segmentation") + ["features"] * features
+    return ["picture", "error", *(["class"] if task == "classification" else []), *files]
+
+
+def _as_csv(columns: list[str], classes: Sequence[str], row: Row) -> str:
+    facts, values = _facts(row)
+    return _csv_line([*(facts.get(name, "") for name in columns), *(values.get(name, "") for name in classes)])
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)
+    return text.getvalue()

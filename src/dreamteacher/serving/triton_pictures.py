@@ -1,0 +1,149 @@
+"""NAME-pictures: the bytes of a picture in, its answer out. Copied as `1/model.py`, beside a copy of what it needs of this package.
+
+Decodes, prepares and answers exactly as `dreamteacher predict` does, and asks NAME (and NAME-backbone where the embedding is wanted) on
+the same server. Needs numpy and Pillow in the server's Python, and no dreamteacher there.
+
+The bytes are a UINT8 tensor (1, number of bytes), one picture a request; Triton batches requests of different lengths. They are no
+BYTES tensor: those cannot pass by DLPack, and with numpy 2 the backend of Triton 24.10 and older reads them wrongly (see triton_model).
+"""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+sys.dont_write_bytecode = True  # the repository is as it was published, and may be read-only
+sys.path.insert(0, str(Path(__file__).parent))
+
+try:
+    from PIL import Image
+except ImportError as error:
+    advice = "install it in the image (pip install pillow), or publish with publish.pictures = false"
+    raise ImportError(f"NAME-pictures needs Pillow in Triton's Python; {advice}") from error
+
+from dreamteacher.data.decode import BadPicture, decode  # noqa: E402
+from dreamteacher.serving.contract import Contract, prepare, to_mask, to_probabilities, to_shares  # noqa: E402
+
+NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
+
+
+def read(tensor):
+    """A tensor of Triton's as a numpy array."""
+    return np.from_dlpack(tensor) if NUMPY_2 else tensor.as_numpy()
+
+
+def write(name, array):
+    """A numpy array as a tensor of Triton's."""
+    array = np.array(array, order="C")  # DLPack takes no read-only array
+    return pb_utils.Tensor.from_dlpack(name, array) if NUMPY_2 else pb_utils.Tensor(name, array)
+
+
+class Failed(Exception):
+    """What is wrong with a request, and Triton's code for it."""
+
+    def __init__(self, text, code):
+        super().__init__(text)
+        self.code = code
+
+    def response(self):
+        """A response of its own for each request: Triton 24.10 crashes when two of a batch share one error."""
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(self), self.code))
+
+
+def _words(error):
+    return f"{type(error).__name__}: {error}"
+
+
+class TritonPythonModel:
+    """What the backend calls: once `initialize`, then `execute` for every batch of requests that Triton has formed."""
+
+    def initialize(self, args):
+        """Read the contract and the names of the models to ask."""
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self.contract = Contract.from_metadata(parameters, config["name"])
+        self.model, self.backbone = parameters["model"], parameters.get("backbone")
+        self.max_pixels = int(parameters["max_pixels"])
+
+    def execute(self, requests):
+        """One response a request, in order; pictures of one prepared shape are asked for together."""
+        responses = [None] * len(requests)
+        waiting: dict = {}  # prepared shape -> its pictures
+        pixels = 0
+        for index, request in enumerate(requests):
+            try:
+                images, prepared, size = self._prepare(request)
+            except Failed as failed:
+                responses[index] = failed.response()
+                continue
+            shape = images.shape[2:]
+            if waiting and pixels + shape[0] * shape[1] > self.max_pixels:  # a batch of large pictures is asked for in parts
+                self._answer(waiting, requests, responses)
+                waiting, pixels = {}, 0
+            waiting.setdefault(shape, []).append((index, images, prepared, size))
+            pixels += shape[0] * shape[1]
+        self._answer(waiting, requests, responses)
+        return responses
+
+    def _prepare(self, request):
+        """The model's input, its size without padding, and the picture's own size."""
+        data = read(pb_utils.get_input_tensor_by_name(request, "picture"))
+        if len(data) != 1:
+            raise Failed(f"one picture a request, not {len(data)}; send its bytes as UINT8 (1, length)", pb_utils.TritonError.INVALID_ARG)
+        try:
+            picture = decode(data.tobytes(), max_pixels=self.max_pixels).image
+            return *prepare(picture, self.contract, max_pixels=self.max_pixels), picture.shape[:2]
+        except BadPicture as error:
+            raise Failed(str(error), pb_utils.TritonError.INVALID_ARG) from None
+        except Exception as error:  # memory is short; the server goes on
+            raise Failed(_words(error), pb_utils.TritonError.INTERNAL) from None
+
+    def _answer(self, waiting, requests, responses):
+        for pictures in waiting.values():
+            wanted = [requests[index].requested_output_names() for index, *_ in pictures]
+            images = np.concatenate([images for _, images, _, _ in pictures])
+            try:
+                answers = self._ask_for(images, {name for names in wanted for name in names})
+                for i, (index, _, prepared, size) in enumerate(pictures):
+                    outputs = {"embedding": answers["embedding"][i]} if "embedding" in wanted[i] else {}
+                    if set(wanted[i]) - {"embedding"}:
+                        outputs |= self._read(answers["logits"][i], prepared, size)
+                    tensors = [write(name, outputs[name][None]) for name in wanted[i]]
+                    responses[index] = pb_utils.InferenceResponse(tensors)
+            except Exception as error:  # memory is short, or the model behind refuses
+                failed = error if isinstance(error, Failed) else Failed(_words(error), pb_utils.TritonError.INTERNAL)
+                for index, *_ in pictures:
+                    responses[index] = failed.response()
+
+    def _ask_for(self, images, wanted):
+        """What the models behind say, as far as the wanted outputs need it."""
+        answers = {}
+        if wanted - {"embedding"}:
+            answers["logits"] = self._ask(self.model, "logits", images)
+        if "embedding" in wanted:
+            answers["embedding"] = self._ask(self.backbone, "embedding", images)
+        return answers
+
+    def _ask(self, model, output, images):
+        """One output of another model of this server, in main memory."""
+        place = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+        tensors = [write("images", images)]
+        request = pb_utils.InferenceRequest(model_name=model, inputs=tensors, requested_output_names=[output], preferred_memory=place)
+        response = request.exec()
+        if response.has_error():
+            text = response.error().message()
+            busy = "queue size" in text or "timeout expired" in text  # of its queue, which Triton reports as an internal error here
+            raise Failed(f"{model}: {text}", pb_utils.TritonError.UNAVAILABLE if busy else response.error().code())
+        return np.array(read(pb_utils.get_output_tensor_by_name(response, output)))
+
+    def _read(self, logits, prepared, size):
+        """The outputs for one picture of `size` (H, W), prepared as (h, w)."""
+        if self.contract.task == "classification":
+            return {"probabilities": to_probabilities(logits)}
+        mask = to_mask(logits, prepared, size)
+        file = io.BytesIO()
+        Image.fromarray(mask).save(file, "PNG")
+        return {"mask": np.frombuffer(file.getvalue(), np.uint8), "shares": to_shares(mask, len(self.contract.classes))}
