@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-image pins
+.PHONY: demo test test-image test-cluster pins
 demo: $(VENV)/.installed
 	dreamteacher repro
 	python scripts/demo.py
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-test
 # Builds the image of docker/ and runs it as a cluster does; as root, because it may start a Docker engine.
 test-image: $(VENV)/.installed-test
 	scripts/test_image.sh
+
+# Serves models on the cluster of KUBECONFIG, in a namespace of its own; tests/cluster/rollouts.py says which images it needs.
+test-cluster: $(VENV)/.installed-test
+	pytest -n 0 -s -rs tests/cluster/rollouts.py
 
 # The stamps make a second start skip pip. constraints.txt names every package, so pip has nothing to resolve (scripts/pins.py); `pip check`
 # says whether that holds, of all but nvidia-pytriton: it brings a real tritonserver, and declares numpy<2 for a Python API that is not used.

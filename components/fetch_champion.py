@@ -20,7 +20,9 @@ def fetch_champion(settings: dict, champion: Output[Model], page: Output[HTML]) 
     from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import write_facts
     from dreamteacher.serving.promotion import about, fetch_champion
+    from dreamteacher.steps import announce
 
+    announce("fetch-champion", settings)
     name, folder = restore_params(**settings).publish.name, Path(champion.path)
     version = fetch_champion(name, folder) or ""
     champion.metadata["version"] = version

@@ -28,7 +28,9 @@ def fetch_data(
     from dreamteacher.files import walk
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.fetch_data import run
+    from dreamteacher.steps import announce
 
+    announce("fetch-data", {"data_version": data_version, "source": source})
     found = run(git_url=git_url, data_version=data_version, source=source, out=Path(pictures.path))
     pictures.metadata.update(found)
     files = sum(1 for _ in walk(pictures.path))

@@ -44,12 +44,16 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
         pipeline: pretrain or retrain.
         page: the data version and all settings.
     """
+    import os
     from dataclasses import asdict
     from pathlib import Path
 
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.find_commit import resolve
+    from dreamteacher.steps import announce
 
+    os.environ["DREAMTEACHER_WAIT_MINUTES"] = "0"  # a mistyped address is said at once: nothing is lost yet
+    announce("find-commit", {"git_url": git_url, "data_rev": data_rev, "settings": settings})
     found = resolve(git_url=git_url, data_rev=data_rev, overrides=settings, pipeline=pipeline)
     values = asdict(found)
     facts = {name: values[name] for name in ("commit", "source", "data_version")}

@@ -7,31 +7,41 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def finish(status: PipelineTaskFinalStatus, page: Output[HTML]) -> str:
-    """Say how the run ended; delete the TrainJobs that it left and, if it succeeded, its folder on the volume.
+def finish(status: PipelineTaskFinalStatus, pipeline: str, page: Output[HTML]) -> str:
+    """Say how the run ended and which of its effects are done; delete the TrainJobs that it left and, if it succeeded, its folder.
 
     The outputs of steps stay. So do the checkpoints of a run that failed: Retry goes on from them.
 
     Args:
         status: filled in by KFP.
-        page: how the run ended, and what was cleared away.
+        pipeline: pretrain or retrain.
+        page: how the run ended, what publish, promote and record did outside of it, and what was cleared away.
     """
     import os
     from pathlib import Path
 
     from dreamteacher.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
+    from dreamteacher.steps import announce, effects, forget_effects
 
-    facts = {"run": status.pipeline_job_resource_name, "ended": status.state}
+    announce("finish", {"pipeline": pipeline})
+    done = effects(pipeline)
+    lacking = [step for step, words in done.items() if words.startswith("not done")]
+    but = ", but" if status.state == "SUCCEEDED" else ","
+    ended = f"{status.state}{but} not done: {', '.join(lacking)}" if lacking else status.state
+    facts = {"run": status.pipeline_job_resource_name, "ended": ended}
     if status.error_message:
         facts["reason"] = status.error_message
+    facts |= done
     if os.environ.get("DREAMTEACHER_TRAINJOBS"):  # of steps that were stopped for good
         from dreamteacher import trainjob
 
         left = trainjob.delete_of_run(trainjob.api_client(), os.environ["DREAMTEACHER_RUN"], os.environ["DREAMTEACHER_NAMESPACE"])
         facts["TrainJobs deleted"] = ", ".join(left) or "none were left"
-    if status.state == "SUCCEEDED" and (removed := remove_run_folder()):
-        facts["checkpoints"] = removed
+    if status.state == "SUCCEEDED":
+        forget_effects()
+        if removed := remove_run_folder():
+            facts["checkpoints"] = removed
     for key, words in facts.items():
         print(f"{key}: {words}")
     write_facts(Path(page.path), "finish", facts)

@@ -29,9 +29,12 @@ def promote(
     from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.promote import run
+    from dreamteacher.steps import effect
 
-    outcome = run(restore_params(**settings), gate=Path(verdict.path), onnx=Path(onnx.path))
-    served = {"champion": f"version {outcome.served.champion}", "previous": outcome.served.previous or "none"}
+    with effect("promote") as done:
+        outcome = run(restore_params(**settings), gate=Path(verdict.path), onnx=Path(onnx.path))
+        served = {"champion": f"version {outcome.served.champion}", "previous": outcome.served.previous or "none"}
+        done.update(promoted=str(outcome.promoted).lower(), version=outcome.version, champion=served["champion"])
     print(f"promoted = {str(outcome.promoted).lower()}, version {outcome.version}: {outcome.reason}")
     print(f"champion is {served['champion']}, previous {served['previous']}")
     facts = {"promoted": outcome.promoted, "version": outcome.version, "reason": outcome.reason}

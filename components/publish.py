@@ -35,11 +35,15 @@ def publish(
     from dreamteacher.report.step import facts
     from dreamteacher.stage import read_stage
     from dreamteacher.stages.publish import keep, run
+    from dreamteacher.steps import effect
 
     params = restore_params(**settings)
     made = {"onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
-    run(params, **made, out=Path(out.path))
-    keep(params, **made, data=Path(data.path), teacher=Path(teacher.path), features=Path(features.path))
+    with effect("publish") as done:
+        run(params, **made, out=Path(out.path))
+        lineage = {"data": Path(data.path), "teacher": Path(teacher.path), "features": Path(features.path)}
+        version = keep(params, **made, **lineage, repository=Path(out.path))
+        done["version"] = f"{version} of {params.publish.name}" if version else "none, as tracking is off"
     out.metadata.update(facts(Path(out.path)))
     for name, value in read_stage(Path(evaluation.path))["metrics"].items():
         metrics.log_metric(name, value)

@@ -50,13 +50,16 @@ def record(
     from dreamteacher.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.record import run
+    from dreamteacher.steps import effect
 
     if not commit:
         write_facts(Path(page.path), "record", {"recorded": "nothing, as the project is a folder and no git repository"})
         return ""
     single = [data, teacher, features, evaluation, onnx, triton]
     outputs = [Path(artifact.path) for artifact in [*single, *interpreters, *labels, *fresh, *distilled, *mixed]]
-    recorded = run(git_url=git_url, commit=commit, overrides=overrides, outputs=outputs, run_id=run_id)
+    with effect("record") as done:
+        recorded = run(git_url=git_url, commit=commit, overrides=overrides, outputs=outputs, run_id=run_id)
+        done.update(recorded)
     write_facts(Path(page.path), "record", {**recorded, "starts at": commit, "outputs": len(outputs), "settings": ", ".join(overrides)})
     remove_run_folder()
     return recorded["branch"]

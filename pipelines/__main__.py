@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("kfp", "kfp_server_api"):
+        if (error.name or "").partition(".")[0] not in ("kfp", "kfp_server_api", "kubernetes"):
             raise
         print("error: kfp is not installed here; pip install 'dreamteacher[pipelines]'", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""`python -m pipelines submit|schedule|pause|unschedule|status`: what a user asks of the KFP API."""
+"""`python -m pipelines submit|schedule|pause|unschedule|status|check`: what a user asks of the KFP API and of the cluster."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         command.add_argument("name", help="of the schedule, as `status` prints it")
         command.set_defaults(run=run)
         _add_server(command)
+    check = commands.add_parser("check", help="say what the cluster has and lacks for a profile; DREAMTEACHER_IMAGE names the image")
+    check.add_argument(
+        "--profile", default="single-gpu", help="of resources.yaml: this folder's, else the package's (default: %(default)s)"
+    )
+    check.add_argument("--context", help="of the kubeconfig (default: the current one)")
+    check.add_argument("--namespace", help="of the runs (default: KFP_NAMESPACE, else kubeflow)")
+    check.add_argument("--kfp-namespace", default="kubeflow", help="of Kubeflow Pipelines itself (default: %(default)s)")
+    check.add_argument("--service-account", help="the runs' account in the cluster (default: that of KFP)")
+    check.add_argument("--host", help="URL of the KFP API, to be asked too (default: KF_PIPELINES_ENDPOINT)")
+    check.add_argument("--no-pod", action="store_true", help="run no pod, which finds out about image, volume, MLflow and S3")
+    check.add_argument(
+        "--wait", type=int, default=600, metavar="SECONDS", help="that the pod may take; it pulls the image (default: %(default)s)"
+    )
+    check.set_defaults(run=_check)
     status = commands.add_parser("status", help="list the schedules and the newest runs")
     status.set_defaults(run=_status)
     _add_server(status)
@@ -59,6 +73,7 @@ def _add_server(command: argparse.ArgumentParser) -> None:
 def _submit(options: argparse.Namespace) -> int:
     arguments = _arguments(options)
     server = _server(options)
+    _warn(options)
     version = _upload(server, options)
     name = options.name or f"{version.pipeline} {version.name}"
     run = server.run(version, name=name, experiment=options.experiment, arguments=arguments, service_account=options.service_account)
@@ -74,6 +89,7 @@ def _schedule(options: argparse.Namespace) -> int:
     arguments = _arguments(options)
     _check_incoming(options.package, arguments)
     server = _server(options)
+    _warn(options)
     version = _upload(server, options)
     name = options.name or version.pipeline
     server.schedule(
@@ -113,6 +129,27 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check(options: argparse.Namespace) -> int:
+    from components import IMAGE
+    from pipelines import check, resources
+
+    file = resources.in_use()
+    profile = resources.Profile(options.profile, IMAGE, file)
+    pod = not options.no_pod
+    if pod and "DREAMTEACHER_IMAGE" not in os.environ:
+        raise UserError("DREAMTEACHER_IMAGE must name the image that a trial pod runs; --no-pod checks without one")
+    print(f"{options.profile} of {file}")
+    return check.examine(
+        profile,
+        namespace=options.namespace or os.environ.get("KFP_NAMESPACE") or check.KFP_NAMESPACE,
+        kfp_namespace=options.kfp_namespace,
+        context=options.context,
+        account=options.service_account,
+        host=options.host or os.environ.get("KF_PIPELINES_ENDPOINT"),
+        wait=options.wait if pod else None,
+    )
+
+
 def _server(options: argparse.Namespace) -> Kubeflow:
     options.host = options.host or os.environ.get("KF_PIPELINES_ENDPOINT")
     if not options.host:
@@ -123,6 +160,13 @@ def _server(options: argparse.Namespace) -> Kubeflow:
 
     namespace = options.namespace or os.environ.get("KFP_NAMESPACE")
     return Kubeflow(options.host.rstrip("/"), namespace, os.environ.get("KFP_EXISTING_TOKEN"))
+
+
+def _warn(options: argparse.Namespace) -> None:
+    from pipelines import check
+
+    namespace = options.namespace or os.environ.get("KFP_NAMESPACE") or check.KFP_NAMESPACE
+    check.warn(options.package, namespace=namespace, account=options.service_account)
 
 
 def _upload(server: Kubeflow, options: argparse.Namespace) -> Version:

@@ -134,7 +134,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             data_rev: commit, tag or branch of it, which names settings and pictures.
             settings: what differs from params.yaml of that revision, as ["distill.T=150", "compare.seeds=[0]"].
         """
-        with ExitHandler(step("finish", finish()), name="chain"):
+        with ExitHandler(step("finish", finish(pipeline="pretrain")), name="chain"):
             found = prepare(git_url=git_url, data_rev=data_rev, settings=settings).outputs
             data = found["data"]
             made = pretrain(data=data, teacher_settings=found["train_teacher"], distill_settings=found["distill_features"]).outputs

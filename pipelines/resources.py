@@ -22,6 +22,7 @@ OWN = Path("resources.yaml")  # in the current folder
 GPU = "nvidia.com/gpu"
 STEPS = {path.stem.replace("_", "-") for path in (FILE.parents[1] / "components").glob("[a-z]*.py")} | {"ingest-incoming"}
 LAUNCHER = {"cpu": "1", "memory": "2Gi"}  # of a step that only watches a TrainJob
+MARGIN = 1800  # seconds, and a tenth of the limit at most: a TrainJob ends so long before the step that watches it
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
 
@@ -58,6 +59,7 @@ class Step(_Strict):
     gpus: int = Field(0, ge=0, description="of each node; one process runs on each")
     nodes: int = Field(1, ge=1, description="more than one: a TrainJob")
     timeout_h: float = Field(gt=0, description="hours that one try may take")
+    start_min: float = Field(60, ge=0, description="minutes for which the nodes of a TrainJob may be unable to start; 0: without end")
     retries: int = Field(
         ge=0, description="further tries after a failure, and after a preemption where Argo is told so (docs/cluster.md); training resumes"
     )
@@ -185,7 +187,7 @@ class Profile:
 
     def _nodes(self, wanted: Step) -> dict[str, Any]:
         """What dreamteacher.trainjob.Nodes reads."""
-        around = self.environment
+        around, limit = self.environment, wanted.timeout_h * 3600
         return {
             "image": self.image,
             "nodes": wanted.nodes,
@@ -195,7 +197,8 @@ class Profile:
             "shm": wanted.shm,
             "claim": around.volume.claim,
             "mount": around.volume.mount,
-            "timeout": int(wanted.timeout_h * 3600),
+            "timeout": int(limit - min(MARGIN, limit / 10)),
+            "start_min": wanted.start_min,
             "node_selector": {around.pool_label: wanted.pool},
             "tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}] if wanted.gpus else [],
             "env": {"OMP_NUM_THREADS": threads(wanted)},

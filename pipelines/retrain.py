@@ -128,7 +128,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             data_rev: commit, tag or branch of it, which names settings and labelled pictures.
             settings: what differs from params.yaml of that revision, as ["retrain.incoming=s3://bucket/incoming", ...].
         """
-        with ExitHandler(step("finish", finish()), name="chain"):
+        with ExitHandler(step("finish", finish(pipeline="retrain")), name="chain"):
             found = prepare(git_url=git_url, data_rev=data_rev, settings=settings).outputs
             data, champion = found["data"], found["champion"]
             with If(found["enough"] == True, name="enough-is-new"):  # noqa: E712

@@ -25,6 +25,7 @@ def no_trace_in_the_project(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "DREAMTEACHER_"))]:
             patch.delenv(name)
         patch.setenv("DREAMTEACHER_TRACKING", "off")
+        patch.setenv("DREAMTEACHER_WAIT_MINUTES", "0")
         patch.setenv("DREAMTEACHER_CHECKPOINTS", str(tmp_path_factory.mktemp("checkpoints")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")

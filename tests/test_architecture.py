@@ -22,9 +22,11 @@ ROOMS = {  # room or module -> what it may import of ours
     "integrity": {"files"},
     "project_root": set(),
     "mlflow_server": {"errors", "project_root"},
-    "tracking": {"errors", "mlflow_server", "project_root"},
+    "tracking": {"errors", "mlflow_server", "outages", "project_root"},
     "results": {"errors", "files"},
-    "stage": {"errors", "files", "integrity", "project_root", "results", "tracking"},
+    "steps": {"errors"},
+    "outages": {"errors"},
+    "stage": {"errors", "files", "integrity", "mlflow_server", "project_root", "results", "steps", "tracking"},
     "data": {*BASE, "files"},
     "training": {*BASE, "limits", "tracking"},
     "teachers": {*BASE, "presets", "training"},
@@ -32,13 +34,15 @@ ROOMS = {  # room or module -> what it may import of ours
     "report": {"errors", "data", "stage"},
     "distillation": {*BASE, "training", "teachers", "students", "tasks"},
     "tasks": {*BASE, "data", "training", "students", "report", "stage"},
-    "serving": {*BASE, "data", "mlflow_server", "tracking", "stage", "students", "tasks"},
+    "serving": {*BASE, "data", "files", "kubernetes_api", "mlflow_server", "outages", "tracking", "stage", "students", "tasks"},
     "git_access": {"errors", "mlflow_server"},
-    "versioning": {"errors", "git_access", "mlflow_server", "stage"},
+    "versioning": {"errors", "git_access", "mlflow_server", "outages", "stage"},
     "kubernetes_api": {"errors"},
-    "trainjob": {*BASE, "kubernetes_api", "params_file", "stage"},
-    "stages": {*BASE, "files", "params_file", "stage", "tracking", "versioning", "data", "training", "teachers", "students",
-               "distillation", "tasks", "serving", "report"},
+    "node_logs": set(),
+    "node_watch": {"errors", "node_logs"},
+    "trainjob": {*BASE, "kubernetes_api", "node_watch", "params_file", "stage", "tracking"},
+    "stages": {*BASE, "files", "outages", "params_file", "stage", "steps", "tracking", "versioning", "data", "training", "teachers",
+               "students", "distillation", "tasks", "serving", "report"},
     "launch": {*BASE, "params_file", "results", "stage", "stages", "trainjob"},
     "project": {*BASE, "limits", "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
     "doctor": {*BASE, "limits", "params_file", "mlflow_server", "tracking", "training", "serving"},
@@ -97,8 +101,9 @@ def test_teachers_students_and_data_know_nothing_of_each_other():
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "params", "params_file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning", "trainjob", "kubernetes_api"],
-)
+    ["cli", "params", "params_file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning", "trainjob", "kubernetes_api",
+     "node_watch", "outages"],
+)  # fmt: skip
 def test_light_modules_import_nothing_heavy(module):
     body = f"import sys, dreamteacher.{module}; print([m for m in ('torch', 'numpy', 'mlflow', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=True).stdout == "[]\n"

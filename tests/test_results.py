@@ -1,5 +1,6 @@
 """The store of results: what one machine computed, another takes."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -82,6 +83,32 @@ def test_a_damaged_result_is_computed_again_and_replaced(store: Path, tmp_path: 
     assert compute(tmp_path / "b")
     assert "train-teacher" in caplog.text
     assert read_stage(tmp_path / "b")["metrics"] == {"loss": 0.25}
+    assert not compute(tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", ["../../outside", "unet/../../../outside", "{tmp}/outside", ".", "", 7, None])
+def test_a_result_that_names_files_outside_its_folder_is_damaged(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: object
+):
+    assert compute(tmp_path / "a")
+    (made,) = store.rglob(results.MADE)
+    (store / "outside").write_text("of somebody else")
+    entry = name.format(tmp=tmp_path) if isinstance(name, str) else name
+    made.write_text(json.dumps(json.loads(made.read_text()) | {"files": [entry, *json.loads(made.read_text())["files"]]}))
+    for source in (store, made.parent / "result", made.parent):  # wherever the name would lead
+        (source / "outside").write_text("of somebody else")
+    assert compute(tmp_path / "b/c")
+    assert "the result in the store is damaged, and computed again" in caplog.text
+    assert not [path for path in tmp_path.rglob("outside") if not path.is_relative_to(store)]
+    assert not compute(tmp_path / "d")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": ["stage.json"]}', "7"])
+def test_a_result_whose_description_is_damaged_is_replaced(store: Path, tmp_path: Path, content: str):
+    assert compute(tmp_path / "a")
+    (made,) = store.rglob(results.MADE)
+    made.write_text(content)
+    assert compute(tmp_path / "b")
     assert not compute(tmp_path / "c")
 
 

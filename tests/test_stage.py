@@ -1,10 +1,13 @@
 import errno
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -350,3 +353,23 @@ def test_other_ranks_write_nothing(monkeypatch):
 def test_record_is_plain_standard_json():
     make()
     assert json.loads((OUT / "stage.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_stage_says_first_what_runs_except_in_a_terminal(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    caplog.set_level(logging.INFO, "dreamteacher")
+
+    def first_line(seed: int) -> str:
+        caplog.clear()
+        with open_stage("train-teacher", params={"lr": 1e-3, "init": "mix", "seed": seed}, inputs={}, out=Path(f"out/{seed}")):
+            pass
+        return caplog.messages[0] if caplog.messages else ""
+
+    assert re.fullmatch(
+        rf"dreamteacher train-teacher mix 7: version {version('dreamteacher')}, settings [0-9a-f]{{8}}, on .+", first_line(7)
+    )
+    assert first_line(8) != first_line(9)
+    monkeypatch.setenv("RANK", "1")
+    assert first_line(10) == ""
+    monkeypatch.delenv("RANK")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert first_line(11) == ""

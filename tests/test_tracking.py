@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,12 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Metric, Param
 
 from dreamteacher import tracking
 from dreamteacher.errors import Interrupted, UserError
-from dreamteacher.mlflow_server import KIND, KIND_OF_TRAINING, tracking_uri, without_password
+from dreamteacher.mlflow_server import KIND, KIND_OF_TRAINING, _is_logged, tracking_uri, without_password
 from dreamteacher.stage import open_stage
 from dreamteacher.tracking import UNSENT, open_tracker, sync
+from dreamteacher.trainjob import settings_of
 from helpers import free_port
 
 
@@ -71,6 +74,23 @@ def stage(*, fail: BaseException | None = None) -> None:
         opened.metrics["miou"] = 0.75
 
 
+STEPS = (0, 10, 40, 50)
+
+
+def test_points_of_an_earlier_try_are_known_by_their_steps():
+    logged = {"loss": [10, 40], "miou": [0, 0], "both": [0, 40]}
+    sent = [(key, step) for key in ("loss", "miou", "both", "new") for step in STEPS if not _is_logged(key, step, logged)]
+    assert sent == [
+        ("loss", 0),
+        ("loss", 50),
+        ("miou", 10),
+        ("miou", 40),
+        ("miou", 50),
+        ("both", 50),
+        *(("new", s) for s in (0, 10, 40, 50)),
+    ]
+
+
 def assert_complete(run, parent) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params == {"finetune.lr": "0.001", "init": "mix", "seed": "2"}
@@ -103,7 +123,12 @@ def test_without_settings_runs_go_to_a_database_here(monkeypatch):
 
 @pytest.mark.parametrize(
     ("environment", "chain"),
-    [({}, "{git}"), ({"DVC_EXP_NAME": "snowy-owl"}, "snowy-owl"), ({"DVC_EXP_NAME": "x", "DREAMTEACHER_CHAIN": "it's mine"}, "its mine")],
+    [
+        ({}, "{git}"),
+        ({"DREAMTEACHER_RUN": "0b9e"}, "0b9e"),  # of a pipeline, each step of which has another folder
+        ({"DVC_EXP_NAME": "snowy-owl"}, "snowy-owl"),
+        ({"DVC_EXP_NAME": "x", "DREAMTEACHER_CHAIN": "it's mine"}, "its mine"),
+    ],
 )
 def test_stages_of_one_chain_share_a_parent(environment, chain, monkeypatch):
     for command in ("init -q", "config user.email a@b.c", "config user.name a", "commit -q --allow-empty -m one"):
@@ -135,6 +160,126 @@ def test_named_run_is_the_stage_run_and_no_other_is_made(live, monkeypatch):
     assert run.data.metrics["miou"] == 0.75
     assert run.data.tags["owner"] == "me"
     assert not list(UNSENT.iterdir())
+
+
+class Kubeflow:
+    """What KFP's MLflow plugin does before and after a step (kubeflow/pipelines, backend/src/v2/common/plugins/mlflow/handler.go)."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, experiment: str):
+        self.patch = patch
+        self.experiment = client().create_experiment(experiment)
+        self.pipeline = client().create_run(self.experiment, run_name="dreamteacher-pretrain-x7k2p").info.run_id
+        config = {"endpoint": tracking_uri(), "parentRunId": self.pipeline, "experimentId": self.experiment, "authType": "none"}
+        patch.setenv("KFP_MLFLOW_CONFIG", json.dumps(config))
+        patch.setenv("DREAMTEACHER_RUN", "0b9e")
+        patch.delenv("MLFLOW_EXPERIMENT_NAME")
+
+    def start_task(self) -> str:
+        """As the driver does; with `injectUserEnvVars` the step's process has the ids."""
+        task = client().create_run(self.experiment, run_name="finetune", tags={"mlflow.parentRunId": self.pipeline}).info.run_id
+        self.patch.setenv("MLFLOW_RUN_ID", task)
+        self.patch.setenv("MLFLOW_EXPERIMENT_ID", self.experiment)
+        return task
+
+    def end_task(self, task: str, status: str) -> None:
+        """As the launcher does: parameters as JSON and figures in one request, which MLflow refuses whole if a parameter differs."""
+        params = {"settings": '{"finetune":{"lr":0.001}}', "init": '"mix"', "seed": "2"}
+        figures = [Metric("miou", 0.75, 0, 0)] if status == "FINISHED" else []
+        client().log_batch(task, metrics=figures, params=[Param(*each) for each in params.items()])
+        client().set_terminated(task, status)
+
+    def runs(self) -> set[str]:
+        return {run.info.run_id for run in client().search_runs([self.experiment])}
+
+    def assert_once(self, task: str, steps: list[int]) -> None:
+        assert [point.step for point in client().get_metric_history(task, "loss")] == steps
+        values = [point.value for point in client().get_metric_history(task, "miou") if point.timestamp]
+        assert values in ([0.75], [])
+
+
+@pytest.fixture
+def kubeflow(live, monkeypatch, request):
+    return Kubeflow(monkeypatch, request.node.name)
+
+
+def test_with_kubeflows_plugin_the_stage_is_in_the_run_of_its_task_and_the_pipelines_run_goes_on(kubeflow):
+    task = kubeflow.start_task()
+    stage()
+    assert kubeflow.runs() == {task, kubeflow.pipeline}
+    assert client().get_run(kubeflow.pipeline).info.status == "RUNNING"
+    kubeflow.end_task(task, "FINISHED")
+    run = client().get_run(task)
+    assert run.info.run_name == "finetune"
+    assert run.info.status == "FINISHED"
+    assert run.data.params.items() >= {"finetune.lr": "0.001", "init": '"mix"', "seed": "2"}.items()
+    assert run.data.metrics["miou"] == 0.75
+    assert run.data.tags["dreamteacher.stage"] == "finetune"
+    assert [file.path for file in client().list_artifacts(task)] == ["pictures", "stage.json"]
+    kubeflow.assert_once(task, [0, 1, 2])
+    assert client().get_experiment_by_name("dreamteacher") is None
+    assert not list(UNSENT.iterdir())
+
+
+def test_a_step_that_is_tried_again_goes_on_in_the_run_of_its_task_and_sends_nothing_twice(kubeflow):
+    task = kubeflow.start_task()
+    with pytest.raises(Interrupted):
+        stage(fail=Interrupted(15, 3))
+    kubeflow.end_task(task, "FAILED")
+    shutil.rmtree(UNSENT)  # went with the pod; the checkpoints are on a volume
+    stage()
+    assert client().get_run(task).info.status == "FINISHED"
+    shutil.rmtree("artifacts")  # the rest of the step failed, and nothing of the pod is left
+    stage()
+    kubeflow.end_task(task, "FINISHED")
+    assert kubeflow.runs() == {task, kubeflow.pipeline}
+    kubeflow.assert_once(task, [0, 1, 2])
+
+
+def test_a_task_that_kubeflow_starts_anew_has_the_records_from_then_on(kubeflow):
+    first = kubeflow.start_task()
+    with pytest.raises(Interrupted):
+        stage(fail=Interrupted(15, 3))
+    kubeflow.end_task(first, "FAILED")
+    second = kubeflow.start_task()
+    stage()
+    assert kubeflow.runs() == {first, second, kubeflow.pipeline}
+    assert client().get_run(first).info.status == "FAILED"
+    assert client().get_run(second).data.metrics["miou"] == 0.75
+
+
+def test_where_the_plugin_names_no_run_of_the_task_the_stage_is_a_child_of_the_pipelines(kubeflow):
+    stage()
+    (made,) = kubeflow.runs() - {kubeflow.pipeline}
+    run = client().get_run(made)
+    assert run.info.run_name == "finetune init=mix seed=2"
+    assert run.data.params["init"] == "mix"
+    assert run.data.tags["mlflow.parentRunId"] == kubeflow.pipeline
+    assert client().get_run(kubeflow.pipeline).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("config", ["", "no JSON", "[]", '{"parentRunId": "0123456789"}'])
+def test_a_plugin_that_says_nothing_of_use_changes_nothing(config, monkeypatch):
+    monkeypatch.setenv("KFP_MLFLOW_CONFIG", config)
+    stage()
+    assert_complete(runs()["finetune init=mix seed=2"], runs()["chain adhoc"])
+
+
+def test_the_experiment_may_be_named_by_its_id(monkeypatch, caplog):
+    chosen = client().create_experiment("chosen")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", chosen)
+    stage()
+    assert {run.info.run_name for run in client().search_runs([chosen])} == {"chain adhoc", "finetune init=mix seed=2"}
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "999999")
+    shutil.rmtree("artifacts")
+    stage()
+    assert "MLflow has no experiment 999999" in caplog.text
+    assert set(runs()) == {"chain adhoc", "finetune init=mix seed=2"}
+
+
+def test_nodes_of_a_trainjob_know_the_run_of_their_step():
+    environment = {"DREAMTEACHER_TRAINJOB": '{"image": "i", "env": {"A": "b"}}', "MLFLOW_RUN_ID": "17", "DREAMTEACHER_RUN": "0b9e"}
+    nodes = settings_of(environment | {"MLFLOW_TRACKING_URI": "http://of.the.config.map", "HOME": "/"})
+    assert nodes.env == {"A": "b", "MLFLOW_RUN_ID": "17", "DREAMTEACHER_RUN": "0b9e"}
 
 
 def test_dead_server_stops_no_stage_and_sync_sends_everything_later(dead, mlflow_server, monkeypatch, caplog):

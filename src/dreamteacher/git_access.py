@@ -34,6 +34,7 @@ def with_token(url: str, scratch: Path) -> dict[str, str]:
     """
     environment = without_token(scratch)
     settings = {"http.followRedirects": "initial"}  # git's default: what the first answer leads to, which gets a token of its own host
+    settings |= {"http.lowSpeedLimit": "1", "http.lowSpeedTime": "600"}  # a server that says nothing for ten minutes is gone
     token, scope = os.environ.get("GIT_TOKEN"), _scope()
     if token and not scope and url.lower().startswith("https://"):
         raise UserError(

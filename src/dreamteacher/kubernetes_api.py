@@ -27,9 +27,12 @@ def api_client() -> ApiClient:
     from kubernetes.client import ApiClient
 
     try:
-        config.load_config()
+        config.load_kube_config()
     except config.ConfigException as error:
-        raise UserError(f"no Kubernetes cluster to run a TrainJob in ({error}); run in a pod, or set KUBECONFIG") from error
+        try:
+            config.load_incluster_config()  # config.load_config, which does the same, prints to stdout that "this might not work"
+        except config.ConfigException:
+            raise UserError(f"no Kubernetes cluster ({error}); run in a pod, or set KUBECONFIG") from error
     return ApiClient()
 
 
@@ -74,6 +77,8 @@ def refusals(action: str, call: Callable[[], Any]) -> Any:
         except (TypeError, ValueError, KeyError):
             why = error.reason
         advice = {403: "; the step's service account needs the role of k8s/base", 404: "; is Kubeflow Trainer v2 installed?"}
+        if "admission webhook" in str(why) or "exceeded quota" in str(why):  # 403 too, of a request that the role allows
+            advice = {}
         raise UserError(f"cannot {action}: {error.status} {' '.join(str(why).split())[:300]}{advice.get(error.status, '')}") from error
     except HTTPError as error:
         raise UserError(f"cannot {action}: the Kubernetes API cannot be reached ({type(error).__name__})") from error

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import sys
 from contextlib import chdir, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PUBLISHED = "published_ms"  # tag of a model version: when its newest record was made, milliseconds since 1970
+DIGEST = "dreamteacher.digest"  # tag of a run: of the stage's settings and inputs
+CHAIN = "dreamteacher.chain"  # tag of the run above those of a chain's stages, if it is ours
 KIND, KIND_OF_TRAINING = "mlflow.experimentKind", "custom_model_development"  # MLflow 3 otherwise shows an experiment as one of LLM traces
 
 
@@ -47,6 +50,7 @@ def client_of(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", str(sys.stderr.isatty()).lower())
     from mlflow.tracking import MlflowClient
 
     if not uri.startswith("http"):
@@ -59,8 +63,11 @@ def client_of(uri: str) -> MlflowClient:
         return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
 
 
-def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal: Path) -> None:
-    """Send one record, or many consecutive ones of metrics (MLflow takes 1000 values a request, and 100 parameters)."""
+def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal: Path, logged: dict[str, list[int]]) -> None:
+    """Send one record, or many consecutive ones of metrics (MLflow takes 1000 values a request, and 100 parameters).
+
+    Of metrics, what an earlier try of the stage sent is left out; `logged` is what `logged_steps` found.
+    """
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
 
@@ -68,7 +75,8 @@ def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal:
     try:
         match record["do"]:
             case "metrics":
-                metrics = [Metric(key, value, one["time"], one["step"]) for one in batch for key, value in one["values"].items()]
+                points = [(key, value, one["time"], one["step"]) for one in batch for key, value in one["values"].items()]
+                metrics = [Metric(key, value, time, step) for key, value, time, step in points if not _is_logged(key, step, logged)]
                 for i in range(0, len(metrics), 1000):
                     client.log_batch(run, metrics=metrics[i : i + 1000])
             case "params":
@@ -83,9 +91,11 @@ def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal:
                 _register(client, run, journal / record["file"], record)
             case "end":
                 client.set_terminated(run, record["status"], record["time"])
-                parent = client.get_run(run).data.tags.get("mlflow.parentRunId")
-                if parent and (client.get_run(parent).info.end_time or 0) <= record["time"]:  # not that of a later stage
-                    client.set_terminated(parent, record["status"], record["time"])
+                above = client.get_run(run).data.tags.get("mlflow.parentRunId")
+                parent = client.get_run(above) if above else None
+                # One of KFP's pipelines is ended by KFP. Of ours, a later stage may have moved the end.
+                if parent and CHAIN in parent.data.tags and (parent.info.end_time or 0) <= record["time"]:
+                    client.set_terminated(parent.info.run_id, record["status"], record["time"])
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
@@ -93,26 +103,36 @@ def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal:
         log.warning("MLflow refuses the %s of %s: %s", record["do"], journal.name, first_line(error))
 
 
+def logged_steps(client: MlflowClient, run: str, digest: str | None) -> dict[str, list[int]]:
+    """{metric: its first and last step} of what `run` has of the same stage with the same settings and inputs, of which `digest` is.
+
+    Training that is resumed repeats the steps after its checkpoint, and a step of a pipeline that is tried again all of them.
+    """
+    data = client.get_run(run).data
+    if not digest or data.tags.get(DIGEST) != digest:
+        return {}
+    steps = {key: [point.step for point in client.get_metric_history(run, key)] for key in data.metrics}
+    return {key: [min(found), max(found)] for key, found in steps.items()}
+
+
+def _is_logged(key: str, step: int, logged: dict[str, list[int]]) -> bool:
+    """Whether the point was sent before. Step 0 is that of final figures, one of which may be called like a curve, which has none."""
+    first, last = logged.get(key, [1, 0])
+    return first == 0 if step == 0 else step <= last
+
+
 def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | None, journal: str) -> str:
-    """The run that the journal's records belong to, running: known, named, made by an earlier try, or new below the chain's run."""
-    run = run or start["run"]
-    if run and not has_run(client, run):  # of another server or database than this, or a wrong MLFLOW_RUN_ID
-        log.warning("MLflow has no run %s; the records of %s go into a new one", run, journal)
-        run = None
+    """The run that the journal's records belong to, running: named, known, made by an earlier try, or new below the chain's run."""
+    run = next((one for one in (start["run"], start.get("before"), run) if one and _is_there(client, one, journal)), None)
     if not run:
-        experiment = _experiment(client, start["experiment"])
+        above = start.get("parent")
+        above = above if above and _is_there(client, above, journal) else None
+        experiment = client.get_run(above).info.experiment_id if above else _experiment(client, start)
         earlier = client.search_runs([experiment], f"tags.`dreamteacher.journal` = '{journal}'", max_results=1)
         if earlier:
             run = earlier[0].info.run_id
         else:
-            chain = start["chain"].replace("'", "")
-            parents = client.search_runs([experiment], f"tags.`dreamteacher.chain` = '{chain}'", max_results=1)
-            parent = (
-                parents[0] if parents else client.create_run(experiment, start["time"], {"dreamteacher.chain": chain}, f"chain {chain}")
-            )
-            if (parent.info.end_time or 0) <= start["time"]:  # else a later stage has ended it, and this one is sent late
-                client.update_run(parent.info.run_id, status="RUNNING")
-            tags = {"mlflow.parentRunId": parent.info.run_id, "dreamteacher.journal": journal}
+            tags = {"mlflow.parentRunId": above or _chain(client, experiment, start), "dreamteacher.journal": journal}
             run = client.create_run(experiment, start["time"], tags, start["name"]).info.run_id
     client.update_run(run, status="RUNNING")
     if start["memory"]:
@@ -121,8 +141,39 @@ def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | N
     return run
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
-    """The id of the experiment `name`, which is of the kind whose runs MLflow's pages show first unless somebody chose another."""
+def _is_there(client: MlflowClient, run: str, journal: str) -> bool:
+    """Whether MLflow has the run `run`; not if it is of another server or database than this, or MLFLOW_RUN_ID is wrong."""
+    if has_run(client, run):
+        return True
+    log.warning("MLflow has no run %s; the records of %s go into another one", run, journal)
+    return False
+
+
+def _chain(client: MlflowClient, experiment: str, start: dict[str, Any]) -> str:
+    """The run of the chain that a stage belongs to, running unless it ended after the stage began."""
+    chain = start["chain"].replace("'", "")
+    parents = client.search_runs([experiment], f"tags.`{CHAIN}` = '{chain}'", max_results=1)
+    parent = parents[0] if parents else client.create_run(experiment, start["time"], {CHAIN: chain}, f"chain {chain}")
+    if (parent.info.end_time or 0) <= start["time"]:  # else a later stage has ended it, and this one is sent late
+        client.update_run(parent.info.run_id, status="RUNNING")
+    return str(parent.info.run_id)
+
+
+def _experiment(client: MlflowClient, start: dict[str, Any]) -> str:
+    """The id of the experiment: that of MLFLOW_EXPERIMENT_ID, if MLflow has it, else of the name.
+
+    That of the name is of the kind whose runs MLflow's pages show first unless somebody chose another.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if wanted := start.get("experiment_id"):
+        try:
+            return str(client.get_experiment(wanted).experiment_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            log.warning("MLflow has no experiment %s; the records go into %s", wanted, start["experiment"])
+    name = start["experiment"]
     found = client.get_experiment_by_name(name)
     if not found:
         return str(client.create_experiment(name, tags={KIND: KIND_OF_TRAINING}))

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dreamteacher.errors import first_line
+from dreamteacher.errors import UserError, first_line
 from dreamteacher.files import sha256_of, walk
 
 log = logging.getLogger(__name__)
@@ -48,17 +48,20 @@ def take(stage: str, digest: str, folder: Path) -> str | None:
 
     Raises:
         NothingToTake: instead of None, within only_take.
+        UserError: the result's made.json is damaged; nothing was written.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if store() and stage not in NEVER_TAKEN and alone and os.environ.get("DREAMTEACHER_REUSE") != "false":
         try:
             files, place = _open(stage, digest)
             if files.exists(f"{place}/{MADE}"):
-                made = json.loads(files.cat_file(f"{place}/{MADE}"))
+                made = _read_made(files.cat_file(f"{place}/{MADE}"))
                 for name in made["files"]:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     files.get_file(f"{place}/result/{name}", str(folder / name))
                 return f"{made['by']}, {made['at']}"
+        except UserError:
+            raise
         except FileNotFoundError as error:
             log.warning("%s: the result in %s lacks %s", stage, store(), first_line(error))
             forget(stage, digest)
@@ -66,6 +69,23 @@ def take(stage: str, digest: str, folder: Path) -> str | None:
             log.warning("%s: nothing is taken from %s (%s)", stage, store(), first_line(error))
     nothing_to_take()
     return None
+
+
+def _read_made(content: bytes) -> dict[str, Any]:
+    """made.json. Whoever may write to the store writes it, so each of its files must lie in the folder of the result.
+
+    Raises:
+        UserError: it does not, or is not what `keep` writes.
+    """
+    try:
+        made: dict[str, Any] = json.loads(content)
+        names = [PurePosixPath(name) for name in made["files"]]
+        outside = [name for name in names if name.is_absolute() or ".." in name.parts or not name.parts]
+        if outside or not {"by", "at"} <= set(made):
+            raise ValueError(f"it names {str(outside[0])!r}, which is no file of the result" if outside else "it does not say who made it")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{MADE}: {first_line(error)}") from error
+    return made
 
 
 def nothing_to_take() -> None:

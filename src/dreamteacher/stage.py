@@ -25,7 +25,9 @@ from dreamteacher import results
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
 from dreamteacher.integrity import first_damaged, remember
+from dreamteacher.mlflow_server import DIGEST
 from dreamteacher.project_root import project_folder
+from dreamteacher.steps import announce
 from dreamteacher.tracking import Tracker, open_tracker
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class Stage:
     @property
     def title(self) -> str:
         """The name with what tells stages of one chain apart: "finetune scratch 0"."""
-        return " ".join([self.name, *(str(self.params[key]) for key in ("mode", "init", "seed") if key in self.params)])
+        return _title(self.name, self.params)
 
 
 @contextmanager
@@ -88,6 +90,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
             disk is full or a folder cannot be written.
     """
     with resource_errors_in_one_line(name):
+        announce(_title(name, params), params)
         params = _without(params, PASSED_OVER)
         digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
         digest = _sha256(_to_json({"stage": name, "params": params, "inputs": digests}).encode())[:16]
@@ -106,7 +109,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
                     log.info("%s: taken from the store of results (%s)", stage.title, made)
                     yield stage
                     return
-                tracking = open_tracker(name, flat(params), _tags(inputs, digests), checkpoints / "run.json")
+                tracking = open_tracker(name, flat(params), _tags(inputs, digests) | {DIGEST: digest}, checkpoints / "run.json")
                 with tracking as stage.tracker:
                     yield stage
                     record["versions"] = {"python": platform.python_version()} | {p: v for p in RECORDED_PACKAGES if (v := _version(p))}
@@ -120,6 +123,10 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
                     _remove(checkpoints)
                     stage.tracker.metrics(stage.metrics)
                     stage.tracker.artifact(out / RECORD)
+
+
+def _title(name: str, params: dict[str, Any]) -> str:
+    return " ".join([name, *(str(params[key]) for key in ("mode", "init", "seed") if key in params)])
 
 
 def _take(stage: Stage, digest: str) -> str | None:

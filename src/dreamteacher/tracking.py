@@ -19,8 +19,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from dreamteacher.errors import Interrupted, UserError, first_line
-from dreamteacher.mlflow_server import client_of, find_or_create_run, has_run, replay, tracking_uri, without_password
+from dreamteacher.errors import Interrupted
+from dreamteacher.mlflow_server import DIGEST, client_of, find_or_create_run, has_run, logged_steps, replay, tracking_uri, without_password
+from dreamteacher.outages import reason, refusal
 from dreamteacher.project_root import project_folder
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ UNSENT = Path(".dreamteacher/unsent")  # below the project's folder
 RECORDS = "records.jsonl"
 SEND_EVERY = 10.0  # seconds
 LATER = 60.0  # seconds; see is_sent_later
+CHAIN = ("DREAMTEACHER_CHAIN", "DVC_EXP_NAME", "DREAMTEACHER_RUN")  # environment variables, of which the first that is set names it
+# Environment variables by which a step's process knows its run: those that KFP's MLflow plugin sets beside the address, and ours.
+OF_THE_RUN = ("KFP_MLFLOW_CONFIG", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_WORKSPACE", "MLFLOW_TRACKING_AUTH", "DREAMTEACHER_RUN")
 
 
 class Tracker:
@@ -121,7 +125,11 @@ def is_sent_later() -> bool:
 
 @contextmanager
 def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memory: Path | None = None) -> Iterator[Tracker]:
-    """Track one stage as an MLflow run: a child of the chain's run, or the run that MLFLOW_RUN_ID names.
+    """Track one stage as an MLflow run: the one that MLFLOW_RUN_ID names, or a child of the chain's run.
+
+    KFP's MLflow plugin names the run that it made for the step, and itself writes the step's parameters and figures into it. It writes
+    parameters as JSON, so in that run ours are JSON too: MLflow takes no second value of a parameter. Where the plugin names only the
+    pipeline's run, that is the chain's.
 
     MLflow sees the run with the first figures after SEND_EVERY, or when it ends. `memory` is a file beside the checkpoints, by which a
     stage that was killed finds its run again. The run ends as FINISHED, FAILED (an exception) or KILLED (a signal).
@@ -138,15 +146,20 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         journal = unsent / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{os.getpid()}"
         journal.mkdir(parents=True)
     _drop_torn_line(journal)
+    kfp = _kfp()
     commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     tracker = Tracker(journal)
     with _held(journal):
         tracker._record(
             do="start",
-            run=known.get("run") or os.environ.get("MLFLOW_RUN_ID"),
+            run=os.environ.get("MLFLOW_RUN_ID"),
+            before=known.get("run"),
             name=" ".join([stage, *(f"{key}={params[key]}" for key in ("mode", "init", "seed") if key in params)]),
-            chain=os.environ.get("DREAMTEACHER_CHAIN") or os.environ.get("DVC_EXP_NAME") or commit[:7] or "adhoc",
+            chain=next(filter(None, [*(os.environ.get(name) for name in CHAIN), commit[:7]]), "adhoc"),
+            parent=kfp.get("parentRunId"),
             experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "dreamteacher"),
+            experiment_id=os.environ.get("MLFLOW_EXPERIMENT_ID"),
+            digest=tags.get(DIGEST),
             uri=without_password(tracking_uri()),
             memory=str(memory.absolute()) if memory else None,
         )
@@ -156,7 +169,9 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         if commit:
             about |= {"mlflow.source.git.commit": commit, "dreamteacher.git.dirty": str(bool(dirty)).lower()}
         tracker.tags(about | tags)
-        tracker._record(do="params", values={key: str(value) for key, value in params.items()})
+        is_shared = "MLFLOW_RUN_ID" in os.environ and bool(kfp or "DREAMTEACHER_RUN" in os.environ)
+        values = {key: json.dumps(value, ensure_ascii=False, default=str) if is_shared else str(value) for key, value in params.items()}
+        tracker._record(do="params", values=values)
         try:
             yield tracker
         except (KeyboardInterrupt, SystemExit, Interrupted):
@@ -168,15 +183,24 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         tracker._close("FINISHED")
 
 
+def _kfp() -> dict[str, Any]:
+    """What KFP's MLflow plugin says in KFP_MLFLOW_CONFIG: endpoint, experimentId, parentRunId (the pipeline's run); empty without it."""
+    try:
+        config = json.loads(os.environ.get("KFP_MLFLOW_CONFIG") or "{}")
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def sync() -> list[str]:
     """Send the journals that no running stage is writing; returns the names of those sent, which are gone from disk.
 
     A journal without an end is that of a stage killed outright; its run ends as KILLED.
 
     Raises:
-        UserError: MLflow does not take some of them, which stay; the others are sent.
+        UserError: MLflow does not take some of them, which stay; the others are sent. A NoAnswer, if the first would be sent later.
     """
-    sent, failed = [], []
+    sent, failed = list[str](), dict[str, Exception]()
     for journal in sorted(path.parent for path in (project_folder() / UNSENT).glob(f"*/{RECORDS}")):
         try:
             with _held(journal):
@@ -190,29 +214,32 @@ def sync() -> list[str]:
         except BlockingIOError:
             log.info("%s is being written by a running stage", journal)
         except Exception as error:
-            failed.append(f"{_why(error, journal)}; {journal} stays unsent")
+            failed[f"{_why(error, journal)}; {journal} stays unsent"] = error
     if failed:
-        raise UserError(f"{failed[0]} ({len(failed)} in all; {len(sent)} were sent)")
+        first, cause = next(iter(failed.items()))
+        raise refusal(cause, lambda _: f"{first} ({len(failed)} in all; {len(sent)} were sent)") from cause
     return sent
 
 
 def _send(journal: Path) -> None:
     """Replay what the cursor has not passed; the cursor moves with every batch, so that nothing is sent twice."""
     cursor_file = journal / "cursor.json"
-    cursor: dict[str, Any] = json.loads(cursor_file.read_text()) if cursor_file.exists() else {"sent": 0, "run": None}
+    nothing: dict[str, Any] = {"sent": 0, "run": None, "logged": {}}
+    cursor = nothing | (json.loads(cursor_file.read_text()) if cursor_file.exists() else {})
     records = _records(journal)
     with _first_alone():
         client = client_of(_place_of(journal))
     if cursor["run"] and not has_run(client, cursor["run"]):  # another server than before, which has none of it
-        cursor = {"sent": 0, "run": None}
+        cursor = nothing
     while unsent := records[cursor["sent"] :]:
         record = unsent[0]
         batch = list(takewhile(lambda other: other["do"] == "metrics", unsent[:1000])) or [record]
         if record["do"] == "start":
             with _first_alone():
                 cursor["run"] = find_or_create_run(client, record, cursor["run"], journal.name)
+            cursor["logged"] = logged_steps(client, cursor["run"], record.get("digest"))
         else:
-            replay(client, cursor["run"], batch, journal)
+            replay(client, cursor["run"], batch, journal, cursor["logged"])
         cursor["sent"] += len(batch)
         fresh = cursor_file.with_suffix(".tmp")
         fresh.write_text(json.dumps(cursor))
@@ -265,7 +292,7 @@ def _key(name: str) -> str:
 
 
 def _why(error: Exception, journal: Path) -> str:
-    return without_password(f"MLflow at {_place_of(journal)} does not take the records ({first_line(error)})")
+    return without_password(f"MLflow at {_place_of(journal)} does not take the records ({reason(error)[0]})")
 
 
 def git(*command: str) -> str:

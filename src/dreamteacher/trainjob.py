@@ -19,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamteacher.errors import UserError
 from dreamteacher.kubernetes_api import api_client, or_none, patiently, refusals
+from dreamteacher.node_watch import NodeWatch
 from dreamteacher.params import Params
 from dreamteacher.params_file import write_sections
 from dreamteacher.stage import digest_of
+from dreamteacher.tracking import OF_THE_RUN
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUN_LABEL = "dreamteacher.io/run"
+RUNTIME = "dreamteacher-torch"  # TrainingRuntime of k8s/multi-node, which survives more preemptions than the shipped one
+SHORTEST = 60  # seconds that a job has at least
 SETTINGS = "DREAMTEACHER_TRAINJOB"  # environment variable that holds Nodes as JSON
 
 
@@ -46,8 +50,9 @@ class Nodes(BaseModel):
     shm: str = Field("8Gi", description="shared memory of the loader processes")
     claim: str = Field("dreamteacher-runs", description="PersistentVolumeClaim (ReadWriteMany) that step and nodes share")
     mount: str = Field("/runs", description="where both have it")
-    timeout: int = Field(86400, ge=1, description="seconds after which the job is ended")
-    runtime: str = Field("torch-distributed", description="ClusterTrainingRuntime, which sets what torchrun needs to find the others")
+    timeout: int = Field(86400, ge=1, description="seconds after the step's start at which the job is ended")
+    start_min: float = Field(60, ge=0, description="minutes for which nodes may be unable to start; 0: without end")
+    runtime: str = Field("torch-distributed", description=f"ClusterTrainingRuntime for namespaces without the TrainingRuntime {RUNTIME}")
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
@@ -68,7 +73,9 @@ def settings_of(environment: Mapping[str, str]) -> Nodes | None:
     if not text:
         return None
     try:
-        return Nodes.model_validate_json(text)
+        nodes = Nodes.model_validate_json(text)
+        known = {name: environment[name] for name in OF_THE_RUN if name in environment}  # the step's run in MLflow is the nodes' too
+        return nodes.model_copy(update={"env": nodes.env | known})
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"{SETTINGS}: {'.'.join(map(str, problem['loc'])) or 'the value'}: {problem['msg']}") from error
@@ -83,14 +90,16 @@ def run_stage(
     created, which is left alone when the step is killed; when the job ends it is deleted.
 
     Raises:
-        UserError: an input is missing, or the job failed (the last lines of each node that failed are logged), was deleted, or cannot
-            be created.
+        UserError: an input is missing, or the job failed (how each node failed is logged), was deleted, cannot be created or cannot start.
     """
+    begun = time.monotonic()
     name = name_of(run_id, stage, params, inputs, given)
     room = Path(nodes.mount) / run_id / name
     places = {key: _share(path, room / "inputs" / key) for key, path in inputs.items()}
     words = arguments(stage, params, room / "params.yaml", {**places, "out": room / "out"}, given)
-    run(api_client(), manifest(nodes, name, run_id, namespace, words))
+    client = api_client()
+    job = manifest(nodes, name, run_id, namespace, words, own_runtime=has_own_runtime(client, namespace))
+    run(client, job, begun=begun, start_min=nodes.start_min)
     shutil.copytree(room / "out", out, dirs_exist_ok=True)
     shutil.rmtree(room)
 
@@ -116,8 +125,24 @@ def name_of(run_id: str, stage: str, params: Params, inputs: Mapping[str, Path],
     return f"{stage}-{hashlib.sha256(recorded.encode()).hexdigest()[:10]}"  # JobSet appends to it, and a label holds 63 characters
 
 
-def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[str]) -> dict[str, Any]:
-    """The TrainJob that runs `dreamteacher WORDS` in one process for each GPU of each node."""
+def has_own_runtime(client: ApiClient, namespace: str) -> bool:
+    """Whether the namespace has the TrainingRuntime of k8s/multi-node. A role of an earlier version may not ask; that counts as no."""
+    from kubernetes.client import ApiException, CustomObjectsApi
+
+    def get() -> Any:
+        try:
+            return CustomObjectsApi(client).get_namespaced_custom_object(GROUP, VERSION, namespace, "trainingruntimes", RUNTIME)
+        except ApiException as error:
+            if error.status != 403:
+                raise
+            log.warning("the step's service account may not look for the TrainingRuntime %s: apply k8s/base again", RUNTIME)
+            return None
+
+    return patiently(get, 10.0) is not None
+
+
+def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[str], *, own_runtime: bool = False) -> dict[str, Any]:
+    """The TrainJob that runs `dreamteacher WORDS` in one process for each GPU of each node, as Pod Security `restricted` wants it."""
     resources = {"cpu": nodes.cpu, "memory": nodes.memory} | ({"nvidia.com/gpu": nodes.gpus} if nodes.gpus else {})
     env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in sorted(nodes.env.items())]
     for kind, sources, more in (("configMapKeyRef", nodes.config_maps, {}), ("secretKeyRef", nodes.secrets, {"optional": True})):
@@ -128,12 +153,17 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[s
         "nodeSelector": nodes.node_selector,
         "tolerations": nodes.tolerations,
         "imagePullSecrets": [{"name": name} for name in nodes.image_pull_secrets],
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "volumes": [
             {"name": "runs", "persistentVolumeClaim": {"claimName": nodes.claim}},
             {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": nodes.shm}},
         ],
         "containers": [
-            {"name": "node", "volumeMounts": [{"name": "runs", "mountPath": nodes.mount}, {"name": "dshm", "mountPath": "/dev/shm"}]}
+            {
+                "name": "node",
+                "volumeMounts": [{"name": "runs", "mountPath": nodes.mount}, {"name": "dshm", "mountPath": "/dev/shm"}],
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            }
         ],
     }
     job = {"name": "node", "template": {"spec": {"template": {"spec": {key: value for key, value in pod.items() if value}}}}}
@@ -142,7 +172,11 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[s
         "kind": "TrainJob",
         "metadata": {"name": name, "namespace": namespace, "labels": {RUN_LABEL: run_id}},
         "spec": {
-            "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": nodes.runtime},
+            "runtimeRef": {
+                "apiGroup": GROUP,
+                "kind": "TrainingRuntime" if own_runtime else "ClusterTrainingRuntime",
+                "name": RUNTIME if own_runtime else nodes.runtime,
+            },
             "activeDeadlineSeconds": nodes.timeout,
             "trainer": {
                 "image": nodes.image,
@@ -163,36 +197,55 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[s
     }
 
 
-def run(client: ApiClient, job: dict[str, Any], *, poll: float = 10.0) -> None:
-    """Create the job, or attach to it; wait until it has ended, and delete it.
+def run(client: ApiClient, job: dict[str, Any], *, begun: float | None = None, start_min: float = 0, poll: float = 10.0) -> None:
+    """Create the job, or attach to it; follow it until it has ended, and delete it.
+
+    The job's time limit counts from `begun` (of time.monotonic, by default now), so that it ends before the step that began then. A job
+    that the step finds failed, or that reaches the limit which an earlier try of the step gave it, is made anew: this try has its own time.
 
     Raises:
-        UserError: it failed, was deleted by another, or the Kubernetes API refuses.
+        UserError: it failed, was deleted by another, could not start for `start_min` minutes, or the Kubernetes API refuses.
     """
     from kubernetes.client import CustomObjectsApi
 
     jobs, name, namespace = CustomObjectsApi(client), job["metadata"]["name"], job["metadata"]["namespace"]
-    while not _create(jobs, job):
-        time.sleep(poll)  # its predecessor of the same name is still being deleted
-    logged = ""
+    limit = time.monotonic() if begun is None else begun
+    limit += job["spec"]["activeDeadlineSeconds"]
+
+    def obtain() -> bool:
+        while (is_new := _create(jobs, job, limit)) is None:
+            time.sleep(poll)  # its predecessor of the same name is still being deleted
+        return is_new
+
+    is_new, logged = obtain(), ""
+    watch = NodeWatch(client, name, namespace, job["spec"]["trainer"]["numNodes"], start_min, attached=not is_new)
     while True:
-        found = patiently(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name), poll)
+        get = partial(jobs.get_namespaced_custom_object, GROUP, VERSION, namespace, PLURAL, name, _request_timeout=60)
+        found = patiently(get, poll)
         if found is None:
             raise UserError(f"TrainJob {name} was deleted while it ran; start the run again, it resumes from its checkpoints")
-        conditions = {each["type"]: each for each in found.get("status", {}).get("conditions", []) if each["status"] == "True"}
+        conditions = _conditions(found)
         state = ", ".join(conditions) or "Running"
         if state != logged:
             log.info("TrainJob %s: %s (kubectl logs -n %s -f -l jobset.sigs.k8s.io/jobset-name=%s)", name, state, namespace, name)
             logged = state
-        if "Failed" in conditions:
-            _log_pods(client, name, namespace)
-            _delete(jobs, name, namespace)
-            why = " ".join(str(conditions["Failed"].get(key, "")) for key in ("reason", "message")).strip()
-            raise UserError(f"TrainJob {name} failed ({why}); the log above has its nodes' last lines")
+        ended = {"Failed", "Complete"} & set(conditions)
+        created = found["metadata"].get("creationTimestamp", "")
+        try:
+            watch.look(0 if ended else poll, created, starting=not ended and "Suspended" not in conditions)
+        except UserError:
+            if "Complete" not in conditions:
+                _delete(jobs, name, namespace)
+                raise
+        if not ended:
+            continue
+        _delete(jobs, name, namespace)
         if "Complete" in conditions:
-            _delete(jobs, name, namespace)
             return
-        time.sleep(poll)
+        if is_new or conditions["Failed"].get("reason") != "DeadlineExceeded":
+            raise UserError(f"TrainJob {name} failed ({_reason(conditions['Failed'])}); {watch.summary()}")
+        log.warning("TrainJob %s reached the time limit of an earlier try of this step; it is made anew, and resumes", name)
+        is_new, logged = obtain(), ""
 
 
 def delete_of_run(client: ApiClient, run_id: str, namespace: str) -> list[str]:
@@ -220,25 +273,33 @@ def _share(path: Path, place: Path) -> Path:
     return place
 
 
-def _create(jobs: Any, job: dict[str, Any]) -> bool:
-    """Whether the job is there now; False while a former one of its name is still being deleted."""
+def _create(jobs: Any, job: dict[str, Any], limit: float) -> bool | None:
+    """Whether the job is new; None while a former one of its name is being deleted, as one that has failed is here."""
     from kubernetes.client import ApiException
 
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
 
-    def create() -> bool:
+    def create() -> bool | None:
+        left = max(SHORTEST, int(limit - time.monotonic()))
+        body = job | {"spec": job["spec"] | {"activeDeadlineSeconds": left}}
         try:
-            jobs.create_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, job)
+            jobs.create_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, body)
+            return True
         except ApiException as error:
             if error.status != 409:
                 raise
-            found = or_none(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name))
-            if found is None or "deletionTimestamp" in found["metadata"]:
-                return False
-            log.info("TrainJob %s exists: an earlier try of this step created it", name)
-        return True
+        found = or_none(lambda: jobs.get_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name))
+        if found is None or "deletionTimestamp" in found["metadata"]:
+            return None
+        if failed := _conditions(found).get("Failed"):
+            log.info("TrainJob %s of an earlier try of this step has failed (%s); it is made anew", name, _reason(failed))
+            _delete(jobs, name, namespace)
+            return None
+        log.info("TrainJob %s exists: an earlier try of this step created it", name)
+        return False
 
-    return bool(refusals(f"create TrainJob {name} in {namespace}", create))
+    is_new: bool | None = refusals(f"create TrainJob {name} in {namespace}", create)
+    return is_new
 
 
 def _delete(jobs: Any, name: str, namespace: str) -> None:
@@ -246,16 +307,9 @@ def _delete(jobs: Any, name: str, namespace: str) -> None:
     refusals(f"delete TrainJob {name} in {namespace}", lambda: or_none(delete))
 
 
-def _log_pods(client: ApiClient, name: str, namespace: str) -> None:
-    """The last lines of the job's failed pods, as far as they can be had."""
-    from kubernetes.client import ApiException, CoreV1Api
+def _conditions(job: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {each["type"]: each for each in job.get("status", {}).get("conditions", []) if each["status"] == "True"}
 
-    core = CoreV1Api(client)
-    try:
-        pods = core.list_namespaced_pod(namespace, label_selector=f"jobset.sigs.k8s.io/jobset-name={name}").items
-        for pod in pods:
-            if pod.status.phase == "Failed":
-                text = core.read_namespaced_pod_log(pod.metadata.name, namespace, tail_lines=30)
-                log.error("pod %s:\n%s", pod.metadata.name, text)
-    except ApiException as error:
-        log.error("the logs of TrainJob %s cannot be read: %s", name, error.reason)
+
+def _reason(condition: dict[str, str]) -> str:
+    return " ".join(str(condition.get(key, "")) for key in ("reason", "message")).strip()

@@ -28,12 +28,14 @@ from typing import Any, NamedTuple
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.git_access import why_no_token, with_token, without_token
 from dreamteacher.mlflow_server import without_password
+from dreamteacher.outages import GivenUp, NoAnswer, is_outage, patient
 from dreamteacher.stage import read_stage
 
 log = logging.getLogger(__name__)
 
 _CACHED = re.compile(r"/[0-9a-f]{2}/[0-9a-f]{30}$")  # a file in a cache of DVC, which may link to it instead of copying
 _PULLED_AT_ONCE = 500  # names on one command line
+_REMOTE = ("fetch", "push", "pull")  # commands of git and DVC that speak with a server
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Kept(NamedTuple):
 
 
 class Clone:
-    """A git clone of a DVC project at one revision, in a folder of its own."""
+    """A git clone of a DVC project at one revision, in a folder of its own. Where a server does not answer, it waits (see `outages`)."""
 
     def __init__(self, url: str, rev: str, folder: Path):
         """Clone shallowly where the server gives the revision by name, else wholly.
@@ -109,6 +111,8 @@ class Clone:
         try:
             self.git("fetch", "--quiet", "--depth", "1", "--", "origin", rev)
             self.git("checkout", "--quiet", "--detach", "FETCH_HEAD")
+        except GivenUp as error:
+            raise UserError(f"cannot read git repository {shown}: {error}") from error
         except UserError:  # a short hash, or main~3
             try:
                 self.git("fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
@@ -247,13 +251,15 @@ class Clone:
         self.git("push", "--quiet", "--force", "origin", f"HEAD:refs/heads/{branch}")
         return self.git("rev-parse", "HEAD")
 
+    @patient
     def _run(self, *command: str) -> str:
         done = self._try(*command)
         if done.returncode:
             name = "dvc" if command[0] == sys.executable else command[0]
             words = [word for word in command if not word.startswith("-") and word not in (sys.executable, "dvc", "git")]
-            hint = why_no_token(self.url) if name == "git" and words[0] in ("fetch", "push") else ""
-            raise UserError(f"{name} {words[0]} failed: {_last_words(done.stderr or done.stdout)}{hint}")
+            hint = why_no_token(self.url) if name == "git" and words[0] in _REMOTE else ""
+            kind = NoAnswer if words[0] in _REMOTE and is_outage(done.stderr + done.stdout) else UserError
+            raise kind(f"{name} {words[0]} failed: {_last_words(done.stderr or done.stdout)}{hint}")
         return done.stdout.strip()
 
     def _try(self, *command: str) -> subprocess.CompletedProcess[str]:

@@ -5,17 +5,21 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from pipeline import Project, fetch, find, head, url
 
+from dreamteacher import outages
 from dreamteacher.errors import UserError
 from dreamteacher.params_file import load_params
 from dreamteacher.stages import fetch_data, record
 from dreamteacher.versioning import Clone
+from helpers import free_port
 
 OVERRIDES = ["finetune.lr=0.0123", "publish.instances=3"]
 
@@ -155,6 +159,22 @@ def test_a_forgotten_repository_is_named(origin: Project, tmp_path: Path, monkey
         find(".", "")
     with pytest.raises(UserError, match=r"^git_url is empty; name"):
         find("", "v1")
+
+
+def test_data_are_waited_for_until_their_store_is_back(
+    origin: Project, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    clone = Clone(url(origin), "v1", tmp_path / "clone")
+
+    def move(address: str) -> None:
+        clone.dvc("remote", "modify", "--local", "storage", "endpointurl", address)
+
+    move(f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "1")
+    monkeypatch.setattr(outages, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: move(s3)))
+    assert (clone.get("pool/big") / "b.png").read_bytes() == b"big picture"
+    (said,) = [line for line in caplog.messages if "next try" in line]
+    assert re.match(r"dvc pull failed: ERROR: .*Could not connect to the endpoint URL.*; next try in 10 s", said)
 
 
 def test_unreadable_repository_is_said_without_its_password(tmp_path: Path):

@@ -48,7 +48,9 @@ def test_role_allows_what_the_step_does_and_no_more():
     rules = {(rule["apiGroups"][0], resource): set(rule["verbs"]) for rule in one("Role")["rules"] for resource in rule["resources"]}
     assert rules == {
         (GROUP, PLURAL): {"create", "get", "list", "watch", "delete"},
-        ("", "pods"): {"get", "list"},
+        (GROUP, "trainingruntimes"): {"get"},
+        ("", "pods"): {"get", "list", "watch"},
+        ("", "events"): {"list"},
         ("", "pods/log"): {"get"},
     }
     binding = one("RoleBinding")

@@ -3,11 +3,11 @@
 import json
 import re
 from email.parser import BytesParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
 
 import yaml
+
+from json_server import JsonServer, Request
 
 ROOT = "/apis/v2beta1"
 COLLECTIONS = {"pipelines": "pipeline_id", "experiments": "experiment_id", "runs": "run_id", "recurringruns": "recurring_run_id"}
@@ -28,38 +28,20 @@ class KfpApi:
         self.asked: list[tuple[str, str]] = []
         self.fail: dict[str, tuple[int, str]] = {}
         self.tokens: set[str | None] = set()
-        api = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def _serve(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                url = urlsplit(self.path)
-                api.asked.append((self.command, url.path))
-                api.tokens.add(self.headers.get("Authorization"))
-                query = {key: values[0] for key, values in parse_qs(url.query).items()}
-                status, answer = api.answer(self.command, url.path.removeprefix(ROOT), query, body, self.headers)
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "text/html" if url.path == "/" else "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_DELETE = _serve
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self):
-        Thread(target=self.server.serve_forever, daemon=True).start()
+        self._server = JsonServer(self._serve)
+        self.url = self._server.url
         return self
 
     def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
+        self._server.close()
+
+    def _serve(self, asked: Request) -> tuple[int, Any]:
+        self.asked.append((asked.method, asked.path))
+        self.tokens.add(asked.headers.get("Authorization"))
+        query = {key: values[0] for key, values in asked.query.items()}
+        return self.answer(asked.method, asked.path.removeprefix(ROOT), query, asked.body, asked.headers)
 
     def answer(self, method: str, path: str, query: dict, body: bytes, headers) -> tuple[int, dict]:
         for part, (status, message) in self.fail.items():

@@ -2,6 +2,9 @@
 
 A task and each artifact that it outputs are boxes; edges come from artifacts, from parameters of other tasks, and from `dependentTasks`.
 Inputs of the layer itself are not drawn. dagre puts boxes in ranks, and an edge over several ranks takes a place in each between.
+
+Here grandalf lays them out, which comes with DVC. Of these pipelines its layers are as high as dagre 0.8.5 makes them, and up to half as
+wide again, never narrower.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("KF_PIPELINES_ENDPOINT", "KFP_NAMESPACE", "KFP_EXISTING_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KUBECONFIG", "none")
     monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     monkeypatch.chdir(tmp_path)
 

@@ -9,6 +9,7 @@ from tiny_chain import brief_params
 
 from dreamteacher.errors import UserError
 from dreamteacher.launch import PROCESSES, launch, remove_run_folder
+from dreamteacher.node_logs import ending
 from dreamteacher.params_file import restore_params
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import ingest
@@ -32,12 +33,17 @@ def test_two_processes_give_the_figures_of_one(data: Path, tmp_path: Path, monke
     assert read_stage(tmp_path / "two")["params"] == read_stage(tmp_path / "one")["params"]
 
 
-def test_what_fails_in_the_processes_fails_the_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_the_processes_fails_the_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(PROCESSES, "2")
     params = restore_params(seed=0, teacher=brief_params(Path("x")).section("teacher")["teacher"])
     with pytest.raises(UserError, match=r"train-teacher failed in its 2 processes \(exit code 1\)"):
         launch("train-teacher", params, {"data": str(tmp_path / "nothing")}, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+    found = ending(capfd.readouterr().err)  # in what torchrun really writes, as it is read in the logs of several nodes
+    assert (found.error.startswith(f"{tmp_path / 'nothing'} does not exist"), found.final, found.consequence) == (True, True, False)
+    assert not any("torchrun" in line or "elastic" in line for line in found.lines)
 
 
 def test_the_last_step_removes_the_runs_folder_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 from kfp import dsl
 from kubernetes.client import ApiClient, Configuration
-from kubernetes_api import KubernetesApi, finish, schema
+from kubernetes_api import OWN_RUNTIME, KubernetesApi, finish, validator
 
 from components.finish import finish as finish_step
 from dreamteacher import trainjob
@@ -55,7 +55,7 @@ def client(url: str) -> ApiClient:
 
 
 def test_manifest_is_a_train_job_and_a_typo_would_be_found():
-    jsonschema.validate(JOB, schema())
+    validator().validate(JOB)
     trainer = JOB["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"]) == (2, 8, 8)
     assert trainer["command"] + trainer["args"] == [*["torchrun", "--module", "dreamteacher.cli", "train-teacher", "--out", "/runs/out"]]
@@ -74,12 +74,19 @@ def test_manifest_is_a_train_job_and_a_typo_would_be_found():
             inside = inside[key]
         inside[path[-1]] = 1
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(broken, schema())
+            validator().validate(broken)
+
+
+def test_pods_are_as_pod_security_restricted_asks():
+    (job,) = JOB["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["containers"][0]["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def test_cpu_nodes_ask_for_no_gpu():
     job = manifest(Nodes(image="i"), "n", "r", "ml", [])
-    jsonschema.validate(job, schema())
+    validator().validate(job)
     assert "nvidia.com/gpu" not in json.dumps(job)
     assert job["spec"]["trainer"]["numProcPerNode"] == 1
 
@@ -118,8 +125,9 @@ def test_job_is_created_watched_and_deleted(api: KubernetesApi):
 
     api.on_get = step
     run(client(api.url), JOB, poll=0.01)
-    assert [line.split()[0] for line in api.asked] == ["POST", "GET", "GET", "GET", "DELETE"]
+    assert [line.split()[0] for line in api.asked if "trainjobs" in line] == ["POST", "GET", "GET", "GET", "DELETE"]
     assert api.jobs == {}
+    assert api.pods == []
 
 
 def test_retried_step_attaches_to_the_job_of_the_step_before(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
@@ -132,6 +140,82 @@ def test_retried_step_attaches_to_the_job_of_the_step_before(api: KubernetesApi,
     assert api.jobs == {}
 
 
+def old_job(api: KubernetesApi, **condition: str) -> None:
+    """A job that an earlier try of the step left."""
+    job = api.jobs["train-teacher-1"] = json.loads(json.dumps(JOB))
+    if condition:
+        finish(**condition)(job)
+
+
+def test_retried_step_makes_a_job_anew_that_has_failed_meanwhile(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    old_job(api, kind="Failed", reason="DeadlineExceeded", message="too late")
+    api.on_get = lambda job: None if "status" in job else finish()(job)
+    run(client(api.url), JOB, poll=0.01)
+    assert [line.split()[0] for line in api.asked if "trainjobs" in line] == ["POST", "GET", "DELETE", "POST", "GET", "DELETE"]
+    assert "of an earlier try of this step has failed (DeadlineExceeded too late); it is made anew" in caplog.text
+
+
+def test_time_limit_of_an_earlier_try_costs_the_step_no_try_of_its_own(api: KubernetesApi):
+    old_job(api)
+    ends = iter([finish("Failed", reason="DeadlineExceeded"), finish()])
+    api.on_get = lambda job: None if sum(line.startswith("GET") and "trainjobs" in line for line in api.asked) == 1 else next(ends)(job)
+    run(client(api.url), JOB, poll=0.01)
+    assert [line.split()[0] for line in api.asked if "trainjobs" in line] == ["POST", "GET", "GET", "DELETE", "POST", "GET", "DELETE"]
+
+
+def test_time_limit_of_its_own_job_fails_the_step(api: KubernetesApi):
+    api.on_get = finish("Failed", reason="DeadlineExceeded")
+    with pytest.raises(UserError, match="failed \\(DeadlineExceeded"):
+        run(client(api.url), JOB, poll=0.01)
+    assert sum(line.startswith("POST") for line in api.asked) == 1
+
+
+def test_job_ends_before_the_step_that_took_long_to_begin_it(api: KubernetesApi):
+    limits = []
+    api.on_get = lambda job: (limits.append(job["spec"]["activeDeadlineSeconds"]), finish()(job))
+    run(client(api.url), JOB, begun=time.monotonic() - 3600, poll=0.01)
+    assert limits[0] == pytest.approx(NODES.timeout - 3600, abs=2)
+    wanted = Profile("multi-node", "i:1a2b3c4")
+    step = wanted.of("train-teacher")
+    assert step.timeout_h * 3600 - wanted._nodes(step)["timeout"] == 1800
+    hour = step.model_copy(update={"timeout_h": 1.0, "start_min": 5.0})
+    assert (wanted._nodes(hour)["timeout"], wanted._nodes(hour)["start_min"]) == (3240, 5)
+
+
+def test_own_runtime_is_preferred_where_the_namespace_has_it(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+    assert not trainjob.has_own_runtime(client(api.url), "ml")
+    assert JOB["spec"]["runtimeRef"]["name"] == "torch-distributed"
+    api.runtimes[OWN_RUNTIME["metadata"]["name"]] = OWN_RUNTIME
+    assert trainjob.has_own_runtime(client(api.url), "ml")
+    job = manifest(NODES, "n", "r", "ml", [], own_runtime=True)
+    validator().validate(job)
+    assert (job["spec"]["runtimeRef"]["kind"], job["spec"]["runtimeRef"]["name"]) == ("TrainingRuntime", OWN_RUNTIME["metadata"]["name"])
+    api.forbidden.add("get trainingruntimes")
+    assert not trainjob.has_own_runtime(client(api.url), "ml")
+    assert "apply k8s/base again" in caplog.text
+
+
+def test_refusal_of_a_webhook_is_not_put_down_to_the_role(api: KubernetesApi):
+    with pytest.raises(UserError, match=r"must be created before the TrainJob is created$"):
+        run(client(api.url), manifest(NODES, "n", "r", "ml", [], own_runtime=True), poll=0.01)
+
+
+def test_looking_for_a_cluster_prints_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(UserError, match="no Kubernetes cluster"):
+        trainjob.api_client()
+    token = tmp_path / "token"
+    token.write_text("t")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(token))
+    assert trainjob.api_client().configuration.host == "https://10.0.0.1:443"
+    assert capsys.readouterr() == ("", "")
+
+
 def test_job_that_is_being_deleted_is_awaited_and_made_anew(api: KubernetesApi):
     api.jobs["train-teacher-1"] = json.loads(json.dumps(JOB)) | {
         "metadata": JOB["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
@@ -139,7 +223,7 @@ def test_job_that_is_being_deleted_is_awaited_and_made_anew(api: KubernetesApi):
     api.finalizing["train-teacher-1"] = 2
     api.on_get = finish()
     run(client(api.url), JOB, poll=0.01)
-    assert [line.split()[0] for line in api.asked] == ["POST", "GET", "POST", "GET", "POST", "GET", "DELETE"]
+    assert [line.split()[0] for line in api.asked if "trainjobs" in line] == ["POST", "GET", "POST", "GET", "POST", "GET", "DELETE"]
 
 
 def test_killed_step_leaves_the_job_to_its_successor(api: KubernetesApi, tmp_path: Path):
@@ -155,22 +239,6 @@ run(client({api.url!r}), json.load(open("job.json")), poll=0.05)"""
     assert step.wait(60) != 0
     assert list(api.jobs) == ["train-teacher-1"]
     assert not any(line.startswith("DELETE") for line in api.asked)
-
-
-def test_failed_job_shows_its_pods_logs_and_is_deleted(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
-    api.on_get = finish("Failed", "jobset failed due to one or more job failures")
-    api.pods = [
-        {"name": "node-0-0", "job": "train-teacher-1", "phase": "Failed", "log": "CUDA out of memory"},
-        {"name": "node-0-1", "job": "train-teacher-1", "phase": "Running", "log": "fine"},
-        {"name": "other", "job": "other", "phase": "Failed", "log": "not ours"},
-    ]
-    with pytest.raises(UserError, match=r"train-teacher-1 failed \(JobSetFailed jobset failed due to") as caught:
-        run(client(api.url), JOB, poll=0.01)
-    assert "\n" not in str(caught.value)
-    assert "pod node-0-0:\nCUDA out of memory" in caplog.text
-    assert "fine" not in caplog.text
-    assert "not ours" not in caplog.text
-    assert api.jobs == {}
 
 
 def test_job_deleted_by_another_is_said(api: KubernetesApi):
@@ -229,7 +297,7 @@ def test_finish_deletes_trainjobs_where_the_profile_has_them(
         monkeypatch.setenv(f"DREAMTEACHER_{name}", value)
     monkeypatch.setattr(trainjob, "api_client", lambda: client(api.url))
     status = SimpleNamespace(pipeline_job_resource_name="pretrain", state="FAILED", error_message="boom")
-    assert finish_step.python_func(status=status, page=SimpleNamespace(path=tmp_path / "page")) == "FAILED"
+    assert finish_step.python_func(status=status, pipeline="pretrain", page=SimpleNamespace(path=tmp_path / "page")) == "FAILED"
     assert list(api.jobs) == ([] if left else ["a"])
     assert "boom" in (tmp_path / "page").read_text()
 
@@ -244,7 +312,7 @@ def test_finish_removes_the_checkpoints_of_its_own_run_once_no_retry_needs_them(
     monkeypatch.setenv("DREAMTEACHER_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("DREAMTEACHER_RUN", run_id)
     status = SimpleNamespace(pipeline_job_resource_name="pretrain", state=state, error_message="")
-    finish_step.python_func(status=status, page=SimpleNamespace(path=tmp_path / "page"))
+    finish_step.python_func(status=status, pipeline="pretrain", page=SimpleNamespace(path=tmp_path / "page"))
     gone = state == "SUCCEEDED" and run_id
     assert sorted(each.name for each in (tmp_path / "runs").iterdir()) == (["run-2"] if gone else ["run-1", "run-2"])
 

@@ -4,16 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from dreamteacher import cli
+from dreamteacher import cli, outages
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params, Publish
 from dreamteacher.serving import promotion
@@ -264,10 +266,13 @@ def test_a_refused_challenger_is_promoted_by_its_number_only(registry, in_tmp, c
 def test_promotion_by_hand_warns_only_of_what_is_stored_nowhere(registry, in_tmp, caplog):
     add_versions(registry, "stored", 2)
     make_lineage(in_tmp / "made", "stored", "1")
+    registry.set_model_version_tag("stored", "1", "repository", "somewhere")
+    caplog.clear()
     promote_stage.by_hand("stored", artifacts=in_tmp / "artifacts", version="1")
     assert not caplog.records
     promote_stage.by_hand("stored", artifacts=in_tmp / "artifacts", version="2")
     assert "what version 2 was made from is not stored" in caplog.text and "git checkout runs/RUN_ID" in caplog.text
+    assert "the repository of version 2 is not stored, and no cluster can serve it" in caplog.text
 
 
 @only_database
@@ -313,3 +318,19 @@ def test_server_that_is_down_is_one_line_without_the_password(in_tmp):
     assert done.returncode == 2
     assert done.stderr.startswith("error: MLflow at http://127.0.0.1:")
     assert done.stderr.count("\n") == 1 and "secret" not in done.stderr
+
+
+@only_database
+def test_promotion_by_hand_waits_for_mlflow_and_says_so(registry, monkeypatch, caplog):
+    add_versions(registry, "awaited", 1)
+    alive = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "5")
+    back = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: monkeypatch.setenv("MLFLOW_TRACKING_URI", alive))
+    monkeypatch.setattr(outages, "time", back)
+    assert cli.main(["promote", "awaited", "--version", "1"]) == 0
+    assert aliases(registry, "awaited") == {"champion": 1}
+    (said,) = [line for line in caplog.messages if "next try" in line]
+    assert said.startswith("MLflow at http://127.0.0.1:") and said.endswith(
+        "([Errno 111] Connection refused); check MLFLOW_TRACKING_URI; next try in 10 s, for 5 more minutes at most (Ctrl-C ends it)"
+    )

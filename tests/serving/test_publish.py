@@ -1,6 +1,8 @@
 import json
 import logging
+import os
 import shutil
+import time
 from types import SimpleNamespace
 
 import mlflow
@@ -12,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from serving_samples import PARAMS, make_finetuned, make_model
 
 from components.publish import publish as publish_step
+from dreamteacher import outages
 from dreamteacher.errors import UserError
 from dreamteacher.mlflow_server import PUBLISHED
 from dreamteacher.serving import promotion
@@ -19,6 +22,7 @@ from dreamteacher.serving.promotion import fetch_champion
 from dreamteacher.serving.triton_repository import check_repository
 from dreamteacher.stage import digest_of, open_stage
 from dreamteacher.stages import export_onnx, promote, publish
+from dreamteacher.steps import effects
 from dreamteacher.tracking import UNSENT, sync
 
 
@@ -187,7 +191,7 @@ def start_step(name, project, folder):
             with open_stage(part, params={}, inputs=made if part == "evaluation" else {}, out=folder / part) as stage:
                 (stage.tmp / file).write_text(json.dumps({"mix": {"miou_mean": 0.5, "n_seeds": 1}}))
             made[part] = folder / part
-    made |= {"onnx": project / "onnx" / "segmentation", "out": folder / "triton", "page": folder / "page"}
+    made |= {"onnx": project / "onnx" / "segmentation", "out": folder / "triton"}
     artifacts = {place: SimpleNamespace(path=str(path), metadata={}) for place, path in made.items()}
     settings = PARAMS.publish.model_dump(mode="json") | {"name": name}
     publish_step.python_func(**artifacts, metrics=SimpleNamespace(log_metric=lambda *_: None), settings={"publish": settings})
@@ -196,15 +200,29 @@ def start_step(name, project, folder):
 def test_a_pipelines_publish_fails_until_the_model_is_registered(project, registry, in_tmp, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer as it should"):
+        with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not take the records \(.*Connection refused"):
             start_step("late", project, in_tmp / "first")
     shutil.rmtree(UNSENT)  # went with the pod
     params = PARAMS.model_copy(update={"publish": PARAMS.publish.model_copy(update={"name": "late"})})
     made = {part: in_tmp / "first" / part for part in promote.LINEAGE}
     with pytest.raises(UserError, match="has no model late; `dreamteacher publish` registers it"):
-        publish.keep(params, onnx=project / "onnx" / "segmentation", **made)
+        publish.keep(params, onnx=project / "onnx" / "segmentation", **made, repository=in_tmp / "first" / "triton")
     start_step("late", project, in_tmp / "second")
     assert int(registry.get_model_version_by_alias("late", "challenger").version) == 1
+
+
+def test_a_pipelines_publish_waits_until_mlflow_is_back_and_tells_finish(project, registry, in_tmp, monkeypatch, caplog):
+    alive = os.environ["MLFLOW_TRACKING_URI"]
+    for name, value in {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "DREAMTEACHER_WAIT_MINUTES": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name, value in {"DREAMTEACHER_RUNS": str(in_tmp / "runs"), "DREAMTEACHER_RUN": "1"}.items():
+        monkeypatch.setenv(name, value)
+    back = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: monkeypatch.setenv("MLFLOW_TRACKING_URI", alive))
+    monkeypatch.setattr(outages, "time", back)
+    start_step("awaited", project, in_tmp / "pod")
+    assert int(registry.get_model_version_by_alias("awaited", "challenger").version) == 1
+    assert len([line for line in caplog.messages if "next try in 10 s, for 1 more minutes at most (Ctrl-C ends it)" in line]) == 1
+    assert effects("retrain") == {"publish": "done: version 1 of awaited", "promote": "not started"}
 
 
 def test_a_pipelines_publish_stores_what_a_retraining_starts_from(project, registry, in_tmp, caplog):

@@ -83,7 +83,7 @@ class Round:
         evaluate.run(self.params, **made, finetuned=self.root / "finetuned", out=at["evaluation"], **places)
         export_onnx.run(self.params, data=at["data"], finetuned=self.root / "finetuned/mix/0", out=at["onnx"])
         publish.run(self.params, onnx=at["onnx"], evaluation=at["evaluation"], out=at["triton"])
-        publish.keep(self.params, **made, onnx=at["onnx"], evaluation=at["evaluation"])
+        publish.keep(self.params, **made, onnx=at["onnx"], evaluation=at["evaluation"], repository=at["triton"])
         gate.run(self.params, data=at["data"], onnx=at["onnx"], evaluation=at["evaluation"], champion=champion, out=at["gate"])
         return self.decide()
 

@@ -34,11 +34,23 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     assert captured.err.splitlines() == ["hello", "work: step 5/5  loss 0.25  123 img/s  data wait 7%  ETA 0:00:00"]
 
 
-def test_a_plain_line_about_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(0, 10_000, 4))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    show(steps=12)
-    assert 3 <= len(capsys.readouterr().err.splitlines()) < 11
+def test_a_plain_line_every_half_minute_says_how_far_how_fast_and_how_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Display("work", 1000, True) as display:
+        display.start_at(400)
+        for done in range(401, 500):
+            now[0] += 1
+            display.record(RECORD)
+            display.step(done)
+    rate = "loss 0.25  123 img/s  data wait 7%"
+    assert capsys.readouterr().err.splitlines() == [
+        f"work: step 431/1000  {rate}  ETA 0:09:29",
+        f"work: step 462/1000  {rate}  ETA 0:08:58",
+        f"work: step 493/1000  {rate}  ETA 0:08:27",
+    ]
 
 
 def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 `publish` makes a version challenger. Promotion makes it champion and the champion before it previous; rollback exchanges those two.
 A version is never deleted. What the next retraining starts from (see LINEAGE) lies beside the version, in the artifacts of its run.
+While MLflow does not answer, the functions wait (see `outages`); each may be called again after it broke off.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from dreamteacher.errors import UserError, first_line
+from dreamteacher.errors import UserError
 from dreamteacher.mlflow_server import connect, tracking_uri, without_password
+from dreamteacher.outages import patient, refusal
 from dreamteacher.stage import RECORD, digest_of
 
 if TYPE_CHECKING:
@@ -36,14 +38,15 @@ class Served:
     previous: str | None
 
 
+@patient
 def choose(name: str, *, version: str | None = None, sha256: str | None = None) -> str:
     """The number of the version that is `version`, or whose file has `sha256`, or else of the challenger.
 
     Raises:
         UserError: there is no such version, the challenger was refused, or MLflow does not answer.
     """
-    with _registry() as client:
-        model = _model(client, name)
+    with registry_client() as client:
+        model = registered_model(client, name)
         known = sorted(client.search_model_versions(f"name = '{name}'", max_results=1000), key=lambda one: int(one.version))
         if version:
             found = [one for one in known if str(one.version) == version]
@@ -52,7 +55,7 @@ def choose(name: str, *, version: str | None = None, sha256: str | None = None) 
             found = [one for one in known if one.tags.get("sha256") == sha256]
             missing = "version of this file: MLflow did not take it; publish again when it does (`dreamteacher publish`, Retry of the run)"
         else:
-            found = [one for one in known if str(one.version) == _aliases(model).get(CHALLENGER)]
+            found = [one for one in known if str(one.version) == aliases_of(model).get(CHALLENGER)]
             missing = "challenger; `dreamteacher publish` makes one, or name a version with --version"
         if not found:
             raise UserError(f"{name} has no {missing}")
@@ -65,6 +68,7 @@ def choose(name: str, *, version: str | None = None, sha256: str | None = None) 
         return str(chosen.version)
 
 
+@patient
 def promote(name: str, *, version: str, compared_with: str | None = None) -> Served:
     """Make `version` of the model `name` champion, and the champion before it previous; it is neither challenger nor refused any more.
 
@@ -76,8 +80,8 @@ def promote(name: str, *, version: str, compared_with: str | None = None) -> Ser
         UserError: there is no such version, or MLflow does not answer.
     """
     choose(name, version=version)
-    with _registry() as client:
-        aliases = _aliases(_model(client, name))
+    with registry_client() as client:
+        aliases = aliases_of(registered_model(client, name))
         old = aliases.get(CHAMPION)
         if compared_with not in (None, old or "") and old != version:
             return _served(client, name)
@@ -94,14 +98,15 @@ def promote(name: str, *, version: str, compared_with: str | None = None) -> Ser
         return _served(client, name)
 
 
+@patient
 def rollback(name: str) -> Served:
     """Exchange champion and previous of the model `name`. After an interruption it can be called again, and finishes.
 
     Raises:
         UserError: there is no such model or no previous version, or MLflow does not answer.
     """
-    with _registry() as client:
-        aliases = _aliases(_model(client, name))
+    with registry_client() as client:
+        aliases = aliases_of(registered_model(client, name))
         champion, previous, leaving = (aliases.get(alias) for alias in (CHAMPION, PREVIOUS, LEAVING))
         if not leaving:
             if not champion or not previous or previous == champion:
@@ -115,31 +120,33 @@ def rollback(name: str) -> Served:
         return _served(client, name)
 
 
+@patient
 def refuse(name: str, version: str, reason: str) -> Served:
     """Write on `version` of `name`, as its tag `refused`, why it is not promoted. It keeps its alias.
 
     Raises:
         UserError: MLflow does not answer.
     """
-    with _registry() as client:
+    with registry_client() as client:
         client.set_model_version_tag(name, version, "refused", reason[:5000])
         return _served(client, name)
 
 
+@patient
 def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: str) -> None:
     """Store what `version` was made from, LINEAGE by name, in the artifacts of its run. Once more does nothing.
 
     Raises:
         UserError: `digest`, of the evaluation, is not that which it was published with, or MLflow does not take them.
     """
-    with _registry() as client:
+    with registry_client() as client:
         chosen = client.get_model_version(name, version)
         if chosen.tags.get("evaluation") != digest:
             raise UserError(f"{folders['evaluation']} is not what version {version} of {name} was published with")
         place = f"lineage/{digest[:16]}"
         if chosen.tags.get("lineage") == place:
             return
-        run = _run_of(chosen)
+        run = run_of(chosen)
         for file in (MANIFEST, RECORD):
             client.log_artifact(run, str(folders["data"] / file), f"{place}/data")
         for part in LINEAGE[1:]:
@@ -147,16 +154,18 @@ def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: s
         client.set_model_version_tag(name, version, "lineage", place)  # last: it is whole
 
 
+@patient
 def has_lineage(name: str, version: str) -> bool:
     """Whether what `version` of `name` was made from is stored with it.
 
     Raises:
         UserError: MLflow does not answer.
     """
-    with _registry() as client:
+    with registry_client() as client:
         return "lineage" in client.get_model_version(name, version).tags
 
 
+@patient
 def fetch_champion(name: str, out: Path) -> str | None:
     """Write what a retraining begins with to the empty or missing folder `out`: the champion's LINEAGE and champion.json (its version
     and init), and known/manifest.csv, of the data of the newest version that is champion, previous or refused. What led to a version
@@ -168,9 +177,9 @@ def fetch_champion(name: str, out: Path) -> str | None:
         UserError: the champion has no lineage, what is stored is damaged, or MLflow does not answer.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with _registry() as client:
+    with registry_client() as client:
         versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
-        aliases = _aliases(_model(client, name)) if versions else {}
+        aliases = aliases_of(registered_model(client, name)) if versions else {}
         number, served = aliases.get(CHAMPION), {aliases.get(alias) for alias in (CHAMPION, PREVIOUS, LEAVING)}
         decided = [version for version in versions if str(version.version) in served or "refused" in version.tags]
         if recorded := [version for version in decided if "lineage" in version.tags]:
@@ -192,7 +201,7 @@ def fetch_champion(name: str, out: Path) -> str | None:
 
 def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path) -> None:
     with TemporaryDirectory(dir=out.parent) as scratch:
-        Path(client.download_artifacts(_run_of(version), f"{version.tags['lineage']}/{part}", scratch)).rename(out)
+        Path(client.download_artifacts(run_of(version), f"{version.tags['lineage']}/{part}", scratch)).rename(out)
     try:
         digest_of(out / MANIFEST if part == "data" else out)
     except UserError as error:
@@ -202,7 +211,8 @@ def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path)
         ) from error
 
 
-def _run_of(version: ModelVersion) -> str:
+def run_of(version: ModelVersion) -> str:
+    """The id of the run in whose artifacts lies what is stored with `version`."""
     assert version.run_id, "publish registers from a run"
     return version.run_id
 
@@ -227,30 +237,36 @@ def start_of(champion: Any, name: str) -> dict[str, str]:
 
 
 def _served(client: MlflowClient, name: str) -> Served:
-    aliases = _aliases(_model(client, name))
+    aliases = aliases_of(registered_model(client, name))
     return Served(aliases.get(CHAMPION), aliases.get(PREVIOUS))
 
 
-def _model(client: MlflowClient, name: str) -> RegisteredModel:
+def registered_model(client: MlflowClient, name: str) -> RegisteredModel:
+    """The model `name`.
+
+    Raises:
+        UserError: there is none.
+    """
     found = client.search_registered_models(f"name = '{name}'")
     if not found:
         raise UserError(f"MLflow at {without_password(tracking_uri())} has no model {name}; `dreamteacher publish` registers it")
     return client.get_registered_model(name)
 
 
-def _aliases(model: RegisteredModel) -> dict[str, str]:
+def aliases_of(model: RegisteredModel) -> dict[str, str]:
+    """{alias: number of the version}."""
     return {alias: str(version) for alias, version in model.aliases.items()}
 
 
 @contextmanager
-def _registry() -> Iterator[MlflowClient]:
-    """A client; what it raises becomes one line."""
+def registry_client() -> Iterator[MlflowClient]:
+    """A client of the registry; what it raises in the block becomes a UserError of one line."""
     try:
         yield connect()
     except UserError:
         raise
     except Exception as error:
         where = without_password(tracking_uri())
-        raise UserError(
-            f"MLflow at {where} does not answer as it should ({without_password(first_line(error))}); check MLFLOW_TRACKING_URI"
+        raise refusal(
+            error, lambda why: f"MLflow at {where} does not answer as it should ({without_password(why)}); check MLFLOW_TRACKING_URI"
         ) from error

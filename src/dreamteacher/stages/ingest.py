@@ -185,7 +185,7 @@ def _in_threads(work: Callable[[Item], Prepared | BadPicture], items: Iterator[I
 
 
 def _show_progress(pictures: Iterator[tuple[Item, Any]], counts: Counter[str]) -> Iterator[tuple[Item, Any]]:
-    """Count the pictures that pass, in one line that changes on a terminal, else in a line every ten seconds."""
+    """Count the pictures that pass, in one line that changes on a terminal, else in a line every half minute."""
     console = Console(stderr=True)
     start = last = time.monotonic()
     with console.status("ingest: looking through the source") as status:
@@ -193,7 +193,7 @@ def _show_progress(pictures: Iterator[tuple[Item, Any]], counts: Counter[str]) -
             counts["pictures"] += 1
             yield entry
             now = time.monotonic()
-            if now - last > (0.2 if console.is_terminal else 10):
+            if now - last > (0.2 if console.is_terminal else 30):
                 last = now
                 speed = f"{counts['pictures'] / (now - start):.0f}/s"
                 line = f"ingest: {counts['pictures']} pictures, {speed}, {counts['quarantined']} quarantined"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreamteacher.errors import UserError
 from dreamteacher.params import Params
+from dreamteacher.serving.delivery import has_repository, keep_repository
 from dreamteacher.serving.onnx_files import MODEL_FILE
 from dreamteacher.serving.promotion import LINEAGE, Served, choose, has_lineage, promote, refuse
 from dreamteacher.stage import digest_of, read_stage
 from dreamteacher.stages.gate import VERDICT_FILE
 from dreamteacher.stages.publish import store
+from dreamteacher.steps import announce
 
 log = logging.getLogger(__name__)
 PLACES = {"data": "data", "teacher": "teacher", "features": "backbones/features", "evaluation": "evaluation"}  # below artifacts/
@@ -39,6 +42,7 @@ def run(params: Params, *, gate: Path, onnx: Path) -> Outcome:
         UserError: the model is not registered, or MLflow does not answer.
     """
     name = params.publish.name
+    announce("promote", params.section("publish"))
     read_stage(gate)
     verdict = json.loads((gate / VERDICT_FILE).read_text())
     version = choose(name, sha256=digest_of(onnx / MODEL_FILE))
@@ -54,19 +58,29 @@ def run(params: Params, *, gate: Path, onnx: Path) -> Outcome:
 
 
 def by_hand(name: str, *, artifacts: Path, version: str | None = None) -> Served:
-    """Promote `version` of `name` (default: the challenger). If it came from the chain in `artifacts`, that is stored with it.
+    """Promote `version` of `name` (default: the challenger). If it came from the chain in `artifacts`, that is stored with it: what it was
+    made from, and the repository that a cluster serves.
 
     Raises:
         UserError: there is no such version, the challenger was refused, or MLflow does not answer.
     """
     chosen = choose(name, version=version)
+    parts = {part: artifacts / PLACES[part] for part in LINEAGE}
+    lacking: dict[str, Callable[[], None]] = {}
     if not has_lineage(name, chosen):
+        lacking["what version %s was made from is not stored, and no retraining can start from it"] = lambda: store(name, chosen, parts)
+    if not has_repository(name, chosen):
+        repository = artifacts / "triton"
+        lacking["the repository of version %s is not stored, and no cluster can serve it"] = lambda: keep_repository(
+            name, chosen, repository
+        )
+    for words, keep in lacking.items():
         try:
-            store(name, chosen, {part: artifacts / PLACES[part] for part in LINEAGE})
+            keep()
         except UserError as error:
             log.warning(
-                "what version %s was made from is not stored, and no retraining can start from it (%s); where its artifacts are "
-                "(of a cluster: `git checkout runs/RUN_ID`, `dvc pull`), `dreamteacher promote %s --version %s` stores it",
+                f"{words} (%s); where its artifacts are (of a cluster: `git checkout runs/RUN_ID`, `dvc pull`), "
+                "`dreamteacher promote %s --version %s` stores it",
                 chosen,
                 error,
                 name,

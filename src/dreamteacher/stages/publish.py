@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from dreamteacher.errors import UserError
+from dreamteacher.outages import GivenUp, patient
 from dreamteacher.params import Params
 from dreamteacher.report.card import ABOUT, model_card
+from dreamteacher.serving.delivery import keep_repository
 from dreamteacher.serving.onnx_files import BACKBONE_FILE, MODEL_FILE, read_metadata
 from dreamteacher.serving.promotion import choose, keep_lineage
 from dreamteacher.serving.registry import register
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.stage import digest_of, open_stage, read_stage
-from dreamteacher.tracking import is_on
+from dreamteacher.tracking import is_on, sync
+
+log = logging.getLogger(__name__)
 
 
 def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
@@ -46,17 +51,30 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
         return stage.metrics
 
 
-def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Path, evaluation: Path) -> None:
-    """Store with the version that `run` registered what it was made from, so that a retraining can start from it wherever it runs.
+def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Path, evaluation: Path, repository: Path) -> str | None:
+    """Store with the version that `run` registered what it was made from, so that a retraining can start from it wherever it runs, and
+    the output of `run`, `repository`, which a cluster serves.
 
-    A step of a pipeline ends with this, since its records of what MLflow did not take end with its pod. Without tracking nothing is done.
+    A step of a pipeline ends with this, since its records of what MLflow did not take end with its pod: they are sent now, and while MLflow
+    does not answer, it is waited for. Without tracking nothing is done.
+
+    Returns the version; None without tracking.
 
     Raises:
         UserError: the model is not registered, the folders are not what it was made from, or MLflow does not answer.
     """
-    if is_on():
-        version = choose(params.publish.name, sha256=digest_of(onnx / MODEL_FILE))
-        store(params.publish.name, version, {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation})
+    if not is_on():
+        return None
+    try:
+        patient(sync)()
+    except GivenUp:
+        raise
+    except UserError as error:  # of another stage's records, it may be
+        log.warning("%s", error)
+    version = choose(params.publish.name, sha256=digest_of(onnx / MODEL_FILE))
+    store(params.publish.name, version, {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation})
+    keep_repository(params.publish.name, version, repository)
+    return version
 
 
 def store(name: str, version: str, folders: dict[str, Path]) -> None:

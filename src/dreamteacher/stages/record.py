@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dreamteacher.params_file import save_overrides
 from dreamteacher.stages.evaluate import copy_results
+from dreamteacher.steps import announce
 from dreamteacher.versioning import Clone, inside, put
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path],
         UserError: an output that dvc.yaml has is not among `outputs` or the other way round, or something cannot be read or pushed.
     """
     branch = f"runs/{run_id}"
+    announce("record", {"commit": commit, "overrides": overrides})
     with tempfile.TemporaryDirectory() as scratch:
         clone = Clone(git_url, commit, Path(scratch) / "project")
         settings, metrics, plots = (

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dreamteacher.training.checkpoint import writing
 
-LINE_EVERY = 10.0  # seconds between plain lines
+LINE_EVERY = 30.0  # seconds between plain lines
 
 
 class Pace:
@@ -42,7 +42,7 @@ class Pace:
 
 
 class Display:
-    """A bar on stderr when that is a terminal, else a plain line about every ten seconds; silent on all but the first process."""
+    """A bar on stderr when that is a terminal, else a plain line about every half minute; silent on all but the first process."""
 
     def __init__(self, name: str, steps: int, shown: bool):
         self._name = name

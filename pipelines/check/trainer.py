@@ -1,0 +1,85 @@
+"""Findings on Kubeflow Trainer, which a profile with several nodes needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kubernetes.client import (
+    ApiextensionsV1Api,
+    ApisApi,
+    AuthorizationV1Api,
+    CustomObjectsApi,
+    V1ResourceAttributes,
+    V1SubjectAccessReview,
+    V1SubjectAccessReviewSpec,
+)
+
+from dreamteacher.trainjob import GROUP, PLURAL, RUNTIME, VERSION, Nodes
+from pipelines.check.finding import APPLY, Cluster, Finding, read
+
+TRAINER = "2.3.0"  # on which the pipelines ran, with JobSet 0.12.0
+SOURCE = "https://github.com/kubeflow/trainer.git/manifests/overlays/{}?ref=v" + TRAINER
+INSTALL = f"kubectl apply --server-side -k '{SOURCE}'"
+SHIPPED: str = Nodes.model_fields["runtime"].default  # what TrainJobs take without ours
+# (API group, resource, subresource, verbs): those of k8s/base/trainjobs.yaml.
+RIGHTS = [
+    (GROUP, PLURAL, "", ("create", "get", "list", "watch", "delete")),
+    (GROUP, "trainingruntimes", "", ("get",)),
+    ("", "pods", "", ("get", "list", "watch")),
+    ("", "pods", "log", ("get",)),
+    ("", "events", "", ("list",)),
+]
+
+
+def trainer(cluster: Cluster) -> Iterator[Finding]:
+    """That the cluster knows TrainJobs as the steps write them."""
+    groups = {group.name for group in read(ApisApi(cluster.client).get_api_versions).groups}
+    if GROUP not in groups:
+        yield Finding("wrong", "Kubeflow Trainer", f"the cluster has no {GROUP}", INSTALL.format("manager"))
+        return
+    if "jobset.x-k8s.io" not in groups:
+        yield Finding("wrong", "JobSet", "the cluster has none, and Trainer makes its pods by it", INSTALL.format("manager"))
+    crd = read(ApiextensionsV1Api(cluster.client).read_custom_resource_definition, f"{PLURAL}.{GROUP}")
+    schemas = [each.schema.open_apiv3_schema for each in crd.spec.versions if each.name == VERSION] if crd else []
+    fields = {field for schema in schemas for field in (schema.properties["spec"].properties or {})}
+    if "runtimePatches" not in fields:
+        yield Finding(
+            "wrong",
+            "Kubeflow Trainer",
+            "older than 2.3: its TrainJobs have no runtimePatches, by which nodes get the volume",
+            INSTALL.format("manager"),
+        )
+    else:
+        yield Finding("ok", "Kubeflow Trainer", f"knows TrainJobs as of 2.3, tried with {TRAINER}")
+
+
+def runtime(cluster: Cluster) -> Iterator[Finding]:
+    """That a runtime of the TrainJobs is there, best our own."""
+    objects, mend = CustomObjectsApi(cluster.client), f"kubectl apply -k k8s/multi-node -n {cluster.namespace}"
+    if read(objects.get_namespaced_custom_object, GROUP, VERSION, cluster.namespace, "trainingruntimes", RUNTIME):
+        yield Finding("ok", "runtime", f"{RUNTIME} is there")
+    elif read(objects.get_cluster_custom_object, GROUP, VERSION, "clustertrainingruntimes", SHIPPED):
+        words = f"no TrainingRuntime {RUNTIME}, so nodes run by {SHIPPED}, under which the third preemption may end a job"
+        yield Finding("warn", "runtime", words, mend)
+    else:
+        yield Finding("wrong", "runtime", f"no TrainingRuntime {RUNTIME}, and no ClusterTrainingRuntime {SHIPPED}", mend)
+
+
+def rights(cluster: Cluster, account: str) -> Iterator[Finding]:
+    """That the account of the runs may do what the steps with several nodes do."""
+    review = AuthorizationV1Api(cluster.client).create_subject_access_review
+    user = f"system:serviceaccount:{cluster.namespace}:{account}"
+    groups = ["system:serviceaccounts", f"system:serviceaccounts:{cluster.namespace}", "system:authenticated"]
+    refused: dict[str, list[str]] = {}
+    for group, resource, subresource, verbs in RIGHTS:
+        for verb in verbs:
+            right = V1ResourceAttributes(group=group, resource=resource, subresource=subresource, verb=verb, namespace=cluster.namespace)
+            asked = V1SubjectAccessReview(spec=V1SubjectAccessReviewSpec(user=user, groups=groups, resource_attributes=right))
+            if not read(review, asked).status.allowed:
+                refused.setdefault(f"{resource}/{subresource}".rstrip("/"), []).append(verb)
+    if refused:
+        mend = f"name the account in k8s/base/trainjobs.yaml, then {APPLY.format(cluster.namespace)}"
+        words = ", ".join(f"{'/'.join(verbs)} {resource}" for resource, verbs in refused.items())
+        yield Finding("wrong", f"rights of {account}", f"it may not {words}", mend)
+    else:
+        yield Finding("ok", f"rights of {account}", "it may create and watch TrainJobs")

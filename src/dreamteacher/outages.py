@@ -1,0 +1,115 @@
+"""Waiting for a service that does not answer: MLflow, a git server, S3.
+
+What has its effect outside comes after days of training, and waits out an outage. Only what waiting can mend is waited for: no connection,
+no name, no answer in time, too many requests, an error of the server. A wrong password or address is said at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from dreamteacher.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
+MINUTES = "DREAMTEACHER_WAIT_MINUTES"  # environment variable: how long an outage is waited out
+DEFAULT = 30.0
+FIRST, LONGEST = 10.0, 300.0  # seconds between two tries, which double
+
+# As git, DVC and the clients of MLflow, S3 and databases say it; they wrap such errors in many types, so the text counts.
+_OUTAGE = re.compile(
+    r"connection (was )?(refused|reset|aborted|closed|died|timed out)|closed connection|broken pipe|connectionerror"
+    r"|(could ?n[o']t|cannot|unable to) connect|failed to connect to \S+ port|failed to establish"
+    r"|could not resolve|failed to resolve|could not translate host|name resolution|name or service not known|no address associated"
+    r"|network is unreachable|no route to host|host is down"
+    r"|timed out|\w*timeout(error)?:|timeout expired|timeout on endpoint|operation too slow"
+    r"|hung up unexpectedly|early eof|unexpected disconnect|empty reply|incomplete ?read"
+    r"|(too many|returned error:|error code|http|error occurred \() ?(429|5(?!01|05)\d\d)"
+    r"|slow ?down|service ?unavailable|bad gateway|gateway time-?out|too many requests|request ?rate|throttling|internalerror"
+    r"|requesttimeout|database is locked",
+    re.I,
+)
+_FINAL = re.compile(
+    r"certificate|wrong.version.number|permission denied|authentication failed|invalid username|access ?denied|access ?key|signature"
+    r"|forbidden|unauthori[sz]ed|(error|code|status|http)[: (]*40[134]|no ?such ?bucket|find remote ref|fast-forward|\[rejected\]",
+    re.I,
+)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class NoAnswer(UserError):
+    """A service does not answer, which `patient` functions wait out."""
+
+
+class GivenUp(UserError):
+    """A service did not answer for as long as was waited; what calls this is not to wait once more."""
+
+
+def is_outage(text: str) -> bool:
+    """Whether an error's text speaks of what waiting can mend."""
+    return bool(_OUTAGE.search(text)) and not _FINAL.search(text)
+
+
+def reason(error: BaseException) -> tuple[str, bool]:
+    """Why a client raised `error`, in a line, and whether waiting can mend it. Of an outage its first cause tells most."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    outage = is_outage("\n".join(f"{type(each).__name__}: {each}" for each in chain))
+    return first_line(chain[-1] if outage else error), outage
+
+
+def refusal(error: BaseException, text: Callable[[str], str]) -> UserError:
+    """The exception to raise for what a client raised: a NoAnswer if waiting can mend it. `text` makes the message of a reason."""
+    why, outage = reason(error)
+    return (NoAnswer if outage else UserError)(text(why))
+
+
+def wait_minutes() -> float:
+    """How long an outage is waited out: DREAMTEACHER_WAIT_MINUTES, 30 by default, 0 for not at all.
+
+    Raises:
+        UserError: it is no number from 0 on.
+    """
+    text = os.environ.get(MINUTES) or str(DEFAULT)
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not 0 <= minutes < float("inf"):
+        raise UserError(f"{MINUTES} = {text} is no number of minutes; write one from 0 (do not wait) on")
+    return minutes
+
+
+def patient(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, which may be called again after it broke off, waits while it raises NoAnswer: in ever longer pauses, and says so.
+
+    Raises:
+        GivenUp: nobody answered for wait_minutes().
+    """
+
+    @functools.wraps(function)
+    def waiting(*args: P.args, **given: P.kwargs) -> T:
+        minutes, begin, pause = wait_minutes(), time.monotonic(), FIRST
+        while True:
+            try:
+                return function(*args, **given)
+            except NoAnswer as error:
+                left = begin + minutes * 60 - time.monotonic()
+                if left <= 0:
+                    waited = f"; waited {minutes:g} minutes for it ({MINUTES})" if minutes else ""
+                    raise GivenUp(f"{error}{waited}") from error
+                pause = min(pause, left)
+                log.warning("%s; next try in %.0f s, for %.0f more minutes at most (Ctrl-C ends it)", error, pause, left / 60)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST)
+
+    return waiting

@@ -1,0 +1,51 @@
+"""`dreamteacher fetch-model|deploy|status`: a registered model on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
+    """Add the commands to those of `dreamteacher`; `add` takes name, function and help."""
+    fetch = add("fetch-model", _fetch_model, "get the Triton repository of a registered model, as a pod that serves it does")
+    fetch.add_argument("name", help="of the registered model")
+    fetch.add_argument("--version", metavar="N", help="default: the one that bears the alias now")
+    fetch.add_argument("--alias", default="champion", help="default: %(default)s")
+    fetch.add_argument(
+        "--backend", choices=("production", "local"), default="production", help="local: for a Triton with the python backend alone"
+    )
+    fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model repository; replaced as a whole")
+    deploy = add("deploy", _deploy, "serve a version on Kubernetes, by a rollout")
+    deploy.add_argument("--version", metavar="N", help="default: the one that bears the deployment's alias now")
+    deploy.add_argument("--deployment", default="dreamteacher-triton", metavar="NAME", help="default: %(default)s")
+    deploy.add_argument("--follow", action="store_true", help="as the CronJob does: a version that was named stays")
+    deploy.add_argument("--wait", action="store_true", help="until all replicas serve it, or one cannot")
+    status = add("status", _status, "say what is served where on Kubernetes")
+    for command in (deploy, status):
+        command.add_argument("--namespace", "-n", help="default: that of the pod, or of kubectl's context")
+
+
+def _fetch_model(options: argparse.Namespace) -> int:
+    from dreamteacher.serving.delivery import fetch_repository, resolve
+
+    version = options.version or resolve(options.name, alias=options.alias)
+    models = fetch_repository(options.name, version, options.out, backend=options.backend)
+    print(f"version {version} of {options.name}: {', '.join(models)} -> {options.out}")
+    return 0
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from dreamteacher.serving.deployment import deploy
+
+    print(deploy(options.deployment, options.namespace, version=options.version, follow=options.follow, wait=options.wait))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from dreamteacher.serving.deployment import status
+
+    lines = status(options.namespace)
+    print("\n".join(lines))
+    return 0

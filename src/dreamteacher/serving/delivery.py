@@ -1,0 +1,120 @@
+"""Triton repositories on their way from `publish` to the pods that serve them: stored with the version, fetched whole or not at all.
+
+A version's repository lies in the artifacts of its run, as the stage output of `publish`, and the version's tag `repository` names it by
+the sha256 of its stage.json, which has those of all files. So a pod serves exactly what was published, or does not become ready.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dreamteacher.errors import UserError
+from dreamteacher.files import sha256_of
+from dreamteacher.outages import patient
+from dreamteacher.serving.onnx_files import MODEL_FILE
+from dreamteacher.serving.promotion import aliases_of, registered_model, registry_client, run_of
+from dreamteacher.serving.triton_repository import VERSION
+from dreamteacher.stage import RECORD, read_stage
+
+log = logging.getLogger(__name__)
+REPOSITORY = "repository"  # tag of a version, and folder in its run
+SERVED = "served.json"  # beside the repository: what is served
+
+
+@patient
+def keep_repository(name: str, version: str, folder: Path) -> None:
+    """Store `folder`, the output of `publish`, with `version` of `name`. Once more does nothing.
+
+    Raises:
+        UserError: it is incomplete, or holds another model than the version, or MLflow does not take it.
+    """
+    read_stage(folder)
+    (model,) = folder.glob(f"production/{name}/{VERSION}/{MODEL_FILE}")
+    place, sha256 = f"{REPOSITORY}/{sha256_of(folder / RECORD).hex()[:32]}", sha256_of(model).hex()
+    with registry_client() as client:
+        chosen = client.get_model_version(name, version)
+        if chosen.tags.get(REPOSITORY) == place:
+            return
+        if sha256 != chosen.tags["sha256"]:
+            raise UserError(f"{folder} serves another model than version {version} of {name}; run `dreamteacher publish` again")
+        client.log_artifacts(run_of(chosen), str(folder), place)
+        client.set_model_version_tag(name, version, REPOSITORY, place)  # last: it is whole
+
+
+def resolve(name: str, *, alias: str) -> str:
+    """The number of the version of `name` that bears `alias` now.
+
+    Raises:
+        UserError: none does, or MLflow does not answer.
+    """
+    with registry_client() as client:
+        found = aliases_of(registered_model(client, name))
+    if alias not in found:
+        raise UserError(f"{name} has no {alias}; it has {', '.join(sorted(found)) or 'no alias'}")
+    return found[alias]
+
+
+def has_repository(name: str, version: str) -> bool:
+    """Whether `version` of `name` can be served on a cluster.
+
+    Raises:
+        UserError: there is no such version, or MLflow does not answer.
+    """
+    with registry_client() as client:
+        return REPOSITORY in client.get_model_version(name, version).tags
+
+
+@patient
+def fetch_repository(name: str, version: str, out: Path, *, backend: str = "production") -> list[str]:
+    """Write the repository of `version` of `name` to `out`, which appears whole or not at all; beside it SERVED, {name, version}.
+
+    Each model gets the number of the registered version as its own, so that Triton's answers and metrics say which one they are of.
+
+    Args:
+        name: of the registered model.
+        version: its number.
+        out: the model repository for Triton; what is there is replaced.
+        backend: production, or local for a Triton that has the python backend alone.
+
+    Returns:
+        The names of the models.
+
+    Raises:
+        UserError: nothing is stored with the version, something of it is damaged, or MLflow does not answer.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=".fetch-") as scratch:
+        with registry_client() as client:
+            chosen = client.get_model_version(name, version)
+            place = chosen.tags.get(REPOSITORY)
+            if not place:
+                raise UserError(
+                    f"the repository of version {version} of {name} is not stored; where its artifacts are, "
+                    f"`dreamteacher promote {name} --version {version}` stores it"
+                )
+            folder = Path(client.download_artifacts(run_of(chosen), place, scratch))
+        _check(folder, place, f"version {version} of {name}")
+        for model in (folder / backend).glob(f"*/{VERSION}"):
+            model.rename(model.with_name(version))
+        if out.exists():
+            shutil.rmtree(out)
+        (folder / backend).rename(out)
+        (out.parent / SERVED).write_text(json.dumps({"name": name, "version": version}) + "\n")
+    models = sorted(path.parent.name for path in out.glob("*/config.pbtxt"))
+    log.info("version %s of %s: %s, every sha256 as published", version, name, ", ".join(models))
+    return models
+
+
+def _check(folder: Path, place: str, version: str) -> None:
+    """Raises UserError where `folder`, of which `place` names the stage.json, is not what was stored with `version`."""
+    try:
+        read_stage(folder)
+        problem = "" if sha256_of(folder / RECORD).hex()[:32] == place.rpartition("/")[2] else f"its {RECORD} is not the recorded one"
+    except UserError as error:
+        problem = str(error).partition(";")[0].replace(f"{folder}/", "")
+    if problem:
+        raise UserError(f"what MLflow stores with {version} is damaged: {problem}; deploy another version, or publish this one again")

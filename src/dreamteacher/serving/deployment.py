@@ -1,0 +1,161 @@
+"""Which version a Deployment serves: by one annotation of its pods, so that a new version is an ordinary rollout.
+
+The template of the pods names the registered model, the alias that is followed, and the version, which each pod's init container
+fetches. Old pods serve on until new ones are ready, and a version that does not become ready takes none of them down.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamteacher.errors import UserError
+from dreamteacher.kubernetes_api import api_client, or_none, refusals
+from dreamteacher.serving.delivery import has_repository, resolve
+
+if TYPE_CHECKING:
+    from kubernetes.client import AppsV1Api, CoreV1Api
+
+MODEL, ALIAS, VERSION = (f"dreamteacher.io/{each}" for each in ("model", "alias", "version"))  # annotations of the pods
+PINNED = "dreamteacher.io/pinned"  # of the Deployment: the version that was named by hand, whatever the alias
+SERVING = "app.kubernetes.io/part-of=dreamteacher,app.kubernetes.io/component=serving"
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+POLL = 2.0  # seconds
+
+
+def deploy(deployment: str, namespace: str | None = None, *, version: str | None = None, follow: bool = False, wait: bool = False) -> str:
+    """Serve `version` (None: that of the Deployment's alias) by `deployment`; what was done, in words.
+
+    A version that is named holds until the next call without one. `follow`, which the CronJob uses, leaves it as it is.
+
+    Raises:
+        UserError: there is no such Deployment or version, its repository is not stored, MLflow or Kubernetes refuse, or (`wait`) the pods
+            do not become ready.
+    """
+    apps, core, namespace = _apis(namespace)
+    found = refusals(f"read Deployment {deployment}", lambda: or_none(lambda: apps.read_namespaced_deployment(deployment, namespace)))
+    if not found:
+        raise UserError(f"namespace {namespace} has no Deployment {deployment}; `kubectl apply -k k8s/serving` makes it")
+    pods, pinned = _annotations(found.spec.template), _annotations(found).get(PINNED)
+    if MODEL not in pods:
+        raise UserError(f"the pods of {deployment} have no annotation {MODEL}; name the registered model that they serve")
+    name = pods[MODEL]
+    if follow and pinned:
+        return f"{deployment}: version {pinned} of {name} was named by hand; `dreamteacher deploy` follows the alias again"
+    wanted = version or resolve(name, alias=pods.get(ALIAS, "champion"))
+    if not has_repository(name, wanted):
+        raise UserError(
+            f"the repository of version {wanted} of {name} is not stored; where its artifacts are, "
+            f"`dreamteacher promote {name} --version {wanted}` stores it"
+        )
+    served = pods.get(VERSION)
+    if served != wanted or pinned != version:
+        about = {PINNED: version, "kubernetes.io/change-cause": f"version {wanted} of {name}"}  # None removes it
+        patch = {"metadata": {"annotations": about}, "spec": {"template": {"metadata": {"annotations": {VERSION: wanted}}}}}
+        refusals(f"change Deployment {deployment}", lambda: apps.patch_namespaced_deployment(deployment, namespace, patch))
+    if wait:
+        _wait(apps, core, deployment, namespace)
+    now = "is served" if wait else "is being rolled out" if served != wanted else "is served already"
+    return f"{deployment}: version {wanted} of {name} {now}"
+
+
+def status(namespace: str | None = None) -> list[str]:
+    """What each Deployment of ours serves: model, version, alias, ready replicas, since when; and what stands in the way.
+
+    Raises:
+        UserError: Kubernetes refuses, or nothing of ours is there.
+    """
+    apps, core, namespace = _apis(namespace)
+    found = refusals("list Deployments", lambda: apps.list_namespaced_deployment(namespace, label_selector=SERVING)).items
+    if not found:
+        raise UserError(f"nothing is served in namespace {namespace}; `kubectl apply -k k8s/serving -n {namespace}` starts it")
+    return [line for each in found for line in _lines(core, each, namespace)]
+
+
+def _lines(core: CoreV1Api, deployment: Any, namespace: str) -> list[str]:
+    pods, state = _annotations(deployment.spec.template), deployment.status
+    name, alias, version = pods.get(MODEL, "?"), pods.get(ALIAS, "champion"), pods.get(VERSION)
+    wanted, ready, updated = deployment.spec.replicas, state.ready_replicas or 0, state.updated_replicas or 0
+    since = max((each.last_update_time for each in state.conditions or [] if each.type == "Progressing"), default=None)
+    what = f"version {version} of {name}" if version else f"the {alias} of {name}"
+    if _is_done(deployment):
+        words = [what, f"{ready} of {wanted} replicas ready", *([f"since {since:%Y-%m-%d %H:%M} ({_age(since)})"] if since else [])]
+    else:
+        words = [f"{what} is being rolled out", f"{updated} of {wanted} replicas have it", f"{ready} ready"]
+    lines = [f"{deployment.metadata.name}: {', '.join(words)}"]
+    try:
+        newest = resolve(name, alias=alias)
+    except UserError as error:
+        lines.append(f"  {error}")
+    else:
+        if version and newest != version:
+            why = "a version was named by hand" if PINNED in _annotations(deployment) else "it follows"
+            lines.append(f"  {alias} is version {newest} now; {why}: `dreamteacher deploy --deployment {deployment.metadata.name}`")
+    problem = None if _is_done(deployment) else _problem(core, deployment, namespace)
+    return [*lines, *([f"  {problem}"] if problem else [])]
+
+
+def _wait(apps: AppsV1Api, core: CoreV1Api, name: str, namespace: str) -> None:
+    """Until all replicas are of the newest template and ready. Raises UserError where one cannot start, or nothing moves any more."""
+    while True:
+        found = refusals(f"read Deployment {name}", lambda: apps.read_namespaced_deployment(name, namespace))
+        if _is_done(found):
+            return
+        if problem := _problem(core, found, namespace):
+            raise UserError(f"{name} cannot serve the new version, and serves the one before it: {problem}")
+        if any(each.type == "Progressing" and each.reason == "ProgressDeadlineExceeded" for each in found.status.conditions or []):
+            raise UserError(f"{name} is not ready in time ({found.spec.progress_deadline_seconds} s); see `kubectl describe pods`")
+        time.sleep(POLL)
+
+
+def _is_done(deployment: Any) -> bool:
+    state, wanted = deployment.status, deployment.spec.replicas
+    seen = (state.observed_generation or 0) >= deployment.metadata.generation
+    counts = (state.replicas or 0, state.updated_replicas or 0, state.available_replicas or 0)
+    return bool(seen and counts == (wanted, wanted, wanted))
+
+
+def _problem(core: CoreV1Api, deployment: Any, namespace: str) -> str | None:
+    """Why a pod of the newest version does not start, in its own words."""
+    selector = ",".join(f"{key}={value}" for key, value in deployment.spec.selector.match_labels.items())
+    pods = refusals("list pods", lambda: core.list_namespaced_pod(namespace, label_selector=selector)).items
+    version = _annotations(deployment.spec.template).get(VERSION)
+    for pod in pods:
+        if _annotations(pod).get(VERSION) != version:
+            continue
+        for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
+            waiting, ended = container.state.waiting, container.state.terminated or (container.last_state or container.state).terminated
+            if ended and ended.exit_code and not container.ready:
+                said = [line for line in (ended.message or "").splitlines() if line.strip()]
+                return f"pod {pod.metadata.name}: {said[-1] if said else f'{container.name} ended with code {ended.exit_code}'}"
+            if waiting and waiting.reason in ("ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "InvalidImageName"):
+                return f"pod {pod.metadata.name}: {waiting.reason}: {waiting.message}"
+        for condition in pod.status.conditions or []:
+            if condition.type == "PodScheduled" and condition.status == "False":
+                return f"pod {pod.metadata.name}: no node for it: {condition.message}"
+    return None
+
+
+def _annotations(what: Any) -> dict[str, str]:
+    return what.metadata.annotations or {}
+
+
+def _apis(namespace: str | None) -> tuple[AppsV1Api, CoreV1Api, str]:
+    from kubernetes import config
+    from kubernetes.client import AppsV1Api, CoreV1Api
+
+    api = api_client()
+    if not namespace:
+        if POD_NAMESPACE.exists():
+            namespace = POD_NAMESPACE.read_text().strip()
+        else:
+            _, context = config.list_kube_config_contexts()
+            namespace = context["context"].get("namespace", "default")
+    return AppsV1Api(api), CoreV1Api(api), namespace
+
+
+def _age(since: datetime) -> str:
+    minutes = int((datetime.now(UTC) - since).total_seconds() // 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} days"

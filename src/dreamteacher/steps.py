@@ -1,0 +1,114 @@
+"""What a step leaves for those who watch a run: the first line of its log, and what it did outside of the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dreamteacher.errors import first_line
+
+log = logging.getLogger(__name__)
+EFFECTS = ".effects"  # on the volume of runs, beside the runs' own folders, which their last steps remove
+
+
+def announce(title: str, settings: dict[str, Any]) -> None:
+    """Log the first line of a stage, which is found below the many of KFP's own: what is run, by which version, with which settings, where.
+
+    In a terminal, where the user has just typed it, and on all but the first process (RANK) nothing is logged.
+    """
+    if sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        return
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    log.info("dreamteacher %s: version %s, settings %s, on %s", title, _version(), digest, _device())
+
+
+def _version() -> str:
+    try:
+        return version("dreamteacher")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _device() -> str:
+    """The GPUs that this process may use; "cpu" where it has none, or the stage does not compute with torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return "cpu"
+    count = torch.cuda.device_count()
+    return f"{f'{count} x ' if count > 1 else ''}{torch.cuda.get_device_name()}"
+
+
+@contextmanager
+def effect(step: str) -> Iterator[dict[str, Any]]:
+    """Record for `finish` what `step` does outside of the run: that it began, and, when the body ends, what was done or why not.
+
+    The body fills the dictionary that it gets with what it did. Where there is no volume of runs, nothing is recorded.
+    """
+    done: dict[str, Any] = {}
+    _record(step, {"began": datetime.now(UTC).isoformat(" ", "minutes")})
+    try:
+        yield done
+    except BaseException as error:
+        _record(step, {"failed": first_line(error, 500)})
+        raise
+    _record(step, {"done": done})
+
+
+def effects(pipeline: str) -> dict[str, str]:
+    """{step: "done: ...", "not done: ..." or "not started"} of a run whose steps have ended; empty where there is no volume of runs.
+
+    `pipeline` is pretrain or retrain.
+    """
+    folder = _folder()
+    if not folder:
+        return {}
+    last = {"pretrain": "record", "retrain": "promote"}[pipeline]
+    return {step: _words(folder / f"{step}.json") for step in ("publish", last)}
+
+
+def forget_effects() -> None:
+    """Remove the records of this run."""
+    if folder := _folder():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder() -> Path | None:
+    volume, run = (os.environ.get(f"DREAMTEACHER_{name}") for name in ("RUNS", "RUN"))
+    return Path(volume, EFFECTS, run) if volume and run else None
+
+
+def _record(step: str, content: dict[str, Any]) -> None:
+    """The effect counts, not its record: a volume that cannot be written stops nothing."""
+    if not (folder := _folder()):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / f".{step}.tmp"
+        fresh.write_text(json.dumps(content) + "\n")
+        fresh.replace(folder / f"{step}.json")
+    except OSError as error:
+        log.warning("%s: finish cannot be told what became of it (%s)", step, first_line(error))
+
+
+def _words(path: Path) -> str:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return "not started"
+    except (OSError, ValueError) as error:
+        return f"not known: {first_line(error)}"
+    if "done" in content:
+        return f"done: {', '.join(f'{key} {value}' for key, value in content['done'].items())}"
+    if "failed" in content:
+        return f"not done: {content['failed']}"
+    return f"not done: it began at {content['began']}, and its pod was killed or lost before it ended"

@@ -1,0 +1,117 @@
+"""A published repository comes from MLflow to a pod whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+from serving_samples import PARAMS
+
+from dreamteacher import cli
+from dreamteacher.errors import UserError
+from dreamteacher.serving.delivery import fetch_repository, has_repository, keep_repository, resolve
+from dreamteacher.stages import publish
+
+
+@pytest.fixture(scope="module")
+def published(project: Path, tmp_path_factory: pytest.TempPathFactory):
+    """(client, output of publish, registered as version 1 of cells with its repository; the folder of MLflow's artifacts)."""
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DREAMTEACHER_TRACKING", "on")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        onnx = project / "onnx" / "segmentation"
+        publish.run(PARAMS, onnx=onnx, evaluation=project / "evaluation", out=folder / "triton")
+        keep_repository("cells", "1", folder / "triton")
+        yield MlflowClient(f"sqlite:///{folder}/mlflow.db"), folder / "triton"
+        mlflow.set_tracking_uri(None)
+
+
+def stored(client: MlflowClient) -> Path:
+    """Where MLflow keeps the repository of version 1."""
+    version = client.get_model_version("cells", "1")
+    return Path(client.get_run(version.run_id).info.artifact_uri.removeprefix("file://")) / version.tags["repository"]
+
+
+@pytest.mark.parametrize("backend", ["production", "local"])
+def test_a_pod_gets_what_was_published_to_the_byte(published, tmp_path: Path, backend: str):
+    _, folder = published
+    out = tmp_path / "models" / "repository"
+    for _ in range(2):  # a restarted pod finds the first one's
+        assert fetch_repository("cells", "1", out, backend=backend) == ["cells", "cells-backbone", "cells-pictures"]
+    files = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
+    assert {str(file): (out / file).read_bytes() for file in files} == {
+        str(path.relative_to(folder / backend)): path.read_bytes() for path in (folder / backend).rglob("*") if path.is_file()
+    }
+    assert json.loads((tmp_path / "models/served.json").read_text()) == {"name": "cells", "version": "1"}
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["repository", "served.json"]
+
+
+def test_triton_says_which_registered_version_answers(published, tmp_path: Path):
+    client, folder = published
+    run = client.create_run("0")
+    sha256 = client.get_model_version("cells", "1").tags["sha256"]
+    version = str(client.create_model_version("cells", run.info.artifact_uri, run.info.run_id, tags={"sha256": sha256}).version)
+    keep_repository("cells", version, folder)
+    out = tmp_path / "models/repository"
+    assert fetch_repository("cells", version, out, backend="local") == ["cells", "cells-backbone", "cells-pictures"]
+    assert sorted(path.name for path in (out / "cells").iterdir() if path.is_dir()) == [version]
+
+
+def test_the_alias_is_resolved_to_a_version(published, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    client, _ = published
+    assert resolve("cells", alias="challenger") == "1"
+    assert cli.main(["fetch-model", "cells", "--out", str(tmp_path / "models")]) == 2
+    assert "cells has no champion; it has challenger" in capsys.readouterr().err
+    client.set_registered_model_alias("cells", "champion", "1")
+    assert cli.main(["fetch-model", "cells", "--out", str(tmp_path / "models")]) == 0
+    assert capsys.readouterr().out == f"version 1 of cells: cells, cells-backbone, cells-pictures -> {tmp_path}/models\n"
+    client.delete_registered_model_alias("cells", "champion")
+
+
+@pytest.mark.parametrize("harm", ["truncated", "missing", "rewritten", "other record", "gone"])
+def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, harm: str):
+    client, _ = published
+    place = stored(client)
+    safe = shutil.copytree(place, tmp_path / "safe")
+    model = place / "production/cells/1/model.onnx"
+    out = tmp_path / "models" / "repository"
+    fetch_repository("cells", "1", out)
+    before = (out / "cells/1/model.onnx").read_bytes()
+    try:
+        if harm == "truncated":
+            model.write_bytes(model.read_bytes()[:-1])
+        elif harm == "missing":
+            model.unlink()
+        elif harm == "rewritten":
+            model.write_bytes(model.read_bytes()[:-1] + b"x")
+        elif harm == "other record":
+            record = json.loads((place / "stage.json").read_text())
+            (place / "stage.json").write_text(json.dumps({key: value for key, value in record.items() if key != "sha256"}))
+        else:
+            shutil.rmtree(place)
+        with pytest.raises(UserError, match=r"version 1 of cells is damaged: |MLflow at .* does not answer as it should"):
+            fetch_repository("cells", "1", out)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(safe, place)
+    assert (out / "cells/1/model.onnx").read_bytes() == before
+
+
+def test_a_version_without_a_repository_says_who_stores_it(published, tmp_path: Path):
+    client, folder = published
+    run = client.create_run("0")
+    version = str(client.create_model_version("cells", run.info.artifact_uri, run.info.run_id, tags={"sha256": "0" * 64}).version)
+    assert not has_repository("cells", version)
+    with pytest.raises(
+        UserError,
+        match=f"of version {version} of cells is not stored; .*`dreamteacher promote cells --version {version}`",
+    ):
+        fetch_repository("cells", version, tmp_path / "models")
+    with pytest.raises(UserError, match=f"serves another model than version {version} of cells"):
+        keep_repository("cells", version, folder)

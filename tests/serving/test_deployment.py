@@ -1,0 +1,130 @@
+"""`deploy` and `status`, on what a real Kubernetes 1.34 answered in each state (deployments.json; tests/cluster runs them on one)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dreamteacher import cli
+from dreamteacher.errors import UserError
+from dreamteacher.serving import deployment
+from dreamteacher.serving.deployment import PINNED, VERSION, deploy, status
+from json_server import JsonServer
+
+RECORDED = json.loads(Path(__file__).with_name("deployments.json").read_text())
+NAME = "dreamteacher-triton"
+
+
+class Cluster:
+    """One Deployment and its pods. A patch is merged as the API does, and the next question finds it rolled out if `rolls`."""
+
+    def __init__(self, state: str) -> None:
+        self.deployment = json.loads(json.dumps(RECORDED[state]))
+        self.pods = RECORDED.get(f"{state}_pods", {"items": []})
+        self.rolls, self.patches = True, 0
+
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        if path.endswith("/pods"):
+            return 200, self.pods | {"apiVersion": "v1", "kind": "PodList"}
+        if path.endswith("/deployments"):
+            return 200, {"apiVersion": "apps/v1", "kind": "DeploymentList", "items": [self.deployment]}
+        if not path.endswith(f"/deployments/{NAME}"):
+            return 404, {"message": "not found"}
+        if method == "PATCH":
+            self.patches += 1
+            merge(self.deployment, body)
+            self.deployment["metadata"]["generation"] += 1
+        elif self.rolls:
+            self.deployment["status"]["observedGeneration"] = self.deployment["metadata"]["generation"]
+        return 200, self.deployment
+
+
+def merge(into: dict[str, Any], patch: dict[str, Any]) -> None:
+    for key, value in patch.items():
+        if isinstance(value, dict):
+            merge(into.setdefault(key, {}), value)
+        elif value is None:
+            into.pop(key, None)
+        else:
+            into[key] = value
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    found = Cluster(request.param)
+
+    server = JsonServer(lambda asked: found.answer(asked.method, asked.path, json.loads(asked.body or "null")))
+    kubeconfig = {
+        "clusters": [{"name": "c", "cluster": {"server": server.url}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "ml"}}],
+        "users": [{"name": "u", "user": {}}],
+        "current-context": "c",
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(deployment, "resolve", lambda name, alias: {"champion": "2", "challenger": "3"}[alias])
+    monkeypatch.setattr(deployment, "has_repository", lambda name, version: version != "9")
+    yield found
+    server.close()
+
+
+def state(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("cluster", [name], indirect=True)
+
+
+def annotations(cluster: Cluster) -> tuple[str | None, str | None]:
+    own, pods = cluster.deployment["metadata"]["annotations"], cluster.deployment["spec"]["template"]["metadata"]["annotations"]
+    return pods.get(VERSION), own.get(PINNED)
+
+
+@state("done")
+def test_deploy_follows_the_alias_unless_a_version_was_named_by_hand(cluster: Cluster):
+    assert deploy(NAME, version="1") == f"{NAME}: version 1 of cells is being rolled out"
+    assert annotations(cluster) == ("1", "1")
+    assert deploy(NAME, follow=True) == f"{NAME}: version 1 of cells was named by hand; `dreamteacher deploy` follows the alias again"
+    assert annotations(cluster) == ("1", "1")
+    assert deploy(NAME, wait=True) == f"{NAME}: version 2 of cells is served"
+    assert annotations(cluster) == ("2", None)
+    patches = cluster.patches
+    assert deploy(NAME, follow=True) == f"{NAME}: version 2 of cells is served already"
+    assert cluster.patches == patches
+
+
+@state("done")
+def test_what_cannot_be_deployed_changes_nothing(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(
+        UserError, match=r"repository of version 9 of cells is not stored; .*`dreamteacher promote cells --version 9` stores it"
+    ):
+        deploy(NAME, version="9")
+    assert cli.main(["deploy", "--deployment", "other", "-n", "ml"]) == 2
+    assert "error: namespace ml has no Deployment other; `kubectl apply -k k8s/serving` makes it" in capsys.readouterr().err
+    assert cluster.patches == 0
+
+
+@pytest.mark.parametrize(
+    ("cluster", "why"),
+    [
+        ("broken", r"pod \S+-v98fv: error: what MLflow stores with version 3 of cells is damaged: .*model.onnx is damaged"),
+        ("image", r"pod \S+-fhvwg: ImagePullBackOff: Back-off pulling image \"localhost/nowhere:1\""),
+    ],
+    indirect=["cluster"],
+)
+def test_a_version_that_cannot_start_is_said_in_its_own_words(cluster: Cluster, why: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match=f"{NAME} cannot serve the new version, and serves the one before it: {why}"):
+        deploy(NAME, version="3", wait=True)
+    assert cli.main(["status", "-n", "ml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{NAME}: version 3 of cells is being rolled out, 1 of 2 replicas have it, 2 ready"
+    assert lines[1] == f"  champion is version 2 now; a version was named by hand: `dreamteacher deploy --deployment {NAME}`"
+    assert lines[2].startswith("  pod ")
+
+
+@state("done")
+def test_status_says_version_replicas_and_since_when(cluster: Cluster):
+    (line,) = status("ml")
+    assert line.startswith(f"{NAME}: version 2 of cells, 2 of 2 replicas ready, since 2026-11-27 01:22 (")
