@@ -233,6 +233,17 @@ def test_a_failure_of_the_model_behind_it_is_an_error_of_each_request_of_the_bat
     assert {(error.status(), error.message()) for error in outcomes} == {("500", "stages: out of memory")}
 
 
+def test_it_answers_under_the_number_of_a_registered_version(models, tmp_path, monkeypatch):
+    """As `dreamteacher fetch-model` numbers the models of a pod."""
+    monkeypatch.chdir(tmp_path)
+    write_repository({"stages": models["stages"]}, tmp_path / "local", backend="python", settings=PARAMS.publish)
+    for model in (tmp_path / "local").glob("*/1"):
+        model.rename(model.with_name("7"))
+    monkeypatch.setattr("dreamteacher.serving.triton_repository.VERSION", "7")
+    with running_triton(tmp_path / "local") as triton:
+        assert ask(triton, "stages-pictures", PICTURES["webp"], ["probabilities"])["probabilities"].shape == (4,)
+
+
 def test_the_model_carries_all_that_it_imports_of_ours(repository):
     folder = repository / "cells-pictures/1"
     copies = {

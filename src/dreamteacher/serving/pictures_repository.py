@@ -35,7 +35,7 @@ def write_pictures(folder: Path, version: str, config: ModelConfig) -> None:
     for module in MODULES:
         copy = place / "dreamteacher" / module
         copy.parent.mkdir(parents=True, exist_ok=True)
-        (copy.parent / "__init__.py").touch()
+        (copy.parent / "__init__.py").write_text('"""Part of a copy that `dreamteacher publish` made."""\n')  # some stores lose empty files
         shutil.copyfile(SOURCE / module, copy)
     shutil.copyfile(SOURCE / "serving/triton_pictures.py", place / "model.py")
 
