@@ -21,10 +21,13 @@ def api_client() -> ApiClient:
     """The cluster that this pod is in, or that kubectl would ask.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is neither, or the client is not installed.
     """
-    from kubernetes import config
-    from kubernetes.client import ApiClient
+    try:
+        from kubernetes import config
+        from kubernetes.client import ApiClient
+    except ModuleNotFoundError as error:
+        raise UserError("Kubernetes' client is not installed here; pip install 'dreamteacher[pipelines]'") from error
 
     try:
         config.load_kube_config()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,9 @@ def test_a_version_that_cannot_start_is_said_in_its_own_words(cluster: Cluster, 
 def test_status_says_version_replicas_and_since_when(cluster: Cluster):
     (line,) = status("ml")
     assert line.startswith(f"{NAME}: version 2 of cells, 2 of 2 replicas ready, since 2026-11-27 01:22 (")
+
+
+def test_without_the_client_of_kubernetes_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    assert cli.main(["status"]) == 2
+    assert capsys.readouterr().err == "error: Kubernetes' client is not installed here; pip install 'dreamteacher[pipelines]'\n"

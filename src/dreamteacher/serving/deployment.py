@@ -143,10 +143,10 @@ def _annotations(what: Any) -> dict[str, str]:
 
 
 def _apis(namespace: str | None) -> tuple[AppsV1Api, CoreV1Api, str]:
+    api = api_client()
     from kubernetes import config
     from kubernetes.client import AppsV1Api, CoreV1Api
 
-    api = api_client()
     if not namespace:
         if POD_NAMESPACE.exists():
             namespace = POD_NAMESPACE.read_text().strip()
