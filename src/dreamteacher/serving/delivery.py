@@ -34,7 +34,7 @@ def keep_repository(name: str, version: str, folder: Path) -> None:
     """
     read_stage(folder)
     (model,) = folder.glob(f"production/{name}/{VERSION}/{MODEL_FILE}")
-    place, sha256 = f"{REPOSITORY}/{sha256_of(folder / RECORD).hex()[:32]}", sha256_of(model).hex()
+    place, sha256 = _place(folder), sha256_of(model).hex()
     with registry_client() as client:
         chosen = client.get_model_version(name, version)
         if chosen.tags.get(REPOSITORY) == place:
@@ -68,6 +68,14 @@ def has_repository(name: str, version: str) -> bool:
         return REPOSITORY in client.get_model_version(name, version).tags
 
 
+def not_stored(name: str, version: str) -> UserError:
+    """The error of what needs a repository that `has_repository` does not find."""
+    return UserError(
+        f"the repository of version {version} of {name} is not stored; where its artifacts are, "
+        f"`dreamteacher promote {name} --version {version}` stores it"
+    )
+
+
 @patient
 def fetch_repository(name: str, version: str, out: Path, *, backend: str = "production") -> list[str]:
     """Write the repository of `version` of `name` to `out`, which appears whole or not at all; beside it SERVED, {name, version}.
@@ -92,10 +100,7 @@ def fetch_repository(name: str, version: str, out: Path, *, backend: str = "prod
             chosen = client.get_model_version(name, version)
             place = chosen.tags.get(REPOSITORY)
             if not place:
-                raise UserError(
-                    f"the repository of version {version} of {name} is not stored; where its artifacts are, "
-                    f"`dreamteacher promote {name} --version {version}` stores it"
-                )
+                raise not_stored(name, version)
             folder = Path(client.download_artifacts(run_of(chosen), place, scratch))
         _check(folder, place, f"version {version} of {name}")
         for model in (folder / backend).glob(f"*/{VERSION}"):
@@ -109,11 +114,16 @@ def fetch_repository(name: str, version: str, out: Path, *, backend: str = "prod
     return models
 
 
+def _place(folder: Path) -> str:
+    """Where the output of `publish` in `folder` lies in the run of its version."""
+    return f"{REPOSITORY}/{sha256_of(folder / RECORD).hex()[:32]}"
+
+
 def _check(folder: Path, place: str, version: str) -> None:
     """Raises UserError where `folder`, of which `place` names the stage.json, is not what was stored with `version`."""
     try:
         read_stage(folder)
-        problem = "" if sha256_of(folder / RECORD).hex()[:32] == place.rpartition("/")[2] else f"its {RECORD} is not the recorded one"
+        problem = "" if _place(folder) == place else f"its {RECORD} is not the recorded one"
     except UserError as error:
         problem = str(error).partition(";")[0].replace(f"{folder}/", "")
     if problem:

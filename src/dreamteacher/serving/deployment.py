@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError
 from dreamteacher.kubernetes_api import api_client, or_none, refusals
-from dreamteacher.serving.delivery import has_repository, resolve
+from dreamteacher.serving.delivery import has_repository, not_stored, resolve
 
 if TYPE_CHECKING:
     from kubernetes.client import AppsV1Api, CoreV1Api
@@ -46,10 +46,7 @@ def deploy(deployment: str, namespace: str | None = None, *, version: str | None
         return f"{deployment}: version {pinned} of {name} was named by hand; `dreamteacher deploy` follows the alias again"
     wanted = version or resolve(name, alias=pods.get(ALIAS, "champion"))
     if not has_repository(name, wanted):
-        raise UserError(
-            f"the repository of version {wanted} of {name} is not stored; where its artifacts are, "
-            f"`dreamteacher promote {name} --version {wanted}` stores it"
-        )
+        raise not_stored(name, wanted)
     served = pods.get(VERSION)
     if served != wanted or pinned != version:
         about = {PINNED: version, "kubernetes.io/change-cause": f"version {wanted} of {name}"}  # None removes it
