@@ -4,18 +4,20 @@ A task and each artifact that it outputs are boxes; edges come from artifacts, f
 Inputs of the layer itself are not drawn. dagre puts boxes in ranks, and an edge over several ranks takes a place in each between.
 
 Here grandalf lays them out, which comes with DVC. Of these pipelines its layers are as high as dagre 0.8.5 makes them, and up to half as
-wide again, never narrower.
+wide again, never narrower.; the narrowest of a few tries is taken.
 """
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import networkx
-from grandalf.graphs import Edge, Graph, Vertex
+from grandalf.graphs import Edge, Vertex, graph_core
 from grandalf.layouts import SugiyamaLayout
 
 WIDTH, HEIGHT, BESIDE, BELOW = 224, 48, 50, 50  # px: of a box, and between boxes
+TRIES = 10
 
 
 class _Box:
@@ -42,17 +44,21 @@ def _size(spec: dict[str, Any], dag: dict[str, Any]) -> tuple[int, int]:
             if made := source.get("taskOutputParameter"):
                 graph.add_edge(made["producerTask"], name)
         graph.add_edges_from((before, name) for before in task.get("dependentTasks", []))
-    boxes = {node: Vertex(node) for node in graph}
+    parts = [graph.subgraph(nodes) for nodes in networkx.weakly_connected_components(graph)]
+    height = networkx.dag_longest_path_length(graph) * (HEIGHT + BELOW) + HEIGHT
+    return sum(min(_width(part, seed) for seed in range(TRIES)) for part in parts) + BESIDE * (len(parts) - 1), height
+
+
+def _width(part: networkx.DiGraph, seed: int) -> int:
+    """Of one connected part whose edges come in an order of that seed: grandalf's crossings, and with them its width, depend on it."""
+    boxes = {node: Vertex(node) for node in sorted(part, key=str)}
     for box in boxes.values():
         box.view = _Box()
-    drawn = Graph(list(boxes.values()), [Edge(boxes[a], boxes[b]) for a, b in graph.edges])
-    widths, height = [], 0
-    for part in drawn.C:
-        layout = SugiyamaLayout(part)
-        layout.xspace, layout.yspace = BESIDE, BELOW
-        layout.init_all()
-        layout.draw(3)
-        xs = [vertex.view.xy[0] for vertex in part.sV]
-        widths.append(round(max(xs) - min(xs)) + WIDTH)
-    height = networkx.dag_longest_path_length(graph) * (HEIGHT + BELOW) + HEIGHT
-    return sum(widths) + BESIDE * (len(widths) - 1), height
+    edges = [Edge(boxes[a], boxes[b]) for a, b in sorted(part.edges, key=str)]
+    Random(seed).shuffle(edges)
+    layout = SugiyamaLayout(graph_core(list(boxes.values()), edges))
+    layout.xspace, layout.yspace = BESIDE, BELOW
+    layout.init_all()
+    layout.draw(3)
+    xs = [box.view.xy[0] for box in layout.g.sV]
+    return round(max(xs) - min(xs)) + WIDTH
