@@ -4,7 +4,7 @@ A task and each artifact that it outputs are boxes; edges come from artifacts, f
 Inputs of the layer itself are not drawn. dagre puts boxes in ranks, and an edge over several ranks takes a place in each between.
 
 Here grandalf lays them out, which comes with DVC. Of these pipelines its layers are as high as dagre 0.8.5 makes them, and up to half as
-wide again, never narrower.; the narrowest of a few tries is taken.
+wide again, never narrower; the narrowest of a few tries is taken.
 """
 
 from __future__ import annotations
