@@ -20,7 +20,7 @@ from dreamteacher.serving import deployment
 from helpers import PROJECT
 
 SERVING = PROJECT / "k8s/serving"
-GIVEN = {("ConfigMap", "dreamteacher-env"), ("Secret", "dreamteacher-s3")}  # of k8s/base, and of the user
+MADE: Made = {("ConfigMap", "dreamteacher-env"): set(), ("Secret", "dreamteacher-s3"): KEYS}  # of k8s/base, and of the user
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here")
 VERSIONS = ("1.34", "1.35", "1.36", "1.37")
 

@@ -1,8 +1,9 @@
-"""`dreamteacher fetch-model|deploy|status`: a registered model on a cluster."""
+"""`dreamteacher fetch-model|deploy|status|last-run`: a registered model on a cluster, and whether it is retrained."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
     status = add("status", _status, "say what is served where on Kubernetes")
     for command in (deploy, status):
         command.add_argument("--namespace", "-n", help="default: that of the pod, or of kubectl's context")
+    last = add("last-run", _last_run, "say when something last ran that MLflow knows of, such as a scheduled retraining")
+    last.add_argument("--within-days", type=float, metavar="DAYS", help="exit code 2 if it began earlier")
+    last.add_argument(
+        "--experiment", default=os.environ.get("MLFLOW_EXPERIMENT_NAME", "dreamteacher"), metavar="NAME", help="default: %(default)s"
+    )
 
 
 def _fetch_model(options: argparse.Namespace) -> int:
@@ -48,4 +54,11 @@ def _status(options: argparse.Namespace) -> int:
 
     lines = status(options.namespace)
     print("\n".join(lines))
+    return 0
+
+
+def _last_run(options: argparse.Namespace) -> int:
+    from dreamteacher.serving.last_run import last_run
+
+    print(last_run(options.experiment, options.within_days))
     return 0

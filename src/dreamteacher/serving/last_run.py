@@ -1,0 +1,34 @@
+"""When something last ran that MLflow knows of: whether the schedule of retraining is alive.
+
+Every scheduled run leaves runs in MLflow, those that find nothing new too (`fetch-data`, `ingest`, `compare-data`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from dreamteacher.errors import UserError
+from dreamteacher.outages import patient
+from dreamteacher.serving.promotion import registry_client
+
+
+@patient
+def last_run(experiment: str, within_days: float | None = None) -> str:
+    """The newest run of `experiment` and when it began, in words.
+
+    Raises:
+        UserError: there is no such experiment, it has no run, MLflow does not answer, or the run began more than `within_days` ago.
+    """
+    with registry_client() as client:
+        found = client.get_experiment_by_name(experiment)
+        if not found:
+            raise UserError(f"MLflow has no experiment {experiment}; --experiment names another")
+        runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
+    if not runs:
+        raise UserError(f"experiment {experiment} has no run")
+    began = datetime.fromtimestamp(runs[0].info.start_time / 1000, UTC)
+    days = (datetime.now(UTC) - began).total_seconds() / 86400
+    words = f"the newest run of experiment {experiment}, {runs[0].info.run_name}, began {began:%Y-%m-%d %H:%M} UTC, {days:.1f} days ago"
+    if within_days is not None and days > within_days:
+        raise UserError(f"{words}, more than {within_days:g}; is the schedule of retraining alive? (docs/operations.md)")
+    return words
