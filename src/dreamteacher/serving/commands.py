@@ -1,4 +1,4 @@
-"""`dreamteacher fetch-model|deploy|status|last-run`: a registered model on a cluster, and whether it is retrained."""
+"""`dreamteacher fetch-model|deploy|follow|status|last-run`: a registered model on a cluster, and whether it is retrained."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
     deploy.add_argument("--deployment", default="dreamteacher-triton", metavar="NAME", help="default: %(default)s")
     deploy.add_argument("--follow", action="store_true", help="as the CronJob does: a version that was named stays")
     deploy.add_argument("--wait", action="store_true", help="until all replicas serve it, or one cannot")
+    follow = add("follow", _follow, "serve what MLflow's webhooks announce, when they do")
+    follow.add_argument("--port", type=int, default=8080, help="default: %(default)s")
     status = add("status", _status, "say what is served where on Kubernetes")
-    for command in (deploy, status):
+    for command in (deploy, follow, status):
         command.add_argument("--namespace", "-n", help="default: that of the pod, or of kubectl's context")
     last = add("last-run", _last_run, "say when something last ran that MLflow knows of, such as a scheduled retraining")
     last.add_argument("--within-days", type=float, metavar="DAYS", help="exit code 2 if it began earlier")
@@ -46,6 +48,13 @@ def _deploy(options: argparse.Namespace) -> int:
     from dreamteacher.serving.deployment import deploy
 
     print(deploy(options.deployment, options.namespace, version=options.version, follow=options.follow, wait=options.wait))
+    return 0
+
+
+def _follow(options: argparse.Namespace) -> int:
+    from dreamteacher.serving.webhook import run
+
+    run(options.namespace, options.port)
     return 0
 
 
