@@ -19,6 +19,8 @@ KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 MADE: Made = {  # what the comments of the overlays and components ask the user to make, and the account that KFP has
     ("Secret", "dreamteacher-s3"): KEYS,
     ("Secret", "dreamteacher-postgres"): {"POSTGRES_PASSWORD"},
+    ("Secret", "dreamteacher-webhook"): {"DREAMTEACHER_WEBHOOK_SECRET"},
+    ("ConfigMap", "dreamteacher-sampling"): set(),
     ("ServiceAccount", "pipeline-runner"): set(),
 }
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here")

@@ -18,7 +18,7 @@ from helpers import PROJECT
 
 pytestmark = needs_kubectl
 COMPONENTS = PROJECT / "k8s/components"
-PATCHING = ("gpu", "network-policies", "autoscaling", "priorities", "gateway")  # they meet in the same objects: each combination
+PATCHING = ("gpu", "network-policies", "autoscaling", "priorities", "sampling", "gateway")  # they meet in the same objects: each combination
 ADDING = ("monitoring", "retraining-watch", "mlflow", "postgres", "object-store")  # they only add some
 IN_CLUSTER = [  # what then leads to them
     "MLFLOW_TRACKING_URI=http://dreamteacher-mlflow:5000",
@@ -67,7 +67,8 @@ COMBINATIONS += [(patching, ADDING) for patching in powerset(*PATCHING) if len(p
 @pytest.mark.parametrize(("patching", "adding"), COMBINATIONS, ids=["+".join((*one, *two)) for one, two in COMBINATIONS])
 def test_each_combination_of_serving(copy: Path, patching: tuple[str, ...], adding: tuple[str, ...], canary: bool):
     by_weight = ("gateway-canary",) if canary and "gateway" in patching else ()
-    found = serving(copy, (*patching, *by_weight, *adding), *(["serving/canary"] if canary else []))
+    beside = (["serving/canary"] if canary else []) + (["serving/webhook"] if adding else [])
+    found = serving(copy, (*patching, *by_weight, *adding), *beside)
     check(found)
     served = {each["metadata"]["name"]: each["spec"] for each in found if each["kind"] == "Deployment" and "triton" in each["metadata"]["name"]}
     assert set(served) == {"dreamteacher-triton", *(["dreamteacher-triton-canary"] if canary else [])}
