@@ -15,6 +15,7 @@ from pathlib import Path
 import boto3
 import mlflow
 import pytest
+from cryptography.fernet import Fernet
 from mlflow.tracking import MlflowClient
 from mlflow_stack import DATABASE, KEYS, MlflowServer, Postgres, environment, manifest, running_postgres
 from moto.server import ThreadedMotoServer
@@ -25,6 +26,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.serving.delivery import fetch_repository, has_repository, keep_repository
 from dreamteacher.serving.promotion import promote
 from dreamteacher.stages import publish
+from json_server import JsonServer, Request
 
 pytestmark = pytest.mark.skipif(not DATABASE, reason="no PostgreSQL here (Debian: apt-get install postgresql)")
 MODELS = ["cells", "cells-backbone", "cells-pictures"]
@@ -70,7 +72,7 @@ def migrate(variables: dict[str, str], database: str) -> None:
 
 @pytest.fixture(scope="module")
 def server(postgres: Postgres, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    variables = environment(postgres, s3)
+    variables = environment(postgres, s3) | {"MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode()}
     migrate(variables, variables["MLFLOW_BACKEND_STORE_URI"])
     found = MlflowServer(tmp_path_factory.mktemp("server"), variables)
     found.start()
@@ -123,6 +125,21 @@ def test_names_of_the_service_are_answered_and_others_refused(server: MlflowServ
     assert {host: answer(f"{host}:5000") for host in good} == dict.fromkeys(good, 200)
     bad = ["example.org", f"{name}.example.org", f"{name}.example.org:5000", f"{name}.ml.svc.example.org:5000"]
     assert {host: answer(host) for host in bad} == dict.fromkeys(bad, 403)
+
+
+def test_each_worker_can_sign_what_a_webhook_in_the_cluster_gets(client: MlflowClient):
+    signatures = []
+
+    def answer(request: Request) -> tuple[int, str]:
+        signatures.append(request.headers["X-MLflow-Signature"])
+        return 200, ""
+
+    with JsonServer(answer) as receiver:
+        webhook = client.create_webhook("mine", receiver.url, ["model_version_alias.created"], secret="s")
+        for _ in range(8):  # connections that either worker takes
+            assert MlflowClient(client.tracking_uri).test_webhook(webhook.webhook_id).success
+        client.delete_webhook(webhook.webhook_id)
+    assert len(signatures) == 8 and all(signature.startswith("v1,") for signature in signatures)
 
 
 def test_a_server_that_is_killed_while_it_takes_an_upload_leaves_nothing_half_stored(
