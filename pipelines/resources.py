@@ -45,6 +45,7 @@ class Environment(_Strict):
     secrets: dict[str, list[str]] = Field(description="{secret: its keys} of every step; one that is missing hinders none")
     step_secrets: dict[str, dict[str, list[str]]] = Field(description="{step: what it has beside `secrets`}")
     image_pull_secrets: list[str] = Field(description="names; none if the nodes can pull the image anyway")
+    labels: dict[str, str] = Field({}, description="of each step's pod and of TrainJobs, such as {kueue.x-k8s.io/queue-name: NAME}")
     volume: Volume
     pool_label: str = Field(description="label of the nodes whose value is the pool's name")
 
@@ -162,6 +163,8 @@ class Profile:
         kubernetes.set_timeout(task, int(wanted.timeout_h * 3600))
         kubernetes.set_security_context(task, run_as_non_root=True)  # which a namespace with Pod Security `restricted` asks for
         kubernetes.add_node_selector(task, around.pool_label, "cpu" if launcher else wanted.pool)
+        for name, value in ({} if launcher else around.labels).items():  # a launcher in a queue would hold what its TrainJob waits for
+            kubernetes.add_pod_label(task, name, value)
         if wanted.gpus and not launcher:
             task.set_accelerator_type(GPU).set_accelerator_limit(wanted.gpus)
             kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
@@ -205,4 +208,5 @@ class Profile:
             "config_maps": {name: {key: key for key in keys} for name, keys in around.config_map.items()},
             "secrets": {name: {key: key for key in keys} for name, keys in around.secrets.items()},
             "image_pull_secrets": around.image_pull_secrets,
+            "labels": around.labels,
         }

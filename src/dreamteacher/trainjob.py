@@ -61,6 +61,7 @@ class Nodes(BaseModel):
         default_factory=dict, description="{secret: {key: variable}}; one that is missing hinders nothing"
     )
     image_pull_secrets: list[str] = Field(default_factory=list, description="names of secrets by which the nodes pull `image`")
+    labels: dict[str, str] = Field(default_factory=dict, description="of the TrainJob, such as that of Kueue's queue")
 
 
 def settings_of(environment: Mapping[str, str]) -> Nodes | None:
@@ -170,7 +171,7 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[s
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
-        "metadata": {"name": name, "namespace": namespace, "labels": {RUN_LABEL: run_id}},
+        "metadata": {"name": name, "namespace": namespace, "labels": nodes.labels | {RUN_LABEL: run_id}},
         "spec": {
             "runtimeRef": {
                 "apiGroup": GROUP,

@@ -29,7 +29,7 @@ from PIL import Image
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "serving")]
 from serving_samples import PARAMS, make_data, make_evaluation, make_finetuned, make_model
-from stack import GIVEN, NAMESPACE, NEEDED, address, applied, fetch_seconds, forwarded, kubectl
+from cluster_stack import BACKEND, GIVEN, NAMESPACE, NEEDED, address, applied, fetch_seconds, forwarded, kubectl
 
 from dreamteacher.errors import UserError
 from dreamteacher.serving.client import Client
@@ -154,10 +154,8 @@ def test_a_new_version_takes_over_under_load_without_a_failed_request_and_the_ol
 
 def test_a_damaged_version_is_not_served_and_the_old_one_serves_on(served: str, versions: MlflowClient, tmp_path: Path):
     version = versions.get_model_version(NAME, "3")
-    place = f"{version.tags['repository']}/local/{NAME}/1"
-    model = Path(versions.download_artifacts(version.run_id, f"{place}/model.onnx", str(tmp_path)))
-    model.write_bytes(model.read_bytes() + b"x")
-    versions.log_artifact(version.run_id, str(model), place)
+    (tmp_path / "model.onnx").write_bytes(b"not what was published")
+    versions.log_artifact(version.run_id, str(tmp_path / "model.onnx"), f"{version.tags['repository']}/{BACKEND}/{NAME}/1")
     load = Load(served)
     with pytest.raises(
         UserError, match=r"cannot serve the new version, and serves the one before it: pod \S+: error: what MLflow stores with"

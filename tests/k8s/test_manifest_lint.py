@@ -98,7 +98,9 @@ def fails(found: Stack, harm: Callable[[Stack], object], said: str) -> None:
         (lambda m: triton(m)["volumeMounts"][0].update(mountPath="/tmp"), "two volumes at /tmp"),
         (lambda m: pods(m)["volumes"].append({"name": "c", "configMap": {"name": "x"}}), "volume c: there is no ConfigMap x"),
         (
-            lambda m: pods(m)["volumes"].append({"name": "c", "configMap": {"name": "dreamteacher-env", "items": [{"key": "x", "path": "x"}]}}),
+            lambda m: pods(m)["volumes"].append(
+                {"name": "c", "configMap": {"name": "dreamteacher-env", "items": [{"key": "x", "path": "x"}]}}
+            ),
             "volume c: ConfigMap dreamteacher-env has no key x",
         ),
         (lambda m: pods(m)["volumes"].append({"name": "c", "secret": {"secretName": "x"}}), "volume c: there is no Secret x"),
@@ -155,9 +157,9 @@ def fails(found: Stack, harm: Callable[[Stack], object], said: str) -> None:
         (lambda m: triton(m)["resources"]["requests"].update({"nvidia.com/gpu": "1"}), "requests.nvidia.com/gpu has no limit"),
         (lambda m: pods(m)["volumes"][0]["emptyDir"].update(sizeLimit="10 G"), "sizeLimit = 10 G is no quantity"),
         (
-            lambda m: get(m, "StatefulSet", "dreamteacher-postgres")["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"].update(
-                storage="10GB"
-            ),
+            lambda m: get(m, "StatefulSet", "dreamteacher-postgres")["spec"]["volumeClaimTemplates"][0]["spec"]["resources"][
+                "requests"
+            ].update(storage="10GB"),
             "storage = 10GB is no quantity",
         ),
         (lambda m: triton(m)["readinessProbe"]["httpGet"].update(port="x"), "readinessProbe: no port x"),
@@ -170,14 +172,26 @@ def fails(found: Stack, harm: Callable[[Stack], object], said: str) -> None:
         (lambda m: without_port(m, "dreamteacher-triton", "ingress", "http"), "let nobody ask port 8000"),
         (lambda m: without_port(m, "dreamteacher-triton", "ingress", "grpc"), "let nobody ask port 8001"),
         (lambda m: without_port(m, "dreamteacher-triton", "ingress", "metrics"), "let nobody ask port 8002"),
-        (lambda m: without_port(m, "dreamteacher-triton", "egress", 5000), "cut MLFLOW_TRACKING_URI (dreamteacher-mlflow, port 5000): no egress"),
-        (lambda m: without_port(m, "dreamteacher-triton", "egress", 8333), "cut MLFLOW_S3_ENDPOINT_URL (dreamteacher-object-store, port 8333)"),
+        (
+            lambda m: without_port(m, "dreamteacher-triton", "egress", 5000),
+            "cut MLFLOW_TRACKING_URI (dreamteacher-mlflow, port 5000): no egress",
+        ),
+        (
+            lambda m: without_port(m, "dreamteacher-triton", "egress", 8333),
+            "cut MLFLOW_S3_ENDPOINT_URL (dreamteacher-object-store, port 8333)",
+        ),
         (lambda m: without_port(m, "dreamteacher-triton", "egress", 53), "Deployment dreamteacher-triton: network policies cut names"),
         (lambda m: rule(m, "dreamteacher-triton", "egress")[0]["ports"].pop(0), "cut names (DNS, port 53): no egress"),  # UDP alone
         (lambda m: without_port(m, "dreamteacher-follow", "egress", 6443), "cut the Kubernetes API (kubernetes.default, port 6443)"),
         (lambda m: without_port(m, "dreamteacher-follow", "egress", 443), "cut the Kubernetes API (kubernetes.default, port 443)"),
-        (lambda m: without_port(m, "dreamteacher-mlflow", "egress", 5432), "cut MLFLOW_BACKEND_STORE_URI (dreamteacher-postgres, port 5432)"),
-        (lambda m: without_port(m, "dreamteacher-mlflow", "egress", 8333), "Deployment dreamteacher-mlflow: network policies cut MLFLOW_S3"),
+        (
+            lambda m: without_port(m, "dreamteacher-mlflow", "egress", 5432),
+            "cut MLFLOW_BACKEND_STORE_URI (dreamteacher-postgres, port 5432)",
+        ),
+        (
+            lambda m: without_port(m, "dreamteacher-mlflow", "egress", 8333),
+            "Deployment dreamteacher-mlflow: network policies cut MLFLOW_S3",
+        ),
         (
             lambda m: rule(m, "dreamteacher-postgres", "ingress")[0]["from"][0]["podSelector"]["matchLabels"].update(a="b"),
             "(dreamteacher-postgres, port 5432): no ingress to StatefulSet dreamteacher-postgres",
@@ -204,7 +218,9 @@ def test_in_one_namespace(dev: Stack, harm: Callable[[Stack], object], said: str
         (lambda m: get(m, "ScaledObject")["spec"]["scaleTargetRef"].update(name="x"), "there is no Deployment x"),
         (lambda m: get(m, "ScaledObject")["spec"].update(minReplicaCount=9), "minReplicaCount is above maxReplicaCount"),
         (
-            lambda m: m.append({"kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"}, "spec": get(m, "ScaledObject")["spec"] | {"maxReplicas": 2}}),
+            lambda m: m.append(
+                {"kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"}, "spec": get(m, "ScaledObject")["spec"] | {"maxReplicas": 2}}
+            ),
             "dreamteacher-triton has two autoscalers",
         ),
         (
@@ -226,7 +242,9 @@ def test_in_one_namespace(dev: Stack, harm: Callable[[Stack], object], said: str
             "its selector matches the pods of Deployment dreamteacher-triton too",
         ),
         (
-            lambda m: rule(m, "dreamteacher-triton", "egress")[1].update(to=[{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "x"}}}]),
+            lambda m: rule(m, "dreamteacher-triton", "egress")[1].update(
+                to=[{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "x"}}}]
+            ),
             "cut MLFLOW_TRACKING_URI (mlflow.mlflow.svc, port 5000): no egress",
         ),
     ],
@@ -238,7 +256,10 @@ def test_in_production(production: Stack, harm: Callable[[Stack], object], said:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda m: get(m, "ResourceQuota", "dreamteacher-training")["spec"]["hard"].update({"requests.nvidia.com/gpu": "x"}), "= x is no quantity"),
+        (
+            lambda m: get(m, "ResourceQuota", "dreamteacher-training")["spec"]["hard"].update({"requests.nvidia.com/gpu": "x"}),
+            "= x is no quantity",
+        ),
         (lambda m: get(m, "LocalQueue", "dreamteacher")["spec"].update(clusterQueue="x"), "there is no ClusterQueue x"),
         (
             lambda m: get(m, "ClusterQueue", "dreamteacher")["spec"]["resourceGroups"][0]["flavors"][0].update(name="x"),
@@ -249,7 +270,9 @@ def test_in_production(production: Stack, harm: Callable[[Stack], object], said:
             "does not have the coveredResources",
         ),
         (
-            lambda m: get(m, "ClusterQueue", "dreamteacher")["spec"]["resourceGroups"][0]["flavors"][0]["resources"][1].update(nominalQuota="1GB"),
+            lambda m: get(m, "ClusterQueue", "dreamteacher")["spec"]["resourceGroups"][0]["flavors"][0]["resources"][1].update(
+                nominalQuota="1GB"
+            ),
             "memory = 1GB is no quantity",
         ),
         (

@@ -18,7 +18,14 @@ from helpers import PROJECT
 
 pytestmark = needs_kubectl
 COMPONENTS = PROJECT / "k8s/components"
-PATCHING = ("gpu", "network-policies", "autoscaling", "priorities", "sampling", "gateway")  # they meet in the same objects: each combination
+PATCHING = (
+    "gpu",
+    "network-policies",
+    "autoscaling",
+    "priorities",
+    "sampling",
+    "gateway",
+)  # they meet in the same objects: each combination
 ADDING = ("monitoring", "retraining-watch", "mlflow", "postgres", "object-store")  # they only add some
 IN_CLUSTER = [  # what then leads to them
     "MLFLOW_TRACKING_URI=http://dreamteacher-mlflow:5000",
@@ -70,7 +77,9 @@ def test_each_combination_of_serving(copy: Path, patching: tuple[str, ...], addi
     beside = (["serving/canary"] if canary else []) + (["serving/webhook"] if adding else [])
     found = serving(copy, (*patching, *by_weight, *adding), *beside)
     check(found)
-    served = {each["metadata"]["name"]: each["spec"] for each in found if each["kind"] == "Deployment" and "triton" in each["metadata"]["name"]}
+    served = {
+        each["metadata"]["name"]: each["spec"] for each in found if each["kind"] == "Deployment" and "triton" in each["metadata"]["name"]
+    }
     assert set(served) == {"dreamteacher-triton", *(["dreamteacher-triton-canary"] if canary else [])}
     for name, spec in served.items():
         about, pods = spec["template"]["metadata"], spec["template"]["spec"]
@@ -89,7 +98,9 @@ def test_what_only_adds_objects_goes_alone_and_without_each_other(copy: Path, ad
     check(serving(copy, ("network-policies", *adding)))
 
 
-@pytest.mark.parametrize("others", list(powerset("network-policies", "priorities", "gateway", "monitoring", "retraining-watch")), ids="+".join)
+@pytest.mark.parametrize(
+    "others", list(powerset("network-policies", "priorities", "gateway", "monitoring", "retraining-watch")), ids="+".join
+)
 def test_kserve_runs_the_same_pods(copy: Path, others: tuple[str, ...]):
     found = serving(copy, (*others, "kserve"))
     check(found)
@@ -108,7 +119,9 @@ def test_kserve_runs_the_same_pods(copy: Path, others: tuple[str, ...]):
 def test_each_combination_of_training(copy: Path, components: tuple[str, ...], nodes: bool):
     found = overlay(copy, "training", resources=["base", *(["multi-node"] if nodes else [])], components=components)
     check(found)
-    runtimes = [each["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"] for each in found if each["kind"] == "TrainingRuntime"]
+    runtimes = [
+        each["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"] for each in found if each["kind"] == "TrainingRuntime"
+    ]
     wanted = "dreamteacher-training" if "priorities" in components else None
     assert [each["template"]["spec"].get("priorityClassName") for each in runtimes] == ([wanted] if nodes else [])
 

@@ -16,7 +16,7 @@ from kfp import dsl
 
 import components
 from dreamteacher.errors import UserError
-from dreamteacher.trainjob import settings_of
+from dreamteacher.trainjob import RUN_LABEL, manifest, settings_of
 from pipelines import NAMES
 from pipelines.__main__ import main
 from pipelines.compile import check_image, compile_pipeline
@@ -152,6 +152,25 @@ def test_a_private_image_is_pulled_by_the_secret_of_the_file(tmp_path: Path) -> 
     env = only.pipeline_spec.deployment_spec["executors"]["exec-nothing"]["container"]["env"]
     nodes = settings_of({each["name"]: each["value"] for each in env})
     assert nodes and nodes.image_pull_secrets == ["regcred"]
+
+
+@pytest.mark.parametrize(("step", "is_launcher"), [("finetune", False), ("train-teacher", True)])
+def test_labels_put_pods_and_trainjobs_into_a_queue_and_not_their_launcher(tmp_path: Path, step: str, is_launcher: bool) -> None:
+    file, queue = tmp_path / "resources.yaml", {"kueue.x-k8s.io/queue-name": "dreamteacher"}
+    file.write_text(FILE.read_text().replace("labels: {}", f"labels: {queue}"))
+
+    @dsl.pipeline(name="x")
+    def only():
+        Profile("multi-node", IMAGE, file).apply(step, nothing())
+
+    platform = json_format.MessageToDict(only.platform_spec)["platforms"]["kubernetes"]
+    executor = platform["deploymentSpec"]["executors"]["exec-nothing"]
+    assert executor.get("podMetadata", {}).get("labels", {}) == ({} if is_launcher else queue)
+    env = only.pipeline_spec.deployment_spec["executors"]["exec-nothing"]["container"]["env"]
+    nodes = settings_of({each["name"]: each["value"] for each in env})
+    assert (manifest(nodes, "n", "run-1", "ml", [])["metadata"]["labels"] if nodes else None) == (
+        queue | {RUN_LABEL: "run-1"} if is_launcher else None
+    )
 
 
 @pytest.mark.parametrize("image", ["python", "a/b:latest", "a:5000/b", "a/b:1.0", "a/b:20261125", "a/b:nightly-20261125", "a/b@sha256:12"])

@@ -11,8 +11,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 from serving_samples import PARAMS
 
-from dreamteacher import cli
+from dreamteacher import cli, outages
 from dreamteacher.errors import UserError
+from dreamteacher.serving import delivery
 from dreamteacher.serving.delivery import fetch_repository, has_repository, keep_repository, resolve
 from dreamteacher.stages import publish
 
@@ -72,6 +73,26 @@ def test_the_alias_is_resolved_to_a_version(published, tmp_path: Path, capsys: p
     client.set_registered_model_alias("cells", "champion", "1")
     assert cli.main(["fetch-model", "cells", "--out", str(tmp_path / "models")]) == 0
     assert capsys.readouterr().out == f"version 1 of cells: {', '.join(MODELS)} -> {tmp_path}/models\n"
+    client.delete_registered_model_alias("cells", "champion")
+
+
+def test_a_pod_that_starts_before_mlflow_does_waits_for_it(published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    client, _ = published
+    client.set_registered_model_alias("cells", "champion", "1")
+    tries, slept = [], []
+
+    def server(name: str, **kind: str) -> str:
+        tries.append(name)
+        if len(tries) < 3:
+            raise outages.NoAnswer("MLflow does not answer (connection refused)")
+        return resolve(name, **kind)
+
+    monkeypatch.setattr(delivery, "resolve", server)
+    monkeypatch.setattr(outages.time, "sleep", slept.append)
+    monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "5")
+    assert cli.main(["fetch-model", "cells", "--out", str(tmp_path / "models")]) == 0
+    assert len(tries) == 3
+    assert len(slept) == 2
     client.delete_registered_model_alias("cells", "champion")
 
 

@@ -36,9 +36,10 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
 
 
 def _fetch_model(options: argparse.Namespace) -> int:
+    from dreamteacher.outages import patient
     from dreamteacher.serving.delivery import fetch_repository, resolve
 
-    version = options.version or resolve(options.name, alias=options.alias)
+    version = options.version or patient(resolve)(options.name, alias=options.alias)
     models = fetch_repository(options.name, version, options.out, backend=options.backend)
     print(f"version {version} of {options.name}: {', '.join(models)} -> {options.out}")
     return 0

@@ -93,7 +93,11 @@ def _places(host: str, port: int, stack: Stack) -> list[Place]:
 
 def _may(pods: Pods, way: str, place: Place, source: Pods | None, stack: Stack) -> bool:
     """Whether the policies of `pods` let a connection to `place` in or out; it comes from `source` (None: from anybody)."""
-    policies = [each for each in stack.of("NetworkPolicy") if selects(each["spec"]["podSelector"], pods.labels) and way in each["spec"]["policyTypes"]]
+    policies = [
+        each
+        for each in stack.of("NetworkPolicy")
+        if selects(each["spec"]["podSelector"], pods.labels) and way in each["spec"]["policyTypes"]
+    ]
     rules = [rule for each in policies for rule in each["spec"].get(way.lower()) or []]
     return not policies or any(_peer(rule, way, place, source) and _port(rule, place) for rule in rules)
 
@@ -129,5 +133,3 @@ def _port(rule: dict[str, Any], place: Place) -> bool:
         if isinstance(number, int) and place.port is not None and number <= place.port <= port.get("endPort", number):
             return True
     return False
-
-

@@ -125,7 +125,10 @@ def _volumes(pods: Pods, stack: Stack) -> Iterator[str]:
         if claim and (problem := stack.lacks("PersistentVolumeClaim", claim)):
             yield f"volume {name}: {problem}"
         for source in [volume, *volume.get("projected", {}).get("sources", [])]:
-            for kind, field, named in (("ConfigMap", "configMap", "name"), ("Secret", "secret", "secretName" if source is volume else "name")):
+            for kind, field, named in (
+                ("ConfigMap", "configMap", "name"),
+                ("Secret", "secret", "secretName" if source is volume else "name"),
+            ):
                 if field in source and not source[field].get("optional"):
                     for key in [None, *(item["key"] for item in source[field].get("items", []))]:
                         if problem := stack.lacks(kind, source[field][named], key):

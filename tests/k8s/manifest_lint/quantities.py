@@ -3,7 +3,9 @@
 import re
 
 PATTERN = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
-FACTORS = {None: 1.0, "m": 1e-3} | {each: 1e3**i for i, each in enumerate("kMGTPE", 1)} | {f"{e}i": 1024.0**i for i, e in enumerate("KMGTPE", 1)}
+FACTORS = (
+    {None: 1.0, "m": 1e-3} | {each: 1e3**i for i, each in enumerate("kMGTPE", 1)} | {f"{e}i": 1024.0**i for i, e in enumerate("KMGTPE", 1)}
+)
 
 
 def amount(quantity: object) -> float | None:

@@ -17,7 +17,9 @@ from helpers import PROJECT, free_port
 
 NAMESPACE = f"dreamteacher-test-{os.getpid()}"
 NEEDED = ("KUBECONFIG", "DREAMTEACHER_IMAGE", "TRITON_IMAGE")
-GIVEN = {name: os.environ.get(name, "") for name in (*NEEDED, "SERVING_IMAGE", "POSTGRES_IMAGE", "OBJECT_STORE_IMAGE", "SERVICE_ADDRESS", "KEEP")}
+GIVEN = {
+    name: os.environ.get(name, "") for name in (*NEEDED, "SERVING_IMAGE", "POSTGRES_IMAGE", "OBJECT_STORE_IMAGE", "SERVICE_ADDRESS", "KEEP")
+}
 BACKEND = os.environ.get("TRITON_BACKEND", "local")  # production: of an image with Triton's onnxruntime backend, as NVIDIA's has
 IMAGES = {
     "localhost/dreamteacher-python": GIVEN["DREAMTEACHER_IMAGE"],
@@ -64,7 +66,9 @@ def applied(model: str) -> Iterator[None]:
     """A fresh namespace that enforces Pod Security `restricted`, with the overlay, until all but Triton is ready; deleted at the end."""
     kubectl("create", "namespace", NAMESPACE)
     try:
-        kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted")
+        kubectl(
+            "label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted"
+        )
         keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(8), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
         for name, values in (("dreamteacher-s3", keys), ("dreamteacher-postgres", {"POSTGRES_PASSWORD": secrets.token_hex(16)})):
             kubectl("create", "secret", "generic", name, *(f"--from-literal={key}={value}" for key, value in values.items()))
@@ -105,8 +109,9 @@ def address() -> str:
 
 
 def fetch_seconds() -> list[float]:
-    """How long the init container of each pod of Triton took to fetch and compare its version."""
+    """How long the init container of each pod of Triton that stays took to fetch and compare its version."""
     pods = yaml.safe_load(kubectl("get", "pods", "-l", "app.kubernetes.io/name=triton", "-o", "yaml"))["items"]
+    pods = [each for each in pods if "deletionTimestamp" not in each["metadata"]]
     ends = [each["status"]["initContainerStatuses"][0]["state"]["terminated"] for each in pods]
     return [_seconds(end["finishedAt"]) - _seconds(end["startedAt"]) for end in ends]
 
