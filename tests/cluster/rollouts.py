@@ -28,8 +28,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "serving")]
-from serving_samples import PARAMS, make_data, make_evaluation, make_finetuned, make_model
 from cluster_stack import BACKEND, GIVEN, NAMESPACE, NEEDED, address, applied, fetch_seconds, forwarded, kubectl
+from serving_samples import PARAMS, make_data, make_evaluation, make_finetuned, make_model
 
 from dreamteacher.errors import UserError
 from dreamteacher.serving.client import Client
@@ -86,7 +86,7 @@ class Load:
         for thread in self._threads:
             thread.start()
 
-    def _ask(self, kind: str, ask) -> None:  # noqa: ANN001
+    def _ask(self, kind: str, ask) -> None:
         while not self._ending.is_set():
             try:
                 self.answers[kind][",".join(f"{value:.3f}" for value in ask())] += 1

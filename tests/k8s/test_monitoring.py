@@ -65,11 +65,48 @@ def test_each_alert_has_a_test_and_a_section_in_the_docs():
     assert set(re.findall(r"^## (Dreamteacher\w+)$", (PROJECT / "docs/operations.md").read_text(), re.M)) == names
 
 
+@needs_promtool
+def test_the_autoscaler_sees_the_milliseconds_that_the_busiest_model_waits(tmp_path: Path):
+    series = 'namespace="dreamteacher", job="dreamteacher-triton", pod="{}", model="{}"'
+
+    def given(metric: str, pod: str, model: str, each_quarter: int) -> dict[str, str]:
+        return {"series": f"{metric}{{{series.format(pod, model)}}}", "values": f"0+{each_quarter}x40"}
+
+    waited, answered = "nv_inference_queue_duration_us", "nv_inference_request_success"
+    busy = [
+        each
+        for pod, microseconds in (("a", 60_000), ("b", 180_000))  # 120 ms in the mean of both
+        for each in (given(waited, pod, "cells", 600 * microseconds), given(answered, pod, "cells", 600))
+    ] + [given(waited, "a", "idle", 0), given(answered, "a", "idle", 0)]
+    cases = [("busy", busy, [{"value": 120}]), ("idle", busy[-2:], [{"value": 0}]), ("no metrics", [], [])]
+    tests = [
+        {
+            "interval": "15s",
+            "name": name,
+            "input_series": found,
+            "promql_expr_test": [{"expr": autoscaling_query(), "eval_time": "9m", "exp_samples": expected}],
+        }
+        for name, found, expected in cases
+    ]
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump({"tests": tests}))
+    promtool("test", "rules", "tests.yaml", cwd=tmp_path)
+
+
+def autoscaling_query() -> str:
+    (trigger,) = yaml.safe_load((MONITORING / "../autoscaling/scaledobject.yaml").read_text())["spec"]["triggers"]
+    query: str = trigger["metadata"]["query"]
+    return query
+
+
 def test_what_is_asked_is_what_triton_tells():
-    for expression in expressions():
+    for expression in [*expressions(), autoscaling_query()]:
         for name, labels in re.findall(r"(nv_\w+)(?:\{([^}]*)\})?", expression):
             assert name in TRITON, expression
-            assert {label.split("=")[0].rstrip("!") for label in re.findall(r"\w+!?=", labels)} <= TRITON[name] | {"pod"}, expression
+            assert {label.split("=")[0].rstrip("!") for label in re.findall(r"\w+!?=", labels)} <= TRITON[name] | {
+                "pod",
+                "namespace",
+                "job",
+            }, expression
 
 
 def test_the_dashboard_draws_each_metric_once():
