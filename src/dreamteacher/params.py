@@ -222,6 +222,10 @@ class Export(Section):
     )
     opset: Literal[17, 18] = Field(18, description="current Triton images load both")
     tolerance: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest |onnxruntime - torch| in fp32; more fails the stage")
+    precision: Literal["fp32", "fp16"] = Field(
+        "fp32", description="with what GPUs compute the served model (publish.gpu); fp16: by TensorRT, checked here on validation pictures"
+    )
+    agreement: Fraction = Field(0.99, description="least share of decisions that fp16 must leave as they are; less fails the stage")
 
 
 class Publish(Section):
