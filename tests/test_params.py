@@ -91,11 +91,6 @@ def test_where_mirrored_labels_are_untrue_the_interpreter_learns_none(augment):
     assert not Params(finetune={"augment": augment}, interpreter={"mirror": False}).interpreter.mirror
 
 
-def test_statistics_of_another_noise_step_are_refused():
-    assert "set both alike" in refusal("distill.whitening=standardize", "distill.T=90")
-    assert loaded("distill.whitening=standardize", "distill.T=90", "teacher.stats_T=90").distill.T == 90
-
-
 DEMO = {"teacher": (64, 32, 1, 1e-3, 4500, 0.999), "distill": (64, 32, 1, 2e-3, 150, None), "interpreter": (64, 16, 1, 2e-3, 100, None)}
 SIZES = {
     "tiny": DEMO,

@@ -13,9 +13,10 @@ from tiny_run import launch, run
 from torch import Tensor, nn
 
 from dreamteacher.data.items import IGNORE
-from dreamteacher.distillation.features import feature_loss
+from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.distillation.interpreter import FeatureInterpreter
-from dreamteacher.distillation.objectives import layernorm_whitening, soft_label_cross_entropy
+from dreamteacher.distillation.objectives import soft_label_cross_entropy
+from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.tasks import classification, segmentation
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -72,7 +73,7 @@ def classify(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> 
 def distill(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
     """The steps of distill-features and distill-labels: whitened MSE, attention transfer, soft labels."""
     regressed, target = model(batch["image"]), batch["image"] * 3 + random.normal(batch["image"].shape)
-    losses = feature_loss([regressed], [target], lambda maps: [layernorm_whitening(m) for m in maps], 10.0)
+    losses = FeatureObjective(layernorm, [1], {"mse": 1.0, "at": 10.0})([regressed], [target])
     return {**losses, "loss": losses["loss"] + soft_label_cross_entropy(regressed, target, 4.0)}
 
 

@@ -15,7 +15,7 @@ import torch
 
 from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.data.transforms import whole
-from dreamteacher.distillation.features import whitening
+from dreamteacher.distillation.whitening import load_whitening
 from dreamteacher.errors import UserError
 from dreamteacher.params import Init, Params
 from dreamteacher.report.figures import overlay, pca_colours, save_bars, save_panels
@@ -26,7 +26,8 @@ from dreamteacher.students.neck import load_regressor
 from dreamteacher.tasks.model import load_task_model, normalize
 from dreamteacher.tasks.readout import read_out
 from dreamteacher.tasks.scoring import score
-from dreamteacher.teachers.diffusion import load_teacher, read_facts
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.checkpoint import writing
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -228,9 +229,9 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
     distill = read_stage(features)["params"]["distill"]
     device = this_process().device
     student = load_regressor(features)
-    generator = load_teacher(teacher, student.heads.strides).to(device)
+    generator = open_teacher(teacher, student.heads.strides, Stochastic(distill["T"])).to(device)
     student.eval().to(device)
-    whiten = whitening(distill["whitening"], generator.taps, read_facts(teacher), distill["T"])
+    whiten = load_whitening(distill["whitening"], features, generator.taps)
     extension = -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
     targets, regressed = [], []
     for index in shown:
@@ -240,8 +241,8 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
         picture = whole()(replace(sample, image=extended, label=None))["image"][None].to(device)
         # The cells of the picture itself, by stride.
         cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in (height, width)] for s in student.heads.strides}
-        maps = generator.features(picture, distill["T"], StepRandom(0, index, 0, 1, device))
-        maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(maps, generator.taps, strict=True)])
+        lesson = generator.teach(picture, StepRandom(0, index, 0, 1, device))
+        maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(lesson.features, generator.taps, strict=True)])
         targets.append([m[0].cpu().numpy() for m in maps])
         maps = student(normalize(picture, student.backbone.mean, student.backbone.std))
         regressed.append([m[0, :, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])

@@ -17,7 +17,8 @@ from dreamteacher.report.tables import write_table
 from dreamteacher.stage import open_stage
 from dreamteacher.tasks import classification, segmentation
 from dreamteacher.tasks.unseen import check_labels
-from dreamteacher.teachers.diffusion import choose_strides, load_teacher
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -39,7 +40,7 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
         if images.task is None:
             raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to train an interpreter")
         strides = choose_strides(teacher, params.taps)
-        generator = load_teacher(teacher, strides).to(this_process().device)
+        generator = open_teacher(teacher, strides, Stochastic(settings.T)).to(this_process().device)
         few = few_labelled(images, params.few_labels, seed)
         check_labels(images, few)
         torch.manual_seed(seed)
@@ -47,8 +48,8 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
         interpreter = FeatureInterpreter(channels, len(images.classes), settings.width, settings.dropout, dense)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            features = generator.features(batch["image"], settings.T, random)
-            logits = model(features, tuple(batch["image"].shape[2:]))
+            lesson = generator.teach(batch["image"], random)
+            logits = model(lesson.features, tuple(batch["image"].shape[2:]))
             if dense:
                 return segmentation.loss(logits, batch["label"], settings.dice_weight, batch["count"])
             return classification.loss(logits, batch["label"])
