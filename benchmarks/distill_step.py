@@ -38,9 +38,10 @@ from dreamteacher.stages import ingest
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.tasks.model import normalize
-from dreamteacher.teachers.ddpm import build_scheduler, build_unet, denoising_loss
+from dreamteacher.teachers.ddpm import build_scheduler, denoising_loss
 from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps
 from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.unet import build_unet
 from dreamteacher.tracking import Tracker
 from dreamteacher.training.loop import train
 from dreamteacher.training.optim import create_optimizer

@@ -74,7 +74,9 @@ class Ingest(Section):
 class Teacher(Training):
     """The generator, trained on the unlabelled pictures."""
 
-    kind: str = Field("ddpm", description="ddpm: a diffusion model in pixels; other packages may add kinds")
+    kind: str = Field(
+        "ddpm", description="ddpm: as the paper's; edm: Karras et al. 2022, told of its augmentation; other packages may add kinds"
+    )
     size: Literal["tiny", "small", "adm-256"] = Field(
         "tiny", description="widths and depth of the U-Net: the demo's, a larger one, or the paper's (Tab 16); what follows is said at each"
     )
@@ -85,7 +87,7 @@ class Teacher(Training):
     )
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
-        description="what the U-Net predicts: the noise, or v (Salimans & Ho 2022), which gives good samples after fewer steps "
+        description="what the U-Net of a ddpm predicts: the noise, or v (Salimans & Ho 2022), which gives good samples after fewer steps "
         f"({by_size('teacher', 'prediction')})",
     )
     resolution: Positive = Field(64, description=f"side of the random crops it learns from, pixels ({by_size('teacher', 'resolution')})")

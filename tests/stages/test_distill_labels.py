@@ -15,7 +15,7 @@ from dreamteacher.stages import distill_features, distill_labels, ingest, train_
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import load_regressor
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize
-from dreamteacher.teachers import ddpm
+from dreamteacher.teachers import unet
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.order import global_batch
@@ -118,7 +118,7 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line_before_anything_is_compu
         ingest.run(brief_params(source, ingest={"labels": labels}), source=source, out=tmp_path / name)
     wide = brief_params(chain.source, teacher={"sample_steps": 4})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ddpm.SIZES, "tiny", {**ddpm.SIZES["tiny"], "widths": (8, 8, 8, 24)})
+        patch.setitem(unet.SIZES, "tiny", {**unet.SIZES["tiny"], "widths": (8, 8, 8, 24)})
         train_teacher.run(wide, data=chain.root / "data", out=tmp_path / "wide")
     monkeypatch.setattr(distill_labels, "train", train)
     student = {"width": 8, "backbone": "test_resnet"}

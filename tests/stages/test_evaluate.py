@@ -26,8 +26,9 @@ from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, save_regressor
 from dreamteacher.tasks import readout
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
-from dreamteacher.teachers.ddpm import Generator, build_unet
+from dreamteacher.teachers.ddpm import Generator
 from dreamteacher.teachers.diffusion import decoder_taps
+from dreamteacher.teachers.unet import build_unet
 
 ARCHITECTURE, WIDTH, SIDE = "resnet10t", 16, 32
 CLASSES = {"segmentation": ["background", "disc"], "classification": ["dark", "light", "striped"]}

@@ -96,11 +96,23 @@ def test_another_kind_is_trained_and_teaches(chains: dict[str, Chain], installed
         train_teacher.run(again, data=data, start=tmp_path / "teacher", out=tmp_path / "other")
 
 
+def test_an_edm_is_trained_goes_on_and_teaches(chains: dict[str, Chain], tmp_path: Path) -> None:
+    chain = chains["segmentation"]
+    params, data = brief_params(chain.source, teacher={"kind": "edm"}), chain.root / "data"
+    train_teacher.run(params, data=data, out=tmp_path / "teacher")
+    assert json.loads((tmp_path / "teacher/teacher.json").read_text())["kind"] == "edm"
+    assert (tmp_path / "teacher/samples.png").exists()
+    train_teacher.run(params, data=data, start=tmp_path / "teacher", out=tmp_path / "longer")
+    metrics = distill_features.run(params, data=data, teacher=tmp_path / "longer", out=tmp_path / "features")
+    assert metrics["explained_variance"] != chain.metrics["features"]["explained_variance"]
+    train_interpreter.run(params, data=data, teacher=tmp_path / "longer", seed=0, out=tmp_path / "interpreter")
+
+
 def test_an_unknown_kind_is_refused_in_one_line(chains: dict[str, Chain], tmp_path: Path) -> None:
     chain = chains["segmentation"]
     with pytest.raises(UserError, match=r"there is no kind of teacher 'dppm'; near: ddpm"):
         train_teacher.run(brief_params(chain.source, teacher={"kind": "dppm"}), data=chain.root / "data", out=tmp_path / "teacher")
     (tmp_path / "gan").mkdir()
     (tmp_path / "gan/teacher.json").write_text(json.dumps({"kind": "stylegan9", "taps": [{"name": "a", "stride": 4, "channels": 1}]}))
-    with pytest.raises(UserError, match=r"there is no kind of teacher 'stylegan9'; there are \['ddpm'\]"):
+    with pytest.raises(UserError, match=r"there is no kind of teacher 'stylegan9'; there are \['ddpm', 'edm'\]"):
         distill_features.run(chain.params, data=chain.root / "data", teacher=tmp_path / "gan", out=tmp_path / "features")

@@ -17,11 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from dreamteacher import presets
 from dreamteacher.errors import UserError
 from dreamteacher.params import Teacher
-from dreamteacher.teachers import ddpm
-from dreamteacher.teachers.ddpm import Generator, build_scheduler, build_unet, denoising_loss, load_unet
+from dreamteacher.teachers import unet as unets
+from dreamteacher.teachers.ddpm import Generator, build_scheduler, denoising_loss
 from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import choose_strides, open_teacher
+from dreamteacher.teachers.unet import build_unet
 from dreamteacher.training.randomness import StepRandom
 
 # The presets with the same blocks but few channels.
@@ -36,7 +37,7 @@ AT_50 = Stochastic(50)
 
 @pytest.fixture(params=SLIM)
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(ddpm.SIZES, request.param, {**ddpm.SIZES[request.param], **SLIM[request.param]})
+    monkeypatch.setitem(unets.SIZES, request.param, {**unets.SIZES[request.param], **SLIM[request.param]})
     return request.param
 
 
@@ -134,7 +135,7 @@ def test_the_teacher_is_frozen_and_stays_in_eval() -> None:
 
 
 def test_dropout_of_the_generator_does_not_reach_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ddpm.SIZES, "tiny", {**ddpm.SIZES["tiny"], **SLIM["tiny"], "dropout": 0.5})
+    monkeypatch.setitem(unets.SIZES, "tiny", {**unets.SIZES["tiny"], **SLIM["tiny"], "dropout": 0.5})
     teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000), AT_50)
     teacher.train()
     first, second = (teacher.teach(images(1, 16, 16), random()).features for _ in range(2))
@@ -196,7 +197,7 @@ def test_adm_256_is_the_papers_network() -> None:
 
 
 def test_the_settings_know_how_many_levels_each_size_has() -> None:
-    assert {size: len(preset["widths"]) for size, preset in ddpm.SIZES.items()} == presets.LEVELS
+    assert {size: len(preset["widths"]) for size, preset in unets.SIZES.items()} == presets.LEVELS
 
 
 def test_a_saved_teacher_opens_with_diffusers_and_gives_the_same_taps(size: str, unet: UNet2DModel, tmp_path: Path) -> None:
@@ -253,11 +254,11 @@ def test_a_teacher_to_go_on_from_whose_weights_are_damaged_is_refused_in_one_lin
     weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"is damaged \(.+\); fetch it again"):
-        load_unet(build_unet("tiny", 16), build_scheduler(1000, "v_prediction"), tmp_path)
+        Generator(Teacher()).load_weights(build_unet("tiny", 16), tmp_path)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ddpm.SIZES, "tiny", {**ddpm.SIZES["tiny"], **SLIM["tiny"]})
+    monkeypatch.setitem(unets.SIZES, "tiny", {**unets.SIZES["tiny"], **SLIM["tiny"]})
     with pytest.raises(UserError, match=r"teacher\.resolution = 36 does not fit the 'tiny' U-Net: take a multiple of 8"):
         build_unet("tiny", 36)
     with pytest.raises(UserError, match=r"no tap at stride 16; it has \[1, 2, 4, 8\]"):

@@ -6,66 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
 from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps
 from dreamteacher.teachers.encodings import Encoding
-from dreamteacher.teachers.folder import damaged, read_facts, write_facts
+from dreamteacher.teachers.folder import damaged, write_facts
+from dreamteacher.teachers.unet import build_unet, load_weights, read_scheduler, read_unet
 from dreamteacher.training.randomness import StepRandom
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
 
     from dreamteacher.params import Teacher as Settings
-
-# Widths of the levels (stride 1, 2, 4, ...), residual blocks a level, and the strides that carry self-attention.
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"widths": (16, 32, 48, 64, 96), "depth": 1, "attention": (8, 16), "head_dim": 32, "groups": 8, "dropout": 0.0},
-    "small": {"widths": (128, 256, 256, 256), "depth": 2, "attention": (4,), "head_dim": 64, "groups": 32, "dropout": 0.1},
-    # Tab 16: 256 channels x (1, 1, 2, 2, 4, 4), attention at 32, 16 and 8 px of 256, up- and down-sampling by residual blocks.
-    "adm-256": {
-        "widths": (256, 256, 512, 512, 1024, 1024),
-        "depth": 2,
-        "attention": (8, 16, 32),
-        "head_dim": 64,
-        "groups": 32,
-        "dropout": 0.1,
-    },
-}
-
-
-def build_unet(size: str, resolution: int) -> UNet2DModel:
-    """The U-Net of a preset, for RGB crops of side `resolution`.
-
-    Raises:
-        UserError: `resolution` cannot be halved as often as the preset does.
-    """
-    from diffusers import UNet2DModel
-
-    preset = SIZES[size]
-    widths = preset["widths"]
-    coarsest = 2 ** (len(widths) - 1)
-    if resolution % coarsest:
-        raise UserError(f"teacher.resolution = {resolution} does not fit the {size!r} U-Net: take a multiple of {coarsest}")
-    attends = [2**level in preset["attention"] for level in range(len(widths))]
-    residual = size == "adm-256"
-    plain_down, plain_up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
-    return UNet2DModel(
-        sample_size=resolution,
-        block_out_channels=widths,
-        layers_per_block=preset["depth"],
-        down_block_types=tuple("AttnDownBlock2D" if a else plain_down for a in attends),
-        up_block_types=tuple("AttnUpBlock2D" if a else plain_up for a in reversed(attends)),
-        downsample_type="resnet" if residual else "conv",
-        upsample_type="resnet" if residual else "conv",
-        resnet_time_scale_shift="scale_shift" if residual else "default",
-        attention_head_dim=preset["head_dim"],
-        norm_num_groups=preset["groups"],
-        dropout=preset["dropout"],
-    )
 
 
 def build_scheduler(steps: int, prediction: str = "epsilon") -> DDPMScheduler:
@@ -88,28 +41,22 @@ def denoising_loss(unet: nn.Module, scheduler: DDPMScheduler, images: Tensor, ra
     return nn.functional.mse_loss(unet(noisy, steps).sample.float(), target)
 
 
-def load_unet(unet: nn.Module, scheduler: DDPMScheduler, folder: Path) -> None:
-    """Give `unet` the weights of the teacher in `folder`, in float32 whatever they are stored in.
+def check_schedule(scheduler: DDPMScheduler, folder: Path) -> None:
+    """Whether the teacher in `folder` was trained with the schedule of `scheduler`.
 
     Raises:
-        UserError: `folder` holds no teacher, a damaged one, or one of another size or noise schedule.
+        UserError: it was not, or it is damaged.
     """
     from diffusers import DDPMScheduler
 
-    read_facts(folder)
     try:
-        weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
         config = DDPMScheduler.load_config(folder / "scheduler")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise damaged(folder, error) from error
     for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"):
         if config[name] != scheduler.config[name]:
             setting = {"num_train_timesteps": "teacher.T_train", "prediction_type": "teacher.prediction"}.get(name, "the schedule")
             raise UserError(f"{folder} was trained with {name} = {config[name]}, not {scheduler.config[name]}; set {setting} alike")
-    try:
-        unet.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{folder} is a teacher of another size than teacher.size; start from one of that size, or without") from error
 
 
 class Generator:
@@ -146,8 +93,13 @@ class Generator:
         return (pictures.cpu() / 2 + 0.5).clamp(0, 1)
 
     def load_weights(self, network: nn.Module, folder: Path) -> None:
-        """See `load_unet`."""
-        load_unet(network, self.scheduler, folder)
+        """In float32 whatever they are stored in.
+
+        Raises:
+            UserError: `folder` holds a damaged teacher, or one of another size or noise schedule.
+        """
+        load_weights(network, folder, "unet/diffusion_pytorch_model.safetensors")
+        check_schedule(self.scheduler, folder)
 
     def save(self, network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
         """Write a diffusers pipeline folder, and `teacher.json` with the taps and `facts`."""
@@ -160,11 +112,4 @@ class Generator:
 
 def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> DiffusionTeacher:
     """The frozen teacher of a folder that `Generator.save` wrote. See `folder.open_teacher`."""
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    try:
-        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    except OSError as error:  # diffusers' word for all that cannot be read
-        raise damaged(folder, error) from error
-    return DiffusionTeacher(cast("UNet2DModel", unet), cast("DDPMScheduler", scheduler), encoding, strides)
+    return DiffusionTeacher(read_unet(folder), read_scheduler(folder), encoding, strides)

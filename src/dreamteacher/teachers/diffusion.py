@@ -90,10 +90,14 @@ class DiffusionTeacher(nn.Module):
         if height % self.multiple or width % self.multiple:
             raise UserError(f"pictures of {height}x{width} px do not fit the teacher: their sides must be multiples of {self.multiple}")
         noisy, steps = self.encoding.encode(self.scheduler, images, random)
-        self.unet(noisy, steps)
+        self.denoise(noisy, steps)
         maps = [self._maps[tap.name].float() for tap in self.taps]
         self._maps.clear()
         return Lesson(images, maps)
+
+    def denoise(self, noisy: Tensor, steps: Tensor) -> None:
+        """One pass of the U-Net over pictures `(B, 3, H, W)` at noise steps `(B,)`, whose taps are kept."""
+        self.unet(noisy, cast(Any, steps))
 
 
 def _cut_after(unet: UNet2DModel, last_block: int) -> UNet2DModel:
