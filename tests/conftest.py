@@ -49,7 +49,9 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
     with (folder / "log").open("w") as log:
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        webhooks = {"ALLOWED_SCHEMES": "http", "ALLOW_PRIVATE_IPS": "true", "CACHE_TTL": "1"}
+        environment = os.environ | {f"MLFLOW_WEBHOOK_{name}": value for name, value in webhooks.items()}
+        environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:

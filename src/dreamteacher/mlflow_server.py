@@ -11,7 +11,7 @@ from contextlib import chdir, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamteacher.errors import first_line
+from dreamteacher.errors import UserError, first_line
 from dreamteacher.project_root import project_folder
 
 if TYPE_CHECKING:
@@ -45,12 +45,18 @@ def connect() -> MlflowClient:
 
 
 def client_of(uri: str) -> MlflowClient:
-    """A client of the MLflow at `uri`, which gives up after seconds; makes or migrates the tables of a database."""
+    """A client of the MLflow at `uri`, which gives up after seconds; makes the tables of an empty database.
+
+    Raises:
+        UserError: the tables of a database are those of another version of MLflow.
+    """
     # A stage must not hang on a server that is gone: MLflow's own defaults are 7 tries of 120 s.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", str(sys.stderr.isatty()).lower())
+    from mlflow import __version__
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     if not uri.startswith("http"):
@@ -60,7 +66,15 @@ def client_of(uri: str) -> MlflowClient:
     for chatty in ("alembic", "mlflow", "urllib3.connectionpool"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with chdir(project_folder()):  # where it puts mlruns/, if the database is new
-        return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
+        try:
+            return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
+        except MlflowException as error:
+            if "out-of-date database schema" not in str(error):
+                raise
+            raise UserError(
+                f"the tables of {without_password(uri)} are not those of MLflow {__version__}: older ones are brought up to date by "
+                f"`mlflow db upgrade URI` after a backup, for newer ones install their MLflow"
+            ) from error
 
 
 def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal: Path, logged: dict[str, list[int]]) -> None:

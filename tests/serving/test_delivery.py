@@ -50,8 +50,7 @@ def test_a_pod_gets_what_was_published_to_the_byte(published, tmp_path: Path, ba
     assert {str(file): (out / file).read_bytes() for file in files} == {
         str(path.relative_to(folder / backend)): path.read_bytes() for path in (folder / backend).rglob("*") if path.is_file()
     }
-    assert json.loads((tmp_path / "models/served.json").read_text()) == {"name": "cells", "version": "1"}
-    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["repository", "served.json"]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["repository"]
 
 
 def test_triton_says_which_registered_version_answers(published, tmp_path: Path):

@@ -2,85 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+from fake_cluster import NAME, Cluster, annotations, running_cluster
 
 from dreamteacher import cli
 from dreamteacher.errors import UserError
 from dreamteacher.serving import deployment
-from dreamteacher.serving.deployment import PINNED, VERSION, deploy, status
-from json_server import JsonServer
-
-RECORDED = json.loads(Path(__file__).with_name("deployments.json").read_text())
-NAME = "dreamteacher-triton"
-
-
-class Cluster:
-    """One Deployment and its pods. A patch is merged as the API does, and the next question finds it rolled out if `rolls`."""
-
-    def __init__(self, state: str) -> None:
-        self.deployment = json.loads(json.dumps(RECORDED[state]))
-        self.pods = RECORDED.get(f"{state}_pods", {"items": []})
-        self.rolls, self.patches = True, 0
-
-    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        if path.endswith("/pods"):
-            return 200, self.pods | {"apiVersion": "v1", "kind": "PodList"}
-        if path.endswith("/deployments"):
-            return 200, {"apiVersion": "apps/v1", "kind": "DeploymentList", "items": [self.deployment]}
-        if not path.endswith(f"/deployments/{NAME}"):
-            return 404, {"message": "not found"}
-        if method == "PATCH":
-            self.patches += 1
-            merge(self.deployment, body)
-            self.deployment["metadata"]["generation"] += 1
-        elif self.rolls:
-            self.deployment["status"]["observedGeneration"] = self.deployment["metadata"]["generation"]
-        return 200, self.deployment
-
-
-def merge(into: dict[str, Any], patch: dict[str, Any]) -> None:
-    for key, value in patch.items():
-        if isinstance(value, dict):
-            merge(into.setdefault(key, {}), value)
-        elif value is None:
-            into.pop(key, None)
-        else:
-            into[key] = value
+from dreamteacher.serving.deployment import deploy, status
 
 
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    found = Cluster(request.param)
-
-    server = JsonServer(lambda asked: found.answer(asked.method, asked.path, json.loads(asked.body or "null")))
-    kubeconfig = {
-        "clusters": [{"name": "c", "cluster": {"server": server.url}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "ml"}}],
-        "users": [{"name": "u", "user": {}}],
-        "current-context": "c",
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(deployment, "resolve", lambda name, alias: {"champion": "2", "challenger": "3"}[alias])
     monkeypatch.setattr(deployment, "has_repository", lambda name, version: version != "9")
-    yield found
-    server.close()
+    with running_cluster(request.param, tmp_path, monkeypatch) as found:
+        yield found
 
 
 def state(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("cluster", [name], indirect=True)
-
-
-def annotations(cluster: Cluster) -> tuple[str | None, str | None]:
-    own, pods = cluster.deployment["metadata"]["annotations"], cluster.deployment["spec"]["template"]["metadata"]["annotations"]
-    return pods.get(VERSION), own.get(PINNED)
 
 
 @state("done")

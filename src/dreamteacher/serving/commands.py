@@ -1,4 +1,4 @@
-"""`dreamteacher fetch-model|deploy|status`: a registered model on a cluster."""
+"""`dreamteacher fetch-model|deploy|follow|status`: a registered model on a cluster."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
     deploy.add_argument("--deployment", default="dreamteacher-triton", metavar="NAME", help="default: %(default)s")
     deploy.add_argument("--follow", action="store_true", help="as the CronJob does: a version that was named stays")
     deploy.add_argument("--wait", action="store_true", help="until all replicas serve it, or one cannot")
+    follow = add("follow", _follow, "serve what MLflow's webhooks announce, when they do")
+    follow.add_argument("--port", type=int, default=8080, help="default: %(default)s")
     status = add("status", _status, "say what is served where on Kubernetes")
-    for command in (deploy, status):
+    for command in (deploy, follow, status):
         command.add_argument("--namespace", "-n", help="default: that of the pod, or of kubectl's context")
 
 
@@ -40,6 +42,13 @@ def _deploy(options: argparse.Namespace) -> int:
     from dreamteacher.serving.deployment import deploy
 
     print(deploy(options.deployment, options.namespace, version=options.version, follow=options.follow, wait=options.wait))
+    return 0
+
+
+def _follow(options: argparse.Namespace) -> int:
+    from dreamteacher.serving.webhook import run
+
+    run(options.namespace, options.port)
     return 0
 
 

@@ -6,7 +6,6 @@ the sha256 of its stage.json, which has those of all files. So a pod serves exac
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -22,7 +21,6 @@ from dreamteacher.stage import RECORD, read_stage
 
 log = logging.getLogger(__name__)
 REPOSITORY = "repository"  # tag of a version, and folder in its run
-SERVED = "served.json"  # beside the repository: what is served
 
 
 @patient
@@ -78,7 +76,7 @@ def not_stored(name: str, version: str) -> UserError:
 
 @patient
 def fetch_repository(name: str, version: str, out: Path, *, backend: str = "production") -> list[str]:
-    """Write the repository of `version` of `name` to `out`, which appears whole or not at all; beside it SERVED, {name, version}.
+    """Write the repository of `version` of `name` to `out`, which appears whole or not at all.
 
     Each model gets the number of the registered version as its own, so that Triton's answers and metrics say which one they are of.
 
@@ -108,7 +106,6 @@ def fetch_repository(name: str, version: str, out: Path, *, backend: str = "prod
         if out.exists():
             shutil.rmtree(out)
         (folder / backend).rename(out)
-        (out.parent / SERVED).write_text(json.dumps({"name": name, "version": version}) + "\n")
     models = sorted(path.parent.name for path in out.glob("*/config.pbtxt"))
     log.info("version %s of %s: %s, every sha256 as published", version, name, ", ".join(models))
     return models

@@ -58,6 +58,19 @@ def deploy(deployment: str, namespace: str | None = None, *, version: str | None
     return f"{deployment}: version {wanted} of {name} {now}"
 
 
+def follow(name: str, alias: str, namespace: str | None = None) -> list[str]:
+    """Serve what bears `alias` of the model `name` by each Deployment of ours that follows it; what was done, in words.
+
+    Raises:
+        UserError: as `deploy`.
+    """
+    apps, _, namespace = _apis(namespace)
+    found = refusals("list Deployments", lambda: apps.list_namespaced_deployment(namespace, label_selector=SERVING)).items
+    followed = [(pods.get(MODEL), pods.get(ALIAS, "champion")) for pods in (_annotations(each.spec.template) for each in found)]
+    chosen = [each.metadata.name for each, what in zip(found, followed, strict=True) if what == (name, alias)]
+    return [deploy(each, namespace, follow=True) for each in chosen]
+
+
 def status(namespace: str | None = None) -> list[str]:
     """What each Deployment of ours serves: model, version, alias, ready replicas, since when; and what stands in the way.
 

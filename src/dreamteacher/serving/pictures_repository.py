@@ -24,6 +24,7 @@ MODULES = (  # all that triton_pictures.py imports of ours, so that the server's
     "data/tiff.py",
     "data/tiff_tags.py",
     "serving/contract.py",
+    "serving/sampling.py",
 )
 
 Tensors = dict[str, tuple[int, list[int]]]  # name -> (Triton's data type, dims without the batch)

@@ -9,6 +9,7 @@ BYTES tensor: those cannot pass by DLPack, and with numpy 2 the backend of Trito
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ except ImportError as error:
 
 from dreamteacher.data.decode import BadPicture, decode  # noqa: E402
 from dreamteacher.serving.contract import Contract, prepare, to_mask, to_probabilities, to_shares  # noqa: E402
+from dreamteacher.serving.sampling import Sampler  # noqa: E402
 
 NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
 
@@ -67,6 +69,12 @@ class TritonPythonModel:
         self.contract = Contract.from_metadata(parameters, config["name"])
         self.model, self.backbone = parameters["model"], parameters.get("backbone")
         self.max_pixels = int(parameters["max_pixels"])
+        self.sampler = Sampler.from_environment(os.environ, config, self.max_pixels)
+
+    def finalize(self):
+        """Let sampled pictures reach their store."""
+        if self.sampler:
+            self.sampler.close()
 
     def execute(self, requests):
         """One response a request, in order; pictures of one prepared shape are asked for together."""
@@ -94,7 +102,10 @@ class TritonPythonModel:
         if len(data) != 1:
             raise Failed(f"one picture a request, not {len(data)}; send its bytes as UINT8 (1, length)", pb_utils.TritonError.INVALID_ARG)
         try:
-            picture = decode(data.tobytes(), max_pixels=self.max_pixels).image
+            file = data.tobytes()
+            picture = decode(file, max_pixels=self.max_pixels).image
+            if self.sampler:
+                self.sampler.offer(file)
             return *prepare(picture, self.contract, max_pixels=self.max_pixels), picture.shape[:2]
         except BadPicture as error:
             raise Failed(str(error), pb_utils.TritonError.INVALID_ARG) from None
