@@ -7,11 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_chain import Chain, brief_params
 
 from dreamteacher.errors import UserError
-from dreamteacher.stages import distill_features, train_interpreter, train_teacher
+from dreamteacher.params import Teacher
+from dreamteacher.stages import distill_features, distill_labels, train_interpreter, train_teacher
 from dreamteacher.students.neck import load_regressor
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import open_teacher
+from dreamteacher.teachers.pixels import Generator
+from dreamteacher.training.randomness import StepRandom
 
 TOY = '''
 """Blurs: a teacher whose one feature map is a learnt blur of the picture, four times as small."""
@@ -26,6 +32,8 @@ TAPS = [Tap("blurred", 4, 3)]
 
 
 class Generator:
+    trains = True
+
     def __init__(self, settings):
         self.settings = settings
 
@@ -108,11 +116,37 @@ def test_an_edm_is_trained_goes_on_and_teaches(chains: dict[str, Chain], tmp_pat
     train_interpreter.run(params, data=data, teacher=tmp_path / "longer", seed=0, out=tmp_path / "interpreter")
 
 
+@pytest.mark.parametrize("kind", ["random", "pixels"])
+def test_a_control_teaches_without_having_been_trained(kind: str, chains: dict[str, Chain], tmp_path: Path) -> None:
+    chain = chains["segmentation"]
+    params, data = brief_params(chain.source, teacher={"kind": kind, "steps": 1_000_000}), chain.root / "data"
+    assert train_teacher.run(params, data=data, out=tmp_path / "teacher") == {"loss": 0.0}
+    assert json.loads((tmp_path / "teacher/teacher.json").read_text())["trained_on"] is None
+    assert not (tmp_path / "teacher/samples.png").exists()
+    metrics = distill_features.run(params, data=data, teacher=tmp_path / "teacher", out=tmp_path / "features")
+    assert metrics["explained_variance"] != chain.metrics["features"]["explained_variance"]
+    train_interpreter.run(params, data=data, teacher=tmp_path / "teacher", seed=0, out=tmp_path / "interpreter")
+    folders = {"teacher": tmp_path / "teacher", "features": tmp_path / "features", "interpreter": tmp_path / "interpreter"}
+    assert distill_labels.run(params, data=data, **folders, mode="mix", seed=0, out=tmp_path / "mix")["loss"] > 0
+
+
+def test_pixels_are_averages_of_the_picture(tmp_path: Path) -> None:
+    Generator(Teacher()).save(torch.nn.Identity(), tmp_path, {})
+    pictures = torch.rand(2, 3, 32, 48)
+    lesson = open_teacher(tmp_path, [2, 8], Stochastic(50)).teach(pictures, StepRandom(0, 0, 0, 1))
+    assert [tuple(maps.shape) for maps in lesson.features] == [(2, 3, 16, 24), (2, 3, 4, 6)]
+    torch.testing.assert_close(lesson.features[1][1, 2, 3, 5], pictures[1, 2, 24:32, 40:48].mean() * 2 - 1)
+    with pytest.raises(UserError, match=r"no tap at stride 32; it has \[1, 2, 4, 8, 16\]"):
+        open_teacher(tmp_path, [32], Stochastic(50))
+    with pytest.raises(UserError, match="24x32 px do not fit the teacher: their sides must be multiples of 16"):
+        open_teacher(tmp_path, [8], Stochastic(50)).teach(torch.rand(1, 3, 24, 32), StepRandom(0, 0, 0, 1))
+
+
 def test_an_unknown_kind_is_refused_in_one_line(chains: dict[str, Chain], tmp_path: Path) -> None:
     chain = chains["segmentation"]
     with pytest.raises(UserError, match=r"there is no kind of teacher 'dppm'; near: ddpm"):
         train_teacher.run(brief_params(chain.source, teacher={"kind": "dppm"}), data=chain.root / "data", out=tmp_path / "teacher")
     (tmp_path / "gan").mkdir()
     (tmp_path / "gan/teacher.json").write_text(json.dumps({"kind": "stylegan9", "taps": [{"name": "a", "stride": 4, "channels": 1}]}))
-    with pytest.raises(UserError, match=r"there is no kind of teacher 'stylegan9'; there are \['ddpm', 'edm'\]"):
+    with pytest.raises(UserError, match=r"there is no kind of teacher 'stylegan9'; there are \['ddpm', 'edm', 'pixels', 'random'\]"):
         distill_features.run(chain.params, data=chain.root / "data", teacher=tmp_path / "gan", out=tmp_path / "features")

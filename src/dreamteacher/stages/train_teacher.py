@@ -30,7 +30,8 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
     teacher.pretrained that teacher is taken as it is, and only its samples and its loss on `data` are made.
 
     Returns:
-        `loss`: what the kind minimises, over the last records or, of a pretrained teacher, over drawn pictures.
+        `loss`: what the kind minimises, over the last records or, of a pretrained teacher, over drawn pictures; 0 of a control, which is
+            not trained.
     """
     settings = params.teacher
     start = find_pretrained(settings.pretrained) if settings.pretrained else start
@@ -58,9 +59,9 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
                 stage.tracker.artifact(path, "samples")
             return {}
 
-        if settings.pretrained:
+        if settings.pretrained or not generator.trains:
             network = network.to(this_process().device).eval()
-            loss = _mean_loss(generator, network, samples, params.seed)
+            loss = _mean_loss(generator, network, samples, params.seed) if generator.trains else 0.0
             history = [{"step": 0, "loss": loss}]
         else:
             trained = train(
@@ -76,12 +77,13 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
             network, loss, history = trained.ema or trained.model, trained.last_loss(), trained.history
         if this_process().is_main_process:
             write_table(history, stage.tmp / "curves.csv")
-            if settings.samples:
+            if settings.samples and generator.trains:
                 pictures = generator.sample(network.to(this_process().device), settings.samples, params.seed)
                 _save_grid(pictures, stage.tmp / "samples.png")
                 stage.tracker.artifact(stage.tmp / "samples.png")
-            here = {"pictures": len(images), "digest": images.digest()}
-            trained_on = read_facts(start).get("trained_on") if start and settings.pretrained else here
+            trained_on = {"pictures": len(images), "digest": images.digest()} if generator.trains else None
+            if start and settings.pretrained:
+                trained_on = read_facts(start).get("trained_on")
             generator.save(network.cpu(), stage.tmp, {"resolution": settings.resolution, "trained_on": trained_on})
         stage.metrics["loss"] = loss
     return stage.metrics

@@ -69,7 +69,13 @@ class Teacher(Protocol):
 
 
 class Generator(Protocol):
-    """How one kind of generator is trained; made of the settings `teacher`."""
+    """How one kind of generator is trained; made of the settings `teacher`.
+
+    Attributes:
+        trains: whether it is trained at all; a control is not, and gets neither `loss` nor `sample` asked.
+    """
+
+    trains: bool
 
     def build(self) -> nn.Module:
         """The network with random weights.

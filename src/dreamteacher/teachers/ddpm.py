@@ -62,6 +62,8 @@ def check_schedule(scheduler: DDPMScheduler, folder: Path) -> None:
 class Generator:
     """How a DDPM is trained: `settings.size`, `resolution`, `T_train` and `prediction` say which one."""
 
+    kind, trains = "ddpm", True
+
     def __init__(self, settings: Settings):
         self.settings = settings
         self.scheduler = build_scheduler(settings.T_train, settings.prediction)
@@ -107,7 +109,7 @@ class Generator:
 
         unet = cast("UNet2DModel", network)
         DDPMPipeline(unet=unet, scheduler=self.scheduler).save_pretrained(folder, safe_serialization=True)
-        write_facts(folder, "ddpm", decoder_taps(unet), facts)
+        write_facts(folder, self.kind, decoder_taps(unet), facts)
 
 
 def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> DiffusionTeacher:

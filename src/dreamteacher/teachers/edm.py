@@ -68,6 +68,8 @@ def unet_input(noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 class Generator:
     """How it is trained: `settings.size`, `resolution` and `T_train` say which one."""
 
+    trains = True
+
     def __init__(self, settings: Settings):
         self.settings = settings
         self.scheduler = build_scheduler(settings.T_train)
