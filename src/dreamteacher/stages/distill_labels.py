@@ -21,6 +21,7 @@ from dreamteacher.report.tables import write_table
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor
+from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import TaskModel, normalize, save_task_model
 from dreamteacher.teachers.base import Tap
 from dreamteacher.teachers.encodings import Stochastic
@@ -104,9 +105,10 @@ def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, ima
     """
     if images.task is None:
         raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to distil labels")
-    task = "segmentation" if facts["shape"]["dense"] else "classification"
-    trained, given = f"{facts['shape']['classes']} classes of {task}", f"{len(images.classes)} classes of {images.task}"
-    if trained != given:
+    classifies, classes = "pixels" if facts["shape"]["dense"] else "pictures", facts["shape"]["classes"]
+    if (classifies, classes) != (get_task(images.task).classifies, len(images.classes)):
+        trained = f"{classes} classes of {'segmentation' if facts['shape']['dense'] else 'classification'}"
+        given = f"{len(images.classes)} classes of {images.task}"
         raise UserError(f"{interpreter} was trained for {trained}, {data} has {given}; run `dreamteacher train-interpreter` with this data")
     _check_taps(interpreter, "train-interpreter", facts["strides"], facts["shape"]["tap_channels"], taps)
 

@@ -18,9 +18,9 @@ from dreamteacher.serving.export import MULTIPLE, export
 from dreamteacher.serving.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import Backbone
+from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.half import half_agreement
 from dreamteacher.tasks.model import TaskModel, load_task_model
-from dreamteacher.tasks.scoring import picture_size
 from dreamteacher.tracking import git
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             size=settings.size,
             multiple=MULTIPLE,
             short_side=read_stage(data)["params"]["ingest"]["short_side"],
-            scale_to=picture_size(model.task, model.size),
+            scale_to=get_task(model.task).picture_size(model.size),
             interpolation="bilinear",
             strides=tuple(model.backbone.strides),
         )
@@ -114,7 +114,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
 
 
 def _check_half(model: TaskModel, data: Path, least: float) -> float:
-    found = half_agreement(model, ImageSet(data, "val"), picture_size(model.task, model.size), HALF_PICTURES)
+    found = half_agreement(model, ImageSet(data, "val"), get_task(model.task).picture_size(model.size), HALF_PICTURES)
     log.info("fp16 leaves %.2f %% of the decisions on validation pictures as they are", 100 * found)
     if found < least:
         raise UserError(

@@ -25,7 +25,7 @@ def half_agreement(model: TaskModel, images: ImageSet, size: int | None, count: 
     Args:
         model: on the CPU.
         images: at least one picture; labels are not needed.
-        size: short side at which the model sees a picture, pixels; None: as it is (`scoring.picture_size`).
+        size: short side at which the model sees a picture, pixels; None: as it is (`Task.picture_size`).
         count: of pictures at most.
 
     Returns:
