@@ -32,8 +32,8 @@ from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.distillation.whitening import layernorm
-from dreamteacher.params import Params, Training
 from dreamteacher.report.summary import markdown
+from dreamteacher.settings.schema import Params, Training
 from dreamteacher.stages import ingest
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor

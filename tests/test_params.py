@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from dreamteacher.errors import UserError
 from dreamteacher.graph import INITS
-from dreamteacher.params import Init, Params, Teacher
-from dreamteacher.params_file import load_params
-from dreamteacher.params_table import describe, known_keys, markdown
+from dreamteacher.settings.file import load_params
+from dreamteacher.settings.schema import Init, Params, Teacher
+from dreamteacher.settings.table import describe, known_keys, markdown
 from helpers import PROJECT
 
 

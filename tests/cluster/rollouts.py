@@ -30,9 +30,9 @@ sys.path.append(str(Path(__file__).parents[1] / "serving"))
 from serving_samples import PARAMS, make_data, make_evaluation, make_finetuned, make_model
 
 from dreamteacher.errors import UserError
+from dreamteacher.lifecycle.promotion import promote, rollback
 from dreamteacher.serving.delivery import keep_repository
 from dreamteacher.serving.deployment import deploy, status
-from dreamteacher.serving.promotion import promote, rollback
 from dreamteacher.stages import export_onnx, publish
 from helpers import PROJECT, free_port
 

@@ -14,7 +14,7 @@ from dreamteacher.data import dataset
 from dreamteacher.data.dataset import ImageSet, Sample, Samples, few_labelled
 from dreamteacher.data.transforms import AUGMENTATIONS, picture_crop, pretrain_crop
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages import ingest
 
 

@@ -11,12 +11,12 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes_api import KubernetesApi, finish
 from PIL import Image
 
-from dreamteacher import trainjob
+from dreamteacher.cluster import trainjob
+from dreamteacher.cluster.trainjob import Nodes
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import ingest
-from dreamteacher.trainjob import Nodes
 from helpers import free_port
 
 PARAMS = Params.model_validate(

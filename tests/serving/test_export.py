@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from data_sets import write_masks_set
 from dreamteacher.errors import UserError
-from dreamteacher.params import Export, Params
+from dreamteacher.onnx_files import load, read_metadata
 from dreamteacher.serving.export import check_parity, export
-from dreamteacher.serving.onnx_files import load, read_metadata
+from dreamteacher.settings.schema import Export, Params
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.stages import export_onnx
 from dreamteacher.students.backbone import create_backbone

@@ -16,12 +16,12 @@ from tritonclient.utils import InferenceServerException
 from dreamteacher.data.dataset import ImageSet, Sample
 from dreamteacher.data.transforms import whole
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.onnx_files import read_metadata
 from dreamteacher.serving.contract import Contract, prepare
-from dreamteacher.serving.onnx_files import read_metadata
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages import ingest
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import load_task_model, normalize

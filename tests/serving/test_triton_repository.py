@@ -8,8 +8,8 @@ from serving_samples import PARAMS
 from tritonclient.grpc import model_config_pb2
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Publish
 from dreamteacher.serving.triton_repository import check_repository, write_repository
+from dreamteacher.settings.schema import Publish
 
 
 def read_config(folder):

@@ -130,7 +130,8 @@ def test_imagenet_begins_with_timm_s_weights(chain: Chain, tmp_path: Path) -> No
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
     save_file(weights, repository / "snapshots" / ("0" * 40) / "model.safetensors")
     body = (
-        "import sys, torch; from pathlib import Path; from dreamteacher.params import Params; from dreamteacher.stages import finetune\n"
+        "import sys, torch; from pathlib import Path\n"
+        "from dreamteacher.settings.schema import Params; from dreamteacher.stages import finetune\n"
         "train = finetune.train\n"
         "def watched(model, *args, **kwargs):\n"
         "    torch.save(model.backbone.model.state_dict(), 'begun.pt')\n"

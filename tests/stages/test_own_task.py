@@ -20,9 +20,9 @@ from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop, whole
 from dreamteacher.errors import UserError
-from dreamteacher.params import Finetune, Interpreter
 from dreamteacher.report.figures import Panel
 from dreamteacher.report.summary import table
+from dreamteacher.settings.schema import Finetune, Interpreter
 from dreamteacher.stage import open_stage
 from dreamteacher.stages import distill_labels, evaluate, finetune, train_interpreter
 from dreamteacher.students.neck import resize

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiny_chain import BRIEF, Chain
 
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages import distill_features, train_teacher
 from dreamteacher.students.neck import load_regressor
 from dreamteacher.teachers.encodings import Stochastic

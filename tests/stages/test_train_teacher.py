@@ -14,7 +14,7 @@ from tiny_chain import Chain, brief_params
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
-from dreamteacher.params_file import load_params
+from dreamteacher.settings.file import load_params
 from dreamteacher.stages import ingest, train_teacher
 from dreamteacher.teachers.folder import find_pretrained, read_facts
 from dreamteacher.tracking import Tracker

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages import distill_features, distill_labels, finetune, ingest, train_interpreter, train_teacher
 
 TASKS = ("segmentation", "classification")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dreamteacher.params import Finetune
+from dreamteacher.settings.schema import Finetune
 from dreamteacher.tasks.classification import TASK, Accuracy
 
 

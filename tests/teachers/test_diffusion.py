@@ -14,9 +14,9 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamteacher import presets
 from dreamteacher.errors import UserError
-from dreamteacher.params import Teacher
+from dreamteacher.settings import presets
+from dreamteacher.settings.schema import Teacher
 from dreamteacher.teachers import unet as unets
 from dreamteacher.teachers.ddpm import Generator, build_scheduler, denoising_loss
 from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreamteacher.data.dataset import Label, Sample, nearest
 from dreamteacher.data.items import IGNORE
-from dreamteacher.params import Augment
+from dreamteacher.settings.schema import Augment
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

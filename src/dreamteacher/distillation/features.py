@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamteacher.distillation.objectives import ExplainedVariance, attention_transfer, feature_mse
 from dreamteacher.distillation.whitening import Whitening
 from dreamteacher.errors import UserError
-from dreamteacher.params import Distill
+from dreamteacher.settings.schema import Distill
 from dreamteacher.teachers.base import Tap
 
 # By name: the regressed maps, the teacher's, and those whitened, each a list of (B, C_l, h_l, w_l), to a scalar.

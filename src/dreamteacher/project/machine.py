@@ -12,7 +12,7 @@ import torch
 from dreamteacher.distillation.features import feature_objective
 from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.limits import cores, memory_limit
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.tasks.model import normalize

@@ -24,7 +24,7 @@ from dreamteacher.data.summary import LABEL_LIKE, READ
 from dreamteacher.data.trees import Prefix
 from dreamteacher.errors import UserError
 from dreamteacher.files import walk
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 
 HEADERS = 1000  # pictures whose size is read where a source is too large to be examined
 

@@ -11,12 +11,12 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelDynamicBatching, ModelInstanceGroup, ModelQueuePolicy
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Publish
+from dreamteacher.onnx_files import LOGITS, load
 from dreamteacher.serving.contract import Contract
-from dreamteacher.serving.onnx_files import LOGITS, load
 from dreamteacher.serving.pictures_repository import SUFFIX, Tensors, pictures_config, write_pictures
 from dreamteacher.serving.pictures_repository import inputs as pictures_inputs
 from dreamteacher.serving.pictures_repository import outputs as pictures_outputs
+from dreamteacher.settings.schema import Publish
 
 Backend = Literal["onnxruntime", "python"]
 

@@ -13,8 +13,8 @@ from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective
 from dreamteacher.distillation.whitening import layernorm, measure_statistics, save_statistics, standardize
 from dreamteacher.errors import UserError
-from dreamteacher.params import Distill, Params
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Distill, Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor

@@ -17,9 +17,9 @@ from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.data.transforms import whole
 from dreamteacher.distillation.whitening import load_whitening
 from dreamteacher.errors import UserError
-from dreamteacher.params import Init, Params
 from dreamteacher.report.figures import pca_colours, save_bars, save_panels
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Init, Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.students.neck import load_regressor

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.export import MULTIPLE, export
-from dreamteacher.serving.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.tasks.base import get_task

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
 from dreamteacher.data.transforms import AUGMENTATIONS
 from dreamteacher.errors import UserError
-from dreamteacher.params import Init, Params
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Init, Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.tasks.base import get_task

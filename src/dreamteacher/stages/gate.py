@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dreamteacher.data.drift import contents
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
-from dreamteacher.serving.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression
-from dreamteacher.serving.onnx_files import MODEL_FILE, read_metadata
-from dreamteacher.serving.promotion import MANIFEST, about
+from dreamteacher.lifecycle.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression
+from dreamteacher.lifecycle.promotion import MANIFEST, about
+from dreamteacher.onnx_files import MODEL_FILE, read_metadata
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 
 VERDICT_FILE = "verdict.json"

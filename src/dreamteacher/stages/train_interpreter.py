@@ -12,8 +12,8 @@ from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.interpreter import FeatureInterpreter, save_interpreter
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.unseen import check_labels

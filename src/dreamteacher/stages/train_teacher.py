@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.teachers.base import Generator
 from dreamteacher.teachers.folder import find_pretrained, get_kind, read_facts

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError, first_line
-from dreamteacher.params import Finetune, Interpreter
+from dreamteacher.settings.schema import Finetune, Interpreter
 from dreamteacher.students.neck import PyramidNeck
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop
-from dreamteacher.params import Finetune, Interpreter
+from dreamteacher.settings.schema import Finetune, Interpreter
 from dreamteacher.students.neck import resize
 from dreamteacher.tasks.base import NeckHead, Size, Task
 

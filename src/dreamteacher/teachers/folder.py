@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from dreamteacher.errors import UserError, first_line
-from dreamteacher.presets import auto_taps
+from dreamteacher.settings.presets import auto_taps
 from dreamteacher.teachers.base import Generator, Tap, Teacher
 from dreamteacher.teachers.encodings import Encoding
 
 if TYPE_CHECKING:
-    from dreamteacher.params import Teacher as Settings
+    from dreamteacher.settings.schema import Teacher as Settings
 
 TAPS_FILE = "teacher.json"
 PRETRAINED = Path(__file__).parent / "pretrained"

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamteacher import presets
 from dreamteacher.errors import UserError
+from dreamteacher.settings import presets
 from dreamteacher.teachers.base import Lesson, Tap
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import read_facts, write_facts
 from dreamteacher.training.randomness import StepRandom
 
 if TYPE_CHECKING:
-    from dreamteacher.params import Teacher as Settings
+    from dreamteacher.settings.schema import Teacher as Settings
 
 
 class Generator:

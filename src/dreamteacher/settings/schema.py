@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dreamteacher.presets import PRESETS, auto_taps, by_size, strides
+from dreamteacher.settings.presets import PRESETS, auto_taps, by_size, strides
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
