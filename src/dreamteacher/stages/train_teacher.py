@@ -44,7 +44,9 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
         network = generator.build()
         if start:
             if (found := read_facts(start)["kind"]) != settings.kind:
-                raise UserError(f"{start} is a teacher of kind {found!r}; set teacher.kind to it, or start without")
+                raise UserError(
+                    f"{start} is a teacher of kind {found!r}; set teacher.kind = {found!r}, or name none (teacher.pretrained, --start)"
+                )
             generator.load_weights(network, start)
         images = ImageSet(data, "train")
         samples = Samples(images, pretrain_crop(settings.resolution))
