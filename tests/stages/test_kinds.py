@@ -100,7 +100,7 @@ def test_another_kind_is_trained_and_teaches(chains: dict[str, Chain], installed
     assert load_regressor(tmp_path / "features").heads.strides == [4]
     train_interpreter.run(params, data=data, teacher=tmp_path / "teacher", seed=0, out=tmp_path / "interpreter")
     again = brief_params(chain.source).model_copy(update={"taps": [4]})
-    with pytest.raises(UserError, match=r"is a teacher of kind 'blurs'; set teacher\.kind = 'blurs', or name none"):
+    with pytest.raises(UserError, match=r"is a teacher of kind 'blurs'; set teacher\.kind = 'blurs', or take no pretrained one"):
         train_teacher.run(again, data=data, start=tmp_path / "teacher", out=tmp_path / "other")
 
 
