@@ -30,14 +30,18 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import feature_loss, whitening
-from dreamteacher.params import Params, Training
+from dreamteacher.distillation.features import FeatureObjective
+from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.report.summary import markdown
+from dreamteacher.settings.schema import Params, Training
 from dreamteacher.stages import ingest
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.tasks.model import normalize
-from dreamteacher.teachers.diffusion import DiffusionTeacher, build_scheduler, build_unet, decoder_taps, denoising_loss
+from dreamteacher.teachers.ddpm import build_scheduler, denoising_loss
+from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.unet import build_unet
 from dreamteacher.tracking import Tracker
 from dreamteacher.training.loop import train
 from dreamteacher.training.optim import create_optimizer
@@ -120,18 +124,18 @@ def distillation(options: argparse.Namespace, samples: Samples, folder: Path) ->
     layout = choose_layout(device, dtype)
     unet = build_unet(options.preset, options.size)
     strides = [tap.stride for tap in decoder_taps(unet) if tap.stride > 1]
-    teacher = DiffusionTeacher(unet, build_scheduler(1000), strides).to(device, memory_format=layout)
+    teacher = DiffusionTeacher(unet, build_scheduler(1000), Stochastic(50), strides).to(device, memory_format=layout)
     channels = [tap.channels for tap in teacher.taps]
     student = FeatureRegressor(create_backbone(options.backbone), channels, strides, options.width)
     mean, std = student.backbone.mean, student.backbone.std
-    whiten = whitening("layernorm", teacher.taps, {}, T=0)
+    objective = FeatureObjective(layernorm, strides, {"mse": 1.0, "at": 10.0})
     images = fixed_batch(samples, options.batch).to(device, memory_format=layout)
 
     def encode(pictures: Tensor, random: StepRandom) -> list[Tensor]:
-        return teacher.features(pictures, 50, random)
+        return teacher.teach(pictures, random).features
 
     def learn(model: nn.Module, pictures: Tensor, target: list[Tensor]) -> dict[str, Tensor]:
-        return feature_loss(model(normalize(pictures, mean, std)), target, whiten, 10.0)
+        return objective(model(normalize(pictures, mean, std)), target)
 
     def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         return learn(model, batch["image"], encode(batch["image"], random))

@@ -24,9 +24,9 @@ from typing import Any
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
-from dreamteacher.params_file import load_params
 from dreamteacher.report.summary import markdown
+from dreamteacher.settings.file import load_params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import RECORD, digest_of
 from dreamteacher.stages import distill_features, distill_labels, finetune, train_interpreter, train_teacher
 from dreamteacher.tasks.model import load_task_model

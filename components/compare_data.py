@@ -27,9 +27,9 @@ def compare_data(
     """
     from pathlib import Path
 
-    from dreamteacher.params_file import restore_params
+    from dreamteacher.lifecycle.promotion import part
     from dreamteacher.report.step import tell
-    from dreamteacher.serving.promotion import part
+    from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.compare_data import run
 
     params = restore_params(**settings)

@@ -27,10 +27,10 @@ def distill_features(
     """
     from pathlib import Path
 
-    from dreamteacher.launch import launch
-    from dreamteacher.params_file import restore_params
+    from dreamteacher.cluster.launch import launch
+    from dreamteacher.lifecycle.promotion import start_of
     from dreamteacher.report.step import tell
-    from dreamteacher.serving.promotion import start_of
+    from dreamteacher.settings.file import restore_params
 
     params = restore_params(**settings)
     launch("distill-features", params, {"data": data.path, "teacher": teacher.path, **start_of(champion, "features")}, out.path)

@@ -33,9 +33,9 @@ def distill_labels(
     """
     from pathlib import Path
 
-    from dreamteacher.launch import launch
-    from dreamteacher.params_file import restore_params
+    from dreamteacher.cluster.launch import launch
     from dreamteacher.report.step import tell
+    from dreamteacher.settings.file import restore_params
 
     params = restore_params(**settings)
     inputs = {"data": data.path, "teacher": teacher.path, "features": features.path, "interpreter": interpreter.path}

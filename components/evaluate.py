@@ -33,8 +33,8 @@ def evaluate(
     """
     from pathlib import Path
 
-    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
+    from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.evaluate import run
     from dreamteacher.versioning import lay_out
 

@@ -29,8 +29,8 @@ def export_onnx(
     """
     from pathlib import Path
 
-    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
+    from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.export_onnx import run
     from dreamteacher.versioning import lay_out
 

@@ -17,9 +17,9 @@ def fetch_champion(settings: dict, champion: Output[Model], page: Output[HTML]) 
     """
     from pathlib import Path
 
-    from dreamteacher.params_file import restore_params
+    from dreamteacher.lifecycle.promotion import about, fetch_champion
     from dreamteacher.report.step import write_facts
-    from dreamteacher.serving.promotion import about, fetch_champion
+    from dreamteacher.settings.file import restore_params
     from dreamteacher.steps import announce
 
     announce("fetch-champion", settings)

@@ -29,9 +29,9 @@ def finetune(
     """
     from pathlib import Path
 
-    from dreamteacher.launch import launch
-    from dreamteacher.params_file import restore_params
+    from dreamteacher.cluster.launch import launch
     from dreamteacher.report.step import tell
+    from dreamteacher.settings.file import restore_params
 
     params = restore_params(**settings)
     inputs = {"data": data.path} | ({"backbone": backbone.path} if backbone else {})

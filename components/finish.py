@@ -20,7 +20,7 @@ def finish(status: PipelineTaskFinalStatus, pipeline: str, page: Output[HTML]) -
     import os
     from pathlib import Path
 
-    from dreamteacher.launch import remove_run_folder
+    from dreamteacher.cluster.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
     from dreamteacher.steps import announce, effects, forget_effects
 
@@ -34,7 +34,7 @@ def finish(status: PipelineTaskFinalStatus, pipeline: str, page: Output[HTML]) -
         facts["reason"] = status.error_message
     facts |= done
     if os.environ.get("DREAMTEACHER_TRAINJOBS"):  # of steps that were stopped for good
-        from dreamteacher import trainjob
+        from dreamteacher.cluster import trainjob
 
         left = trainjob.delete_of_run(trainjob.api_client(), os.environ["DREAMTEACHER_RUN"], os.environ["DREAMTEACHER_NAMESPACE"])
         facts["TrainJobs deleted"] = ", ".join(left) or "none were left"

@@ -29,9 +29,9 @@ def gate(
     """
     from pathlib import Path
 
-    from dreamteacher.params_file import restore_params
+    from dreamteacher.lifecycle.promotion import part
     from dreamteacher.report.step import tell
-    from dreamteacher.serving.promotion import part
+    from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.gate import run
 
     made = {"data": Path(data.path), "onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}

@@ -23,8 +23,8 @@ def ingest(
     """
     from pathlib import Path
 
-    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import tell
+    from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.ingest import run
 
     place = Path(pictures.path) / pictures.metadata["name"]

@@ -25,9 +25,9 @@ def promote(
     """
     from pathlib import Path
 
-    from dreamteacher.launch import remove_run_folder
-    from dreamteacher.params_file import restore_params
+    from dreamteacher.cluster.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
+    from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.promote import run
     from dreamteacher.steps import effect
 

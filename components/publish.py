@@ -31,8 +31,8 @@ def publish(
     """
     from pathlib import Path
 
-    from dreamteacher.params_file import restore_params
     from dreamteacher.report.step import facts
+    from dreamteacher.settings.file import restore_params
     from dreamteacher.stage import read_stage
     from dreamteacher.stages.publish import keep, run
     from dreamteacher.steps import effect

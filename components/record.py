@@ -47,7 +47,7 @@ def record(
     """
     from pathlib import Path
 
-    from dreamteacher.launch import remove_run_folder
+    from dreamteacher.cluster.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
     from dreamteacher.stages.record import run
     from dreamteacher.steps import effect

@@ -27,9 +27,9 @@ def train_interpreter(
     """
     from pathlib import Path
 
-    from dreamteacher.launch import launch
-    from dreamteacher.params_file import restore_params
+    from dreamteacher.cluster.launch import launch
     from dreamteacher.report.step import tell
+    from dreamteacher.settings.file import restore_params
 
     params = restore_params(**settings)
     launch("train-interpreter", params, {"data": data.path, "teacher": teacher.path}, out.path, seed=seed)

@@ -25,10 +25,10 @@ def train_teacher(
     """
     from pathlib import Path
 
-    from dreamteacher.launch import launch
-    from dreamteacher.params_file import restore_params
+    from dreamteacher.cluster.launch import launch
+    from dreamteacher.lifecycle.promotion import start_of
     from dreamteacher.report.step import tell
-    from dreamteacher.serving.promotion import start_of
+    from dreamteacher.settings.file import restore_params
 
     launch("train-teacher", restore_params(**settings), {"data": data.path, **start_of(champion, "teacher")}, out.path)
     tell(Path(out.path), out, page)

@@ -60,7 +60,7 @@ def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    from dreamteacher.params_file import load_params
+    from dreamteacher.settings.file import load_params
     from dreamteacher.stages.find_commit import check_comparison
     from pipelines import resources
     from pipelines.compile import compile_pipeline

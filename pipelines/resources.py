@@ -189,7 +189,7 @@ class Profile:
         return task
 
     def _nodes(self, wanted: Step) -> dict[str, Any]:
-        """What dreamteacher.trainjob.Nodes reads."""
+        """What dreamteacher.cluster.trainjob.Nodes reads."""
         around, limit = self.environment, wanted.timeout_h * 3600
         return {
             "image": self.image,

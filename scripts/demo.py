@@ -5,10 +5,10 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from dreamteacher.params_file import load_params
 from dreamteacher.report.summary import table
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_server import running_triton
+from dreamteacher.settings.file import load_params
 
 ANSWERS = Path("plots/predict")
 PLACES = {

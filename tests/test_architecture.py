@@ -10,15 +10,13 @@ import pytest
 from helpers import PROJECT
 
 SOURCE = PROJECT / "src/dreamteacher"
-BASE = {"errors", "params"}
+BASE = {"errors", "settings"}
 ROOMS = {  # room or module -> what it may import of ours
     "errors": set(),
     "files": set(),
     "limits": set(),
-    "presets": set(),
-    "params": {"presets"},
-    "params_table": {"params"},
-    "params_file": {*BASE, "params_table"},
+    "settings": {"errors"},
+    "onnx_files": {"errors"},
     "integrity": {"files"},
     "project_root": set(),
     "mlflow_server": {"errors", "project_root"},
@@ -29,26 +27,25 @@ ROOMS = {  # room or module -> what it may import of ours
     "stage": {"errors", "files", "integrity", "mlflow_server", "project_root", "results", "steps", "tracking"},
     "data": {*BASE, "files"},
     "training": {*BASE, "limits", "tracking"},
-    "teachers": {*BASE, "presets", "training"},
+    "teachers": {*BASE, "training"},
     "students": BASE,
     "report": {"errors", "data", "stage"},
     "distillation": {*BASE, "training", "teachers", "students", "tasks"},
     "tasks": {*BASE, "data", "training", "students", "report", "stage"},
-    "serving": {*BASE, "data", "files", "kubernetes_api", "mlflow_server", "outages", "tracking", "stage", "students", "tasks"},
+    "serving": {*BASE, "lifecycle", "onnx_files",
+               "data", "files", "kubernetes_api", "mlflow_server", "outages", "tracking", "stage", "students", "tasks"},
     "git_access": {"errors", "mlflow_server"},
     "versioning": {"errors", "git_access", "mlflow_server", "outages", "stage"},
     "kubernetes_api": {"errors"},
-    "node_logs": set(),
-    "node_watch": {"errors", "node_logs"},
-    "trainjob": {*BASE, "kubernetes_api", "node_watch", "params_file", "stage", "tracking"},
-    "stages": {*BASE, "files", "outages", "params_file", "stage", "steps", "tracking", "versioning", "data", "training", "teachers",
-               "students", "distillation", "tasks", "serving", "report"},
-    "launch": {*BASE, "params_file", "results", "stage", "stages", "trainjob"},
-    "project": {*BASE, "limits", "params_file", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
-    "doctor": {*BASE, "limits", "params_file", "mlflow_server", "tracking", "training", "serving"},
+    "stages": {*BASE, "files", "outages", "stage", "steps", "tracking", "versioning", "data", "training", "teachers",
+               "students", "distillation", "tasks", "serving", "lifecycle", "onnx_files", "report"},
+    "cluster": {*BASE, "kubernetes_api", "results", "stage", "stages", "tracking"},
+    "lifecycle": {"errors", "mlflow_server", "onnx_files", "outages", "stage", "tracking"},
+    "project": {*BASE, "limits", "files", "data", "training", "teachers", "students", "distillation", "tasks"},
+    "doctor": {*BASE, "limits", "mlflow_server", "tracking", "training", "serving"},
     "repro": {"errors", "graph", "limits", "tracking"},
     "graph": set(),
-    "cli": {*BASE, "graph", "params_file", "params_table", "stages", "tracking", "serving", "doctor", "project", "repro"},
+    "cli": {*BASE, "lifecycle", "graph", "stages", "tracking", "serving", "doctor", "project", "repro"},
     "": {"tasks"},
 }  # fmt: skip
 
@@ -101,8 +98,8 @@ def test_teachers_students_and_data_know_nothing_of_each_other():
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "params", "params_file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning", "trainjob", "kubernetes_api",
-     "node_watch", "outages"],
+    ["cli", "settings.schema", "settings.file", "errors", "stage", "mlflow_server", "tracking", "doctor", "versioning",
+     "cluster.trainjob", "kubernetes_api", "cluster.node_watch", "outages"],
 )  # fmt: skip
 def test_light_modules_import_nothing_heavy(module):
     body = f"import sys, dreamteacher.{module}; print([m for m in ('torch', 'numpy', 'mlflow', 'PIL') if m in sys.modules])"

@@ -11,7 +11,7 @@ import pytest
 
 from dreamteacher import cli
 from dreamteacher.errors import Interrupted, UserError
-from dreamteacher.params_file import load_params
+from dreamteacher.settings.file import load_params
 from helpers import PROJECT
 
 HEAVY = ("torch", "numpy", "mlflow", "PIL", "pydantic", "yaml", "onnxruntime", "rich")

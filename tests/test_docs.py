@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dreamteacher import cli
-from dreamteacher.params_table import known_keys, markdown
+from dreamteacher.settings.table import known_keys, markdown
 from pipelines import __main__ as pipelines_cli
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import pytest
 
 from dreamteacher import cli, errors
 from dreamteacher.errors import UserError, first_line, resource_errors_in_one_line
-from dreamteacher.params_table import describe
+from dreamteacher.settings.table import describe
 
 
 @pytest.mark.parametrize("make", [lambda: Path("/proc/x/y").mkdir(parents=True), lambda: Path("/proc/y").write_text("")])

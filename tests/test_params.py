@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from dreamteacher.errors import UserError
 from dreamteacher.graph import INITS
-from dreamteacher.params import Init, Params, Teacher
-from dreamteacher.params_file import load_params
-from dreamteacher.params_table import describe, known_keys, markdown
+from dreamteacher.settings.file import load_params
+from dreamteacher.settings.schema import Init, Params, Teacher
+from dreamteacher.settings.table import describe, known_keys, markdown
 from helpers import PROJECT
 
 
@@ -89,11 +89,6 @@ def test_where_mirrored_labels_are_untrue_the_interpreter_learns_none(augment):
     with pytest.raises(ValueError, match=f"finetune.augment = '{augment}' means .* set interpreter.mirror = false"):
         Params(finetune={"augment": augment})
     assert not Params(finetune={"augment": augment}, interpreter={"mirror": False}).interpreter.mirror
-
-
-def test_statistics_of_another_noise_step_are_refused():
-    assert "set both alike" in refusal("distill.whitening=standardize", "distill.T=90")
-    assert loaded("distill.whitening=standardize", "distill.T=90", "teacher.stats_T=90").distill.T == 90
 
 
 DEMO = {"teacher": (64, 32, 1, 1e-3, 4500, 0.999), "distill": (64, 32, 1, 2e-3, 150, None), "interpreter": (64, 16, 1, 2e-3, 100, None)}

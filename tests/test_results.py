@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dreamteacher import launch, results
-from dreamteacher.params import Params
+from dreamteacher import results
+from dreamteacher.cluster import launch
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 
 

@@ -11,11 +11,11 @@ import pytest
 from mlflow.entities import Metric, Param
 
 from dreamteacher import tracking
+from dreamteacher.cluster.trainjob import settings_of
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.mlflow_server import KIND, KIND_OF_TRAINING, _is_logged, tracking_uri, without_password
 from dreamteacher.stage import open_stage
 from dreamteacher.tracking import UNSENT, open_tracker, sync
-from dreamteacher.trainjob import settings_of
 from helpers import free_port
 
 

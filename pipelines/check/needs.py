@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from dreamteacher.trainjob import SETTINGS, Nodes
+from dreamteacher.cluster.trainjob import SETTINGS, Nodes
 from pipelines.resources import GPU, LAUNCHER, STEPS, Profile
 
 

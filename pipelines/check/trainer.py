@@ -14,7 +14,7 @@ from kubernetes.client import (
     V1SubjectAccessReviewSpec,
 )
 
-from dreamteacher.trainjob import GROUP, PLURAL, RUNTIME, VERSION, Nodes
+from dreamteacher.cluster.trainjob import GROUP, PLURAL, RUNTIME, VERSION, Nodes
 from pipelines.check.finding import APPLY, Cluster, Finding, read
 
 TRAINER = "2.3.0"  # on which the pipelines ran, with JobSet 0.12.0

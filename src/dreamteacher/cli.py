@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_stage(options: argparse.Namespace) -> int:
-    from dreamteacher.params_file import load_params, read_sections
+    from dreamteacher.settings.file import load_params, read_sections
 
     command = STAGES[options.command]
     if not command.trains and os.environ.get("RANK", "0") != "0":
@@ -118,7 +118,7 @@ def _run_promote(options: argparse.Namespace) -> int:
 
 
 def _run_rollback(options: argparse.Namespace) -> int:
-    from dreamteacher.serving.promotion import rollback
+    from dreamteacher.lifecycle.promotion import rollback
 
     name = _model_name(options)
     _print_served(name, rollback(name))
@@ -126,7 +126,7 @@ def _run_rollback(options: argparse.Namespace) -> int:
 
 
 def _model_name(options: argparse.Namespace) -> str:
-    from dreamteacher.params_file import load_params
+    from dreamteacher.settings.file import load_params
 
     return options.name or load_params().publish.name
 
@@ -153,8 +153,8 @@ def _run_predict(options: argparse.Namespace) -> int:
 def _run_params(options: argparse.Namespace) -> int:
     import yaml
 
-    from dreamteacher.params_file import load_params
-    from dreamteacher.params_table import markdown
+    from dreamteacher.settings.file import load_params
+    from dreamteacher.settings.table import markdown
 
     if options.markdown:
         print(markdown())

@@ -96,7 +96,7 @@ def _at_least(have: float, want: float, what: str, remedy: str) -> Finding:
 
 
 def _settings() -> Iterator[Finding]:
-    from dreamteacher.params_file import load_params
+    from dreamteacher.settings.file import load_params
 
     try:
         params = load_params()

@@ -33,10 +33,10 @@ from cluster_stack import BACKEND, GIVEN, NAMESPACE, NEEDED, address, applied, f
 from serving_samples import PARAMS, make_data, make_evaluation, make_finetuned, make_model
 
 from dreamteacher.errors import UserError
+from dreamteacher.lifecycle.promotion import promote, rollback
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.delivery import keep_repository
 from dreamteacher.serving.deployment import deploy, status
-from dreamteacher.serving.promotion import promote, rollback
 from dreamteacher.stages import export_onnx, publish
 
 NAME, CLIENTS = "cells", 4

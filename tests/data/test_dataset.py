@@ -12,9 +12,9 @@ from PIL import Image
 from data_sets import write_masks_set
 from dreamteacher.data import dataset
 from dreamteacher.data.dataset import ImageSet, Sample, Samples, few_labelled
-from dreamteacher.data.transforms import AUGMENTATIONS, finetune_crop, pretrain_crop
+from dreamteacher.data.transforms import AUGMENTATIONS, picture_crop, pretrain_crop
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages import ingest
 
 
@@ -95,7 +95,7 @@ def test_loader_workers_give_the_same_items(data):
 def test_labels_are_given_only_where_all_have_one(data):
     images = ImageSet(data, "train")
     assert "label" not in Samples(images, pretrain_crop(8))[0, 0]
-    labelled = Samples(images, finetune_crop("classification", 8, AUGMENTATIONS["natural"]), images.labelled())
+    labelled = Samples(images, picture_crop(8, AUGMENTATIONS["natural"]), images.labelled())
     batch = next(iter(torch.utils.data.DataLoader(labelled, 19, sampler=[(i, i) for i in range(19)])))
     assert batch["image"].shape == (19, 3, 8, 8)
     assert Counter(batch["label"].tolist()) == {0: 12, 1: 5, 2: 2}

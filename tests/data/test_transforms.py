@@ -7,8 +7,8 @@ import torch
 
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.items import IGNORE
-from dreamteacher.data.transforms import AUGMENTATIONS, finetune_crop, pretrain_crop, whole
-from dreamteacher.params import Augment
+from dreamteacher.data.transforms import AUGMENTATIONS, picture_crop, pixel_crop, pretrain_crop, whole
+from dreamteacher.settings.schema import Augment
 
 NATURAL, OVERHEAD = AUGMENTATIONS["natural"], AUGMENTATIONS["overhead"]
 
@@ -63,7 +63,7 @@ def test_pretrain_crops_reach_every_place_and_flip_half_of_the_time():
 
 
 def test_classes_and_missing_labels_pass_through():
-    for transform in (pretrain_crop(16), finetune_crop("classification", 16, NATURAL), whole(32)):
+    for transform in (pretrain_crop(16), picture_crop(16, NATURAL), whole(32)):
         assert "label" not in transform(sample(40, 40, label=False))
         label = transform(sample(40, 40, label=7))["label"]
         assert (label.shape, label.dtype, label.item()) == ((), torch.int64, 7)
@@ -71,7 +71,7 @@ def test_classes_and_missing_labels_pass_through():
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (20, 20)])
 def test_segmentation_augmentation_keeps_mask_and_picture_together(height, width):
-    transform, source = finetune_crop("segmentation", 32, OVERHEAD), sample(height, width)
+    transform, source = pixel_crop(32, OVERHEAD), sample(height, width)
     scales, first_rows = set(), set()
     for seed in range(40):
         torch.manual_seed(seed)
@@ -102,19 +102,19 @@ UPRIGHT, MIRRORED = {(False, False, False)}, {(False, False, False), (False, Fal
 ALL = set(itertools.product((False, True), repeat=3))
 
 
-@pytest.mark.parametrize("task", ["segmentation", "classification"])
+@pytest.mark.parametrize("crop", [pixel_crop, picture_crop])
 @pytest.mark.parametrize(("name", "expected"), [("natural", MIRRORED), ("overhead", ALL), ("no-flip", UPRIGHT), ("none", UPRIGHT)])
-def test_pictures_are_turned_as_their_domain_allows(task, name, expected):
+def test_pictures_are_turned_as_their_domain_allows(crop, name, expected):
     rows, columns = np.mgrid[:100, :100].astype(np.uint8)
-    source = Sample(np.stack([2 * rows, 2 * columns, rows], axis=2), rows if task == "segmentation" else 1, "x")
-    transform = finetune_crop(task, 24, AUGMENTATIONS[name])
+    source = Sample(np.stack([2 * rows, 2 * columns, rows], axis=2), rows if crop is pixel_crop else 1, "x")
+    transform = crop(24, AUGMENTATIONS[name])
     seen = set()
     for seed in range(100):
         torch.manual_seed(seed)
         item = transform(source)
         red, green = item["image"][:2]
         seen.add(orientation(red, green))
-        if task == "segmentation":
+        if crop is pixel_crop:
             assert orientation(item["label"].float(), green) == orientation(red, green)
     assert seen == expected
 
@@ -122,13 +122,13 @@ def test_pictures_are_turned_as_their_domain_allows(task, name, expected):
 def test_without_augmentation_crops_are_windows_of_the_picture():
     source = sample(40, 60)
     torch.manual_seed(0)
-    item = finetune_crop("segmentation", 16, AUGMENTATIONS["none"])(source)
+    item = pixel_crop(16, AUGMENTATIONS["none"])(source)
     red, green = places(item)
     top, left = int(red[0, 0]), int(green[0, 0])
     assert np.array_equal(red, np.mgrid[top : top + 16, :16][0])
     assert np.array_equal(green, np.mgrid[:16, left : left + 16][1])
     assert np.array_equal(item["label"], source.label[top : top + 16, left : left + 16])
-    item = finetune_crop("classification", 40, AUGMENTATIONS["none"])(sample(40, 60, label=1))
+    item = picture_crop(40, AUGMENTATIONS["none"])(sample(40, 60, label=1))
     assert np.array_equal(places(item)[0][:, 0], np.arange(40))  # the shorter side is whole
 
 
@@ -137,7 +137,7 @@ def test_every_domain_has_its_augmentation():
 
 
 def test_a_fixed_seed_gives_a_fixed_item():
-    for transform in (finetune_crop("segmentation", 16, OVERHEAD), finetune_crop("classification", 16, NATURAL), pretrain_crop(16)):
+    for transform in (pixel_crop(16, OVERHEAD), picture_crop(16, NATURAL), pretrain_crop(16)):
         items = []
         for seed in (3, 3, 4):
             torch.manual_seed(seed)
@@ -174,8 +174,8 @@ def test_the_picture_in_the_cache_is_not_changed():
     for transform in (
         pretrain_crop(16),
         pretrain_crop(40),
-        finetune_crop("segmentation", 16, OVERHEAD),
-        finetune_crop("segmentation", 40, OVERHEAD),
+        pixel_crop(16, OVERHEAD),
+        pixel_crop(40, OVERHEAD),
         whole(8),
         whole(32),
     ):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dreamteacher.distillation.features import Quality, embedding_spread, feature_loss, inner_cells, whitening
+from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, inner_cells
 from dreamteacher.distillation.objectives import attention_transfer, feature_mse, layernorm_whitening
+from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.errors import UserError
 from dreamteacher.teachers.base import Tap
 
 TAPS = [Tap("up_blocks.1", 2, 3), Tap("up_blocks.0", 4, 5)]
+EQUATION_3 = FeatureObjective(layernorm, [2, 4], {"mse": 1.0, "at": 10.0})
 
 
 def features(seed: int) -> list[torch.Tensor]:
@@ -20,7 +24,7 @@ def features(seed: int) -> list[torch.Tensor]:
 
 def test_equation_3_adds_attention_on_raw_targets_to_the_error_on_whitened_ones() -> None:
     regressed, target = features(0), features(1)
-    losses = feature_loss(regressed, target, whitening("layernorm", TAPS, {}, 50), 10.0)
+    losses = EQUATION_3(regressed, target)
     mse = feature_mse(regressed, [layernorm_whitening(t) for t in target])
     at = attention_transfer(regressed, target)
     assert losses["mse"].item() == pytest.approx(mse.item())
@@ -44,13 +48,12 @@ def test_the_margin_takes_whole_cells_of_every_tap() -> None:
 
 def test_what_happens_in_the_margin_changes_neither_loss_nor_quality() -> None:
     """Whitening and attention are those of the inner cells alone."""
-    whiten = whitening("layernorm", TAPS, {}, 50)
+    objective = replace(EQUATION_3, margin=4)
 
     def measured(regressed: list[torch.Tensor], target: list[torch.Tensor]) -> tuple[float, float]:
-        inner = [inner_cells(maps, [2, 4], 4) for maps in (regressed, target)]
         quality = Quality(TAPS)
-        quality.update(inner[0], whiten(inner[1]))
-        return feature_loss(*inner, whiten, 10.0)["loss"].item(), quality.compute()["explained_variance"]
+        quality.update(*objective.compared(regressed, target))
+        return objective(regressed, target)["loss"].item(), quality.compute()["explained_variance"]
 
     loud = [m.clone() for m in features(1)]
     for m, outer in zip(loud, (2, 1), strict=True):
@@ -58,36 +61,9 @@ def test_what_happens_in_the_margin_changes_neither_loss_nor_quality() -> None:
     assert measured(features(0), loud) == measured(features(0), features(1))
 
 
-def test_statistics_of_another_noise_step_do_not_whiten() -> None:
-    with pytest.raises(
-        UserError, match=r"needs statistics of distill\.T = 90, but the teacher's were measured at 50; set distill\.T = 50, or"
-    ):
-        whitening("standardize", TAPS, {"T": 50, "statistics": {}}, 90)
-
-
-def test_standardize_uses_the_teachers_statistics_of_each_tap_by_name() -> None:
-    target = features(1)
-    statistics = {
-        tap.name: {"mean": t.mean((0, 2, 3)).tolist(), "std": t.std((0, 2, 3), correction=0).tolist()}
-        for tap, t in zip(TAPS, target, strict=True)
-    }
-    for whitened in whitening("standardize", TAPS, {"T": 50, "statistics": statistics}, 50)(target):
-        torch.testing.assert_close(whitened.mean((0, 2, 3)), torch.zeros(whitened.shape[1]), rtol=0, atol=1e-5)
-        torch.testing.assert_close(whitened.std((0, 2, 3), correction=0), torch.ones(whitened.shape[1]))
-
-
-def test_a_channel_that_was_dead_when_measured_does_not_outweigh_the_others() -> None:
-    std = torch.ones(40)
-    std[3] = 1e-4
-    facts = {"T": 50, "statistics": {"up_blocks.1": {"mean": [0.0] * 40, "std": std.tolist()}}}
-    (whitened,) = whitening("standardize", [Tap("up_blocks.1", 2, 40)], facts, 50)([torch.ones(1, 40, 4, 4)])
-    assert whitened[0, 3].unique().tolist() == pytest.approx([100.0])
-    assert (whitened[0, 4:] == 1).all()
-
-
 def test_no_gradient_flows_to_the_targets_and_bf16_outputs_are_taken() -> None:
     regressed = [r.bfloat16().requires_grad_() for r in features(0)]
-    losses = feature_loss(regressed, features(1), whitening("layernorm", TAPS, {}, 50), 10.0)
+    losses = EQUATION_3(regressed, features(1))
     assert losses["loss"].dtype == torch.float32
     losses["loss"].backward()
     assert all(r.grad is not None and r.grad.isfinite().all() and r.grad.any() for r in regressed)
@@ -95,8 +71,7 @@ def test_no_gradient_flows_to_the_targets_and_bf16_outputs_are_taken() -> None:
 
 def test_quality_is_the_explained_variance_of_each_tap_and_their_mean() -> None:
     target = features(1)
-    whiten = whitening("layernorm", TAPS, {}, 50)
-    whitened = whiten(target)
+    whitened = layernorm(target)
     quality = Quality(TAPS)
     for i in range(2):  # a batch of one picture, twice
         quality.update([whitened[0][i : i + 1], torch.zeros_like(whitened[1][i : i + 1])], [w[i : i + 1] for w in whitened])

@@ -6,7 +6,7 @@ import pytest
 from pipeline import Project, fetch, find, head, url
 
 from dreamteacher.errors import UserError
-from dreamteacher.params_file import load_params, restore_params
+from dreamteacher.settings.file import load_params, restore_params
 from dreamteacher.stages.find_commit import FILES, SECTIONS, resolve
 
 

@@ -6,8 +6,8 @@ from typing import get_args
 import yaml
 
 from dreamteacher import cli
-from dreamteacher.params import Init, Params
-from dreamteacher.params_table import known_keys
+from dreamteacher.settings.schema import Init, Params
+from dreamteacher.settings.table import known_keys
 from helpers import PROJECT
 
 AFTER_FINETUNE = ["evaluate", "export-onnx", "publish"]

@@ -16,7 +16,7 @@ from pipeline import Project, fetch, find, head, url
 
 from dreamteacher import outages
 from dreamteacher.errors import UserError
-from dreamteacher.params_file import load_params
+from dreamteacher.settings.file import load_params
 from dreamteacher.stages import fetch_data, record
 from dreamteacher.versioning import Clone
 from helpers import free_port

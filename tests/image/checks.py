@@ -120,7 +120,7 @@ def ingest(source: str, data: dsl.Output[dsl.Dataset]) -> int:
     import os
     from pathlib import Path
 
-    from dreamteacher.params import Ingest, Params
+    from dreamteacher.settings.schema import Ingest, Params
     from dreamteacher.stages.ingest import run
 
     params = Params(ingest=Ingest(source=source, short_side=64, val_fraction=0))

@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from dreamteacher.trainjob import GROUP, PLURAL, Nodes
+from dreamteacher.cluster.trainjob import GROUP, PLURAL, Nodes
 from helpers import PROJECT
 
 BASE = PROJECT / "k8s/base"

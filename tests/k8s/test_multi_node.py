@@ -11,8 +11,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
 
-from dreamteacher.node_watch import CONTAINER
-from dreamteacher.trainjob import GROUP, RUNTIME, VERSION, Nodes, manifest
+from dreamteacher.cluster.node_watch import CONTAINER
+from dreamteacher.cluster.trainjob import GROUP, RUNTIME, VERSION, Nodes, manifest
 from helpers import PROJECT
 
 FOLDER = PROJECT / "k8s/multi-node"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tiny_chain import brief_params
 
+from dreamteacher.cluster.launch import PROCESSES, launch, remove_run_folder
+from dreamteacher.cluster.node_logs import ending
 from dreamteacher.errors import UserError
-from dreamteacher.launch import PROCESSES, launch, remove_run_folder
-from dreamteacher.node_logs import ending
-from dreamteacher.params_file import restore_params
+from dreamteacher.settings.file import restore_params
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import ingest
 

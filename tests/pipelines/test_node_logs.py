@@ -2,7 +2,7 @@
 
 import pytest
 
-from dreamteacher.node_logs import Position, ending
+from dreamteacher.cluster.node_logs import Position, ending
 
 TWO_RANKS = """[rank1]: Traceback (most recent call last):
 [rank1]:   File "/x/body.py", line 9, in <module>

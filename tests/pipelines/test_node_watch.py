@@ -10,9 +10,9 @@ import pytest
 from kubernetes.client import ApiClient, Configuration
 from kubernetes_api import OWN_RUNTIME, RESTRICTED, KubernetesApi, finish
 
-from dreamteacher import node_watch
+from dreamteacher.cluster import node_watch
+from dreamteacher.cluster.trainjob import Nodes, manifest, run
 from dreamteacher.errors import UserError
-from dreamteacher.trainjob import Nodes, manifest, run
 
 TORCHRUN = """E1127 00:23:20.246000 7326 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: {code}) local_rank: 0
 Traceback (most recent call last):

@@ -11,18 +11,18 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes_api import KubernetesApi, finish
 from PIL import Image
 
-from dreamteacher import trainjob
+from dreamteacher.cluster import trainjob
+from dreamteacher.cluster.trainjob import Nodes
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import ingest
-from dreamteacher.trainjob import Nodes
 from helpers import free_port
 
 PARAMS = Params.model_validate(
     {
         "teacher": {
-            "steps": 3, "batch_size": 4, "resolution": 16, "T_train": 100, "stats_T": 10, "stats_images": 4, "samples": 1,
+            "steps": 3, "batch_size": 4, "resolution": 16, "T_train": 100, "samples": 1,
             "sample_steps": 2, "precision": "fp32", "workers": 0, "warmup_steps": 1, "log_every": 1,
         },
         "distill": {"T": 10},

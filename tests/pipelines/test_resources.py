@@ -15,8 +15,8 @@ from google.protobuf import json_format
 from kfp import dsl
 
 import components
+from dreamteacher.cluster.trainjob import RUN_LABEL, manifest, settings_of
 from dreamteacher.errors import UserError
-from dreamteacher.trainjob import RUN_LABEL, manifest, settings_of
 from pipelines import NAMES
 from pipelines.__main__ import main
 from pipelines.compile import check_image, compile_pipeline

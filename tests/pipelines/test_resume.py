@@ -14,7 +14,7 @@ import pytest
 import teacher_alone
 import yaml
 
-from dreamteacher.params_file import load_params
+from dreamteacher.settings.file import load_params
 from dreamteacher.stages import ingest, train_teacher
 from helpers import PROJECT
 

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from components.gate import gate
 from components.promote import promote
-from dreamteacher.params_file import load_params
+from dreamteacher.settings.file import load_params
 from dreamteacher.stage import digest_of, read_stage
 
 TRAINING = ("train-teacher", "distill-features", "train-interpreter", "distill-labels", "finetune")

@@ -19,11 +19,11 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes_api import OWN_RUNTIME, KubernetesApi, finish, validator
 
 from components.finish import finish as finish_step
-from dreamteacher import trainjob
+from dreamteacher.cluster import trainjob
+from dreamteacher.cluster.trainjob import Nodes, manifest, name_of, run
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
-from dreamteacher.trainjob import Nodes, manifest, name_of, run
 from helpers import PROJECT, free_port
 from pipelines.resources import Profile
 

@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 
 from dreamteacher import cli
-from dreamteacher.params_file import load_params
 from dreamteacher.project import create, propose, survey
 from dreamteacher.project.machine import Machine, Speed
+from dreamteacher.settings.file import load_params
 from helpers import PROJECT
 
 CPU = Machine("cpu", "2 CPU cores", 8e9, False)

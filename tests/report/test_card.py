@@ -63,6 +63,12 @@ def test_classification_has_its_own_figures():
     assert "in their own size, then scaled to 64 px" in text
 
 
+def test_a_figure_of_another_task_goes_by_its_key():
+    text = model_card("cells", contract(task="mine:TASK"), figures(name="fit"), 1e-6)
+    assert "fit mean ± std" in text
+    assert "of each class" not in text
+
+
 @pytest.mark.parametrize("count", [1, 30, 2000])
 @pytest.mark.parametrize("length", [1, 300])
 def test_any_number_of_classes_fits_into_mlflows_column(count, length):

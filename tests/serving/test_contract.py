@@ -9,9 +9,9 @@ import torch
 
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.errors import UserError
+from dreamteacher.onnx_files import read_metadata
 from dreamteacher.serving.contract import DESCRIPTION, VERSION, VERSION_KEY, Contract, check_size, prepare, to_mask
-from dreamteacher.serving.onnx_files import read_metadata
-from dreamteacher.tasks.scoring import resized_argmax
+from dreamteacher.tasks.segmentation import resized_argmax
 
 CONTRACT = Contract(
     task="segmentation",

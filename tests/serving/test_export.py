@@ -7,14 +7,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from serving_samples import COUNTS, make_finetuned, make_model
 from torch import nn
 from torch.nn import functional as F
 
+from data_sets import write_masks_set
 from dreamteacher.errors import UserError
-from dreamteacher.params import Export, Params
+from dreamteacher.onnx_files import load, read_metadata
 from dreamteacher.serving.export import check_parity, export
-from dreamteacher.serving.onnx_files import load, read_metadata
-from dreamteacher.stage import read_stage
+from dreamteacher.settings.schema import Export, Params
+from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.stages import export_onnx
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.model import TaskModel, load_task_model
@@ -198,3 +200,23 @@ def test_revision_names_the_commit_and_whether_tracked_files_differ_from_it(in_t
     assert export_onnx.git_revision() == git("rev-parse", "HEAD")
     (in_tmp / "code.py").write_text("2")
     assert export_onnx.git_revision() == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_fp16_is_held_against_fp32_on_validation_pictures(here):
+    """With logits beyond float16's range nothing can be decided; the file of a model that passes says that it may be served so."""
+    pictures = [(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)) for i in range(3)]
+    data = write_masks_set(here / "pictures", ["background", "cell", "debris"], pictures)
+    with open_stage("ingest", params={"ingest": {"short_side": None}}, inputs={}, out=here / "data") as stage:
+        shutil.copytree(data, stage.tmp, dirs_exist_ok=True)
+        facts = json.loads((data / "dataset.json").read_text()) | {"hash": "d" * 64, "counts": COUNTS}
+        (stage.tmp / "dataset.json").write_text(json.dumps(facts))
+    model = make_model("segmentation")
+    params = Params(export=Export(size=32, precision="fp16", agreement=0.9))
+    metrics = export_onnx.run(params, data=here / "data", finetuned=make_finetuned(here / "model", model), out=here / "onnx")
+    assert 0.9 < metrics["fp16_agreement"] <= 1
+    assert read_metadata(here / "onnx" / "model.onnx")["precision"] == "fp16"
+    with torch.no_grad():
+        list(model.head.parameters())[-1].add_(1e5)  # the bias of each class alike: the same decisions in float32
+    with pytest.raises(UserError, match=r"fp16 leaves only 0\.00% of the model's decisions .* set export\.precision to fp32"):
+        export_onnx.run(params, data=here / "data", finetuned=make_finetuned(here / "large", model), out=here / "onnx2")
+    assert not (here / "onnx2").exists()

@@ -7,9 +7,9 @@ import pytest
 from serving_samples import PARAMS, make_model
 
 from dreamteacher.errors import UserError
-from dreamteacher.serving import gates
+from dreamteacher.lifecycle import gates
+from dreamteacher.lifecycle.gates import OverSeeds, check_floor, check_latency, check_parity, check_regression
 from dreamteacher.serving.export import export
-from dreamteacher.serving.gates import OverSeeds, check_floor, check_latency, check_parity, check_regression
 from dreamteacher.stage import open_stage
 from dreamteacher.stages import gate
 

@@ -23,8 +23,8 @@ from serving_samples import PARAMS
 
 from dreamteacher import cli, outages
 from dreamteacher.errors import UserError
+from dreamteacher.lifecycle.promotion import promote
 from dreamteacher.serving.delivery import fetch_repository, has_repository, keep_repository
-from dreamteacher.serving.promotion import promote
 from dreamteacher.stages import publish
 from json_server import JsonServer, Request
 

@@ -16,15 +16,16 @@ from tritonclient.utils import InferenceServerException
 from dreamteacher.data.dataset import ImageSet, Sample
 from dreamteacher.data.transforms import whole
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.onnx_files import read_metadata
 from dreamteacher.serving.contract import Contract, prepare
-from dreamteacher.serving.onnx_files import read_metadata
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages import ingest
+from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import load_task_model, normalize
-from dreamteacher.tasks.scoring import picture_size, score, whole_batches
+from dreamteacher.tasks.scoring import score, whole_batches
 
 
 def save_picture(path, height, width, seed=0):
@@ -119,7 +120,7 @@ def test_predict_sees_and_says_what_evaluation_sees_and_says(triton, project, mo
     assert {Path(val.names[i]).name: model.classes[label] for i, label in said.items()} == answers
     assert len(set(answers.values())) > 1
     contract = Contract.from_metadata(told, "stages")
-    for indices, batch in whole_batches(val, list(range(len(val))), 1, picture_size(model.task, model.size)):
+    for indices, batch in whole_batches(val, list(range(len(val))), 1, get_task(model.task).picture_size(model.size)):
         tensor, _ = prepare(np.asarray(Image.open(here / "in" / val.names[indices[0]])), contract)
         step = 1 / 255 / min(model.std)  # Pillow and torchvision may round differently
         assert np.abs(tensor - normalize(batch["image"], model.mean, model.std).numpy()).max() < 1.01 * step

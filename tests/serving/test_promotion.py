@@ -17,9 +17,9 @@ from mlflow.tracking import MlflowClient
 
 from dreamteacher import cli, outages
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params, Publish
-from dreamteacher.serving import promotion
-from dreamteacher.serving.promotion import LINEAGE, choose, fetch_champion, keep_lineage, promote, refuse, rollback
+from dreamteacher.lifecycle import promotion
+from dreamteacher.lifecycle.promotion import LINEAGE, choose, fetch_champion, keep_lineage, promote, refuse, rollback
+from dreamteacher.settings.schema import Params, Publish
 from dreamteacher.stage import digest_of, open_stage
 from dreamteacher.stages import promote as promote_stage
 from helpers import free_port

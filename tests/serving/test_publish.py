@@ -16,9 +16,9 @@ from serving_samples import PARAMS, make_finetuned, make_model
 from components.publish import publish as publish_step
 from dreamteacher import outages
 from dreamteacher.errors import UserError
+from dreamteacher.lifecycle import promotion
+from dreamteacher.lifecycle.promotion import fetch_champion
 from dreamteacher.mlflow_server import PUBLISHED
-from dreamteacher.serving import promotion
-from dreamteacher.serving.promotion import fetch_champion
 from dreamteacher.serving.triton_repository import check_repository
 from dreamteacher.stage import digest_of, open_stage
 from dreamteacher.stages import export_onnx, promote, publish

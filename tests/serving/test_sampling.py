@@ -23,11 +23,11 @@ from serving_samples import PARAMS
 
 from dreamteacher.data.decode import decode
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
 from dreamteacher.serving import sampling
 from dreamteacher.serving.sampling import FRACTION, PER_DAY, PLACE, Sampler
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages import compare_data, ingest
 
 CONFIG = {"instance_group": [{"count": 1}]}

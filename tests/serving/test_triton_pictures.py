@@ -20,11 +20,11 @@ from serving_samples import PARAMS
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Publish
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.pictures_repository import MODULES
 from dreamteacher.serving.triton_repository import check_repository, write_repository
 from dreamteacher.serving.triton_server import running_triton
+from dreamteacher.settings.schema import Publish
 from helpers import PROJECT
 
 LIBRARIES = {"http": tritonclient.http, "grpc": tritonclient.grpc}

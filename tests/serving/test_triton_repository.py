@@ -1,4 +1,5 @@
 import json
+from itertools import product
 
 import onnx
 import pytest
@@ -7,8 +8,8 @@ from serving_samples import PARAMS
 from tritonclient.grpc import model_config_pb2
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Publish
 from dreamteacher.serving.triton_repository import check_repository, write_repository
+from dreamteacher.settings.schema import Publish
 
 
 def read_config(folder):
@@ -82,6 +83,26 @@ def test_gpu_is_for_production_only(models, tmp_path):
         write_repository({"cells": models["cells"]}, tmp_path / backend, backend=backend, settings=settings)
         group = read_config(tmp_path / backend / "cells").instance_group[0]
         assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == kind
+
+
+def test_tensorrt_runs_what_may_be_served_in_fp16_where_there_is_a_gpu(models, tmp_path):
+    half = onnx.load(models["cells"])
+    onnx.helper.set_model_props(half, {prop.key: prop.value for prop in half.metadata_props} | {"precision": "fp16"})
+    onnx.save(half, tmp_path / "half.onnx")
+    for number, (file, gpu, backend) in enumerate(
+        product((models["cells"], tmp_path / "half.onnx"), (False, True), ("onnxruntime", "python"))
+    ):
+        settings = Publish(name="cells", gpu=gpu, pictures=False)
+        write_repository({"cells": file}, tmp_path / str(number), backend=backend, settings=settings)
+        config = read_config(tmp_path / str(number) / "cells")
+        accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert [found.name for found in accelerators] == (
+            ["tensorrt"] if (file.name, gpu, backend) == ("half.onnx", True, "onnxruntime") else []
+        )
+        if accelerators:
+            assert accelerators[0].parameters["precision_mode"] == "FP16"
+            assert accelerators[0].parameters["trt_engine_cache_path"] == "/engines"
+            assert {warm_up.batch_size for warm_up in config.model_warmup} == {1, 64}
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from tiny_chain import BRIEF, brief_params
 
-from dreamteacher.params import Params
-from dreamteacher.serving.promotion import fetch_champion, part
+from dreamteacher.lifecycle.promotion import fetch_champion, part
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages import (
     compare_data,
     distill_features,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from tiny_chain import TASKS, Chain, brief_params, draw
 
-from dreamteacher.teachers import diffusion
+from dreamteacher.teachers import unet
 
 SLIM = {"widths": (8, 8, 8, 16), "depth": 1, "attention": (8,), "head_dim": 8, "groups": 4, "dropout": 0.0}
 
@@ -16,7 +16,7 @@ SLIM = {"widths": (8, 8, 8, 16), "depth": 1, "attention": (8,), "head_dim": 8, "
 @contextmanager
 def slim() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(diffusion.SIZES, "tiny", SLIM)
+        patch.setitem(unet.SIZES, "tiny", SLIM)
         yield
 
 

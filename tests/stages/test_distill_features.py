@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from tiny_chain import Chain, brief_params
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.distillation.features import inner_cells, whitening
+from dreamteacher.distillation import features
+from dreamteacher.distillation.features import feature_objective, inner_cells
+from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.errors import UserError
 from dreamteacher.stages import distill_features
 from dreamteacher.stages.distill_features import _monitor, hold_out
 from dreamteacher.students.neck import load_regressor
-from dreamteacher.teachers.diffusion import load_teacher
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import open_teacher
+from dreamteacher.training.order import global_batch
+from dreamteacher.training.randomness import StepRandom, derive_seed
 
 
 def test_it_leaves_a_timm_backbone_and_its_regressor(chain: Chain) -> None:
@@ -51,16 +58,16 @@ def test_quality_is_measured_in_parts_of_the_batch_with_the_same_figures(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As all held-out pictures at once would take tens of GB at 256 px."""
-    generator = load_teacher(chain.root / "teacher", [4, 8])
+    generator = open_teacher(chain.root / "teacher", [4, 8], Stochastic(10))
     held_out = hold_out(ImageSet(chain.root / "data", "train"), 6, 32, seed=0)[1]
     regressor = load_regressor(chain.root / "features").eval()
     sizes = []
-    features = generator.features
-    monkeypatch.setattr(generator, "features", lambda images, *rest: sizes.append(len(images)) or features(images, *rest))
+    teach = generator.teach
+    monkeypatch.setattr(generator, "teach", lambda images, random: sizes.append(len(images)) or teach(images, random))
     figures = []
     for batch_size, accumulate in ((6, 1), (8, 2), (5, 1), (1, 1)):
         settings = chain.params.distill.model_copy(update={"batch_size": batch_size, "accumulate": accumulate})
-        figures.append(_monitor(generator, held_out, settings, whitening("layernorm", generator.taps, {}, 10))(regressor, 0))
+        figures.append(_monitor(generator, held_out, settings, feature_objective(settings, layernorm, generator.taps))(regressor, 0))
     assert sizes == [6, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1]
     for other in figures[1:]:
         assert other == pytest.approx(figures[0], rel=1e-5)
@@ -77,7 +84,7 @@ def test_the_margin_leaves_the_border_out_of_loss_and_quality(
         seen.add((margin, *(tuple(m.shape[2:]) for m in inner)))
         return inner
 
-    monkeypatch.setattr(distill_features, "inner_cells", watched)
+    monkeypatch.setattr(features, "inner_cells", watched)
     made = chains["segmentation"]
     params = brief_params(made.source, distill={"margin": 5, "steps": 1})
     metrics = distill_features.run(params, data=made.root / "data", teacher=made.root / "teacher", out=tmp_path / "features")
@@ -105,8 +112,8 @@ def test_what_cannot_be_is_refused_in_one_line(chain: Chain, tmp_path: Path) -> 
     odd = chain.params.distill.model_copy(update={"resolution": 30})  # as a step is given it alone, not held against other settings
     with pytest.raises(UserError, match="pictures of 30x30 px do not fit the teacher: their sides must be multiples of 8"):
         distill_features.run(chain.params.model_copy(update={"distill": odd}), **where)
-    other = chain.params.distill.model_copy(update={"whitening": "standardize", "T": 90})
-    with pytest.raises(UserError, match=r"needs statistics of distill\.T = 90, but the teacher's were measured at 10"):
+    other = chain.params.distill.model_copy(update={"T": 100})
+    with pytest.raises(UserError, match="noise step T = 100 does not fit the teacher, which has 100 of them"):
         distill_features.run(chain.params.model_copy(update={"distill": other}), **where)
     with pytest.raises(UserError, match=r"no tap at stride 16; it has \[1, 2, 4, 8\]"):
         distill_features.run(chain.params.model_copy(update={"taps": [4, 16]}), **where)
@@ -131,3 +138,19 @@ def test_collapse_is_told(chains: dict[str, Chain], tmp_path: Path, monkeypatch:
     distill_features.run(params, data=made.root / "data", teacher=made.root / "teacher", out=tmp_path / "features")
     output = capsys.readouterr()
     assert "the backbone gives all pictures nearly the same embedding" in output.out + output.err
+
+
+def test_standardised_targets_are_measured_on_crops_of_train_pictures_drawn_by_seed_and_kept(chain: Chain, tmp_path: Path) -> None:
+    params = brief_params(chain.source, distill={"whitening": "standardize", "stats_images": 5, "steps": 1})
+    metrics = distill_features.run(params, data=chain.root / "data", teacher=chain.root / "teacher", out=tmp_path / "features")
+    assert metrics["explained_variance"] != chain.metrics["features"]["explained_variance"]
+    teacher = open_teacher(chain.root / "teacher", [4, 8], Stochastic(10))
+    samples, _ = hold_out(ImageSet(chain.root / "data", "train"), params.distill.monitor_images, 32, seed=0)
+    drawn = global_batch(len(samples), 5, derive_seed(0, "statistics"), step=0)
+    assert len({index for index, _ in drawn}) == 5
+    lesson = teacher.teach(torch.stack([samples[item]["image"] for item in drawn]), StepRandom(0, 0, 0, 1))
+    statistics = json.loads((tmp_path / "features/statistics.json").read_text())
+    for tap, maps in zip(teacher.taps, lesson.features, strict=True):
+        np.testing.assert_allclose(statistics[tap.name]["mean"], maps.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(statistics[tap.name]["std"], maps.double().std((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
+    assert not (chain.root / "features/statistics.json").exists()  # of whitening by layernorm

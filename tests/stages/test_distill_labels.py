@@ -15,8 +15,9 @@ from dreamteacher.stages import distill_features, distill_labels, ingest, train_
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import load_regressor
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize
-from dreamteacher.teachers import diffusion
-from dreamteacher.teachers.diffusion import load_teacher
+from dreamteacher.teachers import unet
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.order import global_batch
 from dreamteacher.training.randomness import StepRandom
 
@@ -115,9 +116,9 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line_before_anything_is_compu
         source = draw("segmentation", tmp_path / "pictures" / name)
         (source / "classes.txt").write_text(classes)
         ingest.run(brief_params(source, ingest={"labels": labels}), source=source, out=tmp_path / name)
-    wide = brief_params(chain.source, teacher={"stats_T": 11})
+    wide = brief_params(chain.source, teacher={"sample_steps": 4})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(diffusion.SIZES, "tiny", {**diffusion.SIZES["tiny"], "widths": (8, 8, 8, 24)})
+        patch.setitem(unet.SIZES, "tiny", {**unet.SIZES["tiny"], "widths": (8, 8, 8, 24)})
         train_teacher.run(wide, data=chain.root / "data", out=tmp_path / "wide")
     monkeypatch.setattr(distill_labels, "train", train)
     student = {"width": 8, "backbone": "test_resnet"}
@@ -157,7 +158,7 @@ def test_its_first_loss_is_equation_6_on_the_first_batch(chain: Chain, tmp_path:
     metrics = run(chain, tmp_path / "mix", "mix", labels={"steps": 1})
     samples = Samples(ImageSet(chain.root / "data", "train"), pretrain_crop(32))
     images = torch.stack([samples[item]["image"] for item in global_batch(14, 4, 0, 0)])
-    targets = load_teacher(chain.root / "teacher", [4, 8]).features(images, 10, StepRandom(0, 0, 0, 1))
+    targets = open_teacher(chain.root / "teacher", [4, 8], Stochastic(10)).teach(images, StepRandom(0, 0, 0, 1)).features
     regressor, (interpreter, _) = load_regressor(chain.root / "features").train(), load_interpreter(chain.root / "interpreter")
     torch.manual_seed(0)
     task = TaskModel(create_backbone("test_resnet"), chain.task, ["a", "b"], 32, 8)
@@ -168,3 +169,16 @@ def test_its_first_loss_is_equation_6_on_the_first_batch(chain: Chain, tmp_path:
     assert metrics["mse"] == pytest.approx(feature_mse(regressed, [layernorm_whitening(t) for t in targets]).item(), rel=1e-4)
     assert metrics["at"] == pytest.approx(attention_transfer(regressed, targets).item(), rel=1e-4)
     assert metrics["labels"] == pytest.approx(soft_label_cross_entropy(logits, soft, 4.0).item(), rel=1e-4)
+
+
+def test_the_mix_whitens_by_the_statistics_of_the_features_it_starts_from(chains: dict[str, Chain], tmp_path: Path) -> None:
+    chain = chains["segmentation"]
+    changes = {"distill": {"whitening": "standardize", "steps": 1}, "labels": {"steps": 1}}
+    with pytest.raises(UserError, match=r"features holds no feature statistics of these taps.*run `dreamteacher distill-features` again"):
+        run(chain, tmp_path / "refused", "mix", **changes)
+    made = {"data": chain.root / "data", "teacher": chain.root / "teacher"}
+    distill_features.run(brief_params(chain.source, **changes), **made, out=tmp_path / "features")
+    folders = made | {"features": tmp_path / "features", "interpreter": chain.root / "interpreter"}
+    metrics = distill_labels.run(brief_params(chain.source, **changes), **folders, mode="mix", seed=0, out=tmp_path / "mix")
+    assert metrics["mse"] != chain.metrics["mix"]["mse"]
+    assert run(chain, tmp_path / "labels", "labels", **changes)["loss"] > 0  # which regresses nothing

@@ -17,16 +17,18 @@ from PIL import Image
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
 from dreamteacher.report.figures import pca_colours
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Params, Teacher
 from dreamteacher.stage import open_stage
 from dreamteacher.stages import evaluate, ingest
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, save_regressor
 from dreamteacher.tasks import readout
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
-from dreamteacher.teachers.diffusion import build_scheduler, build_unet, decoder_taps, save_teacher
+from dreamteacher.teachers.ddpm import Generator
+from dreamteacher.teachers.diffusion import decoder_taps
+from dreamteacher.teachers.unet import build_unet
 
 ARCHITECTURE, WIDTH, SIDE = "resnet10t", 16, 32
 CLASSES = {"segmentation": ["background", "disc"], "classification": ["dark", "light", "striped"]}
@@ -105,7 +107,7 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         torch.manual_seed(0)
         unet = build_unet("tiny", SIDE)
         with open_stage("train-teacher", params={}, inputs={"data": root / "data"}, out=root / "teacher") as stage:
-            save_teacher(stage.tmp, unet, build_scheduler(100), {"T": 5, "statistics": {}})
+            Generator(Teacher(T_train=100)).save(unet, stage.tmp, {})
             write_table([{"step": 1, "loss": 1.0}], stage.tmp / "curves.csv")
         distill = {"distill": {"T": 5, "whitening": "layernorm"}}
         with open_stage("distill-features", params=distill, inputs={"data": root / "data"}, out=root / "features") as stage:

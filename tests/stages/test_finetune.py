@@ -13,10 +13,11 @@ from tiny_chain import INITS, Chain, brief_params
 
 import dreamteacher
 from dreamteacher.data.dataset import ImageSet, few_labelled
-from dreamteacher.data.transforms import AUGMENTATIONS, finetune_crop
+from dreamteacher.data.transforms import AUGMENTATIONS
 from dreamteacher.errors import UserError
 from dreamteacher.stages import finetune
 from dreamteacher.students.backbone import load_backbone
+from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import load_task_model
 
 
@@ -86,11 +87,12 @@ def test_which_others_are_compared_is_no_part_of_a_result(chain: Chain, monkeypa
 
 
 def test_pictures_are_augmented_as_the_settings_say(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
-    monkeypatch.setattr(finetune, "finetune_crop", lambda *args: used.append(args) or finetune_crop(*args))
+    used, task = [], get_task(chain.task)
+    crop = task.crop
+    monkeypatch.setattr(task, "crop", lambda *args: used.append(args) or crop(*args))
     params = brief_params(chain.source, finetune={"steps": 1, "augment": "overhead"})
     finetune.run(params, data=chain.root / "data", init="scratch", seed=0, out=tmp_path / "model")
-    assert used == [(chain.task, 32, AUGMENTATIONS["overhead"])]
+    assert used == [(32, AUGMENTATIONS["overhead"])]
     assert brief_params(chain.source).finetune.augment == "natural"
 
 
@@ -128,7 +130,8 @@ def test_imagenet_begins_with_timm_s_weights(chain: Chain, tmp_path: Path) -> No
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
     save_file(weights, repository / "snapshots" / ("0" * 40) / "model.safetensors")
     body = (
-        "import sys, torch; from pathlib import Path; from dreamteacher.params import Params; from dreamteacher.stages import finetune\n"
+        "import sys, torch; from pathlib import Path\n"
+        "from dreamteacher.settings.schema import Params; from dreamteacher.stages import finetune\n"
         "train = finetune.train\n"
         "def watched(model, *args, **kwargs):\n"
         "    torch.save(model.backbone.model.state_dict(), 'begun.pt')\n"

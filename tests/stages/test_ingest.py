@@ -19,7 +19,7 @@ from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.data.decode import decode
 from dreamteacher.data.shards import ShardSet
 from dreamteacher.data.sources import find
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of
 from dreamteacher.stages import ingest
 from helpers import PROJECT

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from tiny_chain import draw
 
 from dreamteacher.errors import UserError
-from dreamteacher.serving.promotion import fetch_champion, rollback
+from dreamteacher.lifecycle.promotion import fetch_champion, rollback
 from dreamteacher.stage import digest_of, read_stage
 from dreamteacher.stages import distill_features, gate, promote, train_teacher
 

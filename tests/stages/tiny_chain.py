@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages import distill_features, distill_labels, finetune, ingest, train_interpreter, train_teacher
 
 TASKS = ("segmentation", "classification")
@@ -27,8 +27,7 @@ INITS = ("scratch", "features", "labels", "mix")
 def brief_params(source: Path, **changes: dict[str, Any]) -> Params:
     settings: dict[str, dict[str, Any]] = {
         "ingest": {"source": str(source), "min_side": 8},
-        "teacher": BRIEF
-        | {"resolution": 16, "T_train": 100, "stats_T": 10, "stats_images": 5, "samples": 2, "sample_steps": 3, "ema": 0.9},
+        "teacher": BRIEF | {"resolution": 16, "T_train": 100, "samples": 2, "sample_steps": 3, "ema": 0.9},
         "student": {"backbone": "test_resnet", "width": 8},
         "distill": BRIEF | {"T": 10, "resolution": 32, "monitor_images": 3, "monitor_every": 3},
         "interpreter": BRIEF | {"T": 10, "resolution": 16, "width": 16},

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from dreamteacher.distillation.features import feature_loss
+from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.errors import UserError
 from dreamteacher.students import backbone as backbones
 from dreamteacher.students.backbone import create_backbone, load_backbone, save_backbone
@@ -157,7 +157,8 @@ def test_families_made_for_one_size_are_distilled_into_as_well(name: str, tile: 
     optimizer = torch.optim.SGD(regressor.parameters(), 1e-3)
     before = {key: value.clone() for key, value in backbone.named_parameters()}
     target = [torch.randn(2, 4, 16, 24), torch.randn(2, 6, 8, 12)]
-    losses = feature_loss(regressor(torch.randn(2, 3, 64, 96)), target, lambda maps: maps, 10.0)
+    objective = FeatureObjective(lambda maps: maps, [4, 8], {"mse": 1.0, "at": 10.0})
+    losses = objective(regressor(torch.randn(2, 3, 64, 96)), target)
     losses["loss"].backward()
     torch.nn.utils.clip_grad_norm_(regressor.parameters(), 1.0, error_if_nonfinite=True)
     optimizer.step()

@@ -14,8 +14,7 @@ from data_sets import write_masks_set
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
 from dreamteacher.errors import UserError
-from dreamteacher.tasks import scoring
-from dreamteacher.tasks.scoring import Score, resized_argmax, score
+from dreamteacher.tasks.scoring import score
 
 CPU = torch.device("cpu")
 
@@ -71,32 +70,3 @@ def test_masks_without_a_known_pixel_are_no_figure(tmp_path: Path) -> None:
     images = ImageSet(write_masks_set(tmp_path / "data", ReadsColours.classes, [(picture, mask)]), "val")
     with pytest.raises(UserError, match="no pixel of the validation masks has a class, so nothing can be measured; label some"):
         score(ReadsColours(), images, 1, CPU)
-
-
-def test_classes_are_found_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(0))
-    logits[3] = logits[1]  # of equal logits the first counts
-    expected = F.interpolate(logits[None], size=(20, 25), mode="bilinear", align_corners=False)[0].argmax(0)
-    for values in (1, 1100, 1 << 20):
-        monkeypatch.setattr(scoring, "RESIZED", values)
-        assert torch.equal(resized_argmax(logits, (20, 25)), expected)
-    assert torch.equal(resized_argmax(logits, (5, 6)), logits.argmax(0))
-
-
-def test_classes_that_do_not_occur_do_not_lower_the_mean() -> None:
-    truth = torch.tensor([[0, 0, 1, IGNORE]])
-    total = Score("segmentation", ["a", "b", "never"])
-    total.update(torch.tensor([[0, 1, 1, 2]]), truth)
-    assert total.compute() == pytest.approx({"miou": 0.5, "accuracy": 2 / 3, "iou_a": 0.5, "iou_b": 0.5})
-
-
-def test_class_255_of_many_counts_like_any_other() -> None:
-    """255 means unknown in masks alone."""
-    classes = [f"c{i}" for i in range(300)]
-    total = Score("classification", classes)
-    total.update(torch.tensor([255, 255, 7, 299]), torch.tensor([255, 255, 255, 299]))
-    figures = total.compute()
-    assert figures["top1"] == pytest.approx(3 / 4)
-    assert {name: value for name, value in figures.items() if name != "top1"} == pytest.approx(
-        {"accuracy_c255": 2 / 3, "accuracy_c299": 1.0}
-    )

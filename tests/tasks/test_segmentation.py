@@ -10,7 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from dreamteacher.data.items import IGNORE
-from dreamteacher.tasks.segmentation import SegmentationHead, count_labelled, dice_loss, loss, metrics
+from dreamteacher.settings.schema import Finetune
+from dreamteacher.tasks import segmentation
+from dreamteacher.tasks.segmentation import TASK, IntersectionOverUnion, SegmentationHead, count_labelled, dice_loss, resized_argmax
+
+
+def loss(logits: torch.Tensor, labels: torch.Tensor, weight: float, count: int) -> torch.Tensor:
+    return TASK.loss(logits, {"label": labels, "count": torch.tensor(count)}, Finetune(dice_weight=weight))["loss"]
 
 
 def case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,7 +45,7 @@ def numpy_eq4(logits: torch.Tensor, labels: torch.Tensor, weight: float) -> floa
 def test_equation_4_is_that_of_numpy(weight: float) -> None:
     logits, labels = case()
     count = count_labelled({"label": labels})
-    assert loss(logits, labels, weight, count)["loss"].item() == pytest.approx(numpy_eq4(logits, labels, weight), rel=1e-5)
+    assert loss(logits, labels, weight, count).item() == pytest.approx(numpy_eq4(logits, labels, weight), rel=1e-5)
 
 
 def test_dice_by_hand() -> None:
@@ -59,7 +65,7 @@ def test_dice_is_of_each_picture() -> None:
 def test_ignored_pixels_count_nowhere() -> None:
     logits, labels = case()
     logits.requires_grad_()
-    value = loss(logits, labels, 3.0, 48)["loss"]
+    value = loss(logits, labels, 3.0, 48)
     value.backward()
     assert logits.grad is not None
     assert not logits.grad[:, :, :2, :3].any()
@@ -67,14 +73,14 @@ def test_ignored_pixels_count_nowhere() -> None:
     with torch.no_grad():
         changed = logits.detach().clone()
         changed[:, :, :2, :3] = 50
-        assert loss(changed, labels, 3.0, 48)["loss"].item() == pytest.approx(value.item())
+        assert loss(changed, labels, 3.0, 48).item() == pytest.approx(value.item())
 
 
 def test_a_batch_of_which_every_pixel_is_ignored_is_no_disaster() -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    losses = loss(logits, torch.full((1, 4, 4), IGNORE), 3.0, 1)
-    losses["loss"].backward()
-    assert losses["loss"].item() == 0
+    value = loss(logits, torch.full((1, 4, 4), IGNORE), 3.0, 1)
+    value.backward()
+    assert value.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
 
@@ -83,7 +89,7 @@ def test_extreme_and_bf16_logits_give_finite_gradients() -> None:
     labels = torch.tensor([[[0, 1]]])
     for logits in (torch.tensor([[[[1e4, -1e4]], [[-1e4, 1e4]]]]), torch.zeros(1, 2, 1, 2).bfloat16()):
         logits.requires_grad_()
-        value = loss(logits, 1 - labels, 3.0, 2)["loss"]
+        value = loss(logits, 1 - labels, 3.0, 2)
         value.backward()
         assert value.dtype == torch.float32
         assert value.isfinite()
@@ -92,18 +98,34 @@ def test_extreme_and_bf16_logits_give_finite_gradients() -> None:
 
 
 def test_the_metric_is_the_intersection_over_union_of_the_whole_split() -> None:
-    counted, score = metrics(4), np.zeros((4, 4), int)
+    total, score = IntersectionOverUnion(["a", "b", "c", "d"]), np.zeros((4, 4), int)
     for seed in range(3):
         logits, labels = case(seed)
-        counted.update(logits, labels)
+        total.update(logits.argmax(1), labels)
         for truth, guess in zip(labels.flatten().tolist(), logits.argmax(1).flatten().tolist(), strict=True):
             if truth != IGNORE:
                 score[truth, guess] += 1
     hits = np.diag(score)
     expected = hits / (score.sum(0) + score.sum(1) - hits)
-    figures = counted.compute()
-    np.testing.assert_allclose(figures["iou"].numpy(), expected, rtol=1e-6)
-    assert figures["accuracy"].item() == pytest.approx(hits.sum() / score.sum())
+    named = {f"iou_{name}": value for name, value in zip("abcd", expected, strict=True)}
+    assert total.compute() == pytest.approx({"miou": expected.mean(), "accuracy": hits.sum() / score.sum(), **named})
+
+
+def test_classes_that_do_not_occur_do_not_lower_the_mean() -> None:
+    truth = torch.tensor([[0, 0, 1, IGNORE]])
+    total = IntersectionOverUnion(["a", "b", "never"])
+    total.update(torch.tensor([[0, 1, 1, 2]]), truth)
+    assert total.compute() == pytest.approx({"miou": 0.5, "accuracy": 2 / 3, "iou_a": 0.5, "iou_b": 0.5})
+
+
+def test_classes_are_found_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits[3] = logits[1]  # of equal logits the first counts
+    expected = F.interpolate(logits[None], size=(20, 25), mode="bilinear", align_corners=False)[0].argmax(0)
+    for values in (1, 1100, 1 << 20):
+        monkeypatch.setattr(segmentation, "RESIZED", values)
+        assert torch.equal(resized_argmax(logits, (20, 25)), expected)
+    assert torch.equal(resized_argmax(logits, (5, 6)), logits.argmax(0))
 
 
 def test_the_head_is_upernets() -> None:
@@ -113,7 +135,7 @@ def test_the_head_is_upernets() -> None:
     pyramid = [torch.randn(2, c, 32 // s, 48 // s) for c, s in zip((3, 5, 7), (4, 8, 16), strict=True)]
     logits = head(pyramid, (32, 48))
     assert logits.shape == (2, 4, 32, 48)
-    loss(logits, torch.randint(0, 4, (2, 32, 48)), 1.0, 2 * 32 * 48)["loss"].backward()
+    loss(logits, torch.randint(0, 4, (2, 32, 48)), 1.0, 2 * 32 * 48).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in head.parameters())
     head.eval()
     levels = [F.interpolate(level, size=(8, 12), mode="bilinear", align_corners=False) for level in head.neck(pyramid)]

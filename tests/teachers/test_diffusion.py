@@ -14,20 +14,15 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamteacher import presets
 from dreamteacher.errors import UserError
-from dreamteacher.teachers import diffusion
-from dreamteacher.teachers.diffusion import (
-    DiffusionTeacher,
-    build_scheduler,
-    build_unet,
-    choose_strides,
-    decoder_taps,
-    denoising_loss,
-    load_teacher,
-    load_unet,
-    save_teacher,
-)
+from dreamteacher.settings import presets
+from dreamteacher.settings.schema import Teacher
+from dreamteacher.teachers import unet as unets
+from dreamteacher.teachers.ddpm import Generator, build_scheduler, denoising_loss
+from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import choose_strides, open_teacher
+from dreamteacher.teachers.unet import build_unet
 from dreamteacher.training.randomness import StepRandom
 
 # The presets with the same blocks but few channels.
@@ -37,11 +32,12 @@ SLIM: dict[str, dict[str, Any]] = {
     "adm-256": {"widths": (8, 8, 16, 16, 24, 24), "head_dim": 8, "groups": 4},
 }
 SIDE = 32
+AT_50 = Stochastic(50)
 
 
 @pytest.fixture(params=SLIM)
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(diffusion.SIZES, request.param, {**diffusion.SIZES[request.param], **SLIM[request.param]})
+    monkeypatch.setitem(unets.SIZES, request.param, {**unets.SIZES[request.param], **SLIM[request.param]})
     return request.param
 
 
@@ -78,8 +74,11 @@ def maps_before_upsampling(unet: UNet2DModel, pictures: torch.Tensor, T: int) ->
 
 def test_taps_are_what_a_full_pass_hands_to_the_upsamplers(unet: UNet2DModel) -> None:
     expected = maps_before_upsampling(copy.deepcopy(unet), images(), 50)
-    teacher = DiffusionTeacher(unet, build_scheduler(1000))
-    features = teacher.features(images(), 50, random())
+    teacher = DiffusionTeacher(unet, build_scheduler(1000), AT_50)
+    pictures = images()
+    lesson = teacher.teach(pictures, random())
+    assert lesson.images is pictures
+    features = lesson.features
     assert len(features) == len(expected) == len(teacher.taps)
     for tap, maps, reference in zip(teacher.taps, features, expected, strict=True):
         assert maps.shape == (2, tap.channels, SIDE // tap.stride, SIDE // tap.stride)
@@ -89,7 +88,8 @@ def test_taps_are_what_a_full_pass_hands_to_the_upsamplers(unet: UNet2DModel) ->
 def test_pictures_need_not_be_square(unet: UNet2DModel) -> None:
     wide = images(1, SIDE, 2 * SIDE)
     expected = maps_before_upsampling(copy.deepcopy(unet), wide, 7)
-    for maps, reference in zip(DiffusionTeacher(unet, build_scheduler(1000)).features(wide, 7, random()), expected, strict=True):
+    teacher = DiffusionTeacher(unet, build_scheduler(1000), Stochastic(7))
+    for maps, reference in zip(teacher.teach(wide, random()).features, expected, strict=True):
         torch.testing.assert_close(maps, reference, rtol=1e-4, atol=1e-5)
 
 
@@ -103,16 +103,16 @@ def test_nothing_runs_beyond_the_finest_wanted_tap(unet: UNet2DModel) -> None:
     flops = {name.removeprefix("UNet2DModel."): sum(counts.values()) for name, counts in full.get_flop_counts().items()}
     spared = sum(flops[name] for name in beyond)
 
-    teacher = DiffusionTeacher(unet, build_scheduler(1000), [tap.stride, 2 * tap.stride])
+    teacher = DiffusionTeacher(unet, build_scheduler(1000), Stochastic(0), [tap.stride, 2 * tap.stride])
     with FlopCounterMode(display=False) as cut:
-        teacher.features(images(1), 0, random())
+        teacher.teach(images(1), random())
     assert [tap.stride for tap in teacher.taps] == [tap.stride, 2 * tap.stride]
     assert cut.get_total_flops() == full.get_total_flops() - spared
     assert spared > 0.2 * full.get_total_flops()
 
 
 def test_the_cut_network_has_no_parameter_that_is_not_used(unet: UNet2DModel) -> None:
-    teacher = DiffusionTeacher(unet, build_scheduler(1000), [decoder_taps(unet)[1].stride])
+    teacher = DiffusionTeacher(unet, build_scheduler(1000), AT_50, [decoder_taps(unet)[1].stride])
     outputs: list[torch.Tensor] = []
     tap = teacher.unet.get_submodule(teacher.taps[0].name)
     tap.register_forward_hook(lambda module, inputs, output: outputs.append(output))
@@ -123,30 +123,30 @@ def test_the_cut_network_has_no_parameter_that_is_not_used(unet: UNet2DModel) ->
 
 
 def test_the_teacher_is_frozen_and_stays_in_eval() -> None:
-    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000))
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000), AT_50)
     holder = torch.nn.ModuleList([teacher]).train()
     assert not any(module.training for module in teacher.modules())
     assert holder.training
     assert not any(p.requires_grad for p in teacher.parameters())
     with torch.enable_grad():
-        features = teacher.features(images(1, 16, 16).requires_grad_(), 3, random())
+        features = teacher.teach(images(1, 16, 16).requires_grad_(), random()).features
     assert not any(maps.requires_grad for maps in features)
     assert not teacher._maps
 
 
 def test_dropout_of_the_generator_does_not_reach_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(diffusion.SIZES, "tiny", {**diffusion.SIZES["tiny"], **SLIM["tiny"], "dropout": 0.5})
-    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000))
+    monkeypatch.setitem(unets.SIZES, "tiny", {**unets.SIZES["tiny"], **SLIM["tiny"], "dropout": 0.5})
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000), AT_50)
     teacher.train()
-    first, second = (teacher.features(images(1, 16, 16), 9, random()) for _ in range(2))
+    first, second = (teacher.teach(images(1, 16, 16), random()).features for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_features_are_float32_under_bf16_autocast() -> None:
-    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000))
-    exact = teacher.features(images(2, 16, 16), 50, random())
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000), AT_50)
+    exact = teacher.teach(images(2, 16, 16), random()).features
     with torch.autocast("cpu", torch.bfloat16):
-        maps = teacher.features(images(2, 16, 16), 50, random())
+        maps = teacher.teach(images(2, 16, 16), random()).features
     assert {m.dtype for m in maps} == {torch.float32}
     for a, b in zip(maps, exact, strict=True):
         assert (a - b).norm() / b.norm() < 0.05
@@ -154,13 +154,13 @@ def test_features_are_float32_under_bf16_autocast() -> None:
 
 def test_noise_follows_the_closed_form_of_a_linear_schedule() -> None:
     """x_T = sqrt(alpha_bar_T) x + sqrt(1 - alpha_bar_T) eps, alpha_bar the running product of 1 - beta, x in [-1, 1]."""
-    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000))
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000), AT_50)
     given = []
     teacher.unet.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
     pictures = images(2, 16, 16)
     for T in (0, 50, 250, 999):
-        teacher.features(pictures, T, random(T))
+        teacher.with_encoding(Stochastic(T)).teach(pictures, random(T))
         noisy, steps = given.pop()
         noise = random(T).normal(pictures.shape).numpy()
         expected = np.sqrt(alpha_bar[T]) * (2 * pictures.numpy() - 1) + np.sqrt(1 - alpha_bar[T]) * noise
@@ -197,32 +197,32 @@ def test_adm_256_is_the_papers_network() -> None:
 
 
 def test_the_settings_know_how_many_levels_each_size_has() -> None:
-    assert {size: len(preset["widths"]) for size, preset in diffusion.SIZES.items()} == presets.LEVELS
+    assert {size: len(preset["widths"]) for size, preset in unets.SIZES.items()} == presets.LEVELS
 
 
 def test_a_saved_teacher_opens_with_diffusers_and_gives_the_same_taps(size: str, unet: UNet2DModel, tmp_path: Path) -> None:
-    save_teacher(tmp_path / "teacher", unet, build_scheduler(500), {"T": 50})
+    Generator(Teacher(T_train=500)).save(unet, tmp_path / "teacher", {"resolution": SIDE})
     files = [path.name for path in (tmp_path / "teacher").rglob("*") if path.is_file()]
     assert sorted({Path(name).suffix for name in files}) == [".json", ".safetensors"]
 
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "teacher")
     assert pipeline.scheduler.config.num_train_timesteps == 500
-    foreign = DiffusionTeacher(pipeline.unet, pipeline.scheduler).features(images(1), 50, random())
-    ours = load_teacher(tmp_path / "teacher").features(images(1), 50, random())
-    direct = DiffusionTeacher(unet, build_scheduler(500)).features(images(1), 50, random())
+    foreign = DiffusionTeacher(pipeline.unet, pipeline.scheduler, AT_50).teach(images(1), random()).features
+    ours = open_teacher(tmp_path / "teacher", None, AT_50).teach(images(1), random()).features
+    direct = DiffusionTeacher(unet, build_scheduler(500), AT_50).teach(images(1), random()).features
     for a, b, c in zip(ours, foreign, direct, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-5)  # rounding differs with the alignment of the weights in memory
 
-    finest = load_teacher(tmp_path / "teacher", [4])
+    finest = open_teacher(tmp_path / "teacher", [4], AT_50)
     assert [tap.stride for tap in finest.taps] == [4]
-    torch.testing.assert_close(finest.features(images(1), 50, random())[0], ours[2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(finest.teach(images(1), random()).features[0], ours[2], rtol=1e-4, atol=1e-5)
 
 
 def test_a_saved_teacher_bears_no_trace_of_where_and_when(tmp_path: Path) -> None:
     for name in ("a", "b"):
         torch.manual_seed(0)
-        save_teacher(tmp_path / name, build_unet("tiny", 16), build_scheduler(1000), {})
+        Generator(Teacher()).save(build_unet("tiny", 16), tmp_path / name, {})
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert [(tmp_path / "a" / file).read_bytes() for file in files] == [(tmp_path / "b" / file).read_bytes() for file in files]
 
@@ -241,35 +241,35 @@ def test_auto_takes_the_coarsest_four_but_not_full_resolution(tmp_path: Path, st
     "file", ["teacher.json", "unet/diffusion_pytorch_model.safetensors", "unet/config.json", "scheduler/scheduler_config.json"]
 )
 def test_a_damaged_teacher_is_refused_in_one_line(tmp_path: Path, file: str, share: float) -> None:
-    save_teacher(tmp_path / "teacher", build_unet("tiny", 16), build_scheduler(100), {"T": 5})
+    Generator(Teacher()).save(build_unet("tiny", 16), tmp_path / "teacher", {})
     content = (tmp_path / "teacher" / file).read_bytes()
     (tmp_path / "teacher" / file).write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"teacher is damaged \(.+\); fetch it again \(`dvc checkout`\), or remove it and run") as caught:
-        load_teacher(tmp_path / "teacher")
+        open_teacher(tmp_path / "teacher", None, AT_50)
     assert "\n" not in str(caught.value)
 
 
 def test_a_teacher_to_go_on_from_whose_weights_are_damaged_is_refused_in_one_line(tmp_path: Path) -> None:
-    save_teacher(tmp_path, build_unet("tiny", 16), build_scheduler(100), {"T": 5})
+    Generator(Teacher()).save(build_unet("tiny", 16), tmp_path, {})
     weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"is damaged \(.+\); fetch it again"):
-        load_unet(build_unet("tiny", 16), build_scheduler(100), tmp_path)
+        Generator(Teacher()).load_weights(build_unet("tiny", 16), tmp_path)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(diffusion.SIZES, "tiny", {**diffusion.SIZES["tiny"], **SLIM["tiny"]})
+    monkeypatch.setitem(unets.SIZES, "tiny", {**unets.SIZES["tiny"], **SLIM["tiny"]})
     with pytest.raises(UserError, match=r"teacher\.resolution = 36 does not fit the 'tiny' U-Net: take a multiple of 8"):
         build_unet("tiny", 36)
     with pytest.raises(UserError, match=r"no tap at stride 16; it has \[1, 2, 4, 8\]"):
-        DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000), [4, 16])
-    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(100))
+        DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000), AT_50, [4, 16])
+    teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(100), AT_50)
     with pytest.raises(UserError, match="20x16 px do not fit the teacher: their sides must be multiples of 8"):
-        teacher.features(images(1, 20, 16), 5, random())
+        teacher.teach(images(1, 20, 16), random())
     with pytest.raises(UserError, match="T = 100 does not fit the teacher, which has 100"):
-        teacher.features(images(1, 16, 16), 100, random())
+        teacher.with_encoding(Stochastic(100))
     with pytest.raises(UserError, match="run `dreamteacher train-teacher` first"):
-        load_teacher(tmp_path)
+        open_teacher(tmp_path, None, AT_50)
 
 
 def test_v_prediction_regresses_the_velocity_of_the_schedule() -> None:

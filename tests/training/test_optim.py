@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from dreamteacher.params import Training
+from dreamteacher.settings.schema import Training
 from dreamteacher.training.optim import create_optimizer, schedule, set_lr
 
 

@@ -13,9 +13,11 @@ from tiny_run import launch, run
 from torch import Tensor, nn
 
 from dreamteacher.data.items import IGNORE
-from dreamteacher.distillation.features import feature_loss
+from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.distillation.interpreter import FeatureInterpreter
-from dreamteacher.distillation.objectives import layernorm_whitening, soft_label_cross_entropy
+from dreamteacher.distillation.objectives import soft_label_cross_entropy
+from dreamteacher.distillation.whitening import layernorm
+from dreamteacher.settings.schema import Finetune, Interpreter
 from dreamteacher.tasks import classification, segmentation
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -56,23 +58,23 @@ class Dense(nn.Module):
 
 def segment(model: nn.Module, batch: dict[str, Tensor], random: StepRandom, dice: float) -> dict[str, Tensor]:
     """The step of finetune."""
-    return segmentation.loss(model(batch["image"]), batch["label"], dice, batch["count"])
+    return segmentation.TASK.loss(model(batch["image"]), batch, Finetune(dice_weight=dice))
 
 
 def interpret(model: nn.Module, batch: dict[str, Tensor], random: StepRandom, dice: float) -> dict[str, Tensor]:
     """The step of train-interpreter, with features that are the pictures at two strides."""
     features = [batch["image"], nn.functional.avg_pool2d(batch["image"], 2)]
-    return segmentation.loss(model(features, (SIDE, SIDE)), batch["label"], dice, batch["count"])
+    return segmentation.TASK.loss(model(features, (SIDE, SIDE)), batch, Interpreter(dice_weight=dice))
 
 
 def classify(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-    return classification.loss(model(batch["image"]).mean((2, 3)), batch["class"])
+    return classification.TASK.loss(model(batch["image"]).mean((2, 3)), {"label": batch["class"]}, Finetune())
 
 
 def distill(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
     """The steps of distill-features and distill-labels: whitened MSE, attention transfer, soft labels."""
     regressed, target = model(batch["image"]), batch["image"] * 3 + random.normal(batch["image"].shape)
-    losses = feature_loss([regressed], [target], lambda maps: [layernorm_whitening(m) for m in maps], 10.0)
+    losses = FeatureObjective(layernorm, [1], {"mse": 1.0, "at": 10.0})([regressed], [target])
     return {**losses, "loss": losses["loss"] + soft_label_cross_entropy(regressed, target, 4.0)}
 
 
@@ -98,7 +100,7 @@ def moved(name: str, folder: Path, accumulate: int) -> tuple[np.ndarray, float]:
         model=model,
         data=Masks(),
         settings={**ONE_STEP, "accumulate": accumulate},
-        count=segmentation.count_labelled if counts else None,
+        count=segmentation.TASK.count if counts else None,
         on_eval=None,
     )
     return (before - nn.utils.parameters_to_vector(trained.model.parameters()).detach()).numpy(), trained.history[0]["loss"]
@@ -138,6 +140,6 @@ def test_labels_that_are_all_unknown_train_nothing(tmp_path: Path) -> None:
     before = model.layers[0].weight.detach().clone()
     settings = {**ONE_STEP, "accumulate": 2}
     step, _ = CASES["finetune with Dice"]
-    trained = run(tmp_path, step, model=model, data=Unknown(), settings=settings, count=segmentation.count_labelled, on_eval=None)
+    trained = run(tmp_path, step, model=model, data=Unknown(), settings=settings, count=segmentation.TASK.count, on_eval=None)
     assert trained.history[0]["loss"] == 0
     assert torch.equal(model.layers[0].weight, before)

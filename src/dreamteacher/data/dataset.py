@@ -23,22 +23,24 @@ from dreamteacher.errors import UserError
 PLACE = ("offset", "length", "label_offset", "label_length", "height", "width")  # columns of the manifest
 UNLIMITED = 1 << 62  # pixels; ingest has checked the sizes
 CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory
+Label = int | np.ndarray | None  # class id, or uint8 (H, W) with IGNORE, or none
 
 
 @dataclass(frozen=True)
 class Sample:
-    """image: uint8 (H, W, 3) RGB. label: class id, or uint8 (H, W) with IGNORE, or None. Shared with the cache: do not write to them."""
+    """image: uint8 (H, W, 3) RGB. Image and label are shared with the cache: do not write to them."""
 
     image: np.ndarray
-    label: int | np.ndarray | None
+    label: Label
     name: str
 
 
 class ImageSet:
     """One split of the data set in `folder`, map-style, cheap to pickle to loader workers.
 
-    task: "segmentation", "classification" or None. classes: their names by id. mean, std: of the train split, RGB in [0, 1].
-    names: where each picture came from. in_memory: the split is small enough to be kept decoded.
+    task: name of what is learned from the labels (see `tasks.base.get_task`), or None. masks: the labels are masks, not class ids.
+    classes: their names by id. mean, std: of the train split, RGB in [0, 1]. names: where each picture came from. in_memory: the split is
+    small enough to be kept decoded.
 
     Raises:
         UserError: the folder holds no data set.
@@ -49,19 +51,21 @@ class ImageSet:
         self.names: list[str] = []
         shards: dict[str, int] = {}
         hashes, where, pixels = bytearray(), array("q"), 0
+        self.masks = False
         try:
             facts = json.loads((folder / "dataset.json").read_text())
             with (folder / "manifest.csv").open(newline="") as file:
                 for row in csv.DictReader(file):
                     if row["split"] == split:
                         self.names.append(row["path"])
+                        self.masks |= row["label"] == "mask"
                         hashes += bytes.fromhex(row["sha256"])
                         where.append(shards.setdefault(row["shard"], len(shards)))
                         where.extend(int(row[key] or 0) for key in PLACE)
                         pixels += int(row["width"]) * int(row["height"])
         except FileNotFoundError as error:
             raise UserError(f"{folder} holds no data set ({error.filename} is missing); run `dreamteacher ingest` first") from error
-        self.task: Literal["segmentation", "classification"] | None = facts["task"]
+        self.task: str | None = facts["task"]
         self.classes: list[str] = facts["classes"]
         self.mean: list[float] = facts["mean"]
         self.std: list[float] = facts["std"]
@@ -96,20 +100,20 @@ class ImageSet:
         height, width = self._where[index, 5:].tolist()
         return height, width
 
-    def label(self, index: int) -> int | np.ndarray | None:
+    def label(self, index: int) -> Label:
         """The label alone, without decoding the picture: class id, or uint8 (H, W) of the picture's size, or None."""
         label = self.full_size_label(index)
         if isinstance(label, np.ndarray) and label.shape != self.size(index):
             return nearest(label, *self.size(index))
         return label
 
-    def full_size_label(self, index: int) -> int | np.ndarray | None:
+    def full_size_label(self, index: int) -> Label:
         """As `label`, but a mask in its own size, which is larger than the picture's where ingest reduced a validation picture."""
         shard, offset, length = self._where[index, [0, 3, 4]].tolist()
         if not length:
             return None
         data = self._bytes(shard, offset, length)
-        return int(data) if self.task == "classification" else decode_mask(data, max_pixels=UNLIMITED)
+        return decode_mask(data, max_pixels=UNLIMITED) if self.masks else int(data)
 
     def read(self, index: int) -> Sample:
         """Picture, label and name at `index` (0 <= index < len)."""
@@ -175,7 +179,7 @@ def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
     """Indices, sorted, of `n` labelled pictures (None: all): the first `n` in an order by hash of seed and content.
 
-    The same pictures are drawn whatever their order, and most of them again when data is added. For classification each class gets
+    The same pictures are drawn whatever their order, and most of them again when data is added. Of class ids each class gets
     its equal share as far as it has pictures.
 
     Raises:
@@ -189,7 +193,7 @@ def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
             f"few_labels = {n}, but only {len(labelled)} of {len(images)} pictures have a label; label more or lower few_labels"
         )
     order = sorted(labelled, key=lambda i: hashlib.sha256(f"{seed}:{images.sha256(i)}".encode()).digest())
-    if images.task == "classification":
+    if not images.masks:
         turns: dict[int, int] = defaultdict(int)  # a picture's turn is its place among those of its class
         turn = {}
         for i in order:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LabelKind = Literal["auto", "none", "folders", "masks", "csv"]
 IGNORE = 255  # mask value that no loss or metric counts
+TASKS = {"mask.png": "segmentation", "cls": "classification"}  # suffix of a stored label -> the task that dataset.json names
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 MOST_SUFFIXES = 50
 

@@ -10,7 +10,7 @@ import numpy as np
 from dreamteacher.data.decode import WARNINGS
 from dreamteacher.data.items import IGNORE, Found
 from dreamteacher.data.tally import SPLITS, Tally
-from dreamteacher.params import Ingest
+from dreamteacher.settings.schema import Ingest
 
 FEW = 20  # labelled pictures in val, below which figures of single pictures decide
 MOST_CLASSES = 8  # that have a line of their own
@@ -51,7 +51,7 @@ def class_names(found: Found, tally: Tally) -> list[str]:
     if not tally.task:
         return []
     if found.classes:
-        return found.classes.mask_names if tally.task == "segmentation" else found.classes.names
+        return found.classes.mask_names if tally.masks else found.classes.names
     return [str(i) for i in range(max(max(tally.classes[split], default=-1) for split in SPLITS) + 1)]
 
 
@@ -107,7 +107,7 @@ def _labels(found: Found, tally: Tally) -> Iterator[str]:
         f"{tally.task}: {counts['labelled_train']} of {counts['train']} train pictures and {counts['labelled_val']} of {counts['val']} val "
         f"pictures are labelled, by {found.where}"
     )
-    pixels = tally.task == "segmentation"
+    pixels = tally.masks
     weights = {split: _weights(tally, split, len(names)) for split in SPLITS}
     pictures = {split: _padded(tally.labels_of(split), len(names)) for split in SPLITS}
     order = sorted(range(len(names)), key=lambda i: (-weights["train"][i], i))
@@ -134,7 +134,7 @@ def _reductions(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
             f"{counts['reduced']} of {kept} pictures were reduced to a short side of {settings.short_side} px (ingest.short_side), most "
             f"often from {width} x {height}"
         )
-    if tally.task == "segmentation" and counts["reduced"]:
+    if tally.masks and counts["reduced"]:
         before, after = tally.source_values, tally.mask_values["train"] + tally.mask_values["val"]
         shares = [values / max(values.sum(), 1) for values in (before, after)]
         for i, name in enumerate(class_names(found, tally)):
@@ -204,7 +204,7 @@ def _left_out(found: Found, which: str) -> Iterator[str]:
 
 def _weights(tally: Tally, split: str, n: int) -> np.ndarray:
     """int64 (n): of each class, pixels of masks or pictures."""
-    return tally.mask_values[split][:n] if tally.task == "segmentation" else _padded(tally.labels_of(split), n)
+    return tally.mask_values[split][:n] if tally.masks else _padded(tally.labels_of(split), n)
 
 
 def _padded(values: np.ndarray, n: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamteacher.data.items import Item
+from dreamteacher.data.items import TASKS, Item
 from dreamteacher.data.prepare import Prepared
 from dreamteacher.data.seen import Kept
 
@@ -62,7 +62,7 @@ class Tally:
                 self.sizes[picture.source_size] += 1
         if picture.label:
             self.counts[f"labelled_{split}"] += 1
-            self.tasks.add("classification" if picture.label[0] == "cls" else "segmentation")
+            self.tasks.add(TASKS[picture.label[0]])
             if picture.cls is not None:
                 self.classes[split][picture.cls] += 1
             else:
@@ -99,9 +99,14 @@ class Tally:
         """Of the labels; None without any."""
         return next(iter(self.tasks), None)
 
+    @property
+    def masks(self) -> bool:
+        """Whether the labels are masks."""
+        return self.task == TASKS["mask.png"]
+
     def labels_of(self, split: str) -> np.ndarray:
         """int64 (n): labelled pictures of each class in a split (of masks: that hold the class), 255 = unknown left out."""
-        if self.task == "segmentation":
+        if self.masks:
             return self.pictures_with[split][:255]
         counts = np.zeros(max(self.classes[split], default=-1) + 1, np.int64)
         counts[list(self.classes[split])] = list(self.classes[split].values())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dreamteacher.data.dataset import Sample, nearest
+from dreamteacher.data.dataset import Label, Sample, nearest
 from dreamteacher.data.items import IGNORE
-from dreamteacher.params import Augment
+from dreamteacher.settings.schema import Augment
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -65,44 +65,61 @@ def pretrain_crop(size: int, mirror: bool = True) -> Transform:
     return transform
 
 
-def finetune_crop(task: Literal["segmentation", "classification"], size: int, augmentation: Augmentation) -> Transform:
-    """The crops usual for the task, augmented; returns a function Sample -> {"image", "label"} as `pretrain_crop` does.
+def pixel_crop(size: int, augmentation: Augmentation) -> Transform:
+    """For labels of pixels: a random crop (reflected where the picture ends), whose scale is 0.5 to 2 (log-uniform) with `scale`, else 1.
 
-    Segmentation: a random crop (reflected where the picture ends), whose scale is 0.5 to 2 (log-uniform) with `scale`, else 1.
-    Classification: RandomResizedCrop (8 to 100 % of the area) with `scale`, else a random crop of the picture whose shorter side has
-    `size` pixels, as in evaluation. The jitter leaves the hue alone: that step alone takes four times as long as all others.
+    Returns a function Sample -> {"image", "label"} as `pretrain_crop` does.
+    """
+    augment = _augment(augmentation)
+
+    def transform(sample: Sample) -> dict[str, Tensor]:
+        image, label = sample.image, sample.label
+        scale, down, across = torch.rand(3).tolist()
+        # The window that becomes `size` pixels: cutting before scaling saves most of the work.
+        side = round(size / 2 ** (2 * scale - 1)) if augmentation.scale else size
+        image = _pad(image, side, side)
+        top, left = int(down * (image.shape[0] - side + 1)), int(across * (image.shape[1] - side + 1))
+        image = _scale(image[top : top + side, left : left + side], size, size)
+        if isinstance(label, np.ndarray):
+            label = nearest(_pad(label, side, side)[top : top + side, left : left + side], size, size)
+        return augment(image, label)
+
+    return transform
+
+
+def picture_crop(size: int, augmentation: Augmentation) -> Transform:
+    """For labels of pictures: RandomResizedCrop (8 to 100 % of the area) with `scale`, else a random crop of the picture whose shorter
+    side has `size` pixels, as in evaluation.
+
+    Returns a function Sample -> {"image", "label"} as `pretrain_crop` does.
     """
     from torchvision.transforms import v2
 
-    steps: list[v2.Transform] = []
-    if task == "classification":
-        crop = v2.RandomResizedCrop((size, size), antialias=True)
-        steps += [crop] if augmentation.scale else [v2.Resize(size, antialias=True), v2.RandomCrop(size)]
+    scaled = [v2.RandomResizedCrop((size, size), antialias=True)]
+    augment = _augment(augmentation, scaled if augmentation.scale else [v2.Resize(size, antialias=True), v2.RandomCrop(size)])
+    return lambda sample: augment(sample.image, sample.label)
+
+
+def _augment(augmentation: Augmentation, first: Sequence[v2.Transform] = ()) -> Callable[[np.ndarray, Label], dict[str, Tensor]]:
+    """Flips, turns and jitter after the transforms `first`. The hue stays: its jitter takes four times as long as all others."""
+    from torchvision.transforms import v2
+
+    steps: list[v2.Transform] = [*first]
     steps += [v2.RandomHorizontalFlip()] if augmentation.mirror else []
     steps += [v2.RandomVerticalFlip()] if augmentation.turn else []
     steps += [v2.ToDtype(torch.float32, scale=True)]
     if jitter := augmentation.jitter:
         steps += [v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter)]
-    augment = v2.Compose(steps)
+    composed = v2.Compose(steps)
 
-    def transform(sample: Sample) -> dict[str, Tensor]:
-        image, label = sample.image, sample.label
-        if task == "segmentation":
-            scale, down, across = torch.rand(3).tolist()
-            # The window that becomes `size` pixels: cutting before scaling saves most of the work.
-            side = round(size / 2 ** (2 * scale - 1)) if augmentation.scale else size
-            image = _pad(image, side, side)
-            top, left = int(down * (image.shape[0] - side + 1)), int(across * (image.shape[1] - side + 1))
-            image = _scale(image[top : top + side, left : left + side], size, size)
-            if isinstance(label, np.ndarray):
-                label = nearest(_pad(label, side, side)[top : top + side, left : left + side], size, size)
-        item = _apply(augment, image, label)
+    def augment(image: np.ndarray, label: Label) -> dict[str, Tensor]:
+        item = _apply(composed, image, label)
         # Together with both flips a transposition gives all eight orientations of a square.
         if augmentation.turn and torch.rand(()) < 0.5:
             item = {key: value.mT.contiguous() if value.ndim else value for key, value in item.items()}
         return item
 
-    return transform
+    return augment
 
 
 def whole(multiple: int = 32, size: int | None = None) -> Transform:
@@ -143,7 +160,7 @@ def _pad(array: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.pad(array, [(0, down), (0, right)] + [(0, 0)] * (array.ndim - 2), mode="reflect")
 
 
-def _tensors(image: np.ndarray, label: int | np.ndarray | None) -> dict[str, Tensor]:
+def _tensors(image: np.ndarray, label: Label) -> dict[str, Tensor]:
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     item = {"image": torch.from_numpy(planes).to(torch.float32).div_(255)}
     if label is not None:
@@ -151,7 +168,7 @@ def _tensors(image: np.ndarray, label: int | np.ndarray | None) -> dict[str, Ten
     return item
 
 
-def _apply(transform: v2.Transform, image: np.ndarray, label: int | np.ndarray | None) -> dict[str, Tensor]:
+def _apply(transform: v2.Transform, image: np.ndarray, label: Label) -> dict[str, Tensor]:
     """Run a v2 transform on the picture and, as one, on its mask."""
     from torchvision import tv_tensors
 

@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dreamteacher.distillation.objectives import (
-    ExplainedVariance,
-    attention_transfer,
-    feature_mse,
-    layernorm_whitening,
-    standardize_whitening,
-)
+from dreamteacher.distillation.objectives import ExplainedVariance, attention_transfer, feature_mse
+from dreamteacher.distillation.whitening import Whitening
 from dreamteacher.errors import UserError
+from dreamteacher.settings.schema import Distill
 from dreamteacher.teachers.base import Tap
 
-LEAST_SPREAD = 0.01  # of a channel, as a share of its tap's upper quartile
-
-
-def whitening(kind: str, taps: list[Tap], facts: dict[str, Any], T: int) -> Callable[[list[Tensor]], list[Tensor]]:
-    """W of Eq 1 for all taps, of features at noise step `T`.
-
-    For `standardize` the teacher's `facts` hold `statistics`, the `mean` and `std` of each tap's channels by its name, and their step `T`.
-    A channel that hardly varied when they were measured is divided by a hundredth of what others vary by: where another picture wakes
-    it up, it would outweigh all of them.
-
-    Raises:
-        UserError: they are those of another noise step.
-    """
-    if kind == "layernorm":
-        return lambda maps: [layernorm_whitening(m) for m in maps]
-    if facts["T"] != T:
-        raise UserError(
-            f"distill.whitening = 'standardize' needs statistics of distill.T = {T}, but the teacher's were measured at {facts['T']}; "
-            f"set distill.T = {facts['T']}, or train the teacher with teacher.stats_T = {T}"
-        )
-    measured = [[torch.tensor(facts["statistics"][tap.name][key]) for key in ("mean", "std")] for tap in taps]
-    measured = [[mean, std.clamp(min=LEAST_SPREAD * float(std.quantile(0.75)))] for mean, std in measured]
-    return lambda maps: [standardize_whitening(m, mean.to(m), std.to(m)) for m, (mean, std) in zip(maps, measured, strict=True)]
+# By name: the regressed maps, the teacher's, and those whitened, each a list of (B, C_l, h_l, w_l), to a scalar.
+TERMS: dict[str, Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensor]] = {
+    "mse": lambda regressed, raw, whitened: feature_mse(regressed, whitened),  # Eq 1
+    "at": lambda regressed, raw, whitened: attention_transfer(regressed, raw),  # Eq 2
+}
 
 
 def inner_cells(maps: list[Tensor], strides: list[int], margin: int) -> list[Tensor]:
@@ -66,13 +44,39 @@ def inner_cells(maps: list[Tensor], strides: list[int], margin: int) -> list[Ten
     return inner
 
 
-def feature_loss(
-    regressed: list[Tensor], target: list[Tensor], whiten: Callable[[list[Tensor]], list[Tensor]], at_weight: float
-) -> dict[str, Tensor]:
-    """Eq 3: MSE on whitened targets + `at_weight` x attention transfer on raw ones; both lists as `(B, C_l, h_l, w_l)` a tap."""
-    regressed = [r.float() for r in regressed]
-    mse, at = feature_mse(regressed, whiten(target)), attention_transfer(regressed, target)
-    return {"loss": mse + at_weight * at, "mse": mse, "at": at}
+@dataclass(frozen=True)
+class FeatureObjective:
+    """What feature distillation minimises: a weighted sum of terms over the regressed maps and the teacher's (Eq 3).
+
+    Attributes:
+        whiten: W of Eq 1.
+        strides: of the taps, fine to coarse.
+        weights: of each term of TERMS that counts.
+        margin: width of the crops' border that is left out, pixels; see `inner_cells`.
+    """
+
+    whiten: Whitening
+    strides: list[int]
+    weights: dict[str, float]
+    margin: int = 0
+
+    def __call__(self, regressed: list[Tensor], features: list[Tensor]) -> dict[str, Tensor]:
+        """`loss` and its terms, of two lists of `(B, C_l, h_l, w_l)`, one a tap; `features` are the teacher's, not whitened."""
+        regressed = [r.float() for r in inner_cells(regressed, self.strides, self.margin)]
+        raw = inner_cells(features, self.strides, self.margin)
+        whitened = self.whiten(raw)
+        terms = {name: TERMS[name](regressed, raw, whitened) for name in self.weights}
+        return {"loss": torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(), **terms}
+
+    def compared(self, regressed: list[Tensor], features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The inner cells of the regressed maps, and those of the teacher's, whitened: what should be equal."""
+        inner = inner_cells(features, self.strides, self.margin)
+        return inner_cells(regressed, self.strides, self.margin), self.whiten(inner)
+
+
+def feature_objective(settings: Distill, whiten: Whitening, taps: list[Tap]) -> FeatureObjective:
+    """That of the settings `distill`."""
+    return FeatureObjective(whiten, [tap.stride for tap in taps], {"mse": 1.0, "at": settings.at_weight}, settings.margin)
 
 
 class Quality:

@@ -7,12 +7,12 @@ from typing import cast
 from torch import Tensor, nn
 
 from dreamteacher.students.neck import FeatureRegressor, PyramidNeck, TapHeads
+from dreamteacher.tasks.base import NeckHead
 from dreamteacher.tasks.model import TaskModel
-from dreamteacher.tasks.segmentation import SegmentationHead
 
 
 class MixStudent(nn.Module):
-    """One backbone, and for segmentation one neck, under the task's head and the heads of the teacher's taps.
+    """One backbone, and where the task's head has one, one neck, under that head and the heads of the teacher's taps.
 
     Every part is registered once: the averaged weights would otherwise take in the shared ones twice a step.
     """
@@ -24,7 +24,7 @@ class MixStudent(nn.Module):
         task.backbone = regressor.backbone
         self.heads = regressor.heads if regress else None
         self.neck: PyramidNeck | None = None  # of the taps, where the task has none
-        if isinstance(task.head, SegmentationHead):
+        if isinstance(task.head, NeckHead):
             task.head.neck = regressor.neck
         elif regress:
             self.neck = regressor.neck
@@ -33,10 +33,10 @@ class MixStudent(nn.Module):
         """`(B, 3, H, W)` to the task's logits and the regressed maps (none for labels alone)."""
         size = normalized.shape[2:]
         pyramid = self.task.backbone(normalized)
-        if isinstance(self.task.head, SegmentationHead):
+        if isinstance(self.task.head, NeckHead):
             levels = self.task.head.neck(pyramid)
-            logits = self.task.head.decode(levels, size)
+            logits = self.task.head.from_neck(levels, size)
         else:
             levels = self.neck(pyramid, cast(TapHeads, self.heads).finest) if self.neck else []
-            logits = self.task.head(self.task.backbone.embed(pyramid))
+            logits = self.task.head(pyramid, size)
         return logits, self.heads(levels, size) if self.heads else []

@@ -14,11 +14,11 @@ from pathlib import Path
 from dreamteacher.data.formats import SUFFIXES
 from dreamteacher.data.shard_source import are_shards, expand
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
-from dreamteacher.params_file import load_params
 from dreamteacher.project import propose
 from dreamteacher.project.machine import look, measure
 from dreamteacher.project.survey import Survey, survey
+from dreamteacher.settings.file import load_params
+from dreamteacher.settings.schema import Params
 
 CHAIN = "dvc.yaml"
 SETTINGS = "params.yaml"

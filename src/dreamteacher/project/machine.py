@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from dreamteacher.distillation.features import feature_loss, whitening
+from dreamteacher.distillation.features import feature_objective
+from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.limits import cores, memory_limit
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.tasks.model import normalize
-from dreamteacher.teachers.diffusion import DiffusionTeacher, build_scheduler, build_unet, denoising_loss
+from dreamteacher.teachers.ddpm import Generator
+from dreamteacher.teachers.diffusion import DiffusionTeacher
+from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.randomness import StepRandom
 
@@ -60,24 +63,23 @@ def measure(params: Params, machine: Machine) -> Speed:
     """Time training steps of the networks that `params` names, on random pictures, with a part of the batch."""
     device = torch.device(machine.device)
     random = StepRandom(0, 0, 0, 1, device)
-    unet = build_unet(params.teacher.size, params.teacher.resolution).to(device)
-    scheduler = build_scheduler(params.teacher.T_train)
+    generator = Generator(params.teacher)
+    unet = generator.build().to(device)
     some = min(16, params.teacher.batch_size)
     crops = torch.rand(some, 3, params.teacher.resolution, params.teacher.resolution, device=device)
-    teacher = _seconds(lambda: denoising_loss(unet, scheduler, crops, random), unet, device) / some
+    teacher = _seconds(lambda: generator.loss(unet, crops, random)["loss"], unet, device) / some
 
     strides = None if params.taps == "auto" else list(params.taps)
-    generator = DiffusionTeacher(unet, scheduler, strides)
+    frozen = DiffusionTeacher(unet, generator.scheduler, Stochastic(params.distill.T), strides)
     backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
-    channels, tapped = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
+    channels, tapped = [tap.channels for tap in frozen.taps], [tap.stride for tap in frozen.taps]
     student = FeatureRegressor(backbone, channels, tapped, params.student.width).to(device)
-    whiten = whitening("layernorm", generator.taps, {}, params.distill.T)
+    objective = feature_objective(params.distill, layernorm, frozen.taps)
     crops = torch.rand(some, 3, params.distill.resolution, params.distill.resolution, device=device)
 
     def distil() -> torch.Tensor:
-        target = generator.features(crops, params.distill.T, random)
-        regressed = student(normalize(crops, backbone.mean, backbone.std))
-        return feature_loss(regressed, target, whiten, params.distill.at_weight)["loss"]
+        lesson = frozen.teach(crops, random)
+        return objective(student(normalize(crops, backbone.mean, backbone.std)), lesson.features)["loss"]
 
     return Speed(teacher, _seconds(distil, student, device) / some)
 

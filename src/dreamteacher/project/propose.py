@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from dreamteacher.params import Params
 from dreamteacher.project.machine import Machine, Speed
 from dreamteacher.project.survey import Survey
+from dreamteacher.settings.schema import Params
 
 HOURS = {"cpu": 1.0, "cuda": 8.0}  # the budget unless the user names one
 START = 10.0  # seconds that a stage takes apart from its steps

@@ -16,7 +16,7 @@ from statistics import median_low
 from PIL import Image
 
 from dreamteacher.data.formats import FORMATS, SUFFIXES
-from dreamteacher.data.items import Found, PassedOver
+from dreamteacher.data.items import TASKS, Found, PassedOver
 from dreamteacher.data.names import read_list
 from dreamteacher.data.shard_source import are_shards
 from dreamteacher.data.sources import find
@@ -24,7 +24,7 @@ from dreamteacher.data.summary import LABEL_LIKE, READ
 from dreamteacher.data.trees import Prefix
 from dreamteacher.errors import UserError
 from dreamteacher.files import walk
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 
 HEADERS = 1000  # pictures whose size is read where a source is too large to be examined
 
@@ -144,7 +144,7 @@ def _examine(found: Survey, end: float) -> None:
         if time.monotonic() > end:
             found.complete = False
             break
-    found.task = "segmentation" if masks else "classification" if classes else None
+    found.task = TASKS["mask.png"] if masks else TASKS["cls"] if classes else None
     found.labels = None if what.labels == "shards" and not (found.complete or found.task) else what.labels
     found.where, found.has_val = what.where, what.has_val
     names = what.classes and (what.classes.mask_names if masks else what.classes.names)

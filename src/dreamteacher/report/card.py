@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dreamteacher.report.summary import markdown, spread, table
+from dreamteacher.report.summary import headline, markdown, spread, table
 
 LENGTH = 5000  # characters that MLflow's databases hold of a description
 CLASSES = 20  # named in the first line
-NAMES = {"segmentation": "iou", "classification": "accuracy"}  # figures of single classes, by the task
+OF_CLASSES = {"miou": ("iou", "IoU"), "top1": ("accuracy", "Accuracy")}  # the figure of a single class and its name, by that of all
 ABOUT = (
     "`dreamteacher publish` makes the versions of this model; each has a model card. The alias `champion` says which version to serve, "
     "`challenger` which was published last, `previous` which was champion before. `dreamteacher promote` and `rollback` move the aliases."
@@ -83,11 +83,11 @@ def _render(name: str, contract: Mapping[str, str], figures: dict[str, dict[str,
 
 
 def _by_class(contract: Mapping[str, str], figures: dict[str, dict[str, Any]]) -> str:
-    kind, init = NAMES[contract["task"]], contract["init"]
+    init, (kind, name) = contract["init"], OF_CLASSES.get(headline(figures), ("", ""))
     inits = [each for each in dict.fromkeys(["scratch", init]) if each in figures]
     classes = [each for each in json.loads(contract["classes"]) if any(f"{kind}_{each}_mean" in figures[of] for of in inits)]
     rows = [["class", *inits], *([_cell(each), *(spread(figures[of], f"{kind}_{each}") for of in inits)] for each in classes)]
-    return f"{ {'iou': 'IoU', 'accuracy': 'Accuracy'}[kind] } of each class:\n\n{markdown(rows)}" if classes and inits else ""
+    return f"{name} of each class:\n\n{markdown(rows)}" if classes and inits else ""
 
 
 def _classes(classes: list[str]) -> str:

@@ -68,7 +68,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _last_run(options: argparse.Namespace) -> int:
-    from dreamteacher.serving.last_run import last_run
+    from dreamteacher.lifecycle.last_run import last_run
 
     print(last_run(options.experiment, options.within_days))
     return 0

@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 
 from dreamteacher.errors import UserError
 from dreamteacher.files import sha256_of
+from dreamteacher.lifecycle.promotion import aliases_of, registered_model, registry_client, run_of
+from dreamteacher.onnx_files import MODEL_FILE
 from dreamteacher.outages import patient
-from dreamteacher.serving.onnx_files import MODEL_FILE
-from dreamteacher.serving.promotion import aliases_of, registered_model, registry_client, run_of
 from dreamteacher.serving.triton_repository import VERSION
 from dreamteacher.stage import RECORD, read_stage
 

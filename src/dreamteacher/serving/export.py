@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError, first_line
-from dreamteacher.serving.onnx_files import INPUT
+from dreamteacher.onnx_files import INPUT
 
 BATCHES = (1, 2, 5)  # batch sizes of the parity check
 MULTIPLE = 32  # height and width of the input are multiples of it

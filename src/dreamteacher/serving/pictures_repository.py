@@ -8,8 +8,8 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from dreamteacher.params import Publish
 from dreamteacher.serving.contract import Contract
+from dreamteacher.settings.schema import Publish
 
 SUFFIX = "-pictures"
 SOURCE = Path(__file__).parents[1]

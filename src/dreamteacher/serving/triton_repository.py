@@ -11,12 +11,12 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelDynamicBatching, ModelInstanceGroup, ModelQueuePolicy
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Publish
+from dreamteacher.onnx_files import LOGITS, load
 from dreamteacher.serving.contract import Contract
-from dreamteacher.serving.onnx_files import LOGITS, load
 from dreamteacher.serving.pictures_repository import SUFFIX, Tensors, pictures_config, write_pictures
 from dreamteacher.serving.pictures_repository import inputs as pictures_inputs
 from dreamteacher.serving.pictures_repository import outputs as pictures_outputs
+from dreamteacher.settings.schema import Publish
 
 Backend = Literal["onnxruntime", "python"]
 
@@ -24,6 +24,7 @@ VERSION = "1"
 LABELS = "labels.txt"
 MAX_QUEUE = 512  # requests that may wait for one model; more are refused at once
 MAX_WAIT_US = 10_000_000  # a request that has waited longer is refused
+ENGINES = "/engines"  # folder of a GPU's server where TensorRT keeps what it has compiled; k8s/components/gpu mounts a volume there
 TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: DataType.TYPE_FP32,
     onnx.TensorProto.FLOAT16: DataType.TYPE_FP16,
@@ -136,13 +137,19 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
     # As Triton's onnxruntime backend names them. Without them each instance has a thread for each core of the node, on GPU as well.
     config.parameters["intra_op_thread_count"].string_value = str(settings.threads)
     config.parameters["inter_op_thread_count"].string_value = "1"
+    batches = {"largest batch": settings.max_batch_size}
+    if settings.gpu and {prop.key: prop.value for prop in model.metadata_props}.get("precision") == "fp16":
+        tensorrt = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        tensorrt.parameters.update({"precision_mode": "FP16", "trt_engine_cache_enable": "1", "trt_engine_cache_path": ENGINES})
+        batches["one picture"] = 1  # an engine is compiled for the range of shapes that it has seen
     # The largest batch claims all memory before the first request and lets a GPU choose its kernels. The python backend warms
     # itself up: this Triton crashes without a word when a warm-up fails there.
-    warm_up = config.model_warmup.add(name="largest batch", batch_size=settings.max_batch_size)
-    for tensor in config.input:
-        warm_up.inputs[tensor.name].data_type = tensor.data_type
-        warm_up.inputs[tensor.name].dims.extend(contract.size if length == -1 else length for length in tensor.dims)
-        warm_up.inputs[tensor.name].random_data = True
+    for words, batch_size in batches.items():
+        warm_up = config.model_warmup.add(name=words, batch_size=batch_size)
+        for tensor in config.input:
+            warm_up.inputs[tensor.name].data_type = tensor.data_type
+            warm_up.inputs[tensor.name].dims.extend(contract.size if length == -1 else length for length in tensor.dims)
+            warm_up.inputs[tensor.name].random_data = True
     return config
 
 

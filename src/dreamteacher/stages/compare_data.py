@@ -12,7 +12,7 @@ import torch
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.drift import brightness_and_size, contents, draw, mean_shift
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, load_backbone
 from dreamteacher.tasks.model import normalize

@@ -10,16 +10,20 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import Quality, embedding_spread, feature_loss, inner_cells, whitening
+from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective
+from dreamteacher.distillation.whitening import layernorm, measure_statistics, save_statistics, standardize
 from dreamteacher.errors import UserError
-from dreamteacher.params import Distill, Params
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Distill, Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.tasks.model import normalize
-from dreamteacher.teachers.diffusion import DiffusionTeacher, choose_strides, load_teacher, read_facts
+from dreamteacher.teachers.base import Teacher
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
+from dreamteacher.training.order import draw_batches
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom, derive_seed
 
@@ -41,8 +45,7 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
         if stage.done:
             return stage.metrics
         device = this_process().device
-        generator = load_teacher(teacher, choose_strides(teacher, params.taps)).to(device)
-        whiten = whitening(settings.whitening, generator.taps, read_facts(teacher), settings.T)
+        generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(settings.T)).to(device)
         torch.manual_seed(params.seed)
         channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
         backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
@@ -52,10 +55,14 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
         mean, std = regressor.backbone.mean, regressor.backbone.std
         samples, held_out = hold_out(ImageSet(data, "train"), settings.monitor_images, settings.resolution, params.seed)
 
+        statistics = None
+        if settings.whitening == "standardize":
+            statistics = measure_statistics(generator, draw_batches(samples, settings.stats_images, params.seed, device), params.seed)
+        objective = feature_objective(settings, standardize(generator.taps, statistics) if statistics else layernorm, generator.taps)
+
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            target = inner_cells(generator.features(batch["image"], settings.T, random), strides, settings.margin)
-            regressed = inner_cells(model(normalize(batch["image"], mean, std)), strides, settings.margin)
-            return feature_loss(regressed, target, whiten, settings.at_weight)
+            lesson = generator.teach(batch["image"], random)
+            return objective(model(normalize(lesson.images, mean, std)), lesson.features)
 
         trained = train(
             regressor,
@@ -64,13 +71,15 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
             settings,
             stage,
             seed=params.seed,
-            on_eval=_monitor(generator, held_out, settings, whiten),
+            on_eval=_monitor(generator, held_out, settings, objective),
             eval_every=settings.monitor_every,
         )
         student = trained.ema or trained.model
         assert isinstance(student, FeatureRegressor)
         if this_process().is_main_process:
             save_regressor(student, stage.tmp)
+            if statistics:
+                save_statistics(statistics, stage.tmp)
             write_table(trained.history, stage.tmp / "curves.csv")
         stage.metrics.update(
             {k: v for k, v in trained.history[-1].items() if k.startswith("ev_") or k in ("explained_variance", "embedding_spread")}
@@ -99,7 +108,7 @@ def hold_out(images: ImageSet, count: int, resolution: int, seed: int) -> tuple[
 
 
 def _monitor(
-    generator: DiffusionTeacher, held_out: Samples, settings: Distill, whiten: Callable[[list[Tensor]], list[Tensor]]
+    generator: Teacher, held_out: Samples, settings: Distill, objective: FeatureObjective
 ) -> Callable[[nn.Module, int], dict[str, float]]:
     """Explained variance and collapse on the same held-out crops and noise each time, in parts no larger than those of training."""
     images = torch.stack([held_out[(i, i)]["image"] for i in range(len(held_out))])
@@ -110,15 +119,13 @@ def _monitor(
     def measure(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, FeatureRegressor)
         device = next(model.parameters()).device
-        quality, embeddings, strides = Quality(generator.taps), [], [tap.stride for tap in generator.taps]
+        quality, embeddings = Quality(generator.taps), []
         for part, batch in enumerate(images.chunk(parts)):
-            pictures = batch.to(device)
-            target = generator.features(pictures, settings.T, StepRandom(0, 0, part, parts, device))
-            target = inner_cells(target, strides, settings.margin)
-            pyramid = model.backbone(normalize(pictures, model.backbone.mean, model.backbone.std))
+            lesson = generator.teach(batch.to(device), StepRandom(0, 0, part, parts, device))
+            pyramid = model.backbone(normalize(lesson.images, model.backbone.mean, model.backbone.std))
             embeddings.append(model.backbone.embed(pyramid))
-            regressed = inner_cells(model.regress(pyramid, pictures.shape[2:]), strides, settings.margin)
-            quality.update(regressed, whiten(target))
+            regressed = model.regress(pyramid, lesson.images.shape[2:])
+            quality.update(*objective.compared(regressed, lesson.features))
         spread = embedding_spread(torch.cat(embeddings))
         if spread < COLLAPSED:
             print(

@@ -10,19 +10,22 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import feature_loss, inner_cells, whitening
+from dreamteacher.distillation.features import feature_objective
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.distillation.mix import MixStudent
 from dreamteacher.distillation.objectives import soft_label_cross_entropy
+from dreamteacher.distillation.whitening import layernorm, load_whitening
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor
+from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import TaskModel, normalize, save_task_model
 from dreamteacher.teachers.base import Tap
-from dreamteacher.teachers.diffusion import choose_strides, load_teacher, read_facts
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -55,27 +58,28 @@ def run(
             return stage.metrics
         reader, facts = load_interpreter(interpreter)
         device = this_process().device
-        generator, reader = load_teacher(teacher, choose_strides(teacher, params.taps)).to(device), reader.to(device)
-        whiten = whitening(params.distill.whitening, generator.taps, read_facts(teacher), params.distill.T)
+        generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(facts["T"])).to(device)
+        regressed_from = generator.with_encoding(Stochastic(params.distill.T))
+        reader = reader.to(device)
         images = ImageSet(data, "train")
         _check_interpreter(interpreter, facts, data, images, generator.taps)
         torch.manual_seed(seed)
         student = _build_student(params, images, generator.taps, features, mode)
-        mean, std, strides = student.task.mean, student.task.std, [tap.stride for tap in generator.taps]
+        mean, std = student.task.mean, student.task.std
+        whiten = load_whitening(params.distill.whitening, features, generator.taps) if mode == "mix" else layernorm
+        objective = feature_objective(params.distill, whiten, generator.taps)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            pictures = batch["image"]
-            targets = generator.features(pictures, facts["T"], random)
+            lesson = generator.teach(batch["image"], random)
             with torch.no_grad():
-                soft = reader(targets, tuple(pictures.shape[2:]))
-            logits, regressed = model(normalize(pictures, mean, std))
+                soft = reader(lesson.features, tuple(lesson.images.shape[2:]))
+            logits, regressed = model(normalize(lesson.images, mean, std))
             labels = soft_label_cross_entropy(logits, soft, settings.tau)
             if not regressed:
                 return {"loss": labels}
-            if facts["T"] != params.distill.T:
-                targets = generator.features(pictures, params.distill.T, random)
-            regressed, targets = (inner_cells(maps, strides, params.distill.margin) for maps in (regressed, targets))
-            losses = feature_loss(regressed, targets, whiten, params.distill.at_weight)
+            if regressed_from.encoding != generator.encoding:
+                lesson = regressed_from.teach(lesson.images, random)
+            losses = objective(regressed, lesson.features)
             return {**losses, "loss": losses["loss"] + settings.label_weight * labels, "labels": labels}
 
         trained = train(
@@ -101,9 +105,10 @@ def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, ima
     """
     if images.task is None:
         raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to distil labels")
-    task = "segmentation" if facts["shape"]["dense"] else "classification"
-    trained, given = f"{facts['shape']['classes']} classes of {task}", f"{len(images.classes)} classes of {images.task}"
-    if trained != given:
+    classifies, classes = "pixels" if facts["shape"]["dense"] else "pictures", facts["shape"]["classes"]
+    if (classifies, classes) != (get_task(images.task).classifies, len(images.classes)):
+        trained = f"{classes} classes of {'segmentation' if facts['shape']['dense'] else 'classification'}"
+        given = f"{len(images.classes)} classes of {images.task}"
         raise UserError(f"{interpreter} was trained for {trained}, {data} has {given}; run `dreamteacher train-interpreter` with this data")
     _check_taps(interpreter, "train-interpreter", facts["strides"], facts["shape"]["tap_channels"], taps)
 

@@ -15,18 +15,20 @@ import torch
 
 from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.data.transforms import whole
-from dreamteacher.distillation.features import whitening
+from dreamteacher.distillation.whitening import load_whitening
 from dreamteacher.errors import UserError
-from dreamteacher.params import Init, Params
-from dreamteacher.report.figures import overlay, pca_colours, save_bars, save_panels
+from dreamteacher.report.figures import pca_colours, save_bars, save_panels
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Init, Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.students.neck import load_regressor
+from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.model import load_task_model, normalize
 from dreamteacher.tasks.readout import read_out
 from dreamteacher.tasks.scoring import score
-from dreamteacher.teachers.diffusion import load_teacher, read_facts
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.checkpoint import writing
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -77,16 +79,17 @@ def run(
             train, val = ImageSet(data, "train"), ImageSet(data, "val")
             if not val.labelled():
                 raise UserError(f"the validation split of {data} has no labels; give ingest.source some to compare models by")
+            task = get_task(str(val.task))
             rows, predictions = _score(params, models, val)
-            _read_out(params, rows, trained=trained, features=features, train=train, val=val)
+            if task.classifies:
+                _read_out(params, rows, trained=trained, features=features, train=train, val=val)
             results = _over_seeds(rows)
             write_table(rows, stage.tmp / "per_model.csv")
             (stage.tmp / METRICS_FILE).write_text(json.dumps(results, indent=1) + "\n")
-            headline = "miou" if val.task == "segmentation" else "top1"
-            of_init = {init: [row[headline] for row in rows if row["init"] == init] for init in results}
-            save_bars(of_init, {"miou": "mIoU", "top1": "top-1 accuracy"}[headline], stage.tmp / "results.png")
+            of_init = {init: [row[task.figure] for row in rows if row["init"] == init] for init in results}
+            save_bars(of_init, task.title, stage.tmp / "results.png")
             _write_curves(models, teacher, features, stage.tmp)
-            _draw_predictions(val, predictions, stage.tmp / "overlays")
+            _draw_predictions(task, val, predictions, stage.tmp / "overlays")
             if params.evaluate.overlays:
                 _draw_features(val, teacher, features, _spread_over(val, min(PCA_PICTURES, params.evaluate.overlays)), stage.tmp)
             for name in ("results.png", "overlays"):
@@ -96,7 +99,7 @@ def run(
                 f"{init}_{key}": float(value)
                 for init, figures in results.items()
                 for key, value in figures.items()
-                if key.removesuffix("_mean").removesuffix("_std") in ("miou", "top1", f"linear_{headline}", f"knn_{headline}", "n_seeds")
+                if key.removesuffix("_mean").removesuffix("_std") in (*(f"{of}{task.figure}" for of in ("", "linear_", "knn_")), "n_seeds")
             }
     copy_results(out, metrics, plots)
     return stage.metrics
@@ -141,7 +144,7 @@ def _score(params: Params, models: dict[tuple[Any, int], Path], val: ImageSet) -
     predictions: dict[str, dict[int, Any]] = {}
     for (init, seed), folder in models.items():
         figures, kept = score(load_task_model(folder), val, params.evaluate.batch_size, this_process().device, keep=shown)
-        log.info("evaluate: %s %s: %s", init, seed, _in_words(figures))
+        log.info("evaluate: %s %s: %s %.3f", init, seed, *next(iter(figures.items())))
         rows.append({"init": init, "seed": seed, **figures})
         predictions.setdefault(init, kept)
     return rows, predictions
@@ -163,13 +166,9 @@ def _read_out(
         size, device = trained["finetune"]["resolution"], this_process().device
         settings = params.evaluate
         figures = read_out(backbone, train, few, val, size=size, k=settings.knn_k, batch_size=settings.batch_size, device=device)
-        log.info("evaluate: %s %s, frozen: %s", row["init"], row["seed"], _in_words(figures))
+        words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        log.info("evaluate: %s %s, frozen: %s", row["init"], row["seed"], words)
         row.update(figures)
-
-
-def _in_words(figures: dict[str, float]) -> str:
-    """Those of all classes together."""
-    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.split("_")[-1] in ("miou", "top1"))
 
 
 def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -207,16 +206,12 @@ def _curve(folder: Path, columns: list[str]) -> list[dict[str, str]]:
         return [{name: row[name] for name in ("step", *columns)} for row in csv.DictReader(file) if all(row.get(name) for name in columns)]
 
 
-def _draw_predictions(val: ImageSet, predictions: dict[str, dict[int, Any]], folder: Path) -> None:
-    """For each picture truth and predictions: as tints for segmentation, in words for classification."""
+def _draw_predictions(task: Task, val: ImageSet, predictions: dict[str, dict[int, Any]], folder: Path) -> None:
+    """For each picture truth and predictions."""
     for number, index in enumerate(sorted(next(iter(predictions.values())))):
         sample = val.read(index)
         labels: dict[str, Any] = {"truth": sample.label, **{init: kept[index] for init, kept in predictions.items()}}
-        if val.task == "segmentation":
-            panels = [("picture", sample.image), *((name, overlay(sample.image, mask)) for name, mask in labels.items())]
-        else:
-            panels = [("\n".join(f"{name}: {val.classes[label]}" for name, label in labels.items()), sample.image)]
-        save_panels([panels], folder / f"{number}.png")
+        save_panels([task.draw(sample.image, labels, val.classes)], folder / f"{number}.png")
 
 
 @torch.inference_mode()
@@ -228,9 +223,9 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
     distill = read_stage(features)["params"]["distill"]
     device = this_process().device
     student = load_regressor(features)
-    generator = load_teacher(teacher, student.heads.strides).to(device)
+    generator = open_teacher(teacher, student.heads.strides, Stochastic(distill["T"])).to(device)
     student.eval().to(device)
-    whiten = whitening(distill["whitening"], generator.taps, read_facts(teacher), distill["T"])
+    whiten = load_whitening(distill["whitening"], features, generator.taps)
     extension = -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
     targets, regressed = [], []
     for index in shown:
@@ -240,8 +235,8 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
         picture = whole()(replace(sample, image=extended, label=None))["image"][None].to(device)
         # The cells of the picture itself, by stride.
         cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in (height, width)] for s in student.heads.strides}
-        maps = generator.features(picture, distill["T"], StepRandom(0, index, 0, 1, device))
-        maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(maps, generator.taps, strict=True)])
+        lesson = generator.teach(picture, StepRandom(0, index, 0, 1, device))
+        maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(lesson.features, generator.taps, strict=True)])
         targets.append([m[0].cpu().numpy() for m in maps])
         maps = student(normalize(picture, student.backbone.mean, student.backbone.std))
         regressed.append([m[0, :, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])

@@ -10,18 +10,22 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dreamteacher.params import Params
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.errors import UserError
+from dreamteacher.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.export import MULTIPLE, export
-from dreamteacher.serving.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import Backbone
-from dreamteacher.tasks.model import load_task_model
-from dreamteacher.tasks.scoring import picture_size
+from dreamteacher.tasks.base import get_task
+from dreamteacher.tasks.half import half_agreement
+from dreamteacher.tasks.model import TaskModel, load_task_model
 from dreamteacher.tracking import git
 
 log = logging.getLogger(__name__)
 
+HALF_PICTURES = 64  # on which fp16 is compared
 FINETUNE_SETTINGS = ("steps", "batch_size", "lr", "resolution")  # that the file's metadata name
 
 
@@ -41,11 +45,12 @@ class PyramidAndEmbedding(nn.Module):
 def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
     """Write `backbone.onnx` and `model.onnx` into `out`, each with its preprocessing in its metadata.
 
-    Returns `parity_max` (largest |onnxruntime - torch|), `onnx_mb` (size of both files) and `dynamic_size` (1: any multiple of
-    32 is taken; 0: only params.export.size).
+    Returns `parity_max` (largest |onnxruntime - torch|), `onnx_mb` (size of both files), `dynamic_size` (1: any multiple of
+    32 is taken; 0: only params.export.size) and, with params.export.precision fp16, `fp16_agreement` (share of equal decisions).
 
     Raises:
-        UserError: an input is incomplete, or a file computes something else than torch by more than params.export.tolerance.
+        UserError: an input is incomplete, a file computes something else than torch by more than params.export.tolerance, or fp16
+            changes more decisions than params.export.agreement allows.
     """
     settings = params.export
     with open_stage(
@@ -63,7 +68,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             size=settings.size,
             multiple=MULTIPLE,
             short_side=read_stage(data)["params"]["ingest"]["short_side"],
-            scale_to=picture_size(model.task, model.size),
+            scale_to=get_task(model.task).picture_size(model.size),
             interpolation="bilinear",
             strides=tuple(model.backbone.strides),
         )
@@ -79,6 +84,10 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             "git_revision": git_revision(),
             "dreamteacher_version": version("dreamteacher"),
         }
+        metrics = {}
+        if settings.precision == "fp16":
+            facts["precision"] = settings.precision
+            metrics["fp16_agreement"] = _check_half(model, data, settings.agreement)
         outputs = {
             BACKBONE_FILE: [*(f"stride{stride}" for stride in model.backbone.strides), "embedding"],
             MODEL_FILE: [LOGITS],
@@ -96,12 +105,23 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             )
             sizes = f"only {settings.size} x {settings.size} ({done.fixed_because})" if done.fixed_because else "any picture size"
             log.info("%s: |onnxruntime - torch| <= %.2g, any batch size, %s", name, done.parity, sizes)
-        stage.metrics = {
+        stage.metrics = metrics | {
             "parity_max": max(done.parity for done in exported.values()),
             "onnx_mb": sum((stage.tmp / name).stat().st_size for name in exported) / 1e6,
             "dynamic_size": float(not any(done.fixed_because for done in exported.values())),
         }
         return stage.metrics
+
+
+def _check_half(model: TaskModel, data: Path, least: float) -> float:
+    found = half_agreement(model, ImageSet(data, "val"), get_task(model.task).picture_size(model.size), HALF_PICTURES)
+    log.info("fp16 leaves %.2f %% of the decisions on validation pictures as they are", 100 * found)
+    if found < least:
+        raise UserError(
+            f"fp16 leaves only {found:.2%} of the model's decisions on validation pictures as they are, less than export.agreement = "
+            f"{least:g}; set export.precision to fp32, or lower the share if that is acceptable"
+        )
+    return found
 
 
 def git_revision() -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dreamteacher.errors import UserError
 from dreamteacher.files import walk
-from dreamteacher.params import Params
-from dreamteacher.params_file import load_params
+from dreamteacher.settings.file import load_params
+from dreamteacher.settings.schema import Params
 from dreamteacher.versioning import Clone, inside
 
 FILES = "files:"  # begins the data version of a folder that is taken as it is

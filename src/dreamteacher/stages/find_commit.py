@@ -16,7 +16,7 @@ from typing import Any
 
 from dreamteacher.errors import UserError
 from dreamteacher.files import digest_in_any_order, walk
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages.fetch_data import FILES, check_source, parts_of, settings_of
 from dreamteacher.versioning import Clone
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
-from dreamteacher.data.transforms import AUGMENTATIONS, finetune_crop
+from dreamteacher.data.transforms import AUGMENTATIONS
 from dreamteacher.errors import UserError
-from dreamteacher.params import Init, Params
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Init, Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
-from dreamteacher.tasks import classification, segmentation
+from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
 from dreamteacher.tasks.unseen import check_labels
 from dreamteacher.training.loop import train
@@ -50,26 +50,24 @@ def run(
         images = ImageSet(data, "train")
         if images.task is None:
             raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to fine-tune")
+        task = get_task(images.task)
         few = few_labelled(images, params.few_labels, seed)
         check_labels(images, few)
         torch.manual_seed(seed)
         model = _build(params, images, init, backbone)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            logits = model(normalize(batch["image"], mean, std))
-            if images.task == "segmentation":
-                return segmentation.loss(logits, batch["label"], settings.dice_weight, batch["count"])
-            return classification.loss(logits, batch["label"])
+            return task.loss(model(normalize(batch["image"], mean, std)), batch, settings)
 
         mean, std = model.mean, model.std
         trained = train(
             model,
             step,
-            Samples(images, finetune_crop(images.task, settings.resolution, AUGMENTATIONS[settings.augment]), few),
+            Samples(images, task.crop(settings.resolution, AUGMENTATIONS[settings.augment]), few),
             settings,
             stage,
             seed=seed,
-            count=segmentation.count_labelled if images.task == "segmentation" else None,
+            count=task.count,
             lr_scale=None if init == "scratch" else _scale_backbone(settings.backbone_lr_scale),
         )
         if this_process().is_main_process:

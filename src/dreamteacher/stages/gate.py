@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dreamteacher.data.drift import contents
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
-from dreamteacher.serving.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression
-from dreamteacher.serving.onnx_files import MODEL_FILE, read_metadata
-from dreamteacher.serving.promotion import MANIFEST, about
+from dreamteacher.lifecycle.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression
+from dreamteacher.lifecycle.promotion import MANIFEST, about
+from dreamteacher.onnx_files import MODEL_FILE, read_metadata
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 
 VERDICT_FILE = "verdict.json"
@@ -30,7 +30,7 @@ def run(
     bytes each time; the figures returned are.
 
     Returns:
-        `passed` (0 or 1) and, of mIoU or top-1, `figure` and `champion_figure`, the means over seeds, and `served_figure`.
+        `passed` (0 or 1) and, of the figure that counts, `figure` and `champion_figure`, the means over seeds, and `served_figure`.
     """
     settings = params.retrain
     recorded = params.section("retrain") | {"tolerance": params.export.tolerance, "size": params.export.size}
@@ -74,7 +74,7 @@ def _figures(evaluation: Path, init: str) -> tuple[str, dict[int, float]]:
         rows = [row for row in csv.DictReader(file) if row["init"] == init]
     if not rows:
         raise UserError(f"{evaluation} has no figures of init {init}; add it to compare.inits")
-    figure = "miou" if "miou" in rows[0] else "top1"
+    figure = next(name for name in rows[0] if name not in ("init", "seed"))  # evaluate writes the one that counts first
     return figure, {int(row["seed"]): float(row[figure]) for row in rows}
 
 

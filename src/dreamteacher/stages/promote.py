@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.lifecycle.promotion import LINEAGE, Served, choose, has_lineage, promote, refuse
+from dreamteacher.onnx_files import MODEL_FILE
 from dreamteacher.serving.delivery import has_repository, keep_repository
-from dreamteacher.serving.onnx_files import MODEL_FILE
-from dreamteacher.serving.promotion import LINEAGE, Served, choose, has_lineage, promote, refuse
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of, read_stage
 from dreamteacher.stages.gate import VERDICT_FILE
 from dreamteacher.stages.publish import store

@@ -7,14 +7,14 @@ import logging
 from pathlib import Path
 
 from dreamteacher.errors import UserError
+from dreamteacher.lifecycle.promotion import choose, keep_lineage
+from dreamteacher.lifecycle.registry import register
+from dreamteacher.onnx_files import BACKBONE_FILE, MODEL_FILE, read_metadata
 from dreamteacher.outages import GivenUp, patient
-from dreamteacher.params import Params
 from dreamteacher.report.card import ABOUT, model_card
 from dreamteacher.serving.delivery import keep_repository
-from dreamteacher.serving.onnx_files import BACKBONE_FILE, MODEL_FILE, read_metadata
-from dreamteacher.serving.promotion import choose, keep_lineage
-from dreamteacher.serving.registry import register
 from dreamteacher.serving.triton_repository import write_repository
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of, open_stage, read_stage
 from dreamteacher.tracking import is_on, sync
 

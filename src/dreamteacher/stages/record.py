@@ -6,7 +6,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from dreamteacher.params_file import save_overrides
+from dreamteacher.settings.file import save_overrides
 from dreamteacher.stages.evaluate import copy_results
 from dreamteacher.steps import announce
 from dreamteacher.versioning import Clone, inside, put

@@ -12,12 +12,13 @@ from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.interpreter import FeatureInterpreter, save_interpreter
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
-from dreamteacher.tasks import classification, segmentation
+from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.unseen import check_labels
-from dreamteacher.teachers.diffusion import choose_strides, load_teacher
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -38,20 +39,20 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
         images = ImageSet(data, "train")
         if images.task is None:
             raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to train an interpreter")
+        task = get_task(images.task)
+        if task.classifies is None:
+            raise UserError(f"{images.task} predicts no classes that an interpreter could read; drop labels and mix from compare.inits")
         strides = choose_strides(teacher, params.taps)
-        generator = load_teacher(teacher, strides).to(this_process().device)
+        generator = open_teacher(teacher, strides, Stochastic(settings.T)).to(this_process().device)
         few = few_labelled(images, params.few_labels, seed)
         check_labels(images, few)
         torch.manual_seed(seed)
-        channels, dense = [tap.channels for tap in generator.taps], images.task == "segmentation"
+        channels, dense = [tap.channels for tap in generator.taps], task.classifies == "pixels"
         interpreter = FeatureInterpreter(channels, len(images.classes), settings.width, settings.dropout, dense)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            features = generator.features(batch["image"], settings.T, random)
-            logits = model(features, tuple(batch["image"].shape[2:]))
-            if dense:
-                return segmentation.loss(logits, batch["label"], settings.dice_weight, batch["count"])
-            return classification.loss(logits, batch["label"])
+            lesson = generator.teach(batch["image"], random)
+            return task.loss(model(lesson.features, tuple(lesson.images.shape[2:])), batch, settings)
 
         trained = train(
             interpreter,
@@ -60,7 +61,7 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
             settings,
             stage,
             seed=seed,
-            count=segmentation.count_labelled if dense else None,
+            count=task.count,
         )
         if this_process().is_main_process:
             save_interpreter(cast(FeatureInterpreter, trained.ema or trained.model), strides, settings.T, stage.tmp)

@@ -1,45 +1,37 @@
-"""Train the generator: a DDPM on the unlabelled pictures, saved as a diffusers pipeline with its taps and feature statistics."""
+"""Train the generator on the unlabelled pictures, and save it with the taps that it offers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.params import Params
+from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
-from dreamteacher.teachers.diffusion import (
-    DiffusionTeacher,
-    build_scheduler,
-    build_unet,
-    denoising_loss,
-    find_pretrained,
-    load_unet,
-    read_facts,
-    save_teacher,
-)
+from dreamteacher.teachers.base import Generator
+from dreamteacher.teachers.folder import find_pretrained, get_kind, read_facts
 from dreamteacher.training.loop import train
-from dreamteacher.training.order import global_batch
+from dreamteacher.training.order import draw_batches
 from dreamteacher.training.processes import this_process
-from dreamteacher.training.randomness import StepRandom, derive_seed
+from dreamteacher.training.randomness import StepRandom
 
-if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, UNet2DModel
+LOSS_PICTURES = 256  # over which the loss of a pretrained teacher is measured
 
 
 def run(params: Params, *, data: Path, out: Path, start: Path | None = None, overwrite: bool = False) -> dict[str, float]:
-    """Train on the train split of `data`; `out` gets the pipeline folder, `teacher.json`, `samples.png`, `curves.csv`.
+    """Train on the train split of `data`; `out` gets the generator with `teacher.json`, `samples.png`, `curves.csv`.
 
-    `start` is an earlier teacher of the same size, whose weights it goes on from instead of random ones. With teacher.pretrained that
-    teacher is taken as it is, and only its samples, feature statistics and loss on `data` are made.
+    `start` is an earlier teacher of the same kind and size, whose weights it goes on from instead of random ones. With
+    teacher.pretrained that teacher is taken as it is, and only its samples and its loss on `data` are made.
 
     Returns:
-        `loss`: mean squared error of the prediction, over the last records or, of a pretrained teacher, over drawn pictures.
+        `loss`: what the kind minimises, over the last records or, of a pretrained teacher, over drawn pictures; 0 of a control, which is
+            not trained.
     """
     settings = params.teacher
     start = find_pretrained(settings.pretrained) if settings.pretrained else start
@@ -47,31 +39,35 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
     with open_stage("train-teacher", params=params.section("seed", "teacher"), inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
+        generator = get_kind(settings.kind).Generator(settings)
         torch.manual_seed(params.seed)
-        unet, scheduler = build_unet(settings.size, settings.resolution), build_scheduler(settings.T_train, settings.prediction)
+        network = generator.build()
         if start:
-            load_unet(unet, scheduler, start)
+            if (found := read_facts(start)["kind"]) != settings.kind:
+                raise UserError(
+                    f"{start} is a teacher of kind {found!r}; set teacher.kind = {found!r}, or name none (teacher.pretrained, --start)"
+                )
+            generator.load_weights(network, start)
         images = ImageSet(data, "train")
         samples = Samples(images, pretrain_crop(settings.resolution))
-        drawn = _draw(samples, params)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            return {"loss": denoising_loss(model, scheduler, batch["image"], random)}
+            return generator.loss(model, batch["image"], random)
 
         def draw(model: nn.Module, step: int) -> dict[str, float]:
             if settings.samples and step < settings.steps:
                 path = stage.checkpoints / f"samples_{step:06}.png"
-                _save_grid(model, params, path)
+                _save_grid(generator.sample(model, settings.samples, params.seed), path)
                 stage.tracker.artifact(path, "samples")
             return {}
 
-        if settings.pretrained:
-            teacher = unet.to(this_process().device).eval()
-            loss = _mean_loss(teacher, scheduler, drawn, params.seed)
+        if settings.pretrained or not generator.trains:
+            network = network.to(this_process().device).eval()
+            loss = _mean_loss(generator, network, samples, params.seed) if generator.trains else 0.0
             history = [{"step": 0, "loss": loss}]
         else:
             trained = train(
-                unet,
+                network,
                 step,
                 samples,
                 settings,
@@ -80,72 +76,30 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
                 on_eval=draw,
                 eval_every=settings.sample_every,
             )
-            teacher, loss, history = cast("UNet2DModel", trained.ema or trained.model), trained.last_loss(), trained.history
+            network, loss, history = trained.ema or trained.model, trained.last_loss(), trained.history
         if this_process().is_main_process:
             write_table(history, stage.tmp / "curves.csv")
-            if settings.samples:
-                _save_grid(teacher.to(this_process().device), params, stage.tmp / "samples.png")
+            if settings.samples and generator.trains:
+                pictures = generator.sample(network.to(this_process().device), settings.samples, params.seed)
+                _save_grid(pictures, stage.tmp / "samples.png")
                 stage.tracker.artifact(stage.tmp / "samples.png")
-            here = {"pictures": len(images), "digest": images.digest()}
-            facts = {
-                "T": settings.stats_T,
-                "resolution": settings.resolution,
-                "trained_on": read_facts(start).get("trained_on") if start and settings.pretrained else here,
-                "statistics": _feature_statistics(teacher, drawn, params),
-            }
-            save_teacher(stage.tmp, teacher.cpu(), scheduler, facts)
+            trained_on = {"pictures": len(images), "digest": images.digest()} if generator.trains else None
+            if start and settings.pretrained:
+                trained_on = read_facts(start).get("trained_on")
+            generator.save(network.cpu(), stage.tmp, {"resolution": settings.resolution, "trained_on": trained_on})
         stage.metrics["loss"] = loss
     return stage.metrics
 
 
-def _draw(samples: Samples, params: Params) -> list[Tensor]:
-    """Batches of up to 16 train crops, teacher.stats_images in all: drawn by the seed, since pictures lie sorted by class folder."""
-    items = global_batch(len(samples), min(params.teacher.stats_images, len(samples)), derive_seed(params.seed, "statistics"), step=0)
-    return [torch.stack([samples[item]["image"] for item in items[i : i + 16]]) for i in range(0, len(items), 16)]
-
-
 @torch.no_grad()
-def _mean_loss(unet: nn.Module, scheduler: DDPMScheduler, batches: list[Tensor], seed: int) -> float:
-    device = next(unet.parameters()).device
-    losses = [denoising_loss(unet, scheduler, images.to(device), StepRandom(seed, i, 0, 1, device)) for i, images in enumerate(batches)]
+def _mean_loss(generator: Generator, network: nn.Module, samples: Samples, seed: int) -> float:
+    device = this_process().device
+    batches = draw_batches(samples, LOSS_PICTURES, seed, device)
+    losses = [generator.loss(network, images, StepRandom(seed, i, 0, 1, device))["loss"] for i, images in enumerate(batches)]
     return float(torch.stack(losses).mean())
 
 
-@torch.no_grad()
-def _save_grid(unet: nn.Module, params: Params, path: Path) -> None:
-    """Pictures that the generator dreams, by DDIM (Song et al. 2021) from fixed noise."""
-    from diffusers import DDIMScheduler
+def _save_grid(pictures: Tensor, path: Path) -> None:
     from torchvision.utils import make_grid, save_image
 
-    settings = params.teacher
-    scheduler = DDIMScheduler.from_config(
-        build_scheduler(settings.T_train, settings.prediction).config, clip_sample=True, timestep_spacing="trailing"
-    )
-    scheduler.set_timesteps(min(settings.sample_steps, settings.T_train))
-    device = next(unet.parameters()).device
-    generator = torch.Generator().manual_seed(params.seed)
-    shape = (settings.samples, 3, settings.resolution, settings.resolution)
-    pictures = torch.randn(shape, generator=generator).to(device)
-    for t in scheduler.timesteps:
-        pictures = scheduler.step(unet(pictures, t).sample, t, pictures).prev_sample
-    save_image(make_grid((pictures.cpu() / 2 + 0.5).clamp(0, 1), nrow=8), path)
-
-
-def _feature_statistics(unet: UNet2DModel, batches: list[Tensor], params: Params) -> dict[str, dict[str, list[float]]]:
-    """Mean and standard deviation of each tap's channels at step `stats_T`, for whitening by `standardize`."""
-    settings = params.teacher
-    copy = build_unet(settings.size, settings.resolution)
-    copy.load_state_dict(unet.state_dict())
-    teacher = DiffusionTeacher(copy, build_scheduler(settings.T_train, settings.prediction)).to(this_process().device)
-    sums = {tap.name: torch.zeros(3, tap.channels, dtype=torch.float64) for tap in teacher.taps}
-    for i, images in enumerate(batches):
-        pictures = images.to(this_process().device)
-        random = StepRandom(params.seed, i, 0, 1, pictures.device)
-        for tap, maps in zip(teacher.taps, teacher.features(pictures, settings.stats_T, random), strict=True):
-            flat = maps.double().movedim(1, 0).flatten(1).cpu()
-            sums[tap.name] += torch.stack([torch.full_like(flat[:, 0], flat.shape[1]), flat.sum(1), flat.square().sum(1)])
-    statistics = {}
-    for name, (n, total, squares) in sums.items():
-        mean = total / n
-        statistics[name] = {"mean": mean.tolist(), "std": (squares / n - mean.square()).clamp(min=1e-8).sqrt().tolist()}
-    return statistics
+    save_image(make_grid(pictures, nrow=8), path)

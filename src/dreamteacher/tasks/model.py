@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.stage import RECORD, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backbone, save_backbone
-from dreamteacher.tasks.segmentation import SegmentationHead
+from dreamteacher.tasks.base import get_task
 
 TASK_FILE, HEAD_FILE = "task.json", "head.safetensors"
 
@@ -23,7 +23,7 @@ class TaskModel(nn.Module):
     """Backbone and head.
 
     Attributes:
-        task: "segmentation" or "classification".
+        task: its name (see `base.get_task`).
         classes: names, in the order of the logits.
         size: side of the crops it was trained on, pixels.
         mean, std: of the normalisation of RGB values in [0, 1] that `forward` expects.
@@ -34,18 +34,11 @@ class TaskModel(nn.Module):
         self.backbone = backbone
         self.task, self.classes, self.size, self.width = task, classes, size, width
         self.mean, self.std = backbone.mean, backbone.std
-        self.head: nn.Module = (
-            SegmentationHead(backbone.channels, width, len(classes))
-            if task == "segmentation"
-            else nn.Linear(backbone.channels[-1], len(classes))
-        )
+        self.head = get_task(task).head(backbone.channels, width, len(classes))
 
     def forward(self, normalized: Tensor) -> Tensor:
-        """`(B, 3, H, W)` to logits: `(B, K, H, W)` for segmentation, `(B, K)` for classification."""
-        pyramid = self.backbone(normalized)
-        if self.task == "segmentation":
-            return self.head(pyramid, normalized.shape[2:])
-        return self.head(self.backbone.embed(pyramid))
+        """`(B, 3, H, W)` to the head's outputs: logits `(B, K, H, W)` for segmentation, `(B, K)` for classification."""
+        return self.head(self.backbone(normalized), normalized.shape[2:])
 
 
 def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:

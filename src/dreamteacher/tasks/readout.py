@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,8 +12,9 @@ from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
 from dreamteacher.errors import UserError
 from dreamteacher.students.backbone import Backbone
+from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.model import normalize
-from dreamteacher.tasks.scoring import Score, picture_size, whole_batches
+from dreamteacher.tasks.scoring import whole_batches
 from dreamteacher.training.randomness import derive_seed
 
 SUPPORT_PIXELS, QUERY_PIXELS = 4096, 8192  # drawn from all labelled train pictures, and from all validation pictures
@@ -31,37 +34,39 @@ def read_out(
 ) -> dict[str, float]:
     """Train on the pictures `few` of `train` (the support), measure on all labelled ones of `val` (the queries).
 
-    Segmentation reads each of a fixed random sample of pixels from the pyramid, every level interpolated to that pixel and all
-    concatenated, so the figures are estimates over that sample, which is the same for every backbone. The pixels are those of the
-    pictures and masks as ingest stored them, also where `scoring.score` counts at a mask's own, larger size. Classification reads the
-    pooled embedding of every picture.
+    A task that classifies pixels reads each of a fixed random sample of them from the pyramid, every level interpolated to that pixel and
+    all concatenated, so the figures are estimates over that sample, which is the same for every backbone. The pixels are those of the
+    pictures and masks as ingest stored them, also where `scoring.score` counts at a mask's own, larger size. A task that classifies
+    pictures reads the pooled embedding of every picture.
 
     Args:
         backbone: frozen here; it is put in eval mode on `device`.
-        train: where `few` are labelled.
+        train: where `few` are labelled; its task classifies pixels or pictures.
         few: indices.
         val: where the figures are measured.
-        size: side of the crops that the task is trained on, pixels (classification: the short side of the pictures).
+        size: side of the crops that the task is trained on, pixels.
         k: neighbours.
         batch_size: pictures at once.
         device: where it is computed.
 
     Returns:
-        `linear_` and `knn_` with the figures of `Score` without those of single classes.
+        The task's figure that counts, of both read-outs: `linear_FIGURE` and `knn_FIGURE`.
 
     Raises:
         UserError: no pixel of the support, or of the queries, has a class.
     """
+    task = get_task(str(train.task))
     backbone = backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    support, labels = _features(backbone, train, few, pixels=SUPPORT_PIXELS, size=size, batch_size=batch_size, device=device)
-    queries, truth = _features(backbone, val, val.labelled(), pixels=QUERY_PIXELS, size=size, batch_size=batch_size, device=device)
+    read = partial(_features, backbone, task, size=task.picture_size(size), batch_size=batch_size, device=device)
+    support, labels = read(train, few, pixels=SUPPORT_PIXELS)
+    queries, truth = read(val, val.labelled(), pixels=QUERY_PIXELS)
     if not len(labels) or not len(truth):
         of = "validation masks" if len(labels) else f"{len(few)} labelled pictures"
         raise UserError(
             f"no pixel of the {of} has a class at the size to which ingest.short_side reduces them, so features cannot be read out; "
             "raise ingest.short_side or label more"
         )
-    levels = backbone.channels if train.task == "segmentation" else backbone.channels[-1:]
+    levels = backbone.channels if task.classifies == "pixels" else backbone.channels[-1:]
     support, queries = standardize(support, queries, levels)
     predictions = {
         "linear": linear(support, labels, queries, len(train.classes)),
@@ -69,9 +74,9 @@ def read_out(
     }
     figures = {}
     for name, predicted in predictions.items():
-        total = Score(str(train.task), train.classes)
+        total = task.score(train.classes)
         total.update(predicted, truth)
-        figures.update({f"{name}_{key}": value for key, value in total.compute().items() if key in ("miou", "top1")})
+        figures[f"{name}_{task.figure}"] = total.compute()[task.figure]
     return figures
 
 
@@ -116,16 +121,23 @@ def nearest(support: Tensor, labels: Tensor, queries: Tensor, classes: int, k: i
 
 @torch.no_grad()
 def _features(
-    backbone: Backbone, images: ImageSet, indices: list[int], *, pixels: int, size: int, batch_size: int, device: torch.device
+    backbone: Backbone,
+    task: Task,
+    images: ImageSet,
+    indices: list[int],
+    *,
+    pixels: int,
+    size: int | None,
+    batch_size: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """`(N, C)` features and `(N,)` labels; N: the pictures, or for segmentation about `pixels` over all of them."""
-    dense = images.task == "segmentation"
+    """`(N, C)` features and `(N,)` labels; N: the pictures, or about `pixels` over all of them."""
     each = max(1, pixels // len(indices))
     features, labels = [], []
-    for batch_indices, batch in whole_batches(images, indices, batch_size, picture_size(str(images.task), size)):
+    for batch_indices, batch in whole_batches(images, indices, batch_size, size):
         pictures = batch["image"].to(device, memory_format=torch.channels_last)
         pyramid = backbone(normalize(pictures, backbone.mean, backbone.std))
-        if not dense:
+        if task.classifies == "pictures":
             features.append(backbone.embed(pyramid).float())
             labels.append(batch["label"])
             continue

@@ -1,40 +1,46 @@
-"""Semantic segmentation: UPerNet head, loss, metric."""
+"""Semantic segmentation: UPerNet head, cross entropy and Dice, mean IoU."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.data.items import IGNORE
-from dreamteacher.students.neck import PyramidNeck, resize
+from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop
+from dreamteacher.settings.schema import Finetune, Interpreter
+from dreamteacher.students.neck import resize
+from dreamteacher.tasks.base import NeckHead, Size, Task
 
 if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
+    from dreamteacher.report.figures import Panel
+
+RESIZED = 1 << 26  # logits that are resized at once
 
 
-class SegmentationHead(nn.Module):
+class SegmentationHead(NeckHead):
     """UPerNet: the neck's levels at the finest resolution, fused by one 3x3 convolution, classified by a 1x1."""
 
     def __init__(self, channels: list[int], width: int, classes: int):
-        super().__init__()
-        self.neck = PyramidNeck(channels, width)
+        super().__init__(channels, width)
         self.fuse = nn.Sequential(
             nn.Conv2d(width * len(channels), width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         self.classify = nn.Conv2d(width, classes, 1)
 
-    def forward(self, pyramid: list[Tensor], size: torch.Size | tuple[int, int]) -> Tensor:
-        """A pyramid, fine to coarse, of pictures of `size` (H, W) to logits `(B, K, H, W)`."""
-        return self.decode(self.neck(pyramid), size)
-
-    def decode(self, levels: list[Tensor], size: torch.Size | tuple[int, int]) -> Tensor:
+    def from_neck(self, levels: list[Tensor], size: Size) -> Tensor:
         """The neck's outputs to logits `(B, K, H, W)`."""
         finest = levels[0].shape[2:]
         fused = self.fuse(torch.cat([levels[0], *(resize(level, finest) for level in levels[1:])], dim=1))
         return resize(self.classify(fused), size)
+
+
+def count_labelled(batch: dict[str, Tensor]) -> int:
+    """How many pixels of a batch have a class: those that the cross entropy is a mean over."""
+    return int((batch["label"] != IGNORE).sum())
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -49,31 +55,91 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return 1 - ((2 * overlap + 1) / (total + 1)).mean()
 
 
-def count_labelled(batch: dict[str, Tensor]) -> int:
-    """How many pixels of a batch have a class: those that the cross entropy is a mean over."""
-    return int((batch["label"] != IGNORE).sum())
+def resized_argmax(logits: Tensor, size: Size) -> Tensor:
+    """The class of each pixel, int64 `(H, W)` of `size`, from logits `(K, h, w)`, resized for a few classes at a time to save memory."""
+    if logits.shape[1:] == size:
+        return logits.argmax(0)
+    best, classes = torch.full(size, -torch.inf, device=logits.device), torch.zeros(size, dtype=torch.long, device=logits.device)
+    at_once = max(1, RESIZED // (size[0] * size[1]))
+    for first in range(0, len(logits), at_once):
+        values, found = resize(logits[None, first : first + at_once], size)[0].max(0)
+        classes = torch.where(values > best, found + first, classes)
+        best = torch.maximum(values, best)
+    return classes
 
 
-def loss(logits: Tensor, labels: Tensor, dice_weight: float, count: Tensor | int) -> dict[str, Tensor]:
-    """Cross entropy + `dice_weight` x Dice (Eq 4), both without ignored pixels.
+class IntersectionOverUnion:
+    """`miou`, the mean over the classes that occur in the masks, `accuracy` of pixels, and `iou_CLASS` of those classes."""
 
-    `count`: what the sum of the cross entropy is divided by. For a batch that is split it is the mean of `count_labelled` over its parts.
-    """
-    ce = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / count
-    if dice_weight == 0:
-        return {"loss": ce}
-    dice = dice_loss(logits, labels)
-    return {"loss": ce + dice_weight * dice, "ce": ce, "dice": dice}
+    def __init__(self, classes: list[str]):
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+        self.classes = classes
+        self._seen = torch.zeros(len(classes), dtype=torch.long)
+        iou = MulticlassJaccardIndex(len(classes), average="none", ignore_index=IGNORE)
+        accuracy = MulticlassAccuracy(len(classes), average="micro", ignore_index=IGNORE)
+        self._metrics = MetricCollection({"iou": iou, "accuracy": accuracy})
+
+    def update(self, predicted: Tensor, truth: Tensor) -> None:
+        """Class ids, int64 of one shape; nothing is counted where `truth` is IGNORE."""
+        predicted, truth = predicted.cpu(), truth.cpu()
+        self._metrics.update(predicted, truth)
+        self._seen += torch.bincount(truth[truth != IGNORE], minlength=len(self.classes))
+
+    def compute(self) -> dict[str, float]:
+        """Figures of all pixels so far."""
+        if not self._seen.any():
+            return {}
+        values = self._metrics.compute()
+        iou = values["iou"].reshape(-1)
+        by_class = {f"iou_{self.classes[i]}": float(iou[i]) for i in self._seen.nonzero().flatten().tolist()}
+        return {"miou": sum(by_class.values()) / len(by_class), "accuracy": float(values["accuracy"]), **by_class}
 
 
-def metrics(classes: int) -> MetricCollection:
-    """IoU of each class and pixel accuracy, over the whole split."""
-    from torchmetrics import MetricCollection
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+class Segmentation(Task):
+    """One class for each pixel."""
 
-    return MetricCollection(
-        {
-            "iou": MulticlassJaccardIndex(classes, average="none", ignore_index=IGNORE),
-            "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=IGNORE),
-        }
-    )
+    figure, title, classifies = "miou", "mIoU", "pixels"
+    count = staticmethod(count_labelled)
+
+    def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
+        """Logits `(B, K, H, W)`."""
+        return SegmentationHead(channels, width, classes)
+
+    def crop(self, size: int, augmentation: Augmentation) -> Transform:
+        """A window of picture and mask, about at their own scale."""
+        return pixel_crop(size, augmentation)
+
+    def picture_size(self, size: int) -> int | None:
+        """None: the scale of a picture says how large its objects are."""
+        return None
+
+    def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
+        """Cross entropy + `dice_weight` x Dice (Eq 4) of `(B, K, H, W)` logits and `(B, H, W)` labels, both without ignored pixels."""
+        labels = batch["label"]
+        ce = F.cross_entropy(outputs.float(), labels, ignore_index=IGNORE, reduction="sum") / batch["count"]
+        if settings.dice_weight == 0:
+            return {"loss": ce}
+        dice = dice_loss(outputs, labels)
+        return {"loss": ce + settings.dice_weight * dice, "ce": ce, "dice": dice}
+
+    def decode(self, output: Tensor, own: Size, size: Size) -> Tensor:
+        """Class ids, int64 `(H, W)` of `size`.
+
+        The logits are resized to the mask where ingest reduced the picture; resizing the mask instead would lose thin objects.
+        """
+        return resized_argmax(output[:, : own[0], : own[1]], size)
+
+    def score(self, classes: list[str]) -> IntersectionOverUnion:
+        """Of pixels."""
+        return IntersectionOverUnion(classes)
+
+    def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
+        """The picture, and the picture tinted by each mask."""
+        from dreamteacher.report.figures import overlay
+
+        return [("picture", image), *((name, overlay(image, mask)) for name, mask in labels.items())]
+
+
+TASK = Segmentation()

@@ -21,7 +21,7 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
     Raises:
         UserError: they show none at all, as sparse masks may after they were reduced to ingest.short_side.
     """
-    if images.task == "segmentation" and len(few) > MASKS:
+    if images.masks and len(few) > MASKS:
         return
     missing = set(range(len(images.classes)))
     for index in few:
@@ -37,5 +37,5 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
     if missing:
         unseen = [images.classes[number] for number in sorted(missing)]
         shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
-        verb = "shows" if images.task == "segmentation" else "is of"
+        verb = "shows" if images.masks else "is of"
         log.warning("none of the %d labelled pictures %s class %s; raise few_labels or label more", len(few), verb, shown)

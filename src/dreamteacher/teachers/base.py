@@ -1,12 +1,14 @@
-"""What a generator must offer to teach."""
+"""What a generator must offer to teach, and to be trained. Each kind is one module: `folder.KINDS`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.training.randomness import StepRandom
 
 
@@ -19,11 +21,86 @@ class Tap:
     channels: int
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Pictures with their features.
+
+    Attributes:
+        images: `(B, 3, H, W)` in [0, 1], of which the features are: those that were given, or the generator's own.
+        features: one float32 `(B, C_l, H/s_l, W/s_l)` a tap, fine to coarse.
+    """
+
+    images: Tensor
+    features: list[Tensor]
+
+
 class Teacher(Protocol):
-    """A frozen generator whose decoder features are regressed (Sec 3.1)."""
+    """A frozen generator whose decoder features are regressed (Sec 3.1).
+
+    Attributes:
+        taps: fine to coarse.
+        multiple: of which the sides of pictures must be multiples, pixels.
+        encoding: how pictures enter it.
+    """
 
     taps: list[Tap]
+    multiple: int
+    encoding: Encoding
 
-    def features(self, images: Tensor, T: int, random: StepRandom) -> list[Tensor]:
-        """Encode real pictures `(B, 3, H, W)` in [0, 1]; one `(B, C_l, H/s_l, W/s_l)` a tap, fine to coarse."""
+    def teach(self, images: Tensor, random: StepRandom) -> Lesson:
+        """The lesson of pictures `(B, 3, H, W)` in [0, 1]; `random` is the source of all that is drawn.
+
+        Raises:
+            UserError: the pictures do not fit the generator.
+        """
+        ...
+
+    def with_encoding(self, encoding: Encoding) -> Teacher:
+        """The same network with another encoding.
+
+        Raises:
+            UserError: the encoding does not fit the generator.
+        """
+        ...
+
+    def to(self, device: Any) -> Teacher:
+        """On `device`, as torch's modules."""
+        ...
+
+
+class Generator(Protocol):
+    """How one kind of generator is trained; made of the settings `teacher`.
+
+    Attributes:
+        trains: whether it is trained at all; a control is not, and gets neither `loss` nor `sample` asked.
+    """
+
+    trains: bool
+
+    def build(self) -> nn.Module:
+        """The network with random weights.
+
+        Raises:
+            UserError: the settings do not fit together.
+        """
+        ...
+
+    def loss(self, network: nn.Module, images: Tensor, random: StepRandom) -> dict[str, Tensor]:
+        """What is minimised, as `loss`, and its parts, of pictures `(B, 3, H, W)` in [0, 1]."""
+        ...
+
+    def sample(self, network: nn.Module, count: int, seed: int) -> Tensor:
+        """Pictures that the generator makes, `(count, 3, H, W)` in [0, 1] on the CPU; the same ones for the same seed."""
+        ...
+
+    def load_weights(self, network: nn.Module, folder: Path) -> None:
+        """Give `network` the weights of the teacher in `folder`.
+
+        Raises:
+            UserError: `folder` holds no teacher, a damaged one, or one that does not fit.
+        """
+        ...
+
+    def save(self, network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
+        """Write all that `folder.open_teacher` reads, and `teacher.json` with the kind, the taps and `facts`."""
         ...

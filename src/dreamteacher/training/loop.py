@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dreamteacher.errors import Interrupted, UserError
-from dreamteacher.params import Training
+from dreamteacher.settings.schema import Training
 from dreamteacher.training.order import Batches, choose_workers, open_loader
 from dreamteacher.training.processes import Processes
 from dreamteacher.training.progress import Display, Pace, Records

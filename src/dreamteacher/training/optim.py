@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreamteacher.params import Training
+from dreamteacher.settings.schema import Training
 
 
 def create_optimizer(model: nn.Module, settings: Training, lr_scale: Callable[[str], float] | None = None) -> torch.optim.Optimizer:

@@ -62,6 +62,18 @@ class Batches(Sampler[list[tuple[int, int]]]):
         return len(self.steps) * len(self.parts)
 
 
+def draw_batches(data: Dataset, count: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+    """The pictures of `count` items (of all, if there are fewer) that `seed` draws, since they lie sorted by class folder.
+
+    Yields:
+        Up to 16 `(B, 3, H, W)` at a time, on `device`.
+    """
+    length = len(data)  # type: ignore[arg-type]
+    items = global_batch(length, min(count, length), derive_seed(seed, "statistics"), step=0)
+    for start in range(0, len(items), 16):
+        yield torch.stack([data[item]["image"] for item in items[start : start + 16]]).to(device)
+
+
 def choose_workers(data: Dataset, workers: int | Literal["auto"]) -> int:
     """Loader processes; auto: none for data with `in_memory` True, else up to 4, as this process' share of the cores allows."""
     if workers != "auto":

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from dreamteacher.errors import UserError
 from dreamteacher.outages import patient
-from dreamteacher.serving.promotion import registry_client
+from dreamteacher.lifecycle.promotion import registry_client
 
 
 @patient

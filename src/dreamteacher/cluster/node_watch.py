@@ -11,8 +11,8 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from dreamteacher.cluster.node_logs import SHOWN, Ending, Position, ending, plain
 from dreamteacher.errors import UserError
-from dreamteacher.node_logs import SHOWN, Ending, Position, ending, plain
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient

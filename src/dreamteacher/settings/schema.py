@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dreamteacher.presets import PRESETS, auto_taps, by_size, strides
+from dreamteacher.settings.presets import PRESETS, auto_taps, by_size, strides
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -72,8 +72,11 @@ class Ingest(Section):
 
 
 class Teacher(Training):
-    """The generator: a DDPM trained on the unlabelled pictures."""
+    """The generator, trained on the unlabelled pictures."""
 
+    kind: str = Field(
+        "ddpm", description="ddpm: as the paper's; edm: Karras et al. 2022, told of its augmentation; other packages may add kinds"
+    )
     size: Literal["tiny", "small", "adm-256"] = Field(
         "tiny", description="widths and depth of the U-Net: the demo's, a larger one, or the paper's (Tab 16); what follows is said at each"
     )
@@ -84,7 +87,7 @@ class Teacher(Training):
     )
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
-        description="what the U-Net predicts: the noise, or v (Salimans & Ho 2022), which gives good samples after fewer steps "
+        description="what the U-Net of a ddpm predicts: the noise, or v (Salimans & Ho 2022), which gives good samples after fewer steps "
         f"({by_size('teacher', 'prediction')})",
     )
     resolution: Positive = Field(64, description=f"side of the random crops it learns from, pixels ({by_size('teacher', 'resolution')})")
@@ -95,10 +98,6 @@ class Teacher(Training):
         description=f"steps between sample grids; all are logged, the last is kept ({by_size('teacher', 'sample_every')})",
     )
     sample_steps: Positive = Field(50, description="DDIM steps for a sample grid")
-    stats_images: Positive = Field(256, description="train pictures, drawn by seed, over which the feature statistics are measured")
-    stats_T: Annotated[int, Field(ge=0)] = Field(
-        50, description="noise step at which the feature statistics are measured, of which distill.whitening may make use"
-    )
     steps: Positive = Field(4500, description=f"optimiser steps ({by_size('teacher', 'steps')})")
     batch_size: Positive = Field(32, description=f"{_BATCH} ({by_size('teacher', 'batch_size')})")
     accumulate: Positive = Field(1, description=f"{_PARTS} ({by_size('teacher', 'accumulate')})")
@@ -132,8 +131,9 @@ class Distill(Training):
     resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('distill', 'resolution')})")
     whitening: Literal["layernorm", "standardize"] = Field(
         "layernorm",
-        description="W of Eq 1: LayerNorm over channels and places, or the teacher's mean and std per channel, measured at T",
+        description="W of Eq 1: LayerNorm over channels and places, or by mean and std of each channel, measured on stats_images",
     )
+    stats_images: Positive = Field(256, description="train pictures, drawn by seed, over which the teacher's features are measured")
     at_weight: Annotated[float, Field(ge=0)] = Field(10.0, description="lambda_AT of Eq 3")
     margin: Count = Field(
         0,
@@ -222,6 +222,10 @@ class Export(Section):
     )
     opset: Literal[17, 18] = Field(18, description="current Triton images load both")
     tolerance: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest |onnxruntime - torch| in fp32; more fails the stage")
+    precision: Literal["fp32", "fp16"] = Field(
+        "fp32", description="with what GPUs compute the served model (publish.gpu); fp16: by TensorRT, checked here on validation pictures"
+    )
+    agreement: Fraction = Field(0.99, description="least share of decisions that fp16 must leave as they are; less fails the stage")
 
 
 class Publish(Section):
@@ -315,11 +319,7 @@ class Params(Section):
                 raise ValueError(f"compare.{name} = {values} names one twice")
         if missing := [mode for mode in ("labels", "mix") if (mode in self.compare.inits) != (mode in self.compare.modes)]:
             raise ValueError(f"compare.modes = {self.compare.modes} must hold what compare.inits has of labels and mix; see {missing[0]!r}")
-        for name, step in (
-            ("teacher.stats_T", self.teacher.stats_T),
-            ("distill.T", self.distill.T),
-            ("interpreter.T", self.interpreter.T),
-        ):
+        for name, step in (("distill.T", self.distill.T), ("interpreter.T", self.interpreter.T)):
             if step >= self.teacher.T_train:
                 raise ValueError(f"{name} = {step} must be below teacher.T_train = {self.teacher.T_train}")
         size = f"teacher.size = {self.teacher.size!r}"
@@ -336,11 +336,6 @@ class Params(Section):
             raise ValueError(
                 f"distill.margin = {self.distill.margin} leaves less than 2 x 2 of the {cells} x {cells} cells at stride {coarsest}; "
                 f"lower it to {max(0, cells - 2) // 2 * coarsest}, raise distill.resolution, or leave that stride out of taps"
-            )
-        if self.distill.whitening == "standardize" and self.teacher.stats_T != self.distill.T:
-            raise ValueError(
-                f"distill.whitening = 'standardize' needs statistics of distill.T = {self.distill.T}, "
-                f"but they are measured at teacher.stats_T = {self.teacher.stats_T}; set both alike"
             )
         return self
 

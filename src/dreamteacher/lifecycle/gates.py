@@ -12,7 +12,7 @@ from statistics import fmean, median
 import numpy as np
 import onnxruntime
 
-from dreamteacher.serving.onnx_files import INPUT
+from dreamteacher.onnx_files import INPUT
 
 ROUNDS = 3  # of latency: the best of them is that which other work on the machine disturbed least
 TRIES, PAUSE = 5, 20.0  # what looks too slow is timed again, seconds later, since other work may last longer than the rounds

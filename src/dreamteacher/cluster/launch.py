@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher import results
+from dreamteacher.cluster.trainjob import arguments, run_stage, settings_of
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import read_stage
-from dreamteacher.trainjob import arguments, run_stage, settings_of
 
 PROCESSES = "DREAMTEACHER_PROCESSES"  # environment variable: processes on this machine, one for each GPU
 

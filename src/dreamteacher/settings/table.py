@@ -6,11 +6,11 @@ import json
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from dreamteacher.params import Params, Section
+from dreamteacher.settings.schema import Params, Section
 
 
 def known_keys() -> list[str]:
-    """Dotted names of all settings, in the order of params.py."""
+    """Dotted names of all settings, in the order of schema.py."""
     return [key for key, _, _ in describe()]
 
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dreamteacher.cluster.node_watch import NodeWatch
 from dreamteacher.errors import UserError
 from dreamteacher.kubernetes_api import api_client, or_none, patiently, refusals
-from dreamteacher.node_watch import NodeWatch
-from dreamteacher.params import Params
-from dreamteacher.params_file import write_sections
+from dreamteacher.settings.file import write_sections
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of
 from dreamteacher.tracking import OF_THE_RUN
 

@@ -11,8 +11,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dreamteacher.errors import UserError
-from dreamteacher.params import Params, Section
-from dreamteacher.params_table import known_keys
+from dreamteacher.settings.schema import Params, Section
+from dreamteacher.settings.table import known_keys
 
 
 class _Yaml(yaml.SafeLoader):

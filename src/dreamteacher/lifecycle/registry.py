@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from dreamteacher.serving.onnx_files import load
+from dreamteacher.onnx_files import load
 from dreamteacher.tracking import Tracker
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""What follows teacher.size wherever the settings leave it open. The values of `tiny`, the demo, are the defaults in params.py.
+"""What follows teacher.size wherever the settings leave it open. The values of `tiny`, the demo, are the defaults in schema.py.
 
-Plain numbers, apart from the networks themselves (teachers/diffusion.py), because reading settings must not import torch.
+Plain numbers, apart from the networks themselves (teachers/unet.py), because reading settings must not import torch.
 """
 
 from __future__ import annotations

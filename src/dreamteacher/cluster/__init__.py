@@ -1,0 +1,1 @@
+"""Processes of one stage on one node or several, on a cluster."""

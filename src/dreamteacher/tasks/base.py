@@ -1,0 +1,133 @@
+"""What a task is: all that differs between kinds of predictions, in one object, which is found by its name."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.errors import UserError, first_line
+from dreamteacher.settings.schema import Finetune, Interpreter
+from dreamteacher.students.neck import PyramidNeck
+
+if TYPE_CHECKING:
+    from dreamteacher.data.transforms import Augmentation, Transform
+    from dreamteacher.report.figures import Panel
+
+GROUP = "dreamteacher.tasks"  # of entry points, by which packages add tasks
+BUILT_IN = {name: f"dreamteacher.tasks.{name}:TASK" for name in ("segmentation", "classification")}
+Size = torch.Size | tuple[int, int]
+
+
+class Score(Protocol):
+    """Accumulates predictions and labels into figures."""
+
+    def update(self, predicted: Tensor, truth: Tensor) -> None:
+        """What `Task.decode` returned, of one picture or of several at once, and the labels of the same shape."""
+
+    def compute(self) -> dict[str, float]:
+        """Figures in [0, 1], `Task.figure` among them, those of single classes as KIND_CLASS; none where nothing was counted."""
+
+
+class Task(ABC):
+    """What is predicted for a picture, learned from its label. A subclass is one file; its one instance holds no state.
+
+    Attributes:
+        figure: key of the figure by which models are compared and judged.
+        title: of that figure, in print.
+        classifies: what gets one of the data's classes; None: nothing, as in a regression. With classes, the interpreter, label
+            distillation and the frozen read-outs apply: `head`'s outputs are then logits `(B, K, H, W)` or `(B, K)`.
+        count: of a part of a batch, how many things the loss is a mean over (see `training.loop.train`); None: the pictures.
+    """
+
+    figure: str
+    title: str
+    classifies: Literal["pixels", "pictures"] | None
+    count: Callable[[dict[str, Tensor]], int] | None = None
+
+    @abstractmethod
+    def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
+        """What predicts from the pyramid of a backbone: its `forward` takes the levels, fine to coarse, and the pictures' (H, W).
+
+        Args:
+            channels: of the levels.
+            width: params.student.width.
+            classes: of the data.
+        """
+
+    @abstractmethod
+    def crop(self, size: int, augmentation: Augmentation) -> Transform:
+        """The crops of `size` x `size` pixels that the task is trained on, and their labels."""
+
+    @abstractmethod
+    def picture_size(self, size: int) -> int | None:
+        """Short side at which a model that was trained on crops of side `size` sees a whole picture; None: as it is."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
+        """`loss` and its parts. `batch` holds `image`, `label` and, with `count`, the mean `count` of the parts of the batch."""
+
+    @abstractmethod
+    def decode(self, output: Tensor, own: Size, size: Size) -> Tensor:
+        """The prediction for one picture.
+
+        Args:
+            output: of the head for this picture, which was padded on the bottom and the right.
+            own: (H, W) of the picture without the padding.
+            size: of the label that it is compared with, or (H, W) of the picture on which it is drawn.
+        """
+
+    @abstractmethod
+    def score(self, classes: list[str]) -> Score:
+        """An empty score."""
+
+    @abstractmethod
+    def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
+        """A row of panels: the picture, uint8 `(H, W, 3)`, with its truth and predictions by name."""
+
+
+class NeckHead(nn.Module):
+    """A head on a neck, which label distillation shares with the heads of the teacher's taps (Eq 6)."""
+
+    def __init__(self, channels: list[int], width: int):
+        super().__init__()
+        self.neck = PyramidNeck(channels, width)
+
+    def forward(self, pyramid: list[Tensor], size: Size) -> Tensor:
+        """A pyramid, fine to coarse, of pictures of `size` (H, W) to outputs."""
+        return self.from_neck(self.neck(pyramid), size)
+
+    def from_neck(self, levels: list[Tensor], size: Size) -> Tensor:
+        """The neck's outputs to those of the head."""
+        raise NotImplementedError
+
+
+@cache
+def get_task(name: str) -> Task:
+    """The task of a name: "segmentation", "classification", or that of an entry point of GROUP.
+
+    Names stand in files that come from elsewhere, such as task.json, so they lead to installed packages that offer tasks, and nowhere else.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    entries |= {own: EntryPoint(own, value, GROUP) for own, value in BUILT_IN.items()}
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, 1) or sorted(entries)
+        raise UserError(f"no task is called {name!r}; name {' or '.join(near)}, or install the package that offers it")
+    entry = entries[name]
+    try:
+        task = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"task {name!r} cannot be loaded ({first_line(error)}); install {entry.value} again") from error
+    if not isinstance(task, Task):
+        raise UserError(f"{entry.value}, which task {name!r} names, is no instance of a subclass of {Task.__module__}.Task")
+    return task

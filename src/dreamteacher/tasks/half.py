@@ -1,0 +1,61 @@
+"""What float16 would change in a task model's answers: the arithmetic of a GPU's tensor cores, imitated on any device."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.tasks.model import TaskModel, normalize
+from dreamteacher.tasks.scoring import whole_batches
+
+BATCH = 8
+
+
+@torch.inference_mode()
+def half_agreement(model: TaskModel, images: ImageSet, size: int | None, count: int) -> float:
+    """The share of decisions (of pixels, or of pictures) that are the same in float16, over `count` pictures spread over `images`.
+
+    Weights, input and the output of each layer are rounded to float16 and sums are formed in float32, as TensorRT does with FP16.
+    A value beyond float16's 65504 becomes infinite; decisions that such a value reaches count as changed.
+
+    Args:
+        model: on the CPU.
+        images: at least one picture; labels are not needed.
+        size: short side at which the model sees a picture, pixels; None: as it is (`Task.picture_size`).
+        count: of pictures at most.
+
+    Returns:
+        In [0, 1].
+    """
+    model.eval()
+    half = _rounded(model)
+    step = max(1, len(images) // count)
+    same = total = 0
+    for _, batch in whole_batches(images, list(range(0, len(images), step))[:count], BATCH, size):
+        normalized = normalize(batch["image"], model.mean, model.std)
+        exact, rounded = model(normalized), half(_round(normalized))
+        equal = (exact.argmax(1) == rounded.argmax(1)) & rounded.isfinite().all(1)
+        same, total = same + int(equal.sum()), total + equal.numel()
+    return same / total
+
+
+def _rounded(model: TaskModel) -> nn.Module:
+    half = deepcopy(model)
+    for parameter in half.parameters():
+        parameter.copy_(_round(parameter))
+    for module in half.modules():
+        if not any(module.children()):
+            module.register_forward_hook(_round_output)
+    return half
+
+
+def _round_output(_: nn.Module, __: Any, output: Any) -> Any:
+    return _round(output) if isinstance(output, Tensor) and output.is_floating_point() else output
+
+
+def _round(values: Tensor) -> Tensor:
+    return values.to(torch.float16).to(values.dtype)

@@ -1,0 +1,148 @@
+"""A diffusion model in the design of Karras et al. 2022 ("EDM"), with augmentation conditioning, trained here: kind `edm`.
+
+Its noise steps are those of the DDPM: at step T the noise is as strong relative to the picture as there, so that one T means the same
+for both kinds.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dreamteacher.teachers.augmentation import PARAMETERS, draw_parameters, transform
+from dreamteacher.teachers.ddpm import build_scheduler, check_schedule
+from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps
+from dreamteacher.teachers.encodings import Encoding
+from dreamteacher.teachers.folder import write_facts
+from dreamteacher.teachers.unet import build_unet, load_weights, read_scheduler, read_unet
+from dreamteacher.training.randomness import StepRandom
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+    from dreamteacher.settings.schema import Teacher as Settings
+
+SIGMA_DATA = 0.5  # of pictures in [-1, 1]
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the noise levels in training (Tab 1)
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # of the noise levels in sampling (Eq 5)
+WEIGHTS, CONDITIONING = "unet/diffusion_pytorch_model.safetensors", "augmentation.safetensors"
+
+
+class Denoiser(nn.Module):
+    """D of Eq 7: the U-Net with its inputs and outputs scaled, so that both have unit variance at every noise level."""
+
+    def __init__(self, unet: UNet2DModel):
+        super().__init__()
+        self.unet = unet
+        self.conditioning = nn.Linear(PARAMETERS, _embedding_width(unet), bias=False)
+
+    def forward(self, noisy: Tensor, sigma: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """Denoise pictures.
+
+        Args:
+            noisy: `(B, 3, H, W)`, pictures in [-1, 1] plus noise.
+            sigma: `(B,)`, standard deviation of the noise.
+            parameters: `(B, 9)`, of the augmentation; None: none.
+
+        Returns:
+            float32 `(B, 3, H, W)`.
+        """
+        if parameters is None:
+            parameters = noisy.new_zeros(len(noisy), PARAMETERS)
+        level = sigma[:, None, None, None]
+        total = level.square() + SIGMA_DATA**2
+        output = self.unet(*unet_input(noisy, sigma), class_labels=self.conditioning(parameters)).sample.float()
+        return SIGMA_DATA**2 / total * noisy + level * SIGMA_DATA / total.sqrt() * output
+
+
+def unet_input(noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """What the U-Net gets (Tab 1): c_in x noisy, and c_noise = ln(sigma) / 4, `(B,)`."""
+    return noisy / (sigma.square() + SIGMA_DATA**2).sqrt()[:, None, None, None], sigma.log() / 4
+
+
+class Generator:
+    """How it is trained: `settings.size`, `resolution` and `T_train` say which one."""
+
+    trains = True
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.scheduler = build_scheduler(settings.T_train)
+
+    def build(self) -> Denoiser:
+        """The denoiser with random weights.
+
+        Raises:
+            UserError: the resolution does not fit the size.
+        """
+        return Denoiser(build_unet(self.settings.size, self.settings.resolution, class_embed_type="identity"))
+
+    def loss(self, network: nn.Module, images: Tensor, random: StepRandom) -> dict[str, Tensor]:
+        """Weighted squared error of the denoised pictures at random noise levels (Eq 8), of pictures augmented at random (App F.2)."""
+        parameters = draw_parameters(len(images), random)
+        pictures = transform(images, parameters) * 2 - 1
+        sigma = (random.normal((len(images),)) * LOG_SIGMA_STD + LOG_SIGMA_MEAN).exp()
+        level = sigma[:, None, None, None]
+        denoised = network(pictures + level * random.normal(images.shape), sigma, parameters)
+        weight = (level.square() + SIGMA_DATA**2) / (level * SIGMA_DATA).square()
+        return {"loss": (weight * (denoised - pictures).square()).mean()}
+
+    @torch.no_grad()
+    def sample(self, network: nn.Module, count: int, seed: int) -> Tensor:
+        """Pictures `(count, 3, side, side)` in [0, 1], by Heun's method in `sample_steps` steps (Algorithm 1)."""
+        steps, side, device = self.settings.sample_steps, self.settings.resolution, next(network.parameters()).device
+        ramp = torch.linspace(0, 1, steps, device=device)
+        levels = (SIGMA_MAX ** (1 / RHO) + ramp * (SIGMA_MIN ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO
+        levels = torch.cat([levels, levels.new_zeros(1)])
+        x = torch.randn((count, 3, side, side), generator=torch.Generator().manual_seed(seed)).to(device) * levels[0]
+        for now, after in pairwise(levels):
+            slope = (x - network(x, now.expand(count))) / now
+            euler = x + (after - now) * slope
+            if after > 0:
+                slope = (slope + (euler - network(euler, after.expand(count))) / after) / 2
+            x = x + (after - now) * slope
+        return (x.cpu() / 2 + 0.5).clamp(0, 1)
+
+    def load_weights(self, network: nn.Module, folder: Path) -> None:
+        """In float32 whatever they are stored in.
+
+        Raises:
+            UserError: `folder` holds a damaged teacher, or one of another size or noise schedule.
+        """
+        denoiser = cast(Denoiser, network)
+        load_weights(denoiser.unet, folder, WEIGHTS)
+        load_weights(denoiser.conditioning, folder, CONDITIONING)
+        check_schedule(self.scheduler, folder)
+
+    def save(self, network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
+        """Write `unet/` and `scheduler/` as diffusers does, the conditioning, and `teacher.json` with the taps and `facts`."""
+        denoiser = cast(Denoiser, network)
+        denoiser.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        self.scheduler.save_pretrained(folder / "scheduler")
+        save_file(denoiser.conditioning.state_dict(), folder / CONDITIONING)
+        write_facts(folder, "edm", decoder_taps(denoiser.unet), facts)
+
+
+class EDMTeacher(DiffusionTeacher):
+    """A DiffusionTeacher whose U-Net is that of a Denoiser."""
+
+    def denoise(self, noisy: Tensor, steps: Tensor) -> None:
+        """One pass over pictures `(B, 3, H, W)`, sqrt(a) x picture + sqrt(1 - a) x noise, at noise steps `(B,)`."""
+        kept = self.scheduler.alphas_cumprod.to(noisy.device)[steps]
+        sigma = ((1 - kept) / kept).sqrt()
+        nothing = noisy.new_zeros(len(noisy), _embedding_width(self.unet))
+        self.unet(*unet_input(noisy / kept.sqrt()[:, None, None, None], sigma), class_labels=nothing)
+
+
+def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> EDMTeacher:
+    """The frozen teacher of a folder that `Generator.save` wrote. See `folder.open_teacher`."""
+    return EDMTeacher(read_unet(folder), read_scheduler(folder), encoding, strides)
+
+
+def _embedding_width(unet: UNet2DModel) -> int:
+    return int(unet.time_embedding.linear_2.out_features)

@@ -1,0 +1,104 @@
+"""Kinds of teachers, and their folders: `teacher.json` says of which kind a teacher is and which taps it offers."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from dreamteacher.errors import UserError, first_line
+from dreamteacher.settings.presets import auto_taps
+from dreamteacher.teachers.base import Generator, Tap, Teacher
+from dreamteacher.teachers.encodings import Encoding
+
+if TYPE_CHECKING:
+    from dreamteacher.settings.schema import Teacher as Settings
+
+TAPS_FILE = "teacher.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
+KINDS = {name: f"dreamteacher.teachers.{name}" for name in ("ddpm", "edm", "random", "pixels")}
+ENTRY_POINTS = "dreamteacher.teachers"  # group in which another package names modules of its own kinds
+
+
+class Kind(Protocol):
+    """What the module of a kind offers."""
+
+    def Generator(self, settings: Settings) -> Generator:
+        """How it is trained."""
+        ...
+
+    def open_folder(self, folder: Path, strides: list[int] | None, encoding: Encoding) -> Teacher:
+        """See `open_teacher`."""
+        ...
+
+
+def get_kind(name: str) -> Kind:
+    """The module of a kind of teachers: one of KINDS, or one that an installed package names in ENTRY_POINTS.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    modules = KINDS | {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    if name not in modules:
+        near = difflib.get_close_matches(name, modules, 1)
+        raise UserError(f"there is no kind of teacher {name!r}" + (f"; near: {near[0]}" if near else f"; there are {sorted(modules)}"))
+    return cast(Kind, import_module(modules[name]))
+
+
+def open_teacher(folder: Path, strides: list[int] | None, encoding: Encoding) -> Teacher:
+    """The frozen teacher in `folder`, with taps at `strides` (None: all).
+
+    Raises:
+        UserError: the folder holds no teacher, a damaged one, one of an unknown kind, or one that the strides or the encoding do not fit.
+    """
+    return get_kind(read_facts(folder)["kind"]).open_folder(folder, strides, encoding)
+
+
+def write_facts(folder: Path, kind: str, taps: list[Tap], facts: dict[str, Any]) -> None:
+    """Write `teacher.json`."""
+    content = {"kind": kind, "taps": [asdict(tap) for tap in taps], **facts}
+    (folder / TAPS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """`teacher.json` of a teacher folder, `kind` and `taps` among it.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / TAPS_FILE
+    if not path.exists():
+        raise UserError(f"{folder} is not a teacher (no {TAPS_FILE}); run `dreamteacher train-teacher` first")
+    try:
+        return {"kind": "ddpm", **json.loads(path.read_text())}  # what was written when there was no other kind
+    except ValueError as error:  # no JSON, no text
+        raise damaged(folder, error) from error
+
+
+def damaged(folder: Path, error: Exception) -> UserError:
+    """What to say of a teacher that `error` keeps from being read."""
+    why = first_line(error).replace(f"{folder}/", "")
+    return UserError(f"{folder} is damaged ({why}); fetch it again (`dvc checkout`), or remove it and run `dreamteacher train-teacher`")
+
+
+def choose_strides(folder: Path, taps: list[int] | Literal["auto"]) -> list[int]:
+    """The tap strides that `taps` means for this teacher, fine to coarse; auto: see `presets.auto_taps`."""
+    return sorted(taps) if taps != "auto" else auto_taps([int(tap["stride"]) for tap in read_facts(folder)["taps"]])
+
+
+def find_pretrained(name: str) -> Path:
+    """The folder of a teacher that comes with the package, or any teacher's folder.
+
+    Raises:
+        UserError: `name` is neither.
+    """
+    shipped = sorted(path.parent.name for path in PRETRAINED.glob(f"*/{TAPS_FILE}"))
+    if name in shipped:
+        return PRETRAINED / name
+    if not (Path(name) / TAPS_FILE).is_file():
+        raise UserError(f"teacher.pretrained = {name!r} is neither a teacher's folder nor one of {shipped}, which come with the package")
+    return Path(name)

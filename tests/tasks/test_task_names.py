@@ -1,0 +1,60 @@
+"""How tasks are found by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dreamteacher.errors import UserError
+from dreamteacher.tasks import classification, segmentation
+from dreamteacher.tasks.base import BUILT_IN, get_task
+
+ELSEWHERE = """
+from dreamteacher.tasks.classification import Classification
+
+class Mine(Classification):
+    figure, title = "mine", "mine"
+
+TASK = Mine()
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another package's module, with an entry point `my-task`."""
+    (tmp_path / "tasks_of_mine.py").write_text(ELSEWHERE)
+    (tmp_path / "mine-1.0.dist-info").mkdir()
+    (tmp_path / "mine-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (tmp_path / "mine-1.0.dist-info/entry_points.txt").write_text(
+        "[dreamteacher.tasks]\nmy-task = tasks_of_mine:TASK\nlost = tasks_of_mine:OTHER\nclass = tasks_of_mine:Mine\n"
+        "gone = no_such_module:TASK\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    get_task.cache_clear()
+    yield
+    get_task.cache_clear()
+
+
+def test_built_in_tasks_have_names() -> None:
+    assert {name: get_task(name) for name in BUILT_IN} == {"segmentation": segmentation.TASK, "classification": classification.TASK}
+
+
+def test_others_are_found_by_entry_point(package: None) -> None:
+    assert get_task("my-task").figure == "mine"
+
+
+def test_what_is_no_task_is_refused_in_one_line(package: None) -> None:
+    for name, line in {
+        "segmentatoin": "no task is called 'segmentatoin'; name segmentation, or install the package that offers it",
+        "my_task": "name my-task, or",
+        "x": "name class or classification or gone or lost or my-task or segmentation, or",
+        "tasks_of_mine:TASK": "no task is called 'tasks_of_mine:TASK'",  # a file from elsewhere must not import what it likes
+        "lost": "'lost' cannot be loaded (module 'tasks_of_mine' has no attribute 'OTHER'); install tasks_of_mine:OTHER again",
+        "gone": "cannot be loaded (No module named 'no_such_module'); install no_such_module:TASK again",
+        "class": "tasks_of_mine:Mine, which task 'class' names, is no instance of a subclass of dreamteacher.tasks.base.Task",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            get_task(name)
+        assert line in str(caught.value), name
