@@ -1,5 +1,5 @@
 # What fetches models for Triton and follows the alias on a cluster (k8s/serving), without torch: a tenth of the size of docker/Dockerfile's.
-# `dreamteacher fetch-model`, `deploy` and `status` run in it, nothing else does.
+# `dreamteacher fetch-model`, `deploy`, `follow`, `last-run` and `status` run in it, nothing else does.
 #
 #   docker build -f docker/serving.Dockerfile -t REGISTRY/dreamteacher-serving:git-$(git rev-parse HEAD) .
 #
@@ -25,5 +25,5 @@ ENV PATH=/opt/venv/bin:$PATH HOME=/tmp USER=dreamteacher PYTHONUNBUFFERED=1 MLFL
 WORKDIR /tmp
 USER 65532:0
 # A build fails where these need more than is installed.
-RUN python3 -c "import dreamteacher.serving.delivery, dreamteacher.serving.deployment, mlflow.tracking, kubernetes, boto3"
+RUN python3 -c "import dreamteacher.serving.delivery, dreamteacher.serving.webhook, dreamteacher.lifecycle.last_run, mlflow.tracking, kubernetes, boto3"
 CMD ["dreamteacher", "fetch-model", "--help"]

@@ -52,3 +52,19 @@ def test_each_stage_imports_no_more_than_it_needs():
     heavy = [stage for stage in TABLE if stage not in light]
     assert imported(light, with_torch=False) | imported(heavy, with_torch=True) == TABLE
     assert {stage.replace("-", "_") for stage in STAGES} <= set(TABLE)
+
+
+def test_what_runs_in_the_serving_image_needs_no_torch():
+    """docker/serving.Dockerfile installs neither it nor the other packages that training needs."""
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import dreamteacher.cli, dreamteacher.lifecycle.last_run, dreamteacher.serving.delivery, dreamteacher.serving.deployment
+import dreamteacher.serving.webhook
+"""
+    missing = ["torch", "torchvision", "timm", "diffusers", "onnxruntime", "onnxscript", "matplotlib", "dvc", "kfp", "pandas", "scipy"]
+    subprocess.run([sys.executable, "-c", code, *missing], check=True)

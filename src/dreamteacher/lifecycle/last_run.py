@@ -8,8 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from dreamteacher.errors import UserError
-from dreamteacher.outages import patient
 from dreamteacher.lifecycle.promotion import registry_client
+from dreamteacher.outages import patient
 
 
 @patient
