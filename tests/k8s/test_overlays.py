@@ -14,6 +14,7 @@ from manifest_lint import lint
 from rendering import MADE, kustomize, needs_kubectl, overlay, powerset
 
 from dreamteacher.serving import deployment
+from dreamteacher.serving.triton_repository import ENGINES
 from helpers import PROJECT
 
 pytestmark = needs_kubectl
@@ -86,6 +87,7 @@ def test_each_combination_of_serving(copy: Path, patching: tuple[str, ...], addi
         assert about["annotations"][deployment.ALIAS] == ("challenger" if name.endswith("canary") else "champion")
         assert about["labels"]["app.kubernetes.io/part-of"] == "dreamteacher"
         assert ("nvidia.com/gpu" in pods["containers"][0]["resources"]["limits"]) == ("gpu" in patching)
+        assert (ENGINES in [mount["mountPath"] for mount in pods["containers"][0]["volumeMounts"]]) == ("gpu" in patching)
         assert pods.get("priorityClassName") == ("dreamteacher-serving" if "priorities" in patching else None)
         assert all("example.org" in each["image"] for each in pods["initContainers"])
     assert ("replicas" in served["dreamteacher-triton"]) == ("autoscaling" not in patching)
