@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 from dreamteacher.serving import requests
 from dreamteacher.serving.client import (
     DeadlineExceeded,
+    Overloaded,
     Refused,
     Unavailable,
 )
@@ -140,7 +141,7 @@ def test_only_unavailable_is_tried_again_with_pauses_that_double():
 def test_a_full_queue_is_said_to_be_one():
     address = Address.parse("127.0.0.1:1", "http")
     error = requests.explain(InferenceServerException("Exceeds maximum queue size", status="503"), address, "cells", 1)
-    assert isinstance(error, Unavailable) and "too busy" in str(error)
+    assert isinstance(error, Overloaded) and isinstance(error, Unavailable) and "too busy" in str(error)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

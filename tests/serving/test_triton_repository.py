@@ -52,7 +52,7 @@ def test_segmentation_has_its_classes_and_free_picture_size(production):
 def test_production_batches_warms_up_and_sheds_load(production):
     config = read_config(production / "cells")
     assert (config.backend, config.max_batch_size) == ("onnxruntime", 32)
-    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
     policy = config.dynamic_batching.default_queue_policy
     assert policy.timeout_action == policy.REJECT and policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0
     assert config.model_warmup[0].batch_size == 32

@@ -49,6 +49,10 @@ class Unavailable(UserError):
     """No server answered, or none had room for the request, in any of the tries."""
 
 
+class Overloaded(Unavailable):
+    """The server had no room for the request in any of the tries; `retries=0` learns of it at once."""
+
+
 class DeadlineExceeded(UserError):
     """There was no answer in time, with all tries."""
 
@@ -193,7 +197,7 @@ def explain(error: Exception, address: Address, model: str, timeout: float) -> U
         return DeadlineExceeded(f"the server at {address.url} gave no answer within {timeout:g} s (model {model!r}); allow more time")
     line = (words.strip().splitlines() or [type(error).__name__])[0][:300]
     if is_busy(error):
-        return Unavailable(f"the server at {address.url} is too busy (model {model!r}: {line}); try again later, or send less at once")
+        return Overloaded(f"the server at {address.url} is too busy (model {model!r}: {line}); try again later, or send less at once")
     if status and "UNAVAILABLE" not in status and status not in ("502", "503"):
         return Refused(f"the server at {address.url} refuses (model {model!r}): {line}")
     name = {"http": "HTTP", "grpc": "gRPC"}[address.protocol]

@@ -22,8 +22,7 @@ Backend = Literal["onnxruntime", "python"]
 
 VERSION = "1"
 LABELS = "labels.txt"
-MAX_QUEUE = 512  # requests that may wait for one model; more are refused at once
-MAX_WAIT_US = 10_000_000  # a request that has waited longer is refused
+QUEUE_OF_CPU = 16  # requests that may wait for each instance: those of a burst, which it answers in a second or so
 TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: DataType.TYPE_FP32,
     onnx.TensorProto.FLOAT16: DataType.TYPE_FP16,
@@ -148,12 +147,15 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
 
 def _add_batching(config: ModelConfig, settings: Publish) -> None:
     """Requests wait a moment for companions; those that wait too long, or find too many waiting, are refused."""
+    an_instance = 2 * settings.max_batch_size if settings.gpu else QUEUE_OF_CPU
     config.version_policy.latest.num_versions = 1
     config.dynamic_batching.CopyFrom(
         ModelDynamicBatching(
             max_queue_delay_microseconds=settings.queue_delay_us,
             default_queue_policy=ModelQueuePolicy(
-                timeout_action=ModelQueuePolicy.REJECT, default_timeout_microseconds=MAX_WAIT_US, max_queue_size=MAX_QUEUE
+                timeout_action=ModelQueuePolicy.REJECT,
+                default_timeout_microseconds=1000 * settings.queue_timeout_ms,
+                max_queue_size=settings.max_queue or an_instance * settings.instances,
             ),
         )
     )
