@@ -7,8 +7,8 @@ through the client library, over gRPC, with the pictures of samples/nuclei. Take
 serving.json, the plots compare.png, sweep.png and overload.png, and params.yaml with the best settings of publish.
 
 compare: NAME, NAME-backbone and NAME-pictures with 1, 8 and 32 clients. `raw` does the same work without a server: the same file, pictures
-prepared and outputs read by the same functions, as many instances and threads, as many requests under way; single pictures and batches as
-Triton forms them, of which the faster counts. Served and raw take turns, and the median of the repeats counts. Clients and server share the
+prepared and outputs read by the same functions, as many instances and threads, as many requests under way; single pictures and batches of
+what waits, of which the faster counts. Served and raw take turns, and the median of the repeats counts. Clients and server share the
 cores, so the CPU time of each is given, too.
 
 sweep: instances x threads x batching at 8 clients. The best configuration is the one with the lowest p95 among those whose throughput is
@@ -107,7 +107,7 @@ def compare(models: dict[str, Path], settings: Publish, repeats: int, seconds: f
             with ExitStack() as stack:
                 client = stack.enter_context(Client(triton.grpc_url, model.removesuffix("-backbone"), protocol="grpc"))
                 asks: dict[str, Callable[[Any], object]] = {"served": client.features if model.endswith("backbone") else client.predict}
-                for name, batch in (("raw", 1), ("raw batched", settings.max_batch_size)):
+                for name, batch in (("raw", 1), ("raw batched", 16)):
                     raw = Raw(path, settings.instances, settings.threads, batch)
                     stack.callback(raw.close)
                     asks[name] = raw.ask
@@ -155,14 +155,14 @@ def in_words(figures: dict[str, Any]) -> str:
 
 
 def configurations(cores: int, *, quick: bool) -> list[dict[str, int]]:
-    """From half of the cores to twice as many threads, in all ways; batches of one, and larger ones with and without a wait."""
+    """From half of the cores to twice as many threads, in all ways; single requests, and joined ones with and without a wait."""
     powers = [1 << i for i in range((2 * cores).bit_length())]
     splits = [(i, t) for i, t in itertools.product(powers, powers) if cores <= 2 * i * t <= 4 * cores]
     if quick:
         splits = [(i, t) for i, t in splits if i * t == cores]
     batching = [(1, 0), (16, 0), (16, 2000)] if quick else [(1, 0), (4, 0), (16, 0), (16, 2000)]
     return [
-        {"instances": instances, "threads": threads, "max_batch_size": batch, "queue_delay_us": delay}
+        {"instances": instances, "threads": threads, "preferred_batch_size": batch, "queue_delay_us": delay}
         for (instances, threads), (batch, delay) in itertools.product(splits, batching)
     ]
 
@@ -236,9 +236,9 @@ def draw_sweep(found: dict[str, Any], path: Path) -> None:
         points = list(group)
         axes.scatter([row["throughput"] for row in points], [row["p95_ms"] for row in points], label=f"{instances} x {threads}")
         for row in points:
-            text = f"{row['max_batch_size']}, {row['queue_delay_us'] / 1000:g} ms"
+            text = f"{row['preferred_batch_size']}, {row['queue_delay_us'] / 1000:g} ms"
             axes.annotate(text, (row["throughput"], row["p95_ms"]), fontsize=7)
-    axes.set(xlabel=f"pictures a second at {AT} clients", ylabel="p95, ms", title="largest batch and queue delay, by instances x threads")
+    axes.set(xlabel=f"pictures a second at {AT} clients", ylabel="p95, ms", title="preferred batch and queue delay, by instances x threads")
     axes.legend()
     figure.savefig(path)
 

@@ -152,7 +152,7 @@ class Raw:
     """onnxruntime in this process, preparing pictures and reading outputs as the client or NAME-pictures does.
 
     `instances` threads with a session each take the pictures that wait: one by one, or those of one prepared shape together, up to
-    `batch`, as Triton's dynamic batcher does.
+    `batch`.
     """
 
     def __init__(self, path: Path, instances: int, threads: int, batch: int):

@@ -228,16 +228,16 @@ class Publish(Section):
     """Triton model repositories and the registered version."""
 
     name: str = Field("dreamteacher", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="prefix of the model names in Triton and MLflow")
-    max_batch_size: Positive = Field(
-        16, description="largest batch that Triton forms; a larger one gains on GPU, and on CPU only makes the requests in it wait"
+    max_batch_size: Positive = Field(64, description="largest batch, of one request or of several that Triton joins")
+    preferred_batch_size: Positive | None = Field(
+        None,
+        description="a batch of joined requests is run as soon as it is this large; null: max_batch_size on GPU, and 1 on CPU, where "
+        "joined requests gain nothing and wait for each other",
     )
-    queue_delay_us: Count = Field(
-        0, description="longest wait of a request for companions while an instance is idle, microseconds; those that wait anyway share a batch"
-    )
+    queue_delay_us: Count = Field(2000, description="longest wait of a smaller batch for further requests, microseconds")
     max_queue: Positive | None = Field(
         None,
-        description="requests that may wait for one model, more are refused at once; null: 16 an instance on CPU, two batches an instance "
-        "on GPU",
+        description="requests that may wait for one model, more are refused at once; null: 16 an instance, on GPU twice max_batch_size",
     )
     queue_timeout_ms: Positive = Field(10_000, description="requests that have waited longer are refused, milliseconds")
     instances: Positive = Field(2, description="instances of each model on one server; on CPU, instances x threads should be its cores")

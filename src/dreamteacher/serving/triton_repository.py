@@ -22,7 +22,7 @@ Backend = Literal["onnxruntime", "python"]
 
 VERSION = "1"
 LABELS = "labels.txt"
-QUEUE_OF_CPU = 16  # requests that may wait for each instance: those of a burst, which it answers in a second or so
+QUEUE_OF_CPU = 16  # requests that may wait for each instance: those of a burst, which are answered in a second or so
 TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: DataType.TYPE_FP32,
     onnx.TensorProto.FLOAT16: DataType.TYPE_FP16,
@@ -147,10 +147,13 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
 
 def _add_batching(config: ModelConfig, settings: Publish) -> None:
     """Requests wait a moment for companions; those that wait too long, or find too many waiting, are refused."""
-    an_instance = 2 * settings.max_batch_size if settings.gpu else QUEUE_OF_CPU
+    largest = settings.max_batch_size
+    preferred = min(largest, settings.preferred_batch_size or (largest if settings.gpu else 1))
+    an_instance = 2 * largest if settings.gpu else QUEUE_OF_CPU
     config.version_policy.latest.num_versions = 1
     config.dynamic_batching.CopyFrom(
         ModelDynamicBatching(
+            preferred_batch_size=[preferred],
             max_queue_delay_microseconds=settings.queue_delay_us,
             default_queue_policy=ModelQueuePolicy(
                 timeout_action=ModelQueuePolicy.REJECT,
