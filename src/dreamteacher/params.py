@@ -255,6 +255,11 @@ class Publish(Section):
     max_pixels: Positive = Field(
         50_000_000, description="larger pictures are refused by NAME-pictures before decoding; decoding takes up to 8 bytes a pixel"
     )
+    max_request_pixels: Positive = Field(
+        5_000_000,
+        description="prepared pictures with more pixels are refused by NAME-pictures, and requests with more by NAME, since a model takes "
+        "hundreds of bytes a pixel; by NAME only where the python backend runs it (`dreamteacher serve`)",
+    )
 
 
 class Retrain(Section):

@@ -66,7 +66,7 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.contract = Contract.from_metadata(parameters, config["name"])
         self.model, self.backbone = parameters["model"], parameters.get("backbone")
-        self.max_pixels = int(parameters["max_pixels"])
+        self.max_pixels, self.max_request_pixels = int(parameters["max_pixels"]), int(parameters["max_request_pixels"])
 
     def execute(self, requests):
         """One response a request, in order; pictures of one prepared shape are asked for together."""
@@ -80,7 +80,7 @@ class TritonPythonModel:
                 responses[index] = failed.response()
                 continue
             shape = images.shape[2:]
-            if waiting and pixels + shape[0] * shape[1] > self.max_pixels:  # a batch of large pictures is asked for in parts
+            if waiting and pixels + shape[0] * shape[1] > self.max_request_pixels:  # a batch of large pictures is asked for in parts
                 self._answer(waiting, requests, responses)
                 waiting, pixels = {}, 0
             waiting.setdefault(shape, []).append((index, images, prepared, size))
@@ -95,7 +95,7 @@ class TritonPythonModel:
             raise Failed(f"one picture a request, not {len(data)}; send its bytes as UINT8 (1, length)", pb_utils.TritonError.INVALID_ARG)
         try:
             picture = decode(data.tobytes(), max_pixels=self.max_pixels).image
-            return *prepare(picture, self.contract, max_pixels=self.max_pixels), picture.shape[:2]
+            return *prepare(picture, self.contract, max_pixels=self.max_request_pixels), picture.shape[:2]
         except BadPicture as error:
             raise Failed(str(error), pb_utils.TritonError.INVALID_ARG) from None
         except Exception as error:  # memory is short; the server goes on

@@ -129,6 +129,7 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
     if backend == "python":
         config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=settings.instances)
         config.parameters["intra_op_num_threads"].string_value = str(settings.threads)
+        config.parameters["max_request_pixels"].string_value = str(settings.max_request_pixels)
         return config
     kind = ModelInstanceGroup.KIND_GPU if settings.gpu else ModelInstanceGroup.KIND_CPU
     config.instance_group.add(kind=kind, count=settings.instances)
