@@ -26,7 +26,7 @@ from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
 from serving_models import NAME, make_models, sample_pictures
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests/serving", "tests")]
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests/serving", "tests"))
 from hostile_requests import Caller, good_requests, memory_of, mutated
 
 SIZE = 64
@@ -70,7 +70,7 @@ def main() -> None:
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes: Axes = figure.subplots()
     axes.plot([EVERY * i for i in range(len(memory))], memory)
-    axes.set(xlabel="mutated requests", ylabel="memory of the server, MB", ylim=(0, None))
+    axes.set(xlabel="mutated requests", ylabel="memory of the server, MB", ylim=(0, 1.2 * max(memory)))
     figure.savefig(out / "memory.png")
 
 
