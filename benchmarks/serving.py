@@ -155,9 +155,9 @@ def in_words(figures: dict[str, Any]) -> str:
 
 
 def configurations(cores: int, *, quick: bool) -> list[dict[str, int]]:
-    """From half of the cores to twice as many threads, in all ways; single requests, and joined ones with and without a wait."""
+    """As many threads as cores or twice as many, in all ways; single requests, and joined ones with and without a wait."""
     powers = [1 << i for i in range((2 * cores).bit_length())]
-    splits = [(i, t) for i, t in itertools.product(powers, powers) if cores <= 2 * i * t <= 4 * cores]
+    splits = [(i, t) for i, t in itertools.product(powers, powers) if cores <= i * t <= 2 * cores]
     if quick:
         splits = [(i, t) for i, t in splits if i * t == cores]
     batching = [(1, 0), (16, 0), (16, 2000)] if quick else [(1, 0), (4, 0), (16, 0), (16, 2000)]

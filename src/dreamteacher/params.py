@@ -237,9 +237,8 @@ class Publish(Section):
     queue_delay_us: Count = Field(2000, description="longest wait of a smaller batch for further requests, microseconds")
     max_queue: Positive | None = Field(
         None,
-        description="requests that may wait for one model, more are refused at once; null: 16 an instance, on GPU twice max_batch_size",
+        description="requests that may wait for one model, more are refused at once; null: 32 an instance, on GPU twice max_batch_size",
     )
-    queue_timeout_ms: Positive = Field(10_000, description="requests that have waited longer are refused, milliseconds")
     instances: Positive = Field(2, description="instances of each model on one server; on CPU, instances x threads should be its cores")
     threads: Positive = Field(
         1,

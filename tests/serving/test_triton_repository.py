@@ -52,9 +52,9 @@ def test_segmentation_has_its_classes_and_free_picture_size(production):
 def test_production_batches_warms_up_and_sheds_load(production):
     config = read_config(production / "cells")
     assert (config.backend, config.max_batch_size) == ("onnxruntime", 32)
-    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
     policy = config.dynamic_batching.default_queue_policy
-    assert policy.timeout_action == policy.REJECT and policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0
+    assert policy.max_queue_size == 64 and not policy.default_timeout_microseconds
     assert config.model_warmup[0].batch_size == 32
     assert list(config.model_warmup[0].inputs["images"].dims) == [3, 32, 32]
     assert [(group.kind, group.count) for group in config.instance_group] == [(model_config_pb2.ModelInstanceGroup.KIND_CPU, 2)]
@@ -79,23 +79,21 @@ def test_instances_have_as_many_threads_as_the_settings_say_and_not_the_nodes_co
 @pytest.mark.parametrize(
     ("settings", "preferred", "queue"),
     [
-        ({}, 1, 32),
-        ({"instances": 3}, 1, 48),
+        ({}, 1, 64),
+        ({"instances": 3}, 1, 96),
         ({"gpu": True}, 64, 256),
         ({"gpu": True, "instances": 1, "max_batch_size": 8}, 8, 16),
         ({"max_queue": 5, "preferred_batch_size": 4}, 4, 5),
-        ({"preferred_batch_size": 16, "max_batch_size": 8}, 8, 32),
+        ({"preferred_batch_size": 16, "max_batch_size": 8}, 8, 64),
     ],
 )
 def test_requests_are_joined_and_may_wait_as_the_settings_say(models, tmp_path, settings, preferred, queue):
-    write_repository(
-        {"stages": models["stages"]}, tmp_path, backend="onnxruntime", settings=Publish(name="stages", queue_timeout_ms=700, **settings)
-    )
+    write_repository({"stages": models["stages"]}, tmp_path, backend="onnxruntime", settings=Publish(name="stages", **settings))
     for name in ("stages", "stages-pictures"):
         batching = read_config(tmp_path / name).dynamic_batching
         assert list(batching.preferred_batch_size) == [preferred]
-        policy = batching.default_queue_policy
-        assert (policy.max_queue_size, policy.default_timeout_microseconds) == (queue, 700_000)
+        assert batching.max_queue_delay_microseconds == (2000 if preferred > 1 else 0)
+        assert batching.default_queue_policy.max_queue_size == queue
 
 
 def test_gpu_is_for_production_only(models, tmp_path):

@@ -55,7 +55,8 @@ def pictures_config(name: str, contract: Contract, embedding: int | None, settin
     facts = contract.to_metadata() | {"model": name} | limits
     for key, text in (facts | ({} if embedding is None else {"backbone": f"{name}-backbone"})).items():
         config.parameters[key].string_value = text
-    config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=settings.instances)
+    # Twice those of `name`: while one waits for its answer, another prepares the next picture.
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=2 * settings.instances)
     return config
 
 

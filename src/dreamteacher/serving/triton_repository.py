@@ -22,7 +22,7 @@ Backend = Literal["onnxruntime", "python"]
 
 VERSION = "1"
 LABELS = "labels.txt"
-QUEUE_OF_CPU = 16  # requests that may wait for each instance: those of a burst, which are answered in a second or so
+QUEUE_OF_CPU = 32  # requests that may wait for each instance: a burst that it answers in a second or so
 TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: DataType.TYPE_FP32,
     onnx.TensorProto.FLOAT16: DataType.TYPE_FP16,
@@ -147,7 +147,11 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
 
 
 def _add_batching(config: ModelConfig, settings: Publish) -> None:
-    """Requests wait a moment for companions; those that wait too long, or find too many waiting, are refused."""
+    """How requests are joined, and how many may wait.
+
+    They may wait as long as it takes: with a timeout Triton 24.10 hands requests to an instance that became free only when the next one
+    comes, or half a second later. After a refusal it does so, too, which a queue that lasts for half a second hides.
+    """
     largest = settings.max_batch_size
     preferred = min(largest, settings.preferred_batch_size or (largest if settings.gpu else 1))
     an_instance = 2 * largest if settings.gpu else QUEUE_OF_CPU
@@ -155,12 +159,8 @@ def _add_batching(config: ModelConfig, settings: Publish) -> None:
     config.dynamic_batching.CopyFrom(
         ModelDynamicBatching(
             preferred_batch_size=[preferred],
-            max_queue_delay_microseconds=settings.queue_delay_us,
-            default_queue_policy=ModelQueuePolicy(
-                timeout_action=ModelQueuePolicy.REJECT,
-                default_timeout_microseconds=1000 * settings.queue_timeout_ms,
-                max_queue_size=settings.max_queue or an_instance * settings.instances,
-            ),
+            max_queue_delay_microseconds=settings.queue_delay_us if preferred > 1 else 0,  # a wait would join them all the same
+            default_queue_policy=ModelQueuePolicy(max_queue_size=settings.max_queue or an_instance * settings.instances),
         )
     )
 
