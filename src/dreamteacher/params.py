@@ -231,10 +231,12 @@ class Publish(Section):
     max_batch_size: Positive = Field(64, description="largest batch, of one request or of several that Triton joins")
     preferred_batch_size: Positive | None = Field(
         None,
-        description="a batch of joined requests is run as soon as it is this large; null: max_batch_size on GPU, and 1 on CPU, where "
-        "joined requests gain nothing and wait for each other",
+        description="most pictures of several requests that Triton joins; null: max_batch_size on GPU, and 4 on CPU, where more only wait "
+        "for each other",
     )
-    queue_delay_us: Count = Field(2000, description="longest wait of a smaller batch for further requests, microseconds")
+    queue_delay_us: Count = Field(
+        0, description="longest wait of a smaller batch for further requests, microseconds; 0: an instance that is free takes what waits"
+    )
     max_queue: Positive | None = Field(
         None,
         description="requests that may wait for one model, more are refused at once; null: 32 an instance, on GPU twice max_batch_size",

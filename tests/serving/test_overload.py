@@ -18,13 +18,13 @@ SECONDS, QUEUE = 0.05, 16  # for one picture; requests that may wait
 
 @pytest.fixture(scope="module")
 def slow(models, tmp_path_factory):
-    """A server whose capacity is known: one instance that takes SECONDS."""
+    """A server whose capacity is known: two instances, each takes SECONDS for a picture."""
     folder = tmp_path_factory.mktemp("slow")
-    settings = PARAMS.publish.model_copy(update={"instances": 1, "max_queue": QUEUE, "pictures": False})
+    settings = PARAMS.publish.model_copy(update={"instances": 2, "max_queue": QUEUE, "pictures": False})
     write_repository({"stages": models["stages"]}, folder / "local", backend="python", settings=settings)
     code = folder / "local/stages/1/model.py"
     run = "            results = self.session"
-    text = code.read_text().replace(run, f"            __import__('time').sleep({SECONDS})\n{run}")
+    text = code.read_text().replace(run, f"            __import__('time').sleep({SECONDS} * sum(map(len, images)))\n{run}")
     assert "sleep" in text
     code.write_text(text)
     with pytest.MonkeyPatch.context() as patch:
@@ -57,11 +57,11 @@ async def offered(url, rate, seconds):
 
 
 def test_at_four_times_the_capacity_it_answers_as_many_within_the_time_of_its_queue_and_refuses_the_others_at_once(slow):
-    capacity = 1 / (SECONDS * 1.1)
+    capacity = 2 / (SECONDS * 1.1)
     accepted, _ = asyncio.run(offered(slow.grpc_url, capacity, 3))
     overloaded, refused = asyncio.run(offered(slow.grpc_url, 4 * capacity, 3))
     assert len(refused) > len(overloaded) > 0.7 * len(accepted)
-    assert np.percentile(overloaded, 99) < 2 * (QUEUE + 2) * SECONDS
+    assert np.percentile(overloaded, 99) < 2 * (QUEUE + 8) * SECONDS / 2
     assert np.median(refused) < SECONDS
 
 

@@ -79,20 +79,21 @@ def test_instances_have_as_many_threads_as_the_settings_say_and_not_the_nodes_co
 @pytest.mark.parametrize(
     ("settings", "preferred", "queue"),
     [
-        ({}, 1, 64),
-        ({"instances": 3}, 1, 96),
-        ({"gpu": True}, 64, 256),
-        ({"gpu": True, "instances": 1, "max_batch_size": 8}, 8, 16),
-        ({"max_queue": 5, "preferred_batch_size": 4}, 4, 5),
-        ({"preferred_batch_size": 16, "max_batch_size": 8}, 8, 64),
+        ({}, [1, 2, 3, 4], 64),
+        ({"instances": 3}, [1, 2, 3, 4], 96),
+        ({"gpu": True}, [], 256),
+        ({"gpu": True, "queue_delay_us": 500}, [64], 256),
+        ({"gpu": True, "instances": 1, "max_batch_size": 8}, [], 16),
+        ({"max_queue": 5, "preferred_batch_size": 2}, [1, 2], 5),
+        ({"preferred_batch_size": 16, "max_batch_size": 8, "queue_delay_us": 10}, [8], 64),
     ],
 )
 def test_requests_are_joined_and_may_wait_as_the_settings_say(models, tmp_path, settings, preferred, queue):
     write_repository({"stages": models["stages"]}, tmp_path, backend="onnxruntime", settings=Publish(name="stages", **settings))
     for name in ("stages", "stages-pictures"):
         batching = read_config(tmp_path / name).dynamic_batching
-        assert list(batching.preferred_batch_size) == [preferred]
-        assert batching.max_queue_delay_microseconds == (2000 if preferred > 1 else 0)
+        assert list(batching.preferred_batch_size) == preferred
+        assert batching.max_queue_delay_microseconds == settings.get("queue_delay_us", 0)
         assert batching.default_queue_policy.max_queue_size == queue
 
 

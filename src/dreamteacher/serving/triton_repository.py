@@ -22,6 +22,7 @@ Backend = Literal["onnxruntime", "python"]
 
 VERSION = "1"
 LABELS = "labels.txt"
+JOINED_ON_CPU = 4  # with 1, and one instance, Triton 24.10 pauses
 QUEUE_OF_CPU = 32  # requests that may wait for each instance: a burst that it answers in a second or so
 TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: DataType.TYPE_FP32,
@@ -153,13 +154,14 @@ def _add_batching(config: ModelConfig, settings: Publish) -> None:
     comes, or half a second later. After a refusal it does so, too, which a queue that lasts for half a second hides.
     """
     largest = settings.max_batch_size
-    preferred = min(largest, settings.preferred_batch_size or (largest if settings.gpu else 1))
+    joined = min(largest, settings.preferred_batch_size or (largest if settings.gpu else JOINED_ON_CPU))
+    preferred = [joined] if settings.queue_delay_us else range(1, joined + 1) if joined < largest else []  # []: any, at once
     an_instance = 2 * largest if settings.gpu else QUEUE_OF_CPU
     config.version_policy.latest.num_versions = 1
     config.dynamic_batching.CopyFrom(
         ModelDynamicBatching(
-            preferred_batch_size=[preferred],
-            max_queue_delay_microseconds=settings.queue_delay_us if preferred > 1 else 0,  # a wait would join them all the same
+            preferred_batch_size=preferred,
+            max_queue_delay_microseconds=settings.queue_delay_us,
             default_queue_policy=ModelQueuePolicy(max_queue_size=settings.max_queue or an_instance * settings.instances),
         )
     )
