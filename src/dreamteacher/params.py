@@ -239,7 +239,7 @@ class Publish(Section):
     )
     max_queue: Positive | None = Field(
         None,
-        description="requests that may wait for one model, more are refused at once; null: 32 an instance, on GPU twice max_batch_size",
+        description="requests that may wait for one model, more are refused at once; null: 16 an instance, on GPU twice max_batch_size",
     )
     instances: Positive = Field(2, description="instances of each model on one server; on CPU, instances x threads should be its cores")
     threads: Positive = Field(

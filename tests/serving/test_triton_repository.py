@@ -54,7 +54,7 @@ def test_production_batches_warms_up_and_sheds_load(production):
     assert (config.backend, config.max_batch_size) == ("onnxruntime", 32)
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
     policy = config.dynamic_batching.default_queue_policy
-    assert policy.max_queue_size == 64 and not policy.default_timeout_microseconds
+    assert policy.max_queue_size == 32 and not policy.default_timeout_microseconds
     assert config.model_warmup[0].batch_size == 32
     assert list(config.model_warmup[0].inputs["images"].dims) == [3, 32, 32]
     assert [(group.kind, group.count) for group in config.instance_group] == [(model_config_pb2.ModelInstanceGroup.KIND_CPU, 2)]
@@ -79,13 +79,13 @@ def test_instances_have_as_many_threads_as_the_settings_say_and_not_the_nodes_co
 @pytest.mark.parametrize(
     ("settings", "preferred", "queue"),
     [
-        ({}, [1, 2, 3, 4], 64),
-        ({"instances": 3}, [1, 2, 3, 4], 96),
+        ({}, [1, 2, 3, 4], 32),
+        ({"instances": 3}, [1, 2, 3, 4], 48),
         ({"gpu": True}, [], 256),
         ({"gpu": True, "queue_delay_us": 500}, [64], 256),
         ({"gpu": True, "instances": 1, "max_batch_size": 8}, [], 16),
         ({"max_queue": 5, "preferred_batch_size": 2}, [1, 2], 5),
-        ({"preferred_batch_size": 16, "max_batch_size": 8, "queue_delay_us": 10}, [8], 64),
+        ({"preferred_batch_size": 16, "max_batch_size": 8, "queue_delay_us": 10}, [8], 32),
     ],
 )
 def test_requests_are_joined_and_may_wait_as_the_settings_say(models, tmp_path, settings, preferred, queue):

@@ -165,8 +165,8 @@ class Passage:
 
     def _view(self, output: Any, offset: int) -> np.ndarray:
         assert self.region
-        get = output.get if isinstance(output, dict) else lambda field: getattr(output, field)
-        return self.region.view(tuple(get("shape")), triton_to_np_dtype(get("datatype")), offset)
+        shape, kind = (output["shape"], output["datatype"]) if isinstance(output, dict) else (output.shape, output.datatype)
+        return self.region.view(tuple(shape), triton_to_np_dtype(kind), offset)
 
     def end(self) -> None:
         """Offer the region for the next request, unless it was abandoned."""

@@ -23,7 +23,7 @@ Backend = Literal["onnxruntime", "python"]
 VERSION = "1"
 LABELS = "labels.txt"
 JOINED_ON_CPU = 4  # with 1, and one instance, Triton 24.10 pauses
-QUEUE_OF_CPU = 32  # requests that may wait for each instance: a burst that it answers in a second or so
+QUEUE_OF_CPU = 16  # requests that may wait for each instance: a burst that it answers in a second or so
 TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: DataType.TYPE_FP32,
     onnx.TensorProto.FLOAT16: DataType.TYPE_FP16,
