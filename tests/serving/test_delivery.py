@@ -125,6 +125,32 @@ def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, 
     assert (out / "cells/1/model.onnx").read_bytes() == before
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_registry_that_goes_down_in_the_middle_costs_time_or_one_message(published, tmp_path: Path, monkeypatch, comes_back: bool):
+    original, out, pauses = MlflowClient.download_artifacts, tmp_path / "models/repository", []
+    fetch_repository("cells", "1", out)
+    before = sorted((path, path.read_bytes()) for path in out.rglob("*") if path.is_file())
+
+    def breaking(*given):
+        folder = Path(original(*given))
+        if comes_back and pauses:
+            return str(folder)
+        (folder / "production/cells/1/model.onnx").write_bytes(b"half")
+        raise ConnectionError("Connection aborted.")
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", breaking)
+    monkeypatch.setattr("dreamteacher.outages.time.sleep", pauses.append)
+    monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "30" if comes_back else "0")
+    if comes_back:
+        assert fetch_repository("cells", "1", out) == MODELS
+    else:
+        with pytest.raises(UserError, match="MLflow") as error:
+            fetch_repository("cells", "1", out)
+        assert "Connection aborted" in str(error.value) and "\n" not in str(error.value)
+    assert sorted((path, path.read_bytes()) for path in out.rglob("*") if path.is_file()) == before
+    assert sorted(path.name for path in out.parent.iterdir()) == ["repository", "served.json"]
+
+
 def test_a_version_without_a_repository_says_who_stores_it(published, tmp_path: Path):
     client, folder = published
     run = client.create_run("0")

@@ -221,7 +221,7 @@ def outcomes_of(models, folder, monkeypatch, config, code, count=32):
 
 def test_an_overloaded_model_behind_it_is_unavailable_for_its_caller_too(models, tmp_path, monkeypatch):
     slow = "        images = [", "        import time\n        time.sleep(0.5)\n        images = ["
-    outcomes = outcomes_of(models, tmp_path, monkeypatch, ("max_queue_size: 512", "max_queue_size: 1"), slow)
+    outcomes = outcomes_of(models, tmp_path, monkeypatch, ("max_queue_size: 32", "max_queue_size: 1"), slow)
     refused = [each for each in outcomes if isinstance(each, InferenceServerException)]
     assert len(refused) < len(outcomes)
     assert {error.status() for error in refused} <= {"503"}

@@ -53,9 +53,9 @@ def test_segmentation_has_its_classes_and_free_picture_size(production):
 def test_production_batches_warms_up_and_sheds_load(production):
     config = read_config(production / "cells")
     assert (config.backend, config.max_batch_size) == ("onnxruntime", 32)
-    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
     policy = config.dynamic_batching.default_queue_policy
-    assert policy.timeout_action == policy.REJECT and policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0
+    assert policy.max_queue_size == 32 and not policy.default_timeout_microseconds
     assert config.model_warmup[0].batch_size == 32
     assert list(config.model_warmup[0].inputs["images"].dims) == [3, 32, 32]
     assert [(group.kind, group.count) for group in config.instance_group] == [(model_config_pb2.ModelInstanceGroup.KIND_CPU, 2)]
@@ -75,6 +75,27 @@ def test_instances_have_as_many_threads_as_the_settings_say_and_not_the_nodes_co
         if backend == "onnxruntime":
             assert config.parameters["inter_op_thread_count"].string_value == "1"
     assert Publish().threads == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "preferred", "queue"),
+    [
+        ({}, [1, 2, 3, 4], 32),
+        ({"instances": 3}, [1, 2, 3, 4], 48),
+        ({"gpu": True}, [], 256),
+        ({"gpu": True, "queue_delay_us": 500}, [64], 256),
+        ({"gpu": True, "instances": 1, "max_batch_size": 8}, [], 16),
+        ({"max_queue": 5, "preferred_batch_size": 2}, [1, 2], 5),
+        ({"preferred_batch_size": 16, "max_batch_size": 8, "queue_delay_us": 10}, [8], 32),
+    ],
+)
+def test_requests_are_joined_and_may_wait_as_the_settings_say(models, tmp_path, settings, preferred, queue):
+    write_repository({"stages": models["stages"]}, tmp_path, backend="onnxruntime", settings=Publish(name="stages", **settings))
+    for name in ("stages", "stages-pictures"):
+        batching = read_config(tmp_path / name).dynamic_batching
+        assert list(batching.preferred_batch_size) == preferred
+        assert batching.max_queue_delay_microseconds == settings.get("queue_delay_us", 0)
+        assert batching.default_queue_policy.max_queue_size == queue
 
 
 def test_gpu_is_for_production_only(models, tmp_path):

@@ -27,12 +27,10 @@ from dreamteacher.serving.requests import (
     is_foreseen,
     read_config,
     to_answers,
-    to_input,
-    to_outputs,
     to_requests,
     unknown_model,
 )
-from dreamteacher.serving.shared_memory import Region, Regions
+from dreamteacher.serving.shared_memory import Passage, Regions
 
 _T = TypeVar("_T")
 
@@ -98,47 +96,44 @@ class AsyncClient:
 
         async def answer(request: Request) -> dict[int, Answer]:
             async with at_once:
-                result = await self._infer(served, request, attempts)
-            return await asyncio.to_thread(to_answers, served, request, result)
+                return await self._infer(served, request, attempts.fresh())
 
         answers: dict[int, Answer] = {}
         for part in await asyncio.gather(*map(answer, requests)):
             answers |= part
         return [answers[index] for index in range(len(pictures))]
 
-    async def _infer(self, served: Served, request: Request, attempts: Attempts) -> Any:
-        region = await self._region(request.images.nbytes, attempts)
+    async def _infer(self, served: Served, request: Request, attempts: Attempts) -> dict[int, Answer]:
+        passage = Passage(self._library, served, request.images, self._regions)
+        await self._register(passage, attempts)
         try:
-            result = await self._send(served, to_input(self._library, served, request.images, region), attempts)
-        except Refused as refused:
-            if not self._regions.is_forgotten(region, refused):
-                self._regions.give(region)
+            result = await self._retrying(lambda: self._try(passage), served.model, attempts)
+            return await asyncio.to_thread(to_answers, served, request, passage.outputs(result))
+        finally:
+            passage.end()
+
+    async def _try(self, passage: Passage) -> Any:
+        try:
+            return await self._tritonclient().infer(**passage.arguments())
+        except BaseException as error:  # also where the deadline cancels it
+            if not passage.goes_as_bytes(error):
                 raise
-            return await self._send(served, to_input(self._library, served, request.images), attempts)
-        self._regions.give(region)  # after a timeout it is not: the server may still read it
-        return result
+        return await self._tritonclient().infer(**passage.arguments())
 
-    async def _send(self, served: Served, tensor: Any, attempts: Attempts) -> Any:
-        outputs = to_outputs(self._library, served)
-        return await self._retrying(
-            lambda: self._tritonclient().infer(served.model, [tensor], outputs=outputs), served.model, attempts.fresh()
-        )
-
-    async def _region(self, length: int, attempts: Attempts) -> Region | None:
-        region = self._regions.take(length)
+    async def _register(self, passage: Passage, attempts: Attempts) -> None:
+        region = passage.region
         if region and not region.is_registered:
             try:
                 async with asyncio.timeout(attempts.left()):
                     await self._tritonclient().register_system_shared_memory(region.name, f"/{region.name}", region.length)
+                region.is_registered = True
             except Exception as error:
                 if not is_foreseen(error):
                     raise
                 self._regions.registration_failed(error)
-                return None
+                passage.region = None
             finally:
                 region.remove_name()
-            region.is_registered = True
-        return region
 
     async def _describe(self, model: str, attempts: Attempts) -> Served:
         if model in self._served and self._served[model].is_fresh:

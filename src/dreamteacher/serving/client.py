@@ -31,6 +31,7 @@ from dreamteacher.serving.requests import (
     Address,
     Attempts,
     DeadlineExceeded,
+    Overloaded,
     Picture,
     Protocol,
     Refused,
@@ -41,12 +42,10 @@ from dreamteacher.serving.requests import (
     is_foreseen,
     read_config,
     to_answers,
-    to_input,
-    to_outputs,
     to_requests,
     unknown_model,
 )
-from dreamteacher.serving.shared_memory import Region, Regions
+from dreamteacher.serving.shared_memory import Passage, Regions
 
 __all__ = [
     "AsyncClient",
@@ -56,6 +55,7 @@ __all__ = [
     "Contract",
     "DeadlineExceeded",
     "Features",
+    "Overloaded",
     "Refused",
     "Segmentation",
     "Unavailable",
@@ -141,43 +141,40 @@ class Client:
         served = self._describe(model, attempts)
         answers: dict[int, Answer] = {}
         for request in to_requests(pictures, served):
-            result = self._infer(served, request, attempts)
-            answers |= to_answers(served, request, result)
+            answers |= self._infer(served, request, attempts.fresh())
         return [answers[index] for index in range(len(pictures))]
 
-    def _infer(self, served: Served, request: Request, attempts: Attempts) -> Any:
-        region = self._region(request.images.nbytes, attempts)
+    def _infer(self, served: Served, request: Request, attempts: Attempts) -> dict[int, Answer]:
+        passage = Passage(self._library, served, request.images, self._regions)
+        self._register(passage, attempts)
         try:
-            result = self._send(served, to_input(self._library, served, request.images, region), attempts)
-        except Refused as refused:
-            if not self._regions.is_forgotten(region, refused):
-                self._regions.give(region)
+            result = self._retrying(lambda left: self._try(passage, left), served.model, attempts)
+            return to_answers(served, request, passage.outputs(result))
+        finally:
+            passage.end()
+
+    def _try(self, passage: Passage, left: float) -> Any:
+        try:
+            return self._call("infer", left, **passage.arguments())
+        except BaseException as error:
+            if not passage.goes_as_bytes(error):
                 raise
-            return self._send(served, to_input(self._library, served, request.images), attempts)
-        self._regions.give(region)  # after a timeout it is not: the server may still read it
-        return result
+        return self._call("infer", left, **passage.arguments())
 
-    def _send(self, served: Served, tensor: Any, attempts: Attempts) -> Any:
-        outputs = to_outputs(self._library, served)
-        return self._retrying(
-            lambda left: self._call("infer", left, served.model, [tensor], outputs=outputs), served.model, attempts.fresh()
-        )
-
-    def _region(self, length: int, attempts: Attempts) -> Region | None:
-        """A region that the server has opened; None: the request has to hold its bytes."""
-        region = self._regions.take(length)
+    def _register(self, passage: Passage, attempts: Attempts) -> None:
+        """Let the server open the passage's region; where it cannot, the request goes as bytes."""
+        region = passage.region
         if region and not region.is_registered:
             try:
                 self._call("register_system_shared_memory", attempts.left(), region.name, f"/{region.name}", region.length)
+                region.is_registered = True
             except Exception as error:
                 if not is_foreseen(error):
                     raise
                 self._regions.registration_failed(error)
-                return None
+                passage.region = None
             finally:
                 region.remove_name()
-            region.is_registered = True
-        return region
 
     def _describe(self, model: str, attempts: Attempts) -> Served:
         if model in self._served and self._served[model].is_fresh:

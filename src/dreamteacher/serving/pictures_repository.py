@@ -52,10 +52,12 @@ def pictures_config(name: str, contract: Contract, embedding: int | None, settin
         config.input.add(name=tensor, data_type=data_type, dims=dims, allow_ragged_batch=True)
     for tensor, (data_type, dims) in outputs(contract, embedding).items():
         config.output.add(name=tensor, data_type=data_type, dims=dims)
-    facts = contract.to_metadata() | {"model": name, "max_pixels": str(settings.max_pixels)}
+    limits = {"max_pixels": str(settings.max_pixels), "max_request_pixels": str(settings.max_request_pixels)}
+    facts = contract.to_metadata() | {"model": name} | limits
     for key, text in (facts | ({} if embedding is None else {"backbone": f"{name}-backbone"})).items():
         config.parameters[key].string_value = text
-    config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=settings.instances)
+    # Twice those of `name`: while one waits for its answer, another prepares the next picture.
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=2 * settings.instances)
     return config
 
 

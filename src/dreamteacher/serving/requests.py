@@ -7,12 +7,12 @@ import io
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,9 +23,6 @@ from dreamteacher.data.decode import decode
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.serving.answers import Answer, Classification, Segmentation, to_answer
 from dreamteacher.serving.contract import Contract, prepare
-
-if TYPE_CHECKING:
-    from dreamteacher.serving.shared_memory import Region
 
 Protocol = Literal["http", "grpc"]
 Picture = np.ndarray | bytes | str | Path  # uint8 RGB (H, W, 3), the bytes of a file, or its path
@@ -50,6 +47,10 @@ BATCH_PIXELS = 5_000_000  # of a request, 60 MB; more pictures go into the next 
 
 class Unavailable(UserError):
     """No server answered, or none had room for the request, in any of the tries."""
+
+
+class Overloaded(Unavailable):
+    """The server had no room for the request in any of the tries; `retries=0` learns of it at once."""
 
 
 class DeadlineExceeded(UserError):
@@ -161,12 +162,24 @@ class Attempts:
         return pause if may else None
 
 
-def is_unavailable(error: Exception) -> bool:
+def is_unavailable(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later: nothing listens, the connection broke, or the server has no room."""
     if isinstance(error, InferenceServerException):
         status, words = str(error.status()), str(error.message())
         return status in ("502", "503") or ("UNAVAILABLE" in status and "DNS" not in words)
     return getattr(error, "errno", None) in LOST or type(error).__name__ in DISCONNECTED or "connection closed" in str(error)
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether a server refused the request because others wait."""
+    return is_unavailable(error) and any(word in str(error) for word in BUSY)
+
+
+def has_answered(error: BaseException) -> bool:
+    """Whether it is a server's answer to the request, so that the server is done with it."""
+    if not isinstance(error, InferenceServerException):
+        return False
+    return is_busy(error) or not (is_unavailable(error) or any(word in str(error.status()) for word in ("DEADLINE", "CANCELLED", "504")))
 
 
 def is_foreseen(error: BaseException) -> bool:
@@ -183,8 +196,8 @@ def explain(error: Exception, address: Address, model: str, timeout: float) -> U
     if isinstance(error, TimeoutError) or "DEADLINE" in status:
         return DeadlineExceeded(f"the server at {address.url} gave no answer within {timeout:g} s (model {model!r}); allow more time")
     line = (words.strip().splitlines() or [type(error).__name__])[0][:300]
-    if is_unavailable(error) and any(word in words for word in BUSY):
-        return Unavailable(f"the server at {address.url} is too busy (model {model!r}: {line}); try again later, or send less at once")
+    if is_busy(error):
+        return Overloaded(f"the server at {address.url} is too busy (model {model!r}: {line}); try again later, or send less at once")
     if status and "UNAVAILABLE" not in status and status not in ("502", "503"):
         return Refused(f"the server at {address.url} refuses (model {model!r}): {line}")
     name = {"http": "HTTP", "grpc": "gRPC"}[address.protocol]
@@ -269,25 +282,8 @@ def to_requests(given: Sequence[Picture], served: Served) -> list[Request]:
     return requests
 
 
-def to_input(library: Any, served: Served, images: np.ndarray, region: Region | None = None) -> Any:
-    """tritonclient's input for the images of a request, by way of a registered region of shared memory if there is one."""
-    tensor = library.InferInput(served.input, list(images.shape), "UINT8" if served.takes_files else "FP32")
-    if region:
-        region.write(images)
-        tensor.set_shared_memory(region.name, images.nbytes)
-    else:
-        tensor.set_data_from_numpy(images)
-    return tensor
-
-
-def to_outputs(library: Any, served: Served) -> list[Any]:
-    """tritonclient's names of the outputs that are wanted."""
-    return [library.InferRequestedOutput(name) for name in served.outputs]
-
-
-def to_answers(served: Served, request: Request, result: Any) -> dict[int, Answer]:
-    """{index in the batch: answer} from tritonclient's result."""
-    outputs = {name: result.as_numpy(name) for name in served.outputs}
+def to_answers(served: Served, request: Request, outputs: Mapping[str, np.ndarray]) -> dict[int, Answer]:
+    """{index in the batch: answer} from a request's outputs, of which it keeps copies."""
     if served.takes_files:
         (index,), classes = request.indices, served.contract.classes
         if served.contract.task == "classification":

@@ -37,16 +37,35 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.input = config["input"][0]["name"]
         self.outputs = [output["name"] for output in config["output"]]
+        self.max_pixels = int(config["parameters"]["max_request_pixels"]["string_value"])
         size = int(config["parameters"]["size"]["string_value"])
         self.session.run(self.outputs, {self.input: np.zeros((1, 3, size, size), np.float32)})  # the first run is slow, or fails
 
     def execute(self, requests):
         """One response a request, in order; the requests' pictures are run as one batch."""
         images = [read(pb_utils.get_input_tensor_by_name(request, self.input)) for request in requests]
+        responses = [self._refusal(part) for part in images]
+        good = [index for index, refusal in enumerate(responses) if refusal is None]
+        for index, response in zip(good, self._run([images[index] for index in good]), strict=True):
+            responses[index] = response
+        return responses
+
+    def _refusal(self, images):
+        """An error for a request that would claim too much memory; None otherwise."""
+        count, _, height, width = images.shape
+        if count * height * width <= self.max_pixels:
+            return None
+        words = f"{count} x {width} x {height} pixels in a request are more than {self.max_pixels}"
+        text = f"{words}; send less, or publish with a larger publish.max_request_pixels"
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG))
+
+    def _run(self, images):
+        if not images:
+            return []
         try:
             results = self.session.run(self.outputs, {self.input: np.concatenate(images)})
         except Exception as error:  # the server goes on, these requests learn why
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))) for _ in requests]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))) for _ in images]
         ends = np.cumsum([len(part) for part in images])[:-1]
         parts = zip(*(np.split(result, ends) for result in results), strict=True)
         return [pb_utils.InferenceResponse([write(n, a) for n, a in zip(self.outputs, part, strict=True)]) for part in parts]

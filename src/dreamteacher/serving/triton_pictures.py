@@ -68,7 +68,7 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.contract = Contract.from_metadata(parameters, config["name"])
         self.model, self.backbone = parameters["model"], parameters.get("backbone")
-        self.max_pixels = int(parameters["max_pixels"])
+        self.max_pixels, self.max_request_pixels = int(parameters["max_pixels"]), int(parameters["max_request_pixels"])
         self.sampler = Sampler.from_environment(os.environ, config, self.max_pixels)
 
     def finalize(self):
@@ -88,7 +88,7 @@ class TritonPythonModel:
                 responses[index] = failed.response()
                 continue
             shape = images.shape[2:]
-            if waiting and pixels + shape[0] * shape[1] > self.max_pixels:  # a batch of large pictures is asked for in parts
+            if waiting and pixels + shape[0] * shape[1] > self.max_request_pixels:  # a batch of large pictures is asked for in parts
                 self._answer(waiting, requests, responses)
                 waiting, pixels = {}, 0
             waiting.setdefault(shape, []).append((index, images, prepared, size))
@@ -106,7 +106,7 @@ class TritonPythonModel:
             picture = decode(file, max_pixels=self.max_pixels).image
             if self.sampler:
                 self.sampler.offer(file)
-            return *prepare(picture, self.contract, max_pixels=self.max_pixels), picture.shape[:2]
+            return *prepare(picture, self.contract, max_pixels=self.max_request_pixels), picture.shape[:2]
         except BadPicture as error:
             raise Failed(str(error), pb_utils.TritonError.INVALID_ARG) from None
         except Exception as error:  # memory is short; the server goes on

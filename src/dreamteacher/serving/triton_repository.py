@@ -22,8 +22,8 @@ Backend = Literal["onnxruntime", "python"]
 
 VERSION = "1"
 LABELS = "labels.txt"
-MAX_QUEUE = 512  # requests that may wait for one model; more are refused at once
-MAX_WAIT_US = 10_000_000  # a request that has waited longer is refused
+JOINED_ON_CPU = 4  # with 1, and one instance, Triton 24.10 pauses
+QUEUE_OF_CPU = 16  # requests that may wait for each instance: a burst that it answers in a second or so
 ENGINES = "/engines"  # folder of a GPU's server where TensorRT keeps what it has compiled; k8s/components/gpu mounts a volume there
 TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: DataType.TYPE_FP32,
@@ -131,6 +131,7 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
     if backend == "python":
         config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=settings.instances)
         config.parameters["intra_op_num_threads"].string_value = str(settings.threads)
+        config.parameters["max_request_pixels"].string_value = str(settings.max_request_pixels)
         return config
     kind = ModelInstanceGroup.KIND_GPU if settings.gpu else ModelInstanceGroup.KIND_CPU
     config.instance_group.add(kind=kind, count=settings.instances)
@@ -154,14 +155,21 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
 
 
 def _add_batching(config: ModelConfig, settings: Publish) -> None:
-    """Requests wait a moment for companions; those that wait too long, or find too many waiting, are refused."""
+    """How requests are joined, and how many may wait.
+
+    They may wait as long as it takes: with a timeout Triton 24.10 hands requests to an instance that became free only when the next one
+    comes, or half a second later. After a refusal it does so, too, which a queue that lasts for half a second hides.
+    """
+    largest = settings.max_batch_size
+    joined = min(largest, settings.preferred_batch_size or (largest if settings.gpu else JOINED_ON_CPU))
+    preferred = [joined] if settings.queue_delay_us else range(1, joined + 1) if joined < largest else []  # []: any, at once
+    an_instance = 2 * largest if settings.gpu else QUEUE_OF_CPU
     config.version_policy.latest.num_versions = 1
     config.dynamic_batching.CopyFrom(
         ModelDynamicBatching(
+            preferred_batch_size=preferred,
             max_queue_delay_microseconds=settings.queue_delay_us,
-            default_queue_policy=ModelQueuePolicy(
-                timeout_action=ModelQueuePolicy.REJECT, default_timeout_microseconds=MAX_WAIT_US, max_queue_size=MAX_QUEUE
-            ),
+            default_queue_policy=ModelQueuePolicy(max_queue_size=settings.max_queue or an_instance * settings.instances),
         )
     )
 

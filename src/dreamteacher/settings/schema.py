@@ -232,8 +232,19 @@ class Publish(Section):
     """Triton model repositories and the registered version."""
 
     name: str = Field("dreamteacher", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="prefix of the model names in Triton and MLflow")
-    max_batch_size: Positive = Field(64, description="largest batch that Triton forms")
-    queue_delay_us: Count = Field(2000, description="longest wait of a request for companions, microseconds")
+    max_batch_size: Positive = Field(64, description="largest batch, of one request or of several that Triton joins")
+    preferred_batch_size: Positive | None = Field(
+        None,
+        description="most pictures of several requests that Triton joins; null: max_batch_size on GPU, and 4 on CPU, where more only wait "
+        "for each other",
+    )
+    queue_delay_us: Count = Field(
+        0, description="longest wait of a smaller batch for further requests, microseconds; 0: an instance that is free takes what waits"
+    )
+    max_queue: Positive | None = Field(
+        None,
+        description="requests that may wait for one model, more are refused at once; null: 16 an instance, on GPU twice max_batch_size",
+    )
     instances: Positive = Field(2, description="instances of each model on one server; on CPU, instances x threads should be its cores")
     threads: Positive = Field(
         1,
@@ -248,6 +259,11 @@ class Publish(Section):
     )
     max_pixels: Positive = Field(
         50_000_000, description="larger pictures are refused by NAME-pictures before decoding; decoding takes up to 8 bytes a pixel"
+    )
+    max_request_pixels: Positive = Field(
+        20_000_000,
+        description="prepared pictures with more pixels are refused by NAME-pictures, and requests with more by NAME, since a model takes "
+        "hundreds of bytes a pixel; by NAME only where the python backend runs it (`dreamteacher serve`)",
     )
 
 
