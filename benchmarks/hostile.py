@@ -48,7 +48,7 @@ def main() -> None:
         named = {name.replace(NAME, "cells"): path for name, path in models.items()}
         good = good_requests(sample_pictures()[0], SIZE)
         requests = [mutated(chance.choice(good), chance) for _ in range(arguments.mutations)]
-        write_repository(named, Path(folder) / "local", backend="python", settings=Publish(name="cells"))
+        write_repository(named, Path(folder) / "local", backend="python", settings=Publish(name="cells", max_request_pixels=5_000_000))
         with running_triton(Path(folder) / "local") as triton:
             caller = Caller(triton.http_url, triton.grpc_url)
             for _ in range(arguments.rounds):

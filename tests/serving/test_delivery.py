@@ -148,7 +148,7 @@ def test_a_registry_that_goes_down_in_the_middle_costs_time_or_one_message(publi
             fetch_repository("cells", "1", out)
         assert "Connection aborted" in str(error.value) and "\n" not in str(error.value)
     assert sorted((path, path.read_bytes()) for path in out.rglob("*") if path.is_file()) == before
-    assert sorted(path.name for path in out.parent.iterdir()) == ["repository", "served.json"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["repository"]
 
 
 def test_a_version_without_a_repository_says_who_stores_it(published, tmp_path: Path):
