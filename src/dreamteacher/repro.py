@@ -131,9 +131,14 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
 
 
 def _slow_imports(plan: Collection[str]) -> list[str]:
-    """Modules that the stages of `plan` need and that take seconds to import; none where no stage is called like one that trains."""
+    """Modules that the stages of `plan` need and that take seconds to import; none where no stage is called like one that trains, or the
+    command is that of another environment."""
     names = {stage.partition("@")[0] for stage in plan} & {name for name, stage in STAGES.items() if stage.trains}
-    return forks.MODULES if names else []
+    return forks.MODULES if names and _is_ours("dreamteacher", os.environ.get("PATH")) else []
+
+
+def _is_ours(command: str, path: str | None) -> bool:
+    return Path(shutil.which(command, path=path) or "").parent == Path(sys.executable).parent
 
 
 def _import(modules: list[str], go_on: Callable[[], bool]) -> None:
@@ -169,8 +174,8 @@ def _fork_or(run_by_dvc: Callable[..., None]) -> Callable[..., None]:
         from dvc.stage.exceptions import StageCmdFailedError
 
         name, *words = shlex.split(command)
-        ours = Path(shutil.which(name, path=given["env"].get("PATH")) or "").parent == Path(sys.executable).parent
-        if name != "dreamteacher" or not ours or not re.fullmatch(r"[\w\s./=@:,-]+", command):
+        ours = name == "dreamteacher" and _is_ours(name, given["env"].get("PATH"))
+        if not ours or not re.fullmatch(r"[\w\s./=@:,-]+", command):
             run_by_dvc(executable, command, **given)
             return
         process = multiprocessing.get_context("fork").Process(target=_run_stage, args=(words, given["cwd"], given["env"]))
