@@ -90,8 +90,9 @@ def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
 
 
 def _mend_kfp() -> None:
-    """Steps are forks; and three faults of kfp 2.17.0: in a ParallelFor its item stands for every parameter of the loop that is another task's output, items
-    that are one of several outputs of a task are not found, and neither is such an output in the condition of an If without an Else."""
+    """Steps are forks. And three faults of kfp 2.17.0: in a ParallelFor its item stands for every parameter of the loop that is another
+    task's output, items that are one of several outputs of a task are not found, and neither is such an output in the condition of an If
+    without an Else."""
 
     def mended_pass(task: Any, item: Any, name: str) -> Any:
         made = _PASS_OF_KFP(task, item, name)

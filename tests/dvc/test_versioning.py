@@ -81,13 +81,13 @@ def test_a_forgotten_repository_is_named(origin: Project, tmp_path: Path, monkey
 def test_data_are_waited_for_until_their_store_is_back(
     origin: Project, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # its own further tries take half a minute
     clone = Clone(url(origin), "v1", tmp_path / "clone")
 
     def move(address: str) -> None:
         clone.dvc("remote", "modify", "--local", "storage", "endpointurl", address)
 
     move(f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # its own further tries take half a minute
     monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "1")
     monkeypatch.setattr(outages, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: move(s3)))
     assert (clone.get("pool/big") / "b.png").read_bytes() == b"big picture"
