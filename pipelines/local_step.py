@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import psutil
 
 from dreamteacher import forks
 
@@ -18,6 +21,7 @@ from dreamteacher import forks
 _FORKS = get_context("forkserver")
 _FORKS.set_forkserver_preload(["kfp.dsl.executor_main", "dreamteacher.launch", "dreamteacher.report.step", *forks.MODULES, "mlflow"])
 _signals: list[int] = []  # that came
+_running: set[BaseProcess] = set()
 
 
 def prepare() -> None:
@@ -32,12 +36,20 @@ def prepare() -> None:
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """In the block Ctrl-C and SIGTERM stop the steps, which save; no other is started, and it ends with SystemExit."""
+
+    def stop(signum: int) -> None:
+        _signals.append(signum)
+        if not _running:
+            raise SystemExit
+
     _signals.clear()
-    with forks.stopped_together(_signals.append):
+    with forks.stopped_together(stop):
         try:
             yield
         finally:
             if _signals:
+                for process in psutil.Process().children():  # what steps are forked from may still be importing
+                    process.terminate()
                 print("stopped; start the same command again to go on", file=sys.stderr)
                 raise SystemExit(128 + _signals[0])
 
@@ -56,12 +68,14 @@ def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
     environment = {**os.environ, **(env_vars or {})}
     process = _FORKS.Process(target=_execute, args=(writer, source, words, str(Path.cwd()), environment))
     process.start()
+    _running.add(process)
     writer.close()
     with reader, open(reader.fileno(), errors="replace", closefd=False) as lines:
         for line in lines:
             print(line, end="")
     print("\n")  # as KFP does between a step's lines and its own
     process.join()
+    _running.discard(process)
     return process.exitcode or 0
 
 

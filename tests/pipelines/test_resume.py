@@ -64,6 +64,7 @@ def test_a_step_that_was_killed_and_then_stopped_gives_the_same_bytes(
         if "resumes after step" in line:
             break
     below = psutil.Process(second.pid).children(recursive=True)
+    assert all("multiprocessing" in " ".join(process.cmdline()) for process in below)  # steps are forks, not new Pythons that import torch
     second.terminate()
     said = second.communicate()[0]
     assert second.returncode == 128 + signal.SIGTERM, said
