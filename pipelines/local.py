@@ -13,11 +13,13 @@ from typing import Any
 
 from kfp import local
 from kfp.dsl import PipelineTask
+from kfp.local import subprocess_task_handler
 from kfp.local.io import IOStore
 from kfp.local.orchestrator import enhanced_dag_orchestrator, task_spec_utils
 
 from dreamteacher.errors import UserError
 from dreamteacher.stages.find_commit import resolve
+from pipelines import local_step
 
 # As they were, for one process may run several pipelines.
 _PASS_OF_KFP = task_spec_utils.create_parameter_loop_iteration_task_spec
@@ -51,12 +53,14 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
     Raises:
         UserError: a step failed; what the others made stays in `root`.
         OSError: `root` cannot be written.
+        SystemExit: 128 + signal, after Ctrl-C or SIGTERM, once the steps that ran have saved and stopped.
     """
     root = root.absolute()
     (root / "checkpoints").mkdir(parents=True, exist_ok=True)
     _mend_kfp()
-    pipeline = import_module(f"pipelines.{name}").build(_as_it_is, parallelism=0 if parallel else 1)
-    with tempfile.TemporaryDirectory(prefix="dreamteacher-") as scratch, _environment(root, scratch):
+    with tempfile.TemporaryDirectory(prefix="dreamteacher-") as scratch, _environment(root, scratch), local_step.stopped_by_signals():
+        local_step.prepare()
+        pipeline = import_module(f"pipelines.{name}").build(_as_it_is, parallelism=0 if parallel else 1)
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), workspace_root=scratch)
         try:
             pipeline(**arguments)
@@ -71,7 +75,8 @@ def _environment(root: Path, scratch: str) -> Iterator[None]:
     # The steps find this project's packages and settings where this process does.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), own.get("PYTHONPATH")]))
     os.environ.setdefault("DREAMTEACHER_CHECKPOINTS", str(root / "checkpoints"))
-    os.environ["TMPDIR"] = scratch  # where the runner leaves a folder, with the component's source, for each step
+    os.environ["TMPDIR"] = scratch  # where each step leaves a folder with the component's source
+    os.environ["_KFP_RUNTIME"] = "true"  # kfp then imports what a step needs of it, as in a pod
     try:
         yield
     finally:
@@ -85,8 +90,9 @@ def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
 
 
 def _mend_kfp() -> None:
-    """Three faults of kfp 2.17.0: in a ParallelFor its item stands for every parameter of the loop that is another task's output, items
-    that are one of several outputs of a task are not found, and neither is such an output in the condition of an If without an Else."""
+    """Steps are forks. And three faults of kfp 2.17.0: in a ParallelFor its item stands for every parameter of the loop that is another
+    task's output, items that are one of several outputs of a task are not found, and neither is such an output in the condition of an If
+    without an Else."""
 
     def mended_pass(task: Any, item: Any, name: str) -> Any:
         made = _PASS_OF_KFP(task, item, name)
@@ -106,6 +112,7 @@ def _mend_kfp() -> None:
         _OUTPUT_OF_KFP(self, task_name, key, value)
         self.put_parent_input(f"pipelinechannel--{task_name}-{key}", value)  # where a condition looks for it
 
+    subprocess_task_handler.run_local_subprocess = local_step.run
     IOStore.put_task_output = mended_output
     task_spec_utils.create_parameter_loop_iteration_task_spec = mended_pass
     enhanced_dag_orchestrator._run_parallel_for_task = mended_loop

@@ -6,15 +6,33 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers import free_port, wait_for
 
+# `make test` has two processes, which take a file each (`--dist loadfile`).
+FIRST = ("pipelines", "dvc", "stages", "tracking", "training")  # the slowest folders: who starts a long file last keeps the other waiting
+TOGETHER = {"dvc", "stages", "tracking"}  # as if they were one file: what their tests share takes up to 20 s to make
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole pipelines first: a file of them takes minutes, in which the other process (`make test` starts two) does the rest."""
-    items.sort(key=lambda item: item.path.parent.name != "pipelines")
+    """Slow folders first."""
+    items.sort(key=lambda item: FIRST.index(folder) if (folder := item.path.parent.name) in FIRST else len(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process for all files of a folder in TOGETHER; any other for each file, as ever."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return folder if (folder := Path(file).parent.name) in TOGETHER else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from dreamteacher import forks
 from dreamteacher.errors import UserError
 from dreamteacher.graph import STAGES
 from dreamteacher.limits import cores, memory_limit
@@ -100,18 +101,14 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
     waiting, done, running = list(plan), set[str](), dict[str, BaseProcess]()
     code, slow = 0, _slow_imports(plan)
 
-    def stop(signum: int, _: Any) -> None:
+    def stop(signum: int) -> None:
         nonlocal code
         code = code or 128 + signum
-        if signum == signal.SIGTERM:  # Ctrl-C was sent to all of them by the terminal
-            for process in psutil.Process().children(recursive=True):
-                process.send_signal(signal.SIGINT)
 
     def goes_on() -> bool:
         return not code
 
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with forks.stopped_together(stop):
         while running or (waiting and not code):
             ready = [stage for stage in waiting if done.issuperset(plan[stage])][: 0 if code else jobs - len(running)]
             threads = max(1, cores() // max(1, len(running) + len(ready)))
@@ -130,23 +127,24 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
                     del running[stage]
                     done.add(stage)
                     code = code or abs(process.exitcode)
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
     return code
 
 
 def _slow_imports(plan: Collection[str]) -> list[str]:
-    """Modules that the stages of `plan` need and that take seconds to import; none where no stage is called like one that trains."""
+    """Modules that the stages of `plan` need and that take seconds to import; none where no stage is called like one that trains, or the
+    command is that of another environment."""
     names = {stage.partition("@")[0] for stage in plan} & {name for name, stage in STAGES.items() if stage.trains}
-    modules = [f"dreamteacher.stages.{name.replace('-', '_')}" for name in STAGES]
-    return ["diffusers.models.unets.unet_2d", "timm", "torchmetrics.classification", "accelerate", *modules] if names else []
+    return forks.MODULES if names and _is_ours("dreamteacher", os.environ.get("PATH")) else []
+
+
+def _is_ours(command: str, path: str | None) -> bool:
+    return Path(shutil.which(command, path=path) or "").parent == Path(sys.executable).parent
 
 
 def _import(modules: list[str], go_on: Callable[[], bool]) -> None:
-    """Import `modules` while `go_on()`; they start no threads before they compute, which would not live on in a fork."""
+    """Import `modules` while `go_on()`."""
     given = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's BLAS makes its threads at once
+    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's BLAS keeps the number that it finds; stages share the cores
     for name in modules:
         if go_on():
             importlib.import_module(name)
@@ -176,8 +174,8 @@ def _fork_or(run_by_dvc: Callable[..., None]) -> Callable[..., None]:
         from dvc.stage.exceptions import StageCmdFailedError
 
         name, *words = shlex.split(command)
-        ours = Path(shutil.which(name, path=given["env"].get("PATH")) or "").parent == Path(sys.executable).parent
-        if name != "dreamteacher" or not ours or not re.fullmatch(r"[\w\s./=@:,-]+", command):
+        ours = name == "dreamteacher" and _is_ours(name, given["env"].get("PATH"))
+        if not ours or not re.fullmatch(r"[\w\s./=@:,-]+", command):
             run_by_dvc(executable, command, **given)
             return
         process = multiprocessing.get_context("fork").Process(target=_run_stage, args=(words, given["cwd"], given["env"]))
@@ -195,15 +193,7 @@ def _fork_or(run_by_dvc: Callable[..., None]) -> Callable[..., None]:
 
 def _run_stage(words: list[str], folder: str, environment: dict[str, str]) -> None:
     """`dreamteacher WORDS`, as if it had just been started there."""
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-    if "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    forks.begin(folder, environment)
     sys.argv = ["dreamteacher", *words]
     command, *_ = entry_points(group="console_scripts", name="dreamteacher")
     sys.exit(command.load()())

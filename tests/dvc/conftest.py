@@ -91,3 +91,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A folder outside the project, such as that of a pod's service account."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/token.png").write_bytes(b"s3cret")
+    (tmp_path / "project/data").mkdir(parents=True)
+    (tmp_path / "project/data/a.png").write_bytes(b"a")
+    return tmp_path / "secret"

@@ -34,12 +34,11 @@ def test_two_processes_give_the_figures_of_one(data: Path, tmp_path: Path, monke
 
 
 def test_what_fails_in_the_processes_fails_the_step(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(PROCESSES, "2")
-    params = restore_params(seed=0, teacher=brief_params(Path("x")).section("teacher")["teacher"])
-    with pytest.raises(UserError, match=r"train-teacher failed in its 2 processes \(exit code 1\)"):
-        launch("train-teacher", params, {"data": str(tmp_path / "nothing")}, str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"finetune failed in its 2 processes \(exit code 1\)"):
+        launch("finetune", brief_params(Path("x")), {"data": str(tmp_path / "nothing")}, str(tmp_path / "out"), init="scratch", seed=0)
     assert not (tmp_path / "out").exists()
     found = ending(capfd.readouterr().err)  # in what torchrun really writes, as it is read in the logs of several nodes
     assert (found.error.startswith(f"{tmp_path / 'nothing'} does not exist"), found.final, found.consequence) == (True, True, False)

@@ -50,7 +50,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
         for name, profile in product(NAMES, PROFILES):
             file = tmp_path_factory.mktemp(profile) / f"{name}.yaml"
             compile_pipeline(name, profile, file)
-            made[name, profile] = tuple(yaml.safe_load_all(file.read_text()))
+            made[name, profile] = tuple(yaml.load_all(file.read_text(), yaml.CSafeLoader))
     return made
 
 

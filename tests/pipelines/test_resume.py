@@ -1,9 +1,10 @@
-"""A step that is killed goes on, when it is tried again, from the checkpoints on the run's volume."""
+"""A step that was killed or stopped goes on, when it is tried again, from the checkpoints on the run's volume."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ def project(small_project: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     shutil.copytree(small_project / "pictures", folder / "pictures")
     settings = yaml.safe_load((small_project / "params.yaml").read_text())
-    settings["teacher"] |= {"steps": 60, "checkpoint_every": 2}
+    settings["teacher"] |= {"steps": 40, "checkpoint_every": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
@@ -48,13 +49,29 @@ def kill_the_step(pipeline: subprocess.Popen[str], volume: Path) -> None:
         process.kill()
 
 
-def test_a_killed_step_tried_again_gives_the_same_bytes(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_was_killed_and_then_stopped_gives_the_same_bytes(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volume = tmp_path / "volume"
     first = start(project, tmp_path / "first", volume)
     kill_the_step(first, volume)
     assert first.communicate()[0]
     assert first.returncode != 0
     assert not list((tmp_path / "first").rglob("train-teacher/out/stage.json"))
+
+    second = start(project, tmp_path / "second", volume)
+    for line in second.stdout:
+        if "resumes after step" in line:
+            break
+    below = psutil.Process(second.pid).children(recursive=True)
+    assert all("multiprocessing" in " ".join(process.cmdline()) for process in below)  # steps are forks, not new Pythons that import torch
+    second.terminate()
+    said = second.communicate()[0]
+    assert second.returncode == 128 + signal.SIGTERM, said
+    assert "stopped by signal 2 at step" in said  # what Ctrl-C sends to all, to each process
+    assert said.splitlines()[-1] == "stopped; start the same command again to go on"
+    left = psutil.wait_procs(below, timeout=5)[1]
+    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []  # those only wait for the container's first
 
     again = start(project, tmp_path / "again", volume)
     said = again.communicate()[0]

@@ -119,9 +119,10 @@ def test_it_comes_to_fit_the_few_labels(chains: dict[str, Chain], tmp_path: Path
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_imagenet_begins_with_timm_s_weights(chain: Chain, tmp_path: Path) -> None:
+def test_imagenet_begins_with_timm_s_weights(chains: dict[str, Chain], tmp_path: Path) -> None:
     """From a Hugging Face cache as a download leaves it, so that the test needs no network. A process of its own, as the cache's place is
     read once."""
+    chain = chains["segmentation"]
     torch.manual_seed(99)
     weights = timm.create_model("test_resnet").state_dict()
     repository = tmp_path / "hub" / f"models--{timm.get_pretrained_cfg('test_resnet').hf_hub_id.replace('/', '--')}"

@@ -185,11 +185,11 @@ def test_memory_that_is_too_small_for_a_picture_is_one_line_and_loses_no_picture
         raise OSError("out of memory error when reading image file")
 
     monkeypatch.setattr("dreamteacher.data.decode.load", fail)
-    monkeypatch.setattr("dreamteacher.data.decode.bytearray", fail_to_allocate, raising=False)
+    monkeypatch.setattr("dreamteacher.data.decode.np.empty", fail_to_allocate)
     with pytest.raises(UserError, match=r"main memory is too small; lower ingest\.max_pixels"):
         run(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def fail_to_allocate(size: int) -> bytearray:
+def fail_to_allocate(*_):
     raise MemoryError

@@ -34,27 +34,27 @@ def workers() -> list[int]:
 def raises(model, batch, random):
     if random.step == 4:
         raise ZeroDivisionError
-    return denoise(model, batch, random)
+    return slow(model, batch, random)
 
 
 def exits(model, batch, random):
     if random.step == 4:
         sys.exit(3)
-    return denoise(model, batch, random)
+    return slow(model, batch, random)
 
 
 def is_interrupted_twice(model, batch, random):
     if random.step == 4:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-    return denoise(model, batch, random)
+    return slow(model, batch, random)
 
 
 def loses_a_worker(model, batch, random):
     if random.step == 4:
         os.kill(workers()[0], signal.SIGKILL)
         time.sleep(60)  # torch raises as soon as it is told of the death
-    return denoise(model, batch, random)
+    return slow(model, batch, random)
 
 
 def fails_to_evaluate(model, step):
@@ -64,12 +64,14 @@ def fails_to_evaluate(model, step):
 class Damaged(Pictures):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
         if item[0] == 7:
+            time.sleep(0.1)  # so that `watch` sees both workers
             raise UserError("shard 3: picture 7 is damaged; ingest again")
         return super().__getitem__(item)
 
 
 class Defective(Pictures):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
+        time.sleep(0.1)
         return {"image": torch.ones(2)[item[0] + 9]}
 
 
@@ -122,7 +124,7 @@ def watch(child: BaseProcess) -> tuple[int | None, int]:
 )
 def test_the_process_ends_with_its_workers(tmp_path: Path, how: dict[str, Any], code: int, message: str | None) -> None:
     folder = tmp_path / "run"
-    assert watch(start(folder, **{"step": denoise, **WITH_WORKERS, **how})) == (code, 0)
+    assert watch(start(folder, **{"step": slow, **WITH_WORKERS, **how})) == (code, 0)
     if message:
         assert folder.with_suffix(".result").read_text().startswith(message)
 
@@ -131,13 +133,21 @@ def test_a_stuck_worker_is_ended_too(tmp_path: Path) -> None:
     assert watch(start(tmp_path / "run", raises_at_once, data=Stuck(), **WITH_WORKERS)) == (1, 0)
 
 
+def hurries(model, batch, random):
+    """The loader gives a process a second to end by itself, and not five."""
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 1.0
+    return denoise(model, batch, random)
+
+
 def raises_at_once(model, batch, random):
+    hurries(model, batch, random)
+    time.sleep(0.1)
     raise ZeroDivisionError
 
 
 def test_a_signal_ends_the_wait_for_a_stuck_worker(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    child = start(folder, data=Stuck(), **WITH_WORKERS)
+    child = start(folder, hurries, data=Stuck(), **WITH_WORKERS)
     wait_for_records(folder, 1)
     assert child.pid
     os.kill(child.pid, signal.SIGTERM)

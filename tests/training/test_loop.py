@@ -6,7 +6,6 @@ import os
 import random as dice
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import Pictures, build, denoise, ended, in_pair, launch, outcome, run, slow, start, wait_for_records
+from accelerate.commands.launch import launch_command, launch_command_parser
+from tiny_run import Pictures, build, denoise, ended, in_pair, launch, outcome, own_handlers, run, slow, start, wait_for_records
 from torch import nn
 
 from dreamteacher.errors import Interrupted, UserError
@@ -217,17 +217,18 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
         assert result["same"]
 
 
-def test_accelerate_launch_starts_processes_that_train_like_one(tmp_path: Path) -> None:
+def test_accelerate_launch_starts_processes_that_train_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command in this process, which has torch; it starts the two others."""
     body = (
         "import json, os, sys; from pathlib import Path; from tiny_run import build, run\n"
         "result = run(Path(sys.argv[1]), model=build(norm=False), settings={'precision': 'fp32'})\n"
         "if os.environ['RANK'] == '0': Path(sys.argv[2]).write_text(json.dumps([int(os.environ['WORLD_SIZE']), result.history]))\n"
     )
-    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2", "--no_python"]
-    command = [*launcher, sys.executable, "-c", body, str(tmp_path / "pair"), str(tmp_path / "history.json")]
-    subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}, check=True, capture_output=True
-    )
+    options = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "--no_python"]
+    command = [sys.executable, "-c", body, str(tmp_path / "pair"), str(tmp_path / "history.json")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    with own_handlers():
+        launch_command(launch_command_parser().parse_args([*options, *command]))
     processes, history = json.loads((tmp_path / "history.json").read_text())
     assert processes == 2
     same_history(history, run(tmp_path / "one", model=build(norm=False), settings={"precision": "fp32"}).history)

@@ -7,7 +7,8 @@ import multiprocessing as mp
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +25,9 @@ from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 from dreamteacher.training.run import Step, Trained
 
-# Children are forked from a process that has imported everything but computed nothing.
+# Children are forked from a process that has imported everything, what `train` imports late too, but computed nothing.
 FORK = mp.get_context("forkserver")
-FORK.set_forkserver_preload(["dreamteacher.training.loop", "dreamteacher.tracking"])
+FORK.set_forkserver_preload(["dreamteacher.training.loop", "dreamteacher.tracking", "timm", "torch._dynamo"])
 
 DEFAULTS: dict[str, Any] = {"steps": 60, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 7, "log_every": 4, "ema": 0.9}
 
@@ -134,11 +135,18 @@ def launch(function: Callable[..., Any], *args: Any) -> dict[int, Any]:
         max_restarts=0,
         start_method="forkserver",
     )
+    with own_handlers():
+        return elastic_launch(config, function)(*args)
+
+
+@contextmanager
+def own_handlers() -> Iterator[None]:
+    """Signals as before afterwards; torchrun's launcher leaves handlers behind."""
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     try:
-        return elastic_launch(config, function)(*args)
+        yield
     finally:
-        for signum, handler in handlers.items():  # the launcher leaves its own behind
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)
 
 

@@ -9,9 +9,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
-from statistics import median_low
 
 from PIL import Image
 
@@ -68,7 +67,9 @@ class Survey:
     @property
     def short_side(self) -> int:
         """The median short side, pixels."""
-        return median_low(self.short_sides.elements())
+        sides = sorted(self.short_sides)
+        counts = accumulate(self.short_sides[side] for side in sides)
+        return next(side for side, count in zip(sides, counts, strict=True) if 2 * count >= self.short_sides.total())
 
     def lines(self) -> list[str]:
         """What was understood, for the user."""

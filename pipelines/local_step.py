@@ -1,0 +1,97 @@
+"""A step of a local run: what its command would start as a new Python is a fork of a process that has imported what the steps need."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+
+from dreamteacher import forks
+
+# A server forks, as KFP runs the passes of a loop in threads, which forks of their process would not have.
+_FORKS = get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["kfp.dsl.executor_main", "dreamteacher.cluster.launch", "dreamteacher.report.step", *forks.MODULES, "mlflow"]
+)
+_signals: list[int] = []  # that came
+_running: set[BaseProcess] = set()
+
+
+def prepare() -> None:
+    """Start the process that steps are forked from; it imports while this one goes on, and ends with it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has nothing to stop
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """In the block Ctrl-C and SIGTERM stop the steps, which save; no other is started, and it ends with SystemExit."""
+
+    def stop(signum: int) -> None:
+        _signals.append(signum)
+        if not _running:
+            raise SystemExit
+
+    _signals.clear()
+    with forks.stopped_together(stop):
+        try:
+            yield
+        finally:
+            if _signals:
+                for process in psutil.Process().children():  # what steps are forked from may still be importing
+                    process.terminate()
+                print("stopped; start the same command again to go on", file=sys.stderr)
+                raise SystemExit(128 + _signals[0])
+
+
+def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+    """The exit code of a step; its lines are printed as they come. Stands in for `run_local_subprocess` of KFP.
+
+    Args:
+        full_command: the shell's words before a component's source, the source, and the arguments of KFP's executor.
+        env_vars: of the environment, besides those of this process.
+    """
+    if _signals:
+        return 128 + _signals[0]
+    _shell, _option, _script, source, *words = full_command
+    reader, writer = _FORKS.Pipe(duplex=False)
+    environment = {**os.environ, **(env_vars or {})}
+    process = _FORKS.Process(target=_execute, args=(writer, source, words, str(Path.cwd()), environment))
+    process.start()
+    _running.add(process)
+    writer.close()
+    with reader, open(reader.fileno(), errors="replace", closefd=False) as lines:
+        for line in lines:
+            print(line, end="")
+    print("\n")  # as KFP does between a step's lines and its own
+    process.join()
+    _running.discard(process)
+    return process.exitcode or 0
+
+
+def _execute(output: Connection, source: str, words: list[str], folder: str, environment: dict[str, str]) -> None:
+    """KFP's executor, as if it had just been started in `folder`."""
+    for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    forks.begin(folder, environment)
+    sys.path.insert(0, folder)
+    component = Path(tempfile.mkdtemp()) / "ephemeral_component.py"
+    component.write_text(source)
+    sys.argv = ["executor_main", "--component_module_path", str(component), *words]
+    from kfp.dsl.executor_main import executor_main
+
+    executor_main()

@@ -1,0 +1,139 @@
+"""A run's outputs come back to git and DVC: a bare git repository and an S3 API, real git and DVC."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from pipeline import Project, find, head, url
+
+from dreamteacher.errors import UserError
+from dreamteacher.settings.file import load_params
+from dreamteacher.stages import record
+from dreamteacher.versioning import Clone
+
+OVERRIDES = ["finetune.lr=0.0123", "publish.instances=3"]
+
+
+@pytest.fixture(scope="module")
+def outputs(project: Project, origin: Project, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The stage outputs of a run with OVERRIDES, as a cluster hands them over: folders whose names say nothing."""
+    folder = tmp_path_factory.mktemp("run")
+    elsewhere = Project(folder / "work", Path(origin.environment["PATH"].split(":")[0]))
+    shutil.copytree(project.folder, elsewhere.folder)
+    record.save_overrides(elsewhere.folder / "params.yaml", OVERRIDES)
+    elsewhere.run("dvc", "repro", "-q")
+    stages = sorted(path.parent for path in (elsewhere.folder / "artifacts").rglob("stage.json"))
+    assert len(stages) == 11
+    return [Path(shutil.copytree(stage, folder / "artifacts" / str(number))) for number, stage in enumerate(stages)]
+
+
+def test_recorded_run_is_up_to_date_in_a_fresh_clone(origin: Project, outputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/proc")  # as a random user in a container finds it
+    for _ in range(2):  # a retried step replaces its branch
+        done = record.run(git_url=url(origin), commit=head(origin), overrides=OVERRIDES, outputs=outputs, run_id="abc")
+    monkeypatch.undo()
+    assert done["branch"] == "runs/abc"
+    clone = Project(tmp_path / "clone", Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", "-b", "runs/abc", url(origin), str(clone.folder))
+    assert clone.run("git", "rev-parse", "HEAD").strip() == done["commit"]
+    assert clone.run("git", "rev-parse", "HEAD~1").strip() == head(origin)
+    assert not (clone.folder / "artifacts").exists()
+    clone.run("dvc", "pull", "-q")
+    assert "Data and pipelines are up to date" in clone.run("dvc", "repro")
+    assert clone.run("git", "status", "--porcelain", "--untracked-files=no").strip() == ""
+    assert (clone.folder / "artifacts/finetuned/mix/0/model.safetensors").read_text() == "finetune0"
+    assert json.loads((clone.folder / "metrics/evaluate.json").read_text()) == {"mix": {"miou_mean": 0.0123}}
+    settings = (clone.folder / "params.yaml").read_text()
+    assert "# of teacher and feature distillation" in settings
+    assert load_params(clone.folder / "params.yaml") == load_params(origin.folder / "params.yaml", OVERRIDES)
+    assert set(clone.run("git", "diff", "--name-only", "HEAD~1").split()) == {"dvc.lock", "params.yaml", "metrics/evaluate.json"}
+    assert "finetune.lr=0.0123" in clone.run("git", "log", "-1", "--format=%B")
+
+
+def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(origin: Project, outputs: list[Path], tmp_path: Path):
+    folder = tmp_path / "other"
+    other = Project(folder, Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", url(origin), str(folder))
+    for command in (
+        "config user.email a@b.c",
+        "config user.name a",
+        "config commit.gpgsign false",
+        "checkout -qb moving",
+        "push -q origin moving",
+    ):
+        other.run("git", *command.split())
+    commit = find(url(origin), "moving").commit
+    assert commit == head(other)
+    (folder / "samples/nuclei/new.png").write_bytes(b"never trained on")
+    for command in ("add -A", "commit -qm more", "push -q origin moving"):
+        other.run("git", *command.split())
+    record.run(git_url=url(origin), commit=commit, overrides=OVERRIDES, outputs=outputs, run_id="moved")
+    clone = Project(tmp_path / "clone", Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", "-b", "runs/moved", url(origin), str(clone.folder))
+    assert clone.run("git", "rev-parse", "HEAD~1").strip() == commit
+    assert not (clone.folder / "samples/nuclei/new.png").exists()
+    clone.run("dvc", "pull", "-q")
+    assert clone.repro() == []
+
+
+def test_missing_and_foreign_outputs_are_refused(origin: Project, outputs: list[Path]):
+    def recorded(outputs: list[Path], overrides: list[str]) -> None:
+        record.run(git_url=url(origin), commit=head(origin), overrides=overrides, outputs=outputs, run_id="bad")
+
+    lacking = [path for path in outputs if '"export-onnx"' not in (path / "stage.json").read_text()]
+    with pytest.raises(UserError, match=r"the run has no output of export-onnx, which dvc.yaml has"):
+        recorded(lacking, OVERRIDES)
+    with pytest.raises(UserError, match=r"is of no stage of dvc.yaml"):
+        recorded(outputs, ["compare.seeds=[1]", "export.seed=1"])
+    assert "runs/bad" not in origin.run("git", "ls-remote", url(origin))
+
+
+def test_no_command_of_the_repository_is_run_and_its_links_lead_nowhere(
+    origin: Project, outputs: list[Path], tmp_path: Path, secret: Path, caplog
+):
+    other = Project(tmp_path / "other", Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", url(origin), str(other.folder))
+    pipeline = other.folder / "dvc.yaml"
+    theirs = f"  theirs:\n    cmd: echo $GIT_TOKEN > {tmp_path}/stolen; touch x\n    outs: [x]\n"
+    pipeline.write_text(pipeline.read_text().replace("stages:\n", f"stages:\n{theirs}", 1))
+    for command in ("config user.email a@b.c", "config user.name a", "add -A", "commit -qm theirs", "push -q origin HEAD:theirs"):
+        other.run("git", *command.split())
+    done = record.run(git_url=url(origin), commit=head(other), overrides=OVERRIDES, outputs=outputs, run_id="theirs")
+    assert not (tmp_path / "stolen").exists()
+    assert "stage theirs of dvc.yaml is not recorded" in caplog.text
+    assert done["branch"] == "runs/theirs"
+    (other.folder / "metrics").rename(other.folder / "old") if (other.folder / "metrics").exists() else None
+    (other.folder / "metrics").symlink_to(secret)
+    for command in ("add -A -f metrics", "commit -qm links", "push -q origin HEAD:theirs"):
+        other.run("git", *command.split())
+    with pytest.raises(UserError, match=r"metrics/evaluate\.json of git_url leads to .*secret/evaluate.json, out of the project"):
+        record.run(git_url=url(origin), commit=head(other), overrides=OVERRIDES, outputs=outputs, run_id="links")
+    assert [path.name for path in secret.iterdir()] == ["token.png"]
+
+
+def test_project_without_a_remote_is_refused_before_anything_is_pushed(project: Project, outputs: list[Path], tmp_path: Path):
+    bare = tmp_path / "bare.git"
+    project.run("git", "clone", "-q", "--bare", str(project.folder), str(bare))
+    config = Clone(bare.as_uri(), "HEAD", tmp_path / "look").folder / ".dvc/config"
+    if "remote" in config.read_text():  # another test gave the project one
+        pytest.skip("the project has a remote")
+    with pytest.raises(UserError, match="no DVC remote to keep the outputs"):
+        record.run(git_url=bare.as_uri(), commit="HEAD", overrides=OVERRIDES, outputs=outputs, run_id="x")
+
+
+def test_overrides_are_written_as_they_are_read(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text("# top\nfew_labels: 20  # labels\ndistill:\n  T: 50 # noise\ncompare:\n  inits: [scratch, mix]\n")
+    overrides = ["few_labels=null", "distill.lr=1e-3", "compare.seeds=[0, 5]", "teacher.steps=7"]
+    record.save_overrides(path, overrides)
+    assert load_params(path).model_dump() == load_params(path, overrides).model_dump()
+    text = path.read_text()
+    for kept in ("# top", "# labels", "T: 50 # noise", "inits: [scratch, mix]"):
+        assert kept in text
+    assert yaml.safe_load(text)["distill"] == {"T": 50, "lr": 0.001}
+    before = path.read_text()
+    with pytest.raises(UserError):
+        record.save_overrides(path, ["distill.lr=-1"])
+    assert path.read_text() == before
