@@ -22,6 +22,7 @@ _FORKS = get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["kfp.dsl.executor_main", "dreamteacher.cluster.launch", "dreamteacher.report.step", *forks.MODULES, "mlflow"]
 )
+LONGEST, SHORT = 60, ("/tmp", "/var/tmp", "/dev/shm")
 _signals: list[int] = []  # that came
 _running: set[BaseProcess] = set()
 
@@ -29,9 +30,14 @@ _running: set[BaseProcess] = set()
 def prepare() -> None:
     """Start the process that steps are forked from; it imports while this one goes on, and ends with it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has nothing to stop
+    own = tempfile.tempdir
     try:
+        # Its socket lies in the folder for temporary files, and the whole path may have 107 bytes. What comes after may be in a longer one.
+        if len(os.fsencode(tempfile.gettempdir())) > LONGEST:
+            tempfile.tempdir = next((place for place in SHORT if os.access(place, os.W_OK)), own)
         forkserver.ensure_running()
     finally:
+        tempfile.tempdir = own
         signal.signal(signal.SIGINT, before)
 
 

@@ -34,5 +34,7 @@ def run_local(project: Path, root: Path, *words: str) -> LocalRun:
     packages = os.pathsep.join([str(PROJECT), str(PROJECT / "src")])
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"} | os.environ | {"PYTHONPATH": packages, "TMPDIR": str(temporary)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    (steps,) = root.glob("dreamteacher-*")
-    return LocalRun(done.returncode, done.stdout + done.stderr, steps, temporary)
+    said = done.stdout + done.stderr
+    steps = next(root.glob("dreamteacher-*"), None)
+    assert steps, said[-3000:]
+    return LocalRun(done.returncode, said, steps, temporary)

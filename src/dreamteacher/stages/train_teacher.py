@@ -44,9 +44,7 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
         network = generator.build()
         if start:
             if (found := read_facts(start)["kind"]) != settings.kind:
-                raise UserError(
-                    f"{start} is a teacher of kind {found!r}; set teacher.kind = {found!r}, or name none (teacher.pretrained, --start)"
-                )
+                raise UserError(f"{start} is a teacher of kind {found!r}; set teacher.kind = {found!r}, or take no pretrained one")
             generator.load_weights(network, start)
         images = ImageSet(data, "train")
         samples = Samples(images, pretrain_crop(settings.resolution))
