@@ -14,7 +14,7 @@ from serving_samples import PARAMS
 from dreamteacher import cli, outages
 from dreamteacher.errors import UserError
 from dreamteacher.serving import delivery
-from dreamteacher.serving.delivery import fetch_repository, has_repository, keep_repository, resolve
+from dreamteacher.serving.delivery import fetch_repositories, fetch_repository, has_repository, keep_repository, resolve
 from dreamteacher.stages import publish
 
 MODELS = ["cells", "cells-backbone", "cells-pictures"]
@@ -63,6 +63,38 @@ def test_triton_says_which_registered_version_answers(published, tmp_path: Path)
     out = tmp_path / "models/repository"
     assert fetch_repository("cells", version, out, backend="local") == MODELS
     assert sorted(path.name for path in (out / "cells").iterdir() if path.is_dir()) == [version]
+
+
+def test_several_registered_models_come_as_one_repository(published, project: Path, tmp_path: Path, monkeypatch, capsys):
+    client, _ = published
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "on")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    onnx = project / "onnx" / "segmentation"
+    for name in ("roads", "cells-backbone"):  # of the second one model bears the name of one that cells brings
+        params = PARAMS.model_copy(update={"publish": PARAMS.publish.model_copy(update={"name": name})})
+        publish.run(params, onnx=onnx, evaluation=project / "evaluation", out=tmp_path / name)
+        keep_repository(name, "1", tmp_path / name)
+    client.set_registered_model_alias("roads", "champion", "1")
+    out = tmp_path / "models/repository"
+    together = [*MODELS, "roads", "roads-backbone", "roads-pictures"]
+    for _ in range(2):
+        assert fetch_repositories({"cells": "1", "roads": "1"}, out) == together
+    assert sorted(path.name for path in out.iterdir()) == sorted(together)
+    assert check_repository_of(out) == together
+    assert [path.name for path in out.parent.iterdir()] == ["repository"]
+    before = (out / "cells/1/model.onnx").read_bytes()
+    with pytest.raises(UserError, match=r"cells-backbone serves a model cells-backbone, as another one of cells, cells-backbone does"):
+        fetch_repositories({"cells": "1", "cells-backbone": "1"}, out)
+    assert (out / "cells/1/model.onnx").read_bytes() == before
+    assert cli.main(["fetch-model", "cells,roads", "--version=1,1", "--out", str(tmp_path / "again")]) == 0
+    assert "version 1 of cells, version 1 of roads: cells, cells-backbone, cells-pictures, roads" in capsys.readouterr().out
+    assert cli.main(["fetch-model", "cells,roads", "--version=1", "--out", str(tmp_path / "again")]) == 2
+    assert "--version 1 has 1 versions for the 2 models cells,roads" in capsys.readouterr().err
+
+
+def check_repository_of(out: Path) -> list[str]:
+    """The models, each under the number of its version, beside a label file where it has classes."""
+    return sorted(path.parent.name for path in out.glob("*/config.pbtxt") if (path.parent / "1").is_dir())
 
 
 def test_the_alias_is_resolved_to_a_version(published, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

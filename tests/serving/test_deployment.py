@@ -12,7 +12,7 @@ from fake_cluster import NAME, Cluster, annotations, running_cluster
 from dreamteacher import cli
 from dreamteacher.errors import UserError
 from dreamteacher.serving import deployment
-from dreamteacher.serving.deployment import deploy, status
+from dreamteacher.serving.deployment import MODEL, VERSION, deploy, follow, status
 
 
 @pytest.fixture
@@ -38,6 +38,30 @@ def test_deploy_follows_the_alias_unless_a_version_was_named_by_hand(cluster: Cl
     patches = cluster.patches
     assert deploy(NAME, follow=True) == f"{NAME}: version 2 of cells is served already"
     assert cluster.patches == patches
+
+
+@state("done")
+def test_one_triton_serves_several_models_each_at_its_own_version(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+    cluster.deployment["spec"]["template"]["metadata"]["annotations"] |= {MODEL: "cells,roads", VERSION: "2"}  # from when it served cells
+    assert deploy(NAME, follow=True) == f"{NAME}: version 2 of cells is being rolled out, version 2 of roads is being rolled out"
+    assert annotations(cluster) == ("2,2", None)
+    with pytest.raises(UserError, match=f"{NAME} serves cells, roads; name one of them by --model"):
+        deploy(NAME, version="1")
+    with pytest.raises(UserError, match=f"{NAME} serves cells, roads; name one of them by --model"):
+        deploy(NAME, model="faces")
+    assert deploy(NAME, version="1", model="roads") == f"{NAME}: version 1 of roads is being rolled out"
+    assert annotations(cluster) == ("2,1", ",1")
+    by_hand = "version 1 of roads was named by hand; `dreamteacher deploy` follows the alias again"
+    assert deploy(NAME, follow=True) == f"{NAME}: version 2 of cells is served already, {by_hand}"
+    assert follow("roads", "champion") == [f"{NAME}: {by_hand}"]
+    assert follow("cells", "challenger") == []
+    assert annotations(cluster) == ("2,1", ",1")
+    first, second = status("ml")
+    assert first.startswith(f"{NAME}: version 2 of cells, version 1 of roads, 2 of 2 replicas ready")
+    assert second == f"  champion of roads is version 2 now; a version was named by hand: `dreamteacher deploy --deployment {NAME}`"
+    assert cli.main(["deploy", "-n", "ml", "--model", "roads"]) == 0
+    assert capsys.readouterr().out == f"{NAME}: version 2 of roads is being rolled out\n"
+    assert annotations(cluster) == ("2,2", None)
 
 
 @state("done")

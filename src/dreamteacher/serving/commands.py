@@ -11,8 +11,10 @@ from pathlib import Path
 def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
     """Add the commands to those of `dreamteacher`; `add` takes name, function and help."""
     fetch = add("fetch-model", _fetch_model, "get the Triton repository of a registered model, as a pod that serves it does")
-    fetch.add_argument("name", help="of the registered model")
-    fetch.add_argument("--version", metavar="N", help="default: the one that bears the alias now")
+    fetch.add_argument("name", help="of the registered model, or of several, divided by commas, which one Triton serves")
+    fetch.add_argument(
+        "--version", metavar="N", help="in the order of the names, divided by commas; default: the one that bears the alias now"
+    )
     fetch.add_argument("--alias", default="champion", help="default: %(default)s")
     fetch.add_argument(
         "--backend", choices=("production", "local"), default="production", help="local: for a Triton with the python backend alone"
@@ -20,6 +22,7 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
     fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model repository; replaced as a whole")
     deploy = add("deploy", _deploy, "serve a version on Kubernetes, by a rollout")
     deploy.add_argument("--version", metavar="N", help="default: the one that bears the deployment's alias now")
+    deploy.add_argument("--model", metavar="NAME", help="of a deployment that serves several; default: each")
     deploy.add_argument("--deployment", default="dreamteacher-triton", metavar="NAME", help="default: %(default)s")
     deploy.add_argument("--follow", action="store_true", help="as the CronJob does: a version that was named stays")
     deploy.add_argument("--wait", action="store_true", help="until all replicas serve it, or one cannot")
@@ -36,19 +39,26 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
 
 
 def _fetch_model(options: argparse.Namespace) -> int:
+    from dreamteacher.errors import UserError
     from dreamteacher.outages import patient
-    from dreamteacher.serving.delivery import fetch_repository, resolve
+    from dreamteacher.serving.delivery import fetch_repositories, resolve
+    from dreamteacher.serving.deployment import split
 
-    version = options.version or patient(resolve)(options.name, alias=options.alias)
-    models = fetch_repository(options.name, version, options.out, backend=options.backend)
-    print(f"version {version} of {options.name}: {', '.join(models)} -> {options.out}")
+    names, numbers = split(options.name), split(options.version) if options.version else []
+    if numbers and len(numbers) != len(names):
+        raise UserError(f"--version {options.version} has {len(numbers)} versions for the {len(names)} models {options.name}")
+    numbers = numbers or [""] * len(names)
+    versions = {name: number or patient(resolve)(name, alias=options.alias) for name, number in zip(names, numbers, strict=True)}
+    models = fetch_repositories(versions, options.out, backend=options.backend)
+    print(f"{', '.join(f'version {versions[name]} of {name}' for name in versions)}: {', '.join(models)} -> {options.out}")
     return 0
 
 
 def _deploy(options: argparse.Namespace) -> int:
     from dreamteacher.serving.deployment import deploy
 
-    print(deploy(options.deployment, options.namespace, version=options.version, follow=options.follow, wait=options.wait))
+    given = {"version": options.version, "model": options.model, "follow": options.follow, "wait": options.wait}
+    print(deploy(options.deployment, options.namespace, **given))
     return 0
 
 

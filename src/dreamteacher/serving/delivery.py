@@ -111,6 +111,36 @@ def fetch_repository(name: str, version: str, out: Path, *, backend: str = "prod
     return models
 
 
+def fetch_repositories(versions: dict[str, str], out: Path, *, backend: str = "production") -> list[str]:
+    """Write the repositories of several registered models, {name: version}, as one to `out`, which appears whole or not at all.
+
+    Returns:
+        The names of the models in it.
+
+    Raises:
+        UserError: as `fetch_repository`; or two registered models serve a model of one name.
+    """
+    if len(versions) == 1:
+        ((name, version),) = versions.items()
+        return fetch_repository(name, version, out, backend=backend)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=".fetch-") as scratch:
+        together, found = Path(scratch) / "together", list[str]()
+        together.mkdir()
+        for name, version in versions.items():
+            for model in fetch_repository(name, version, Path(scratch) / name, backend=backend):
+                if model in found:
+                    raise UserError(
+                        f"{name} serves a model {model}, as another one of {', '.join(versions)} does; rename one (publish.name)"
+                    )
+                (Path(scratch) / name / model).rename(together / model)
+                found.append(model)
+        if out.exists():
+            shutil.rmtree(out)
+        together.rename(out)
+    return found
+
+
 def _place(folder: Path) -> str:
     """Where the output of `publish` in `folder` lies in the run of its version."""
     return f"{REPOSITORY}/{sha256_of(folder / RECORD).hex()[:32]}"

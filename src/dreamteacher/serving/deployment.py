@@ -1,7 +1,8 @@
 """Which version a Deployment serves: by one annotation of its pods, so that a new version is an ordinary rollout.
 
 The template of the pods names the registered model, the alias that is followed, and the version, which each pod's init container
-fetches. Old pods serve on until new ones are ready, and a version that does not become ready takes none of them down.
+fetches. Old pods serve on until new ones are ready, and a version that does not become ready takes none of them down. One Triton may serve
+several models: then the annotations hold a list, divided by commas, and versions stand in the order of the models.
 """
 
 from __future__ import annotations
@@ -19,43 +20,77 @@ if TYPE_CHECKING:
     from kubernetes.client import AppsV1Api, CoreV1Api
 
 MODEL, ALIAS, VERSION = (f"dreamteacher.io/{each}" for each in ("model", "alias", "version"))  # annotations of the pods
-PINNED = "dreamteacher.io/pinned"  # of the Deployment: the version that was named by hand, whatever the alias
+PINNED = "dreamteacher.io/pinned"  # of the Deployment: the version that was named by hand, whatever the alias; "" for a model without one
 SERVING = "app.kubernetes.io/part-of=dreamteacher,app.kubernetes.io/component=serving"
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POLL = 2.0  # seconds
 
 
-def deploy(deployment: str, namespace: str | None = None, *, version: str | None = None, follow: bool = False, wait: bool = False) -> str:
-    """Serve `version` (None: that of the Deployment's alias) by `deployment`; what was done, in words.
+def deploy(
+    deployment: str,
+    namespace: str | None = None,
+    *,
+    version: str | None = None,
+    model: str | None = None,
+    follow: bool = False,
+    wait: bool = False,
+) -> str:
+    """Serve `version` (None: that of the Deployment's alias) of `model` (None: of each) by `deployment`; what was done, in words.
 
     A version that is named holds until the next call without one. `follow`, which the CronJob uses, leaves it as it is.
 
     Raises:
-        UserError: there is no such Deployment or version, its repository is not stored, MLflow or Kubernetes refuse, or (`wait`) the pods
-            do not become ready.
+        UserError: there is no such Deployment, model or version, its repository is not stored, MLflow or Kubernetes refuse, or (`wait`)
+            the pods do not become ready.
     """
     apps, core, namespace = _apis(namespace)
     found = refusals(f"read Deployment {deployment}", lambda: or_none(lambda: apps.read_namespaced_deployment(deployment, namespace)))
     if not found:
         raise UserError(f"namespace {namespace} has no Deployment {deployment}; `kubectl apply -k k8s/serving` makes it")
-    pods, pinned = _annotations(found.spec.template), _annotations(found).get(PINNED)
-    if MODEL not in pods:
+    pods = _annotations(found.spec.template)
+    if not pods.get(MODEL):
         raise UserError(f"the pods of {deployment} have no annotation {MODEL}; name the registered model that they serve")
-    name = pods[MODEL]
-    if follow and pinned:
-        return f"{deployment}: version {pinned} of {name} was named by hand; `dreamteacher deploy` follows the alias again"
-    wanted = version or resolve(name, alias=pods.get(ALIAS, "champion"))
-    if not has_repository(name, wanted):
-        raise not_stored(name, wanted)
-    served = pods.get(VERSION)
-    if served != wanted or pinned != version:
-        about = {PINNED: version, "kubernetes.io/change-cause": f"version {wanted} of {name}"}  # None removes it
-        patch = {"metadata": {"annotations": about}, "spec": {"template": {"metadata": {"annotations": {VERSION: wanted}}}}}
+    names = split(pods[MODEL])
+    if (model and model not in names) or (version and not model and len(names) > 1):
+        raise UserError(f"{deployment} serves {', '.join(names)}; name one of them by --model")
+    served, pinned = _by_model(names, pods.get(VERSION)), _by_model(names, _annotations(found).get(PINNED))
+    wanted, by_hand = dict(served), dict(pinned)
+    for name in [model] if model else names:
+        by_hand[name] = pinned[name] if follow else version or ""
+        wanted[name] = by_hand[name] or resolve(name, alias=pods.get(ALIAS, "champion"))
+        if wanted[name] != served[name] and not has_repository(name, wanted[name]):
+            raise not_stored(name, wanted[name])
+    if (served, pinned) != (wanted, by_hand):
+        cause = ", ".join(f"version {wanted[name]} of {name}" for name in names)
+        about = {PINNED: _joined(by_hand), "kubernetes.io/change-cause": cause}
+        patch = {"metadata": {"annotations": about}, "spec": {"template": {"metadata": {"annotations": {VERSION: _joined(wanted)}}}}}
         refusals(f"change Deployment {deployment}", lambda: apps.patch_namespaced_deployment(deployment, namespace, patch))
     if wait:
         _wait(apps, core, deployment, namespace)
-    now = "is served" if wait else "is being rolled out" if served != wanted else "is served already"
-    return f"{deployment}: version {wanted} of {name} {now}"
+    done = []
+    for name in [model] if model else names:
+        if follow and pinned[name]:
+            done.append(f"version {pinned[name]} of {name} was named by hand; `dreamteacher deploy` follows the alias again")
+        else:
+            now = "is served" if wait else "is being rolled out" if served[name] != wanted[name] else "is served already"
+            done.append(f"version {wanted[name]} of {name} {now}")
+    return f"{deployment}: {', '.join(done)}"
+
+
+def split(listed: str) -> list[str]:
+    """The parts of a list that commas divide."""
+    return [part.strip() for part in listed.split(",")]
+
+
+def _by_model(names: list[str], listed: str | None) -> dict[str, str]:
+    """{model: its part of `listed`, "" where that is missing or does not fit the models}."""
+    parts = split(listed or "")
+    return dict(zip(names, parts if len(parts) == len(names) else [""] * len(names), strict=True))
+
+
+def _joined(by_model: dict[str, str]) -> str | None:
+    """For an annotation; None, which removes it, where no model has a part."""
+    return ",".join(by_model.values()) if any(by_model.values()) else None
 
 
 def follow(name: str, alias: str, namespace: str | None = None) -> list[str]:
@@ -66,9 +101,12 @@ def follow(name: str, alias: str, namespace: str | None = None) -> list[str]:
     """
     apps, _, namespace = _apis(namespace)
     found = refusals("list Deployments", lambda: apps.list_namespaced_deployment(namespace, label_selector=SERVING)).items
-    followed = [(pods.get(MODEL), pods.get(ALIAS, "champion")) for pods in (_annotations(each.spec.template) for each in found)]
-    chosen = [each.metadata.name for each, what in zip(found, followed, strict=True) if what == (name, alias)]
-    return [deploy(each, namespace, follow=True) for each in chosen]
+    chosen = []
+    for each in found:
+        pods = _annotations(each.spec.template)
+        if name in split(pods.get(MODEL, "")) and pods.get(ALIAS, "champion") == alias:
+            chosen.append(each.metadata.name)
+    return [deploy(each, namespace, model=name, follow=True) for each in chosen]
 
 
 def status(namespace: str | None = None) -> list[str]:
@@ -86,23 +124,26 @@ def status(namespace: str | None = None) -> list[str]:
 
 def _lines(core: CoreV1Api, deployment: Any, namespace: str) -> list[str]:
     pods, state = _annotations(deployment.spec.template), deployment.status
-    name, alias, version = pods.get(MODEL, "?"), pods.get(ALIAS, "champion"), pods.get(VERSION)
+    names, alias = split(pods.get(MODEL, "?")), pods.get(ALIAS, "champion")
+    versions, pinned = _by_model(names, pods.get(VERSION)), _by_model(names, _annotations(deployment).get(PINNED))
     wanted, ready, updated = deployment.spec.replicas, state.ready_replicas or 0, state.updated_replicas or 0
     since = max((each.last_update_time for each in state.conditions or [] if each.type == "Progressing"), default=None)
-    what = f"version {version} of {name}" if version else f"the {alias} of {name}"
+    what = ", ".join(f"version {version} of {name}" if version else f"the {alias} of {name}" for name, version in versions.items())
     if _is_done(deployment):
         words = [what, f"{ready} of {wanted} replicas ready", *([f"since {since:%Y-%m-%d %H:%M} ({_age(since)})"] if since else [])]
     else:
         words = [f"{what} is being rolled out", f"{updated} of {wanted} replicas have it", f"{ready} ready"]
     lines = [f"{deployment.metadata.name}: {', '.join(words)}"]
-    try:
-        newest = resolve(name, alias=alias)
-    except UserError as error:
-        lines.append(f"  {error}")
-    else:
+    for name, version in versions.items():
+        try:
+            newest = resolve(name, alias=alias)
+        except UserError as error:
+            lines.append(f"  {error}")
+            continue
         if version and newest != version:
-            why = "a version was named by hand" if PINNED in _annotations(deployment) else "it follows"
-            lines.append(f"  {alias} is version {newest} now; {why}: `dreamteacher deploy --deployment {deployment.metadata.name}`")
+            why = "a version was named by hand" if pinned[name] else "it follows"
+            of = f" of {name}" if len(names) > 1 else ""
+            lines.append(f"  {alias}{of} is version {newest} now; {why}: `dreamteacher deploy --deployment {deployment.metadata.name}`")
     problem = None if _is_done(deployment) else _problem(core, deployment, namespace)
     return [*lines, *([f"  {problem}"] if problem else [])]
 
