@@ -178,7 +178,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name, value in given.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     client = boto3.client("s3")
-    client.create_bucket(Bucket="pool")
+    client.create_bucket(Bucket="sampled")
     yield client
     server.stop()
 
@@ -202,13 +202,13 @@ def test_what_triton_was_asked_about_is_new_to_the_next_retraining(
     params = Params.model_validate({"ingest": {"source": str(source), "min_side": 16, "short_side": None}})
     ingest.run(params, out=tmp_path / "before")
     monkeypatch.setenv(FRACTION, "1")
-    monkeypatch.setenv(PLACE, "s3://pool/incoming")
+    monkeypatch.setenv(PLACE, "s3://sampled/incoming")
     with running_triton(tmp_path / "local") as triton:
         for data in (*(picture(seed) for seed in (100, 101, 101, 102)), picture(3, "PNG")):
             ask(triton, data)
-    found = bucket.list_objects_v2(Bucket="pool")["Contents"]
+    found = bucket.list_objects_v2(Bucket="sampled")["Contents"]
     assert len(found) == 4 and all(re.fullmatch(r"incoming/[0-9a-f]{64}\.png", each["Key"]) for each in found)
-    figures = ingest.run(params, out=tmp_path / "after", incoming="s3://pool/incoming")
+    figures = ingest.run(params, out=tmp_path / "after", incoming="s3://sampled/incoming")
     assert figures["n_duplicates"] + figures["n_leaks"] == 1  # picture 3
     assert compare_data.run(params, data=tmp_path / "after", before=tmp_path / "before", out=tmp_path / "compared")["n_new"] == 3
 
