@@ -90,7 +90,7 @@ def make_plan(params: Params, options: argparse.Namespace, budgets: list[int]) -
     """The stages that the options ask for."""
     plan, work, artifacts = Plan(), options.work, options.artifacts
     finetune_of_chain = load_params(options.params).finetune  # without what --set changes
-    data, teacher, features = artifacts / "data", artifacts / "teacher", artifacts / "backbones" / "features"
+    data, teacher, features = artifacts / "data", artifacts / "teachers" / "own", artifacts / "backbones" / "features"
     for labels in options.labels:
         for seed in options.seeds:
             few = params.model_copy(update={"few_labels": labels})
@@ -102,11 +102,11 @@ def make_plan(params: Params, options: argparse.Namespace, budgets: list[int]) -
                 elif init == "random-teacher":
                     start = _random_teacher(plan, params, data, work)
                 elif init == "mix":
-                    place = _place(of_chain, artifacts / "interpreters" / str(seed), work / "interpreters" / f"{labels}-{seed}")
+                    place = _place(of_chain, artifacts / "interpreters" / "mix" / str(seed), work / "interpreters" / f"{labels}-{seed}")
                     given = {"data": data, "teacher": teacher, "seed": seed}
                     interpreter = plan.add(f"interpreter, {labels} labels, seed {seed}", place, train_interpreter.run, params=few, **given)
                     place = _place(of_chain, artifacts / "backbones" / "mix" / str(seed), work / "mix" / f"{labels}-{seed}")
-                    given |= {"features": features, "interpreter": interpreter, "mode": "mix"}
+                    given |= {"features": features, "interpreter": interpreter}
                     start = plan.add(f"mix, {labels} labels, seed {seed}", place, distill_labels.run, params=few, **given)
                 for steps in budgets:
                     changed = few.model_copy(update={"finetune": few.finetune.model_copy(update={"steps": steps})})

@@ -10,6 +10,7 @@ from components import IMAGE
 def distill_features(
     data: Input[Dataset],
     teacher: Input[Model],
+    recipe: str,
     settings: dict,
     out: Output[Model],
     page: Output[HTML],
@@ -20,6 +21,7 @@ def distill_features(
     Args:
         data: the data set of ingest.
         teacher: the generator.
+        recipe: its name in the settings.
         settings: the sections of params.yaml that the stage reads.
         out: the backbone (timm folder) and its feature regressor.
         page: figures, settings, curves and pictures.
@@ -33,5 +35,6 @@ def distill_features(
     from dreamteacher.settings.file import restore_params
 
     params = restore_params(**settings)
-    launch("distill-features", params, {"data": data.path, "teacher": teacher.path, **start_of(champion, "features")}, out.path)
+    inputs = {"data": data.path, "teacher": teacher.path, **start_of(champion, "features")}
+    launch("distill-features", params, inputs, out.path, recipe=recipe)
     tell(Path(out.path), out, page)

@@ -12,7 +12,7 @@ def distill_labels(
     teacher: Input[Model],
     features: Input[Model],
     interpreter: Input[Model],
-    mode: str,
+    recipe: str,
     seed: int,
     settings: dict,
     out: Output[Model],
@@ -25,7 +25,7 @@ def distill_labels(
         teacher: the generator.
         features: the feature-distilled backbone to start from.
         interpreter: that of this seed.
-        mode: labels (Eq 5) or mix (Eq 6).
+        recipe: its name in the settings.
         seed: of the weights, the order and the noise.
         settings: the sections of params.yaml that the stage reads.
         out: backbone, neck and head.
@@ -39,5 +39,5 @@ def distill_labels(
 
     params = restore_params(**settings)
     inputs = {"data": data.path, "teacher": teacher.path, "features": features.path, "interpreter": interpreter.path}
-    launch("distill-labels", params, inputs, out.path, mode=mode, seed=seed)
+    launch("distill-labels", params, inputs, out.path, recipe=recipe, seed=seed)
     tell(Path(out.path), out, page)

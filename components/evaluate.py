@@ -39,7 +39,7 @@ def evaluate(
     from dreamteacher.versioning import lay_out
 
     params = restore_params(**settings)
-    with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as finetuned:
-        inputs = {"data": Path(data.path), "teacher": Path(teacher.path), "features": Path(features.path), "finetuned": finetuned}
-        run(params, **inputs, out=Path(out.path), metrics=finetuned / "metrics.json", plots=finetuned / "plots")
+    with lay_out([model.path for model in [teacher, features, *(fresh or []), *distilled, *mixed]]) as made:
+        inputs = {name: made / name for name in ("teachers", "backbones", "finetuned")}
+        run(params, data=Path(data.path), **inputs, out=Path(out.path), metrics=made / "metrics.json", plots=made / "plots")
     tell(Path(out.path), out, page)

@@ -35,7 +35,7 @@ def export_onnx(
     from dreamteacher.versioning import lay_out
 
     params = restore_params(**settings)
-    with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as finetuned:
-        chosen = finetuned / params.export.init / str(params.export.seed)
+    with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as made:
+        chosen = made / "finetuned" / params.export.init / str(params.export.seed)
         run(params, data=Path(data.path), finetuned=chosen, out=Path(out.path))
     tell(Path(out.path), out, page)

@@ -16,6 +16,8 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
         ("commit", str),
         ("source", str),
         ("data_version", str),
+        ("teacher", str),
+        ("recipe", str),
         ("fresh", list),
         ("mixed", list),
         ("seeds", list),
@@ -24,8 +26,6 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
         ("compare_data", dict),
         ("train_teacher", dict),
         ("distill_features", dict),
-        ("train_interpreter", dict),
-        ("distill_labels", dict),
         ("finetune", dict),
         ("evaluate", dict),
         ("export_onnx", dict),
@@ -58,5 +58,5 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
     values = asdict(found)
     facts = {name: values[name] for name in ("commit", "source", "data_version")}
     write_facts(Path(page.path), "find-commit", {**facts, **found.params.model_dump(mode="json")})
-    names = ("commit", "source", "data_version", "fresh", "mixed", "seeds")
+    names = ("commit", "source", "data_version", "teacher", "recipe", "fresh", "mixed", "seeds")
     return (*(values[name] for name in names), *found.settings.values())

@@ -20,12 +20,12 @@ def finetune(
 
     Args:
         data: the data set of ingest.
-        init: scratch, features, labels, mix or imagenet.
+        init: scratch, imagenet, or the name of a recipe.
         seed: draws the few labels and the random weights.
         settings: the sections of params.yaml that the stage reads.
         out: the task model.
         page: figures, settings, curves and pictures.
-        backbone: what features, labels and mix start from.
+        backbone: what the recipe made.
     """
     from pathlib import Path
 

@@ -10,6 +10,7 @@ from components import IMAGE
 def train_interpreter(
     data: Input[Dataset],
     teacher: Input[Model],
+    recipe: str,
     seed: int,
     settings: dict,
     out: Output[Model],
@@ -20,6 +21,7 @@ def train_interpreter(
     Args:
         data: the data set of ingest.
         teacher: the generator.
+        recipe: its name in the settings.
         seed: draws the few labels and the weights.
         settings: the sections of params.yaml that the stage reads.
         out: the interpreter.
@@ -32,5 +34,5 @@ def train_interpreter(
     from dreamteacher.settings.file import restore_params
 
     params = restore_params(**settings)
-    launch("train-interpreter", params, {"data": data.path, "teacher": teacher.path}, out.path, seed=seed)
+    launch("train-interpreter", params, {"data": data.path, "teacher": teacher.path}, out.path, recipe=recipe, seed=seed)
     tell(Path(out.path), out, page)

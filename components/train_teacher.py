@@ -9,6 +9,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train_teacher(
     data: Input[Dataset],
+    name: str,
     settings: dict,
     out: Output[Model],
     page: Output[HTML],
@@ -18,6 +19,7 @@ def train_teacher(
 
     Args:
         data: the data set of ingest.
+        name: of the teacher in the settings.
         settings: the sections of params.yaml that the stage reads.
         out: a diffusers pipeline with its taps and feature statistics.
         page: figures, settings, curves and pictures.
@@ -30,5 +32,5 @@ def train_teacher(
     from dreamteacher.report.step import tell
     from dreamteacher.settings.file import restore_params
 
-    launch("train-teacher", restore_params(**settings), {"data": data.path, **start_of(champion, "teacher")}, out.path)
+    launch("train-teacher", restore_params(**settings), {"data": data.path, **start_of(champion, "teacher")}, out.path, name=name)
     tell(Path(out.path), out, page)

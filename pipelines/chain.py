@@ -11,7 +11,7 @@ from components.train_interpreter import train_interpreter
 
 Step = Callable[[str, PipelineTask], PipelineTask]
 
-STAGES = ("train_teacher", "distill_features", "train_interpreter", "distill_labels", "finetune", "evaluate", "export_onnx", "publish")
+STAGES = ("train_teacher", "distill_features", "finetune", "evaluate", "export_onnx", "publish")  # whose settings are the same for all
 
 
 class Pretrained(NamedTuple):
@@ -22,7 +22,7 @@ class Pretrained(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """Outputs of loops, to be taken by `Collected`: one for each seed, or for each mode and seed."""
+    """Outputs of loops, to be taken by `Collected`: one for each seed, or for each label recipe and seed."""
 
     interpreters: Any
     labels: Any
@@ -36,32 +36,32 @@ def fine_tune(
     data: Any,
     teacher: Any,
     features: Any,
+    recipe: Any,
     mixed: Any,
     seeds: Any,
-    interpreter_settings: Any,
-    labels_settings: Any,
     finetune_settings: Any,
     parallelism: int,
 ) -> Tuned:
-    """Fine-tune from `features` for all seeds, and from label distillation for all modes and seeds.
+    """Fine-tune from `features` for all seeds, and from label distillation for all label recipes and seeds.
 
     Args:
         step: gives each task what it needs where it runs.
         data: the data set.
         teacher: the generator.
         features: the feature-distilled backbone.
-        mixed: {"init", "seed"} of each label distillation.
+        recipe: its name.
+        mixed: {"init", "seed", "train_interpreter", "distill_labels"} of each label distillation, the last two settings of steps.
         seeds: of the fine-tunings from `features`.
-        interpreter_settings, labels_settings, finetune_settings: of train-interpreter, distill-labels and finetune.
+        finetune_settings: of finetune.
         parallelism: passes of a loop at once, 0: all.
     """
     with ParallelFor(seeds, name="fine-tune-features", parallelism=parallelism) as seed:
-        tuning = finetune(data=data, init="features", seed=seed, backbone=features, settings=finetune_settings)
+        tuning = finetune(data=data, init=recipe, seed=seed, backbone=features, settings=finetune_settings)
         from_features = step("finetune", tuning).outputs["out"]
     with ParallelFor(mixed, name="distill-and-fine-tune-labels", parallelism=parallelism) as item:
-        given = {"data": data, "teacher": teacher, "seed": item.seed}
-        interpreter = step("train-interpreter", train_interpreter(**given, settings=interpreter_settings)).outputs["out"]
-        distilling = distill_labels(**given, features=features, interpreter=interpreter, mode=item.init, settings=labels_settings)
+        given = {"data": data, "teacher": teacher, "recipe": item.init, "seed": item.seed}
+        interpreter = step("train-interpreter", train_interpreter(**given, settings=item.train_interpreter)).outputs["out"]
+        distilling = distill_labels(**given, features=features, interpreter=interpreter, settings=item.distill_labels)
         labels = step("distill-labels", distilling).outputs["out"]
         tuning = finetune(data=data, init=item.init, seed=item.seed, backbone=labels, settings=finetune_settings)
         from_labels = step("finetune", tuning).outputs["out"]

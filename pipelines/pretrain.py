@@ -20,7 +20,15 @@ from components.train_teacher import train_teacher
 from pipelines.chain import STAGES, Pretrained, Step, fine_tune
 
 # What leaves prepare: artifacts, and what else depends on the revision.
-RESOLVED: dict[str, type] = {"commit": str, "fresh": list, "mixed": list, "seeds": list, **dict.fromkeys(STAGES, dict)}
+RESOLVED: dict[str, type] = {
+    "commit": str,
+    "teacher": str,
+    "recipe": str,
+    "fresh": list,
+    "mixed": list,
+    "seeds": list,
+    **dict.fromkeys(STAGES, dict),
+}
 Prepared = NamedTuple("Prepared", [("data", Dataset), *RESOLVED.items()])  # type: ignore[misc]
 
 
@@ -56,11 +64,11 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         return Prepared(data, **{name: found[name] for name in RESOLVED})  # type: ignore[call-arg]
 
     @dsl.pipeline(name="pretrain")
-    def pretrain(data: Input[Dataset], teacher_settings: dict, distill_settings: dict) -> Pretrained:
+    def pretrain(data: Input[Dataset], name: str, recipe: str, teacher_settings: dict, distill_settings: dict) -> Pretrained:
         """A teacher, and a backbone that its features were distilled into."""
-        teacher = step("train-teacher", train_teacher(data=data, settings=teacher_settings)).outputs["out"]
-        features = step("distill-features", distill_features(data=data, teacher=teacher, settings=distill_settings)).outputs["out"]
-        return Pretrained(teacher, features)
+        teacher = step("train-teacher", train_teacher(data=data, name=name, settings=teacher_settings)).outputs["out"]
+        distilling = distill_features(data=data, teacher=teacher, recipe=recipe, settings=distill_settings)
+        return Pretrained(teacher, step("distill-features", distilling).outputs["out"])
 
     @dsl.pipeline(name="compare")
     def compare(
@@ -68,10 +76,9 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         teacher: Input[Model],
         features: Input[Model],
         fresh: list,
+        recipe: str,
         mixed: list,
         seeds: list,
-        interpreter_settings: dict,
-        labels_settings: dict,
         finetune_settings: dict,
         evaluate_settings: dict,
     ) -> Compared:
@@ -84,10 +91,9 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             data=data,
             teacher=teacher,
             features=features,
+            recipe=recipe,
             mixed=mixed,
             seeds=seeds,
-            interpreter_settings=interpreter_settings,
-            labels_settings=labels_settings,
             finetune_settings=finetune_settings,
             parallelism=parallelism,
         )
@@ -137,15 +143,16 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         with ExitHandler(step("finish", finish(pipeline="pretrain")), name="chain"):
             found = prepare(git_url=git_url, data_rev=data_rev, settings=settings).outputs
             data = found["data"]
-            made = pretrain(data=data, teacher_settings=found["train_teacher"], distill_settings=found["distill_features"]).outputs
+            names = {"name": found["teacher"], "recipe": found["recipe"]}
+            settings_of = {"teacher_settings": found["train_teacher"], "distill_settings": found["distill_features"]}
+            made = pretrain(data=data, **names, **settings_of).outputs
             compared = compare(
                 data=data,
                 **made,
                 fresh=found["fresh"],
+                recipe=found["recipe"],
                 mixed=found["mixed"],
                 seeds=found["seeds"],
-                interpreter_settings=found["train_interpreter"],
-                labels_settings=found["distill_labels"],
                 finetune_settings=found["finetune"],
                 evaluate_settings=found["evaluate"],
             ).outputs

@@ -22,7 +22,7 @@ from components.train_teacher import train_teacher
 from pipelines.chain import STAGES, Pretrained, Step, fine_tune
 
 # What leaves prepare: artifacts, and what else depends on the revision.
-RESOLVED: dict[str, type] = {"mixed": list, "seeds": list, **dict.fromkeys([*STAGES, "gate"], dict)}
+RESOLVED: dict[str, type] = {"teacher": str, "recipe": str, "mixed": list, "seeds": list, **dict.fromkeys([*STAGES, "gate"], dict)}
 Prepared = NamedTuple("Prepared", [("data", Dataset), ("champion", Model), ("enough", bool), *RESOLVED.items()])  # type: ignore[misc]
 
 
@@ -57,11 +57,13 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         return Prepared(data, champion, new["enough"], **{name: found[name] for name in RESOLVED})  # type: ignore[call-arg]
 
     @dsl.pipeline(name="pretrain")
-    def pretrain(data: Input[Dataset], champion: Input[Model], teacher_settings: dict, distill_settings: dict) -> Pretrained:
+    def pretrain(
+        data: Input[Dataset], champion: Input[Model], name: str, recipe: str, teacher_settings: dict, distill_settings: dict
+    ) -> Pretrained:
         """The champion's teacher and backbone, trained on."""
-        training = train_teacher(data=data, champion=champion, settings=teacher_settings)
+        training = train_teacher(data=data, name=name, champion=champion, settings=teacher_settings)
         teacher = step("train-teacher", training).outputs["out"]
-        distilling = distill_features(data=data, teacher=teacher, champion=champion, settings=distill_settings)
+        distilling = distill_features(data=data, teacher=teacher, recipe=recipe, champion=champion, settings=distill_settings)
         return Pretrained(teacher, step("distill-features", distilling).outputs["out"])
 
     @dsl.pipeline(name="compare")
@@ -69,10 +71,9 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         data: Input[Dataset],
         teacher: Input[Model],
         features: Input[Model],
+        recipe: str,
         mixed: list,
         seeds: list,
-        interpreter_settings: dict,
-        labels_settings: dict,
         finetune_settings: dict,
         evaluate_settings: dict,
     ) -> Compared:
@@ -82,10 +83,9 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             data=data,
             teacher=teacher,
             features=features,
+            recipe=recipe,
             mixed=mixed,
             seeds=seeds,
-            interpreter_settings=interpreter_settings,
-            labels_settings=labels_settings,
             finetune_settings=finetune_settings,
             parallelism=parallelism,
         )
@@ -132,15 +132,15 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             found = prepare(git_url=git_url, data_rev=data_rev, settings=settings).outputs
             data, champion = found["data"], found["champion"]
             with If(found["enough"] == True, name="enough-is-new"):  # noqa: E712
+                names = {"name": found["teacher"], "recipe": found["recipe"]}
                 settings_of = {"teacher_settings": found["train_teacher"], "distill_settings": found["distill_features"]}
-                made = pretrain(data=data, champion=champion, **settings_of).outputs
+                made = pretrain(data=data, champion=champion, **names, **settings_of).outputs
                 compared = compare(
                     data=data,
                     **made,
+                    recipe=found["recipe"],
                     mixed=found["mixed"],
                     seeds=found["seeds"],
-                    interpreter_settings=found["train_interpreter"],
-                    labels_settings=found["distill_labels"],
                     finetune_settings=found["finetune"],
                     evaluate_settings=found["evaluate"],
                 ).outputs

@@ -35,7 +35,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "serving": {*BASE, "lifecycle", "onnx_files",
                "data", "files", "kubernetes_api", "mlflow_server", "outages", "tracking", "stage", "students", "tasks"},
     "git_access": {"errors", "mlflow_server"},
-    "versioning": {"errors", "git_access", "mlflow_server", "outages", "stage"},
+    "versioning": {"errors", "git_access", "graph", "mlflow_server", "outages", "stage"},
     "kubernetes_api": {"errors"},
     "stages": {*BASE, "files", "outages", "stage", "steps", "tracking", "versioning", "data", "training", "teachers",
                "students", "distillation", "tasks", "serving", "lifecycle", "onnx_files", "report"},

@@ -60,9 +60,12 @@ def test_every_stage_has_a_module_and_a_line_of_help(capsys):
     [
         ("ingest", {"source": None, "out": "artifacts/data"}),
         ("ingest --source s3://bucket/{0..3}.tar", {"source": "s3://bucket/{0..3}.tar"}),
-        ("train-interpreter --seed 2", {"seed": 2, "teacher": "artifacts/teacher", "out": "artifacts/interpreters/2"}),
-        ("distill-labels --mode mix --seed 1", {"mode": "mix", "interpreter": "artifacts/interpreters/1"}),
-        ("distill-labels --mode labels --seed 1", {"mode": "labels", "out": "artifacts/backbones/labels/1"}),
+        ("train-teacher", {"name": "own", "out": "artifacts/teachers/own"}),
+        ("distill-features", {"recipe": "features", "teacher": "artifacts/teachers/own", "out": "artifacts/backbones/features"}),
+        ("train-interpreter --seed 2", {"seed": 2, "teacher": "artifacts/teachers/own", "out": "artifacts/interpreters/mix/2"}),
+        ("distill-labels --seed 1", {"recipe": "mix", "interpreter": "artifacts/interpreters/mix/1"}),
+        ("distill-labels", {"seed": 0, "features": "artifacts/backbones/features"}),
+        ("distill-labels --recipe mix --seed 1", {"out": "artifacts/backbones/mix/1"}),
         ("finetune --init scratch", {"backbone": None, "seed": 0, "out": "artifacts/finetuned/scratch/0"}),
         ("finetune --init imagenet", {"backbone": None}),
         ("finetune --init features --seed 4", {"backbone": "artifacts/backbones/features", "out": "artifacts/finetuned/features/4"}),
@@ -108,7 +111,7 @@ def test_arguments_are_those_that_the_stages_take():
         tree = ast.parse((PROJECT / f"src/dreamteacher/stages/{name.replace('-', '_')}.py").read_text())
         (run,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
         taken = {argument.arg for argument in run.args.kwonlyargs}
-        given = {*command.inputs, *command.optional, *command.choices, *(["seed"] if command.seed else []), "out", "overwrite"}
+        given = {*command.inputs, *command.optional, *command.named, *(["seed"] if command.seed else []), "out", "overwrite"}
         assert taken == given, name
         assert [argument.arg for argument in run.args.args] == ["params"], name
 

@@ -54,17 +54,23 @@ def _run_stage(options: argparse.Namespace) -> int:
     if not command.trains and os.environ.get("RANK", "0") != "0":
         return 0
     params = read_sections(options.params) if options.sections else load_params(options.params, options.set)
-    given = {name: getattr(options, name) for name in [*command.choices, *(["seed"] if command.seed else [])]}
+    given: dict[str, Any] = {name: getattr(options, name) or _only(name, setting, params) for name, setting in command.named.items()}
+    places = dict(given)
+    if not options.sections:
+        params, of_recipe = _resolve(params, options.command, given)
+        places |= of_recipe
+    if command.seed:
+        given["seed"] = places["seed"] = options.seed
 
     def place(name: str, default: str) -> Path:
-        return getattr(options, name) or Path(default.format(params=params, **given))
+        return getattr(options, name) or Path(default.format(params=params, **places))
 
     inputs: dict[str, Any] = {name: place(name, default) for name, default in command.inputs.items()}
     for name in command.optional:
         given_place = getattr(options, name)
         inputs[name] = Path(given_place) if given_place and "://" not in given_place else given_place
     if options.command == "finetune":
-        inputs["backbone"] = inputs["backbone"] or _pretrained(**given)
+        inputs["backbone"] = inputs["backbone"] or _pretrained(params, **given)
     out = place("out", command.out)
     gc.disable()  # what is imported stays: collecting on the way takes a tenth of the time
     run = import_module(f"dreamteacher.stages.{options.command.replace('-', '_')}").run
@@ -77,9 +83,40 @@ def _run_stage(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pretrained(init: str, seed: int) -> Path | None:
+def _only(name: str, setting: str, params: Any) -> str:
+    """What an option that is left out means: the only name that `setting` holds.
+
+    Raises:
+        UserError: it holds several, or none.
+    """
+    group, _, key = setting.partition(".")
+    names = list(getattr(getattr(params, group), key) if key else getattr(params, group))
+    if len(names) != 1:
+        raise UserError(f"which one? {setting} has {', '.join(names) or 'nothing'}: give --{name}")
+    return str(names[0])
+
+
+def _resolve(params: Any, stage: str, given: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """The settings of the teacher, recipe or initialisation that a stage is for, and what places may name of the recipe."""
+    from dreamteacher.settings import recipes
+
+    if "name" in given:
+        return recipes.of_teacher(params, given["name"]), {}
+    if "recipe" in given:
+        kinds = {True: "label_recipes", False: "recipes"}
+        wanted, found = STAGES[stage].named["recipe"], kinds[given["recipe"] in params.label_recipes]
+        resolved = recipes.of_recipe(params, given["recipe"])
+        if wanted != found:
+            raise UserError(f"{stage} is for {wanted}, and {given['recipe']!r} is one of {found}")
+        features = recipes.base_of(params, given["recipe"])
+        return resolved, {"features": features, "teacher": params.recipes[features].teacher}
+    return (recipes.of_init(params, given["init"]), {}) if "init" in given else (params, {})
+
+
+def _pretrained(params: Any, init: str, seed: int) -> Path | None:
+    """Where the backbone that fine-tuning from `init` starts from lies by default; None: it starts from none of ours."""
     folder = Path("artifacts/backbones") / init
-    return {"features": folder, "labels": folder / str(seed), "mix": folder / str(seed)}.get(init)
+    return folder / str(seed) if init in params.label_recipes else folder if init in params.recipes else None
 
 
 def _run_init(options: argparse.Namespace) -> int:
@@ -110,10 +147,11 @@ def _run_doctor(_: argparse.Namespace) -> int:
 
 
 def _run_promote(options: argparse.Namespace) -> int:
+    from dreamteacher.settings.file import load_params
     from dreamteacher.stages.promote import by_hand
 
     name = _model_name(options)
-    _print_served(name, by_hand(name, artifacts=options.artifacts, version=options.version))
+    _print_served(name, by_hand(load_params(), name, artifacts=options.artifacts, version=options.version))
     return 0
 
 
@@ -186,8 +224,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, stage in STAGES.items():
         command = add(name, _run_stage, stage.help)
         add_params(command)
-        for option, values in stage.choices.items():
-            command.add_argument(f"--{option}", required=True, choices=values)
+        for option, setting in stage.named.items():
+            command.add_argument(f"--{option}", metavar="NAME", help=f"one of {setting} of the settings; default: the only one")
         if stage.seed:
             command.add_argument("--seed", type=_seed, default=0, help="draws the few labels and the random weights (default: 0)")
         for option, text in stage.optional.items():

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-INITS = ("scratch", "features", "labels", "mix", "imagenet")  # those of params.Init, which is slow to import
-
 
 @dataclass(frozen=True)
 class StageCommand:
-    """A stage on the command line. Places may name `{seed}`, `{mode}`, `{init}` and settings such as `{params.export.init}`."""
+    """A stage on the command line.
+
+    Places may name its options, such as `{seed}` and `{init}`, settings such as `{params.export.init}`, and of a recipe `{teacher}` and
+    `{features}`, the recipe without labels that it is or builds on.
+    """
 
     help: str
     out: str
     inputs: dict[str, str] = field(default_factory=dict)
     optional: dict[str, str] = field(default_factory=dict)  # inputs without a default place, with their help
-    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)  # further options that must be given, with what is possible
+    named: dict[str, str] = field(default_factory=dict)  # further options, and the setting that holds what each may be
     seed: bool = False
     trains: bool = False  # by all processes of torchrun; other stages run in the first alone
 
@@ -31,35 +33,38 @@ STAGES = {
     ),
     "train-teacher": StageCommand(
         "train the generator on the unlabelled pictures",
-        "artifacts/teacher",
+        "artifacts/teachers/{name}",
         {"data": "artifacts/data"},
         {"start": "an earlier teacher to go on from"},
+        named={"name": "teachers"},
         trains=True,
     ),
     "distill-features": StageCommand(
         "distill the generator's features into a backbone",
-        "artifacts/backbones/features",
-        {"data": "artifacts/data", "teacher": "artifacts/teacher"},
+        "artifacts/backbones/{recipe}",
+        {"data": "artifacts/data", "teacher": "artifacts/teachers/{teacher}"},
         {"start": "an earlier output of this stage to go on from"},
+        named={"recipe": "recipes"},
         trains=True,
     ),
     "train-interpreter": StageCommand(
         "train the feature interpreter on the few labels",
-        "artifacts/interpreters/{seed}",
-        {"data": "artifacts/data", "teacher": "artifacts/teacher"},
+        "artifacts/interpreters/{recipe}/{seed}",
+        {"data": "artifacts/data", "teacher": "artifacts/teachers/{teacher}"},
+        named={"recipe": "label_recipes"},
         seed=True,
         trains=True,
     ),
     "distill-labels": StageCommand(
         "distill the interpreter's soft labels into a backbone",
-        "artifacts/backbones/{mode}/{seed}",
+        "artifacts/backbones/{recipe}/{seed}",
         {
             "data": "artifacts/data",
-            "teacher": "artifacts/teacher",
-            "interpreter": "artifacts/interpreters/{seed}",
-            "features": "artifacts/backbones/features",
+            "teacher": "artifacts/teachers/{teacher}",
+            "interpreter": "artifacts/interpreters/{recipe}/{seed}",
+            "features": "artifacts/backbones/{features}",
         },
-        choices={"mode": ("labels", "mix")},
+        named={"recipe": "label_recipes"},
         seed=True,
         trains=True,
     ),
@@ -68,7 +73,7 @@ STAGES = {
         "artifacts/finetuned/{init}/{seed}",
         {"data": "artifacts/data"},
         {"backbone": "what --init starts from; default: its place below artifacts/backbones, if it has one"},
-        choices={"init": INITS},
+        named={"init": "compare.inits"},
         seed=True,
         trains=True,
     ),
@@ -77,8 +82,8 @@ STAGES = {
         "artifacts/evaluation",
         {
             "data": "artifacts/data",
-            "teacher": "artifacts/teacher",
-            "features": "artifacts/backbones/features",
+            "teachers": "artifacts/teachers",
+            "backbones": "artifacts/backbones",
             "finetuned": "artifacts/finetuned",
             "metrics": "metrics/evaluate.json",
             "plots": "plots/evaluate",

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.git_access import why_no_token, with_token, without_token
+from dreamteacher.graph import STAGES
 from dreamteacher.mlflow_server import without_password
 from dreamteacher.outages import GivenUp, NoAnswer, is_outage, patient
 from dreamteacher.stage import read_stage
@@ -52,18 +53,27 @@ class Place:
         return self.command[0] == "dreamteacher"
 
     def mark(self, folder: Path) -> bool:
-        """Make below `folder` the mark that the command makes by `mkdir -p` and `touch` alone; False, and nothing is done, if it does more.
+        """Make below `folder` what the command makes by `mkdir -p`, `touch` and `cp` of files; False, and nothing is done, if it does more.
 
         dvc.yaml is whoever's who may push, so no shell gets its commands where secrets are.
         """
         steps = [list(words) for is_and, words in groupby(self.command, lambda word: word == "&&") if not is_and]
         for step in steps:
-            names = step[2:] if step[:2] == ["mkdir", "-p"] else step[1:] if step[0] == "touch" else [""]
+            names = (
+                step[2:]
+                if step[:2] == ["mkdir", "-p"]
+                else step[1:]
+                if step[0] == "touch" or (step[0] == "cp" and len(step) == 3)
+                else [""]
+            )
             if not all(re.fullmatch(r"[\w.@=+,/][\w.@=+,/-]*", name) for name in names):
                 return False
         for kind, *names in steps:
-            for name in names[kind == "mkdir" :]:
-                place = inside(folder, name, f"dvc.yaml: {name} of stage {self.stage}")
+            places = [inside(folder, name, f"dvc.yaml: {name} of stage {self.stage}") for name in names[kind == "mkdir" :]]
+            if kind == "cp":
+                shutil.copyfile(*places)
+                continue
+            for place in places:
                 place.touch() if kind == "touch" else place.mkdir(parents=True, exist_ok=True)
         return True
 
@@ -306,14 +316,14 @@ def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Pat
 
 
 @contextmanager
-def lay_out(models: list[str]) -> Iterator[Path]:
-    """A folder in which the fine-tuned models lie as INIT/SEED, as evaluate and export-onnx expect them; gone afterwards."""
+def lay_out(outputs: list[str]) -> Iterator[Path]:
+    """A folder in which outputs of stages lie as in `artifacts`: teachers/NAME, backbones/RECIPE, finetuned/INIT/SEED; gone afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
-        for model in models:
-            made = read_stage(Path(model))["params"]
-            place = Path(scratch) / made["init"] / str(made["seed"])
-            place.parent.mkdir(exist_ok=True)
-            place.symlink_to(Path(model).absolute(), target_is_directory=True)
+        for output in outputs:
+            record = read_stage(Path(output))
+            place = scratch / Path(STAGES[record["stage"]].out.format(**record["params"])).relative_to("artifacts")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(Path(output).absolute(), target_is_directory=True)
         yield Path(scratch)
 
 

@@ -27,8 +27,8 @@ def run(params, *, out, overwrite, metrics=None, plots=None, **given):
                     inputs=inputs, out=out, overwrite=overwrite) as stage:
         (stage.tmp / "model.safetensors").write_text(name + str(given.get("seed")))
         if plots:
-            files = {{"finetune_loss.csv": "step,scratch,features,labels,mix,imagenet\\n1,3,2,,1,\\n",
-                      "teacher_loss.csv": "step,loss\\n1,2\\n", "distill_quality.csv": "step,explained_variance\\n1,0.5\\n",
+            files = {{"finetune_loss.csv": "step,scratch,features,mix\\n1,3,2,1\\n", "teacher_loss/own.csv": "step,loss\\n1,2\\n",
+                      "distill_quality/features.csv": "step,explained_variance\\n1,0.5\\n",
                       "results.png": "", "overlays/0.png": "",
                       "metrics.json": json.dumps({{"mix": {{"miou_mean": params.finetune.lr}}}})}}
             for file, text in files.items():

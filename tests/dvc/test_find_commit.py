@@ -7,7 +7,7 @@ from pipeline import Project, fetch, find, head, url
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params, restore_params
-from dreamteacher.stages.find_commit import FILES, SECTIONS, resolve
+from dreamteacher.stages.find_commit import FILES, OF_LABELS, SECTIONS, resolve
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ def test_data_version_of_a_folder_is_that_of_its_files(tmp_path: Path):
 
 def test_each_step_gets_the_sections_that_it_reads_and_nothing_else(origin: Project):
     found = find(url(origin), "v1", "few_labels=null", "teacher.lr=0.5")
-    assert {step: tuple(sections) for step, sections in found.settings.items()} == SECTIONS
+    assert {step: tuple(sections) for step, sections in found.settings.items()} | {
+        step: tuple(found.mixed[0][step]) for step in OF_LABELS
+    } == SECTIONS
     params = load_params(origin.folder / "params.yaml", ["few_labels=null", "teacher.lr=0.5"])
     for step, settings in found.settings.items():
         assert restore_params(**settings).section(*SECTIONS[step]) == params.section(*SECTIONS[step])
@@ -84,7 +86,8 @@ def test_each_step_gets_the_sections_that_it_reads_and_nothing_else(origin: Proj
 
 
 def test_what_is_compared_comes_from_the_settings_and_a_retraining_has_no_fresh_start(origin: Project):
-    overrides = ["compare.inits=[scratch, imagenet, features, labels, mix]", "compare.modes=[labels, mix]", "compare.seeds=[0, 3]"]
+    overrides = ["compare.inits=[scratch, imagenet, features, labels, mix]", "compare.seeds=[0, 3]"]
+    overrides.append("label_recipes.labels={features: features, labels: {mode: labels}}")
     pretrain, retrain = (
         resolve(git_url=url(origin), data_rev="v1", overrides=overrides, pipeline=name) for name in ("pretrain", "retrain")
     )
@@ -99,8 +102,8 @@ def test_what_is_compared_comes_from_the_settings_and_a_retraining_has_no_fresh_
     ("overrides", "said"),
     [
         (["compare.inits=[features, mix]"], "add scratch or imagenet$"),
-        (["compare.inits=[scratch, features]", "compare.modes=[]"], "add labels or mix$"),
-        (["compare.inits=[scratch, mix]", "export.init=mix"], "add features$"),
+        (["compare.inits=[scratch, features]"], "add one of label_recipes$"),
+        (["compare.inits=[scratch, mix]", "export.init=mix"], "add a recipe without labels$"),
         ([{"a": 1}], "is no text; write it as"),
     ],
 )

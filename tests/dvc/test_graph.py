@@ -1,21 +1,22 @@
 """What the real dvc.yaml runs again, and what not."""
 
 import json
-from typing import get_args
 
 import yaml
 
 from dreamteacher import cli
-from dreamteacher.settings.schema import Init, Params
+from dreamteacher.settings.schema import Params
 from dreamteacher.settings.table import known_keys
 from helpers import PROJECT
 
+TEACHER, FEATURES = "train-teacher --name own", "distill-features --recipe features"
+INTERPRETER, MIX = "train-interpreter --recipe mix --seed 0", "distill-labels --recipe mix --seed 0"
 AFTER_FINETUNE = ["evaluate", "export-onnx", "publish"]
 
 
 def test_chain_runs_every_stage_once(project):
     assert project.first == sorted(
-        ["ingest", "train-teacher", "distill-features", "train-interpreter --seed 0", "distill-labels --mode mix --seed 0",
+        ["ingest", TEACHER, FEATURES, INTERPRETER, MIX,
          "finetune --init scratch --seed 0", "finetune --init features --seed 0", "finetune --init mix --seed 0", *AFTER_FINETUNE]
     )  # fmt: skip
 
@@ -39,7 +40,7 @@ def test_touching_distillation_leaves_scratch_and_teacher_alone(clean):
     settings["distill"]["T"] = 77
     (clean.folder / "params.yaml").write_text(yaml.safe_dump(settings))
     assert clean.repro() == sorted(
-        ["distill-features", "distill-labels --mode mix --seed 0", "finetune --init features --seed 0", "finetune --init mix --seed 0",
+        [FEATURES, INTERPRETER, MIX, "finetune --init features --seed 0", "finetune --init mix --seed 0",
          *AFTER_FINETUNE]
     )  # fmt: skip
 
@@ -47,7 +48,7 @@ def test_touching_distillation_leaves_scratch_and_teacher_alone(clean):
 def test_another_size_of_the_teacher_reruns_all_that_takes_its_settings_from_it(clean):
     clean.change("size: tiny", "size: small")
     assert clean.repro() == sorted(
-        ["train-teacher", "distill-features", "train-interpreter --seed 0", "distill-labels --mode mix --seed 0",
+        [TEACHER, FEATURES, INTERPRETER, MIX,
          "finetune --init features --seed 0", "finetune --init mix --seed 0", *AFTER_FINETUNE]
     )  # fmt: skip
 
@@ -60,10 +61,36 @@ def test_another_size_of_the_exported_example_exports_again(clean):
 def test_one_seed_more_runs_only_that_seed(clean):
     clean.change("seeds: [0]", "seeds: [0, 1]")
     ran = clean.repro()
-    assert "train-interpreter --seed 1" in ran
+    assert "train-interpreter --recipe mix --seed 1" in ran
     assert "finetune --init scratch --seed 1" in ran
     # finetune from mix depends on all of artifacts/backbones/mix, which has a new seed in it: the one price of INIT as a dependency
     assert [command for command in ran if command.endswith("--seed 0")] == ["finetune --init mix --seed 0"]
+
+
+def test_one_recipe_more_runs_itself_and_what_compares_it(clean):
+    clean.change("  features: {teacher: own}", "  features: {teacher: own}\n  noisy: {teacher: own, distill: {T: 250}}")
+    assert clean.repro() == sorted(["distill-features --recipe noisy", "evaluate", "publish"])
+    clean.change("inits: [scratch, features, mix]", "inits: [scratch, features, mix, noisy]")
+    assert clean.repro() == sorted(["finetune --init noisy --seed 0", "evaluate", "publish"])
+    assert json.loads((clean.folder / "artifacts/backbones/noisy/stage.json").read_text())["params"]["distill"]["T"] == 250
+
+
+def test_one_teacher_more_runs_itself_and_its_recipe(clean):
+    clean.change("  own: {}", "  own: {}\n  edm: {kind: edm, size: tiny, pretrained: null}")
+    clean.change("  features: {teacher: own}", "  features: {teacher: own}\n  karras: {teacher: edm}")
+    assert clean.repro() == sorted(["train-teacher --name edm", "distill-features --recipe karras", "evaluate", "publish"])
+
+
+def test_one_label_recipe_more_runs_its_own_interpreter(clean):
+    clean.change("  mix: {features: features}", "  mix: {features: features}\n  labels: {features: features, labels: {mode: labels}}")
+    assert clean.repro() == sorted(
+        ["train-interpreter --recipe labels --seed 0", "distill-labels --recipe labels --seed 0", "evaluate", "publish"]
+    )
+
+
+def test_what_differs_in_one_recipe_runs_that_one_again(clean):
+    clean.change("  mix: {features: features}", "  mix: {features: features, labels: {tau: 2}}")
+    assert clean.repro() == sorted([INTERPRETER, MIX, "finetune --init mix --seed 0", "evaluate", "publish"])  # features are served
 
 
 def test_what_a_server_leaves_in_its_repository_changes_no_output(clean):
@@ -85,29 +112,22 @@ def test_plots_are_drawn(project):
 
 def test_every_stage_is_in_the_graph_with_settings_that_exist():
     graph, settings = (yaml.safe_load((PROJECT / name).read_text()) for name in ("dvc.yaml", "params.yaml"))
-    assert set(graph["stages"]) == {*cli.STAGES, "nothing"}
+    assert set(graph["stages"]) == {*cli.STAGES, "nothing", "features-of"}
     for name, stage in graph["stages"].items():
-        for key in stage.get("params", []):
+        for key in stage.get("do", stage).get("params", []):
             group, _, setting = key.partition(".")
             assert group in Params.model_fields, name
             assert group in settings, f"{group} must be in params.yaml: DVC knows no defaults"
-            assert not setting or setting in settings[group], f"{key} must be in params.yaml: DVC knows no defaults"
+            assert not setting or "$" in setting or setting in settings[group], f"{key} must be in params.yaml: DVC knows no defaults"
 
 
 def test_no_setting_that_the_run_cache_passes_over_goes_unwatched():
     """DVC's run cache leaves out of its key what is called `size` or `nfiles` within a group of settings."""
-    watched = {key for stage in yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"].values() for key in stage.get("params", [])}
+    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"].values()
+    watched = {key for stage in stages for key in stage.get("do", stage).get("params", [])}
     passed_over = {key for key in known_keys() if key.split(".")[-1] in ("size", "nfiles")}
     assert passed_over == {"teacher.size", "export.size"}
     assert passed_over <= watched
-
-
-def test_drawn_columns_are_all_initialisations():
-    graph = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
-    (columns,) = [
-        y for plot in graph["plots"] if isinstance(plot, dict) for line in plot.values() for y in line["y"].values() if isinstance(y, list)
-    ]
-    assert columns == list(get_args(Init))
 
 
 def test_nothing_is_told_to_anyone():

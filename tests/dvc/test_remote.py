@@ -20,7 +20,7 @@ def test_pushed_results_reach_a_fresh_clone_and_nothing_is_run_again(project: Pr
     project.run("git", "clone", "-q", str(project.folder), str(clone.folder))
     assert not (clone.folder / "artifacts").exists()
     clone.run("dvc", "pull", "-q")
-    for place in ("artifacts/onnx/model.safetensors", "artifacts/finetuned/mix/0/stage.json", "plots/evaluate/teacher_loss.csv"):
+    for place in ("artifacts/onnx/model.safetensors", "artifacts/finetuned/mix/0/stage.json", "plots/evaluate/teacher_loss/own.csv"):
         assert (clone.folder / place).read_bytes() == (project.folder / place).read_bytes()
     assert clone.repro() == []
 

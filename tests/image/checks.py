@@ -64,8 +64,8 @@ def test_a_stage_runs_and_its_files_are_the_users(volume):
     run = [*locked_down(volume, "--rm"), "dreamteacher"]
     docker(*run, "ingest")
     docker(*run, "train-teacher", *(f"--set={setting}" for setting in [*TINY, "teacher.steps=2"]))
-    assert json.loads((volume / "artifacts/teacher/stage.json").read_text())["metrics"]
-    assert (volume / "artifacts/teacher/teacher.json").stat().st_uid == 54321
+    assert json.loads((volume / "artifacts/teachers/own/stage.json").read_text())["metrics"]
+    assert (volume / "artifacts/teachers/own/teacher.json").stat().st_uid == 54321
     assert not list(Path(volume / "artifacts").glob(".*")), "half-written folders"
 
 
@@ -85,7 +85,7 @@ def test_a_preempted_step_resumes_in_the_next_container(volume):
         docker("rm", "--force", name)
     again = docker(*locked_down(volume, "--rm", "--env=DREAMTEACHER_CHECKPOINTS=/project/checkpoints"), *train)
     assert "resumes after step" in again.stderr + again.stdout
-    assert (volume / "artifacts/teacher/stage.json").exists()
+    assert (volume / "artifacts/teachers/own/stage.json").exists()
 
 
 def test_dvc_and_git_work_on_a_project_of_somebody_else(volume):

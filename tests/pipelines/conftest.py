@@ -36,7 +36,7 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     draw("segmentation", folder / "pictures")
     settings = brief_params(Path("pictures"), publish={"instances": 1}).model_dump(mode="json")
-    settings["compare"] = {"inits": ["scratch", "features", "mix"], "modes": ["mix"], "seeds": [0]}
+    settings["compare"] = {"inits": ["scratch", "features", "mix"], "seeds": [0]}
     (folder / "params.yaml").write_text(yaml.safe_dump(settings))
     return folder
 

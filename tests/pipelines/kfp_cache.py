@@ -106,7 +106,7 @@ class Kfp:
         if task.get("cachingOptions", {}).get("enableCache") and key in self._cache:
             return self._cache[key]
         step = task["taskInfo"]["name"]
-        ran.append(" ".join([step, *(str(inputs["parameters"][name]) for name in ("init", "mode") if name in inputs["parameters"])]))
+        ran.append(" ".join([step, *(str(inputs["parameters"][name]) for name in ("init", "recipe") if name in inputs["parameters"])]))
         definitions = component.get("outputDefinitions", {})
         made: dict[str, Values] = {
             "artifacts": {name: next(self._ids) for name in definitions.get("artifacts", {})},

@@ -21,8 +21,8 @@ from pipelines.resources import Profile
 ALWAYS = {"find-commit", "publish", "record", "finish"}  # what looks at a branch, or has its effect outside
 AFTER_FINETUNE = {"evaluate", "export-onnx"}
 FINETUNE = {"finetune scratch", "finetune features", "finetune mix"}
-MIX = {"train-interpreter", "distill-labels mix", "finetune mix"}
-FEATURES = {"distill-features", "distill-labels mix", "finetune features", "finetune mix"}
+MIX = {"train-interpreter mix", "distill-labels mix", "finetune mix"}
+FEATURES = {"distill-features features", "distill-labels mix", "finetune features", "finetune mix"}
 ALL = {"ingest", "train-teacher", *FEATURES, *MIX, *FINETUNE, *AFTER_FINETUNE}
 
 

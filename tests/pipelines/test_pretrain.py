@@ -21,8 +21,8 @@ CHAIN = (
     "ingest",
     "train-teacher",
     "distill-features",
-    "train-interpreter --seed 0",
-    "distill-labels --mode mix --seed 0",
+    "train-interpreter --recipe mix --seed 0",
+    "distill-labels --recipe mix --seed 0",
     "finetune --init scratch --seed 0",
     "finetune --init features --seed 0",
     "finetune --init mix --seed 0",
@@ -44,7 +44,7 @@ def by_hand(small_project: Path) -> Path:
 
 def test_the_pipeline_makes_what_the_chain_makes_to_the_byte(pretrained: LocalRun, by_hand: Path) -> None:
     assert pretrained.code == 0, pretrained.said[-3000:]
-    places = {"ingest": "data", "train-teacher": "teacher", "distill-features": "backbones/features", "evaluate": "evaluation"}
+    places = {"ingest": "data", "train-teacher": "teachers/teacher", "distill-features": "backbones/features", "evaluate": "evaluation"}
     for step, place in places.items():
         assert (pretrained.out(step) / "stage.json").read_bytes() == (by_hand / place / "stage.json").read_bytes(), step
     made = json.loads((pretrained.out("evaluate") / "metrics.json").read_text())

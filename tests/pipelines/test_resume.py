@@ -82,5 +82,5 @@ def test_a_step_that_was_killed_and_then_stopped_gives_the_same_bytes(
     monkeypatch.chdir(project)
     params = load_params()
     ingest.run(params, out=tmp_path / "data")
-    train_teacher.run(params, data=tmp_path / "data", out=tmp_path / "teacher")
+    train_teacher.run(params, data=tmp_path / "data", name="teacher", out=tmp_path / "teacher")
     assert resumed.read_bytes() == (tmp_path / "teacher/stage.json").read_bytes()

@@ -25,22 +25,22 @@ REAL = 197 / 152
 SPEC = 200_000  # bytes of the Workflow beside its nodes; 170 kB on that cluster
 
 
-def arguments(seeds: int, inits: str, modes: str) -> dict[str, Any]:
-    settings = [f"compare.seeds={list(range(seeds))}", f"compare.inits=[{inits}]", f"compare.modes=[{modes}]"]
+def arguments(seeds: int, inits: str) -> dict[str, Any]:
+    settings = [f"compare.seeds={list(range(seeds))}", f"compare.inits=[{inits}]", "label_recipes.labels={features: features}"]
     return {"git_url": str(PROJECT), "data_rev": "", "settings": settings}
 
 
 @pytest.mark.parametrize(
-    ("name", "inits", "modes"),
-    [("pretrain", "scratch, features, labels, mix", "labels, mix"), ("retrain", "features, labels, mix", "labels, mix")],
+    ("name", "inits"),
+    [("pretrain", "scratch, features, labels, mix"), ("retrain", "features, labels, mix")],
 )
-def test_the_largest_run_fits_and_not_by_far(name: str, inits: str, modes: str, tmp_path: Path) -> None:
+def test_the_largest_run_fits_and_not_by_far(name: str, inits: str, tmp_path: Path) -> None:
     file = tmp_path / "package.yaml"
     Compiler().compile(import_module(f"pipelines.{name}").build(Profile("single-gpu", IMAGE).apply), str(file))
     spec, platform = yaml.safe_load_all(file.read_text())
     spec["platforms"] = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     kfp = Kfp(find_commit)
-    kfp.run(spec, arguments(PASSES // len(inits.split(",")), inits, modes))
+    kfp.run(spec, arguments(PASSES // len(inits.split(",")), inits))
     size = kfp.nodes.size()[1] * REAL + SPEC
     assert 0.7 * LIMIT < size < LIMIT, f"{len(kfp.nodes)} nodes, {kfp.nodes.size()} bytes"
 
@@ -48,12 +48,12 @@ def test_the_largest_run_fits_and_not_by_far(name: str, inits: str, modes: str, 
 def test_a_run_that_would_not_fit_is_refused_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    given = arguments(14, "scratch, features, mix", "mix")
+    given = arguments(14, "scratch, features, mix")
     words = f"14 seeds of 3 initialisations are 42 passes of the pipeline's loops, more than the {PASSES} that Argo can keep of one run"
     with pytest.raises(UserError, match=words):
         resolve(git_url=given["git_url"], data_rev="", overrides=given["settings"], pipeline="pretrain")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(f"compare: {{seeds: {list(range(14))}, inits: [scratch, features, mix], modes: [mix]}}\n")
+    (tmp_path / "params.yaml").write_text(f"compare: {{seeds: {list(range(14))}, inits: [scratch, features, mix]}}\n")
     assert main(["compile"]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "pretrain.yaml").exists()

@@ -20,6 +20,7 @@ from dreamteacher.lifecycle import promotion
 from dreamteacher.lifecycle.promotion import fetch_champion
 from dreamteacher.mlflow_server import PUBLISHED
 from dreamteacher.serving.triton_repository import check_repository
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of, open_stage
 from dreamteacher.stages import export_onnx, promote, publish
 from dreamteacher.steps import effects
@@ -188,7 +189,8 @@ def start_step(name, project, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DREAMTEACHER_TRACKING", "off")
         for part, file in (("data", "manifest.csv"), ("teacher", "model"), ("features", "backbone"), ("evaluation", "metrics.json")):
-            with open_stage(part, params={}, inputs=made if part == "evaluation" else {}, out=folder / part) as stage:
+            inputs = {{"teacher": "teachers/own", "features": "backbones/features"}.get(name, name): made[name] for name in made}
+            with open_stage(part, params={}, inputs=inputs if part == "evaluation" else {}, out=folder / part) as stage:
                 (stage.tmp / file).write_text(json.dumps({"mix": {"miou_mean": 0.5, "n_seeds": 1}}))
             made[part] = folder / part
     made |= {"onnx": project / "onnx" / "segmentation", "out": folder / "triton"}
@@ -227,7 +229,7 @@ def test_a_pipelines_publish_waits_until_mlflow_is_back_and_tells_finish(project
 
 def test_a_pipelines_publish_stores_what_a_retraining_starts_from(project, registry, in_tmp, caplog):
     start_step("whole", project, in_tmp / "pod")
-    promote.by_hand("whole", artifacts=in_tmp / "artifacts")  # on a laptop, where nothing of the run is
+    promote.by_hand(Params(), "whole", artifacts=in_tmp / "artifacts")  # on a laptop, where nothing of the run is
     assert not [record for record in caplog.records if "stored" in record.getMessage()]
     assert fetch_champion("whole", in_tmp / "champion") == "1"
     for part in ("teacher", "features", "evaluation"):

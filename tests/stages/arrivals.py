@@ -33,7 +33,7 @@ def settings(source: Path, **changes) -> Params:
         source,
         distill={"steps": 20, "lr": 3e-3},
         finetune=BRIEF | {"steps": 60, "lr": 1e-2, "resolution": 32} | changes.pop("finetune", {}),
-        compare={"inits": ["mix"], "modes": ["mix"], "seeds": list(SEEDS)},
+        compare={"inits": ["mix"], "seeds": list(SEEDS)},
     )
     retrain = {"min_new_images": 5, "metric_floor": 0.3, "latency_ms": 5000, "latency_runs": 2} | changes
     return Params.model_validate(params.model_dump() | {"retrain": retrain, "export": {"size": 32}, "publish": {"name": "blobs"}})
@@ -74,16 +74,16 @@ class Round:
         for seed in self.params.compare.seeds:
             places = [self.root / kind / str(seed) for kind in ("interpreters", "mix")]
             train_interpreter.run(self.params, **made, seed=seed, out=places[0])
-            given = {**made, "features": at["features"], "interpreter": places[0], "mode": "mix", "seed": seed}
+            given = {**made, "features": at["features"], "interpreter": places[0], "seed": seed}
             distill_labels.run(self.params, **given, out=places[1])
             given = {"data": at["data"], "init": "mix", "seed": seed, "backbone": places[1]}
             finetune.run(self.params, **given, out=self.root / "finetuned/mix" / str(seed))
-        made["features"] = at["features"]
         places = {"metrics": self.root / "metrics.json", "plots": self.root / "plots"}
-        evaluate.run(self.params, **made, finetuned=self.root / "finetuned", out=at["evaluation"], **places)
+        places |= {"teachers": self.root, "backbones": self.root}
+        evaluate.run(self.params, data=at["data"], finetuned=self.root / "finetuned", out=at["evaluation"], **places)
         export_onnx.run(self.params, data=at["data"], finetuned=self.root / "finetuned/mix/0", out=at["onnx"])
         publish.run(self.params, onnx=at["onnx"], evaluation=at["evaluation"], out=at["triton"])
-        publish.keep(self.params, **made, onnx=at["onnx"], evaluation=at["evaluation"], repository=at["triton"])
+        publish.keep(self.params, **made, features=at["features"], onnx=at["onnx"], evaluation=at["evaluation"], repository=at["triton"])
         gate.run(self.params, data=at["data"], onnx=at["onnx"], evaluation=at["evaluation"], champion=champion, out=at["gate"])
         return self.decide()
 

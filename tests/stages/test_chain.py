@@ -84,12 +84,12 @@ def test_the_final_figure_is_that_of_the_masks_as_they_came(chains: dict[str, Ch
         pixels[::5] = 1 - pixels[::5] // 255  # lines of one pixel, most of which a reduced mask has not
         Image.fromarray(pixels).save(mask)
     (source / "classes.txt").write_text((made.source / "classes.txt").read_text())
-    only_scratch = {"compare": {"inits": ["scratch"], "modes": [], "seeds": [0]}, "export": {"init": "scratch"}}
+    only_scratch = {"compare": {"inits": ["scratch"], "seeds": [0]}, "export": {"init": "scratch"}}
     params = brief_params(source, ingest={"short_side": 32}, finetune={"steps": 12, "lr": 1e-2}, **only_scratch)
     data, finetuned = tmp_path / "data", tmp_path / "finetuned"
     ingest.run(params, source=source, out=data)
     finetune.run(params, data=data, init="scratch", seed=0, out=finetuned / "scratch/0")
-    given = {"teacher": made.root / "teacher", "features": made.root / "features", "finetuned": finetuned}
+    given = {"teachers": made.root, "backbones": made.root, "finetuned": finetuned}
     evaluate.run(params, data=data, **given, out=tmp_path / "evaluation", metrics=tmp_path / "metrics.json", plots=tmp_path / "plots")
 
     model, val = load_task_model(finetuned / "scratch/0"), ImageSet(data, "val")

@@ -69,10 +69,12 @@ def test_evaluation_export_and_whoever_loads_a_model_notice_it(chain: Chain, tmp
     at = {name: chain.root / name for name in ("data", "teacher", "features")}
     places = {name: tmp_path / name for name in ("out", "metrics", "plots")}
     one = tmp_path / "models/mix/0"
+    made = {"data": at["data"], "teachers": chain.root, "backbones": chain.root, "finetuned": tmp_path / "models"}
+    evaluation = partial(evaluate.run, chain.params, **made, **places)
     export = partial(export_onnx.run, chain.params, data=at["data"], finetuned=one, out=tmp_path / "onnx")
     assert_noticed(
         {
-            "evaluate": ({*at.values(), *models}, partial(evaluate.run, chain.params, **at, finetuned=tmp_path / "models", **places)),
+            "evaluate": ({*at.values(), *models}, evaluation),
             "export-onnx": ({at["data"], one}, export),
             "load": ({one}, partial(dreamteacher.load, one)),
             "compare-data": (

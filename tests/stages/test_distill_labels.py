@@ -24,7 +24,8 @@ from dreamteacher.training.randomness import StepRandom
 
 def run(chain: Chain, out: Path, mode: str, **changes: dict) -> dict[str, float]:
     folders = {name: chain.root / name for name in ("data", "teacher", "features", "interpreter")}
-    return distill_labels.run(brief_params(chain.source, **changes), **folders, mode=mode, seed=0, out=out)
+    params = brief_params(chain.source, **changes | {"labels": {"mode": mode} | changes.get("labels", {})})
+    return distill_labels.run(params, **folders, recipe=mode, seed=0, out=out)
 
 
 @pytest.mark.parametrize("mode", ["labels", "mix"])
@@ -141,7 +142,8 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line_before_anything_is_compu
     for mode in ("labels", "mix"):
         for line, given, changes in cases:
             with pytest.raises(UserError) as caught:
-                distill_labels.run(brief_params(chain.source, **changes), **folders | given, mode=mode, seed=0, out=tmp_path / "out")
+                params = brief_params(chain.source, **changes | {"labels": {"mode": mode} | changes.get("labels", {})})
+                distill_labels.run(params, **folders | given, seed=0, out=tmp_path / "out")
             assert line in str(caught.value)
             assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
@@ -179,6 +181,6 @@ def test_the_mix_whitens_by_the_statistics_of_the_features_it_starts_from(chains
     made = {"data": chain.root / "data", "teacher": chain.root / "teacher"}
     distill_features.run(brief_params(chain.source, **changes), **made, out=tmp_path / "features")
     folders = made | {"features": tmp_path / "features", "interpreter": chain.root / "interpreter"}
-    metrics = distill_labels.run(brief_params(chain.source, **changes), **folders, mode="mix", seed=0, out=tmp_path / "mix")
+    metrics = distill_labels.run(brief_params(chain.source, **changes), **folders, seed=0, out=tmp_path / "mix")
     assert metrics["mse"] != chain.metrics["mix"]["mse"]
     assert run(chain, tmp_path / "labels", "labels", **changes)["loss"] > 0  # which regresses nothing

@@ -43,7 +43,7 @@ class Chain:
     params: Params
 
     def run(self, out: str = "evaluation", **changes: object) -> dict[str, float]:
-        places = {name: self.root / name for name in ("data", "teacher", "features", "finetuned")}
+        places = {"data": self.root / "data", "teachers": self.root, "backbones": self.root, "finetuned": self.root / "finetuned"}
         return evaluate.run(
             self.params.model_copy(update=changes),
             **places,
@@ -95,7 +95,8 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     task = request.param
     root = tmp_path_factory.mktemp(task)
     params = Params.model_validate(
-        {"few_labels": 4, "compare": {"inits": ["scratch", "features"], "seeds": [0, 1], "modes": []}, "export": {"init": "scratch"}}
+        {"few_labels": 4, "compare": {"inits": ["scratch", "features"], "seeds": [0, 1]}, "export": {"init": "scratch"}}
+        | {"teachers": {"teacher": {}}, "recipes": {"features": {"teacher": "teacher"}}}
         | {"evaluate": {"overlays": 2, "batch_size": 3, "knn_k": 3}}
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -186,13 +187,13 @@ def test_what_is_returned_is_what_is_written(chain: Chain) -> None:
 
 
 def test_all_drawings_and_curves_are_there_inside_and_outside(chain: Chain) -> None:
-    expected = {"per_model.csv", "results.png", "finetune_loss.csv", "teacher_loss.csv", "distill_quality.csv"}
-    expected |= {"overlays/0.png", "overlays/1.png", "pca_0.png", "pca_1.png"}
+    expected = {"per_model.csv", "results.png", "finetune_loss.csv", "teacher_loss/teacher.csv", "distill_quality/features.csv"}
+    expected |= {"overlays/0.png", "overlays/1.png", "pca/features_0.png", "pca/features_1.png"}
     for folder in (chain.root / "evaluation", chain.root / "plots" / "evaluation"):
         assert expected <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     plots = chain.root / "plots" / "evaluation"
-    assert (plots / "finetune_loss.csv").read_text() == "step,scratch,features,labels,mix,imagenet\n1,1.0,1.0,,,\n2,0.25,0.25,,,\n"
-    assert (plots / "distill_quality.csv").read_text() == "step,explained_variance\n2,0.1\n"
+    assert (plots / "finetune_loss.csv").read_text() == "step,scratch,features\n1,1.0,1.0\n2,0.25,0.25\n"
+    assert (plots / "distill_quality/features.csv").read_text() == "step,explained_variance\n2,0.1\n"
 
 
 @pytest.mark.parametrize("margin", [0, 4])
@@ -210,10 +211,11 @@ def test_feature_pictures_show_the_cells_of_the_picture_alone(
     monkeypatch.setattr(evaluate, "read_stage", lambda _: {"params": {"distill": {"T": 5, "whitening": "layernorm", "margin": margin}}})
     val = ImageSet(chain.root / "data", "val")
     shown = [next(i for i in range(len(val)) if val.size(i) == size) for size in ((40, 48), (33, 50))]
-    evaluate._draw_features(val, chain.root / "teacher", chain.root / "features", shown, tmp_path)
+    (recipe,) = evaluate._pretrained(chain.params, chain.root, chain.root)
+    evaluate._draw_features(val, recipe, shown, tmp_path)
     strides = [tap.stride for tap in decoder_taps(build_unet("tiny", SIDE))[2:]]
     assert shapes == [2 * [(-(-40 // s), 48 // s), (-(-33 // s), -(-50 // s))] for s in strides]
-    assert (tmp_path / "pca_1.png").exists()
+    assert (tmp_path / "features_1.png").exists()
 
 
 def test_a_second_run_gives_the_same_bytes(chain: Chain) -> None:
@@ -238,7 +240,7 @@ def test_figures_of_another_run_are_replaced_only_with_overwrite(chain: Chain, t
     before = (chain.root / "metrics" / "evaluation.json").read_bytes()
     places = {"metrics": chain.root / "metrics" / "evaluation.json", "plots": chain.root / "plots" / "evaluation"}
     params = chain.params.model_copy(update={"compare": chain.params.compare.model_copy(update={"inits": ["scratch"]})})
-    inputs = {name: chain.root / name for name in ("data", "teacher", "features", "finetuned")}
+    inputs = {"data": chain.root / "data", "finetuned": chain.root / "finetuned", "teachers": chain.root, "backbones": chain.root}
     with pytest.raises(UserError, match=r"evaluation.json holds the result of another run; name another --metrics and --plots, or give"):
         evaluate.run(params, **inputs, **places, out=tmp_path / "other")
     assert places["metrics"].read_bytes() == before

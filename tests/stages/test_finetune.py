@@ -98,7 +98,7 @@ def test_pictures_are_augmented_as_the_settings_say(chain: Chain, tmp_path: Path
 
 def test_what_does_not_fit_is_refused_in_one_line(chain: Chain, tmp_path: Path) -> None:
     given = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "out"}
-    with pytest.raises(UserError, match="init mix needs --backbone: the output of distill-labels"):
+    with pytest.raises(UserError, match="init mix needs --backbone: the output of distill-features or distill-labels"):
         finetune.run(chain.params, init="mix", **given)
     wide = brief_params(chain.source, student={"width": 16})
     with pytest.raises(UserError, match=r"does not fit student\.backbone = 'resnet10t'.*run `dreamteacher distill-features` again"):

@@ -127,7 +127,7 @@ def test_a_control_teaches_without_having_been_trained(kind: str, chains: dict[s
     assert metrics["explained_variance"] != chain.metrics["features"]["explained_variance"]
     train_interpreter.run(params, data=data, teacher=tmp_path / "teacher", seed=0, out=tmp_path / "interpreter")
     folders = {"teacher": tmp_path / "teacher", "features": tmp_path / "features", "interpreter": tmp_path / "interpreter"}
-    assert distill_labels.run(params, data=data, **folders, mode="mix", seed=0, out=tmp_path / "mix")["loss"] > 0
+    assert distill_labels.run(params, data=data, **folders, seed=0, out=tmp_path / "mix")["loss"] > 0
 
 
 def test_pixels_are_averages_of_the_picture(tmp_path: Path) -> None:

@@ -131,19 +131,24 @@ def test_rollback_exchanges_champion_and_previous_and_the_next_round_starts_from
 def test_promoting_by_hand_stores_what_the_version_was_made_from_if_it_is_here(rounds, registry, tmp_path, caplog):
     first, second = rounds["first"].root, rounds["more"].root
     for name, root in (("first", first), ("second", second)):
-        (tmp_path / name / "backbones").mkdir(parents=True)
-        for part in ("data", "teacher", "evaluation"):
-            (tmp_path / name / part).symlink_to(root / part)
-        (tmp_path / name / "backbones" / "features").symlink_to(root / "features")
+        for part, place in (
+            ("data", "data"),
+            ("teacher", "teachers/teacher"),
+            ("features", "backbones/features"),
+            ("evaluation", "evaluation"),
+        ):
+            (tmp_path / name / place).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / place).symlink_to(root / part)
+    params = rounds["first"].params
     place = registry.get_model_version("blobs", "1").tags["lineage"]
     registry.delete_model_version_tag("blobs", "1", "lineage")
-    promote.by_hand("blobs", artifacts=tmp_path / "second", version="1")
+    promote.by_hand(params, "blobs", artifacts=tmp_path / "second", version="1")
     assert "is not stored, and no retraining can start from it" in caplog.text
     assert "lineage" not in registry.get_model_version("blobs", "1").tags
-    promote.by_hand("blobs", artifacts=tmp_path / "first", version="1")
+    promote.by_hand(params, "blobs", artifacts=tmp_path / "first", version="1")
     assert registry.get_model_version("blobs", "1").tags["lineage"] == place
     assert fetch_champion("blobs", tmp_path / "champion") == "1"
-    promote.by_hand("blobs", artifacts=tmp_path / "second", version="2")
+    promote.by_hand(params, "blobs", artifacts=tmp_path / "second", version="2")
 
 
 def test_a_changed_validation_split_is_no_comparison(rounds, tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreamteacher.data.dataset import ImageSet
+from dreamteacher.settings.recipes import of_recipe
 from dreamteacher.settings.schema import Params
 from dreamteacher.stages import distill_features, distill_labels, finetune, ingest, train_interpreter, train_teacher
 
@@ -33,7 +34,10 @@ def brief_params(source: Path, **changes: dict[str, Any]) -> Params:
         "interpreter": BRIEF | {"T": 10, "resolution": 16, "width": 16},
         "labels": BRIEF | {"ema": 0.9},
         "finetune": BRIEF | {"resolution": 32},
-        "compare": {"inits": list(INITS), "modes": ["labels", "mix"], "seeds": [0]},
+        "teachers": {"teacher": {}},
+        "recipes": {"features": {"teacher": "teacher"}},
+        "label_recipes": {name: {"features": "features", "labels": {"mode": name}} for name in ("labels", "mix")},
+        "compare": {"inits": list(INITS), "seeds": [0]},
         "export": {"init": "mix", "seed": 0},
     }
     return Params(few_labels=6, taps=[4, 8], **{name: values | changes.get(name, {}) for name, values in settings.items()})
@@ -89,8 +93,9 @@ class Chain:
             "features": partial(distill_features.run, **data, teacher=at["teacher"], out=at["features"]),
             "interpreter": partial(train_interpreter.run, **seeded, teacher=at["teacher"], out=at["interpreter"]),
         }
-        for mode in ("labels", "mix"):
-            calls[mode] = partial(distill_labels.run, **distilled, mode=mode, out=at[mode])
+        for name in ("labels", "mix"):
+            params = of_recipe(self.params, name)
+            calls[name] = partial(distill_labels.run, **{**distilled, "params": params}, recipe=name, out=at[name])
         for init in INITS:
             given = {} if init == "scratch" else {"backbone": at[init]}
             calls[f"finetune/{init}"] = partial(finetune.run, **seeded, **given, init=init, out=self.root / "finetune" / init)

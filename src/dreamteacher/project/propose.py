@@ -48,6 +48,9 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
         "seed": 0,
         "few_labels": None,
         "taps": "auto",
+        "teachers": {"own": {}},
+        "recipes": {"features": {"teacher": "own"}},
+        "label_recipes": {"mix": {"features": "features"}},
         "ingest": ingest,
         "teacher": {"size": "small" if gpu else "tiny", "resolution": min(crop, 64)},
         "student": {"backbone": "resnet50" if gpu else "resnet18", "finest_stride": 4 if stored > 128 else 2, "width": 256 if gpu else 32},
@@ -55,7 +58,7 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
         "interpreter": {"width": 256 if gpu else 64, "batch_size": 16, "lr": 2e-3, "resolution": min(crop, 64)},
         "labels": {"batch_size": 32, "lr": 2e-3},
         "finetune": {"resolution": crop, "augment": "natural", "batch_size": 16 if gpu else 8},
-        "compare": {"inits": ["scratch", "features", "mix"], "modes": ["mix"], "seeds": [0, 1, 2]},
+        "compare": {"inits": ["scratch", "features", "mix"], "seeds": [0, 1, 2]},
         "evaluate": {"overlays": 8},
         "export": {"init": "features", "seed": 0, "size": min(side, 512)},
         "publish": {"name": "dreamteacher"},
@@ -85,7 +88,8 @@ def propose(found: Survey, machine: Machine, speed: Speed, values: dict[str, Any
 def _steps(found: Survey, params: Params, speed: Speed, budget: float) -> tuple[dict[str, int], float]:
     """({group: steps}, seconds of all stages together)."""
     seeds, inits = len(params.compare.seeds), len(params.compare.inits)
-    often = {"teacher": 1, "distill": 1, "interpreter": seeds, "labels": seeds * len(params.compare.modes), "finetune": seeds * inits}
+    with_labels = seeds * len(params.label_recipes)
+    often = {"teacher": 1, "distill": 1, "interpreter": with_labels, "labels": with_labels, "finetune": seeds * inits}
     if not found.may_have_labels:
         often |= {"interpreter": 0, "labels": 0, "finetune": 0}
 
@@ -140,8 +144,10 @@ COMMENTS = {
     "monitor_images": "train pictures held out to measure distillation",
     "margin": "pixels at the crops' border that are left out, as the generator's features show the border there",
     "augment": "natural (roads, faces, products): horizontal flips; overhead (microscopy, satellite): all turns; no-flip (text); none",
-    "inits": "also: labels, imagenet",
-    "modes": "those of inits that are labels or mix",
+    "own": "a teacher, and what differs of `teacher`; there may be several",
+    "features": "a backbone pretrained without labels, its teacher, and what differs of taps, student, distill",
+    "mix": "one with labels, the recipe that it builds on, and what differs of interpreter, labels",
+    "inits": "also: imagenet",
     "seeds": "each draws its own random weights, and few labels if few_labels is set",
     "overlays": "pictures drawn with their predictions",
     "init": "which fine-tuned model is served; take the best of the comparison",

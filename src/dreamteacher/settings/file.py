@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dreamteacher.errors import UserError
+from dreamteacher.settings import recipes
+from dreamteacher.settings.explain import explain
 from dreamteacher.settings.schema import Params, Section
-from dreamteacher.settings.table import known_keys
 
 
 class _Yaml(yaml.SafeLoader):
@@ -47,11 +47,16 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
         # A group whose lines are all commented out reads as null.
         values = {key: value for key, value in values.items() if value is not None or key not in _groups()}
     for override in overrides or []:
+        group = override.partition(".")[0]
+        if group in ("teachers", "recipes", "label_recipes"):  # one more beside the defaults, not instead of them
+            values.setdefault(group, Params().model_dump(exclude_unset=False, include={group})[group])
         _apply(values, override)
     try:
-        return Params.model_validate(values)
+        params = Params.model_validate(values)
+        recipes.check(params)
+        return params
     except ValidationError as error:
-        raise UserError(_explain(error, where if not overrides else f"{where} with --set")) from error
+        raise UserError(explain(error, where if not overrides else f"{where} with --set")) from error
     except RecursionError:
         raise UserError(f"{where}: a value contains itself") from None
 
@@ -63,13 +68,17 @@ def restore_params(**sections: Any) -> Params:
     They were checked with all others when the run began, and without those a check across groups would say nothing. The rest has its
     defaults, and the step does not read it.
     """
-    plain = {name: yaml.load(value, _Yaml) if isinstance(value, str) else value for name, value in sections.items()}
-    for name, group in plain.items():
-        if isinstance(group, dict):  # KFP's local runner takes no null, so a pipeline says it by the word
-            plain[name] = {key: None if value == "null" else value for key, value in group.items()}
+    plain = {name: _with_null(yaml.load(value, _Yaml) if isinstance(value, str) else value) for name, value in sections.items()}
     types: dict[str, Any] = {name: Params.model_fields[name].annotation for name in plain}
     checked = {name: TypeAdapter(types[name]).validate_python(value) for name, value in plain.items()}
     return Params().model_copy(update=checked)
+
+
+def _with_null(value: Any) -> Any:
+    """Groups in which the word "null" stands for None, since KFP's local runner takes no null."""
+    if not isinstance(value, dict):
+        return value
+    return {key: None if inner == "null" else _with_null(inner) for key, inner in value.items()}
 
 
 def write_sections(path: Path, params: Params) -> None:
@@ -129,21 +138,3 @@ def _groups() -> set[str]:
     return {
         name for name, field in Params.model_fields.items() if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
     }
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    """One line for the first problem: where it stands, what is wrong, what is possible."""
-    problem = error.errors()[0]
-    if not problem["loc"]:
-        return f"{where}: {problem['ctx']['error']}"
-    location = [str(part) for part in problem["loc"]]
-    name = ".".join(part for part in location if part.replace("_", "").isalnum() and not part.startswith("function"))
-    more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
-    if problem["type"] == "extra_forbidden":
-        known = known_keys()
-        if isinstance(problem["input"], dict) and problem["input"]:
-            name += f".{next(iter(problem['input']))}"
-        near = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == location[-1]]
-        return f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}") + more
-    shown = repr(problem["input"])
-    return f"{where}: {name} = {shown if len(shown) < 80 else shown[:77] + '...'} is not possible: {problem['msg']}{more}"

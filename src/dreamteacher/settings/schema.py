@@ -5,9 +5,10 @@ Equation, section and table numbers are those of the DreamTeacher paper (arXiv 2
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dreamteacher.settings.presets import PRESETS, auto_taps, by_size, strides
 
@@ -20,8 +21,11 @@ _PARTS = (
     "parts into which each process splits its share of the batch, to save memory; loss and gradient stay those of the whole batch, but "
     "batch normalisation takes its statistics from each part"
 )
+Taps = Annotated[list[Positive], Field(min_length=1)] | Literal["auto"]
+_OR_NOTHING = BeforeValidator(lambda value: {} if value is None else value)  # `NAME:` without anything after it
 Augment = Literal["natural", "overhead", "no-flip", "none"]
-Init = Literal["scratch", "features", "labels", "mix", "imagenet"]
+FRESH = ("scratch", "imagenet")  # initialisations that no recipe makes
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]  # of a teacher or a recipe, and of a folder
 
 
 class Section(BaseModel):
@@ -167,6 +171,7 @@ class Interpreter(Training):
 class Labels(Training):
     """Label distillation alone (Eq 5) or mixed with feature distillation (Eq 6)."""
 
+    mode: Literal["mix", "labels"] = Field("mix", description="mix: feature distillation goes on beside it (Eq 6); labels: alone (Eq 5)")
     start: Literal["features", "fresh"] = Field(
         "features", description="start from the feature-distilled backbone and neck, or from random weights"
     )
@@ -192,13 +197,30 @@ class Finetune(Training):
     )
 
 
+class Recipe(Section):
+    """How a backbone is pretrained without labels: groups given here hold what differs from those of all recipes."""
+
+    teacher: Name = Field(description="which of teachers")
+    taps: Taps | None = Field(None, description="null: those of all recipes")
+    student: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of student that differ, for fine-tuning as well")
+    distill: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of distill that differ")
+
+
+class LabelRecipe(Section):
+    """How a backbone is pretrained with the few labels, from what a recipe without them made."""
+
+    features: Name = Field(description="which of recipes; its teacher, taps, student and distill are this one's too")
+    interpreter: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of interpreter that differ")
+    labels: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of labels that differ")
+
+
 class Compare(Section):
     """What is compared. A group of its own, so that one seed more re-runs nothing that is done."""
 
-    inits: Annotated[list[Init], Field(min_length=1)] = Field(
-        ["scratch", "features", "mix"], description="initialisations to fine-tune from"
+    inits: Annotated[list[str], Field(min_length=1)] = Field(
+        ["scratch", "features", "mix"],
+        description="initialisations to fine-tune from: scratch, imagenet (timm's weights), and names of recipes and label_recipes",
     )
-    modes: list[Literal["labels", "mix"]] = Field(["mix"], description="label distillations that dvc runs: those that inits names")
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
         [0, 1, 2], description="each draws its own few labels and its own random weights"
     )
@@ -215,7 +237,7 @@ class Evaluate(Section):
 class Export(Section):
     """ONNX files of the backbone and of the task model."""
 
-    init: Init = Field("mix", description="which fine-tuned model is exported; must be among compare.inits")
+    init: str = Field("mix", description="which fine-tuned model is exported; must be among compare.inits")
     seed: int = Field(0, description="which of its seeds; must be among compare.seeds")
     size: Annotated[int, Field(gt=0, multiple_of=32)] = Field(
         128, description="side of the example input, pixels; other multiples of 32 work where the model allows them"
@@ -294,10 +316,21 @@ class Params(Section):
     few_labels: Positive | None = Field(
         None, description="how many labelled train pictures the interpreter and fine-tuning may see, drawn by seed; null: all"
     )
-    taps: Annotated[list[Positive], Field(min_length=1)] | Literal["auto"] = Field(
+    taps: Taps = Field(
         "auto",
         description="strides of the generator's decoder levels that are regressed and interpreted; auto: the coarsest four without 1, "
         "which of adm-256 are the paper's 4 to 32",
+    )
+    teachers: Annotated[dict[Name, Annotated[dict[str, Any], _OR_NOTHING]], Field(min_length=1)] = Field(
+        {"own": {}}, description="{NAME: settings of teacher that differ}; each is trained, or taken, once"
+    )
+    recipes: Annotated[dict[Name, Recipe], Field(min_length=1)] = Field(
+        {"features": Recipe(teacher="own")},
+        description="{NAME: {teacher: NAME, and what differs of taps, student, distill}}: backbones pretrained without labels",
+    )
+    label_recipes: dict[Name, LabelRecipe] = Field(
+        {"mix": LabelRecipe(features="features")},
+        description="{NAME: {features: NAME of recipes, and what differs of interpreter, labels}}: backbones pretrained with few labels",
     )
     ingest: Ingest = Ingest()
     teacher: Teacher = Teacher()
@@ -318,23 +351,41 @@ class Params(Section):
         for name, values in PRESETS[self.teacher.size].items():
             group = getattr(self, name)
             left_open = {key: value for key, value in values.items() if key not in group.model_fields_set}
-            self.__dict__[name] = group.model_copy(update=left_open)  # frozen, but not complete before this
+            followed = group.model_copy(update=left_open)
+            followed.__pydantic_fields_set__ = set(group.model_fields_set)  # still open: another teacher may have another size
+            self.__dict__[name] = followed  # frozen, but not complete before this
+        return self
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Params:
+        taken = [*FRESH, *self.recipes, *self.label_recipes]
+        if twice := next((name for name in taken if taken.count(name) > 1), None):
+            raise ValueError(f"{twice!r} names two initialisations; scratch, imagenet, recipes and label_recipes need names of their own")
+        named = [
+            *((f"recipes.{name}.teacher", recipe.teacher, "teachers", list(self.teachers)) for name, recipe in self.recipes.items()),
+            *(
+                (f"label_recipes.{name}.features", recipe.features, "recipes", list(self.recipes))
+                for name, recipe in self.label_recipes.items()
+            ),
+            *(("compare.inits", init, "scratch, imagenet, recipes or label_recipes", taken) for init in self.compare.inits),
+            ("export.init", self.export.init, "compare.inits", self.compare.inits),
+        ]
+        for setting, name, group, possible in named:
+            if name not in possible:
+                near = difflib.get_close_matches(name, possible, 1)
+                raise ValueError(
+                    f"{setting} = {name!r} is not among {group}; " + (f"did you mean {near[0]!r}?" if near else f"there are {possible}")
+                )
+        if self.export.seed not in self.compare.seeds:
+            raise ValueError(f"export.seed = {self.export.seed!r} is not among compare.seeds = {self.compare.seeds}; set it to one of them")
+        for name, values in self.compare:
+            if len(set(values)) < len(values):
+                raise ValueError(f"compare.{name} = {values} names one twice")
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Params:
         """What would otherwise fail hours later, in another stage."""
-        for name, value, possible in (
-            ("export.init", self.export.init, self.compare.inits),
-            ("export.seed", self.export.seed, self.compare.seeds),
-        ):
-            if value not in possible:
-                raise ValueError(f"{name} = {value!r} is not among compare.{name.split('.')[1]}s = {possible}; set it to one of them")
-        for name, values in self.compare:
-            if len(set(values)) < len(values):
-                raise ValueError(f"compare.{name} = {values} names one twice")
-        if missing := [mode for mode in ("labels", "mix") if (mode in self.compare.inits) != (mode in self.compare.modes)]:
-            raise ValueError(f"compare.modes = {self.compare.modes} must hold what compare.inits has of labels and mix; see {missing[0]!r}")
         for name, step in (("distill.T", self.distill.T), ("interpreter.T", self.interpreter.T)):
             if step >= self.teacher.T_train:
                 raise ValueError(f"{name} = {step} must be below teacher.T_train = {self.teacher.T_train}")

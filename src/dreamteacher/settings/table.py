@@ -30,9 +30,13 @@ def markdown() -> str:
     """The table of docs/parameters.md: every setting with its values, default and meaning."""
     rows = ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
     for name, values, setting in describe():
-        default = json.dumps(setting.get_default(call_default_factory=True), ensure_ascii=False)
+        default = json.dumps(setting.get_default(call_default_factory=True), ensure_ascii=False, default=_plain)
         rows.append(f"| `{name}` | {values} | `{default}` | {setting.description} |")
     return "\n".join(rows)
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    return section.model_dump(exclude_unset=True)
 
 
 def _words(kind: Any, metadata: Any = ()) -> str:
@@ -51,6 +55,8 @@ def _words(kind: Any, metadata: Any = ()) -> str:
         words = ", ".join(str(choice) for choice in get_args(kind))
     elif origin in (Union, types.UnionType):
         words = " or ".join("null" if part is type(None) else _words(part) for part in get_args(kind))
+    elif origin is dict:
+        words = "groups by name"
     elif origin in (list, tuple):
         words = f"{origin.__name__} of {_words(get_args(kind)[0])}"
     else:

@@ -30,16 +30,26 @@ from dreamteacher.training.randomness import StepRandom, derive_seed
 COLLAPSED = 0.02
 
 
-def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | None = None, overwrite: bool = False) -> dict[str, float]:
+def run(
+    params: Params,
+    *,
+    data: Path,
+    teacher: Path,
+    out: Path,
+    recipe: str = "features",
+    start: Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, float]:
     """Distil `teacher` on the train split of `data`; `out` gets `backbone/`, the regressor, `curves.csv`.
 
-    `start` is an earlier output of this stage for the same backbone and taps, whose weights it goes on from instead of random ones.
+    `recipe` is its name in the settings. `start` is an earlier output of this stage for the same backbone and taps, whose weights it goes
+    on from instead of random ones.
 
     Returns:
         `explained_variance` of the whitened targets on held-out unlabelled pictures, also by tap, and `embedding_spread`.
     """
     settings = params.distill
-    recorded = params.section("seed", "taps", "student", "distill")
+    recorded = {**params.section("seed", "taps", "student", "distill"), "recipe": recipe}
     inputs = {"data": data, "teacher": teacher} | ({"start": start} if start else {})
     with open_stage("distill-features", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,20 +38,20 @@ def run(
     teacher: Path,
     features: Path,
     interpreter: Path,
-    mode: Literal["labels", "mix"],
     seed: int,
     out: Path,
+    recipe: str = "mix",
     overwrite: bool = False,
 ) -> dict[str, float]:
     """Distil on the train split of `data`; `out` gets a task model (`backbone/`, `head.safetensors`, `task.json`) and `curves.csv`.
 
-    With `labels.start = features` backbone and neck start from those of `features`.
+    `recipe` is its name in the settings. With `labels.start = features` backbone and neck start from those of `features`.
 
     Returns:
         `loss` and its parts over the last records.
     """
     settings = params.labels
-    recorded = {**params.section("taps", "student", "distill", "labels"), "mode": mode, "seed": seed}
+    recorded = {**params.section("taps", "student", "distill", "labels"), "recipe": recipe, "seed": seed}
     inputs = {"data": data, "teacher": teacher, "features": features, "interpreter": interpreter}
     with open_stage("distill-labels", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
@@ -64,9 +64,9 @@ def run(
         images = ImageSet(data, "train")
         _check_interpreter(interpreter, facts, data, images, generator.taps)
         torch.manual_seed(seed)
-        student = _build_student(params, images, generator.taps, features, mode)
+        student = _build_student(params, images, generator.taps, features)
         mean, std = student.task.mean, student.task.std
-        whiten = load_whitening(params.distill.whitening, features, generator.taps) if mode == "mix" else layernorm
+        whiten = load_whitening(params.distill.whitening, features, generator.taps) if settings.mode == "mix" else layernorm
         objective = feature_objective(params.distill, whiten, generator.taps)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
@@ -137,11 +137,11 @@ def _check_taps(folder: Path, stage: str, strides: list[int], channels: list[int
         raise UserError(f"{folder} was made with a teacher of another size; run `dreamteacher {stage}` with this one")
 
 
-def _build_student(params: Params, images: ImageSet, taps: list[Tap], features: Path, mode: str) -> MixStudent:
+def _build_student(params: Params, images: ImageSet, taps: list[Tap], features: Path) -> MixStudent:
     start = load_regressor(features) if params.labels.start == "features" else None
     if start:
         _check_features(features, start, params, taps)
     backbone = start.backbone if start else create_backbone(params.student.backbone, finest=params.student.finest_stride)
     task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, params.student.width)
     regressor = start or FeatureRegressor(backbone, [t.channels for t in taps], [t.stride for t in taps], params.student.width)
-    return MixStudent(task, regressor, regress=mode == "mix").train()
+    return MixStudent(task, regressor, regress=params.labels.mode == "mix").train()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from dreamteacher.distillation.whitening import load_whitening
 from dreamteacher.errors import UserError
 from dreamteacher.report.figures import pca_colours, save_bars, save_panels
 from dreamteacher.report.tables import write_table
-from dreamteacher.settings.schema import Init, Params
+from dreamteacher.settings.recipes import base_of
+from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.students.neck import load_regressor
@@ -42,8 +43,8 @@ def run(
     params: Params,
     *,
     data: Path,
-    teacher: Path,
-    features: Path,
+    teachers: Path,
+    backbones: Path,
     finetuned: Path,
     out: Path,
     metrics: Path = Path("metrics/evaluate.json"),
@@ -52,11 +53,13 @@ def run(
 ) -> dict[str, float]:
     """Score every model of compare.inits and compare.seeds below `finetuned` (INIT/SEED) on the validation split of `data`.
 
-    `out` gets metrics.json, per_model.csv, curves (finetune_loss.csv, teacher_loss.csv, distill_quality.csv), results.png,
-    overlays/N.png and pca_N.png; when it is whole, `metrics` and `plots` get copies for `dvc metrics` and `dvc plots`.
+    What they were pretrained from lies below `teachers` and `backbones`, by the names in the settings.
+
+    `out` gets metrics.json, per_model.csv, curves (finetune_loss.csv, teacher_loss/NAME.csv, distill_quality/RECIPE.csv), results.png,
+    overlays/N.png and pca/RECIPE_N.png; when it is whole, `metrics` and `plots` get copies for `dvc metrics` and `dvc plots`.
 
     `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: figures in [0, 1] (`miou`, `accuracy`, `iou_CLASS`, or `top1`,
-    `accuracy_CLASS`), and for scratch and features those of the backbone before fine-tuning, `linear_` and `knn_` (see
+    `accuracy_CLASS`), and for scratch and recipes without labels those of the backbone before fine-tuning, `linear_` and `knn_` (see
     `readout.read_out`). Masks are compared at their own size, for the read-outs at that of the pictures, which ingest.short_side
     may have reduced. The spread is the sample standard deviation over seeds, 0 for one seed.
 
@@ -69,7 +72,10 @@ def run(
     """
     models = {(init, seed): finetuned / init / str(seed) for init in params.compare.inits for seed in params.compare.seeds}
     recorded = params.section("few_labels", "evaluate") | {"inits": params.compare.inits, "seeds": params.compare.seeds}
-    inputs = {"data": data, "teacher": teacher, "features": features}
+    pretrained = _pretrained(params, teachers, backbones)
+    inputs = {"data": data}
+    for recipe in pretrained:
+        inputs |= {f"teachers/{params.recipes[recipe.name].teacher}": recipe.teacher, f"backbones/{recipe.name}": recipe.backbone}
     inputs |= {f"finetuned/{init}/{seed}": folder for (init, seed), folder in models.items()}
     trained = _common_settings(models)
     with open_stage("evaluate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
@@ -82,16 +88,17 @@ def run(
             task = get_task(str(val.task))
             rows, predictions = _score(params, models, val)
             if task.classifies:
-                _read_out(params, rows, trained=trained, features=features, train=train, val=val)
+                _read_out(params, rows, models=models, size=trained["finetune"]["resolution"], pretrained=pretrained, train=train, val=val)
             results = _over_seeds(rows)
             write_table(rows, stage.tmp / "per_model.csv")
             (stage.tmp / METRICS_FILE).write_text(json.dumps(results, indent=1) + "\n")
             of_init = {init: [row[task.figure] for row in rows if row["init"] == init] for init in results}
             save_bars(of_init, task.title, stage.tmp / "results.png")
-            _write_curves(models, teacher, features, stage.tmp)
+            _write_curves(models, pretrained, stage.tmp)
             _draw_predictions(task, val, predictions, stage.tmp / "overlays")
-            if params.evaluate.overlays:
-                _draw_features(val, teacher, features, _spread_over(val, min(PCA_PICTURES, params.evaluate.overlays)), stage.tmp)
+            shown = _spread_over(val, min(PCA_PICTURES, params.evaluate.overlays))
+            for recipe in pretrained if shown else []:
+                _draw_features(val, recipe, shown, stage.tmp / "pca")
             for name in ("results.png", "overlays"):
                 if (stage.tmp / name).exists():
                     stage.tracker.artifact(stage.tmp / name)
@@ -105,6 +112,21 @@ def run(
     return stage.metrics
 
 
+@dataclass(frozen=True)
+class _Pretrained:
+    """A recipe without labels: its name, and the folders of its teacher and its backbone."""
+
+    name: str
+    teacher: Path
+    backbone: Path
+
+
+def _pretrained(params: Params, teachers: Path, backbones: Path) -> list[_Pretrained]:
+    """The recipes without labels that the compared initialisations are, or build on."""
+    names = dict.fromkeys(base_of(params, init) for init in params.compare.inits if init not in FRESH)
+    return [_Pretrained(name, teachers / params.recipes[name].teacher, backbones / name) for name in names]
+
+
 def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None) -> None:
     """UserError where `metrics` or `plots` are not those of the finished output `by`."""
     same = by is not None and (not metrics.exists() or metrics.read_bytes() == (by / METRICS_FILE).read_bytes())
@@ -114,7 +136,7 @@ def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None) -> None:
 
 
 def _common_settings(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
-    """The settings that all the models were trained with.
+    """The settings that all the models were trained with; only the student may be another, by its recipe.
 
     Raises:
         UserError: a model is missing, or one had other settings or data than the first: such models cannot be compared.
@@ -122,7 +144,7 @@ def _common_settings(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
     first: tuple[Path, Any] | None = None
     for folder in models.values():
         record = read_stage(folder)
-        made = {key: value for key, value in record["params"].items() if key not in ("init", "seed")}, record["inputs"]["data"]
+        made = {key: value for key, value in record["params"].items() if key not in ("init", "seed", "student")}, record["inputs"]["data"]
         first = first or (folder, made)
         if made != first[1]:
             raise UserError(f"{folder} was trained with other settings or data than {first[0]}; run `dreamteacher finetune` again for it")
@@ -151,20 +173,28 @@ def _score(params: Params, models: dict[tuple[Any, int], Path], val: ImageSet) -
 
 
 def _read_out(
-    params: Params, rows: list[dict[str, Any]], *, trained: dict[str, Any], features: Path, train: ImageSet, val: ImageSet
+    params: Params,
+    rows: list[dict[str, Any]],
+    *,
+    models: dict[tuple[Any, int], Path],
+    size: int,
+    pretrained: list[_Pretrained],
+    train: ImageSet,
+    val: ImageSet,
 ) -> None:
-    """Add to the rows of scratch and features what can be read from the backbone they started from."""
+    """Add to the rows of scratch and recipes without labels what can be read from the backbone they started from."""
+    backbones = {recipe.name: recipe.backbone for recipe in pretrained}
     for row in rows:
         if row["init"] == "scratch":
             torch.manual_seed(row["seed"])
-            backbone = create_backbone(trained["student"]["backbone"], finest=trained["student"]["finest_stride"])
-        elif row["init"] == "features":
-            backbone = load_backbone(features / BACKBONE_FOLDER)
+            student = read_stage(models["scratch", row["seed"]])["params"]["student"]
+            backbone = create_backbone(student["backbone"], finest=student["finest_stride"])
+        elif row["init"] in backbones:
+            backbone = load_backbone(backbones[row["init"]] / BACKBONE_FOLDER)
         else:
             continue
         few = few_labelled(train, params.few_labels, row["seed"])
-        size, device = trained["finetune"]["resolution"], this_process().device
-        settings = params.evaluate
+        settings, device = params.evaluate, this_process().device
         figures = read_out(backbone, train, few, val, size=size, k=settings.knn_k, batch_size=settings.batch_size, device=device)
         words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         log.info("evaluate: %s %s, frozen: %s", row["init"], row["seed"], words)
@@ -185,19 +215,22 @@ def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return results
 
 
-def _write_curves(models: dict[tuple[Any, int], Path], teacher: Path, features: Path, folder: Path) -> None:
-    """The stages' curves as `dvc plots` draws them: no gaps; of fine-tuning a column for each init, its mean over seeds.
-
-    An init that was not compared has an empty column: DVC draws nothing at all when one that dvc.yaml names is missing.
-    """
+def _write_curves(models: dict[tuple[Any, int], Path], pretrained: list[_Pretrained], folder: Path) -> None:
+    """The stages' curves as `dvc plots` draws them: no gaps; of fine-tuning a column for each init, its mean over seeds."""
     losses: dict[str, dict[str, list[float]]] = {}
     for (init, _), model in models.items():
         for row in _curve(model, ["loss"]):
             losses.setdefault(row["step"], {}).setdefault(init, []).append(float(row["loss"]))
-    columns = ((step, {init: fmean(of[init]) if init in of else "" for init in get_args(Init)}) for step, of in losses.items())
+    inits = dict.fromkeys(init for init, _ in models)
+    columns = ((step, {init: fmean(of[init]) if init in of else "" for init in inits}) for step, of in losses.items())
     write_table([{"step": step, **means} for step, means in columns], folder / "finetune_loss.csv")
-    write_table(_curve(teacher, ["loss"]), folder / "teacher_loss.csv")
-    write_table(_curve(features, ["explained_variance"]), folder / "distill_quality.csv")
+    for recipe in pretrained:
+        for of, name, column, curve in (
+            (recipe.teacher, recipe.teacher.name, "loss", "teacher_loss"),
+            (recipe.backbone, recipe.name, "explained_variance", "distill_quality"),
+        ):
+            (folder / curve).mkdir(exist_ok=True)
+            write_table(_curve(of, [column]), folder / curve / f"{name}.csv")
 
 
 def _curve(folder: Path, columns: list[str]) -> list[dict[str, str]]:
@@ -215,17 +248,17 @@ def _draw_predictions(task: Task, val: ImageSet, predictions: dict[str, dict[int
 
 
 @torch.inference_mode()
-def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int], folder: Path) -> None:
+def _draw_features(val: ImageSet, recipe: _Pretrained, shown: list[int], folder: Path) -> None:
     """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation.
 
     Pictures are extended by reflection as far as distill.margin, so that all that is shown lies as deep inside as what was distilled.
     """
-    distill = read_stage(features)["params"]["distill"]
+    distill = read_stage(recipe.backbone)["params"]["distill"]
     device = this_process().device
-    student = load_regressor(features)
-    generator = open_teacher(teacher, student.heads.strides, Stochastic(distill["T"])).to(device)
+    student = load_regressor(recipe.backbone)
+    generator = open_teacher(recipe.teacher, student.heads.strides, Stochastic(distill["T"])).to(device)
     student.eval().to(device)
-    whiten = load_whitening(distill["whitening"], features, generator.taps)
+    whiten = load_whitening(distill["whitening"], recipe.backbone, generator.taps)
     extension = -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
     targets, regressed = [], []
     for index in shown:
@@ -245,16 +278,16 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
         names = [f"stride {tap.stride}" for tap in generator.taps]
         above = [("picture", val.read(index).image), *((f"generator, {n}", c[0][number]) for n, c in zip(names, coloured, strict=True))]
         below = [("", None), *((f"student, {n}", c[1][number]) for n, c in zip(names, coloured, strict=True))]
-        save_panels([above, below], folder / f"pca_{number}.png")
+        save_panels([above, below], folder / f"{recipe.name}_{number}.png")
 
 
 def copy_results(out: Path, metrics: Path, plots: Path) -> None:
-    """Copy an evaluation's metrics and plots where they are missing or differ, each file at once; remove drawings that it does not have."""
+    """Copy an evaluation's metrics and plots where they are missing or differ, each file at once; remove those that it does not have."""
     files = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (RECORD, METRICS_FILE)]
     _copy(out / METRICS_FILE, metrics)
     for file in files:
         _copy(out / file, plots / file)
-    for left in [*plots.glob("overlays/*.png"), *plots.glob("pca_*.png")]:
+    for left in [*plots.glob("*/*.png"), *plots.glob("*/*.csv")]:
         if left.relative_to(plots) not in files:
             left.unlink()
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import posixpath
 import tempfile
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreamteacher.errors import UserError
 from dreamteacher.files import digest_in_any_order, walk
-from dreamteacher.settings.schema import Params
+from dreamteacher.settings.recipes import base_of, of_recipe
+from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.stages.fetch_data import FILES, check_source, parts_of, settings_of
 from dreamteacher.versioning import Clone
 
@@ -30,11 +32,14 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "train_interpreter": ("few_labels", "taps", "interpreter"),
     "distill_labels": ("taps", "student", "distill", "labels"),
     "finetune": ("few_labels", "student", "finetune"),
-    "evaluate": ("few_labels", "compare", "evaluate"),
+    "evaluate": ("few_labels", "recipes", "label_recipes", "compare", "evaluate"),
     "export_onnx": ("export",),
     "publish": ("publish",),
     "gate": ("export", "retrain"),
 }
+
+
+OF_LABELS = ("train_interpreter", "distill_labels")  # whose settings differ between label recipes
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,11 @@ class Resolved:
         commit: that `data_rev` is now; "" for a folder.
         source: ingest.source, a place in the project.
         data_version: the last commit that changed what lies there; for a folder FILES and a digest of names, sizes and times.
-        params: all settings.
+        params: all settings that the run reads, of its recipe.
+        teacher, recipe: names of the teacher and of the recipe without labels.
         settings: {step: its sections of them}, as plain data without null, which KFP's local runner does not take.
-        fresh, mixed: {"init", "seed"} of each fine-tuning from random or ImageNet weights, and of each label distillation.
+        fresh: {"init", "seed"} of each fine-tuning from random or ImageNet weights.
+        mixed: the same of each label distillation, with the settings of its steps: {"init", "seed", "train_interpreter", "distill_labels"}.
         seeds: of the fine-tunings from feature distillation.
     """
 
@@ -55,6 +62,8 @@ class Resolved:
     source: str
     data_version: str
     params: Params
+    teacher: str
+    recipe: str
     settings: dict[str, dict[str, Any]]
     fresh: list[dict[str, Any]]
     mixed: list[dict[str, Any]]
@@ -91,44 +100,71 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
             version = FILES + _digest_of_files(folder / source)
         commit = clone.commit if clone else ""
     if pipeline == "retrain":
-        inits = [init for init in params.compare.inits if init not in _FRESH]
+        inits = [init for init in params.compare.inits if init not in FRESH]
         params = params.model_copy(update={"compare": params.compare.model_copy(update={"inits": inits})})
-    check_comparison(params, pipeline)
+    recipe = check_comparison(params, pipeline)
+    resolved = of_recipe(params, recipe).model_copy(update=_compared(params, recipe))
 
-    def items(inits: list[Any]) -> list[dict[str, Any]]:
-        return [{"init": init, "seed": seed} for init in inits for seed in params.compare.seeds]
+    def items(group: Container[str], settings: Callable[[str], dict[str, Any]] = lambda init: {}) -> list[dict[str, Any]]:
+        inits = [init for init in params.compare.inits if init in group]
+        return [{"init": init, "seed": seed, **settings(init)} for init in inits for seed in params.compare.seeds]
+
+    def of_labels(name: str) -> dict[str, Any]:
+        own = of_recipe(params, name)
+        return {step: _without_null(own.section(*SECTIONS[step])) for step in OF_LABELS}
 
     return Resolved(
         commit=commit,
         source=source,
         data_version=version,
-        params=params,
-        settings={step: _without_null(params.section(*sections)) for step, sections in SECTIONS.items()},
-        fresh=items([init for init in params.compare.inits if init in _FRESH]),
-        mixed=items(list(params.compare.modes)),
+        params=resolved,
+        teacher=params.recipes[recipe].teacher,
+        recipe=recipe,
+        settings={step: _without_null(resolved.section(*sections)) for step, sections in SECTIONS.items() if step not in OF_LABELS},
+        fresh=items(FRESH),
+        mixed=items(params.label_recipes, of_labels),
         seeds=list(params.compare.seeds),
     )
 
 
-_FRESH = ("scratch", "imagenet")
 PASSES = 40  # of a run's loops: Argo keeps all nodes of a run in one object of at most 1 MiB (tests/pipelines/test_size.py)
 
 
-def check_comparison(params: Params, pipeline: str) -> None:
-    """Raises UserError where a loop of the pipeline would have no pass, which KFP cannot collect, or more passes than Argo can keep."""
-    wanted = {"features": ["features"], "labels or mix": ["labels", "mix"]}
+def check_comparison(params: Params, pipeline: str) -> str:
+    """The recipe without labels that a pipeline runs.
+
+    Raises:
+        UserError: compare.inits names several, or a loop of the pipeline would have no pass, which KFP cannot collect, or more passes than
+            Argo can keep.
+    """
+    inits = [init for init in params.compare.inits if pipeline == "pretrain" or init not in FRESH]
+    wanted = {"a recipe without labels": params.recipes, "one of label_recipes": params.label_recipes}
     if pipeline == "pretrain":
-        wanted["scratch or imagenet"] = list(_FRESH)
-    for name, inits in wanted.items():
-        if not set(inits) & set(params.compare.inits):
-            raise UserError(f"compare.inits = {params.compare.inits}: a pipeline compares at least features, one of labels and mix, "
-                            f"and before a first champion one of scratch and imagenet; add {name}")  # fmt: skip
-    inits = [init for init in params.compare.inits if pipeline == "pretrain" or init not in _FRESH]
+        wanted["scratch or imagenet"] = dict.fromkeys(FRESH)
+    for name, group in wanted.items():
+        if not set(inits) & set(group):
+            raise UserError(f"compare.inits = {params.compare.inits}: a pipeline compares a recipe without labels, at least one of "
+                            f"label_recipes, and before a first champion one of scratch and imagenet; add {name}")  # fmt: skip
+    used = list(dict.fromkeys(base_of(params, init) for init in inits if init not in FRESH))
+    if len(used) > 1:
+        raise UserError(
+            f"compare.inits = {params.compare.inits} needs the recipes {', '.join(used)}: a pipeline runs one without labels and the "
+            "label_recipes that build on it; name fewer, or compare by `dvc repro`"
+        )
+    if params.recipes[used[0]].student:
+        raise UserError(f"recipes.{used[0]}.student: a pipeline has one student for all; set it in the group student")
     if (passes := len(inits) * len(params.compare.seeds)) > PASSES:
         raise UserError(
             f"compare: {len(params.compare.seeds)} seeds of {len(inits)} initialisations are {passes} passes of the pipeline's loops, more "
             f"than the {PASSES} that Argo can keep of one run; use fewer of them, or `dvc repro`, which has no such limit"
         )
+    return used[0]
+
+
+def _compared(params: Params, recipe: str) -> dict[str, Any]:
+    """The recipes of a run alone, so that another one changes nothing that its steps read."""
+    with_labels = {name: each for name, each in params.label_recipes.items() if name in params.compare.inits}
+    return {"recipes": {recipe: params.recipes[recipe]}, "label_recipes": with_labels}
 
 
 def _without_null(value: Any) -> Any:

@@ -13,11 +13,11 @@ from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
 from dreamteacher.data.transforms import AUGMENTATIONS
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
-from dreamteacher.settings.schema import Init, Params
+from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.tasks.base import get_task
-from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
+from dreamteacher.tasks.model import TaskModel, is_task_model, load_task_model, normalize, save_task_model
 from dreamteacher.tasks.unseen import check_labels
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
@@ -25,17 +25,17 @@ from dreamteacher.training.randomness import StepRandom
 
 
 def run(
-    params: Params, *, data: Path, init: Init, seed: int, out: Path, backbone: Path | None = None, overwrite: bool = False
+    params: Params, *, data: Path, init: str, seed: int, out: Path, backbone: Path | None = None, overwrite: bool = False
 ) -> dict[str, float]:
     """Fine-tune on the few labelled pictures that `seed` draws; `out` gets a task model and `curves.csv`.
 
     Args:
         params: settings; `finetune`, `student` and `few_labels` are read.
         data: data set made by ingest.
-        init: where the weights start from; `seed` draws those that are random.
+        init: scratch, imagenet, or the name of the recipe that made `backbone`; `seed` draws the weights that are random.
         seed: of the few labels, the random weights and the order.
         out: folder to make.
-        backbone: output of distill-features (init features) or distill-labels (labels, mix: its head is carried over too).
+        backbone: output of distill-features, or of distill-labels, whose head is carried over too.
         overwrite: replace `out` where it holds another result.
 
     Returns:
@@ -77,21 +77,22 @@ def run(
     return stage.metrics
 
 
-def _build(params: Params, images: ImageSet, init: Init, folder: Path | None) -> TaskModel:
+def _build(params: Params, images: ImageSet, init: str, folder: Path | None) -> TaskModel:
     """The model with random weights, the same for every init of a seed, and then with those of `folder` over them."""
     student = create_backbone(params.student.backbone, init == "imagenet", params.student.finest_stride)
     model = TaskModel(student, cast(str, images.task), images.classes, params.finetune.resolution, params.student.width)
-    if init in ("scratch", "imagenet"):
+    if init in FRESH:
         return model.train()
-    maker = "distill-features" if init == "features" else "distill-labels"
     if folder is None:
-        raise UserError(f"init {init} needs --backbone: the output of {maker}")
+        raise UserError(f"init {init} needs --backbone: the output of distill-features or distill-labels")
+    with_head = is_task_model(folder)
     try:
-        if init == "features":
-            model.backbone.load_state_dict(load_backbone(folder / BACKBONE_FOLDER).state_dict())
-        else:
+        if with_head:
             model.load_state_dict(load_task_model(folder).state_dict())
+        else:
+            model.backbone.load_state_dict(load_backbone(folder / BACKBONE_FOLDER).state_dict())
     except RuntimeError as error:
+        maker = "distill-labels" if with_head else "distill-features"
         raise UserError(
             f"{folder} does not fit student.backbone = {params.student.backbone!r}, student.width = {params.student.width} "
             f"and the {len(images.classes)} classes of the data; run `dreamteacher {maker}` again with these"

@@ -12,6 +12,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.lifecycle.promotion import LINEAGE, Served, choose, has_lineage, promote, refuse
 from dreamteacher.onnx_files import MODEL_FILE
 from dreamteacher.serving.delivery import has_repository, keep_repository
+from dreamteacher.settings.recipes import base_of
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of, read_stage
 from dreamteacher.stages.gate import VERDICT_FILE
@@ -19,7 +20,6 @@ from dreamteacher.stages.publish import store
 from dreamteacher.steps import announce
 
 log = logging.getLogger(__name__)
-PLACES = {"data": "data", "teacher": "teacher", "features": "backbones/features", "evaluation": "evaluation"}  # below artifacts/
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,17 @@ def run(params: Params, *, gate: Path, onnx: Path) -> Outcome:
     return Outcome(False, version, reason, served)
 
 
-def by_hand(name: str, *, artifacts: Path, version: str | None = None) -> Served:
-    """Promote `version` of `name` (default: the challenger). If it came from the chain in `artifacts`, that is stored with it: what it was
-    made from, and the repository that a cluster serves.
+def by_hand(params: Params, name: str, *, artifacts: Path, version: str | None = None) -> Served:
+    """Promote `version` of `name` (default: the challenger). If it came from the chain of the settings `params` in `artifacts`, that is
+    stored with it: what it was made from, and the repository that a cluster serves.
 
     Raises:
         UserError: there is no such version, the challenger was refused, or MLflow does not answer.
     """
     chosen = choose(name, version=version)
-    parts = {part: artifacts / PLACES[part] for part in LINEAGE}
+    recipe = base_of(params, params.export.init)
+    below = {"teacher": f"teachers/{params.recipes[recipe].teacher}", "features": f"backbones/{recipe}"}
+    parts = {part: artifacts / below.get(part, part) for part in LINEAGE}
     lacking: dict[str, Callable[[], None]] = {}
     if not has_lineage(name, chosen):
         lacking["what version %s was made from is not stored, and no retraining can start from it"] = lambda: store(name, chosen, parts)

@@ -84,7 +84,7 @@ def store(name: str, version: str, folders: dict[str, Path]) -> None:
         UserError: it was not, a folder is missing, or MLflow does not take them.
     """
     recorded = read_stage(folders["evaluation"])["inputs"]
-    for part in ("data", "teacher", "features"):
-        if digest_of(folders[part]) != recorded[part]:
+    for part, group in (("data", "data"), ("teacher", "teachers"), ("features", "backbones")):  # inputs are GROUP or GROUP/NAME
+        if digest_of(folders[part]) not in [digest for name, digest in recorded.items() if name.partition("/")[0] == group]:
             raise UserError(f"{folders[part]} is not what {folders['evaluation']} was made from; run `dreamteacher evaluate` again")
     keep_lineage(name, version, folders, digest=digest_of(folders["evaluation"]))

@@ -24,14 +24,18 @@ from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
 
-def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, overwrite: bool = False) -> dict[str, float]:
+def run(
+    params: Params, *, data: Path, teacher: Path, seed: int, out: Path, recipe: str = "mix", overwrite: bool = False
+) -> dict[str, float]:
     """Train on the few labelled pictures that `seed` draws; `out` gets `interpreter.safetensors`, `interpreter.json`, `curves.csv`.
+
+    `recipe` is the name of the label recipe in the settings.
 
     Returns:
         `loss` over the last records and `n_labels`, the labelled pictures used.
     """
     settings = params.interpreter
-    recorded = {**params.section("few_labels", "taps", "interpreter"), "seed": seed}
+    recorded = {**params.section("few_labels", "taps", "interpreter"), "recipe": recipe, "seed": seed}
     inputs = {"data": data, "teacher": teacher}
     with open_stage("train-interpreter", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
@@ -41,7 +45,9 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
             raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to train an interpreter")
         task = get_task(images.task)
         if task.classifies is None:
-            raise UserError(f"{images.task} predicts no classes that an interpreter could read; drop labels and mix from compare.inits")
+            raise UserError(
+                f"{images.task} predicts no classes that an interpreter could read; drop label_recipes, and them from compare.inits"
+            )
         strides = choose_strides(teacher, params.taps)
         generator = open_teacher(teacher, strides, Stochastic(settings.T)).to(this_process().device)
         few = few_labelled(images, params.few_labels, seed)

@@ -23,11 +23,13 @@ from dreamteacher.training.randomness import StepRandom
 LOSS_PICTURES = 256  # over which the loss of a pretrained teacher is measured
 
 
-def run(params: Params, *, data: Path, out: Path, start: Path | None = None, overwrite: bool = False) -> dict[str, float]:
+def run(
+    params: Params, *, data: Path, out: Path, name: str = "own", start: Path | None = None, overwrite: bool = False
+) -> dict[str, float]:
     """Train on the train split of `data`; `out` gets the generator with `teacher.json`, `samples.png`, `curves.csv`.
 
-    `start` is an earlier teacher of the same kind and size, whose weights it goes on from instead of random ones. With
-    teacher.pretrained that teacher is taken as it is, and only its samples and its loss on `data` are made.
+    `name` is that of the teacher in the settings. `start` is an earlier teacher of the same kind and size, whose weights it goes on from
+    instead of random ones. With teacher.pretrained that teacher is taken as it is, and only its samples and its loss on `data` are made.
 
     Returns:
         `loss`: what the kind minimises, over the last records or, of a pretrained teacher, over drawn pictures; 0 of a control, which is
@@ -35,8 +37,9 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
     """
     settings = params.teacher
     start = find_pretrained(settings.pretrained) if settings.pretrained else start
+    recorded = {**params.section("seed", "teacher"), "name": name}
     inputs = {"data": data} | ({"start": start} if start else {})
-    with open_stage("train-teacher", params=params.section("seed", "teacher"), inputs=inputs, out=out, overwrite=overwrite) as stage:
+    with open_stage("train-teacher", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
         generator = get_kind(settings.kind).Generator(settings)

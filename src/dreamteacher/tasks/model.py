@@ -56,6 +56,11 @@ def save_task_model(model: TaskModel, folder: Path) -> None:
     (folder / TASK_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
+def is_task_model(folder: Path) -> bool:
+    """Whether `save_task_model` wrote `folder`."""
+    return (folder / TASK_FILE).is_file()
+
+
 def load_task_model(folder: Path | str) -> TaskModel:
     """The model of a folder written by `save_task_model`, in eval mode.
 

@@ -1,0 +1,27 @@
+"""What pydantic says of impossible settings, in one line."""
+
+from __future__ import annotations
+
+import difflib
+
+from pydantic import ValidationError
+
+from dreamteacher.settings.table import known_keys
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """One line for the first problem: where it stands, what is wrong, what is possible."""
+    problem = error.errors()[0]
+    if not problem["loc"]:
+        return f"{where}: {problem['ctx']['error']}"
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(part for part in location if part.replace("_", "").isalnum() and not part.startswith("function"))
+    more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
+    if problem["type"] == "extra_forbidden":
+        known = known_keys()
+        if isinstance(problem["input"], dict) and problem["input"]:
+            name += f".{next(iter(problem['input']))}"
+        near = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == location[-1]]
+        return f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}") + more
+    shown = repr(problem["input"])
+    return f"{where}: {name} = {shown if len(shown) < 80 else shown[:77] + '...'} is not possible: {problem['msg']}{more}"

@@ -1,0 +1,80 @@
+"""Teachers and recipes: the settings of each, which are those of all with what it names over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from dreamteacher.errors import UserError
+from dreamteacher.settings.explain import explain
+from dreamteacher.settings.schema import FRESH, Params
+
+
+def of_teacher(params: Params, name: str) -> Params:
+    """`params` with the group teacher as that of `teachers` has it.
+
+    Raises:
+        UserError: there is no such teacher, or its settings are impossible.
+    """
+    return _with(params, f"teachers.{name}", teacher=_get(params.teachers, name, "teachers"))
+
+
+def of_recipe(params: Params, name: str) -> Params:
+    """`params` with the groups as one of `recipes` or `label_recipes` has them: teacher, taps, student and distill, interpreter and labels.
+
+    Raises:
+        UserError: there is no such recipe, or its settings are impossible.
+    """
+    with_labels = params.label_recipes.get(name)
+    recipe = _get(params.recipes, base_of(params, name), "recipes")
+    changes: dict[str, Any] = {
+        "teacher": _get(params.teachers, recipe.teacher, "teachers"),
+        "student": recipe.student,
+        "distill": recipe.distill,
+    }
+    if recipe.taps is not None:
+        changes["taps"] = recipe.taps
+    if with_labels:
+        changes |= {"interpreter": with_labels.interpreter, "labels": with_labels.labels}
+    return _with(params, f"{'label_recipes' if with_labels else 'recipes'}.{name}", **changes)
+
+
+def of_init(params: Params, name: str) -> Params:
+    """`params` with the student that fine-tuning from `name` has: that of its recipe, and of all recipes for scratch and imagenet."""
+    return params if name in FRESH else of_recipe(params, name)
+
+
+def base_of(params: Params, name: str) -> str:
+    """The recipe without labels that one of `recipes`, `label_recipes` or `compare.inits` builds on; of scratch and imagenet the first."""
+    if name in FRESH:
+        return next(iter(params.recipes))
+    return params.label_recipes[name].features if name in params.label_recipes else name
+
+
+def check(params: Params) -> None:
+    """UserError where the settings of a teacher or a recipe are impossible."""
+    for name in params.teachers:
+        of_teacher(params, name)
+    for name in [*params.recipes, *params.label_recipes]:
+        of_recipe(params, name)
+
+
+def _get(group: dict[str, Any], name: str, what: str) -> Any:
+    if name not in group:
+        raise UserError(f"{name!r} is not among {what}; there are {', '.join(group)}")
+    return group[name]
+
+
+def _with(params: Params, where: str, **changes: Any) -> Params:
+    """`params` with `changes` of groups, or other values, which `where` names."""
+    changes = {name: value for name, value in changes.items() if value != {}}
+    if not changes:
+        return params
+    values = params.model_dump(exclude_unset=True)
+    for name, change in changes.items():
+        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, where)) from error
