@@ -28,7 +28,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "data": {*BASE, "files"},
     "training": {*BASE, "limits", "tracking"},
     "plugins": {"errors"},
-    "teachers": {*BASE, "plugins", "training"},
+    "teachers": {*BASE, "files", "plugins", "training"},
     "students": BASE,
     "report": {"errors", "data", "stage"},
     "distillation": {*BASE, "training", "teachers", "students", "tasks"},
