@@ -1,24 +1,19 @@
-"""The terms that an objective adds up, by the names that `distill.objectives` gives weights to."""
+"""The terms that an objective adds up, by the names that `distill.objectives` gives weights to. Another package may add some."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from typing import cast
 
 from torch import Tensor
 
-from dreamteacher.distillation.objectives import (
-    attention_transfer,
-    cosine_distance,
-    feature_mse,
-    relational,
-    smooth_l1,
-)
-from dreamteacher.errors import UserError, first_line
-from dreamteacher.settings.schema import OBJECTIVES_GROUP
+from dreamteacher.distillation import objectives
+from dreamteacher.plugins import load_plugin
+from dreamteacher.settings.schema import OBJECTIVES, OBJECTIVES_GROUP
+
+BUILT_IN = {name: f"{__name__}:{name}" for name in OBJECTIVES} | {"global": f"{__name__}:global_distance"}
 
 
 @dataclass(frozen=True)
@@ -41,39 +36,46 @@ class Compared:
 Term = Callable[[Compared], Tensor]  # to a scalar, a mean over the pictures
 
 
-def global_distance(compared: Compared) -> Tensor:
-    """1 - cosine between what the student's embedding says and the average of the coarsest whitened map, averaged over pictures.
-
-    The cosine is AM-RADIO's loss for summaries (arXiv 2312.06709). Whitened by `layernorm`, all pictures share a large part of that
-    average; the other whitenings take it out.
-    """
-    assert compared.pooled is not None, "the student has no head for its embedding"
-    return cosine_distance([compared.pooled[:, :, None, None]], [compared.whitened[-1].mean((2, 3), keepdim=True)])
-
-
-BUILT_IN: dict[str, Term] = {
-    "mse": lambda c: feature_mse(c.regressed, c.whitened),  # Eq 1
-    "at": lambda c: attention_transfer(c.regressed, c.raw),  # Eq 2
-    "cosine": lambda c: cosine_distance(c.regressed, c.whitened),
-    "smooth_l1": lambda c: smooth_l1(c.regressed, c.whitened),
-    "relational": lambda c: relational(c.regressed, c.whitened),
-    "global": global_distance,
-}
-
-
 @cache
 def get_term(name: str) -> Term:
     """The term of a name: one of BUILT_IN, or that of an entry point of OBJECTIVES_GROUP.
 
     Raises:
-        UserError: there is none of this name, or its package does not load.
+        UserError: there is none of this name, or it cannot be loaded.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    entry = next(iter(entry_points(group=OBJECTIVES_GROUP, name=name)), None)
-    if entry is None:
-        raise UserError(f"distill.objectives has no term {name!r}; name {' or '.join(BUILT_IN)}, or install the package that offers it")
-    try:
-        return cast(Term, entry.load())
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"objective {name!r} cannot be loaded ({first_line(error)}); install {entry.value} again") from error
+    return cast(Term, load_plugin(OBJECTIVES_GROUP, name, BUILT_IN, "term of distill.objectives"))
+
+
+def mse(compared: Compared) -> Tensor:
+    """Eq 1."""
+    return objectives.feature_mse(compared.regressed, compared.whitened)
+
+
+def at(compared: Compared) -> Tensor:
+    """Eq 2, with raw targets."""
+    return objectives.attention_transfer(compared.regressed, compared.raw)
+
+
+def cosine(compared: Compared) -> Tensor:
+    """See `objectives.cosine_distance`."""
+    return objectives.cosine_distance(compared.regressed, compared.whitened)
+
+
+def smooth_l1(compared: Compared) -> Tensor:
+    """See `objectives.smooth_l1`; AM-RADIO (arXiv 2312.06709) adds 0.1 of it to 0.9 of `cosine`."""
+    return objectives.smooth_l1(compared.regressed, compared.whitened)
+
+
+def relational(compared: Compared) -> Tensor:
+    """See `objectives.relational`."""
+    return objectives.relational(compared.regressed, compared.whitened)
+
+
+def global_distance(compared: Compared) -> Tensor:
+    """1 - cosine between what the student's embedding says and the average of the coarsest whitened map, averaged over pictures.
+
+    The cosine is AM-RADIO's loss for summaries. Whitened by `layernorm`, all pictures share a large part of that average; the other
+    whitenings take it out.
+    """
+    assert compared.pooled is not None, "the student has no head for its embedding"
+    return objectives.cosine_distance([compared.pooled[:, :, None, None]], [compared.whitened[-1].mean((2, 3), keepdim=True)])
