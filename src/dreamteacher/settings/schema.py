@@ -183,7 +183,6 @@ class Distill(Training, EncodingSettings):
         64, description="held-out unlabelled pictures for that measurement, from which the backbone does not learn features"
     )
 
-
     @field_validator("objectives")
     @classmethod
     def _known_and_in_order(cls, weights: dict[str, float]) -> dict[str, float]:

@@ -136,10 +136,10 @@ class Generator:
 class EDMTeacher(DiffusionTeacher):
     """A DiffusionTeacher whose U-Net is that of a Denoiser."""
 
-    def denoise(self, noisy: Tensor, steps: Tensor) -> None:
-        """One pass over pictures `(B, 3, H, W)`, sqrt(a) x picture + sqrt(1 - a) x noise, at noise steps `(B,)`."""
+    def forward_pass(self, unet: Any, noisy: Tensor, steps: Tensor) -> Tensor:
+        """Inputs are sqrt(a) x picture + sqrt(1 - a) x noise. See `DiffusionTeacher`."""
         pictures, sigma, nothing = self._own_scale(noisy, steps)
-        self.unet(*unet_input(pictures, sigma), class_labels=nothing)
+        return cast(Tensor, unet(*unet_input(pictures, sigma), class_labels=nothing).sample)
 
     def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
         """See `encodings.Denoiser`: what differs from the denoised pictures, by sigma."""
