@@ -51,8 +51,11 @@ def strides(size: str) -> list[int]:
 
 
 def auto_taps(offered: list[int]) -> list[int]:
-    """What `taps: auto` means for a teacher with decoder levels at these strides: the coarsest four but not 1 (Sec 3.1: 4 to 32)."""
-    return [stride for stride in sorted(offered)[-4:] if stride > 1]
+    """What `taps: auto` means for a teacher with decoder levels at these strides: the coarsest four of 2 to 32 (Sec 3.1: 4 to 32).
+
+    No backbone has a level beyond 32, where some teachers have one. Where nothing lies in that range, all that is offered.
+    """
+    return [stride for stride in sorted(offered) if 1 < stride <= 32][-4:] or sorted(offered)
 
 
 def by_size(group: str, name: str) -> str:

@@ -347,7 +347,7 @@ class Params(Section):
     )
     taps: Annotated[list[Positive], Field(min_length=1)] | Literal["auto"] = Field(
         "auto",
-        description="strides of the generator's decoder levels that are regressed and interpreted; auto: the coarsest four without 1, "
+        description="strides of the generator's decoder levels that are regressed and interpreted; auto: the coarsest four of 2 to 32, "
         "which of adm-256 are the paper's 4 to 32",
     )
     ingest: Ingest = Ingest()

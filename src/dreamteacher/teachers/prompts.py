@@ -22,10 +22,10 @@ def read_embedding(content: Any, where: str) -> dict[str, Tensor]:
     tensors = {key: content[key].float() for key in KEYS if isinstance(content, dict) and isinstance(content.get(key), Tensor)}
     if "prompt_embeds" not in tensors:
         raise UserError(f"{where} has no tensor prompt_embeds, (1, tokens, channels), as a pipeline's encode_prompt returns it")
-    shaped = {key: value.reshape(1, *value.shape[-2 if key == "prompt_embeds" else -1 :]) for key, value in tensors.items()}
-    if any(shaped[key].numel() != tensors[key].numel() for key in tensors):
+    ends = {key: value.shape[-2 if key == "prompt_embeds" else -1 :] for key, value in tensors.items()}
+    if any(value.numel() != ends[key].numel() for key, value in tensors.items()):
         raise UserError(f"{where} has embeddings of several prompts; give those of one")
-    return shaped
+    return {key: value.reshape(1, *ends[key]) for key, value in tensors.items()}
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def embed_prompt(source: str, index: dict[str, Any], prompt: str, more: dict[str
     kept = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
     left_out = {part: None for part in index if not part.startswith("_") and part not in kept and isinstance(index[part], (list, tuple))}
     try:
-        pipeline = pipeline_class.from_pretrained(source, **left_out, **more, torch_dtype=torch.float32)
+        pipeline = pipeline_class.from_pretrained(source, **left_out, **more).to(torch.float32)
         how = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         embedded = pipeline.encode_prompt(prompt, **how, **_other_prompts(name, prompt))
     except (OSError, ValueError, TypeError, AttributeError) as error:

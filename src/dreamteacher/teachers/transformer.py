@@ -82,7 +82,7 @@ class DiTTeacher(_TransformerTeacher):
 
 
 class FlowTeacher(_TransformerTeacher):
-    """MMDiT. Its inputs are (1 - s) x latents + s x noise at levels s = 1/N, 2/N, ... 1.
+    """MMDiT. Its inputs are (1 - s) x latents + s x noise at level s = T/N at noise step T of N.
 
     The schedule that encodings see, `flow_schedule`, has the same ratio of noise to latents at each step in a DDPM's scale.
     """
@@ -94,7 +94,7 @@ class FlowTeacher(_TransformerTeacher):
 
     def _own_scale(self, noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs in the scale of the network, and their level, `(B, 1, 1, 1)`."""
-        level = ((steps + 1) / self.scheduler.config.num_train_timesteps)[:, None, None, None]
+        level = (steps / self.scheduler.config.num_train_timesteps)[:, None, None, None]
         return noisy * ((1 - level).square() + level.square()).sqrt(), level
 
     def _conditions(self, level: Tensor) -> dict[str, Tensor]:
@@ -123,10 +123,10 @@ class FlowTeacher(_TransformerTeacher):
 
 
 def flow_schedule(steps: int) -> DDPMScheduler:
-    """alpha_bar = (1 - s)^2 / ((1 - s)^2 + s^2) at s = 1/N, 2/N, ... 1, N = `steps`."""
+    """alpha_bar = (1 - s)^2 / ((1 - s)^2 + s^2) at s = 0, 1/N, ... (N - 1)/N, N = `steps`."""
     from diffusers import DDPMScheduler
 
-    level = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    level = torch.arange(steps, dtype=torch.float64) / steps
     kept = (1 - level).square() / ((1 - level).square() + level.square())
     betas = 1 - kept / torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
     return DDPMScheduler(num_train_timesteps=steps, trained_betas=betas.tolist())

@@ -59,6 +59,7 @@ def build_unet(size: str, resolution: int, **options: Any) -> UNet2DModel:
         resnet_time_scale_shift="scale_shift" if residual else "default",
         attention_head_dim=preset["head_dim"],
         norm_num_groups=preset["groups"],
+        attn_norm_num_groups=preset["groups"] if residual else None,  # with scale_shift, diffusers would leave that norm out
         dropout=preset["dropout"],
         **options,
     )
