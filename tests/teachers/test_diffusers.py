@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,29 @@ def test_a_network_beside_its_scheduler_is_a_source_as_old_repositories_are(tmp_
     assert read_facts(tmp_path / "one") == read_facts(tmp_path / "two")
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_hub_id_is_a_source(flat: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here one that lies in the hub's cache, without a network."""
+    pixels(tmp_path)
+    snapshot = tmp_path / "hub/models--org--pixels/snapshots" / ("0" * 40)
+    shutil.copytree(tmp_path / "source", snapshot)
+    (tmp_path / "hub/models--org--pixels/refs").mkdir()
+    (tmp_path / "hub/models--org--pixels/refs/main").write_text("0" * 40)
+    if flat:
+        for file in [*snapshot.glob("unet/*"), *snapshot.glob("scheduler/*")]:
+            file.rename(snapshot / file.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    import_teacher("diffusers", "org/pixels", tmp_path / "teacher", [])
+    import_teacher("diffusers", str(tmp_path / "source"), tmp_path / "local", [])
+    a, b = (load_file(tmp_path / name / "network/diffusion_pytorch_model.safetensors") for name in ("teacher", "local"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert read_facts(tmp_path / "teacher")["source"] == "org/pixels"
+    with pytest.raises(UserError, match="org/other is neither a folder nor a model of a hub that can be reached"):
+        import_teacher("diffusers", "org/other", tmp_path / "none", [])
+
+
 def change(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
@@ -258,10 +282,10 @@ def test_what_cannot_teach_is_refused_in_one_line_and_nothing_is_written(tmp_pat
     refused("stable_diffusion_1", "has no network that can teach: UNet2DModel, .* can, it has .*AutoencoderKL, PriorTransformer", another)
     refused("dit", "--option class=10 is none of none, and 0 to 9", more=("class=10",))
     refused("dit", "--option blocks=1,3 are no different numbers from 0 to 2, divided by commas", more=("blocks=1,3",))
-    for empty in ("nothing", "empty"):
-        (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match=r"is no folder with model_index\.json"):
-            import_teacher("diffusers", str(tmp_path / empty), tmp_path / "none", [])
+    (tmp_path / "empty").mkdir()
+    for name, line in (("empty", r"is no folder with model_index\.json"), ("nothing", "is neither a folder nor a model of a hub")):
+        with pytest.raises(UserError, match=line):
+            import_teacher("diffusers", str(tmp_path / name), tmp_path / "none", [])
 
 
 def test_prompts_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ class _Source:
             try:
                 self.index = {"unet": ["diffusers", self._config("UNet2DModel", "")["_class_name"]]}
             except OSError as error:
-                where = "" if self.local else ", or an id of a model hub that can be reached"
-                raise UserError(f"{source} is no folder with model_index.json{where} ({first_line(error)})") from error
+                what = "no folder with model_index.json" if self.local else "neither a folder nor a model of a hub that can be reached"
+                raise UserError(f"{source} is {what} ({first_line(error)})") from error
 
     def _config(self, name: str, place: str) -> dict[str, Any]:
         revision = {key: value for key, value in self.more.items() if key == "revision"}
