@@ -69,10 +69,12 @@ def restore_params(**sections: Any) -> Params:
         if isinstance(group, dict):  # KFP's local runner takes no null, so a pipeline says it by the word
             plain[name] = {key: None if value == "null" else value for key, value in group.items()}
     types: dict[str, Any] = {name: Params.model_fields[name].annotation for name in plain}
-    try:
-        checked = {name: TypeAdapter(types[name]).validate_python(value) for name, value in plain.items()}
-    except ValidationError as error:  # such as a term whose package this step's image lacks
-        raise UserError(_explain(error, "the settings of this step")) from error
+    checked = {}
+    for name, value in plain.items():
+        try:
+            checked[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:  # such as a term whose package this step's image lacks
+            raise UserError(_explain(error, f"settings of this step, {name}")) from error
     return Params().model_copy(update=checked)
 
 
