@@ -94,7 +94,7 @@ def test_the_margin_leaves_the_border_out_of_loss_and_quality(
 
 def test_it_explains_more_of_the_teacher_the_longer_it_learns(chains: dict[str, Chain], tmp_path: Path) -> None:
     made = chains["segmentation"]
-    changes = {"steps": 24, "lr": 3e-2, "batch_size": 8, "log_every": 4, "monitor_every": 1, "at_weight": 1.0}
+    changes = {"steps": 24, "lr": 3e-2, "batch_size": 8, "log_every": 4, "monitor_every": 1, "objectives": {"mse": 1.0, "at": 1.0}}
     distill_features.run(
         brief_params(made.source, distill=changes), data=made.root / "data", teacher=made.root / "teacher", out=tmp_path / "features"
     )

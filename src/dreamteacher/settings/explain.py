@@ -8,6 +8,11 @@ from pydantic import ValidationError
 
 from dreamteacher.settings.table import known_keys
 
+MOVED = {  # settings of earlier versions, and what to write now
+    "distill.at_weight": "distill.objectives: {{mse: 1, at: {}}}",
+    "compare.modes": "a recipe for each: label_recipes: {{NAME: {{features: RECIPE, labels: {{mode: NAME}}}}}}, of {}",
+}
+
 
 def explain(error: ValidationError, where: str) -> str:
     """One line for the first problem: where it stands, what is wrong, what is possible."""
@@ -17,6 +22,8 @@ def explain(error: ValidationError, where: str) -> str:
     location = [str(part) for part in problem["loc"]]
     name = ".".join(part for part in location if part.replace("_", "").isalnum() and not part.startswith("function"))
     more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
+    if name in MOVED and problem["type"] == "extra_forbidden":
+        return f"{where}: {name} is now part of another setting; write {MOVED[name].format(problem['input'])}"
     if problem["type"] == "extra_forbidden":
         known = known_keys()
         if isinstance(problem["input"], dict) and problem["input"]:

@@ -13,6 +13,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.settings import recipes
 from dreamteacher.settings.explain import explain
 from dreamteacher.settings.schema import Params, Section
+from dreamteacher.settings.table import describe
 
 
 class _Yaml(yaml.SafeLoader):
@@ -47,9 +48,6 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
         # A group whose lines are all commented out reads as null.
         values = {key: value for key, value in values.items() if value is not None or key not in _groups()}
     for override in overrides or []:
-        group = override.partition(".")[0]
-        if group in ("teachers", "recipes", "label_recipes"):  # one more beside the defaults, not instead of them
-            values.setdefault(group, Params().model_dump(exclude_unset=False, include={group})[group])
         _apply(values, override)
     try:
         params = Params.model_validate(values)
@@ -70,7 +68,12 @@ def restore_params(**sections: Any) -> Params:
     """
     plain = {name: _with_null(yaml.load(value, _Yaml) if isinstance(value, str) else value) for name, value in sections.items()}
     types: dict[str, Any] = {name: Params.model_fields[name].annotation for name in plain}
-    checked = {name: TypeAdapter(types[name]).validate_python(value) for name, value in plain.items()}
+    checked = {}
+    for name, value in plain.items():
+        try:
+            checked[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:  # such as a term whose package this step's image lacks
+            raise UserError(explain(error, f"settings of this step, {name}")) from error
     return Params().model_copy(update=checked)
 
 
@@ -118,14 +121,22 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not sep or not all(key.strip().split(".")):
         raise UserError(f"--set {override}: write it as KEY.KEY=VALUE, for example distill.T=250")
     *parents, last = key.strip().split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
+    for depth, parent in enumerate(parents):
+        values = values.setdefault(parent, _default_table(".".join(parents[: depth + 1])))
         if not isinstance(values, dict):
             raise UserError(f"--set {override}: {parent} is a value, not a group of settings")
     try:
         values[last] = yaml.load(text, _Yaml)
     except _YAML_ERRORS as error:
         raise UserError(f"--set {override}: {text!r} is not a YAML value: {_problem(error)}") from error
+
+
+def _default_table(name: str) -> dict[str, Any]:
+    """The default of a setting that is a table, such as distill.objectives or recipes, of which an override changes one entry; else {}."""
+    default = next((field.default for key, _, field in describe() if key == name), None)
+    if not isinstance(default, dict):
+        return {}
+    return {key: value.model_dump(exclude_unset=True) if isinstance(value, Section) else value for key, value in default.items()}
 
 
 def _problem(error: Exception) -> str:

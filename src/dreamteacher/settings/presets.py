@@ -9,6 +9,8 @@ from typing import Any
 
 LEVELS = {"tiny": 5, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
 
+SIZED = ("ddpm", "edm", "random", "pixels")  # kinds whose decoder levels and noise steps follow from the settings, not from a folder
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {},
     # Rate, batch and averaging are those of DDPMs of this kind on 32 and 64 px.
@@ -49,8 +51,11 @@ def strides(size: str) -> list[int]:
 
 
 def auto_taps(offered: list[int]) -> list[int]:
-    """What `taps: auto` means for a teacher with decoder levels at these strides: the coarsest four but not 1 (Sec 3.1: 4 to 32)."""
-    return [stride for stride in sorted(offered)[-4:] if stride > 1]
+    """What `taps: auto` means for a teacher with decoder levels at these strides: the coarsest four of 2 to 32 (Sec 3.1: 4 to 32).
+
+    No backbone has a level beyond 32, where some teachers have one. Where nothing lies in that range, all that is offered.
+    """
+    return [stride for stride in sorted(offered) if 1 < stride <= 32][-4:] or sorted(offered)
 
 
 def by_size(group: str, name: str) -> str:

@@ -56,7 +56,8 @@ def _words(kind: Any, metadata: Any = ()) -> str:
     elif origin in (Union, types.UnionType):
         words = " or ".join("null" if part is type(None) else _words(part) for part in get_args(kind))
     elif origin is dict:
-        words = "groups by name"
+        inner = _words(get_args(kind)[1])
+        words = f"table of {inner}" if inner.startswith(("float", "int")) else "groups by name"
     elif origin in (list, tuple):
         words = f"{origin.__name__} of {_words(get_args(kind)[0])}"
     else:
