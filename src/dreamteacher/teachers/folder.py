@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TAPS_FILE = "teacher.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
-KINDS = {name: f"dreamteacher.teachers.{name}" for name in ("ddpm", "edm", "random", "pixels")}
+KINDS = {name: f"dreamteacher.teachers.{name}" for name in ("ddpm", "edm", "random", "pixels", "stylegan2", "biggan", "icgan", "timm")}
 ENTRY_POINTS = "dreamteacher.teachers"  # group in which another package names modules of its own kinds
 
 
