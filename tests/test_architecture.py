@@ -27,11 +27,12 @@ ROOMS = {  # room or module -> what it may import of ours
     "stage": {"errors", "files", "integrity", "mlflow_server", "project_root", "results", "steps", "tracking"},
     "data": {*BASE, "files"},
     "training": {*BASE, "limits", "tracking"},
-    "teachers": {*BASE, "training"},
+    "plugins": {"errors"},
+    "teachers": {*BASE, "plugins", "training"},
     "students": BASE,
     "report": {"errors", "data", "stage"},
     "distillation": {*BASE, "training", "teachers", "students", "tasks"},
-    "tasks": {*BASE, "data", "training", "students", "report", "stage"},
+    "tasks": {*BASE, "data", "plugins", "training", "students", "report", "stage"},
     "serving": {*BASE, "lifecycle", "onnx_files",
                "data", "files", "kubernetes_api", "mlflow_server", "outages", "tracking", "stage", "students", "tasks"},
     "git_access": {"errors", "mlflow_server"},
@@ -46,7 +47,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "repro": {"errors", "forks", "graph", "limits", "tracking"},
     "forks": {"graph"},
     "graph": set(),
-    "cli": {*BASE, "lifecycle", "graph", "stages", "tracking", "serving", "doctor", "project", "repro"},
+    "cli": {*BASE, "lifecycle", "graph", "teachers", "stages", "tracking", "serving", "doctor", "project", "repro"},
     "": {"tasks"},
 }  # fmt: skip
 

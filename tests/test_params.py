@@ -229,3 +229,11 @@ def test_broken_yaml_is_named_with_its_line(in_tmp):
     (in_tmp / "params.yaml").write_text("few_labels: 3\ndistill: {T: 5\n")
     with pytest.raises(UserError, match=r"params.yaml is not valid YAML: .*, line 3$"):
         load_params()
+
+
+def test_of_kinds_that_are_imported_the_folder_says_what_fits_and_not_the_size() -> None:
+    """Latent diffusion: noise steps of another schedule, taps at strides 8 to 64."""
+    foreign = {"taps": [8, 64], "distill": {"T": 1200, "resolution": 192}}
+    assert Params(teacher={"kind": "diffusers"}, **foreign).taps == [8, 64]
+    with pytest.raises(ValueError, match=r"distill\.T = 1200 must be below teacher\.T_train = 1000"):
+        Params(teacher={"kind": "edm"}, **foreign)

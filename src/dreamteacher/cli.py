@@ -17,6 +17,7 @@ from typing import Any
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
 from dreamteacher.graph import STAGES
 from dreamteacher.serving.commands import add_commands
+from dreamteacher.teachers.commands import add_commands as add_teacher_commands
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -224,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch", type=_count, default=1, metavar="N", help="pictures in a request (default: %(default)s)")
     predict.add_argument("--format", choices=("text", "jsonl", "csv"), default="text", help="of what is printed (default: %(default)s)")
     add_commands(add)
+    add_teacher_commands(add)
     commands.add_parser("pipelines", help="run all stages here or on Kubeflow, as `python -m pipelines` does", add_help=False)
     show = add("params", _run_params, "print the resolved settings")
     add_params(show)

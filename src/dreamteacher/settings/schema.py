@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dreamteacher.settings.presets import BY_KIND, PRESETS, auto_taps, by_size, strides
+from dreamteacher.settings.presets import BY_KIND, PRESETS, SIZED, auto_taps, by_size, strides
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -75,7 +75,9 @@ class Teacher(Training):
     """The generator, trained on the unlabelled pictures."""
 
     kind: str = Field(
-        "ddpm", description="ddpm: as the paper's; edm: Karras et al. 2022, told of its augmentation; other packages may add kinds"
+        "ddpm",
+        description="ddpm: as the paper's; edm: Karras et al. 2022, told of its augmentation; docs/teachers.md lists "
+        "the others, also those that are imported",
     )
     size: Literal["tiny", "small", "adm-256"] = Field(
         "tiny", description="widths and depth of the U-Net: the demo's, a larger one, or the paper's (Tab 16); what follows is said at each"
@@ -83,7 +85,7 @@ class Teacher(Training):
     pretrained: str | None = Field(
         None,
         description="a teacher that is taken as it is instead of training one: nuclei, which comes with the package, or the folder of a "
-        "teacher of the same size; null: train",
+        "teacher of the same size, or of any that `dreamteacher import-teacher` made; null: train",
     )
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
@@ -343,6 +345,12 @@ class Params(Section):
                 raise ValueError(f"compare.{name} = {values} names one twice")
         if missing := [mode for mode in ("labels", "mix") if (mode in self.compare.inits) != (mode in self.compare.modes)]:
             raise ValueError(f"compare.modes = {self.compare.modes} must hold what compare.inits has of labels and mix; see {missing[0]!r}")
+        if self.teacher.kind in SIZED:
+            self._fits_the_size()
+        return self
+
+    def _fits_the_size(self) -> None:
+        """Of other kinds the teacher's folder says what fits, which the stages read."""
         for name, step in (("distill.T", self.distill.T), ("interpreter.T", self.interpreter.T)):
             if step >= self.teacher.T_train:
                 raise ValueError(f"{name} = {step} must be below teacher.T_train = {self.teacher.T_train}")
@@ -361,7 +369,6 @@ class Params(Section):
                 f"distill.margin = {self.distill.margin} leaves less than 2 x 2 of the {cells} x {cells} cells at stride {coarsest}; "
                 f"lower it to {max(0, cells - 2) // 2 * coarsest}, raise distill.resolution, or leave that stride out of taps"
             )
-        return self
 
     @model_validator(mode="after")
     def _mirrors_no_untrue_labels(self) -> Params:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -232,7 +233,7 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
         sample = val.read(index)
         height, width = sample.image.shape[:2]
         extended = np.pad(sample.image, [(extension, extension), (extension, extension), (0, 0)], mode="reflect")
-        picture = whole()(replace(sample, image=extended, label=None))["image"][None].to(device)
+        picture = whole(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
         # The cells of the picture itself, by stride.
         cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in (height, width)] for s in student.heads.strides}
         lesson = generator.teach(picture, StepRandom(0, index, 0, 1, device))
