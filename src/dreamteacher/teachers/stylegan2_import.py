@@ -162,21 +162,22 @@ def read_ada(path: Path) -> tuple[Synthesizer, Discriminator | None]:
 
 
 def _rename(found: Weights, names: Names, path: Path, passed: str = r"(?!)") -> Weights:
-    """By the first pattern that fits each name.
+    """By the first pattern that fits each name; names that fit `passed` are passed over.
 
     Raises:
-        UserError: a name fits none, and is none of those that are `passed` over.
+        UserError: a name fits none.
     """
     renamed: Weights = {}
     for name, value in found.items():
+        if re.fullmatch(passed, name):
+            continue
         for pattern, replacement, number in names:
             if match := re.fullmatch(pattern, name):
                 key = match.expand(replacement)
                 renamed[key.replace("{n}", str(number(*match.groups()))) if number else key] = value
                 break
         else:
-            if not re.fullmatch(passed, name):
-                raise UserError(f"{path} has {name}, which a StyleGAN2 of this layout has not; it is of another architecture")
+            raise UserError(f"{path} has {name}, which a StyleGAN2 of this layout has not; it is of another architecture")
     return renamed
 
 

@@ -108,7 +108,7 @@ def _storage(content: bytes) -> Any:
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if math.prod(size) > len(storage):
+    if math.prod(size) * storage.dtype.itemsize > storage._untyped_storage.nbytes():
         raise pickle.UnpicklingError("it has a tensor that is larger than what is stored of it")
     return torch._utils._rebuild_tensor(storage, offset, size, stride)
 
