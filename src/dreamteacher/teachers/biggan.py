@@ -201,6 +201,8 @@ def _conditioning(path: Path, found: Weights, weights: Weights, blocks: int, ins
         shape |= {"classes": len(embedding), "class_width": width}
         weights["embed.weight"] = embedding
     if instances is not None:
+        if by_class and embedding is not None and not 0 <= int(instances[1].min()) <= int(instances[1].max()) < len(embedding):
+            raise UserError(f"{path} knows {len(embedding)} classes, the stored instances are of others, up to {int(instances[1].max())}")
         shape |= {"instances": len(instances[0]), "instance_size": len(instances[0][0])}
         if features is not None:
             shape["instance_width"] = len(features)
