@@ -15,6 +15,10 @@ from tiny_chain import Chain, brief_params
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.settings.schema import Params
 from dreamteacher.stages import distill_features, distill_labels, evaluate, export_onnx, finetune, train_interpreter, train_teacher
+from dreamteacher.teachers.biggan import save_teacher
+from dreamteacher.teachers.biggan_network import BigGAN
+from dreamteacher.teachers.folder import read_facts, write_json
+from dreamteacher.teachers.importing import import_teacher
 from dreamteacher.teachers.stylegan2 import SIZES
 from dreamteacher.training.randomness import StepRandom
 
@@ -104,3 +108,30 @@ def test_no_interpreter_reads_a_generator_that_cannot_encode_labelled_pictures(c
     with pytest.raises(UserError):
         distill_labels.run(params, data=chain.root / "data", teacher=tmp_path / "teacher", **distilled, mode="mix", seed=0, out=tmp_path / "mix")
 
+
+
+def test_an_imported_biggan_teaches_by_its_own_pictures(chains: dict[str, Chain], tmp_path: Path) -> None:
+    chain = chains["classification"]
+    torch.manual_seed(0)
+    layers = [["wide", 16, 16], ["attention", 16], ["wide", 16, 8], ["wide", 8, 8]]
+    network = BigGAN(layers, latent=8, chunk=2, classes=3, class_width=4)
+    (tmp_path / "imported").mkdir()
+    save_teacher(network, tmp_path / "imported", "biggan")
+    write_json(tmp_path / "imported", read_facts(tmp_path / "imported") | {"source": "elsewhere"})
+    params = settings(chain, kind="biggan", pretrained=str(tmp_path / "imported"))
+    train_teacher.run(params, data=chain.root / "data", out=tmp_path / "teacher")
+    from_features_to_onnx(params, chain, tmp_path / "teacher", tmp_path)
+    with pytest.raises(UserError, match=r"a teacher of kind 'biggan' is not trained here; make its folder by `dreamteacher import-teacher"):
+        train_teacher.run(settings(chain, kind="biggan"), data=chain.root / "data", out=tmp_path / "other")
+
+
+def test_a_model_of_timm_teaches_and_is_interpreted(chains: dict[str, Chain], tmp_path: Path) -> None:
+    chain = chains["segmentation"]
+    import_teacher("timm", "test_vit", tmp_path / "imported", ["pretrained=false"])
+    params = settings(chain, kind="timm", pretrained=str(tmp_path / "imported")).model_copy(update={"taps": "auto"})
+    data = chain.root / "data"
+    train_teacher.run(params, data=data, out=tmp_path / "teacher")
+    from_features_to_onnx(params, chain, tmp_path / "teacher", tmp_path)
+    train_interpreter.run(params, data=data, teacher=tmp_path / "teacher", seed=0, out=tmp_path / "interpreter")
+    folders = {"teacher": tmp_path / "teacher", "features": tmp_path / "features", "interpreter": tmp_path / "interpreter"}
+    assert distill_labels.run(params, data=data, **folders, mode="mix", seed=0, out=tmp_path / "mix")["loss"] > 0
