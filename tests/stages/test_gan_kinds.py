@@ -106,8 +106,9 @@ def test_no_interpreter_reads_a_generator_that_cannot_encode_labelled_pictures(c
     assert not (tmp_path / "interpreter").exists()
     distilled = {"features": chain.root / "features", "interpreter": chain.root / "interpreter"}
     with pytest.raises(UserError):
-        distill_labels.run(params, data=chain.root / "data", teacher=tmp_path / "teacher", **distilled, mode="mix", seed=0, out=tmp_path / "mix")
-
+        distill_labels.run(
+            params, data=chain.root / "data", teacher=tmp_path / "teacher", **distilled, mode="mix", seed=0, out=tmp_path / "mix"
+        )
 
 
 def test_an_imported_biggan_teaches_by_its_own_pictures(chains: dict[str, Chain], tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_an_imported_biggan_teaches_by_its_own_pictures(chains: dict[str, Chain]
     (tmp_path / "imported").mkdir()
     save_teacher(network, tmp_path / "imported", "biggan")
     write_json(tmp_path / "imported", read_facts(tmp_path / "imported") | {"source": "elsewhere"})
-    params = settings(chain, kind="biggan", pretrained=str(tmp_path / "imported"))
+    params = settings(chain, kind="biggan", pretrained=str(tmp_path / "imported")).model_copy(update={"taps": [2, 4]})
     train_teacher.run(params, data=chain.root / "data", out=tmp_path / "teacher")
     from_features_to_onnx(params, chain, tmp_path / "teacher", tmp_path)
     with pytest.raises(UserError, match=r"a teacher of kind 'biggan' is not trained here; make its folder by `dreamteacher import-teacher"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -211,7 +212,7 @@ class WideGAN(nn.Module):
         if instances:
             self.shared_feat = Normalized((11, instances))
         self.linear = Normalized((16 * 16, self.chunk or latent))
-        blocks = [[WideBlock(i, o, condition, kind)] for i, o in zip(sides, sides[1:], strict=False)]
+        blocks = [[WideBlock(i, o, condition, kind)] for i, o in pairwise(sides)]
         self.blocks = nn.ModuleList(nn.ModuleList([*block, *([WideAttention(16)] if i == 0 else [])]) for i, block in enumerate(blocks))
         self.output_layer = nn.Sequential(PlainNorm(8, 0, kind), nn.ReLU(), Normalized((3, 8, 3, 3)))
 

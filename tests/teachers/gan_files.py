@@ -65,7 +65,9 @@ class Module:
 
     source = "raise RuntimeError('the source in the pickle was run')"
 
-    def __init__(self, kind: str, parameters: dict[str, Tensor], buffers: dict[str, Tensor], modules: dict[str, Module], kwargs: Any = None):
+    def __init__(
+        self, kind: str, parameters: dict[str, Tensor], buffers: dict[str, Tensor], modules: dict[str, Module], kwargs: Any = None
+    ):
         state = {
             "training": False,
             "_parameters": OrderedDict((name, torch.nn.Parameter(value)) for name, value in parameters.items()),
@@ -156,7 +158,12 @@ class writable:
         easy_dict = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})
         persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
         util.EasyDict = easy_dict  # type: ignore[attr-defined]
-        for name, module in {"torch_utils": ModuleType("torch_utils"), "torch_utils.persistence": persistence, "dnnlib": dnnlib, "dnnlib.util": util}.items():
+        for name, module in {
+            "torch_utils": ModuleType("torch_utils"),
+            "torch_utils.persistence": persistence,
+            "dnnlib": dnnlib,
+            "dnnlib.util": util,
+        }.items():
             self.patch.setitem(sys.modules, name, module)
         return easy_dict
 

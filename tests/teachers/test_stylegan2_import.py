@@ -27,7 +27,7 @@ CHANNELS = [8, 6, 4]
 
 def players(classes: int = 0, clamp: float | None = None) -> tuple[Synthesizer, Discriminator]:
     torch.manual_seed(0)
-    generator, judge = Synthesizer(8, 2, CHANNELS, classes, width=12, clamp=clamp), Discriminator(CHANNELS, clamp)
+    generator, judge = Synthesizer(8, 2, CHANNELS, classes=classes, width=12, clamp=clamp), Discriminator(CHANNELS, clamp)
     with torch.no_grad():
         for network in (generator, judge):
             for parameter in network.parameters():
@@ -164,9 +164,9 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     write(**{"convs.0.conv.blur.kernel": torch.ones(4, 4)})
     refused(r"another resampling filter \(convs\.0\.conv\.blur\.kernel\) than \[1, 3, 3, 1\]")
     write(**{"convs.7.conv.something": torch.ones(4, 4)})
-    refused("a.pt does not fit a StyleGAN2|is no whole StyleGAN2")
+    refused(r"a\.pt does not fit a Synthesizer|is no whole StyleGAN2")
     write(**{"head.weight": torch.ones(4, 4)})
-    refused("has head.weight, which a StyleGAN2 of this layout has not")
+    refused(r"has head\.weight, which a generator of this layout has not")
     write(**{"to_rgbs.1.conv.weight": None})
     refused(r"of blocks\.2\.rgb\.weight it has none, the network \(3, 4, 1, 1\)")
     write(**{"conv1.conv.weight": torch.ones(1, 8, 7, 3, 3)})
@@ -176,6 +176,6 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     refused("truncation=2 is no number above 0 and up to 1", ["truncation=2"])
     torch.save({"state_dict": {}}, tmp_path / "a.pt")
     refused("has no g_ema")
-    refused("b.pkl is no file", name="b.pkl")
+    refused(r"b\.pkl is no file", name="b.pkl")
     gan_files.ada(generator, None, tmp_path / "b.pkl", architecture="resnet")
     refused("was made with architecture = 'resnet'; only 'skip', the default, is read", name="b.pkl")

@@ -133,7 +133,9 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypatch: p
         assert not (tmp_path / "teacher").exists()
 
     refused("test_vitt", "timm has no model 'test_vitt', and there is no such folder; near: test_vit")
-    refused("hiera_tiny_224", r"hiera_tiny_224 takes no pictures of 128x160 px \(.+\); choose a model that takes any size", "pretrained=false")
+    refused(
+        "hiera_tiny_224", r"hiera_tiny_224 takes no pictures of 128x160 px \(.+\); choose a model that takes any size", "pretrained=false"
+    )
     refused("test_vit", "blocks=0 is no number of maps", "blocks=0")
     refused("test_vit", "fewer than 99 maps at stride 16", "blocks=99", "pretrained=false")
     refused("test_vit", "pretrained=no is neither true nor false", "pretrained=no")

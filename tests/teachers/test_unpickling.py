@@ -121,7 +121,12 @@ def test_tensors_arrays_and_plain_data_come_out_as_they_went_in(protocol: int, t
 
 def test_an_object_array_of_numpy_is_read(tmp_path: Path) -> None:
     features = np.arange(6, dtype=np.float32).reshape(2, 3)
-    content = {"instance_features": features, "labels": np.array([3, 4]), "image_path": ["a.png", "b.png"], "f": np.asfortranarray(features)}
+    content = {
+        "instance_features": features,
+        "labels": np.array([3, 4]),
+        "image_path": ["a.png", "b.png"],
+        "f": np.asfortranarray(features),
+    }
     np.save(tmp_path / "a.npy", content, allow_pickle=True)
     found = read_array(tmp_path / "a.npy")
     assert np.array_equal(found["instance_features"], features) and np.array_equal(found["f"], features)

@@ -1,8 +1,8 @@
 """Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with limited data").
 
-The discriminator of few pictures memorises them. It only ever sees augmented ones, real and generated alike, each change with probability p.
-As p is below 1, the generator that wins still makes pictures as they are (Sec 2.2). p rises while the discriminator tells real pictures
-too well, and falls otherwise (Sec 3).
+The discriminator of few pictures memorises them. So it only ever sees augmented ones, real and generated alike, each change with
+probability p. As p is below 1, the best generator still makes pictures as they are (Sec 2.2). p rises while the discriminator recognises
+real pictures too well, and falls otherwise (Sec 3).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EVERY = 4  # steps between changes of p
 
 
 def augment(images: Tensor, p: Tensor, random: StepRandom) -> Tensor:
-    """Pictures `(B, 3, S, S)` in [-1, 1], each flipped, turned, scaled, stretched, shifted and recoloured, each change with probability `p`."""
+    """Pictures `(B, 3, S, S)` in [-1, 1], flipped, turned, scaled, stretched, shifted and recoloured, each change with probability `p`."""
     return recolour(transform(images, draw_parameters(len(images), random, p)), p, random)
 
 
@@ -53,7 +53,7 @@ def recolour(images: Tensor, p: Tensor, random: StepRandom) -> Tensor:
 
 
 class Adaptation(nn.Module):
-    """p, and what it follows: how often the discriminator calls real pictures real. All are buffers, so that a resumed run goes on alike."""
+    """p, and what it follows: how often the discriminator calls real pictures real. All are buffers, so that checkpoints hold them."""
 
     def __init__(self, target: float | None):
         """`target`: mean sign of the discriminator on real pictures at which p stays; None: p stays 0."""

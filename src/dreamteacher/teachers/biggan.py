@@ -22,11 +22,26 @@ from dreamteacher.teachers.base import Tap
 from dreamteacher.teachers.biggan_network import SIDE, BigGAN
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import read_facts, write_facts
+from dreamteacher.teachers.gan_import import Names, Weights, load, read_truncation, rename
 from dreamteacher.teachers.importing import check_options, read_state_dict
-from dreamteacher.teachers.stylegan2_import import read_truncation
 from dreamteacher.teachers.synthesis import COARSEST, WEIGHTS, SynthesisTeacher, fill, read_weights
 
-Weights = dict[str, Tensor]
+LAYER = r"generator\.layers\.(\d+)"
+DEEP: Names = [
+    (r"embeddings\.weight", "embed.weight", None),
+    (r"generator\.gen_z\.(weight|bias)", r"start.\1", None),
+    (r"generator\.conv_to_rgb\.(weight|bias)", r"out.\1", None),
+    (rf"{LAYER}\.snconv1x1_(theta|phi|g|o)(?:_conv)?\.weight", r"layers.\1.\2.weight", None),
+    (rf"{LAYER}\.gamma", r"layers.\1.gamma", None),
+    (rf"{LAYER}\.conv_(\d)\.(weight|bias)", r"layers.\1.convs.\2.\3", None),
+    (rf"{LAYER}\.bn_(\d)\.scale\.weight", r"layers.\1.norms.\2.gain.weight", None),
+    (rf"{LAYER}\.bn_(\d)\.offset\.weight", r"layers.\1.norms.\2.bias.weight", None),
+    (rf"{LAYER}\.bn_(\d)\.running_(mean|var)s", r"layers.\1.norms.\2.\3", None),
+    (r"generator\.bn\.running_(mean|var)s", r"norm.running_\1", None),
+    (r"generator\.bn\.(weight|bias)", r"norm.\1", None),
+]
+AFFINE = (("gain", "weight"), ("bias", "bias"))  # of the last normalisation of BigGAN-PyTorch: its own names, and those of torch
+PASSED = ("num_batches_tracked", "accumulation_counter")
 
 
 def taps(network: BigGAN) -> list[Tap]:
@@ -86,7 +101,9 @@ def read_deep(folder: Path, truncation: float) -> BigGAN:
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".safetensors")]
     configs = sorted(folder.glob("*config.json"))
     if len(files) != 1 or len(configs) != 1:
-        raise UserError(f"{folder} must hold one config.json and one file of weights (.bin, .pt or .safetensors); it has {len(files)} of these")
+        raise UserError(
+            f"{folder} must hold one config.json and one file of weights (.bin, .pt or .safetensors); it has {len(files)} of these"
+        )
     try:
         config = json.loads(configs[0].read_text())
         width, position, z = config["channel_width"], config["attention_layer_position"], config["z_dim"]
@@ -97,35 +114,21 @@ def read_deep(folder: Path, truncation: float) -> BigGAN:
         shape = {"latent": z, "classes": config["num_classes"], "class_width": z, "eps": config["eps"], "out_eps": config["eps"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{configs[0]} is no configuration of a BigGAN-deep ({first_line(error)})") from error
-    found = without_spectral_norm(read_state_dict(files[0]))
     network = BigGAN(layers, truncation=truncation, **shape)
-    weights: Weights = {}
-    for name, value in found.items():
-        key = name.removeprefix("generator.")
-        if key == "embeddings.weight":
-            weights["embed.weight"] = value.T
-        elif key.startswith("gen_z."):  # rows are (H, W, C) there, (C, H, W) here
-            rows = value.unflatten(0, (SIDE, SIDE, -1))
-            weights[f"start.{key[6:]}"] = rows.movedim(2, 0).flatten(0, 2)
-        elif key.startswith("conv_to_rgb."):  # of all its outputs three are used
-            weights[f"out.{key[12:]}"] = value[:3]
-        elif match := re.fullmatch(r"layers\.(\d+)\.snconv1x1_(theta|phi|g|o)(?:_conv)?\.weight", key):
-            weights[f"layers.{match[1]}.{match[2]}.weight"] = value
-        elif match := re.fullmatch(r"layers\.(\d+)\.gamma", key):
-            weights[key] = value.flatten()[0]
-        elif match := re.fullmatch(r"layers\.(\d+)\.conv_(\d)\.(weight|bias)", key):
-            weights[f"layers.{match[1]}.convs.{match[2]}.{match[3]}"] = value
-        elif match := re.fullmatch(r"layers\.(\d+)\.bn_(\d)\.(scale|offset)\.weight", key):
-            weights[f"layers.{match[1]}.norms.{match[2]}.{'gain' if match[3] == 'scale' else 'bias'}.weight"] = value
-        elif match := re.fullmatch(r"layers\.(\d+)\.bn_(\d)\.running_(mean|var)s", key):
-            weights[f"layers.{match[1]}.norms.{match[2]}.{match[3]}"] = at_truncation(value, truncation)
-        elif match := re.fullmatch(r"bn\.running_(mean|var)s", key):
-            weights[f"norm.running_{match[1]}"] = at_truncation(value, truncation)
-        elif key in ("bn.weight", "bn.bias"):
-            weights[f"norm.{key[3:]}"] = value
-        elif not key.endswith(("weight_u", "weight_v")):
-            raise UserError(f"{files[0]} has {name}, which a BigGAN-deep has not; it is of another architecture")
-    return load(network, weights, files[0])
+    found = without_spectral_norm(read_state_dict(files[0]))
+    weights = rename(found, DEEP, files[0])
+    for name, value in weights.items():
+        if name == "embed.weight":
+            weights[name] = value.T
+        elif name.startswith("start."):  # rows are (H, W, C) there, (C, H, W) here
+            weights[name] = value.unflatten(0, (SIDE, SIDE, -1)).movedim(2, 0).flatten(0, 2)
+        elif name.startswith("out."):  # of all its outputs three are used
+            weights[name] = value[:3]
+        elif name.endswith(".gamma"):
+            weights[name] = value.reshape(())
+        elif name.endswith(("mean", "var")):
+            weights[name] = at_truncation(value, truncation)
+    return _load(network, weights, files[0])
 
 
 def at_truncation(statistics: Tensor, truncation: float) -> Tensor:
@@ -172,11 +175,7 @@ def read_wide(path: Path, found: Weights, options: dict[str, Any], instances: tu
         raise UserError(f"{path} is no whole generator of BigGAN-PyTorch: {first_line(error)} is missing") from error
     if left := sorted(name for name in found if not name.endswith(PASSED)):
         raise UserError(f"{path} has {left[0]}, which a BigGAN of this layout has not; it is of another architecture")
-    return load(BigGAN(layers, **shape, **options), weights, path)
-
-
-AFFINE = (("gain", "weight"), ("bias", "bias"))  # of the last normalisation: its own names, and those of torch
-PASSED = ("num_batches_tracked", "accumulation_counter")
+    return _load(BigGAN(layers, **shape, **options), weights, path)
 
 
 def _conditioning(path: Path, found: Weights, weights: Weights, blocks: int, instances: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
@@ -242,17 +241,6 @@ def without_spectral_norm(found: Weights) -> Weights:
     return plain
 
 
-def load(network: BigGAN, weights: Weights, path: Path) -> BigGAN:
-    """`network` with `weights` in float32.
-
-    Raises:
-        UserError: a tensor is missing, left over or of another shape.
-    """
+def _load(network: BigGAN, weights: Weights, path: Path) -> BigGAN:
     own = network.state_dict()
-    weights = {name: own[name] for name in ("features", "labels", "norm.num_batches_tracked")} | weights
-    for name in sorted(own.keys() | weights.keys()):
-        shapes = [tuple(side[name].shape) if name in side else "none" for side in (weights, own)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"{path} does not fit a BigGAN: of {name} it has {shapes[0]}, the network {shapes[1]}")
-    network.load_state_dict(weights)
-    return network.eval()
+    return load(network, {name: own[name] for name in ("features", "labels", "norm.num_batches_tracked")} | weights, path)

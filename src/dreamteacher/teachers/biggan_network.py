@@ -50,6 +50,7 @@ class NonLocal(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the same shape; `condition` has no effect."""
         queries = self.theta(x).flatten(2).transpose(1, 2)
         keys = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)
         values = F.max_pool2d(self.g(x), 2).flatten(2).transpose(1, 2)
@@ -67,6 +68,7 @@ class Wide(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`(B, I, H, W)` and `(B, condition)` to `(B, O, 2H, 2W)`."""
         h = self.convs[0](F.interpolate(F.relu(self.norms[0](x, condition)), scale_factor=2))
         h = self.convs[1](F.relu(self.norms[1](h, condition)))
         return h + self.skip(F.interpolate(x, scale_factor=2))
@@ -85,6 +87,7 @@ class Deep(nn.Module):
         self.outputs, self.up = outputs, up
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`(B, I, H, W)` and `(B, condition)` to `(B, O, H, W)`, or twice as large."""
         h = x
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             h = F.relu(norm(h, condition))
@@ -117,6 +120,7 @@ class BigGAN(nn.Module):
         self,
         layers: list[list[Any]],
         latent: int,
+        *,
         chunk: int = 0,
         classes: int = 0,
         class_width: int = 0,

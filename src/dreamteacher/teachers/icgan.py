@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dreamteacher.errors import UserError
 from dreamteacher.teachers import biggan
+from dreamteacher.teachers.gan_import import read_truncation
 from dreamteacher.teachers.importing import check_options, read_checkpoint, read_state_dict
-from dreamteacher.teachers.stylegan2_import import read_truncation
 from dreamteacher.teachers.unpickling import read_array
 
 open_folder = biggan.open_folder

@@ -28,7 +28,7 @@ from dreamteacher.training.randomness import StepRandom
 if TYPE_CHECKING:
     from dreamteacher.settings.schema import Teacher as Settings
 
-# z, layers of the mapping, channels x resolution, and the most channels. small and adm-256: the smaller and larger network of StyleGAN2-ADA.
+# Length of z, layers of the mapping, channels x resolution, most channels. small and adm-256: both networks of StyleGAN2-ADA.
 SIZES = {"tiny": (64, 2, 1024, 64), "small": (512, 2, 16384, 512), "adm-256": (512, 8, 32768, 512)}
 DISCRIMINATOR = "discriminator.safetensors"
 LAZY = 16  # steps between regularisations of the discriminator
@@ -100,7 +100,9 @@ class Generator:
         """
         side = self.settings.resolution
         if side < 8 or side & (side - 1):
-            raise UserError(f"teacher.resolution = {side} does not fit a stylegan2: take a power of two, such as {1 << side.bit_length() - 1}")
+            raise UserError(
+                f"teacher.resolution = {side} does not fit a stylegan2: take a power of two, such as {1 << side.bit_length() - 1}"
+            )
         latent, depth, base, most = SIZES[self.settings.size]
         channels = [min(base >> level, most) for level in range(2, side.bit_length())]
         return Players(Synthesizer(latent, depth, channels), Discriminator(channels), self.settings.r1_gamma, self.settings.ada_target)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ import torch
 from torch import Tensor
 
 from dreamteacher.errors import UserError
+from dreamteacher.teachers.gan_import import Names, Weights, load, read_truncation, rename
 from dreamteacher.teachers.importing import check_options, read_checkpoint
 from dreamteacher.teachers.stylegan2 import save_teacher
 from dreamteacher.teachers.stylegan2_network import FILTER, Discriminator, Synthesizer
 from dreamteacher.teachers.unpickling import Stored, read_pickle
-
-Weights = dict[str, Tensor]
-# Name there -> name here; \1 is the number of the block, which `number` computes from the groups.
-Names = list[tuple[str, str, Callable[..., int] | None]]
 
 ROSINALITY_G: Names = [
     (r"style\.(\d+)\.(weight|bias)", r"mapping.layers.{n}.\2", lambda layer, _: int(layer) - 1),
@@ -80,21 +76,6 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     save_teacher(generator, discriminator, out, {"resolution": generator.resolutions[-1], "trained_on": None})
 
 
-def read_truncation(options: dict[str, str]) -> float:
-    """The option `truncation`.
-
-    Raises:
-        UserError: it is no number in (0, 1].
-    """
-    try:
-        value = float(options.get("truncation", 1))
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise UserError(f"--option truncation={options['truncation']} is no number above 0 and up to 1")
-    return value
-
-
 def read_rosinality(path: Path) -> tuple[Synthesizer, Discriminator | None]:
     """The averaged generator, and the discriminator where the file has one."""
     with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a training run; plain values
@@ -104,7 +85,7 @@ def read_rosinality(path: Path) -> tuple[Synthesizer, Discriminator | None]:
     found = dict(content["g_ema"])
     for name in [name for name in found if name.endswith(".kernel")]:
         _check_filter(found.pop(name), path, name)
-    weights = _rename(found, ROSINALITY_G, path, passed=r"noises\.noise_\d+")
+    weights = rename(found, ROSINALITY_G, path, passed=r"noises\.noise_\d+")
     weights = {_layer(name, ROSINALITY_LAYER): value for name, value in weights.items()}
     for name, value in weights.items():
         if re.fullmatch(r"blocks\.\d+\.\w+\.(weight|noise)", name) or name == "const":
@@ -120,7 +101,7 @@ def read_rosinality(path: Path) -> tuple[Synthesizer, Discriminator | None]:
     found = dict(content["d"])
     for name in [name for name in found if name.endswith(".kernel")]:
         _check_filter(found.pop(name), path, name)
-    return generator, _discriminator(_rename(found, ROSINALITY_D, path), generator, path, clamp=None)
+    return generator, _discriminator(rename(found, ROSINALITY_D, path), generator, path, clamp=None)
 
 
 def read_ada(path: Path) -> tuple[Synthesizer, Discriminator | None]:
@@ -138,7 +119,7 @@ def read_ada(path: Path) -> tuple[Synthesizer, Discriminator | None]:
             raise UserError(f"{path} was made with {name} = {value!r}; only {ADA_DEFAULTS[name]!r}, the default, is read")
     clamp = synthesis.get("conv_clamp")
     found = _without_filters(stored.tensors(), path)
-    weights = _rename(found, ADA_G, path, passed=r"synthesis\.b\d+\.conv\d\.noise_const")
+    weights = rename(found, ADA_G, path, passed=r"synthesis\.b\d+\.conv\d\.noise_const")
     weights = {_layer(name, ADA_LAYER): value for name, value in weights.items()}
     # There the gain of 1 / sqrt(inputs) of ToRGB multiplies the style, here the weight: the same product.
     generator = _build(weights, path, clamp)
@@ -159,26 +140,6 @@ def read_ada(path: Path) -> tuple[Synthesizer, Discriminator | None]:
             key = names.get(block[0] if block else "", "") + {**parts, "skip.weight": "skip"}.get(inner, inner)
         renamed[key] = value
     return generator, _discriminator(renamed, generator, path, clamp)
-
-
-def _rename(found: Weights, names: Names, path: Path, passed: str = r"(?!)") -> Weights:
-    """By the first pattern that fits each name; names that fit `passed` are passed over.
-
-    Raises:
-        UserError: a name fits none.
-    """
-    renamed: Weights = {}
-    for name, value in found.items():
-        if re.fullmatch(passed, name):
-            continue
-        for pattern, replacement, number in names:
-            if match := re.fullmatch(pattern, name):
-                key = match.expand(replacement)
-                renamed[key.replace("{n}", str(number(*match.groups()))) if number else key] = value
-                break
-        else:
-            raise UserError(f"{path} has {name}, which a StyleGAN2 of this layout has not; it is of another architecture")
-    return renamed
 
 
 def _layer(name: str, names: dict[str, str]) -> str:
@@ -208,26 +169,16 @@ def _build(weights: Weights, path: Path, clamp: float | None) -> Synthesizer:
         embed = weights.get("mapping.embed.weight")
         width = len(weights[f"mapping.layers.{depth - 1}.bias"])
         latent = weights["mapping.layers.0.weight"].shape[1] - (0 if embed is None else len(embed))
-        network = Synthesizer(latent, depth, channels, 0 if embed is None else embed.shape[1], width, clamp)
+        classes = 0 if embed is None else embed.shape[1]
+        network = Synthesizer(latent, depth, channels, classes=classes, width=width, clamp=clamp)
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"{path} is no whole StyleGAN2: {error} is missing") from error
     weights.setdefault("mapping.average", torch.zeros(width))
-    return _load(network, weights, path).eval()
-
-
-def _load(network: Any, weights: Weights, path: Path) -> Any:
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            shapes = [f"{side.get(name, 'none')}" for side in (found, wanted)]
-            raise UserError(f"{path} does not fit a StyleGAN2: of {name} it has {shapes[0]}, the network {shapes[1]}")
-    network.load_state_dict({name: value.float() for name, value in weights.items()})
-    return network
+    return load(network, weights, path)
 
 
 def _discriminator(weights: Weights, generator: Synthesizer, path: Path, clamp: float | None) -> Discriminator:
-    return _load(Discriminator(generator.config["channels"], clamp), weights, path).eval()
+    return load(Discriminator(generator.config["channels"], clamp), weights, path)
 
 
 @torch.no_grad()

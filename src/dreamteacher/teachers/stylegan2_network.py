@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,7 @@ class Dense(nn.Module):
         self.scale, self.rate, self.active = rate / math.sqrt(inputs), rate, active
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, inputs)` to `(B, outputs)`."""
         if self.active:
             return activate(F.linear(x, self.weight * self.scale), self.bias * self.rate)
         return F.linear(x, self.weight * self.scale, self.bias * self.rate)
@@ -92,6 +94,7 @@ class StyledConv(nn.Module):
         self.scale, self.up, self.clamp = 1 / math.sqrt(inputs * 9), up, clamp
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
+        """`(B, I, H, W)`, `(B, latent)` and `(B, 1, H', W')` to `(B, O, H', W')`, of which the sides are doubled with `up`."""
         x = modulated_convolution(x, self.weight * self.scale, self.style(w), self.up)
         return activate(x + self.noise * noise, self.bias, self.clamp)
 
@@ -107,6 +110,7 @@ class ToRGB(nn.Module):
         self.scale, self.clamp = 1 / math.sqrt(inputs), clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """`(B, I, H, W)` and `(B, latent)` to float32 `(B, 3, H, W)`."""
         x = modulated_convolution(x, self.weight * self.scale, self.style(w), demodulate=False).float() + self.bias.view(1, 3, 1, 1)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
@@ -118,7 +122,7 @@ class Mapping(nn.Module):
         super().__init__()
         self.embed = Dense(classes, width) if classes else None
         sides = [latent + (width if classes else 0), *[width] * depth]
-        self.layers = nn.ModuleList(Dense(i, o, rate=0.01, active=True) for i, o in zip(sides, sides[1:], strict=False))
+        self.layers = nn.ModuleList(Dense(i, o, rate=0.01, active=True) for i, o in pairwise(sides))
         self.average: Tensor
         self.register_buffer("average", torch.zeros(width))
 
@@ -168,6 +172,7 @@ class Synthesizer(nn.Module):
         latent: int,
         depth: int,
         channels: Sequence[int],
+        *,
         classes: int = 0,
         width: int | None = None,
         clamp: float | None = None,
@@ -176,7 +181,7 @@ class Synthesizer(nn.Module):
         super().__init__()
         width = width or latent
         self.latent, self.classes, self.truncation = latent, classes, truncation
-        self.config = {
+        self.config: dict[str, Any] = {
             "latent": latent,
             "depth": depth,
             "channels": list(channels),
@@ -237,6 +242,7 @@ class Down(nn.Module):
         self.scale, self.skip_scale, self.clamp = 1 / math.sqrt(inputs * 9), 1 / math.sqrt(inputs), clamp
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, I, H, W)` to `(B, O, H/2, W/2)`."""
         skip = F.conv2d(blur(x, 1)[:, :, ::2, ::2], self.skip * self.skip_scale)
         x = activate(F.conv2d(x, self.conv * self.scale, padding=1), self.conv_bias, self.clamp)
         x = activate(F.conv2d(blur(x, 2), self.down * self.scale, stride=2), self.down_bias, self.clamp)
@@ -257,7 +263,7 @@ class Discriminator(nn.Module):
         self.clamp = clamp
         self.rgb = nn.Parameter(torch.randn(fine_to_coarse[0], 3, 1, 1))
         self.rgb_bias = nn.Parameter(torch.zeros(fine_to_coarse[0]))
-        self.blocks = nn.ModuleList(Down(i, o, clamp) for i, o in zip(fine_to_coarse, fine_to_coarse[1:], strict=False))
+        self.blocks = nn.ModuleList(Down(i, o, clamp) for i, o in pairwise(fine_to_coarse))
         self.conv = nn.Parameter(torch.randn(channels[0], channels[0] + 1, 3, 3))
         self.conv_bias = nn.Parameter(torch.zeros(channels[0]))
         self.dense = Dense(channels[0] * 16, channels[0], active=True)

@@ -30,7 +30,11 @@ from dreamteacher.training.randomness import StepRandom
 WEIGHTS = "encoder.safetensors"
 WRAPPERS = ("teacher", "model_ema", "ema", "target_encoder", "state_dict", "model", "student", "encoder")  # keys of nested state dicts
 PROBE = (128, 160)  # pixels of the picture by which strides are measured
-ANY_SIZE = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})  # what families call the option to take pictures of any size
+ANY_SIZE: tuple[dict[str, bool], ...] = (
+    {},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+)  # what families call the option to take pictures of any size
 
 
 class Encoder(nn.Module):
@@ -54,7 +58,9 @@ class Encoder(nn.Module):
         self.scale = patch / 2 ** round(math.log2(patch))
         maps = self._all_maps(torch.zeros(1, 3, *PROBE), None)
         strides = [round(PROBE[0] / m.shape[2]) for m in maps]
-        if any(PROBE[0] % stride or m.shape[2:] != (PROBE[0] // stride, PROBE[1] // stride) for stride, m in zip(strides, maps, strict=True)):
+        if any(
+            PROBE[0] % stride or m.shape[2:] != (PROBE[0] // stride, PROBE[1] // stride) for stride, m in zip(strides, maps, strict=True)
+        ):
             raise ValueError(f"its maps of {PROBE[0]}x{PROBE[1]} px are {', '.join(str(tuple(m.shape[2:])) for m in maps)}")
         at = {stride: [i for i, other in enumerate(strides) if other == stride][-blocks:] for stride in sorted(set(strides))}
         if short := [stride for stride, chosen in at.items() if len(chosen) < blocks]:
@@ -121,7 +127,7 @@ def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> 
     import timm
 
     facts = read_facts(folder)["network"]
-    model = timm.create_model(facts["architecture"], pretrained=False, num_classes=0, **facts["options"])
+    model: Any = timm.create_model(facts["architecture"], pretrained=False, num_classes=0, **facts["options"])
     model.pretrained_cfg = {**model.pretrained_cfg, "mean": facts["mean"], "std": facts["std"]}
     fill(model, read_weights(folder, WEIGHTS), folder)
     return EncoderTeacher(Encoder(model.eval(), facts["blocks"]), strides, encoding)
@@ -177,7 +183,7 @@ def _create(name: str, pretrained: bool, blocks: int) -> tuple[Encoder, dict[str
             given = load_model_config_from_path(place)[2]
         elif schema:
             given = load_model_config_from_hf(place)[2]
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # no file, no network, or an unknown architecture: each has its own type
         raise UserError(
             f"{name} cannot be loaded ({first_line(error)}); give its weights by --option weights=FILE, or a folder that timm saved"
@@ -188,13 +194,15 @@ def _create(name: str, pretrained: bool, blocks: int) -> tuple[Encoder, dict[str
     state, why = model.state_dict(), "it takes none"
     for sizes in ANY_SIZE:
         try:
-            other = timm.create_model(model.pretrained_cfg["architecture"], pretrained=False, num_classes=0, **given, **sizes)
+            other: Any = timm.create_model(model.pretrained_cfg["architecture"], pretrained=False, num_classes=0, **given, **sizes)
             other.load_state_dict(state)
             other.pretrained_cfg = model.pretrained_cfg
             return Encoder(other.eval(), blocks), {**given, **sizes}
         except Exception as error:  # each family has its own way to refuse a size, or the option
             why = why if isinstance(error, TypeError) else first_line(error)
-    raise UserError(f"{name} takes no pictures of {PROBE[0]}x{PROBE[1]} px ({why}); choose a model that takes any size, and fewer --option blocks")
+    raise UserError(
+        f"{name} takes no pictures of {PROBE[0]}x{PROBE[1]} px ({why}); choose a model that takes any size, and fewer --option blocks"
+    )
 
 
 def _load(model: nn.Module, path: Path) -> None:

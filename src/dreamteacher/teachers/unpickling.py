@@ -91,7 +91,7 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
         dtype = dtype.numpy()
-        if dtype == object:
+        if dtype.hasobject:
             flat = np.empty(len(raw), object)
             flat[:] = raw
         else:
@@ -211,7 +211,7 @@ def _finish(value: Any, done: dict[int, Any] | None = None) -> Any:
     result = value
     if isinstance(value, _Array):
         result = value.value
-        if result is not None and result.dtype == object:
+        if result is not None and result.dtype.hasobject:
             for place in np.ndindex(result.shape):
                 result[place] = _finish(result[place], done)
     elif isinstance(value, Stored):
