@@ -46,15 +46,18 @@ def find_weights(source: Path) -> Path:
     found = sorted(source.glob("G_ema*.pth"))
     if not found:
         raise UserError(f"{source} holds no G_ema*.pth, the averaged generator")
-    return found[0] if len(found) == 1 else min(found, key=_fid)
+    if len(found) == 1:
+        return found[0]
+    try:
+        return min(found, key=_fid)
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{source} holds several generators ({names}), of which it does not say which is the best; name one") from error
 
 
-def _fid(path: Path) -> float:
-    state = path.with_name(path.name.replace("G_ema", "state_dict"))
-    if not state.exists():
-        return float("inf")
-    content: Any = read_checkpoint(state)
-    return float(content.get("best_FID", "inf")) if isinstance(content, dict) else float("inf")
+def _fid(weights: Path) -> float:
+    content: Any = read_checkpoint(weights.with_name(weights.name.replace("G_ema", "state_dict")))
+    return float(content["best_FID"])
 
 
 def read_instances(path: Path) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from dreamteacher.training.randomness import StepRandom
 WEIGHTS = "encoder.safetensors"
 WRAPPERS = ("teacher", "model_ema", "ema", "target_encoder", "state_dict", "model", "student", "encoder")  # keys of nested state dicts
 PROBE = (128, 160)  # pixels of the picture by which strides are measured
-ANY_SIZE: tuple[dict[str, bool], ...] = (
+ANY_SIZE: tuple[dict[str, Any], ...] = (
     {},
     {"dynamic_img_size": True},
     {"strict_img_size": False},
