@@ -108,7 +108,9 @@ def test_of_several_generators_the_one_of_the_lower_fid_is_taken(tmp_path: Path)
     instances(tmp_path / "stored.npy")
     import_teacher("icgan", str(tmp_path), tmp_path / "teacher", [f"instances={tmp_path / 'stored.npy'}"])
     (tmp_path / "state_dict_best1.pth").unlink()
-    with pytest.raises(UserError, match=r"several generators \(G_ema_best0\.pth, G_ema_best1\.pth\), of which it does not say .+; name one"):
+    with pytest.raises(
+        UserError, match=r"several generators \(G_ema_best0\.pth, G_ema_best1\.pth\), of which it does not say .+; name one"
+    ):
         import_teacher("icgan", str(tmp_path), tmp_path / "other", [f"instances={tmp_path / 'stored.npy'}"])
     assert torch.equal(network(tmp_path / "teacher").layers[0].convs[0].bias, model.blocks[0][0].conv1.bias)  # type: ignore[index, union-attr]
 

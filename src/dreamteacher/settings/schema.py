@@ -5,9 +5,11 @@ Equation, section and table numbers are those of the DreamTeacher paper (arXiv 2
 
 from __future__ import annotations
 
+import difflib
+from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dreamteacher.settings.presets import BY_KIND, PRESETS, SIZED, auto_taps, by_size, strides
 
@@ -20,6 +22,8 @@ _PARTS = (
     "parts into which each process splits its share of the batch, to save memory; loss and gradient stay those of the whole batch, but "
     "batch normalisation takes its statistics from each part"
 )
+OBJECTIVES = ("mse", "at", "cosine", "smooth_l1", "relational", "global")
+OBJECTIVES_GROUP = "dreamteacher.objectives"  # of entry points, by which packages add terms
 Augment = Literal["natural", "overhead", "no-flip", "none"]
 Init = Literal["scratch", "features", "labels", "mix", "imagenet"]
 
@@ -129,7 +133,29 @@ class Student(Section):
     width: Positive = Field(256, description="channels of the feature regressor (App D.1: 256), which is also the segmentation neck")
 
 
-class Distill(Training):
+class EncodingSettings(Section):
+    """How pictures enter a diffusion model."""
+
+    encoding: Literal["stochastic", "ddim", "stratified", "dream"] = Field(
+        "stochastic",
+        description="stochastic: noise drawn anew, to step T (best of Tab 10); ddim: deterministic inversion to T; stratified: for each "
+        "picture a step of its own, drawn from strata in turn, which the student's heads are told; dream: pictures that the teacher makes",
+    )
+    T: Count = Field(50, description="noise step of the encoding")
+    strata: Annotated[list[Count], Field(min_length=2)] = Field(
+        [10, 110, 210, 310], description="edges of the ranges of noise steps from which the encoding stratified draws; the last is left out"
+    )
+    passes: Positive = Field(10, description="passes of the generator for the encodings ddim, from the picture to T, and dream, from noise")
+
+    @field_validator("strata")
+    @classmethod
+    def _in_order(cls, edges: list[int]) -> list[int]:
+        if edges != sorted(set(edges)):
+            raise ValueError("the edges must grow")
+        return edges
+
+
+class Distill(Training, EncodingSettings):
     """Feature distillation (Sec 3.1, Eq 1-3)."""
 
     steps: Positive = Field(150, description=f"optimiser steps ({by_size('distill', 'steps')})")
@@ -139,12 +165,18 @@ class Distill(Training):
     lr: Annotated[float, Field(gt=0)] = Field(2e-3, description=f"peak learning rate ({by_size('distill', 'lr')})")
     T: Count = Field(50, description="noise step of the encoding (Tab 17: 50, ImageNet 150; best of Tab 11: 250)")
     resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('distill', 'resolution')})")
-    whitening: Literal["layernorm", "standardize"] = Field(
+    whitening: Literal["layernorm", "standardize", "phi-s"] = Field(
         "layernorm",
-        description="W of Eq 1: LayerNorm over channels and places, or by mean and std of each channel, measured on stats_images",
+        description="W of Eq 1: LayerNorm over channels and places; standardize: by mean and std of each channel; phi-s: a rotation after "
+        "which all channels have the same variance, and one scale (arXiv 2410.01680); the last two are measured on stats_images",
     )
     stats_images: Positive = Field(256, description="train pictures, drawn by seed, over which the teacher's features are measured")
-    at_weight: Annotated[float, Field(ge=0)] = Field(10.0, description="lambda_AT of Eq 3")
+    objectives: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)] = Field(
+        {"mse": 1.0, "at": 10.0},
+        description="weights of the terms that are minimised; 0: logged alone. mse, Eq 1; at, Eq 2 (lambda_AT of Eq 3 is its weight); cosine "
+        "and smooth_l1, AM-RADIO's 0.9 and 0.1; relational: cosines between the places of a picture; global: the coarsest tap's average, "
+        "from the embedding; other packages may add terms",
+    )
     margin: Count = Field(
         0,
         description="width of the crops' border that loss and explained variance leave out, pixels, rounded up to whole cells of each tap: "
@@ -159,10 +191,27 @@ class Distill(Training):
         64, description="held-out unlabelled pictures for that measurement, from which the backbone does not learn features"
     )
 
+    @field_validator("objectives")
+    @classmethod
+    def _known_and_in_order(cls, weights: dict[str, float]) -> dict[str, float]:
+        """In one order, in which the terms are added and logged."""
+        unknown = sorted(set(weights) - set(OBJECTIVES))
+        offered = {point.name for point in entry_points(group=OBJECTIVES_GROUP)} if unknown else set()
+        for name in unknown:
+            if name not in offered:
+                near = difflib.get_close_matches(name, [*OBJECTIVES, *offered], 1) or [*OBJECTIVES, *sorted(offered)]
+                raise ValueError(f"there is no term {name!r}; name {' or '.join(near)}")
+        if not any(weights.values()):
+            raise ValueError("one term at least needs a weight above 0")
+        return {name: weights[name] for name in [*(n for n in OBJECTIVES if n in weights), *unknown]}
 
-class Interpreter(Training):
+
+class Interpreter(Training, EncodingSettings):
     """The feature interpreter on the frozen generator (Sec 3.2, Eq 4, App D.2)."""
 
+    encoding: Literal["stochastic", "ddim", "stratified"] = Field(
+        "stochastic", description="as distill.encoding, whose dreams have no labels"
+    )
     width: Positive = Field(256, description="channels of its fuse layers (App D.2: 256)")
     T: Count = Field(50, description="noise step of the encoding (App G.2: 50)")
     resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('interpreter', 'resolution')})")
@@ -351,9 +400,13 @@ class Params(Section):
 
     def _fits_the_size(self) -> None:
         """Of other kinds the teacher's folder says what fits, which the stages read."""
-        for name, step in (("distill.T", self.distill.T), ("interpreter.T", self.interpreter.T)):
-            if step >= self.teacher.T_train:
-                raise ValueError(f"{name} = {step} must be below teacher.T_train = {self.teacher.T_train}")
+        for name, group in (("distill", self.distill), ("interpreter", self.interpreter)):
+            steps = self.teacher.T_train
+            if group.encoding == "stratified":
+                if group.strata[-1] > steps:
+                    raise ValueError(f"{name}.strata = {group.strata} must end at teacher.T_train = {steps} or before")
+            elif steps <= group.T:
+                raise ValueError(f"{name}.T = {group.T} must be below teacher.T_train = {steps}")
         size = f"teacher.size = {self.teacher.size!r}"
         offered = strides(self.teacher.size)
         if absent := [stride for stride in self.taps if stride not in offered] if self.taps != "auto" else []:

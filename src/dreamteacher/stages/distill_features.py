@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective
-from dreamteacher.distillation.whitening import layernorm, measure_statistics, save_statistics, standardize
+from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective, student_options
+from dreamteacher.distillation.whitening import fit_whitening, save_statistics
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.schema import Distill, Params
@@ -20,7 +20,7 @@ from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers.base import Teacher
-from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.order import draw_batches
@@ -45,24 +45,23 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
         if stage.done:
             return stage.metrics
         device = this_process().device
-        generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(settings.T)).to(device)
+        generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(settings)).to(device)
         torch.manual_seed(params.seed)
         channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
         backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
-        regressor = FeatureRegressor(backbone, channels, strides, params.student.width)
+        regressor = FeatureRegressor(backbone, channels, strides, params.student.width, **student_options(settings))
         if start:
             _go_on_from(start, regressor)
         mean, std = regressor.backbone.mean, regressor.backbone.std
         samples, held_out = hold_out(ImageSet(data, "train"), settings.monitor_images, settings.resolution, params.seed)
 
-        statistics = None
-        if settings.whitening == "standardize":
-            statistics = measure_statistics(generator, draw_batches(samples, settings.stats_images, params.seed, device), params.seed)
-        objective = feature_objective(settings, standardize(generator.taps, statistics) if statistics else layernorm, generator.taps)
+        measured_on = draw_batches(samples, settings.stats_images, params.seed, device)
+        whiten, statistics = fit_whitening(settings.whitening, generator, measured_on, params.seed, stage.checkpoints)
+        objective = feature_objective(settings, whiten, generator.taps)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
             lesson = generator.teach(batch["image"], random)
-            return objective(model(normalize(lesson.images, mean, std)), lesson.features)
+            return objective(model(normalize(lesson.images, mean, std), lesson.step), lesson.features)
 
         trained = train(
             regressor,
@@ -78,8 +77,7 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
         assert isinstance(student, FeatureRegressor)
         if this_process().is_main_process:
             save_regressor(student, stage.tmp)
-            if statistics:
-                save_statistics(statistics, stage.tmp)
+            save_statistics(statistics, stage.tmp)
             write_table(trained.history, stage.tmp / "curves.csv")
         stage.metrics.update(
             {k: v for k, v in trained.history[-1].items() if k.startswith("ev_") or k in ("explained_variance", "embedding_spread")}
@@ -124,7 +122,7 @@ def _monitor(
             lesson = generator.teach(batch.to(device), StepRandom(0, 0, part, parts, device))
             pyramid = model.backbone(normalize(lesson.images, model.backbone.mean, model.backbone.std))
             embeddings.append(model.backbone.embed(pyramid))
-            regressed = model.regress(pyramid, lesson.images.shape[2:])
+            regressed = model.regress(pyramid, lesson.images.shape[2:], lesson.step)
             quality.update(*objective.compared(regressed, lesson.features))
         spread = embedding_spread(torch.cat(embeddings))
         if spread < COLLAPSED:

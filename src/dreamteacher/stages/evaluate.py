@@ -29,7 +29,7 @@ from dreamteacher.tasks.model import load_task_model, normalize
 from dreamteacher.tasks.readout import read_out
 from dreamteacher.tasks.scoring import score
 from dreamteacher.teachers.base import dreams
-from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.encodings import encoding_of_pictures
 from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.checkpoint import writing
 from dreamteacher.training.processes import this_process
@@ -226,7 +226,7 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
     distill = read_stage(features)["params"]["distill"]
     device = this_process().device
     student = load_regressor(features)
-    generator = open_teacher(teacher, student.heads.strides, Stochastic(distill["T"])).to(device)
+    generator = open_teacher(teacher, student.heads.strides, encoding_of_pictures(distill)).to(device)
     student.eval().to(device)
     whiten = load_whitening(distill["whitening"], features, generator.taps)
     extension = 0 if dreams(generator) else -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
@@ -242,7 +242,8 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
         cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in image.shape[:2]] for s in student.heads.strides}
         maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(lesson.features, generator.taps, strict=True)])
         targets.append([m[0].cpu().numpy() for m in maps])
-        maps = student(normalize(lesson.images, student.backbone.mean, student.backbone.std))
+        pyramid = student.backbone(normalize(lesson.images, student.backbone.mean, student.backbone.std))
+        maps = student.regress(pyramid, lesson.images.shape[2:], lesson.step)
         regressed.append([m[0, :, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
     coloured = [pca_colours([t[tap] for t in targets], [r[tap] for r in regressed]) for tap in range(len(generator.taps))]
     for number in range(len(shown)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,47 +14,77 @@ from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.training.randomness import StepRandom
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler, UNet2DConditionModel, UNet2DModel
 
 
-def decoder_taps(unet: UNet2DModel) -> list[Tap]:
-    """The output of the last block of each decoder level before its up-sampling, fine to coarse.
+def decoder_taps(unet: UNet2DModel | UNet2DConditionModel, stride: int = 1) -> list[Tap]:
+    """The output of the last block of each decoder level before its up-sampling, fine to coarse; `stride`: of the U-Net's input.
 
     The paper's "blocks 3, 6, 9, 12" have its stated resolutions 1/32 ... 1/4 only there (Sec 3.1, E.2).
     """
     levels = len(unet.up_blocks)
-    taps = [Tap(f"up_blocks.{i}", 2 ** (levels - 1 - i), block.resnets[-1].out_channels) for i, block in enumerate(unet.up_blocks)]
+    taps = [Tap(f"up_blocks.{i}", stride * 2 ** (levels - 1 - i), block.resnets[-1].out_channels) for i, block in enumerate(unet.up_blocks)]
     return taps[::-1]
 
 
-class DiffusionTeacher(nn.Module):
-    """A frozen U-Net that is cut off after its finest wanted tap, so nothing beyond is computed."""
+class Space(Protocol):
+    """What a diffusion model denoises: pictures, or their latents.
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler, encoding: Encoding, strides: list[int] | None = None):
-        """Take over `unet` (it is modified); `strides` chooses taps, None all.
+    Attributes:
+        stride: pixels a side that one place stands for.
+    """
+
+    stride: int
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures `(B, 3, H, W)` in [0, 1] to inputs `(B, C, H/stride, W/stride)`, about as large as standard normal noise."""
+        ...
+
+    def decode(self, inputs: Tensor) -> Tensor:
+        """The reverse."""
+        ...
+
+
+class Pixels:
+    """The pictures themselves, in [-1, 1]."""
+
+    stride = 1
+
+    def encode(self, images: Tensor) -> Tensor:
+        """See `Space`."""
+        return images * 2 - 1
+
+    def decode(self, inputs: Tensor) -> Tensor:
+        """See `Space`."""
+        return (inputs / 2 + 0.5).clamp(0, 1)
+
+
+class DenoisingTeacher(nn.Module):
+    """A frozen diffusion model, of whatever network: encoded inputs, one denoising pass, the maps at its taps."""
+
+    def __init__(
+        self,
+        offered: list[Tap],
+        scheduler: DDPMScheduler,
+        encoding: Encoding,
+        strides: list[int] | None,
+        space: Space | None = None,
+    ):
+        """`offered`: all taps, fine to coarse, of which `strides` chooses; None: all. `space`: None: pixels.
 
         Raises:
-            UserError: a stride that the U-Net's decoder does not have, or an encoding that the schedule does not allow.
+            UserError: a stride that is not offered, or an encoding that the schedule does not allow.
         """
         super().__init__()
         encoding.check(scheduler)
-        offered = decoder_taps(unet)
-        self.multiple = offered[-1].stride
         wanted = strides or [tap.stride for tap in offered]
         if missing := sorted(set(wanted) - {tap.stride for tap in offered}):
             raise UserError(f"the teacher has no tap at stride {missing[0]}; it has {[tap.stride for tap in offered]}")
         self.taps = [tap for tap in offered if tap.stride in wanted]
-        self.scheduler, self.encoding = scheduler, encoding
-        self.unet = _cut_after(unet, int(self.taps[0].name.split(".")[1]))
-        self.requires_grad_(False)
-        self.eval()
-        self._maps: dict[str, Tensor] = {}
-        for tap in self.taps:
-            block: Any = self.unet.get_submodule(tap.name)
-            attended = [a for a in getattr(block, "attentions", None) or [] if a is not None]
-            (attended or block.resnets)[-1].register_forward_hook(self._keep(tap.name))
+        self.multiple = offered[-1].stride
+        self.scheduler, self.encoding, self.space = scheduler, encoding, space or Pixels()
 
-    def with_encoding(self, encoding: Encoding) -> DiffusionTeacher:
+    def with_encoding(self, encoding: Encoding) -> Self:
         """The same network, not a copy of it, with another encoding.
 
         Raises:
@@ -65,22 +95,16 @@ class DiffusionTeacher(nn.Module):
         other.encoding = encoding
         return other
 
-    def _keep(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            self._maps[name] = output
-
-        return hook
-
-    def train(self, mode: bool = True) -> DiffusionTeacher:
+    def train(self, mode: bool = True) -> Self:
         """Stay in eval: a teacher has no dropout, whatever module holds it."""
-        return cast(DiffusionTeacher, super().train(False))
+        return super().train(False)
 
     @torch.no_grad()
     def teach(self, images: Tensor, random: StepRandom) -> Lesson:
         """Encode, then one denoising pass.
 
         Args:
-            images: `(B, 3, H, W)` in [0, 1]; H and W multiples of `self.multiple`, the U-Net's coarsest stride.
+            images: `(B, 3, H, W)` in [0, 1]; H and W multiples of `self.multiple`, the network's coarsest stride.
             random: source of the noise.
 
         Raises:
@@ -89,21 +113,93 @@ class DiffusionTeacher(nn.Module):
         height, width = images.shape[2:]
         if height % self.multiple or width % self.multiple:
             raise UserError(f"pictures of {height}x{width} px do not fit the teacher: their sides must be multiples of {self.multiple}")
-        noisy, steps = self.encoding.encode(self.scheduler, images, random)
-        self.denoise(noisy, steps)
-        maps = [self._maps[tap.name].float() for tap in self.taps]
+        inputs = self.space.encode(images)
+        noisy, steps, clean = self.encoding.encode(self, inputs, random)
+        maps = [of_tap.float() for of_tap in self.denoise(noisy, steps)]
+        return Lesson(images if clean is inputs else self.space.decode(clean), maps, steps)
+
+    def denoise(self, noisy: Tensor, steps: Tensor) -> list[Tensor]:
+        """The maps at the taps of one pass over inputs `(B, C, h, w)` at noise steps `(B,)`."""
+        raise NotImplementedError
+
+    def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
+        """See `encodings.Denoiser`."""
+        raise NotImplementedError
+
+    def noise_of(self, output: Tensor, noisy: Tensor, steps: Tensor) -> Tensor:
+        """The noise that the network's output means. What a network says of the variance, behind its prediction, is passed over."""
+        output = output[:, : noisy.shape[1]].float()
+        kept = self.scheduler.alphas_cumprod.to(noisy.device)[steps][:, None, None, None]
+        return {
+            "epsilon": lambda: output,
+            "v_prediction": lambda: kept.sqrt() * output + (1 - kept).sqrt() * noisy,
+            "sample": lambda: (noisy - kept.sqrt() * output) / (1 - kept).sqrt(),
+        }[self.scheduler.config.prediction_type]()
+
+
+class DiffusionTeacher(DenoisingTeacher):
+    """A frozen U-Net that is cut off after its finest wanted tap, so nothing beyond is computed.
+
+    Attributes:
+        unet: the part that features need.
+        whole: all of it, with the same parameters, for encodings that need what it predicts.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel | UNet2DConditionModel,
+        scheduler: DDPMScheduler,
+        encoding: Encoding,
+        strides: list[int] | None = None,
+        space: Space | None = None,
+    ):
+        """Take over `unet` (it is frozen). See `DenoisingTeacher`."""
+        super().__init__(decoder_taps(unet, space.stride if space else 1), scheduler, encoding, strides, space)
+        self.whole = unet
+        self.unet = _cut_after(unet, int(self.taps[0].name.split(".")[1]))
+        self.requires_grad_(False)
+        self.eval()
+        self._maps: dict[str, Tensor] = {}
+        for tap in self.taps:
+            block: Any = self.unet.get_submodule(tap.name)
+            attended = [a for a in getattr(block, "attentions", None) or [] if a is not None]
+            (attended or block.resnets)[-1].register_forward_hook(self._keep(tap.name))
+
+    def _keep(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor]) -> None:
+            self._maps[name] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    def denoise(self, noisy: Tensor, steps: Tensor) -> list[Tensor]:
+        """See `DenoisingTeacher`."""
+        self.forward_pass(self.unet, noisy, steps)
+        maps = [self._maps[tap.name] for tap in self.taps]
         self._maps.clear()
-        return Lesson(images, maps)
+        return maps
 
-    def denoise(self, noisy: Tensor, steps: Tensor) -> None:
-        """One pass of the U-Net over pictures `(B, 3, H, W)` at noise steps `(B,)`, whose taps are kept."""
-        self.unet(noisy, cast(Any, steps))
+    def forward_pass(self, unet: Any, noisy: Tensor, steps: Tensor) -> Tensor:
+        """What `unet`, the whole or the cut one, returns of inputs at noise steps `(B,)`."""
+        return cast(Tensor, unet(noisy, steps).sample)
+
+    def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
+        """See `encodings.Denoiser`."""
+        return self.noise_of(self.forward_pass(self.whole, noisy, steps), noisy, steps)
 
 
-def _cut_after(unet: UNet2DModel, last_block: int) -> UNet2DModel:
-    unet.up_blocks = unet.up_blocks[: last_block + 1]
-    cast(Any, unet.up_blocks[-1]).upsamplers = None
-    unet.conv_norm_out = cast(Any, nn.Identity())
-    unet.conv_act = nn.Identity()
-    unet.conv_out = cast(Any, nn.Identity())
-    return unet
+def _cut_after(unet: Any, last_block: int) -> Any:
+    """A view of `unet`, whose modules are the same, without what comes after an up block and before its up-sampling."""
+    cut = _shallow(unet)
+    cut.up_blocks = nn.ModuleList([*unet.up_blocks[:last_block], _shallow(unet.up_blocks[last_block])])
+    cast(Any, cut.up_blocks[-1]).upsamplers = None
+    cut.conv_norm_out = cast(Any, nn.Identity())
+    cut.conv_act = nn.Identity()
+    cut.conv_out = cast(Any, nn.Identity())
+    return cut
+
+
+def _shallow(module: Any) -> Any:
+    """A copy whose children can be replaced."""
+    other = copy(module)
+    other._modules = dict(module._modules)
+    return other

@@ -164,7 +164,8 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
         "mean": encoder.mean,
         "std": encoder.std,
     }
-    write_facts(out, "timm", encoder.taps, {"network": network, "trained_on": None})
+    licence = model.pretrained_cfg.get("license") if pretrained else None
+    write_facts(out, "timm", encoder.taps, {"network": network, "licence": licence, "trained_on": None})
 
 
 def _create(name: str, pretrained: bool, blocks: int) -> tuple[Encoder, dict[str, Any]]:

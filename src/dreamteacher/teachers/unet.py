@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
 from dreamteacher.teachers.folder import damaged
@@ -77,6 +78,25 @@ def load_weights(module: nn.Module, folder: Path, file: str) -> None:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder} is a teacher of another size than teacher.size; start from one of that size, or without") from error
+
+
+def class_embedding(table: Tensor, choice: str) -> Tensor:
+    """What is added to the time embedding, `(E,)`, of a class-conditional network that is to work without classes.
+
+    Args:
+        table: embeddings of the classes, `(K, E)`.
+        choice: "mean": their mean; "none": zeros; or the number of a class.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    if choice == "mean":
+        return table.mean(0)
+    if choice == "none":
+        return torch.zeros_like(table[0])
+    if not choice.isdecimal() or int(choice) >= len(table):
+        raise UserError(f"--option class={choice} is none of mean, none, and 0 to {len(table) - 1}")
+    return table[int(choice)]
 
 
 def read_unet(folder: Path) -> UNet2DModel:
