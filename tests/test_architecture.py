@@ -120,6 +120,18 @@ def test_tensors_are_never_unpickled():
                 assert ast.unparse(node.value) == "False", path
 
 
+def test_pickles_of_others_are_read_by_a_table_of_names_alone():
+    """One class does it; it looks each name up and never asks pickle's own `find_class`, which would import it."""
+    readers = []
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in ("Unpickler", "_Unpickler"):
+                readers.append(path.relative_to(SOURCE).as_posix())
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr != "find_class", path
+    assert readers == ["teachers/unpickling.py"]
+
+
 def test_tests_share_code_by_modules_of_their_own_names():
     """Any mix of folders can then be collected in one call: every folder has a conftest, and only one is `conftest` to an import."""
     files = [path for path in (PROJECT / "tests").rglob("*.py") if path.name != "conftest.py"]

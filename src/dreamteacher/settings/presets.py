@@ -44,6 +44,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# What a kind of teacher wants otherwise, whatever its size: Adam, rate and averaging of StyleGAN2-ADA.
+BY_KIND: dict[str, dict[str, dict[str, Any]]] = {
+    "stylegan2": {"teacher": {"lr": 2e-3, "betas": (0.0, 0.99), "clip": None, "warmup_steps": 0, "ema": 0.999}},
+}
+
 
 def strides(size: str) -> list[int]:
     """Of the decoder levels of a teacher of this size, fine to coarse."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from dreamteacher.settings.presets import PRESETS, SIZED, auto_taps, by_size, strides
+from dreamteacher.settings.presets import BY_KIND, PRESETS, SIZED, auto_taps, by_size, strides
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -107,6 +107,14 @@ class Teacher(Training):
         description=f"steps between sample grids; all are logged, the last is kept ({by_size('teacher', 'sample_every')})",
     )
     sample_steps: Positive = Field(50, description="DDIM steps for a sample grid")
+    r1_gamma: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="weight of R1, stylegan2 only (the paper's BDD100K: 10); null: 0.0002 x pixels of a picture / batch_size"
+    )
+    ada_target: Fraction | None = Field(
+        0.6,
+        description="mean sign of the discriminator on real pictures to which its augmentation adapts, stylegan2 only; null: no "
+        "augmentation, for 100,000 pictures and more",
+    )
     steps: Positive = Field(4500, description=f"optimiser steps ({by_size('teacher', 'steps')})")
     batch_size: Positive = Field(32, description=f"{_BATCH} ({by_size('teacher', 'batch_size')})")
     accumulate: Positive = Field(1, description=f"{_PARTS} ({by_size('teacher', 'accumulate')})")
@@ -397,8 +405,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _follow_the_size(self) -> Params:
-        """What is left open is that of teacher.size."""
-        for name, values in PRESETS[self.teacher.size].items():
+        """What is left open is that of teacher.size and teacher.kind."""
+        for name, values in [*PRESETS[self.teacher.size].items(), *BY_KIND.get(self.teacher.kind, {}).items()]:
             group = getattr(self, name)
             left_open = {key: value for key, value in values.items() if key not in group.model_fields_set}
             followed = group.model_copy(update=left_open)

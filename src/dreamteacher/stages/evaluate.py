@@ -29,6 +29,7 @@ from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.model import load_task_model, normalize
 from dreamteacher.tasks.readout import read_out
 from dreamteacher.tasks.scoring import score
+from dreamteacher.teachers.base import dreams
 from dreamteacher.teachers.encodings import encoding_of_pictures
 from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.checkpoint import writing
@@ -253,6 +254,7 @@ def _draw_features(val: ImageSet, recipe: _Pretrained, shown: list[int], folder:
     """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation.
 
     Pictures are extended by reflection as far as distill.margin, so that all that is shown lies as deep inside as what was distilled.
+    A generator that makes pictures of its own is shown on these.
     """
     distill = read_stage(recipe.backbone)["params"]["distill"]
     device = this_process().device
@@ -260,25 +262,26 @@ def _draw_features(val: ImageSet, recipe: _Pretrained, shown: list[int], folder:
     generator = open_teacher(recipe.teacher, student.heads.strides, encoding_of_pictures(distill)).to(device)
     student.eval().to(device)
     whiten = load_whitening(distill["whitening"], recipe.backbone, generator.taps)
-    extension = -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
-    targets, regressed = [], []
+    extension = 0 if dreams(generator) else -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
+    pictures, targets, regressed = [], [], []
     for index in shown:
         sample = val.read(index)
-        height, width = sample.image.shape[:2]
         extended = np.pad(sample.image, [(extension, extension), (extension, extension), (0, 0)], mode="reflect")
-        picture = whole(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
+        given = whole(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
+        lesson = generator.teach(given, StepRandom(0, index, 0, 1, device))
+        image = sample.image if not dreams(generator) else lesson.images[0].movedim(0, 2).mul(255).byte().cpu().numpy()
+        pictures.append(image)
         # The cells of the picture itself, by stride.
-        cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in (height, width)] for s in student.heads.strides}
-        lesson = generator.teach(picture, StepRandom(0, index, 0, 1, device))
+        cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in image.shape[:2]] for s in student.heads.strides}
         maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(lesson.features, generator.taps, strict=True)])
         targets.append([m[0].cpu().numpy() for m in maps])
-        pyramid = student.backbone(normalize(picture, student.backbone.mean, student.backbone.std))
-        maps = student.regress(pyramid, picture.shape[2:], lesson.step)
+        pyramid = student.backbone(normalize(lesson.images, student.backbone.mean, student.backbone.std))
+        maps = student.regress(pyramid, lesson.images.shape[2:], lesson.step)
         regressed.append([m[0, :, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
     coloured = [pca_colours([t[tap] for t in targets], [r[tap] for r in regressed]) for tap in range(len(generator.taps))]
-    for number, index in enumerate(shown):
+    for number in range(len(shown)):
         names = [f"stride {tap.stride}" for tap in generator.taps]
-        above = [("picture", val.read(index).image), *((f"generator, {n}", c[0][number]) for n, c in zip(names, coloured, strict=True))]
+        above = [("picture", pictures[number]), *((f"generator, {n}", c[0][number]) for n, c in zip(names, coloured, strict=True))]
         below = [("", None), *((f"student, {n}", c[1][number]) for n, c in zip(names, coloured, strict=True))]
         save_panels([above, below], folder / f"{recipe.name}_{number}.png")
 

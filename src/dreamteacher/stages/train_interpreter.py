@@ -17,6 +17,7 @@ from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.unseen import check_labels
+from dreamteacher.teachers.base import dreams
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
@@ -50,6 +51,11 @@ def run(
             )
         strides = choose_strides(teacher, params.taps)
         generator = open_teacher(teacher, strides, get_encoding(settings)).to(this_process().device)
+        if dreams(generator):
+            raise UserError(
+                f"{teacher} makes pictures of its own and cannot encode labelled ones, so there is no label for its features; "
+                "drop labels and mix from compare.inits and compare.modes, or take a teacher that encodes pictures"
+            )
         few = few_labelled(images, params.few_labels, seed)
         check_labels(images, few)
         torch.manual_seed(seed)

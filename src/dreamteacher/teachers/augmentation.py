@@ -19,14 +19,15 @@ SHARE = 0.12  # of the pictures that each change is made to
 SCALE, SHIFT = 0.2 * math.log(2), 0.125  # standard deviations: of ln scale and ln stretch, and of the shift as a share of the side
 
 
-def draw_parameters(count: int, random: StepRandom) -> Tensor:
-    """Parameters of `count` augmentations, `(count, 9)`; 0 where nothing is changed."""
+def draw_parameters(count: int, random: StepRandom, share: Tensor | None = None) -> Tensor:
+    """Parameters of `count` augmentations, `(count, 9)`; 0 where nothing is changed. `share`: of the pictures, for each change; SHARE."""
+    share = torch.tensor(SHARE, device=random.device) if share is None else share
 
     def uniform() -> Tensor:
         return random.integers(0, 1 << 24, count) / (1 << 24)
 
     def sometimes(values: Tensor) -> Tensor:
-        return torch.where((uniform() < SHARE)[:, None], values, torch.zeros_like(values))
+        return torch.where((uniform() < share)[:, None], values, torch.zeros_like(values))
 
     flips = torch.stack([uniform() < 0.5, uniform() < 0.5], 1).float()
     angle, direction, amount = uniform() * 2 * math.pi, uniform() * 2 * math.pi, random.normal((count,)) * SCALE

@@ -70,6 +70,11 @@ class Teacher(Protocol):
         ...
 
 
+def dreams(teacher: Teacher) -> bool:
+    """Whether its lessons are of pictures of its own instead of the given ones: its attribute `dreams`, False where it has none."""
+    return getattr(teacher, "dreams", False)
+
+
 class Generator(Protocol):
     """How one kind of generator is trained; made of the settings `teacher`.
 

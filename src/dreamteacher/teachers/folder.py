@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 TAPS_FILE = "teacher.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
-KINDS = {name: f"dreamteacher.teachers.{name}" for name in ("ddpm", "edm", "random", "pixels", "adm")}
+OWN = ("ddpm", "edm", "random", "pixels", "adm", "stylegan2", "biggan", "icgan", "timm")
+KINDS = {name: f"dreamteacher.teachers.{name}" for name in OWN}
 KINDS["diffusers"] = "dreamteacher.teachers.diffusers_folder"
 ENTRY_POINTS = "dreamteacher.teachers"  # group in which another package names modules of its own kinds
 

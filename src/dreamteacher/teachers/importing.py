@@ -25,7 +25,8 @@ def import_teacher(kind: str, source: str, out: Path, options: list[str]) -> Non
         kind: one whose module has `import_weights(source, out, options)`, which writes the weights as safetensors and, by
             `folder.write_facts`, teacher.json; `out` is an empty folder, which is renamed when whole.
         source: file, folder or hub id, as the kind takes it.
-        options: "KEY=VALUE", which the kind reads; `licence` is kept in teacher.json as it is, with `source` and the others.
+        options: "KEY=VALUE", which the kind reads; `licence` is kept in teacher.json as it is, else what the kind found, with `source`
+            and the others.
 
     Raises:
         UserError: the kind is not imported, `out` holds something, an option is no KEY=VALUE, or the kind refuses the source.
@@ -43,7 +44,8 @@ def import_teacher(kind: str, source: str, out: Path, options: list[str]) -> Non
         made = Path(temporary) / "made"
         made.mkdir()
         module.import_weights(source, made, settings)
-        write_json(made, read_facts(made) | {"source": source, "licence": licence, "options": settings})
+        facts = read_facts(made)
+        write_json(made, facts | {"source": source, "licence": licence or facts.get("licence"), "options": settings})
         made.rename(out)
 
 

@@ -1,0 +1,79 @@
+"""Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with limited data").
+
+The discriminator of few pictures memorises them. So it only ever sees augmented ones, real and generated alike, each change with
+probability p. As p is below 1, the best generator still makes pictures as they are (Sec 2.2). p rises while the discriminator recognises
+real pictures too well, and falls otherwise (Sec 3).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.teachers.augmentation import draw_parameters, transform
+from dreamteacher.training.randomness import StepRandom
+
+LARGEST = 0.8  # of p: beyond, changes leak into what is generated (Fig 4)
+PICTURES = 500_000  # in which p can go from 0 to 1
+EVERY = 4  # steps between changes of p
+
+
+def augment(images: Tensor, p: Tensor, random: StepRandom) -> Tensor:
+    """Pictures `(B, 3, S, S)` in [-1, 1], flipped, turned, scaled, stretched, shifted and recoloured, each change with probability `p`."""
+    return recolour(transform(images, draw_parameters(len(images), random, p)), p, random)
+
+
+def recolour(images: Tensor, p: Tensor, random: StepRandom) -> Tensor:
+    """Random brightness, contrast, negative of the luminance, hue and saturation (App B)."""
+    count = len(images)
+
+    def uniform() -> Tensor:
+        return random.integers(0, 1 << 24, count).to(images.device) / (1 << 24)
+
+    def sometimes(values: Tensor, neutral: float) -> Tensor:
+        return torch.where(uniform() < p, values, torch.full_like(values, neutral))
+
+    brightness = sometimes(random.normal((count,)) * 0.2, 0.0)
+    contrast = sometimes((random.normal((count,)) * 0.5 * math.log(2)).exp(), 1.0)
+    negative = sometimes(1 - 2 * (uniform() < 0.5).float(), 1.0)
+    angle = sometimes((uniform() * 2 - 1) * math.pi, 0.0)
+    saturation = sometimes((random.normal((count,)) * math.log(2)).exp(), 1.0)
+
+    grey = torch.full((3, 3), 1 / 3, device=images.device)  # projection to the axis of greys
+    a = 1 / math.sqrt(3)
+    cross = torch.tensor([[0, -a, a], [a, 0, -a], [-a, a, 0]], device=images.device)
+    rest = torch.eye(3, device=images.device) - grey
+    angle, saturation, negative = (values[:, None, None] for values in (angle, saturation, negative))
+    # Along the axis: its sign. Across it: turned by the angle of the hue, and stretched.
+    matrix = contrast[:, None, None] * (negative * grey + saturation * (angle.cos() * rest + angle.sin() * cross))
+    shift = (contrast * brightness)[:, None, None, None]
+    return torch.einsum("bij,bjhw->bihw", matrix, images.float()) + shift
+
+
+class Adaptation(nn.Module):
+    """p, and what it follows: how often the discriminator calls real pictures real. All are buffers, so that checkpoints hold them."""
+
+    def __init__(self, target: float | None):
+        """`target`: mean sign of the discriminator on real pictures at which p stays; None: p stays 0."""
+        super().__init__()
+        self.target = target
+        self.p: Tensor
+        self.signs: Tensor
+        self.seen: Tensor
+        for name in ("p", "signs", "seen"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, random: StepRandom) -> None:
+        """Take in the logits `(B,)` of a part of a batch of real pictures; p changes at the first part of every EVERY-th step."""
+        if self.target is None:
+            return
+        if random.part == 0 and random.step % EVERY == 0:
+            change = torch.sign(self.signs / self.seen.clamp(min=1) - self.target) * (self.seen > 0)
+            self.p.add_(change * EVERY * len(logits) * random.parts / PICTURES).clamp_(0, LARGEST)
+            self.signs.zero_()
+            self.seen.zero_()
+        self.signs.add_(logits.sign().sum())
+        self.seen.add_(len(logits))

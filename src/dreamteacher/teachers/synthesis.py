@@ -1,0 +1,91 @@
+"""A generator as teacher that makes its own pictures: their features come from the same pass (Sec 3.1, "synthesized dataset")."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dreamteacher.errors import UserError
+from dreamteacher.teachers.base import Lesson, Tap
+from dreamteacher.teachers.encodings import Encoding
+from dreamteacher.teachers.folder import damaged
+from dreamteacher.training.randomness import StepRandom
+
+COARSEST = 32  # no pyramid of a backbone has a coarser level
+WEIGHTS = "generator.safetensors"
+
+
+class Dreamer(Protocol):
+    """The network of such a generator."""
+
+    def dream(self, count: int, random: StepRandom) -> tuple[Tensor, dict[int, Tensor]]:
+        """Pictures `(count, 3, H, W)` in [0, 1], and `(count, C, H/stride, W/stride)` by stride."""
+        ...
+
+
+class SynthesisTeacher(nn.Module):
+    """A frozen generator of pictures."""
+
+    dreams = True
+    multiple = 1
+
+    def __init__(self, network: nn.Module, offered: list[Tap], strides: list[int] | None, encoding: Encoding):
+        """Take over `network`, a Dreamer; `strides` chooses taps, None all.
+
+        Raises:
+            UserError: a stride that the generator does not have.
+        """
+        super().__init__()
+        if missing := sorted(set(strides or []) - {tap.stride for tap in offered}):
+            raise UserError(f"the teacher has no tap at stride {missing[0]}; it has {[tap.stride for tap in offered]}")
+        self.taps = [tap for tap in offered if not strides or tap.stride in strides]
+        self.network, self.encoding = network, encoding
+        self.requires_grad_(False)
+        self.eval()
+
+    def with_encoding(self, encoding: Encoding) -> SynthesisTeacher:
+        """The same network, which encodes nothing."""
+        other = copy(self)
+        other.encoding = encoding
+        return other
+
+    def train(self, mode: bool = True) -> SynthesisTeacher:
+        """Stay in eval, whatever module holds it."""
+        return cast(SynthesisTeacher, super().train(False))
+
+    @torch.no_grad()
+    def teach(self, images: Tensor, random: StepRandom) -> Lesson:
+        """As many pictures of its own as `images` `(B, 3, H, W)` has, of its own size; the content of `images` has no effect."""
+        pictures, maps = cast(Dreamer, self.network).dream(len(images), random)
+        return Lesson(pictures, [maps[tap.stride].float() for tap in self.taps])
+
+
+def read_weights(folder: Path, file: str = WEIGHTS) -> dict[str, Tensor]:
+    """The tensors of a teacher's folder, in float32.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    try:
+        return {name: value.float() for name, value in load_file(folder / file).items()}
+    except (OSError, SafetensorError) as error:
+        raise damaged(folder, error) from error
+
+
+def fill(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> Any:
+    """`network` with `weights`.
+
+    Raises:
+        UserError: they do not fit, so that `folder` is damaged.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise damaged(folder, error) from error
+    return network

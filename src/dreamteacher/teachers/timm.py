@@ -1,0 +1,240 @@
+"""Any model of timm, or a checkpoint of self-supervised training in its form, as a frozen teacher: kind `timm`.
+
+It is no generator: its encoder's maps of the clean picture are the features, whatever the encoding. A hierarchical model gives one tap a
+stride, a plain ViT one tap in all: the maps of its last blocks, side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from copy import copy
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamteacher.errors import UserError, first_line
+from dreamteacher.teachers.base import Lesson, Tap
+from dreamteacher.teachers.encodings import Encoding
+from dreamteacher.teachers.folder import read_facts, write_facts
+from dreamteacher.teachers.importing import check_options, read_checkpoint
+from dreamteacher.teachers.synthesis import fill, read_weights
+from dreamteacher.training.randomness import StepRandom
+
+WEIGHTS = "encoder.safetensors"
+WRAPPERS = ("teacher", "model_ema", "ema", "target_encoder", "state_dict", "model", "student", "encoder")  # keys of nested state dicts
+PROBE = (128, 160)  # pixels of the picture by which strides are measured
+ANY_SIZE: tuple[dict[str, Any], ...] = (
+    {},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+)  # what families call the option to take pictures of any size
+
+
+class Encoder(nn.Module):
+    """A model of timm that returns its maps, fine to coarse.
+
+    A patch whose side is no power of two, such as 14, gets a picture that is as much smaller than its cells are: with maps at stride 16 a
+    picture of 224 px enters as one of 196.
+    """
+
+    def __init__(self, model: Any, blocks: int):
+        """`blocks`: how many of the last maps of a stride are one tap.
+
+        Raises:
+            ValueError: the model takes no pictures of this size, or has fewer maps.
+        """
+        super().__init__()
+        self.model = model
+        config = model.pretrained_cfg
+        self.mean, self.std = ([float(value) for value in config[name]] for name in ("mean", "std"))
+        patch = int(model.feature_info[0]["reduction"])
+        self.scale = patch / 2 ** round(math.log2(patch))
+        maps = self._all_maps(torch.zeros(1, 3, *PROBE), None)
+        strides = [round(PROBE[0] / m.shape[2]) for m in maps]
+        if any(
+            PROBE[0] % stride or m.shape[2:] != (PROBE[0] // stride, PROBE[1] // stride) for stride, m in zip(strides, maps, strict=True)
+        ):
+            raise ValueError(f"its maps of {PROBE[0]}x{PROBE[1]} px are {', '.join(str(tuple(m.shape[2:])) for m in maps)}")
+        at = {stride: [i for i, other in enumerate(strides) if other == stride][-blocks:] for stride in sorted(set(strides))}
+        if short := [stride for stride, chosen in at.items() if len(chosen) < blocks]:
+            raise ValueError(f"it has fewer than {blocks} maps at stride {short[0]}")
+        self.levels = at
+        self.taps = [Tap(f"stride{stride}", stride, sum(maps[i].shape[1] for i in chosen)) for stride, chosen in at.items()]
+
+    @torch.no_grad()
+    def _all_maps(self, images: Tensor, indices: list[int] | None) -> list[Tensor]:
+        """Those of `indices`, None: all, of pictures `(B, 3, H, W)` in [0, 1]."""
+        if self.scale != 1:
+            size = [round(side * self.scale) for side in images.shape[2:]]
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        normalized = (images - images.new_tensor(self.mean)[:, None, None]) / images.new_tensor(self.std)[:, None, None]
+        plain = len({info["reduction"] for info in self.model.feature_info}) == 1  # then the last norm fits each map
+        return self.model.forward_intermediates(normalized, indices=indices, norm=plain, intermediates_only=True)
+
+    def forward(self, images: Tensor, strides: list[int]) -> list[Tensor]:
+        """Pictures `(B, 3, H, W)` in [0, 1] to one `(B, C, H/stride, W/stride)` a stride."""
+        wanted = sorted(i for stride in strides for i in self.levels[stride])
+        maps = dict(zip(wanted, self._all_maps(images, wanted), strict=True))
+        return [torch.cat([maps[i] for i in self.levels[stride]], 1) for stride in strides]
+
+
+class EncoderTeacher(nn.Module):
+    """A frozen encoder. Pictures enter as they are, whatever the encoding."""
+
+    def __init__(self, encoder: Encoder, strides: list[int] | None, encoding: Encoding):
+        """`strides` chooses taps, None all.
+
+        Raises:
+            UserError: a stride that the encoder does not have.
+        """
+        super().__init__()
+        if missing := sorted(set(strides or []) - encoder.levels.keys()):
+            raise UserError(f"the teacher has no tap at stride {missing[0]}; it has {list(encoder.levels)}")
+        self.taps = [tap for tap in encoder.taps if not strides or tap.stride in strides]
+        self.multiple = max(encoder.levels)
+        self.encoder, self.encoding = encoder, encoding
+        self.requires_grad_(False)
+        self.eval()
+
+    def with_encoding(self, encoding: Encoding) -> EncoderTeacher:
+        """The same encoder, as no encoding changes it."""
+        other = copy(self)
+        other.encoding = encoding
+        return other
+
+    def train(self, mode: bool = True) -> EncoderTeacher:
+        """Stay in eval, whatever module holds it."""
+        return cast(EncoderTeacher, super().train(False))
+
+    @torch.no_grad()
+    def teach(self, images: Tensor, random: StepRandom) -> Lesson:
+        """The lesson of pictures `(B, 3, H, W)` in [0, 1], whose sides are multiples of `multiple`."""
+        height, width = images.shape[2:]
+        if height % self.multiple or width % self.multiple:
+            raise UserError(f"pictures of {height}x{width} px do not fit the teacher: their sides must be multiples of {self.multiple}")
+        return Lesson(images, [maps.float() for maps in self.encoder(images, [tap.stride for tap in self.taps])])
+
+
+def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> EncoderTeacher:
+    """The frozen teacher of a folder that `import_weights` wrote. See `folder.open_teacher`."""
+    import timm
+
+    facts = read_facts(folder)["network"]
+    model: Any = timm.create_model(facts["architecture"], pretrained=False, num_classes=0, **facts["options"])
+    model.pretrained_cfg = {**model.pretrained_cfg, "mean": facts["mean"], "std": facts["std"]}
+    fill(model, read_weights(folder, WEIGHTS), folder)
+    return EncoderTeacher(Encoder(model.eval(), facts["blocks"]), strides, encoding)
+
+
+def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
+    """Write the teacher's folder `out`; see `importing.import_teacher`.
+
+    `source` is a name of timm ("vit_small_patch16_dinov3.lvd1689m"), a hub id ("hf-hub:timm/..."), or a folder that timm saved.
+
+    Options: `weights`, a checkpoint of this architecture (.pth, .pt, .safetensors) instead of timm's; `blocks`, how many of the last maps
+    of a stride are one tap (1); `pretrained`, false for random weights, a control.
+
+    Raises:
+        UserError: timm does not know it, it cannot be fetched, takes no pictures of any size, or the checkpoint does not fit.
+    """
+    check_options(options, ["weights", "blocks", "pretrained"])
+    if options.get("pretrained", "true") not in ("true", "false"):
+        raise UserError(f"--option pretrained={options['pretrained']} is neither true nor false")
+    if not options.get("blocks", "1").isdigit() or options.get("blocks") == "0":
+        raise UserError(f"--option blocks={options['blocks']} is no number of maps")
+    checkpoint = options.get("weights")
+    pretrained = options.get("pretrained") != "false" and checkpoint is None
+    name = f"local-dir:{source}" if Path(source).is_dir() else source
+    encoder, given = _create(name, pretrained, int(options.get("blocks", 1)))
+    model = encoder.model
+    if checkpoint:
+        _load(model, Path(checkpoint))
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / WEIGHTS)
+    network = {
+        "architecture": model.pretrained_cfg["architecture"],
+        "options": given,
+        "blocks": int(options.get("blocks", 1)),
+        "mean": encoder.mean,
+        "std": encoder.std,
+    }
+    licence = model.pretrained_cfg.get("license") if pretrained else None
+    write_facts(out, "timm", encoder.taps, {"network": network, "licence": licence, "trained_on": None})
+
+
+def _create(name: str, pretrained: bool, blocks: int) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder, and what its architecture was made with beside its name."""
+    import timm
+    from timm.models import load_model_config_from_hf
+    from timm.models._hub import load_model_config_from_path
+
+    schema, _, place = name.rpartition(":")
+    if not schema and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 3) or ["see timm.list_models()"]
+        raise UserError(f"timm has no model {name!r}, and there is no such folder; near: {', '.join(near)}")
+    given: dict[str, Any] = {}
+    try:
+        if schema == "local-dir":
+            given = load_model_config_from_path(place)[2]
+        elif schema:
+            given = load_model_config_from_hf(place)[2]
+        model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # no file, no network, or an unknown architecture: each has its own type
+        raise UserError(
+            f"{name} cannot be loaded ({first_line(error)}); give its weights by --option weights=FILE, or a folder that timm saved"
+        ) from error
+    if not hasattr(model, "forward_intermediates"):
+        raise UserError(f"{name} offers no maps (forward_intermediates); choose another model")
+    given = {key: value for key, value in given.items() if key not in ("num_classes", "pretrained")}
+    state, why = model.state_dict(), "it takes none"
+    for sizes in ANY_SIZE:
+        try:
+            other: Any = timm.create_model(model.pretrained_cfg["architecture"], pretrained=False, num_classes=0, **given, **sizes)
+            other.load_state_dict(state)
+            other.pretrained_cfg = model.pretrained_cfg
+            return Encoder(other.eval(), blocks), {**given, **sizes}
+        except Exception as error:  # each family has its own way to refuse a size, or the option
+            why = why if isinstance(error, TypeError) else first_line(error)
+    raise UserError(
+        f"{name} takes no pictures of {PROBE[0]}x{PROBE[1]} px ({why}); choose a model that takes any size, and fewer --option blocks"
+    )
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    """Give `model` the weights of a checkpoint: its own names, or what timm translates, also below a key or behind a prefix.
+
+    What the checkpoint has beside the encoder, such as heads and queues, is passed over.
+
+    Raises:
+        UserError: a tensor of the encoder is missing or has another shape.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a training run; plain values
+        content = read_checkpoint(path)
+    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    found = {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    if not found:
+        raise UserError(f"{path} holds no state dict; name a checkpoint of weights")
+    wanted = model.state_dict()
+    prefixes = {key[: -len(own)] for own in wanted for key in found if key.endswith(own) and (key == own or key[-len(own) - 1] == ".")}
+    best = max(sorted(prefixes), key=lambda prefix: sum(prefix + own in found for own in wanted), default="")
+    found = {key.removeprefix(best): value for key, value in found.items() if key.startswith(best)}
+    if convert := getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None):
+        try:
+            found = convert(found, model)
+        except Exception as error:  # it expects the layouts that it knows
+            raise UserError(f"{path} is of another architecture than {type(model).__name__} ({first_line(error)})") from error
+    for name, value in wanted.items():
+        if name not in found or found[name].shape != value.shape:
+            has = tuple(found[name].shape) if name in found else "none"
+            raise UserError(f"{path} does not fit the model: of {name} it has {has}, the model {tuple(value.shape)}")
+    model.load_state_dict({name: found[name] for name in wanted})
