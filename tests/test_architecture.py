@@ -31,7 +31,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "teachers": {*BASE, "files", "plugins", "training"},
     "students": BASE,
     "report": {"errors", "data", "stage"},
-    "distillation": {*BASE, "plugins", "training", "teachers", "students", "tasks"},
+    "distillation": {*BASE, "plugins", "data", "training", "teachers", "students", "tasks"},
     "tasks": {*BASE, "data", "plugins", "training", "students", "report", "stage"},
     "serving": {*BASE, "lifecycle", "onnx_files",
                "data", "files", "kubernetes_api", "mlflow_server", "outages", "tracking", "stage", "students", "tasks"},

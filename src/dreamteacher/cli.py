@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
-from dreamteacher.graph import STAGES
+from dreamteacher.graph import STAGES, TOOLS
 from dreamteacher.serving.commands import add_commands
 from dreamteacher.teachers.commands import add_commands as add_teacher_commands
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run_stage(options: argparse.Namespace) -> int:
     from dreamteacher.settings.file import load_params, read_sections
 
-    command = STAGES[options.command]
+    command = (STAGES | TOOLS)[options.command]
     if not command.trains and os.environ.get("RANK", "0") != "0":
         return 0
     params = read_sections(options.params) if options.sections else load_params(options.params, options.set)
@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("folder", type=Path, metavar="FOLDER", help="of the project; made if it is not there")
     init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
     init.add_argument("--hours", type=_hours, help="that all of it may take on this machine (default: 1 on CPU, 8 on GPU)")
-    for name, stage in STAGES.items():
+    for name, stage in (STAGES | TOOLS).items():
         command = add(name, _run_stage, stage.help)
         add_params(command)
         for option, setting in stage.named.items():

@@ -367,6 +367,16 @@ class Retrain(Section):
     latency_runs: Positive = Field(30, description="pictures timed in each of three rounds, of which the best counts")
 
 
+class Tune(Section):
+    """What `dreamteacher tune` measures to choose noise step and taps; no stage of the chain reads it."""
+
+    T: Annotated[list[Count], Field(min_length=3)] | Literal["auto"] = Field(
+        "auto", description="noise steps that are tried; auto: shares of teacher.T_train from 0 to a half"
+    )
+    images: Annotated[int, Field(ge=2)] = Field(64, description="train pictures, drawn by seed, of which no label is read")
+    noises: Annotated[int, Field(ge=2)] = Field(2, description="passes for each picture and step, by which the share of the noise is told")
+
+
 class Params(Section):
     """All settings of a project."""
 
@@ -402,6 +412,7 @@ class Params(Section):
     export: Export = Export()
     publish: Publish = Publish()
     retrain: Retrain = Retrain()
+    tune: Tune = Tune()
 
     @model_validator(mode="after")
     def _follow_the_size(self) -> Params:
