@@ -117,6 +117,11 @@ class Student(Section):
         4, description="stride of the pyramid's finest level: 4 as in the paper (256 px); 2 for objects of few pixels; see also taps"
     )
     width: Positive = Field(256, description="channels of the feature regressor (App D.1: 256), which is also the segmentation neck")
+    neck: Literal["fpn-ppm", "fpn", "fpn-attention", "pafpn"] = Field(
+        "fpn-ppm",
+        description="what mixes the backbone's levels under the heads of the taps and of tasks (Tab 8): FPN with pyramid pooling, FPN, FPN "
+        "with self-attention on the coarsest level, or FPN with a second path from the finest level up",
+    )
 
 
 class Distill(Training):

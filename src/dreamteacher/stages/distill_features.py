@@ -49,7 +49,7 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, start: Path | N
         torch.manual_seed(params.seed)
         channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
         backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
-        regressor = FeatureRegressor(backbone, channels, strides, params.student.width)
+        regressor = FeatureRegressor(backbone, channels, strides, params.student.width, params.student.neck)
         if start:
             _go_on_from(start, regressor)
         mean, std = regressor.backbone.mean, regressor.backbone.std

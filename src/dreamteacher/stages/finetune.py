@@ -80,7 +80,8 @@ def run(
 def _build(params: Params, images: ImageSet, init: Init, folder: Path | None) -> TaskModel:
     """The model with random weights, the same for every init of a seed, and then with those of `folder` over them."""
     student = create_backbone(params.student.backbone, init == "imagenet", params.student.finest_stride)
-    model = TaskModel(student, cast(str, images.task), images.classes, params.finetune.resolution, params.student.width)
+    shape = params.finetune.resolution, params.student.width, params.student.neck
+    model = TaskModel(student, cast(str, images.task), images.classes, *shape)
     if init in ("scratch", "imagenet"):
         return model.train()
     maker = "distill-features" if init == "features" else "distill-labels"
@@ -93,8 +94,8 @@ def _build(params: Params, images: ImageSet, init: Init, folder: Path | None) ->
             model.load_state_dict(load_task_model(folder).state_dict())
     except RuntimeError as error:
         raise UserError(
-            f"{folder} does not fit student.backbone = {params.student.backbone!r}, student.width = {params.student.width} "
-            f"and the {len(images.classes)} classes of the data; run `dreamteacher {maker}` again with these"
+            f"{folder} does not fit student.backbone = {params.student.backbone!r}, student.width = {params.student.width}, "
+            f"student.neck = {params.student.neck!r} and the {len(images.classes)} classes of the data; run `dreamteacher {maker}` again with these"
         ) from error
     return model.train()
 
