@@ -143,6 +143,6 @@ def _build_student(params: Params, images: ImageSet, taps: list[Tap], features: 
         _check_features(features, start, params, taps)
     backbone = start.backbone if start else create_backbone(params.student.backbone, finest=params.student.finest_stride)
     width, neck = params.student.width, params.student.neck
-    task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, width, neck)
+    task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, width, neck=neck)
     regressor = start or FeatureRegressor(backbone, [t.channels for t in taps], [t.stride for t in taps], width, neck)
     return MixStudent(task, regressor, regress=mode == "mix").train()

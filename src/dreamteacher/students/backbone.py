@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -40,12 +40,13 @@ class Backbone(nn.Module):
         tile: side of the tiles, pixels; None: the model takes any size.
         pyramid: of a model with one resolution, else None.
         mean, std: of the RGB normalisation that the model expects, per channel, for values in [0, 1].
+        frozen: see `freeze`.
     """
 
     def __init__(self, model: Any, name: str, finest: int = FINEST):
         super().__init__()
         self.model = model
-        self.name, self.finest = name, finest
+        self.name, self.finest, self.frozen = name, finest, False
         config: dict[str, Any] = self.model.pretrained_cfg
         self.mean, self.std = [float(v) for v in config["mean"]], [float(v) for v in config["std"]]
         # feature_info differs between families, so the pyramid is measured: the last map of each resolution is its level.
@@ -92,7 +93,21 @@ class Backbone(nn.Module):
     def _levels_of(self, normalized: Tensor) -> list[Tensor]:
         # A transformer's last map is one of its residual stream, whose scale only the model's last norm sets.
         norm = {"norm": True} if self.pyramid else {}
-        return self.model.forward_intermediates(normalized, indices=self._levels, intermediates_only=True, **norm)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.model.forward_intermediates(normalized, indices=self._levels, intermediates_only=True, **norm)
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep timm's model as it is, or free it again: frozen it gets no gradient, and its norms and dropout stay in eval mode."""
+        if frozen != self.frozen:
+            self.frozen = frozen
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module; a frozen model stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
 
     def _from_one_map(self, normalized: Tensor, pyramid: SimplePyramid) -> list[Tensor]:
         height, width = normalized.shape[2:]
@@ -184,14 +199,9 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"timm's {name!r} offers no feature pyramid (forward_intermediates); choose another student.backbone")
     try:
-        backbone = Backbone(model, name, finest)
+        return Backbone(model, name, finest)
     except Exception as error:
         raise UserError(f"the pyramid of {name!r} cannot be measured ({first_line(error)}); choose another student.backbone") from error
-    if len(backbone.strides) < 2:
-        raise UserError(
-            f"{name!r} has one level only of stride {finest} or more, which is no pyramid: choose another student.backbone or finest_stride"
-        )
-    return backbone
 
 
 def _create(name: str, pretrained: bool) -> Any:
@@ -228,5 +238,7 @@ def load_backbone(folder: Path) -> Backbone:
     config = json.loads(path.read_text())
     backbone = Backbone(_create(f"local-dir:{folder}", pretrained=True), config["architecture"], config.get(FINEST_KEY, FINEST))
     if backbone.pyramid:
+        if not (folder / PYRAMID_FILE).exists():
+            raise UserError(f"{folder} lacks {PYRAMID_FILE}, which a backbone of one resolution has beside timm's files; copy it again")
         backbone.pyramid.load_state_dict(load_file(folder / PYRAMID_FILE))
     return cast(Backbone, backbone.eval())

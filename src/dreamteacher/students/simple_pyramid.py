@@ -11,7 +11,8 @@ class SimplePyramid(nn.Module):
     """Levels at powers of two up to stride 32, each from the same map by a branch of its own.
 
     Finer levels by 2x2 transposed convolutions of stride 2, which halve the channels, with a norm and GELU between two; coarser ones by
-    max pooling; the map's own level is the map. What ViTDet adds to each, a 1x1 and a 3x3 convolution to one width, is the neck here.
+    pooling; the map's own level is the map. ViTDet pools the maximum; here it is the average, so that the mean of the coarsest level, which
+    classification reads, is the mean of the map. What ViTDet adds to each level, a 1x1 and a 3x3 convolution to one width, is the neck.
 
     Attributes:
         strides: of its levels, fine to coarse: `finest` (2 or 4), up to COARSEST or the map's own where that is coarser.
@@ -36,7 +37,7 @@ def _branch(channels: int, stride: int, wanted: int) -> tuple[nn.Module, int]:
     from timm.layers import LayerNorm2d
 
     if wanted >= stride:
-        return (nn.MaxPool2d(wanted // stride) if wanted > stride else nn.Identity()), channels
+        return (nn.AvgPool2d(wanted // stride) if wanted > stride else nn.Identity()), channels
     layers: list[nn.Module] = []
     while stride > wanted:
         if layers:

@@ -31,7 +31,7 @@ class TaskModel(nn.Module):
         mean, std: of the normalisation of RGB values in [0, 1] that `forward` expects.
     """
 
-    def __init__(self, backbone: Backbone, task: str, classes: list[str], size: int, width: int, neck: str = DEFAULT):
+    def __init__(self, backbone: Backbone, task: str, classes: list[str], size: int, width: int, *, neck: str = DEFAULT):
         super().__init__()
         self.backbone = backbone
         self.task, self.classes, self.size, self.width, self.neck = task, classes, size, width, neck
@@ -74,8 +74,8 @@ def load_task_model(folder: Path | str) -> TaskModel:
         read_stage(folder)
     try:
         facts: dict[str, Any] = json.loads((folder / TASK_FILE).read_text())
-        shape = facts["task"], facts["classes"], facts["size"], facts["width"], facts.get("neck", DEFAULT)
-        model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), *shape)
+        shape = facts["task"], facts["classes"], facts["size"], facts["width"]
+        model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), *shape, neck=facts.get("neck", DEFAULT))
         model.head.load_state_dict(load_file(folder / HEAD_FILE))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:  # of a copy without its stage.json
         raise UserError(f"{folder} is damaged ({first_line(error)}); copy it again") from error
