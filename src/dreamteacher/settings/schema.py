@@ -112,7 +112,7 @@ class Teacher(Training):
 class Student(Section):
     """The backbone to be pretrained and its neck."""
 
-    backbone: str = Field("resnet18", description="any timm model that offers a feature pyramid")
+    backbone: str = Field("resnet18", description="any timm model that offers its maps; plain transformers get a pyramid")
     finest_stride: Literal[2, 4] = Field(
         4, description="stride of the pyramid's finest level: 4 as in the paper (256 px); 2 for objects of few pixels; see also taps"
     )
