@@ -59,7 +59,8 @@ def run(
         torch.manual_seed(params.seed)
         channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
         backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
-        regressor = FeatureRegressor(backbone, channels, strides, params.student.width, **student_options(settings))
+        shape = params.student.width, params.student.neck
+        regressor = FeatureRegressor(backbone, channels, strides, *shape, **student_options(settings))
         if start:
             _go_on_from(start, regressor)
         mean, std = regressor.backbone.mean, regressor.backbone.std

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-import torch
-
 from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.tuning import FOLDS, measure_shares, probe
