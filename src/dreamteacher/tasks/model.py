@@ -36,8 +36,8 @@ class TaskModel(nn.Module):
         self.mean, self.std = backbone.mean, backbone.std
         self.head = get_task(task).head(backbone.channels, width, len(classes))
 
-    def forward(self, normalized: Tensor) -> Tensor:
-        """`(B, 3, H, W)` to the head's outputs: logits `(B, K, H, W)` for segmentation, `(B, K)` for classification."""
+    def forward(self, normalized: Tensor) -> Any:
+        """`(B, 3, H, W)` to the head's outputs: logits `(B, K, H, W)` for segmentation, `(B, K)` for classification; see `Task.head`."""
         return self.head(self.backbone(normalized), normalized.shape[2:])
 
 
