@@ -200,7 +200,9 @@ def label_tensor(label: Label) -> Tensor | None:
     """As a label stands in a batch: int64 `()` or `(H, W)`; of boxes float32 `(N, ROW)`; None without one."""
     if isinstance(label, Boxes):
         return torch.from_numpy(label.rows())
-    return None if label is None else torch.as_tensor(label).long()
+    if isinstance(label, np.ndarray):
+        return torch.from_numpy(label.astype(np.int64))
+    return None if label is None else torch.tensor(label)
 
 
 def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -251,7 +251,7 @@ def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int
             data, mask_data = contents[name], contents.get(mask)
             if mask and n_masks > 1:
                 what = "masks" if kind == "masks" else "files of boxes"
-                yield Item(name, split, problem=f"{n_masks} {what} belong to it (one is {mask}); keep the folder of one set of them")
+                yield Item(name, split, problem=f"{n_masks} {what} belong to it (one is {mask}); keep the folder of one set of {what}")
                 continue
             if error := next((part for part in (data, mask_data) if isinstance(part, Exception)), None):
                 yield Item(name, split, problem=f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}")

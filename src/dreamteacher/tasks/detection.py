@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MULTIPLE = 32  # of the sides of crops, and of pictures as `transforms.whole` pads them: cells are then as wide as high
 RADIUS = 1.5  # strides around a box' centre, whose places predict it (center sampling)
 REACH = (4, 8)  # strides from a place to the farthest side of its box, on all levels but the finest (from 0) and the coarsest (to any)
-SHOWN = 0.3  # least score of a detection that is drawn, or that fp16 must keep
+SHOWN = 0.5  # least score of a detection that is drawn, or that fp16 must keep
 SAME_BOX = 0.9  # least overlap of a box with that in fp16
 BACKGROUND, UNCOUNTED = -1, -2
 
@@ -50,13 +50,13 @@ class FcosHead(NeckHead):
             `logits` (B, K, A). `middle` (B, 1, A): logits. `boxes` (B, 4, A): x1, y1, x2, y2. `places` (B, 4, A): x, y of a place, width
             and height of its cell. Boxes and places are in fractions of the picture.
         """
-        logits = self.classify(levels).mT
+        logits = self.classify(levels).transpose(1, 2)
         distances, middle = self.regress(levels)  # in cells, from the place to left, top, right, bottom
-        places = torch.cat([_places(level) for level in levels]).T.expand(len(logits), -1, -1)
+        places = torch.cat([_places(level) for level in levels]).t().expand(logits.shape[0], -1, -1)
         x, y, width, height = places.unbind(1)
-        left, top, right, bottom = distances.float().mT.unbind(1)
+        left, top, right, bottom = distances.float().unbind(2)
         boxes = torch.stack([x - left * width, y - top * height, x + right * width, y + bottom * height], dim=1)
-        return {"logits": logits, "middle": middle.mT, "boxes": boxes, "places": places}
+        return {"logits": logits, "middle": middle.transpose(1, 2), "boxes": boxes, "places": places}
 
 
 def _places(level: Tensor) -> Tensor:
