@@ -38,7 +38,9 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
             return stage.metrics
         images = ImageSet(data, "train")
         if images.task is None:
-            raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to train an interpreter")
+            raise UserError(
+                f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to train an interpreter"
+            )
         task = get_task(images.task)
         if task.classifies is None:
             raise UserError(f"{images.task} predicts no classes that an interpreter could read; drop labels and mix from compare.inits")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MULTIPLE = 32  # of the sides of crops, and of pictures as `transforms.whole` pads them: cells are then as wide as high
 RADIUS = 1.5  # strides around a box' centre, whose places predict it (center sampling)
-REACH = (4, 8)  # strides from a place to the farthest side of its box, on all levels but the finest (from 0) and the coarsest (to any)
+REACH = 8  # strides from a place to the farthest side of its box, beyond which the next coarser level predicts it
 SHOWN = 0.5  # least score of a detection that is drawn, or that fp16 must keep
 SAME_BOX = 0.9  # least overlap of a box with that in fp16
 BACKGROUND, UNCOUNTED = -1, -2
@@ -84,9 +84,10 @@ def assign(places: Tensor, rows: Tensor) -> Tensor:
     distances = torch.stack([x - x1, y - y1, x2 - x, y2 - y])  # (4, A, N)
     inside, farthest = distances.amin(0) > 0, distances.amax(0)
     near = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs()) < RADIUS * stride
-    least = torch.where(stride > stride.min(), REACH[0] * stride, 0)
-    most = torch.where(stride < stride.max(), REACH[1] * stride, torch.inf)
-    fits = inside & near & (farthest > least) & (farthest <= most) & (classes >= 0) & (ignored == 0)
+    levels, which = places[2].unique(return_inverse=True)
+    most = torch.cat([REACH * levels[:-1], levels.new_tensor([torch.inf])])
+    least = torch.cat([levels.new_zeros(1), most[:-1]])
+    fits = inside & near & (farthest > least[which, None]) & (farthest <= most[which, None]) & (classes >= 0) & (ignored == 0)
     areas, chosen = torch.where(fits, (x2 - x1) * (y2 - y1), torch.inf).min(1)
     uncounted = (inside & (ignored > 0) & (classes >= 0)).any(1)
     return torch.where(areas.isfinite(), chosen, torch.where(uncounted, UNCOUNTED, BACKGROUND))
@@ -198,8 +199,8 @@ class Detection(Task):
         (best, classes), (other_best, other_classes) = scores.max(1), others.nan_to_num().max(1)
         found = (best >= SHOWN) | (other_best >= SHOWN)
         both = (best >= SHOWN) & (other_best >= SHOWN) & (classes == other_classes) & other_boxes.isfinite().all(1)
-        overlap = [box_iou(one[:, None], other[:, None])[0, 0] for one, other in zip(boxes.mT[both], other_boxes.mT[both], strict=True)]
-        return sum(bool(each >= SAME_BOX) for each in overlap), int(found.sum())
+        pairs = zip(boxes.mT[both], other_boxes.mT[both], strict=True)
+        return sum(float(box_iou(one[None], other[None])) >= SAME_BOX for one, other in pairs), int(found.sum())
 
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
         """The picture with the boxes of each, one panel each."""
