@@ -72,15 +72,15 @@ def test_few_labels_drawn_for_val_are_said(tmp_path, capsys):
 def test_labels_of_other_tools_are_mentioned(tmp_path, capsys):
     save(picture(0), tmp_path / "in" / "images" / "0.jpg")
     (tmp_path / "in" / "labels").mkdir()
-    (tmp_path / "in" / "labels" / "0.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "in" / "labels" / "0.txt").write_text("two cells\n")
     (tmp_path / "in" / "instances.json").write_text("{}")
     (tmp_path / "in" / "setup.exe").touch()
     (tmp_path / "in" / "two\nlines.png").touch()
     run(tmp_path / "in", tmp_path / "out")
     first, *rest = said(capsys)
     assert first.startswith(
-        "no label was found (1 .json (instances.json), 1 .txt (labels/0.txt) may be labels in a form that is not read: YOLO, COCO or "
-        "labelme); labels are read from masks"
+        "no label was found (1 .json (instances.json), 1 .txt (labels/0.txt) may be labels in a form that is not read: text that is no "
+        "YOLO label of a picture, labelme, or COCO without boxes); labels are read from masks"
     )
     assert rest == [
         "3 files were passed over: 1 .exe (setup.exe), 1 .json (instances.json), 1 .txt (labels/0.txt)",

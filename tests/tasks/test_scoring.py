@@ -68,5 +68,5 @@ def test_an_object_that_the_reduced_picture_has_no_pixel_for_counts_as_missed(tm
 def test_masks_without_a_known_pixel_are_no_figure(tmp_path: Path) -> None:
     picture, mask = np.zeros((32, 32, 3), np.uint8), np.full((64, 64), IGNORE, np.uint8)
     images = ImageSet(write_masks_set(tmp_path / "data", ReadsColours.classes, [(picture, mask)]), "val")
-    with pytest.raises(UserError, match="no pixel of the validation masks has a class, so nothing can be measured; label some"):
+    with pytest.raises(UserError, match="no label of a validation picture has a class, so nothing can be measured; label some"):
         score(ReadsColours(), images, 1, CPU)

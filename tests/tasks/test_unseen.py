@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.items import IGNORE
 from dreamteacher.errors import UserError
 from dreamteacher.tasks import unseen
@@ -17,7 +18,8 @@ class Labels:
     """The part of an ImageSet that is asked for; `read` counts."""
 
     def __init__(self, labels: list[Any], classes: int):
-        self.masks, self.labels, self.read = isinstance(labels[0], np.ndarray), labels, 0
+        forms = {np.ndarray: "mask", Boxes: "boxes"}
+        self.form, self.labels, self.read = forms.get(type(labels[0]), "class"), labels, 0
         self.classes = [f"class{number}" for number in range(classes)]
 
     def label(self, index: int) -> Any:
@@ -27,6 +29,12 @@ class Labels:
 
 def mask(*values: int) -> np.ndarray:
     return np.array([values], np.uint8)
+
+
+def boxes(*classes: int, ignored: int = 0) -> Boxes:
+    """The last `ignored` of them are regions to ignore."""
+    corners = np.tile(np.float32([1, 2, 3, 4]), (len(classes), 1))
+    return Boxes(corners, np.array(classes, np.int64), np.arange(len(classes)) >= len(classes) - ignored)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,9 @@ def mask(*values: int) -> np.ndarray:
         ([0, 2], 3, [0, 1], "none of the 2 labelled pictures is of class class1; raise few_labels or label more"),
         ([0, 1, 255], 3, [0, 1], "is of class class2;"),
         ([1, 0], 2, [0, 1], None),
+        ([boxes(0, 1), boxes(), boxes(2)], 3, [0, 1], "none of the 2 labelled pictures shows class class2; raise few_labels"),
+        ([boxes(0, 1, ignored=1)], 2, [0], "shows class class1;"),
+        ([boxes(0), boxes(1)], 2, [0, 1], None),
     ],
 )
 def test_the_class_is_named(labels: list[Any], classes: int, few: list[int], line: str | None, caplog: pytest.LogCaptureFixture) -> None:

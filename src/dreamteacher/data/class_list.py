@@ -93,7 +93,7 @@ def parse_classes(text: str, where: str) -> ClassList:
     them. The lists of CVAT (labelmap.txt), Roboflow (_classes.csv) and Kaggle (class_dict.csv) may be copied with their heads.
 
     Raises:
-        UserError: naming `where`, unless they are at least two different names, with different colours on all lines or on none.
+        UserError: naming `where`, unless they are different names, with different colours on all lines or on none.
     """
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if lines and _HEADS.fullmatch(lines[0]):
@@ -107,14 +107,24 @@ def parse_classes(text: str, where: str) -> ClassList:
         names = names[:-n_unknown] + ["void"] * (n_unknown if colours else 0)
     names = [class_name(name) for name in names]
     classes = [name for name in names if not is_void(name)]
-    if len(names) < 2 or "" in names or len(set(classes)) < len(classes):
-        raise UserError(f"{where} must hold at least two different class names, one on each line, the first for id 0")
+    if not names or "" in names or len(set(classes)) < len(classes):
+        raise _not_two(where)
     if colours and len(set(colours)) < len(colours):
         twice = next(colour for colour in colours if colours.count(colour) > 1)
         one, other, *rest = (name for name, colour in zip(names, colours, strict=True) if colour == twice)
         if not all(is_void(name) for name in (one, other, *rest)):
             raise UserError(f"{where}: {one!r} and {other!r} have the same colour {twice}; give each class its own")
     return ClassList(names, colours)
+
+
+def require_two(names: list[str], where: str) -> None:
+    """UserError where there are fewer than two classes to tell apart; of boxes one is enough."""
+    if len(names) < 2:
+        raise _not_two(where)
+
+
+def _not_two(where: str) -> UserError:
+    return UserError(f"{where} must hold at least two different class names, one on each line, the first for id 0")
 
 
 def _in_order(lines: list[str]) -> tuple[list[str], int]:

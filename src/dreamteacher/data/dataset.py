@@ -16,14 +16,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
+from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.decode import BadPicture, decode, decode_mask
 from dreamteacher.errors import UserError
 
 PLACE = ("offset", "length", "label_offset", "label_length", "height", "width")  # columns of the manifest
 UNLIMITED = 1 << 62  # pixels; ingest has checked the sizes
 CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory
-Label = int | np.ndarray | None  # class id, or uint8 (H, W) with IGNORE, or none
+Label = int | np.ndarray | Boxes | None  # class id, or uint8 (H, W) with IGNORE, or boxes, or none
+LabelForm = Literal["class", "mask", "boxes"]
+ROW = 6  # numbers of a box in a batch: x1, y1, x2, y2, class, ignored; class -1: there is none
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Sample:
 class ImageSet:
     """One split of the data set in `folder`, map-style, cheap to pickle to loader workers.
 
-    task: name of what is learned from the labels (see `tasks.base.get_task`), or None. masks: the labels are masks, not class ids.
+    task: name of what is learned from the labels (see `tasks.base.get_task`), or None. form: of the labels.
     classes: their names by id. mean, std: of the train split, RGB in [0, 1]. names: where each picture came from. in_memory: the split is
     small enough to be kept decoded.
 
@@ -51,14 +55,15 @@ class ImageSet:
         self.names: list[str] = []
         shards: dict[str, int] = {}
         hashes, where, pixels = bytearray(), array("q"), 0
-        self.masks = False
+        self.form: LabelForm = "class"
         try:
             facts = json.loads((folder / "dataset.json").read_text())
             with (folder / "manifest.csv").open(newline="") as file:
                 for row in csv.DictReader(file):
                     if row["split"] == split:
                         self.names.append(row["path"])
-                        self.masks |= row["label"] == "mask"
+                        if row["label"] in ("mask", "boxes"):
+                            self.form = row["label"]  # type: ignore[assignment]
                         hashes += bytes.fromhex(row["sha256"])
                         where.append(shards.setdefault(row["shard"], len(shards)))
                         where.extend(int(row[key] or 0) for key in PLACE)
@@ -101,7 +106,7 @@ class ImageSet:
         return height, width
 
     def label(self, index: int) -> Label:
-        """The label alone, without decoding the picture: class id, or uint8 (H, W) of the picture's size, or None."""
+        """The label alone, without decoding the picture: class id, or uint8 (H, W) of the picture's size, or boxes on it, or None."""
         label = self.full_size_label(index)
         if isinstance(label, np.ndarray) and label.shape != self.size(index):
             return nearest(label, *self.size(index))
@@ -113,7 +118,9 @@ class ImageSet:
         if not length:
             return None
         data = self._bytes(shard, offset, length)
-        return decode_mask(data, max_pixels=UNLIMITED) if self.masks else int(data)
+        if self.form == "boxes":
+            return Boxes.from_json(data)
+        return decode_mask(data, max_pixels=UNLIMITED) if self.form == "mask" else int(data)
 
     def read(self, index: int) -> Sample:
         """Picture, label and name at `index` (0 <= index < len)."""
@@ -168,6 +175,35 @@ class Samples(torch.utils.data.Dataset):
             result.pop("label", None)
         return result
 
+    @staticmethod
+    def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """See `collate`, with which the training loop makes a batch."""
+        return collate(items)
+
+
+def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch: each tensor stacked; labels of boxes `(N, ROW)` are first filled up to the most of the batch, by rows of class -1."""
+    if items[0].get("label", torch.empty(0)).ndim == 2:
+        labels = _equally_long([item["label"] for item in items])
+        items = [{**item, "label": label} for item, label in zip(items, labels, strict=True)]
+    return default_collate(items)
+
+
+def _equally_long(tensors: list[Tensor]) -> list[Tensor]:
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return tensors
+    most = max(len(tensor) for tensor in tensors)
+    return [torch.nn.functional.pad(tensor, (0, 0, 0, most - len(tensor)), value=-1.0) for tensor in tensors]
+
+
+def label_tensor(label: Label) -> Tensor | None:
+    """As a label stands in a batch: int64 `()` or `(H, W)`; of boxes float32 `(N, ROW)`; None without one."""
+    if isinstance(label, Boxes):
+        return torch.from_numpy(label.rows())
+    if isinstance(label, np.ndarray):
+        return torch.from_numpy(label.astype(np.int64))
+    return None if label is None else torch.tensor(label)
+
 
 def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """A mask (H, W) by the nearest pixel's centre, as Pillow does. (v2 takes the pixels' corners, which shifts it against the picture.)"""
@@ -193,7 +229,7 @@ def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
             f"few_labels = {n}, but only {len(labelled)} of {len(images)} pictures have a label; label more or lower few_labels"
         )
     order = sorted(labelled, key=lambda i: hashlib.sha256(f"{seed}:{images.sha256(i)}".encode()).digest())
-    if not images.masks:
+    if images.form == "class":
         turns: dict[int, int] = defaultdict(int)  # a picture's turn is its place among those of its class
         turn = {}
         for i in order:

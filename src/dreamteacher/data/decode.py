@@ -39,6 +39,9 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
     "on white (drop the band if it is another, such as near infrared)",
     "wholly_transparent": "pictures are wholly transparent and became white; drop their alpha band if it means nothing",
     "mask_is_unknown": "masks have no known pixel (all 255, or of a class that means unknown) and count as no label",
+    "boxes_empty": "pictures have boxes without an extent, or wholly outside; those boxes were dropped",
+    "boxes_outside": "pictures have boxes that reach more than 2 pixels beyond the border, and were cut (are they of other pictures?)",
+    "boxes_repeated": "pictures have a box more than once; one was kept",
     "mask_vanished": "masks lost their last known pixel when they were reduced and count as no label; raise ingest.short_side",
 }
 

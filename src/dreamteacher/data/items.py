@@ -6,23 +6,35 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dreamteacher.errors import UserError
 
 if TYPE_CHECKING:
     from dreamteacher.data.class_list import ClassList
 
-LabelKind = Literal["auto", "none", "folders", "masks", "csv"]
+LabelKind = Literal["auto", "none", "folders", "masks", "csv", "boxes"]
 IGNORE = 255  # mask value that no loss or metric counts
-TASKS = {"mask.png": "segmentation", "cls": "classification"}  # suffix of a stored label -> the task that dataset.json names
+TASKS = {
+    "mask.png": "segmentation",
+    "cls": "classification",
+    "boxes.json": "detection",
+}  # suffix of a stored label -> the task that dataset.json names
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+BOX_SUFFIXES = {".json", ".txt", ".xml"}  # of files that may hold boxes
 MOST_SUFFIXES = 50
+
+
+class BoxLabel(NamedTuple):
+    """The boxes of a picture as they are in the source. form: "coco", "voc", "yolo" (see `box_labels`), or "stored" (see `boxes.Boxes`)."""
+
+    form: str
+    data: bytes
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture as found: its bytes, with a mask's bytes or a class (name or number) if it has a label; or why it is useless.
+    """One picture as found: its bytes, with a mask's bytes, boxes or a class (name or number) if it has a label; or why it is useless.
 
     incoming: it arrived by itself, beside the source: for training only, without a label.
     """
@@ -32,6 +44,7 @@ class Item:
     data: bytes = b""
     mask: bytes | None = None
     cls: str | None = None
+    boxes: BoxLabel | None = None
     problem: str | None = None
     incoming: bool = False
 

@@ -19,8 +19,10 @@ OTHER_LISTS = ("class_dict.csv", "label_colors.txt", "labelmap.txt", "_classes.c
 PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
 
-def kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, is_list: bool) -> str:
-    """The kind of labels that there is: csv, masks or folders, or none.
+def kind_of_labels(
+    table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, *, is_list: bool, boxes: bool
+) -> str:
+    """The kind of labels that there is: csv, masks, boxes or folders, or none. boxes: there are some.
 
     Raises:
         UserError: there are none of the kind that `labels` asks for, or masks and none is named as a picture is.
@@ -32,9 +34,14 @@ def kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, cla
     table_file = tree.open_text("labels.csv")
     if table_file:
         table_file.close()
-    there = {"csv": table_file is not None, "masks": masks > 0, "folders": len(named) > 1 or bool(classes and named)}
+    there = {
+        "csv": table_file is not None,
+        "masks": masks > 0 and not boxes,
+        "boxes": boxes,
+        "folders": len(named) > 1 or bool(classes and named),
+    }
     if labels == "auto":
-        labels = next((kind for kind in ("csv", "masks", "folders") if there[kind]), "none")
+        labels = next((kind for kind in ("csv", "masks", "boxes", "folders") if there[kind]), "none")
         (lost,) = table.execute("SELECT min(name) FROM files WHERE role = 'mask'").fetchone()
         if labels in ("none", "folders") and lost:
             raise UserError(
@@ -42,7 +49,12 @@ def kind_of_labels(table: sqlite3.Connection, labels: LabelKind, tree: Tree, cla
                 "masks/A.png (merge several of one picture), or set ingest.labels to none"
             )
     elif labels != "none" and not (folders if labels == "folders" else there[labels]):
-        expected = {"csv": "labels.csv", "masks": "a mask such as masks/train/A.png for images/train/A.jpg", "folders": "class folders"}
+        expected = {
+            "csv": "labels.csv",
+            "masks": "a mask such as masks/train/A.png for images/train/A.jpg",
+            "boxes": "boxes, neither in a COCO file that names its pictures nor in an .xml (Pascal VOC) or .txt (YOLO) for each",
+            "folders": "class folders",
+        }
         raise UserError(f"ingest.labels = {labels}, but {tree} has no {expected[labels]}; add it or set ingest.labels to auto")
     return labels
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from dreamteacher.data.items import MASK_SUFFIXES, utf8
+from dreamteacher.data.items import BOX_SUFFIXES, MASK_SUFFIXES, utf8
 from dreamteacher.data.layout import Meaning, meaning, without_extra_tail, without_image_tail, without_mask_tail
 
 UNLABELLED = {"unlabelled", "unlabeled"}
@@ -33,9 +33,10 @@ class Place(NamedTuple):
 class Row(NamedTuple):
     """A file, as its path describes it.
 
-    key: of a picture and its mask alike; key2: the same without the last word of the file's name (`1_sat.jpg`, `1_mask.png`), if it is
-    one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), or, until all files are known, "mask?" (a mask if a file
-    of such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if there are masks or it finds its picture).
+    key: of a picture and its mask or boxes alike; key2: the same without the last word of the file's name (`1_sat.jpg`, `1_mask.png`), if
+    it is one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), "boxes" (it may hold those of a picture), or, until
+    all files are known, "mask?" (a mask if a file of such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if
+    there are masks or it finds its picture).
     rank: of several masks the lowest counts.
     """
 
@@ -55,7 +56,10 @@ def row(name: str, above: int | None = None) -> Row:
     """
     folder, _, file = name.rpartition("/")
     inner, role, rank, place = _read_folders(folder, above)
-    stem = nfc(posixpath.splitext(file)[0])
+    bare, suffix = posixpath.splitext(file)
+    stem = nfc(bare)
+    if suffix.lower() in BOX_SUFFIXES:
+        return Row(name, f"{inner}/{stem}" if inner else stem, None, "boxes", 0, place)
     short = without_image_tail(stem)
     if role in ("mask", "mask?"):
         if without_extra_tail(stem):
@@ -113,7 +117,7 @@ def _read_folders(folder: str, above: int | None) -> tuple[str, str, int, Place]
 
 
 def read_list(path: Path) -> Iterator[Row]:
-    """The pictures that the lines name and, looked for where `find` says, their masks."""
+    """The pictures that the lines name and, looked for where `find` says, their masks and files of boxes."""
     above = _folders_of_all(path)
     for name in _lines(path):
         yield row(name, above)
@@ -126,6 +130,9 @@ def read_list(path: Path) -> Iterator[Row]:
                     found = row(mask, above)
                     if found.role != "picture":
                         yield found
+            for boxes in (posixpath.join(place, stem + suffix) for suffix in (".xml", ".txt")):
+                if os.path.isfile(posixpath.join(path.parent, boxes)):  # noqa: PTH113 - as above
+                    yield row(boxes, above)
 
 
 @lru_cache(maxsize=1024)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from dreamteacher.data.box_labels import read_boxes
+from dreamteacher.data.boxes import SUFFIX as BOXES
+from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, is_lossy, turn_upright
 from dreamteacher.data.items import IGNORE, Item
@@ -21,8 +24,9 @@ class Prepared:
     """data, suffix: the stored picture. width, height: of the stored picture. mode: the source's pixel type, as of `decode.Picture`.
 
     hashes: sha256 of the file, of the decoded pixels, of the stored pixels; equal pictures share at least one.
-    histogram: int64 (3, 256) counts of the stored RGB values. label: bytes of the stored label, with its suffix "mask.png" or "cls";
-    cls: the class id if it is one; mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
+    histogram: int64 (3, 256) counts of the stored RGB values.
+    label: bytes of the stored label, with its suffix "mask.png", "cls" or "boxes.json"; cls: the class id if it is one; boxes: on the
+    stored picture, if it is those. mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
     frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
     width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask at its own size as PNG where
     the picture was reduced, else None. warnings: keys of `decode.WARNINGS`.
@@ -37,6 +41,7 @@ class Prepared:
     histogram: np.ndarray
     label: tuple[str, bytes] | None
     cls: int | None
+    boxes: Boxes | None
     mask_values: np.ndarray
     frames: int
     reduced: bool
@@ -61,11 +66,13 @@ def prepare(
 ) -> Prepared:
     """Decode, check and encode an item; a picture whose shorter side exceeds `short_side` is reduced to it (antialiased; masks NEAREST).
 
+
     A mask is taken to lie on the picture as EXIF shows it; if only the picture as it lies in the file has the mask's size, on that.
     A mask without one known pixel, as it is or once it is reduced, is no label.
 
     Raises:
-        BadPicture: picture or mask cannot be decoded, their sizes differ, a class or mask value is none of `classes`.
+        BadPicture: picture or mask cannot be decoded, their sizes differ, a class or mask value is none of `classes`; see
+            `read_boxes` for boxes.
         MemoryError: an allocation failed.
     """
     if item.problem:
@@ -73,6 +80,11 @@ def prepare(
     picture = decode(item.data, max_pixels=max_pixels, min_side=min_side)
     warnings = picture.warnings
     height, width = picture.image.shape[:2]
+    boxes: Boxes | None = None
+    if item.boxes:
+        stored = (height, width) if picture.orientation > 4 else (width, height)
+        boxes, more = read_boxes(item.boxes, classes.names if classes else None, stored, picture.orientation)
+        warnings = (*warnings, *more)
     mask = None if item.mask is None else _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
     cls = None if item.cls is None or mask is not None else _class_id(item.cls, classes.names if classes else None)
     if mask is not None and (mask == IGNORE).all():
@@ -82,6 +94,7 @@ def prepare(
     pixels, full_mask = picture.image, mask
     if shrink < 1:
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+        boxes = boxes and boxes.scaled(size[0] / width, size[1] / height)
         mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         if mask is not None and (mask == IGNORE).all():
             mask, full_mask, warnings = None, None, (*warnings, "mask_vanished")
@@ -95,8 +108,9 @@ def prepare(
         mode=picture.mode,
         hashes=(hashlib.sha256(item.data).digest(), decoded, _hash(pixels) if shrink < 1 else decoded),
         histogram=np.array(Image.fromarray(pixels).histogram(), np.int64).reshape(3, 256),
-        label=_label(mask, cls),
+        label=_label(mask, cls, boxes),
         cls=cls,
+        boxes=boxes,
         mask_values=_count(mask),
         frames=picture.frames,
         source_size=(width, height),
@@ -142,7 +156,9 @@ def _class_id(cls: str, classes: list[str] | None) -> int:
     raise BadPicture(f"class {cls[:80]!r} is not {'one of ' if classes else ''}{known}")
 
 
-def _label(mask: np.ndarray | None, cls: int | None) -> tuple[str, bytes] | None:
+def _label(mask: np.ndarray | None, cls: int | None, boxes: Boxes | None) -> tuple[str, bytes] | None:
+    if boxes is not None:
+        return BOXES, boxes.to_json()
     if mask is not None:
         return "mask.png", _encode_mask(mask)
     return None if cls is None else ("cls", str(cls).encode())

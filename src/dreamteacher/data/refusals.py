@@ -35,7 +35,7 @@ def refuse(settings: Ingest, found: Found, tally: Tally) -> None:
             f"no picture is left to train on ({counts['pictures']} seen, {counts['val']} in val); add pictures or lower ingest.val_fraction"
         )
     if len(tally.tasks) > 1:
-        raise UserError("some pictures have a mask and some a class; set ingest.labels to masks or folders to choose one kind")
+        raise UserError("labels are of several kinds (masks, boxes, classes); set ingest.labels to masks, boxes or folders to choose one")
     _refuse_useless_labels(settings, found, tally)
 
 
@@ -57,7 +57,14 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
             "the masks hold only 0 and 255, and 255 means unknown: write class ids (1 for the object, not 255), or name the colours in "
             "classes.txt, such as: background #000000 in its first line and object #ffffff in its second"
         )
-    if tally.tasks:
+    if tally.has_boxes:
+        if empty_split := next((split for split in wanted if not tally.boxes[split]), None):
+            raise UserError(
+                f"no labelled picture of {empty_split} has a box, so nothing could be "
+                f"{'learnt' if empty_split == 'train' else 'measured'}; "
+                f"label more, put pictures with boxes into {empty_split}/, or set ingest.labels to none"
+            )
+    elif tally.tasks:
         (ids,) = np.nonzero(tally.labels_of("train"))
         if len(ids) == 1:
             name = class_names(found, tally)[ids[0]]

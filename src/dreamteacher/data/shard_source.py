@@ -15,15 +15,16 @@ from typing import IO, Any
 import braceexpand
 import fsspec
 
+from dreamteacher.data.boxes import SUFFIX as BOXES
 from dreamteacher.data.class_list import parse_classes, require_mask_classes
 from dreamteacher.data.formats import SUFFIXES, why_unread
-from dreamteacher.data.items import MASK_SUFFIXES, Found, Item, LabelKind, PassedOver, utf8
+from dreamteacher.data.items import MASK_SUFFIXES, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning, without_mask_tail
 from dreamteacher.data.names import class_name
 from dreamteacher.data.trees import cannot_open, too_large
 from dreamteacher.errors import UserError
 
-_INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS})", re.IGNORECASE)
+_INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS}|boxes)", re.IGNORECASE)
 MOST_COMPARED = 1000  # names of a shard, by which masks of other names are found
 _IS_MASK = re.compile(rf"({MASK_TAILS})\.\w+", re.IGNORECASE)
 
@@ -117,7 +118,7 @@ def _read_shard(
                 _refuse_masks_of_other_names(url, key, first)
                 suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
                 unread = next((suffix for suffix in sample if why_unread(f"{key}.{suffix}")), None)
-                counts["beside_masks"] += sum("." in suffix and not _IS_MASK.fullmatch(suffix) for suffix in sample)
+                counts["beside_masks"] += sum("." in suffix and suffix != BOXES and not _IS_MASK.fullmatch(suffix) for suffix in sample)
                 if suffix is None and unread is not None:
                     name = f"{shard}/{key}.{unread}"
                     yield Item(name, split, problem=why_unread(name))
@@ -155,13 +156,16 @@ def _refuse_masks_of_other_names(url: str, key: str, first: set[str]) -> None:
 def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], labels: LabelKind) -> Item:
     masks = [sample[key] for key in sample if _IS_MASK.fullmatch(key) and f".{key.rpartition('.')[2]}" in MASK_SUFFIXES]
     mask = masks[0] if masks and labels in ("auto", "masks") else None
-    for part in (sample[suffix], mask):
+    boxes = sample.get(BOXES) if labels in ("auto", "boxes") else None
+    for part in (sample[suffix], mask, boxes):
         if isinstance(part, OSError):
             return Item(name, split, problem=f"cannot be read: {part.strerror}")
     try:
         cls = _class_of(sample)
     except (ValueError, TypeError, AttributeError):
         return Item(name, split, problem="its .cls or .json cannot be read")
+    if boxes is not None:
+        return Item(name, split, sample[suffix], boxes=BoxLabel("stored", boxes))
     return Item(name, split, sample[suffix], mask, cls if labels in ("auto", "folders", "csv") else None)
 
 

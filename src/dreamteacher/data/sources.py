@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamteacher.data.class_list import ClassList, alike, parse_classes
+from dreamteacher.data.box_labels import WORDS, BoxSource, find_boxes
+from dreamteacher.data.class_list import ClassList, alike, parse_classes, require_two
 from dreamteacher.data.formats import SUFFIXES, why_unread
-from dreamteacher.data.items import Found, Item, LabelKind, PassedOver, utf8
+from dreamteacher.data.items import BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.labels import kind_of_labels, read_labels
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.lookalike import refuse_unknown_masks
@@ -88,7 +89,7 @@ def fingerprint(place: Place) -> str | None:
 
 
 def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: bool = False) -> Found:
-    """Look through `source` for pictures and for labels of the kind `labels` ("auto": labels.csv, else masks, else class folders).
+    """Look through `source` for pictures and for labels of the kind `labels`; "auto": labels.csv, else masks, boxes or class folders.
 
     Split: the outermost folder with the name of one decides (`layout.SPLIT_WORDS`), else Pascal VOC's lists; pictures of the test split
     are left out and counted. Of shards, a word of their path. Files larger than `max_bytes` are not read. Labels:
@@ -96,8 +97,10 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     - csv: labels.csv (columns path, label) in the folder or beside the list; a picture that it does not name has no label;
     - masks: images/train/A.jpg has masks/train/A.png; also train/masks/A.png, masks/train/A.png without images/, A_mask.png or
       A.mask.png beside A.jpg; folders and endings may have any of the names in `layout`;
+    - boxes: a COCO file such as annotations/instances_train.json, or A.xml (Pascal VOC) or A.txt (YOLO) where a mask of A.jpg might lie
+      (beside it, labels/, Annotations/), with the classes in data.yaml; a picture that is in no such file has no label;
     - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none;
-    - shards: KEY.mask.png, KEY.cls, or "label" or "cls" in KEY.json.
+    - shards: KEY.mask.png, KEY.boxes.json, KEY.cls, or "label" or "cls" in KEY.json.
 
     Class names are the lines of classes.txt, else the sorted folder names or csv values. A folder without pictures but with .tar files
     is one of shards.
@@ -125,11 +128,17 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     lists = split_by_lists(table, tree, passed_over.lists)
     for name in set(passed_over.lists) - set(lists):
         passed_over.add(name)
+    boxes = _find_boxes(table, tree, labels, names, max_bytes)
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
         refuse_unknown_masks(table, tree, max_bytes, names)
-    kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None)
+    kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None, boxes=boxes is not None)
+    if class_list and kind != "boxes":
+        require_two(class_list.names, f"{tree}/classes.txt")
     classes, counts = read_labels(table, tree, kind, class_list)
+    if boxes and kind == "boxes":
+        classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
+    _pass_over_box_files(table, boxes if kind == "boxes" else None, passed_over)
     counts["unprintable_names"] = passed_over.unprintable
     counts["beside_masks"] = one(table, "SELECT count(*) FROM files WHERE role = 'extra'")
     counts["left_out_as_test"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
@@ -140,7 +149,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         notes += _lost_classes(table, names)
     if classes and kind in ("csv", "folders"):
         notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes.names)[:3]]
-    items, where = _read_files(table, tree, kind, max_bytes), _where(table, kind, tree)
+    items, where = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else ""), _where(table, kind, tree, boxes)
     return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none")
 
 
@@ -183,8 +192,32 @@ def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOv
             yield each
 
 
-def _where(table: sqlite3.Connection, kind: str, tree: Tree) -> str:
+def _find_boxes(table: sqlite3.Connection, tree: Tree, labels: LabelKind, names: list[str] | None, max_bytes: int) -> BoxSource | None:
+    """The boxes, if they are what is wanted, or if nothing else says what labels there are."""
+    if labels not in ("auto", "boxes") or not one(table, "SELECT EXISTS (SELECT 1 FROM box_files)"):
+        return None
+    if labels == "auto":
+        table_file = tree.open_text("labels.csv")
+        if table_file:
+            table_file.close()
+        if table_file or one(table, "SELECT EXISTS (SELECT 1 FROM pairs)"):
+            return None
+    return find_boxes(table, tree, names, max_bytes)
+
+
+def _pass_over_box_files(table: sqlite3.Connection, boxes: BoxSource | None, passed_over: PassedOver) -> None:
+    """Count the files that might have held boxes and are not read."""
+    used = set(boxes.files) if boxes and boxes.form == "coco" else set()
+    paired = "SELECT mask FROM pairs" if boxes and boxes.form != "coco" else "SELECT NULL WHERE 0"
+    for (name,) in table.execute(f"SELECT name FROM box_files WHERE name NOT IN ({paired}) ORDER BY name"):
+        if name not in used:
+            passed_over.add(name)
+
+
+def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None) -> str:
     """Where labels were found, in words."""
+    if kind == "boxes" and boxes:
+        return f"boxes of {WORDS[boxes.form]} (such as {boxes.files[0]})"
     if kind == "masks":
         query = "SELECT picture, mask FROM pairs JOIN files ON name = picture ORDER BY split IS 'test', picture LIMIT 1"
         picture, mask = table.execute(query).fetchone()
@@ -192,15 +225,22 @@ def _where(table: sqlite3.Connection, kind: str, tree: Tree) -> str:
     return {"csv": f"{tree}/labels.csv", "folders": "class folders"}.get(kind, "")
 
 
-def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int) -> Iterator[Item]:
+def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int, form: str) -> Iterator[Item]:
     # of copies the first is kept, and that should be one with a label
-    unlabelled = {"csv": "labels.value IS NULL", "folders": "p.class = ''", "masks": "pairs.mask IS NULL"}.get(kind, "NULL")
+    unlabelled = {
+        "csv": "labels.value IS NULL",
+        "folders": "p.class = ''",
+        "masks": "pairs.mask IS NULL",
+        "boxes": "labels.value IS NULL AND pairs.mask IS NULL",
+    }.get(kind, "NULL")
     query = f"""SELECT p.name, p.split, p.class, labels.value, pairs.mask, pairs.n
                 FROM files AS p LEFT JOIN labels ON labels.name = nfc(p.name) LEFT JOIN pairs ON pairs.picture = p.name
                 WHERE p.role = 'picture' AND p.split IS NOT 'test' ORDER BY p.split IS NOT 'val', {unlabelled}, p.name"""
     found = table.execute(query)
     while rows := found.fetchmany(tree.at_once):
-        rows = [(name, split, folder, value, mask if kind == "masks" else None, n) for name, split, folder, value, mask, n in rows]
+        rows = [
+            (name, split, folder, value, mask if kind in ("masks", "boxes") else None, n) for name, split, folder, value, mask, n in rows
+        ]
         unread = {name: words for name, *_ in rows if (words := why_unread(name))}
         wanted = [name for name, *_ in rows if name not in unread] + [row[4] for row in rows if row[4] and row[0] not in unread]
         contents = dict(zip(wanted, tree.read(wanted, max_bytes), strict=True))
@@ -210,10 +250,15 @@ def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int
                 continue
             data, mask_data = contents[name], contents.get(mask)
             if mask and n_masks > 1:
-                yield Item(name, split, problem=f"{n_masks} masks belong to it (one is {mask}); keep the folder of one set of masks")
+                what = "masks" if kind == "masks" else "files of boxes"
+                yield Item(name, split, problem=f"{n_masks} {what} belong to it (one is {mask}); keep the folder of one set of {what}")
                 continue
             if error := next((part for part in (data, mask_data) if isinstance(part, Exception)), None):
                 yield Item(name, split, problem=f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}")
+                continue
+            if kind == "boxes":
+                label = value.encode() if form == "coco" and value is not None else mask_data
+                yield Item(name, split, data, boxes=None if label is None else BoxLabel(form, label))
                 continue
             cls = {"csv": value, "folders": folder or None}.get(kind)
             yield Item(name, split, data, mask_data, cls)

@@ -20,6 +20,7 @@ ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the 
     "beside_masks": "files beside masks or pictures (colours, overlays, instances, depth) were passed over",
     "left_out_as_test": "pictures of the test split were left out",
     "outside_of_splits": "pictures lie neither in train nor in val; they are for training",
+    "boxes_without_picture": "pictures with boxes, or files of boxes, have no picture here",
     "labels_without_picture": "lines of labels.csv name no picture",
     "masks_without_picture": "masks belong to no picture",
     "folders_without_class": "folders are not in classes.txt; their pictures have no label",
@@ -30,9 +31,9 @@ COPIES = {  # of Tally.counts
 }
 FOLDERS = {"system": "folders of the system were not entered", "unreadable": "folders were not entered, as they may not be read"}
 LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
-    ".txt": "YOLO",
-    ".json": "COCO or labelme",
-    ".xml": "Pascal VOC boxes",
+    ".txt": "text that is no YOLO label of a picture",
+    ".json": "labelme, or COCO without boxes",
+    ".xml": "XML that is no Pascal VOC label of a picture",
     ".csv": "a table of another name or place than SOURCE/labels.csv",
     ".tsv": "a table",
     ".jsonl": "a table",
@@ -41,8 +42,8 @@ LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
     ".mat": "arrays",
 }
 READ = (
-    "labels are read from masks (masks/A.png for images/A.jpg), class folders, labels.csv (columns path, label), and, in shards, "
-    "KEY.mask.png or KEY.cls"
+    "labels are read from masks (masks/A.png for images/A.jpg), boxes (COCO files, Annotations/A.xml, labels/A.txt), class folders, "
+    "labels.csv (columns path, label), and, in shards, KEY.mask.png, KEY.boxes.json or KEY.cls"
 )
 
 
@@ -58,7 +59,7 @@ def class_names(found: Found, tally: Tally) -> list[str]:
 def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
     """The content of report.json; `lines` are those of `summarise`."""
     counts, names = tally.counts, class_names(found, tally)
-    weights = {split: _weights(tally, split, len(names)) for split in SPLITS}  # pixels or pictures of each class
+    weights = {split: _weights(tally, split, len(names)) for split in SPLITS}  # pixels, boxes or pictures of each class
     report: dict[str, Any] = {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks")}
     report |= {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
     report |= found.counts | {name: counts[name] for name in COPIES}
@@ -107,21 +108,24 @@ def _labels(found: Found, tally: Tally) -> Iterator[str]:
         f"{tally.task}: {counts['labelled_train']} of {counts['train']} train pictures and {counts['labelled_val']} of {counts['val']} val "
         f"pictures are labelled, by {found.where}"
     )
-    pixels = tally.masks
+    if without := " and ".join(f"{n} of {split}" for split in SPLITS if (n := counts[f"without_boxes_{split}"])):
+        yield f"labelled pictures without a box, which are taken to show none of the classes: {without}"
     weights = {split: _weights(tally, split, len(names)) for split in SPLITS}
     pictures = {split: _padded(tally.labels_of(split), len(names)) for split in SPLITS}
     order = sorted(range(len(names)), key=lambda i: (-weights["train"][i], i))
     shown = order if len(order) <= MOST_CLASSES else order[: MOST_CLASSES - 1]
     for i in shown:
-        yield f"class {names[i]}: " + ", ".join(_class_in(split, i, weights, pictures, pixels) for split in SPLITS if counts[split])
+        yield f"class {names[i]}: " + ", ".join(_class_in(split, i, weights, pictures, tally) for split in SPLITS if counts[split])
     if rest := order[len(shown) :]:
         yield f"{len(rest)} more classes, of which {names[rest[-1]]} has least: " + ", ".join(
-            _class_in(split, rest[-1], weights, pictures, pixels) for split in SPLITS if counts[split]
+            _class_in(split, rest[-1], weights, pictures, tally) for split in SPLITS if counts[split]
         )
 
 
-def _class_in(split: str, i: int, weights: dict[str, np.ndarray], pictures: dict[str, np.ndarray], pixels: bool) -> str:
-    share = f" with {weights[split][i] / max(weights[split].sum(), 1):.2%} of the pixels" if pixels and pictures[split][i] else ""
+def _class_in(split: str, i: int, weights: dict[str, np.ndarray], pictures: dict[str, np.ndarray], tally: Tally) -> str:
+    if tally.has_boxes:
+        return f"{weights[split][i]} boxes in {pictures[split][i]} pictures of {split}"
+    share = f" with {weights[split][i] / max(weights[split].sum(), 1):.2%} of the pixels" if tally.masks and pictures[split][i] else ""
     return f"{pictures[split][i]} pictures of {split}{share}"
 
 
@@ -203,7 +207,9 @@ def _left_out(found: Found, which: str) -> Iterator[str]:
 
 
 def _weights(tally: Tally, split: str, n: int) -> np.ndarray:
-    """int64 (n): of each class, pixels of masks or pictures."""
+    """int64 (n): of each class, pixels of masks, boxes, or pictures."""
+    if tally.has_boxes:
+        return np.array([tally.boxes[split][i] for i in range(n)], np.int64)
     return tally.mask_values[split][:n] if tally.masks else _padded(tally.labels_of(split), n)
 
 

@@ -29,7 +29,7 @@ MASK_BY_NAME = 9  # rank of a picture whose folder or ending is one of masks, bu
 
 
 def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
-    """A table `files` of the rows, each name once, and an empty one `labels`."""
+    """A table `files` of the rows, each name once, and an empty one `labels`; files that may hold boxes are in a table `box_files`."""
     table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
     table.execute(
         "CREATE TABLE files (name TEXT PRIMARY KEY, key TEXT, key2 TEXT, role TEXT, rank INTEGER, split TEXT, class TEXT, top TEXT, "
@@ -42,6 +42,11 @@ def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
     table.create_function("nfc", 1, nfc, deterministic=True)
     table.create_function("shared", 2, _shared, deterministic=True)
     table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", ((*row[:5], *row.place) for row in rows))
+    table.execute("CREATE TABLE box_files (name TEXT PRIMARY KEY, key TEXT, suffix TEXT) WITHOUT ROWID")
+    table.create_function("suffix", 1, lambda name: posixpath.splitext(name)[1].lower(), deterministic=True)
+    table.execute("INSERT INTO box_files SELECT name, key, suffix(name) FROM files WHERE role = 'boxes'")
+    table.execute("DELETE FROM files WHERE role = 'boxes'")
+    table.execute("CREATE INDEX box_files_by_key ON box_files (key, suffix)")
     table.execute("CREATE INDEX by_key ON files (key, role)")
     table.execute("CREATE INDEX by_key2 ON files (key2, role) WHERE key2 IS NOT NULL")
     return table

@@ -26,7 +26,8 @@ def _by_split(length: int) -> dict[str, np.ndarray]:
 class Tally:
     """Whole numbers, so that the order of adding does not show; as large for a million pictures as for ten.
 
-    counts: by name. classes: labelled pictures of each class. mask_values, source_values: int64 (256) pixels of each class, as stored and
+    counts: by name. classes: labelled pictures of each class, of boxes those that show it. boxes: of each class, without those of regions
+    to ignore. mask_values, source_values: int64 (256) pixels of each class, as stored and
     as they were before masks were reduced. pictures_with: int64 (256) masks that hold the class. shown, vanished: int64 (256) masks that
     held it before they were reduced, and those of them that do not any more. histogram: int64 (3, 256) of the train pictures. warnings:
     of Prepared. sizes: of pictures that were reduced, before.
@@ -34,6 +35,7 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     classes: dict[str, Counter[int]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
+    boxes: dict[str, Counter[int]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
     mask_values: dict[str, np.ndarray] = field(default_factory=lambda: _by_split(256))
     source_values: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     pictures_with: dict[str, np.ndarray] = field(default_factory=lambda: _by_split(256))
@@ -63,7 +65,12 @@ class Tally:
         if picture.label:
             self.counts[f"labelled_{split}"] += 1
             self.tasks.add(TASKS[picture.label[0]])
-            if picture.cls is not None:
+            if picture.boxes is not None:
+                counted = Counter(picture.boxes.classes[~picture.boxes.ignored].tolist())
+                self.boxes[split].update(counted)
+                self.classes[split].update(counted.keys())
+                self.counts[f"without_boxes_{split}"] += not counted
+            elif picture.cls is not None:
                 self.classes[split][picture.cls] += 1
             else:
                 self._add_mask(picture, split)
@@ -103,6 +110,11 @@ class Tally:
     def masks(self) -> bool:
         """Whether the labels are masks."""
         return self.task == TASKS["mask.png"]
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the labels are boxes."""
+        return self.task == TASKS["boxes.json"]
 
     def labels_of(self, split: str) -> np.ndarray:
         """int64 (n): labelled pictures of each class in a split (of masks: that hold the class), 255 = unknown left out."""

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamteacher.data.dataset import Label, Sample, nearest
+from dreamteacher.data.boxes import Boxes
+from dreamteacher.data.dataset import Label, Sample, label_tensor, nearest
 from dreamteacher.data.items import IGNORE
 from dreamteacher.settings.schema import Augment
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 Transform = Callable[[Sample], dict[str, Tensor]]
+GREY = 114  # around pictures of boxes
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def pretrain_crop(size: int, mirror: bool = True) -> Transform:
     """A random crop of `size` x `size` (smaller pictures are first padded by reflection), with `mirror` flipped left to right half of the
     time, and no more.
 
-    Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": int64 () or (size, size) if there is one}.
+    Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": as `label_tensor` makes it, if there is one}.
     It slices arrays, which for 64 px takes a fraction of the time of torchvision's v2.
     """
 
@@ -60,6 +62,9 @@ def pretrain_crop(size: int, mirror: bool = True) -> Transform:
         label = sample.label
         if isinstance(label, np.ndarray):
             label = _pad(label, size, size)[top : top + size, left : left + size][:, ::step]
+        elif isinstance(label, Boxes):
+            label = label.cropped(top, left, size, size)
+            label = label.mirrored(size) if step < 0 else label
         return _tensors(image, label)
 
     return transform
@@ -83,6 +88,30 @@ def pixel_crop(size: int, augmentation: Augmentation) -> Transform:
         if isinstance(label, np.ndarray):
             label = nearest(_pad(label, side, side)[top : top + side, left : left + side], size, size)
         return augment(image, label)
+
+    return transform
+
+
+def box_crop(size: int, augmentation: Augmentation) -> Transform:
+    """For labels of boxes: as `pixel_crop`, but grey where the picture ends, since a reflection would show objects without boxes.
+
+    Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": float32 (N, ROW)}.
+    """
+    augment = _augment(augmentation)
+
+    def transform(sample: Sample) -> dict[str, Tensor]:
+        image, label = sample.image, sample.label
+        scale, down, across = torch.rand(3).tolist()
+        side = round(size / 2 ** (2 * scale - 1)) if augmentation.scale else size
+        # Where the picture is smaller than the window, it lies anywhere in it.
+        top, left = (int(drawn * (abs(length - side) + 1)) for drawn, length in zip((down, across), image.shape[:2], strict=True))
+        top, left = (start if length >= side else -start for start, length in zip((top, left), image.shape[:2], strict=True))
+        window = np.full((side, side, 3), GREY, np.uint8)
+        shown = image[max(top, 0) : top + side, max(left, 0) : left + side]
+        window[max(-top, 0) :, max(-left, 0) :][: shown.shape[0], : shown.shape[1]] = shown
+        if isinstance(label, Boxes):
+            label = label.cropped(top, left, side, side).scaled(size / side, size / side)
+        return augment(_scale(window, size, size), label)
 
     return transform
 
@@ -116,10 +145,17 @@ def _augment(augmentation: Augmentation, first: Sequence[v2.Transform] = ()) -> 
         item = _apply(composed, image, label)
         # Together with both flips a transposition gives all eight orientations of a square.
         if augmentation.turn and torch.rand(()) < 0.5:
-            item = {key: value.mT.contiguous() if value.ndim else value for key, value in item.items()}
+            item = {key: _transposed(value, label) for key, value in item.items()}
         return item
 
     return augment
+
+
+def _transposed(value: Tensor, label: Label) -> Tensor:
+    """A picture, a mask, a class id or the rows of boxes, with rows and columns exchanged."""
+    if value.ndim == 2 and isinstance(label, Boxes):
+        return value[:, [1, 0, 3, 2, 4, 5]]
+    return value.mT.contiguous() if value.ndim else value
 
 
 def whole(multiple: int = 32, size: int | None = None) -> Transform:
@@ -135,7 +171,10 @@ def whole(multiple: int = 32, size: int | None = None) -> Transform:
             short = min(image.shape[:2])
             height, width = (round(side * size / short) for side in image.shape[:2])
             image = _scale(image, height, width)
-            label = nearest(label, height, width) if isinstance(label, np.ndarray) else label
+            if isinstance(label, np.ndarray):
+                label = nearest(label, height, width)
+            elif isinstance(label, Boxes):
+                label = label.scaled(width / sample.image.shape[1], height / sample.image.shape[0])
         height, width = (-(-side // multiple) * multiple for side in image.shape[:2])
         if isinstance(label, np.ndarray):
             label = np.pad(label, [(0, height - label.shape[0]), (0, width - label.shape[1])], constant_values=IGNORE)
@@ -163,20 +202,26 @@ def _pad(array: np.ndarray, height: int, width: int) -> np.ndarray:
 def _tensors(image: np.ndarray, label: Label) -> dict[str, Tensor]:
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     item = {"image": torch.from_numpy(planes).to(torch.float32).div_(255)}
-    if label is not None:
-        item["label"] = torch.from_numpy(label.astype(np.int64)) if isinstance(label, np.ndarray) else torch.tensor(label)
+    if (tensor := label_tensor(label)) is not None:
+        item["label"] = tensor
     return item
 
 
 def _apply(transform: v2.Transform, image: np.ndarray, label: Label) -> dict[str, Tensor]:
-    """Run a v2 transform on the picture and, as one, on its mask."""
+    """Run a v2 transform on the picture and, as one, on its mask or boxes."""
     from torchvision import tv_tensors
 
     picture = tv_tensors.Image(np.ascontiguousarray(image.transpose(2, 0, 1)))
     if isinstance(label, np.ndarray):
         picture, mask = transform(picture, tv_tensors.Mask(np.ascontiguousarray(label)))
         return {"image": picture.as_subclass(Tensor), "label": mask.as_subclass(Tensor).long()}
+    if isinstance(label, Boxes):
+        size = picture.shape[-2:]
+        corners = tv_tensors.BoundingBoxes(torch.from_numpy(label.corners), format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+        picture, corners = transform(picture, corners)
+        changed = Boxes(corners.numpy(), label.classes, label.ignored)
+        return {"image": picture.as_subclass(Tensor), "label": torch.from_numpy(changed.rows())}
     item = {"image": transform(picture).as_subclass(Tensor)}
-    if label is not None:
-        item["label"] = torch.tensor(label)
+    if (tensor := label_tensor(label)) is not None:
+        item["label"] = tensor
     return item

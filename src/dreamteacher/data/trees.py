@@ -17,18 +17,18 @@ from typing import IO, Protocol
 import fsspec
 
 from dreamteacher.data.decode import SUFFIXES, UNREAD
-from dreamteacher.data.items import PassedOver
+from dreamteacher.data.items import BOX_SUFFIXES, PassedOver
 from dreamteacher.errors import UserError
 from dreamteacher.files import SYSTEM_FOLDERS, walk
 
-NOT_PICTURES = {"classes.txt", "labels.csv"}
+NOT_PICTURES = {"classes.txt", "labels.csv", "data.yaml", "data.yml"}
 SPLIT_LIST = re.compile(r"(^|/)(ImageSets(/Segmentation|/Main)?|splits?)/(train|trainaug|trainval|val|valid|test)\.txt$")
 MOST_LISTS = 100
 ALL_PICTURES = SUFFIXES | UNREAD.keys()
 
 
 class Tree(Protocol):
-    """Pictures below a root, and the few other files beside them; names are relative to the root.
+    """Pictures below a root, and the other files beside them; names are relative to the root.
 
     at_once: how many files `read` should be asked for in one call.
     """
@@ -36,7 +36,8 @@ class Tree(Protocol):
     at_once: int
 
     def pictures(self, passed_over: PassedOver) -> Iterator[str]:
-        """Names of all pictures, also of kinds that are not read, in any order; what else is there is added to `passed_over`."""
+        """Names of all pictures, also of kinds that are not read, and of files that may hold boxes (BOX_SUFFIXES), in any order; what else
+        is there is added to `passed_over`."""
         ...
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
@@ -199,13 +200,18 @@ def _can_be_written(name: str) -> bool:
 
 def _pictures(names: Iterator[str], passed_over: PassedOver) -> Iterator[str]:
     for name in names:
+        suffix = posixpath.splitext(name)[1].lower()
         if not _can_be_written(name):
             passed_over.unprintable += 1
-        elif posixpath.splitext(name)[1].lower() in ALL_PICTURES:
+        elif suffix in ALL_PICTURES:
             yield name
         elif SPLIT_LIST.search(name) and len(passed_over.lists) < MOST_LISTS:
             passed_over.lists.append(name)
-        elif name not in NOT_PICTURES:
+        elif name in NOT_PICTURES:
+            continue
+        elif suffix in BOX_SUFFIXES:
+            yield name
+        else:
             passed_over.add(name)
 
 

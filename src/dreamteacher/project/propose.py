@@ -10,6 +10,7 @@ import yaml
 from dreamteacher.project.machine import Machine, Speed
 from dreamteacher.project.survey import Survey
 from dreamteacher.settings.schema import Params
+from dreamteacher.tasks.base import get_task
 
 HOURS = {"cpu": 1.0, "cuda": 8.0}  # the budget unless the user names one
 START = 10.0  # seconds that a stage takes apart from its steps
@@ -34,7 +35,9 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
     """The settings that follow from the pictures and the kind of machine, without any steps."""
     gpu = machine.device == "cuda"
     natural = found.short_side
-    largest = {"classification": 224 if gpu else 64, "segmentation": 512 if gpu else 256}.get(found.task or "", 256 if gpu else 128)
+    of_task = {"classification": 224 if gpu else 64, "segmentation": 512 if gpu else 256, "detection": 512 if gpu else 256}
+    largest = of_task.get(found.task or "", 256 if gpu else 128)
+    soft_labels = not found.task or get_task(found.task).classifies is not None
     stored = min(natural, largest)
     side = max(32, stored // 32 * 32)
     crop = min(side, 256 if gpu else 64)
@@ -50,7 +53,7 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
         "taps": "auto",
         "teachers": {"own": {}},
         "recipes": {"features": {"teacher": "own"}},
-        "label_recipes": {"mix": {"features": "features"}},
+        "label_recipes": {"mix": {"features": "features"}} if soft_labels else {},
         "ingest": ingest,
         "teacher": {"size": "small" if gpu else "tiny", "resolution": min(crop, 64)},
         "student": {"backbone": "resnet50" if gpu else "resnet18", "finest_stride": 4 if stored > 128 else 2, "width": 256 if gpu else 32},
@@ -58,7 +61,7 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
         "interpreter": {"width": 256 if gpu else 64, "batch_size": 16, "lr": 2e-3, "resolution": min(crop, 64)},
         "labels": {"batch_size": 32, "lr": 2e-3},
         "finetune": {"resolution": crop, "augment": "natural", "batch_size": 16 if gpu else 8},
-        "compare": {"inits": ["scratch", "features", "mix"], "seeds": [0, 1, 2]},
+        "compare": {"inits": ["scratch", "features", *(["mix"] * soft_labels)], "seeds": [0, 1, 2]},
         "evaluate": {"overlays": 8},
         "export": {"init": "features", "seed": 0, "size": min(side, 512)},
         "publish": {"name": "dreamteacher"},
@@ -166,7 +169,7 @@ def write(proposal: Proposal, heading: list[str]) -> str:
     """params.yaml, with `heading` as its first lines and a comment where a name does not say enough."""
     lines = [f"# {line}".rstrip() for line in heading]
     for group, value in proposal.values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             lines += ["", f"{group}:", *(_line(key, each, "  ", OF_GROUP.get(group, {})) for key, each in value.items())]
         else:
             lines.append(_line(group, value, "", {}))

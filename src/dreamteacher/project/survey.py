@@ -33,7 +33,7 @@ class Survey:
     """What was found in `source`.
 
     labels: their kind, as `Found.labels` has it: "none" if there are none; None if what was examined does not tell. where: in words.
-    task: "segmentation", "classification" or None (no labels, or not examined). classes: their names by id.
+    task: "segmentation", "classification", "detection" or None (no labels, or not examined). classes: their names by id.
     pictures, labelled, val: how many, `val` in the source's own validation split. has_val: it has such a split.
     unreadable: pictures without a readable header. short_sides: how many pictures have which short side, pixels.
     complete: all of the source was seen; otherwise the counts are lower bounds.
@@ -133,19 +133,20 @@ def _examine(found: Survey, end: float) -> None:
     """Count pictures and labels as ingest would, until `end`."""
     what = find(found.source, "auto", Params().ingest.max_pixels * 8)
     classes: set[str] = set()
-    masks = False
+    masks = boxes = False
     for item in what.items:
         found.pictures += 1
         found.val += item.split == "val"
-        found.labelled += item.mask is not None or item.cls is not None
+        found.labelled += item.mask is not None or item.cls is not None or item.boxes is not None
         masks |= item.mask is not None
+        boxes |= item.boxes is not None
         if item.cls is not None:
             classes.add(item.cls)
         _count_size(found, item.data)
         if time.monotonic() > end:
             found.complete = False
             break
-    found.task = TASKS["mask.png"] if masks else TASKS["cls"] if classes else None
+    found.task = TASKS["mask.png"] if masks else TASKS["boxes.json"] if boxes else TASKS["cls"] if classes else None
     found.labels = None if what.labels == "shards" and not (found.complete or found.task) else what.labels
     found.where, found.has_val = what.where, what.has_val
     names = what.classes and (what.classes.mask_names if masks else what.classes.names)

@@ -10,7 +10,11 @@ from dreamteacher.report.summary import headline, markdown, spread, table
 
 LENGTH = 5000  # characters that MLflow's databases hold of a description
 CLASSES = 20  # named in the first line
-OF_CLASSES = {"miou": ("iou", "IoU"), "top1": ("accuracy", "Accuracy")}  # the figure of a single class and its name, by that of all
+OF_CLASSES = {
+    "miou": ("iou", "IoU"),
+    "top1": ("accuracy", "Accuracy"),
+    "ap": ("ap", "AP"),
+}  # the figure of a single class and its name, by that of all
 ABOUT = (
     "`dreamteacher publish` makes the versions of this model; each has a model card. The alias `champion` says which version to serve, "
     "`challenger` which was published last, `previous` which was champion before. `dreamteacher promote` and `rollback` move the aliases."

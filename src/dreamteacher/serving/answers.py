@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dreamteacher.serving.contract import Contract, to_mask, to_probabilities, to_shares
+from dreamteacher.serving.contract import Contract, to_detections, to_mask, to_probabilities, to_shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,25 @@ class Classification:
 
 
 @dataclass(frozen=True, eq=False)
+class Detections:
+    """Objects in the picture, the likeliest first.
+
+    boxes: float32 (D, 4) of x1, y1, x2, y2 in pixels of the picture itself, which lies from (0, 0) to (W, H). labels: int64 (D,) of class
+    ids. scores: float32 (D,) in [0, 1]; choose a threshold for yours, as D may be up to 100 with low scores.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of_rows(cls, rows: np.ndarray, classes: tuple[str, ...]) -> Detections:
+        """Of float32 (D, 6): box, class id, score."""
+        return cls(rows[:, :4], rows[:, 4].astype(np.int64), rows[:, 5], classes)
+
+
+@dataclass(frozen=True, eq=False)
 class Features:
     """What a backbone sees in a picture.
 
@@ -45,7 +64,8 @@ class Features:
     size: tuple[int, int]
 
 
-Answer = Segmentation | Classification | Features
+Prediction = Segmentation | Classification | Detections
+Answer = Prediction | Features
 
 
 def to_answer(contract: Contract, outputs: Mapping[str, np.ndarray], prepared: tuple[int, int], size: tuple[int, int]) -> Answer:
@@ -55,5 +75,7 @@ def to_answer(contract: Contract, outputs: Mapping[str, np.ndarray], prepared: t
         return Segmentation(mask, to_shares(mask, len(contract.classes)), contract.classes)
     if contract.task == "classification":
         return Classification(to_probabilities(outputs["logits"]), contract.classes)
+    if contract.task == "detection":
+        return Detections.of_rows(to_detections(outputs["scores"], outputs["boxes"], prepared, size, contract), contract.classes)
     maps = {name: np.array(outputs[name]) for name in outputs if name != "embedding"}  # copies, or each would hold its whole batch
     return Features(maps, np.array(outputs["embedding"]), prepared)

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, cast
 
 from tritonclient.utils import InferenceServerException
 
-from dreamteacher.serving.answers import Answer, Classification, Features, Segmentation
+from dreamteacher.serving.answers import Answer, Features, Prediction
 from dreamteacher.serving.requests import (
     AT_ONCE,
     CLOSE_SECONDS,
@@ -67,13 +67,13 @@ class AsyncClient:
             await self._client.close()
             self._client = None
 
-    async def predict(self, picture: Picture) -> Segmentation | Classification:
+    async def predict(self, picture: Picture) -> Prediction:
         """As `Client.predict`."""
         return (await self.predict_batch([picture]))[0]
 
-    async def predict_batch(self, pictures: Sequence[Picture]) -> list[Segmentation | Classification]:
+    async def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction]:
         """As `Client.predict_batch`."""
-        return cast(list[Segmentation | Classification], await self._batch(self.model, pictures))
+        return cast(list[Prediction], await self._batch(self.model, pictures))
 
     async def features(self, picture: Picture) -> Features:
         """As `Client.features`."""

@@ -3,7 +3,7 @@
 How a picture is prepared comes from the server, so nothing else is needed here: numpy, Pillow and tritonclient, and no torch.
 
     with Client("127.0.0.1:8000", "dreamteacher") as client:
-        answer = client.predict("picture.jpg")  # Segmentation or Classification
+        answer = client.predict("picture.jpg")  # Segmentation, Classification or Detections
 
 Each call has one deadline (`timeout`, seconds). A call that finds no server, or one without room, is tried again up to `retries` times
 after pauses of 0.1, 0.2, 0.4, ... 5 s with jitter; all else is raised at once.
@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar, cast
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.formats import BadPicture
-from dreamteacher.serving.answers import Answer, Classification, Features, Segmentation
+from dreamteacher.serving.answers import Answer, Classification, Detections, Features, Prediction, Segmentation
 from dreamteacher.serving.async_client import AsyncClient
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.requests import (
@@ -54,6 +54,7 @@ __all__ = [
     "Client",
     "Contract",
     "DeadlineExceeded",
+    "Detections",
     "Features",
     "Overloaded",
     "Refused",
@@ -109,7 +110,7 @@ class Client:
         """How the model's pictures are prepared, and its classes."""
         return self.served(self.model).contract
 
-    def predict(self, picture: Picture) -> Segmentation | Classification:
+    def predict(self, picture: Picture) -> Prediction:
         """What the model says of a picture: a path, the bytes of a file, or uint8 RGB (H, W, 3).
 
         Raises:
@@ -120,9 +121,9 @@ class Client:
         """
         return self.predict_batch([picture])[0]
 
-    def predict_batch(self, pictures: Sequence[Picture]) -> list[Segmentation | Classification]:
+    def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction]:
         """`predict` for several pictures, which share requests where their prepared shapes allow; all are held in memory."""
-        return cast(list[Segmentation | Classification], self._batch(self.model, pictures))
+        return cast(list[Prediction], self._batch(self.model, pictures))
 
     def features(self, picture: Picture) -> Features:
         """What MODEL-backbone sees in a picture; raises as `predict`."""

@@ -1,4 +1,4 @@
-"""How a picture becomes a model's input and its logits a mask: the preprocessing contract. Export writes it into the ONNX files,
+"""How a picture becomes a model's input and its outputs an answer: the preprocessing contract. Export writes it into the ONNX files,
 Triton's configuration carries it, clients and the served preprocessing follow it. Needs numpy and Pillow only."""
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dreamteacher.data.boxes import MOST_DETECTIONS, choose
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.errors import UserError
 
 VERSION = 1  # of the form; one more when a reader of this one would prepare pictures wrongly
 VERSION_KEY = "contract_version"
-TASKS = ("segmentation", "classification", "features")
+TASKS = ("segmentation", "classification", "detection", "features")
 MAX_PIXELS = 100_000_000  # of a picture as prepared: thin ones grow when they are scaled or padded
 DESCRIPTION = {  # of what version 1 always does, for whoever reads a file without this module
     "layout": "NCHW",
@@ -180,6 +181,27 @@ def to_mask(logits: np.ndarray, prepared: tuple[int, int], size: tuple[int, int]
         mask[better] = index
         np.maximum(best, values, out=best)
     return mask
+
+
+def to_detections(
+    scores: np.ndarray, boxes: np.ndarray, prepared: tuple[int, int], size: tuple[int, int], contract: Contract
+) -> np.ndarray:
+    """float32 (D, 6): x1, y1, x2, y2 in pixels of the picture's own `size` (H, W), class id and score; see `boxes.choose`.
+
+    scores (K, A) and boxes (4, A): of the padded input, of which `prepared` (h, w) is the picture.
+    """
+    padded = -(-prepared[0] // contract.multiple) * contract.multiple, -(-prepared[1] // contract.multiple) * contract.multiple
+    return choose(scores, boxes, padded, prepared, size)
+
+
+def to_fixed(detections: np.ndarray) -> np.ndarray:
+    """float32 (MOST_DETECTIONS, 6): detections (D, 6), and rows of score 0 behind them, as NAME-pictures answers; see `from_fixed`."""
+    return np.pad(detections, [(0, MOST_DETECTIONS - len(detections)), (0, 0)])
+
+
+def from_fixed(rows: np.ndarray) -> np.ndarray:
+    """The inverse of `to_fixed`."""
+    return rows[rows[:, 5] > 0]
 
 
 def to_shares(mask: np.ndarray, classes: int) -> np.ndarray:

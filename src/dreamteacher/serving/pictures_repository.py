@@ -8,6 +8,7 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
+from dreamteacher.data.boxes import MOST_DETECTIONS
 from dreamteacher.serving.contract import Contract
 from dreamteacher.settings.schema import Publish
 
@@ -15,6 +16,7 @@ SUFFIX = "-pictures"
 SOURCE = Path(__file__).parents[1]
 MODULES = (  # all that triton_pictures.py imports of ours, so that the server's Python needs no dreamteacher
     "errors.py",
+    "data/boxes.py",
     "data/decode.py",
     "data/deep.py",
     "data/formats.py",
@@ -70,6 +72,8 @@ def outputs(contract: Contract, embedding: int | None) -> Tensors:
     """What the model gives."""
     single, count = _type("TYPE_FP32"), len(contract.classes)
     answers: Tensors = {"probabilities": (single, [count])}
+    if contract.task == "detection":
+        answers = {"detections": (single, [MOST_DETECTIONS, 6])}
     if contract.task == "segmentation":
         answers = {"mask": (_type("TYPE_UINT8"), [-1]), "shares": (single, [count])}
     return answers | ({} if embedding is None else {"embedding": (single, [embedding])})

@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from dreamteacher.data.decode import SUFFIXES, BadPicture, decode
+from dreamteacher.data.drawing import COLOURS, draw_boxes
 from dreamteacher.errors import UserError
-from dreamteacher.serving.answers import Answer, Classification, Features, Segmentation
+from dreamteacher.serving.answers import Answer, Classification, Detections, Features, Segmentation
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.contract import check_size
 from dreamteacher.serving.requests import TIMEOUT, Protocol
@@ -29,8 +30,7 @@ from dreamteacher.serving.requests import TIMEOUT, Protocol
 Format = Literal["text", "jsonl", "csv"]
 
 AT_ONCE = 8  # batches under way, from which the server forms its own
-# Tableau's ten colours, for class 1, 2, ...; class 0, most often the background, is left as it is.
-COLOURS = bytes.fromhex("1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf")
+LEAST_SCORE = 0.5  # of detections that are printed and drawn; JSON lines have all
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -64,6 +64,8 @@ def predict(
 
     `images` are files, folders (all pictures below) and patterns, such as `shots/**/*.jpg`.
     Segmentation: the share of each class; with `out` also STEM.mask.png (class ids, in the picture's own size) and STEM.overlay.png.
+    Detection: the number of objects of each class whose score is 0.5 or more, as JSON lines all objects with their scores; with `out` also
+    STEM.overlay.png.
     Classification: the three likeliest classes with their probabilities; as JSON lines and CSV all of them.
     `features` asks MODEL-backbone as well and writes STEM.npz: `strideS` (C, H/S, W/S) and `embedding` (C,), float32, of the
     picture as prepared, and `size`, its (H, W) unpadded. `batch` pictures share a request where their shapes allow.
@@ -183,6 +185,7 @@ def _in_order(function: Callable[[_T], _R], items: Iterable[_T], at_once: int) -
 def _save(answer: Answer, picture: np.ndarray, place: Path) -> dict[str, str]:
     """Write what an answer has for files; {kind: file}."""
     if isinstance(answer, Segmentation):
+        # Class 0, most often the background, is left as it is.
         palette = np.frombuffer(bytes(3) + (COLOURS * 26)[: 255 * 3], np.uint8).reshape(256, 3)
         image = Image.fromarray(answer.mask)
         image.putpalette(palette.ravel().tolist())
@@ -190,6 +193,12 @@ def _save(answer: Answer, picture: np.ndarray, place: Path) -> dict[str, str]:
         blended = np.where(answer.mask[..., None] > 0, picture // 2 + palette[answer.mask] // 2, picture)
         Image.fromarray(blended).save(f"{place}.overlay.png")
         return {"mask": f"{place}.mask.png", "overlay": f"{place}.overlay.png"}
+    if isinstance(answer, Detections):
+        sure = answer.scores >= LEAST_SCORE
+        boxes, labels, scores = answer.boxes[sure], answer.labels[sure], answer.scores[sure]
+        captions = [f"{answer.classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+        Image.fromarray(draw_boxes(picture, boxes, labels, captions)).save(f"{place}.overlay.png")
+        return {"overlay": f"{place}.overlay.png"}
     if isinstance(answer, Features):
         arrays: dict[str, Any] = {**answer.maps, "embedding": answer.embedding, "size": np.array(answer.size)}
         np.savez(f"{place}.npz", **arrays)
@@ -210,14 +219,24 @@ def _words(answer: Answer, files: dict[str, str]) -> str:
     if isinstance(answer, Segmentation):
         words = ", ".join(f"{name} {share:.1%}" for name, share in zip(answer.classes, answer.shares, strict=True))
         return f"{words} -> {files['mask']}, {files['overlay']}" if "mask" in files else words
+    if isinstance(answer, Detections):
+        words = ", ".join(f"{name} {count}" for name, count in _counts(answer).items())
+        return f"{words} -> {files['overlay']}" if "overlay" in files else words
     arrays = {**answer.maps, "embedding": answer.embedding}
     words = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in arrays.items())
     return f"{words} -> {files['features']}" if "features" in files else words
 
 
+def _counts(answer: Detections) -> dict[str, int]:
+    """How many objects of each class are sure enough."""
+    counts = np.bincount(answer.labels[answer.scores >= LEAST_SCORE], minlength=len(answer.classes))
+    return dict(zip(answer.classes, counts.tolist(), strict=True))
+
+
 def _facts(row: Row) -> tuple[dict[str, str], dict[str, float]]:
-    """({picture, error, class, files}, {class: its share or probability})."""
-    facts, values = {"picture": str(row.path)}, {}
+    """({picture, error, class, files}, {class: its share, probability or number of objects})."""
+    facts: dict[str, str] = {"picture": str(row.path)}
+    values: dict[str, float] = {}
     if row.error:
         facts["error"] = row.error
     for answer in row.answers:
@@ -226,17 +245,30 @@ def _facts(row: Row) -> tuple[dict[str, str], dict[str, float]]:
             values = dict(zip(answer.classes, answer.probabilities.tolist(), strict=True))
         elif isinstance(answer, Segmentation):
             values = dict(zip(answer.classes, answer.shares.tolist(), strict=True))
+        elif isinstance(answer, Detections):
+            values = {**_counts(answer)}
     return facts | row.files, values
 
 
 def _as_json(row: Row) -> str:
     facts, values = _facts(row)
     name = "probabilities" if "class" in facts else "shares"
-    return json.dumps({**facts, **({name: values} if values else {})}, ensure_ascii=False)
+    found: dict[str, Any] = {name: values} if values else {}
+    for answer in row.answers:
+        if isinstance(answer, Detections):
+            objects = zip(answer.labels, answer.scores.tolist(), answer.boxes.tolist(), strict=True)
+            listed = [{"class": answer.classes[label], "score": round(score, 4), "box": _rounded(box)} for label, score, box in objects]
+            found = {"detections": listed}
+    return json.dumps({**facts, **found}, ensure_ascii=False)
+
+
+def _rounded(box: list[float]) -> list[float]:
+    return [round(value, 2) for value in box]
 
 
 def _columns(task: str, out: Path | None, features: bool) -> list[str]:
-    files = ["mask", "overlay"] * bool(out and task == "segmentation") + ["features"] * features
+    drawn = {"segmentation": ["mask", "overlay"], "detection": ["overlay"]}.get(task, []) if out else []
+    files = [*drawn, *(["features"] * features)]
     return ["picture", "error", *(["class"] if task == "classification" else []), *files]
 
 

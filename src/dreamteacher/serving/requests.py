@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.decode import decode
 from dreamteacher.errors import UserError, first_line
-from dreamteacher.serving.answers import Answer, Classification, Segmentation, to_answer
-from dreamteacher.serving.contract import Contract, prepare
+from dreamteacher.serving.answers import Answer, Classification, Detections, Segmentation, to_answer
+from dreamteacher.serving.contract import Contract, from_fixed, prepare
 
 Protocol = Literal["http", "grpc"]
 Picture = np.ndarray | bytes | str | Path  # uint8 RGB (H, W, 3), the bytes of a file, or its path
@@ -288,6 +288,8 @@ def to_answers(served: Served, request: Request, outputs: Mapping[str, np.ndarra
         (index,), classes = request.indices, served.contract.classes
         if served.contract.task == "classification":
             return {index: Classification(outputs["probabilities"][0], classes)}
+        if served.contract.task == "detection":
+            return {index: Detections.of_rows(from_fixed(outputs["detections"][0]), classes)}
         mask = np.asarray(Image.open(io.BytesIO(outputs["mask"][0].tobytes()), formats=("PNG",)))
         return {index: Segmentation(mask, outputs["shares"][0], classes)}
     return {

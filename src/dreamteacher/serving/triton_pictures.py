@@ -26,9 +26,18 @@ except ImportError as error:
     raise ImportError(f"NAME-pictures needs Pillow in Triton's Python; {advice}") from error
 
 from dreamteacher.data.decode import BadPicture, decode  # noqa: E402
-from dreamteacher.serving.contract import Contract, prepare, to_mask, to_probabilities, to_shares  # noqa: E402
+from dreamteacher.serving.contract import (  # noqa: E402
+    Contract,
+    prepare,
+    to_detections,
+    to_fixed,
+    to_mask,
+    to_probabilities,
+    to_shares,
+)
 from dreamteacher.serving.sampling import Sampler  # noqa: E402
 
+OUTPUTS = {"detection": ["scores", "boxes"]}  # of the model behind, by task; of others "logits"
 NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
 
 
@@ -121,7 +130,7 @@ class TritonPythonModel:
                 for i, (index, _, prepared, size) in enumerate(pictures):
                     outputs = {"embedding": answers["embedding"][i]} if "embedding" in wanted[i] else {}
                     if set(wanted[i]) - {"embedding"}:
-                        outputs |= self._read(answers["logits"][i], prepared, size)
+                        outputs |= self._read({name: answer[i] for name, answer in answers.items()}, prepared, size)
                     tensors = [write(name, outputs[name][None]) for name in wanted[i]]
                     responses[index] = pb_utils.InferenceResponse(tensors)
             except Exception as error:  # memory is short, or the model behind refuses
@@ -133,25 +142,28 @@ class TritonPythonModel:
         """What the models behind say, as far as the wanted outputs need it."""
         answers = {}
         if wanted - {"embedding"}:
-            answers["logits"] = self._ask(self.model, "logits", images)
+            answers |= self._ask(self.model, OUTPUTS.get(self.contract.task, ["logits"]), images)
         if "embedding" in wanted:
-            answers["embedding"] = self._ask(self.backbone, "embedding", images)
+            answers |= self._ask(self.backbone, ["embedding"], images)
         return answers
 
-    def _ask(self, model, output, images):
-        """One output of another model of this server, in main memory."""
+    def _ask(self, model, outputs, images):
+        """Outputs of another model of this server by name, in main memory."""
         place = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
         tensors = [write("images", images)]
-        request = pb_utils.InferenceRequest(model_name=model, inputs=tensors, requested_output_names=[output], preferred_memory=place)
+        request = pb_utils.InferenceRequest(model_name=model, inputs=tensors, requested_output_names=outputs, preferred_memory=place)
         response = request.exec()
         if response.has_error():
             text = response.error().message()
             busy = "queue size" in text or "timeout expired" in text  # of its queue, which Triton reports as an internal error here
             raise Failed(f"{model}: {text}", pb_utils.TritonError.UNAVAILABLE if busy else response.error().code())
-        return np.array(read(pb_utils.get_output_tensor_by_name(response, output)))
+        return {name: np.array(read(pb_utils.get_output_tensor_by_name(response, name))) for name in outputs}
 
-    def _read(self, logits, prepared, size):
-        """The outputs for one picture of `size` (H, W), prepared as (h, w)."""
+    def _read(self, answers, prepared, size):
+        """The outputs for one picture of `size` (H, W), prepared as (h, w), from what the model behind says of it."""
+        if self.contract.task == "detection":
+            return {"detections": to_fixed(to_detections(answers["scores"], answers["boxes"], prepared, size, self.contract))}
+        logits = answers["logits"]
         if self.contract.task == "classification":
             return {"probabilities": to_probabilities(logits)}
         mask = to_mask(logits, prepared, size)

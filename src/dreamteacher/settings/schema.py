@@ -65,8 +65,10 @@ class Ingest(Section):
         "samples/nuclei",
         description="folder or s3:// prefix (with all below it), text file of paths, or WebDataset shards (path or URL, braces allowed)",
     )
-    labels: Literal["auto", "none", "folders", "masks", "csv"] = Field(
-        "auto", description="where labels come from: class folders, masks/ beside images/, labels.csv; auto: what is found"
+    labels: Literal["auto", "none", "folders", "masks", "csv", "boxes"] = Field(
+        "auto",
+        description="where labels come from: class folders, masks/ beside images/, labels.csv, boxes (COCO, Pascal VOC, YOLO); auto: what "
+        "is found, masks before boxes",
     )
     val_fraction: Fraction = Field(
         0.1, description="share of the pictures kept for the final figure, by content hash, where the source has no train/ and val/"

@@ -106,7 +106,7 @@ def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, ima
         UserError: it does not.
     """
     if images.task is None:
-        raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to distil labels")
+        raise UserError(f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to distil labels")
     classifies, classes = "pixels" if facts["shape"]["dense"] else "pictures", facts["shape"]["classes"]
     if (classifies, classes) != (get_task(images.task).classifies, len(images.classes)):
         trained = f"{classes} classes of {'segmentation' if facts['shape']['dense'] else 'classification'}"

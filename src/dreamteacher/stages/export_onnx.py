@@ -1,4 +1,4 @@
-"""A fine-tuned model to two ONNX files: the backbone (pyramid and embedding) and the task model (logits)."""
+"""A fine-tuned model to two ONNX files: the backbone (pyramid and embedding) and the task model (what `Task.serve` makes)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
-from dreamteacher.onnx_files import BACKBONE_FILE, LOGITS, MODEL_FILE
+from dreamteacher.onnx_files import BACKBONE_FILE, MODEL_FILE
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.export import MULTIPLE, export
 from dreamteacher.settings.schema import Params
@@ -40,6 +40,18 @@ class PyramidAndEmbedding(nn.Module):
         """`(B, 3, H, W)` to one `(B, C_l, H/s_l, W/s_l)` a level, fine to coarse, and the embedding `(B, C_last)`."""
         pyramid = self.backbone(normalized)
         return (*pyramid, self.backbone.embed(pyramid))
+
+
+class Served(nn.Module):
+    """What a task model is asked for when it is served."""
+
+    def __init__(self, model: TaskModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, normalized: Tensor) -> tuple[Tensor, ...]:
+        """`(B, 3, H, W)` to what `Task.serve` makes of the head's outputs."""
+        return get_task(self.model.task).serve(self.model(normalized))
 
 
 def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
@@ -90,10 +102,13 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             metrics["fp16_agreement"] = _check_half(model, data, settings.agreement)
         outputs = {
             BACKBONE_FILE: [*(f"stride{stride}" for stride in model.backbone.strides), "embedding"],
-            MODEL_FILE: [LOGITS],
+            MODEL_FILE: list(get_task(model.task).served),
         }
         exported = {}
-        for name, module, task in ((BACKBONE_FILE, PyramidAndEmbedding(model.backbone), "features"), (MODEL_FILE, model, model.task)):
+        for name, module, task in (
+            (BACKBONE_FILE, PyramidAndEmbedding(model.backbone), "features"),
+            (MODEL_FILE, Served(model), model.task),
+        ):
             done = exported[name] = export(
                 module,
                 stage.tmp / name,

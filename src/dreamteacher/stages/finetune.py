@@ -49,7 +49,7 @@ def run(
             return stage.metrics
         images = ImageSet(data, "train")
         if images.task is None:
-            raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to fine-tune")
+            raise UserError(f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to fine-tune")
         task = get_task(images.task)
         few = few_labelled(images, params.few_labels, seed)
         check_labels(images, few)

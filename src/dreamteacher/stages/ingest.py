@@ -131,7 +131,7 @@ def _row(name: str, picture: Prepared, split: str, shards: ShardSet) -> list[str
         files[picture.label[0]] = picture.full_label if split == "val" and picture.full_label else picture.label[1]
     digest = picture.hashes[0].hex()
     shard, places = shards.write(digest[:20], files)
-    label = "" if not picture.label else "mask" if picture.cls is None else picture.cls
+    label = "" if not picture.label else picture.cls if picture.cls is not None else "boxes" if picture.boxes is not None else "mask"
     label_place = places[picture.label[0]] if picture.label else ("", "")
     values = (name, digest, picture.width, picture.height, picture.mode, split, label, shard, *places[picture.suffix], *label_place)
     return [str(value) for value in values]

@@ -43,7 +43,9 @@ def run(
             return stage.metrics
         images = ImageSet(data, "train")
         if images.task is None:
-            raise UserError(f"{data} has no labels; give ingest.source some (masks, class folders or labels.csv) to train an interpreter")
+            raise UserError(
+                f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to train an interpreter"
+            )
         task = get_task(images.task)
         if task.classifies is None:
             raise UserError(

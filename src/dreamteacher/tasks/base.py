@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
 
 GROUP = "dreamteacher.tasks"  # of entry points, by which packages add tasks
-BUILT_IN = {name: f"dreamteacher.tasks.{name}:TASK" for name in ("segmentation", "classification")}
+BUILT_IN = {name: f"dreamteacher.tasks.{name}:TASK" for name in ("segmentation", "classification", "detection")}
+Outputs = Tensor | dict[str, Tensor]  # of a head: one tensor, or several by name, each with the batch first
 Size = torch.Size | tuple[int, int]
 
 
@@ -29,7 +30,7 @@ class Score(Protocol):
     """Accumulates predictions and labels into figures."""
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """What `Task.decode` returned, of one picture or of several at once, and the labels of the same shape."""
+        """What `Task.decode` returned for a picture, and its label as it stands in a batch (see `dataset.label_tensor`)."""
 
     def compute(self) -> dict[str, float]:
         """Figures in [0, 1], `Task.figure` among them, those of single classes as KIND_CLASS; none where nothing was counted."""
@@ -43,12 +44,14 @@ class Task(ABC):
         title: of that figure, in print.
         classifies: what gets one of the data's classes; None: nothing, as in a regression. With classes, the interpreter, label
             distillation and the frozen read-outs apply: `head`'s outputs are then logits `(B, K, H, W)` or `(B, K)`.
+        served: names of the outputs of `serve`, as an ONNX file has them.
         count: of a part of a batch, how many things the loss is a mean over (see `training.loop.train`); None: the pictures.
     """
 
     figure: str
     title: str
     classifies: Literal["pixels", "pictures"] | None
+    served: tuple[str, ...] = ("logits",)
     count: Callable[[dict[str, Tensor]], int] | None = None
 
     @abstractmethod
@@ -70,17 +73,17 @@ class Task(ABC):
         """Short side at which a model that was trained on crops of side `size` sees a whole picture; None: as it is."""
 
     @abstractmethod
-    def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
+    def loss(self, outputs: Any, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """`loss` and its parts. `batch` holds `image`, `label` and, with `count`, the mean `count` of the parts of the batch."""
 
     @abstractmethod
-    def decode(self, output: Tensor, own: Size, size: Size) -> Tensor:
+    def decode(self, output: Any, own: Size, size: Size) -> Tensor:
         """The prediction for one picture.
 
         Args:
             output: of the head for this picture, which was padded on the bottom and the right.
             own: (H, W) of the picture without the padding.
-            size: of the label that it is compared with, or (H, W) of the picture on which it is drawn.
+            size: of the mask that it is compared with, or (H, W) of the picture on which it is drawn.
         """
 
     @abstractmethod
@@ -90,6 +93,20 @@ class Task(ABC):
     @abstractmethod
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
         """A row of panels: the picture, uint8 `(H, W, 3)`, with its truth and predictions by name."""
+
+    def serve(self, outputs: Any) -> tuple[Tensor, ...]:
+        """What an exported model computes from the head's outputs: of each name in `served` a tensor whose first two sizes are known."""
+        return (outputs,)
+
+    def agreement(self, exact: Any, rounded: Any) -> tuple[int, int]:
+        """(decisions that are the same, decisions) in two outputs of the head; one that rests on an infinite value is not the same."""
+        equal = (exact.argmax(1) == rounded.argmax(1)) & rounded.isfinite().all(1)
+        return int(equal.sum()), equal.numel()
+
+
+def of_picture(outputs: Outputs, place: int) -> Outputs:
+    """The outputs of a head for one picture of the batch."""
+    return {name: values[place] for name, values in outputs.items()} if isinstance(outputs, dict) else outputs[place]
 
 
 class NeckHead(nn.Module):
@@ -103,18 +120,18 @@ class NeckHead(nn.Module):
         super().__init__()
         self.neck: Neck = create_neck(DEFAULT, channels, width)
 
-    def forward(self, pyramid: list[Tensor], size: Size) -> Tensor:
+    def forward(self, pyramid: list[Tensor], size: Size) -> Any:
         """A pyramid, fine to coarse, of pictures of `size` (H, W) to outputs."""
         return self.from_neck(self.neck(pyramid), size)
 
-    def from_neck(self, levels: list[Tensor], size: Size) -> Tensor:
+    def from_neck(self, levels: list[Tensor], size: Size) -> Any:
         """The neck's outputs to those of the head."""
         raise NotImplementedError
 
 
 @cache
 def get_task(name: str) -> Task:
-    """The task of a name: "segmentation", "classification", or that of an entry point of GROUP.
+    """The task of a name: "segmentation", "classification", "detection", or that of an entry point of GROUP.
 
     Raises:
         UserError: there is none of this name, or it cannot be loaded. See `plugins.load_plugin`.

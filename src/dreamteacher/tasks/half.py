@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet
+from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import TaskModel, normalize
 from dreamteacher.tasks.scoring import whole_batches
 
@@ -17,7 +18,8 @@ BATCH = 8
 
 @torch.inference_mode()
 def half_agreement(model: TaskModel, images: ImageSet, size: int | None, count: int) -> float:
-    """The share of decisions (of pixels, or of pictures) that are the same in float16, over `count` pictures spread over `images`.
+    """The share of decisions (of pixels, pictures or places with an object) that float16 leaves as they are, over `count` pictures spread
+    over `images`.
 
     Weights, input and the output of each layer are rounded to float16 and sums are formed in float32, as TensorRT does with FP16.
     A value beyond float16's 65504 becomes infinite; decisions that such a value reaches count as changed.
@@ -33,14 +35,14 @@ def half_agreement(model: TaskModel, images: ImageSet, size: int | None, count: 
     """
     model.eval()
     half = _rounded(model)
+    task = get_task(model.task)
     step = max(1, len(images) // count)
     same = total = 0
     for _, batch in whole_batches(images, list(range(0, len(images), step))[:count], BATCH, size):
         normalized = normalize(batch["image"], model.mean, model.std)
-        exact, rounded = model(normalized), half(_round(normalized))
-        equal = (exact.argmax(1) == rounded.argmax(1)) & rounded.isfinite().all(1)
-        same, total = same + int(equal.sum()), total + equal.numel()
-    return same / total
+        more_same, more = task.agreement(model(normalized), half(_round(normalized)))
+        same, total = same + more_same, total + more
+    return same / total if total else 1.0
 
 
 def _rounded(model: TaskModel) -> nn.Module:

@@ -40,8 +40,8 @@ class TaskModel(nn.Module):
         if isinstance(self.head, NeckHead) and neck != DEFAULT:
             self.head.neck = create_neck(neck, backbone.channels, width)
 
-    def forward(self, normalized: Tensor) -> Tensor:
-        """`(B, 3, H, W)` to the head's outputs: logits `(B, K, H, W)` for segmentation, `(B, K)` for classification."""
+    def forward(self, normalized: Tensor) -> Any:
+        """`(B, 3, H, W)` to the head's outputs: logits `(B, K, H, W)` for segmentation, `(B, K)` for classification; see `Task.head`."""
         return self.head(self.backbone(normalized), normalized.shape[2:])
 
 

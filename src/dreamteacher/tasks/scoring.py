@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.dataset import ImageSet, collate, label_tensor
 from dreamteacher.data.transforms import whole
 from dreamteacher.errors import UserError
-from dreamteacher.tasks.base import get_task
+from dreamteacher.tasks.base import get_task, of_picture
 from dreamteacher.tasks.model import TaskModel, normalize
 
 PENDING = 8  # batches that wait at most for companions of their size
@@ -34,7 +34,7 @@ def whole_batches(images: ImageSet, indices: list[int], batch_size: int, size: i
 
 def _stack(bucket: dict[int, dict[str, Tensor]]) -> tuple[list[int], dict[str, Tensor]]:
     items = list(bucket.values())
-    return list(bucket), {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    return list(bucket), collate(items)
 
 
 @torch.inference_mode()
@@ -44,8 +44,8 @@ def score(
     """The figures of `model` on all labelled pictures of `images`, measured by the labels as they came (see `Task.decode`).
 
     Returns:
-        Figures in [0, 1], of which the first is the one that counts, and the predictions for the pictures in `keep` by index: int64, a
-        class id `()` or `(H, W)` of the picture's size.
+        Figures in [0, 1], of which the first is the one that counts, and the predictions for the pictures in `keep` by index, as
+        `Task.decode` makes them for the picture's size.
 
     Raises:
         UserError: there is no label to measure by.
@@ -55,14 +55,17 @@ def score(
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for indices, batch in whole_batches(images, images.labelled(), batch_size, task.picture_size(model.size)):
         pictures = batch["image"].to(device, memory_format=torch.channels_last)
-        for index, output in zip(indices, model(normalize(pictures, model.mean, model.std)), strict=True):
-            own, truth = images.size(index), torch.as_tensor(images.full_size_label(index)).long()
-            totals.update(task.decode(output, own, truth.shape), truth)
+        outputs = model(normalize(pictures, model.mean, model.std))
+        for place, index in enumerate(indices):
+            own, label, output = images.size(index), images.full_size_label(index), of_picture(outputs, place)
+            truth = label_tensor(label)
+            assert truth is not None, "only labelled pictures are read"
+            totals.update(task.decode(output, own, truth.shape if isinstance(label, np.ndarray) else own), truth)
             if index in keep:
                 kept[index] = task.decode(output, own, own).cpu().numpy()
     figures = totals.compute()
     if not figures:
         raise UserError(
-            "no pixel of the validation masks has a class, so nothing can be measured; label some, then run `dreamteacher ingest`"
+            "no label of a validation picture has a class, so nothing can be measured; label some, then run `dreamteacher ingest`"
         )
     return {task.figure: figures[task.figure], **figures}, kept

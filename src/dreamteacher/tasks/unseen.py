@@ -6,7 +6,8 @@ import logging
 
 import numpy as np
 
-from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.boxes import Boxes
+from dreamteacher.data.dataset import ImageSet, Label
 from dreamteacher.data.items import IGNORE
 from dreamteacher.errors import UserError
 
@@ -21,14 +22,15 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
     Raises:
         UserError: they show none at all, as sparse masks may after they were reduced to ingest.short_side.
     """
-    if images.masks and len(few) > MASKS:
+    if images.form == "mask" and len(few) > MASKS:
         return
     missing = set(range(len(images.classes)))
     for index in few:
         if not missing:
             return
-        label = images.label(index)
-        missing -= set(np.unique(label).tolist()) - {IGNORE} if isinstance(label, np.ndarray) else {label}
+        missing -= _classes_of(images.label(index))
+    if len(missing) == len(images.classes) and images.form == "boxes":
+        raise UserError(f"none of the {len(few)} labelled pictures has a box, so there is nothing to learn; raise few_labels or label more")
     if len(missing) == len(images.classes):
         raise UserError(
             f"no pixel of the {len(few)} labelled pictures has a class, so there is nothing to learn; "
@@ -37,5 +39,11 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
     if missing:
         unseen = [images.classes[number] for number in sorted(missing)]
         shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
-        verb = "shows" if images.masks else "is of"
+        verb = "is of" if images.form == "class" else "shows"
         log.warning("none of the %d labelled pictures %s class %s; raise few_labels or label more", len(few), verb, shown)
+
+
+def _classes_of(label: Label) -> set[int]:
+    if isinstance(label, Boxes):
+        return set(label.classes[~label.ignored].tolist())
+    return set(np.unique(label).tolist()) - {IGNORE} if isinstance(label, np.ndarray) else {int(label)}  # type: ignore[arg-type]

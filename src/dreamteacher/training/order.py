@@ -114,14 +114,17 @@ def open_loader(data: Dataset, batches: Batches, workers: int, device: torch.dev
 
 
 class _Batched(Dataset):
-    """Whole batches of `data`. A UserError is returned, not raised: on its way out of a loader process torch would rewrite its text."""
+    """Whole batches of `data`, put together by its `collate` if it has one.
+
+    A UserError is returned, not raised: on its way out of a loader process torch would rewrite its text."""
 
     def __init__(self, data: Dataset):
         self.data = data
+        self.collate = getattr(data, "collate", default_collate)
 
     def __getitem__(self, items: list[tuple[int, int]]) -> dict[str, Tensor] | UserError:
         try:
-            return default_collate([self.data[item] for item in items])
+            return self.collate([self.data[item] for item in items])
         except UserError as error:
             return error
 

@@ -1,0 +1,262 @@
+"""Boxes of a source: in which form they are there, which classes there are, and the boxes of one picture, checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import yaml
+
+from dreamteacher.data.boxes import SUFFIX, Boxes
+from dreamteacher.data.coco import read_coco
+from dreamteacher.data.formats import BadPicture
+from dreamteacher.data.items import BoxLabel
+from dreamteacher.data.names import class_name
+from dreamteacher.data.trees import Tree
+from dreamteacher.errors import UserError
+
+FORMS = {".xml": "voc", ".txt": "yolo"}  # of a file beside each picture
+WORDS = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}
+NAME_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "obj.names", "labels/classes.txt", "labels/train/classes.txt", "train/classes.txt")
+LOOKED_INTO = 20  # label files of a form that decide whether it is one
+MOST_CLASSES = 10_000
+TOLERANCE = 2.0  # pixels beyond the picture that rounding explains
+OUTSIDE = 0.01  # of the picture, likewise in fractions
+Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name or number of the class, ignored
+
+
+class BoxSource(NamedTuple):
+    """form: a key of WORDS. files: some that hold the boxes. names: of the classes, by id; None where there are numbers only."""
+
+    form: str
+    files: list[str]
+    names: list[str] | None
+    counts: dict[str, int]
+
+
+def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None, max_bytes: int) -> BoxSource | None:
+    """The boxes that there are: of COCO (table `labels`), else of files named as the pictures are (table `pairs`); None if there are none.
+
+    classes: of classes.txt, which then says all classes and their order.
+
+    Raises:
+        UserError: see `read_coco`; a list of names cannot be understood; classes.txt lacks a class.
+    """
+    if found := read_coco(table, tree):
+        files, names, counts = found
+        if classes and (strange := [name for name in names if name not in classes]):
+            raise UserError(f"{tree}/{files[0]} names the category {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
+        return BoxSource("coco", files, classes or names, counts)
+    for suffix, form in FORMS.items():
+        pairs = "files AS p JOIN box_files AS b ON b.key = p.key WHERE p.role = 'picture' AND b.suffix = ?"
+        first = [name for (name,) in table.execute(f"SELECT DISTINCT b.name FROM {pairs} ORDER BY 1 LIMIT {LOOKED_INTO}", [suffix])]
+        if not any(_looks_right(form, data) for data in tree.read(first, max_bytes) if isinstance(data, bytes)):
+            continue
+        table.execute("DELETE FROM pairs")
+        table.execute(
+            f"INSERT OR IGNORE INTO pairs SELECT p.name, min(b.name), count(*) FROM {pairs} "
+            "GROUP BY p.name, shared(p.name, b.name) ORDER BY p.name, shared(p.name, b.name) DESC",
+            [suffix],
+        )
+        if not classes:
+            classes = _voc_names(table, tree, max_bytes) if form == "voc" else _yolo_names(tree)
+        without = table.execute(
+            "SELECT count(*) FROM box_files WHERE suffix = ? AND name NOT IN (SELECT mask FROM pairs)", [suffix]
+        ).fetchone()[0]
+        return BoxSource(form, first, classes, {"boxes_without_picture": without})
+    return None
+
+
+def _looks_right(form: str, data: bytes) -> bool:
+    try:
+        return bool(_VOC_ROOT in data and _voc(data)[1] is not None) if form == "voc" else bool(list(_yolo(data, 1, 1)))
+    except BadPicture:
+        return False
+
+
+def _voc_names(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> list[str]:
+    """Of all objects, sorted."""
+    names: set[str] = set()
+    query = table.execute("SELECT DISTINCT mask FROM pairs")
+    while some := [name for (name,) in query.fetchmany(max(32, tree.at_once))]:
+        for data in tree.read(some, max_bytes):
+            if isinstance(data, bytes):
+                try:
+                    names |= {str(row[4]) for row in _voc(data)[1]}
+                except BadPicture:  # its picture will be quarantined
+                    continue
+        if len(names) > MOST_CLASSES:
+            raise UserError(
+                f"{tree}: the boxes have more than {MOST_CLASSES} class names, such as {min(names)!r}; list the classes in classes.txt"
+            )
+    return sorted(names)
+
+
+def _yolo_names(tree: Tree) -> list[str] | None:
+    """Those of data.yaml or of a list of another name."""
+    for name in NAME_LISTS:
+        file = tree.open_text(name)
+        if file is None:
+            continue
+        with file:
+            text = file.read()
+        if not name.endswith(("yaml", "yml")):
+            return [class_name(line) for line in text.splitlines() if line.strip()]
+        try:
+            names = yaml.safe_load(text)["names"]
+            if isinstance(names, dict):
+                if sorted(names) != list(range(len(names))):
+                    raise ValueError("the numbers of names are not 0, 1, 2 and so on")
+                names = [names[number] for number in range(len(names))]
+            if not names or not isinstance(names, list):
+                raise ValueError("names is no list")
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{tree}/{name} does not name the classes ({' '.join(str(error).split())[:100]}); write names: [CLASS, ...]"
+            ) from error
+        return [class_name(str(name)) for name in names]
+    return None
+
+
+_VOC_ROOT = b"<annotation"
+
+
+def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, int], orientation: int) -> tuple[Boxes, tuple[str, ...]]:
+    """The boxes of a picture that is `stored` as (width, height) and turned upright by EXIF's `orientation`, on the upright picture.
+
+    Labels that name the size of the picture as it is stored, and not that of the upright one, are on the stored pixels; all others are
+    on the upright picture, as annotation tools show it. A box is cut at the picture's border; one without an extent is dropped, and so is
+    a copy of another.
+
+    Returns:
+        The boxes; keys of `decode.WARNINGS`.
+
+    Raises:
+        BadPicture: they cannot be understood, are of another size, have an unknown class, or numbers that cannot be.
+    """
+    upright = stored[::-1] if orientation > 4 else stored
+    size, rows = _READ[label.form](label.data, upright)
+    size = tuple(int(side) if side else 0 for side in size) if size else (0, 0)
+    turn = orientation > 4 and size == stored != upright
+    if size[0] and size[1] and not turn and size != upright:
+        raise BadPicture(f"its boxes are for a picture of {size[0]} x {size[1]}, it has {upright[0]} x {upright[1]}")
+    width, height = stored if turn else upright
+    numbers = np.array([row[:4] for row in rows], np.float64).reshape(-1, 4)
+    if not np.isfinite(numbers).all():
+        raise BadPicture("a box holds a number that is not finite")
+    classes_of = np.array([_class_id(row[4], classes) for row in rows], np.int64)
+    boxes = Boxes(numbers.astype(np.float32), classes_of, np.array([row[5] for row in rows], bool))
+    if turn:
+        boxes = boxes.turned_upright(orientation, *stored)
+        width, height = upright
+    return _tidy(boxes, width, height)
+
+
+def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]]:
+    """Without empty and repeated boxes, cut at the border."""
+    warnings = []
+    inside = boxes.corners.clip(0, np.float32([width, height, width, height]))
+    if (np.abs(inside - boxes.corners) > TOLERANCE).any():
+        warnings.append("boxes_outside")
+    low, high = inside[:, :2], inside[:, 2:]
+    real = (high > low).all(axis=1)
+    if not real.all():
+        warnings.append("boxes_empty")
+    rows = Boxes(inside, boxes.classes, boxes.ignored).rows()[real]
+    _, first = np.unique(rows, axis=0, return_index=True)
+    if len(first) < len(rows):
+        warnings.append("boxes_repeated")
+    return Boxes.of_rows(rows[np.sort(first)]), tuple(warnings)
+
+
+def _class_id(named: str | int, classes: list[str] | None) -> int:
+    if isinstance(named, int) and named < (len(classes) if classes else MOST_CLASSES):
+        return named
+    if isinstance(named, str) and classes and named in classes:
+        return classes.index(named)
+    known = f"one of the {len(classes)} classes" if classes else f"below {MOST_CLASSES}"
+    raise BadPicture(f"a box is of class {str(named)[:80]!r}, which is not {known}")
+
+
+def _coco(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
+    stored = json.loads(data)
+    rows: list[Row] = []
+    for *numbers, name, crowd in stored["boxes"]:
+        x, y, w, h = (math.nan if number is None else number for number in numbers)
+        rows.append((x, y, x + w, y + h, name, bool(crowd)))
+    return stored["size"], rows
+
+
+def _read_voc(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
+    return _voc(data)
+
+
+def _voc(data: bytes) -> tuple[Any, list[Row]]:
+    """Pixels count from 1 and the last belongs to the box (as in detectron2), so that 1..W is the whole width."""
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise BadPicture("its .xml declares entities, which are not read")
+    try:
+        root = ElementTree.fromstring(data)
+        size = [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
+        rows: list[Row] = []
+        for thing in root.iter("object"):
+            box, name = thing.find("bndbox"), class_name(thing.findtext("name") or "")
+            if box is None or not name:
+                raise ValueError("an object has no bndbox or no name")
+            x1, y1, x2, y2 = (float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
+            if x1 >= x2 or y1 >= y2:
+                x2, y2 = x1 - 1, y1 - 1  # no extent, not a pixel
+            ignored = (thing.findtext("difficult") or "0").strip() in ("1", "true")
+            rows.append((x1 - 1, y1 - 1, x2, y2, name, ignored))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise BadPicture(f"its .xml is no Pascal VOC annotation: {error}") from error
+    return size, rows
+
+
+def _read_yolo(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
+    return None, list(_yolo(data, *upright))
+
+
+def _yolo(data: bytes, width: int, height: int) -> Iterator[Row]:
+    """Lines `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...` of a polygon, in fractions of the picture."""
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadPicture("its .txt is not UTF-8 text") from error
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            number_of_class, values = int(words[0]), [float(word) for word in words[1:]]
+        except ValueError as error:
+            raise BadPicture(f"its .txt, line {number}: {line[:40]!r} is not a class number and numbers") from error
+        if number_of_class < 0 or len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
+            raise BadPicture(f"its .txt, line {number} has {len(words)} numbers; a line is `class cx cy w h`, or a class and a polygon")
+        if any(math.isfinite(value) and not -OUTSIDE <= value <= 1 + OUTSIDE for value in values):
+            raise BadPicture(f"its .txt, line {number} holds {max(values):g}; numbers are fractions of the picture, from 0 to 1")
+        if len(values) == 4:
+            x, y, w, h = values
+            x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+        else:
+            x1, y1, x2, y2 = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
+        yield x1 * width, y1 * height, x2 * width, y2 * height, number_of_class, False
+
+
+def _stored(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
+    try:
+        boxes = Boxes.from_json(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadPicture(f"its .{SUFFIX} is not what ingest writes: {type(error).__name__}") from error
+    return None, [
+        (*corners, label, bool(crowd))
+        for corners, label, crowd in zip(boxes.corners.tolist(), boxes.classes.tolist(), boxes.ignored, strict=True)
+    ]
+
+
+_READ = {"coco": _coco, "voc": _read_voc, "yolo": _read_yolo, "stored": _stored}

@@ -1,0 +1,248 @@
+"""COCO's JSON files of boxes, element by element into a table on disk: those of large sets hold tens of millions of boxes."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import sqlite3
+from collections.abc import Iterator
+from typing import IO, Any
+
+from dreamteacher.data.items import utf8
+from dreamteacher.data.layout import split_and_rest
+from dreamteacher.data.names import class_name, nfc, tidy
+from dreamteacher.data.trees import Tree
+from dreamteacher.errors import UserError
+
+CHUNK = 1 << 20  # characters
+PEEKED = 1 << 16
+MOST_FILES = 100  # of more JSON files without a picture of their name, each is that of something else
+ORDER = ("val", "val?", "test", None, "train")  # of a picture that several files name, the first says its split
+
+
+def read_coco(table: sqlite3.Connection, tree: Tree) -> tuple[list[str], list[str], dict[str, int]] | None:
+    """Fill the table `labels` from the COCO files below the source: value is {"size", "boxes"}, as `box_labels` reads it.
+
+    Pictures are found by `file_name`: from the root, from the file's folder, by the end of their path, by name alone. One whose folders
+    name no split takes that of the file's name, such as instances_val2017.json.
+
+    Returns:
+        Names of the files, class names by category id, counts; None if there is no such file, or it names no picture.
+
+    Raises:
+        UserError: a file is damaged, two differ about a picture, or a name fits several pictures.
+    """
+    candidates = [
+        name
+        for (name,) in table.execute(
+            "SELECT name FROM box_files AS b WHERE suffix = '.json' AND NOT EXISTS (SELECT 1 FROM files AS p WHERE p.key = b.key "
+            f"AND p.role = 'picture') ORDER BY name LIMIT {MOST_FILES + 1}"
+        )
+    ]
+    found = [name for name in candidates if _is_coco(tree, name)] if len(candidates) <= MOST_FILES else []
+    instances = [name for name in found if posixpath.basename(name).startswith("instances")]  # beside them: keypoints, stuff, captions
+    files = sorted(instances or found, key=lambda name: (ORDER.index(_split_of(name)), name))
+    if not files:
+        return None
+    table.execute("CREATE TABLE coco_pictures (file INTEGER, id TEXT, name TEXT, size TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
+    table.execute("CREATE TABLE coco_boxes (file INTEGER, picture TEXT, x REAL, y REAL, w REAL, h REAL, category INTEGER, crowd INTEGER)")
+    table.execute("CREATE TABLE coco_names (file INTEGER, id INTEGER, name TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
+    categories: dict[tuple[int, int, str], None] = {}
+    used = []
+    for number, name in enumerate(files):
+        of_file = _import(table, tree, number, name)
+        if of_file is not None:
+            used.append(name)
+            categories |= dict.fromkeys((identity, number, text) for identity, text in of_file.items())
+    if not used:
+        return None
+    counts = _find_pictures(table, tree, files)
+    if not table.execute("SELECT EXISTS (SELECT 1 FROM labels)").fetchone()[0]:
+        (named,) = table.execute("SELECT min(name) FROM coco_pictures").fetchone()
+        (there,) = table.execute("SELECT min(name) FROM files WHERE role = 'picture'").fetchone()
+        raise UserError(f"{tree}/{used[0]} names none of the pictures: it says {named!r}, and a picture is {there!r}; put them there")
+    return used, list(dict.fromkeys(text for *_, text in sorted(categories))), counts
+
+
+def _split_of(name: str) -> str | None:
+    """Of `instances_val2017.json` val; of another name None."""
+    found = split_and_rest(posixpath.splitext(posixpath.basename(name))[0])
+    return found[0] if found else None
+
+
+def _is_coco(tree: Tree, name: str) -> bool:
+    file = tree.open_text(name)
+    if file is None:
+        return False
+    with file:
+        try:
+            start = file.read(PEEKED).lstrip()
+        except UnicodeDecodeError:
+            return False
+    return start.startswith("{") and any(f'"{key}"' in start for key in ("images", "annotations", "categories"))
+
+
+def _import(table: sqlite3.Connection, tree: Tree, number: int, name: str) -> dict[int, str] | None:
+    """Copy pictures and boxes of a file into the tables; its categories, or None if it holds no annotations with boxes."""
+    where = f"{tree}/{name}"
+    categories: dict[int, str] = {}
+    boxed = False
+    file = tree.open_text(name)
+    assert file, "it was opened before"
+    try:
+        with file, utf8(where):
+            for key, element in elements(file):
+                if key == "categories":
+                    categories[int(element["id"])] = class_name(str(element["name"]))
+                elif key == "images":
+                    path = tidy(str(element["file_name"]).replace("\\", "/"))
+                    row = (number, str(element["id"]), nfc(path), json.dumps([element.get("width"), element.get("height")]))
+                    if table.execute("INSERT OR IGNORE INTO coco_pictures VALUES (?, ?, ?, ?)", row).rowcount == 0:
+                        raise UserError(f"{where}: two pictures have the id {element['id']}; give each its own")
+                elif key == "annotations" and (box := _box(element)):
+                    boxed = True
+                    crowd = bool(element.get("iscrowd") or element.get("ignore"))
+                    box_row = (number, str(element["image_id"]), *box, int(element["category_id"]), crowd)
+                    table.execute("INSERT INTO coco_boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", box_row)
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{where} is no COCO file of boxes ({what}); mend it, or set ingest.labels to another kind") from error
+    if not boxed:  # captions, or a list of test pictures
+        table.execute("DELETE FROM coco_pictures WHERE file = ?", [number])
+        return None
+    table.executemany("INSERT INTO coco_names VALUES (?, ?, ?)", [(number, *entry) for entry in categories.items()])
+    unnamed = table.execute(
+        "SELECT category FROM coco_boxes WHERE file = :file AND category NOT IN (SELECT id FROM coco_names WHERE file = :file) LIMIT 1",
+        {"file": number},
+    ).fetchone()
+    if unnamed:
+        raise UserError(f"{where}: a box has category_id {unnamed[0]}, which `categories` does not name; add it")
+    return categories
+
+
+def _box(element: dict[str, Any]) -> list[float] | None:
+    """x, y, width, height; of polygons their bounds."""
+    if box := element.get("bbox"):
+        if len(box) != 4:
+            raise ValueError(f"a bbox has {len(box)} numbers")
+        return [float(value) for value in box]
+    polygons = element.get("segmentation")
+    if isinstance(polygons, list) and polygons and isinstance(polygons[0], list):
+        xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
+        return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    return None
+
+
+def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str]) -> dict[str, int]:
+    """Give each listed picture its row of `labels`, also without boxes; and pictures without a split that of their file."""
+    table.create_function("basename", 1, lambda name: nfc(posixpath.basename(name)), deterministic=True)
+    table.execute("CREATE INDEX by_basename ON files (basename(name)) WHERE role = 'picture'")
+    table.execute("CREATE INDEX coco_by_picture ON coco_boxes (file, picture)")
+    missing = 0
+    listed = table.execute("SELECT file, id, name, size FROM coco_pictures ORDER BY file, name")
+    for number, identity, name, size in listed:
+        there = _the_picture(table, tree, files[number], name)
+        if there is None:
+            missing += 1
+            continue
+        boxes = table.execute(
+            "SELECT x, y, w, h, n.name, crowd FROM coco_boxes AS b JOIN coco_names AS n ON n.file = b.file AND n.id = category "
+            "WHERE b.file = ? AND picture = ? ORDER BY b.rowid",
+            (number, identity),
+        ).fetchall()
+        value = json.dumps({"size": json.loads(size), "boxes": boxes})
+        if table.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (nfc(there), value)).rowcount == 0:
+            (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [nfc(there)]).fetchone()
+            if sorted(map(str, json.loads(other)["boxes"])) != sorted(map(str, json.loads(value)["boxes"])):
+                raise UserError(
+                    f"{tree}: the boxes of {there} in {files[number]} are not those that an earlier entry has; keep one of them"
+                )
+        elif split := _split_of(files[number]):
+            table.execute("UPDATE files SET split = ? WHERE name = ?", (split, there))
+    return {"boxes_without_picture": missing}
+
+
+def _the_picture(table: sqlite3.Connection, tree: Tree, file: str, name: str) -> str | None:
+    """The picture that a `file_name` means: by its path from the COCO file's folder or the root, by its end, or by its last part."""
+    folder, split = posixpath.dirname(file), _split_of(file)
+    query = "SELECT name, split FROM files WHERE role = 'picture' AND basename(name) = ? ORDER BY name"
+    rows = table.execute(query, [posixpath.basename(name)]).fetchall()
+    for path in (posixpath.normpath(posixpath.join(folder, name)), name):
+        for place, _ in rows:
+            if nfc(place) == path:
+                return place
+    by_end = [row for row in rows if nfc(row[0]).endswith("/" + name.lstrip("/"))] or rows
+    fitting = [row for row in by_end if row[1] == split] or [row for row in by_end if None in (row[1], split)] or by_end
+    if len(fitting) > 1:
+        raise UserError(
+            f"{tree}/{file}: {name!r} may be {fitting[0][0]} or {fitting[1][0]}; write paths from the folder {tree} into file_name"
+        )
+    return fitting[0][0] if fitting else None
+
+
+def elements(file: IO[str]) -> Iterator[tuple[str, Any]]:
+    """(key, element) of each array in a JSON object, in their order, with one element in memory at a time; other values are left out.
+
+    Raises:
+        json.JSONDecodeError: it is no such object.
+    """
+    reader = _Reader(file)
+    reader.expect("{")
+    while reader.peek() != "}":
+        key = reader.value()
+        reader.expect(":")
+        if reader.peek() == "[":
+            reader.expect("[")
+            while reader.peek() != "]":
+                yield key, reader.value()
+                if reader.peek() != "]":
+                    reader.expect(",")
+            reader.expect("]")
+        else:
+            reader.value()
+        if reader.peek() != "}":
+            reader.expect(",")
+
+
+class _Reader:
+    """A JSON text, value by value."""
+
+    def __init__(self, file: IO[str]):
+        self._file, self._text, self._at, self._chunk = file, "", 0, CHUNK
+        self._decode = json.JSONDecoder().raw_decode
+
+    def peek(self) -> str:
+        """The next character that is no space."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                raise json.JSONDecodeError("the file ends early", self._text[-20:], self._at)
+
+    def expect(self, mark: str) -> None:
+        if self.peek() != mark:
+            raise json.JSONDecodeError(f"{mark!r} is missing", self._text, self._at)
+        self._at += 1
+
+    def value(self) -> Any:
+        self.peek()
+        self._chunk = CHUNK
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+                if end < len(self._text) or not self._more():  # of a number more digits may follow
+                    self._at = end
+                    return value
+            except json.JSONDecodeError:
+                if not self._more():
+                    raise
+
+    def _more(self) -> bool:
+        more = self._file.read(self._chunk)
+        self._text, self._at = self._text[self._at :] + more, 0
+        self._chunk *= 2  # a long element is decoded a few times only
+        return bool(more)

@@ -1,0 +1,27 @@
+"""Boxes drawn on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+# Tableau's ten colours.
+COLOURS = bytes.fromhex("1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf")
+LEAST_SIDE = 400  # pixels; smaller pictures are enlarged, so that thin lines do not hide small objects
+
+
+def draw_boxes(picture: np.ndarray, corners: np.ndarray, classes: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:
+    """uint8 (H, W, 3), perhaps enlarged, with the outlines of boxes (N, 4) in the colours of their class ids (N,), and captions in them."""
+    factor = max(1, -(-LEAST_SIDE // min(picture.shape[:2])))
+    image = Image.fromarray(picture).resize((picture.shape[1] * factor, picture.shape[0] * factor), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(image)
+    width = max(1, min(image.size) // 250)
+    palette = np.frombuffer(COLOURS, np.uint8).reshape(-1, 3)
+    for index, (x1, y1, x2, y2) in enumerate((corners * factor).tolist()):
+        colour = tuple(palette[int(classes[index]) % len(palette)].tolist())
+        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=width)
+        if captions:
+            draw.text((x1 + width + 1, y1 + width), captions[index], fill=colour)
+    return np.asarray(image)

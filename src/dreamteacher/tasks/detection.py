@@ -1,0 +1,219 @@
+"""Detection: the heads of FCOS (Tian et al. 2019, arXiv 1904.01355) on the neck's levels, COCO's average precision.
+
+FCOS has no anchors to be chosen for the sizes of objects, and one prediction a place, few enough to be served as they are.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamteacher.data.boxes import Boxes, choose
+from dreamteacher.data.transforms import Augmentation, Transform, box_crop
+from dreamteacher.errors import UserError
+from dreamteacher.settings.schema import Finetune, Interpreter
+from dreamteacher.tasks.base import NeckHead, Size, Task
+
+if TYPE_CHECKING:
+    from dreamteacher.report.figures import Panel
+
+MULTIPLE = 32  # of the sides of crops, and of pictures as `transforms.whole` pads them: cells are then as wide as high
+RADIUS = 1.5  # strides around a box' centre, whose places predict it (center sampling)
+REACH = 8  # strides from a place to the farthest side of its box, beyond which the next coarser level predicts it
+SHOWN = 0.5  # least score of a detection that is drawn, or that fp16 must keep
+SAME_BOX = 0.9  # least overlap of a box with that in fp16
+BACKGROUND, UNCOUNTED = -1, -2
+
+
+class FcosHead(NeckHead):
+    """At each place of each level: a logit for each class, a box, and whether the place is near the middle of its box."""
+
+    def __init__(self, channels: list[int], width: int, classes: int):
+        from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
+
+        super().__init__(channels, width)
+        norm = partial(nn.GroupNorm, gcd(32, width))
+        self.classify = FCOSClassificationHead(width, 1, classes, norm_layer=norm)
+        self.regress = FCOSRegressionHead(width, 1, norm_layer=norm)
+        nn.init.ones_(self.regress.bbox_reg.bias)  # a stride: at 0, where torchvision begins, half of the ReLUs behind have no gradient
+
+    def from_neck(self, levels: list[Tensor], size: Size) -> dict[str, Tensor]:
+        """The neck's levels to predictions at their A places, of all levels one after the other, row by row.
+
+        Returns:
+            `logits` (B, K, A). `middle` (B, 1, A): logits. `boxes` (B, 4, A): x1, y1, x2, y2. `places` (B, 4, A): x, y of a place, width
+            and height of its cell. Boxes and places are in fractions of the picture.
+        """
+        logits = self.classify(levels).transpose(1, 2)
+        distances, middle = self.regress(levels)  # in cells, from the place to left, top, right, bottom
+        places = torch.cat([_places(level) for level in levels]).t().expand(logits.shape[0], -1, -1)
+        x, y, width, height = places.unbind(1)
+        left, top, right, bottom = distances.float().unbind(2)
+        boxes = torch.stack([x - left * width, y - top * height, x + right * width, y + bottom * height], dim=1)
+        return {"logits": logits, "middle": middle.transpose(1, 2), "boxes": boxes, "places": places}
+
+
+def _places(level: Tensor) -> Tensor:
+    """`(h * w, 4)`: x, y, width and height of each cell of a level `(B, C, h, w)`, x and y of its middle, as fractions of the picture."""
+    y = (torch.arange(level.shape[2], device=level.device) + 0.5) / level.shape[2]
+    x = (torch.arange(level.shape[3], device=level.device) + 0.5) / level.shape[3]
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x) / level.shape[3], torch.ones_like(y) / level.shape[2]], dim=2).reshape(-1, 4)
+
+
+def assign(places: Tensor, rows: Tensor) -> Tensor:
+    """Which box each place of a picture should predict (Sec 3.1 and 3.2 of FCOS).
+
+    Args:
+        places: (3, A) of x, y and stride in pixels.
+        rows: (N, ROW) of boxes, as `dataset.label_tensor` makes them.
+
+    Returns:
+        int64 (A,): the row of the smallest box that the place fits, else BACKGROUND, or UNCOUNTED in a region to ignore.
+    """
+    if not len(rows):
+        return torch.full_like(places[0], BACKGROUND, dtype=torch.long)
+    x, y, stride = places[:, :, None]
+    x1, y1, x2, y2, classes, ignored = rows.T
+    distances = torch.stack([x - x1, y - y1, x2 - x, y2 - y])  # (4, A, N)
+    inside, farthest = distances.amin(0) > 0, distances.amax(0)
+    near = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs()) < RADIUS * stride
+    levels, which = places[2].unique(return_inverse=True)
+    most = torch.cat([REACH * levels[:-1], levels.new_tensor([torch.inf])])
+    least = torch.cat([levels.new_zeros(1), most[:-1]])
+    fits = inside & near & (farthest > least[which, None]) & (farthest <= most[which, None]) & (classes >= 0) & (ignored == 0)
+    areas, chosen = torch.where(fits, (x2 - x1) * (y2 - y1), torch.inf).min(1)
+    uncounted = (inside & (ignored > 0) & (classes >= 0)).any(1)
+    return torch.where(areas.isfinite(), chosen, torch.where(uncounted, UNCOUNTED, BACKGROUND))
+
+
+def _losses(logits: Tensor, middle: Tensor, boxes: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+    """Focal, box and centre-ness loss of one picture, each a mean over the places that have a box; boxes and places in pixels."""
+    from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+    chosen = assign(places, rows)
+    positive = chosen >= 0
+    rows_of = rows[chosen[positive]]
+    target = torch.zeros_like(logits)
+    target[rows_of[:, 4].long(), positive.nonzero().flatten()] = 1
+    count = positive.sum().clamp(min=1)
+    counted = chosen != UNCOUNTED
+    focal = sigmoid_focal_loss(logits[:, counted], target[:, counted], reduction="sum")
+    box = generalized_box_iou_loss(boxes[:, positive].T, rows_of[:, :4], reduction="sum")
+    x, y, _ = places[:, positive]
+    sides = torch.stack([x - rows_of[:, 0], rows_of[:, 2] - x, y - rows_of[:, 1], rows_of[:, 3] - y]).reshape(2, 2, -1)
+    centered = (sides.amin(1) / sides.amax(1)).prod(0).sqrt()
+    centre = F.binary_cross_entropy_with_logits(middle[0, positive], centered, reduction="sum")
+    return torch.stack([focal, box, centre]) / count
+
+
+class AveragePrecision:
+    """COCO's `ap` (mean over overlaps of 0.5 to 0.95 and classes), `ap50`, `ap75`, and `ap_CLASS` of each class that occurs."""
+
+    def __init__(self, classes: list[str]):
+        from torchmetrics.detection import MeanAveragePrecision
+
+        self.classes = classes
+        self._seen: set[int] = set()
+        self._metric = MeanAveragePrecision(class_metrics=True, backend="pycocotools")
+
+    def update(self, predicted: Tensor, truth: Tensor) -> None:
+        """Detections (D, 6) as `boxes.choose` returns them, and rows of boxes (N, ROW); nothing is counted in regions to ignore."""
+        predicted, truth = predicted.cpu(), truth.cpu()
+        found = {"boxes": predicted[:, :4], "labels": predicted[:, 4].long(), "scores": predicted[:, 5]}
+        there = {"boxes": truth[:, :4], "labels": truth[:, 4].long(), "iscrowd": truth[:, 5].long()}
+        self._metric.update([found], [there])
+        self._seen |= set(truth[truth[:, 5] == 0, 4].long().tolist())
+
+    def compute(self) -> dict[str, float]:
+        """Figures of all pictures so far."""
+        if not self._seen:
+            return {}
+        values = self._metric.compute()
+        by_class = dict(zip(values["classes"].reshape(-1).tolist(), values["map_per_class"].reshape(-1).tolist(), strict=True))
+        figures = {name: float(values[key]) for name, key in (("ap", "map"), ("ap50", "map_50"), ("ap75", "map_75"))}
+        return figures | {f"ap_{self.classes[number]}": by_class[number] for number in sorted(self._seen)}
+
+
+class Detection(Task):
+    """Boxes with classes."""
+
+    figure, title, classifies = "ap", "AP", None
+    served = ("scores", "boxes")
+
+    def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
+        """See `FcosHead.from_neck`."""
+        return FcosHead(channels, width, classes)
+
+    def crop(self, size: int, augmentation: Augmentation) -> Transform:
+        """A window of the picture, about at its own scale."""
+        if size % MULTIPLE:
+            raise UserError(
+                f"detection needs crops of a multiple of {MULTIPLE} pixels, and finetune.resolution is {size}; choose such a one"
+            )
+        return box_crop(size, augmentation)
+
+    def picture_size(self, size: int) -> int | None:
+        """None: the scale of a picture says how large its objects are."""
+        return None
+
+    def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
+        """Focal + generalised IoU + centre-ness loss (Eq 2 of FCOS), a mean over the pictures.
+
+        Each picture's is a mean over its own places with a box, as of torchvision's RetinaNet, so that the loss is the same however a batch
+        is split.
+        """
+        sides = torch.tensor(batch["image"].shape[:1:-1], device=outputs["boxes"].device)[:, None]  # (W, H)
+        places = outputs["places"] * sides.repeat(2, 1)
+        places = torch.stack([places[:, 0], places[:, 1], places[:, 3]], dim=1)
+        boxes = outputs["boxes"] * sides.repeat(2, 1)
+        pictures = zip(outputs["logits"].float(), outputs["middle"].float(), boxes, places, batch["label"], strict=True)
+        focal, box, centre = torch.stack([_losses(*of_one) for of_one in pictures]).mean(0)
+        return {"loss": focal + box + centre, "focal": focal, "box": box, "centre": centre}
+
+    def serve(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`scores` (B, K, A) in [0, 1], the root of class times centre-ness, and `boxes` (B, 4, A), fractions of the input."""
+        return (outputs["logits"].sigmoid() * outputs["middle"].sigmoid()).sqrt(), outputs["boxes"]
+
+    def decode(self, output: dict[str, Tensor], own: Size, size: Size) -> Tensor:
+        """Detections, float32 (D, 6): see `boxes.choose`."""
+        scores, boxes = (values[0].float().cpu().numpy() for values in self.serve({name: part[None] for name, part in output.items()}))
+        padded = -(-own[0] // MULTIPLE) * MULTIPLE, -(-own[1] // MULTIPLE) * MULTIPLE
+        return torch.from_numpy(choose(scores, boxes, padded, (own[0], own[1]), (size[0], size[1])))
+
+    def score(self, classes: list[str]) -> AveragePrecision:
+        """Of boxes."""
+        return AveragePrecision(classes)
+
+    def agreement(self, exact: dict[str, Tensor], rounded: dict[str, Tensor]) -> tuple[int, int]:
+        """Over the places where either finds an object: the same class, and about the same box."""
+        from torchvision.ops import box_iou
+
+        (scores, boxes), (others, other_boxes) = self.serve(exact), self.serve(rounded)
+        (best, classes), (other_best, other_classes) = scores.max(1), others.nan_to_num().max(1)
+        found = (best >= SHOWN) | (other_best >= SHOWN)
+        both = (best >= SHOWN) & (other_best >= SHOWN) & (classes == other_classes) & other_boxes.isfinite().all(1)
+        pairs = zip(boxes.mT[both], other_boxes.mT[both], strict=True)
+        return sum(float(box_iou(one[None], other[None])) >= SAME_BOX for one, other in pairs), int(found.sum())
+
+    def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
+        """The picture with the boxes of each, one panel each."""
+        from dreamteacher.data.drawing import draw_boxes
+
+        panels: list[Panel] = []
+        for name, label in labels.items():
+            if isinstance(label, Boxes):
+                corners, numbers = label.corners[~label.ignored], label.classes[~label.ignored]
+            else:
+                corners, numbers = label[label[:, 5] >= SHOWN, :4], label[label[:, 5] >= SHOWN, 4]
+            panels.append((name, draw_boxes(image, corners, numbers)))
+        return panels
+
+
+TASK = Detection()
