@@ -120,8 +120,13 @@ class Student(Section):
 
 
 class Distill(Training):
-    """Feature distillation (Sec 3.1, Eq 1-3)."""
+    """Pretraining without labels: feature distillation (Sec 3.1, Eq 1-3), or a method to compare it with."""
 
+    method: str = Field(
+        "features",
+        description="features: distil the teacher's features, as the paper; simclr, moco, byol, swav, densecl: compare two views; mae, "
+        "simmim, spark, denoising: restore pictures; other packages may add methods. What follows from T to margin is of features alone",
+    )
     steps: Positive = Field(150, description=f"optimiser steps ({by_size('distill', 'steps')})")
     batch_size: Positive = Field(32, description=f"{_BATCH} ({by_size('distill', 'batch_size')})")
     accumulate: Positive = Field(1, description=f"{_PARTS} ({by_size('distill', 'accumulate')})")
@@ -139,6 +144,35 @@ class Distill(Training):
         0,
         description="width of the crops' border that loss and explained variance leave out, pixels, rounded up to whole cells of each tap: "
         "there the generator's features show the border more than the picture",
+    )
+    augment: Augment = Field(
+        "natural",
+        description="random changes of the two views of simclr, moco, byol, swav and densecl: as finetune.augment, but with stronger "
+        "changes of colour, and blur",
+    )
+    temperature: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of the similarities in simclr, moco, swav and densecl; null: as published, 0.1 (simclr, swav) or 0.2"
+    )
+    projector: Positive | None = Field(
+        None,
+        description="hidden channels of the projector of methods that compare views; null: those of the backbone's embedding, of byol twice "
+        "as many, which of ResNet-50 are the published 2048 and 4096",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="decay of the momentum encoder of moco, byol and densecl, which short runs reach step by step; null: as published, "
+        "0.996 (byol) or 0.999",
+    )
+    queue: Count | None = Field(
+        None,
+        description="embeddings of earlier batches that moco and densecl compare with and swav assigns, too; null: as published, 65,536 "
+        "(moco, densecl) or 3,840 (swav), but no more than train pictures; swav alone may have 0",
+    )
+    prototypes: Positive | None = Field(
+        None, description="of swav; null: a tenth as many as train pictures, at most the published 3,000, at least 2"
+    )
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of a picture that mae, simmim and spark hide; null: as published, 0.75 (mae) or 0.6"
     )
     monitor_every: Positive = Field(
         50,

@@ -1,0 +1,83 @@
+"""Feature distillation: the backbone, through the feature regressor, learns the frozen generator's decoder features (Sec 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import Samples
+from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective
+from dreamteacher.distillation.whitening import Statistics, layernorm, measure_statistics, save_statistics, standardize
+from dreamteacher.errors import UserError
+from dreamteacher.methods.base import Method, normal
+from dreamteacher.settings.schema import Params
+from dreamteacher.students.backbone import Backbone
+from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import choose_strides, open_teacher
+from dreamteacher.training.order import draw_batches
+from dreamteacher.training.randomness import StepRandom
+
+
+class Features(Method):
+    """Eq 3 between the regressed maps and the generator's. The regressor is kept with the backbone."""
+
+    needs_teacher = True
+    backbone: Backbone
+    objective: FeatureObjective
+    statistics: Statistics | None = None
+
+    def __init__(self, params: Params, teacher: Path | None, device: torch.device):
+        super().__init__(params, teacher, device)
+        assert teacher is not None
+        self.generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(self.settings.T)).to(device)
+
+    def build(self, backbone: Backbone, samples: Samples) -> FeatureRegressor:
+        """Backbone, neck and heads; what whitening needs is measured on train pictures."""
+        self.backbone, settings, taps = backbone, self.settings, self.generator.taps
+        regressor = FeatureRegressor(backbone, [tap.channels for tap in taps], [tap.stride for tap in taps], self.params.student.width)
+        if settings.whitening == "standardize":
+            pictures = draw_batches(samples, settings.stats_images, self.params.seed, self.device)
+            self.statistics = measure_statistics(self.generator, pictures, self.params.seed)
+        self.objective = feature_objective(settings, standardize(taps, self.statistics) if self.statistics else layernorm, taps)
+        return regressor
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        """Of the lesson's pictures, which a teacher may have made itself."""
+        lesson = self.generator.teach(batch["image"], random)
+        return self.objective(model(normal(lesson.images, self.backbone)), lesson.features)
+
+    def kept(self, model: nn.Module) -> nn.Module:
+        """All of it: label distillation goes on from the neck, too."""
+        return model
+
+    def go_on_from(self, folder: Path, model: nn.Module) -> None:
+        """As `Method.go_on_from`, with neck and heads."""
+        try:
+            model.load_state_dict(load_regressor(folder).state_dict())
+        except RuntimeError as error:
+            raise UserError(
+                f"{folder} has another backbone, neck or taps than the settings say; start from one alike, or without"
+            ) from error
+
+    def measure(self, kept: nn.Module, batches: Iterable[tuple[Tensor, StepRandom]]) -> dict[str, float]:
+        """`explained_variance` of the whitened targets, also by tap, and `embedding_spread`."""
+        assert isinstance(kept, FeatureRegressor)
+        quality, embeddings = Quality(self.generator.taps), []
+        for images, random in batches:
+            lesson = self.generator.teach(images, random)
+            pyramid = kept.backbone(normal(lesson.images, kept.backbone))
+            embeddings.append(kept.backbone.embed(pyramid))
+            regressed = kept.regress(pyramid, lesson.images.shape[2:])
+            quality.update(*self.objective.compared(regressed, lesson.features))
+        return {**quality.compute(), "embedding_spread": embedding_spread(torch.cat(embeddings))}
+
+    def save(self, kept: nn.Module, folder: Path) -> None:
+        """`backbone/`, the regressor and, where they were measured, the statistics."""
+        assert isinstance(kept, FeatureRegressor)
+        save_regressor(kept, folder)
+        if self.statistics:
+            save_statistics(self.statistics, folder)
