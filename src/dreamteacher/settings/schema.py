@@ -155,8 +155,8 @@ class Distill(Training):
     )
     projector: Positive | None = Field(
         None,
-        description="hidden channels of the projector of methods that compare views; null: those of the backbone's embedding, of byol twice "
-        "as many, which of ResNet-50 are the published 2048 and 4096",
+        description="hidden channels of the projector of methods that compare views; null: those of the backbone's embedding, of byol "
+        "twice as many, which of ResNet-50 are the published 2048 and 4096",
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,

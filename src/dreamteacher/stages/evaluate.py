@@ -22,7 +22,7 @@ from dreamteacher.report.tables import write_table
 from dreamteacher.settings.schema import Init, Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.neck import REGRESSOR_FILE, load_regressor
 from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.model import load_task_model, normalize
 from dreamteacher.tasks.readout import read_out
@@ -90,7 +90,7 @@ def run(
             save_bars(of_init, task.title, stage.tmp / "results.png")
             _write_curves(models, teacher, features, stage.tmp)
             _draw_predictions(task, val, predictions, stage.tmp / "overlays")
-            if params.evaluate.overlays:
+            if params.evaluate.overlays and (features / REGRESSOR_FILE).exists():  # which only feature distillation leaves
                 _draw_features(val, teacher, features, _spread_over(val, min(PCA_PICTURES, params.evaluate.overlays)), stage.tmp)
             for name in ("results.png", "overlays"):
                 if (stage.tmp / name).exists():
@@ -197,7 +197,9 @@ def _write_curves(models: dict[tuple[Any, int], Path], teacher: Path, features: 
     columns = ((step, {init: fmean(of[init]) if init in of else "" for init in get_args(Init)}) for step, of in losses.items())
     write_table([{"step": step, **means} for step, means in columns], folder / "finetune_loss.csv")
     write_table(_curve(teacher, ["loss"]), folder / "teacher_loss.csv")
-    write_table(_curve(features, ["explained_variance"]), folder / "distill_quality.csv")
+    # Of another distill.method than features, that column is empty.
+    quality = _curve(features, ["explained_variance"]) or [{**row, "explained_variance": ""} for row in _curve(features, ["embedding_spread"])]
+    write_table(quality, folder / "distill_quality.csv")
 
 
 def _curve(folder: Path, columns: list[str]) -> list[dict[str, str]]:
