@@ -28,7 +28,7 @@ def test_views_differ_and_follow_from_the_seed_alone(height: int, width: int) ->
     assert set(first) == {"image", "other"}
     for name in first:
         assert first[name].shape == (3, SIZE, SIZE) and first[name].dtype == torch.float32
-        assert 0 <= first[name].min() and first[name].max() <= 1
+        assert first[name].min() >= 0 and first[name].max() <= 1
         assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
     assert not torch.equal(first["image"], first["other"])
 
@@ -62,15 +62,19 @@ def test_views_are_turned_only_as_the_domain_allows(augment: str, orientations: 
         red, green = views(picture(200, 200), seed, augment)["image"][:2]
         if torch.allclose(red, green):  # without colour
             continue
-        down, across = [(channel[-1] - channel[0]).mean() for channel in (red, green)], [
-            (channel[:, -1] - channel[:, 0]).mean() for channel in (red, green)
-        ]
+        down, across = (
+            [(channel[-1] - channel[0]).mean() for channel in (red, green)],
+            [(channel[:, -1] - channel[:, 0]).mean() for channel in (red, green)],
+        )
         turned = bool(abs(across[0]) > abs(down[0]))
         seen.add((turned, bool((across if turned else down)[0] > 0), bool((down if turned else across)[1] > 0)))
     assert len(seen) == orientations
 
 
 def test_colours_change_only_where_labels_allow_it() -> None:
-    blue = {augment: [float(views(picture(200, 200), seed, augment)["image"][2].mean()) for seed in range(20)] for augment in ("natural", "none")}
+    blue = {
+        augment: [float(views(picture(200, 200), seed, augment)["image"][2].mean()) for seed in range(20)]
+        for augment in ("natural", "none")
+    }
     assert np.ptp(blue["none"]) < 1e-5
     assert np.ptp(blue["natural"]) > 0.1

@@ -174,7 +174,9 @@ def test_mae_puts_what_it_saw_back_in_its_place() -> None:
     for picture in range(2):
         seen = (~masks[picture].flatten()).nonzero().flatten()
         positions = zero[picture] - network.hidden[0]
-        torch.testing.assert_close(placed[picture, seen] - positions[seen], caught[0][picture, vit.num_prefix_tokens :], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            placed[picture, seen] - positions[seen], caught[0][picture, vit.num_prefix_tokens :], atol=1e-5, rtol=1e-4
+        )
         hidden = masks[picture].flatten()
         torch.testing.assert_close(placed[picture, hidden], zero[picture, hidden])
 

@@ -213,7 +213,12 @@ def test_both_views_come_from_the_method_s_transform(name: str) -> None:
     [
         ("mae", "test_resnet", {}, "'mae' needs a plain vision transformer, such as vit_small_patch16_224, which 'test_resnet' is not"),
         ("spark", "test_vit", {}, "'spark' needs a convolutional backbone for pictures of any size, which 'test_vit' is not"),
-        ("spark", "", {"resolution": 32}, "'spark' hides cells of 32 x 32 pixels, two or more a row; distill.resolution = 32 is not a mult"),
+        (
+            "spark",
+            "",
+            {"resolution": 32},
+            "'spark' hides cells of 32 x 32 pixels, two or more a row; distill.resolution = 32 is not a mult",
+        ),
         ("moco", "", {"queue": 0}, "queue = 0 leaves moco nothing to compare with; raise it, or take simclr"),
     ],
 )
@@ -237,13 +242,15 @@ def test_a_method_of_another_package_is_one_class(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(base, "get_method", base.get_method.__wrapped__)
     kind = base.get_method("brightness")
     assert issubclass(kind, Method) and not kind.needs_teacher
-    with pytest.raises(UserError, match=r"toy_method:Other, which method 'wrong' names, is no subclass of dreamteacher\.methods\.base\.Method"):
+    with pytest.raises(
+        UserError, match=r"toy_method:Other, which method 'wrong' names, is no subclass of dreamteacher\.methods\.base\.Method"
+    ):
         base.get_method("wrong")
     with pytest.raises(UserError, match="method 'lost' cannot be loaded"):
         base.get_method("lost")
 
 
-TOY = '''
+TOY = """
 from torch import nn
 
 from dreamteacher.methods.base import Method
@@ -268,4 +275,4 @@ class Brightness(Method):
 
 class Other:
     pass
-'''
+"""

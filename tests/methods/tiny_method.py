@@ -20,7 +20,15 @@ from dreamteacher.training.run import Step, Trained
 BASELINES = [name for name in BUILT_IN if name != "features"]
 VIEWS = ("simclr", "moco", "byol", "swav", "densecl")
 SIDE = 64
-DEFAULTS: dict[str, Any] = {"steps": 24, "batch_size": 16, "warmup_steps": 4, "log_every": 4, "lr": 2e-3, "resolution": SIDE, "precision": "fp32"}
+DEFAULTS: dict[str, Any] = {
+    "steps": 24,
+    "batch_size": 16,
+    "warmup_steps": 4,
+    "log_every": 4,
+    "lr": 2e-3,
+    "resolution": SIDE,
+    "precision": "fp32",
+}
 
 
 class Scenes(torch.utils.data.Dataset):
