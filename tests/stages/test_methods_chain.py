@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -14,6 +15,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import distill_features, distill_labels, evaluate, export_onnx, finetune
+from dreamteacher.students.backbone import load_backbone
 
 
 @pytest.mark.parametrize("method", ["byol", "spark"])
@@ -62,21 +64,19 @@ def test_a_teacher_is_no_input_of_a_method_that_needs_none(chains: dict[str, Cha
         distill_features.run(brief_params(made.source), data=made.root / "data", out=tmp_path / "other")
 
 
-def test_it_goes_on_from_an_earlier_backbone(chains: dict[str, Chain], tmp_path: Path) -> None:
+def test_it_goes_on_from_an_earlier_backbone(chains: dict[str, Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = chains["segmentation"]
     params = brief_params(made.source, distill={"method": "simclr"})
     where = {"data": made.root / "data", "out": tmp_path / "features"}
     begun = []
-    with pytest.MonkeyPatch.context() as patch:
-        train = distill_features.train
-        patch.setattr(
-            distill_features,
-            "train",
-            lambda model, *a, **k: begun.append(model.backbone.state_dict()["model.conv1.0.weight"].clone()) or train(model, *a, **k),
-        )
-        distill_features.run(params, **where, start=made.root / "features")
-    from dreamteacher.students.backbone import load_backbone
+    train = distill_features.train
 
+    def watched(model: Any, *args: Any, **options: Any) -> Any:
+        begun.append(model.backbone.state_dict()["model.conv1.0.weight"].clone())
+        return train(model, *args, **options)
+
+    monkeypatch.setattr(distill_features, "train", watched)
+    distill_features.run(params, **where, start=made.root / "features")
     assert (begun[0] == load_backbone(made.root / "features/backbone").state_dict()["model.conv1.0.weight"]).all()
     assert set(read_stage(tmp_path / "features")["inputs"]) == {"data", "start"}
 

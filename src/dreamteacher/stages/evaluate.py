@@ -197,10 +197,9 @@ def _write_curves(models: dict[tuple[Any, int], Path], teacher: Path, features: 
     columns = ((step, {init: fmean(of[init]) if init in of else "" for init in get_args(Init)}) for step, of in losses.items())
     write_table([{"step": step, **means} for step, means in columns], folder / "finetune_loss.csv")
     write_table(_curve(teacher, ["loss"]), folder / "teacher_loss.csv")
-    # Of another distill.method than features, that column is empty.
-    quality = _curve(features, ["explained_variance"]) or [
-        {**row, "explained_variance": ""} for row in _curve(features, ["embedding_spread"])
-    ]
+    quality = _curve(features, ["explained_variance"])
+    if not quality:  # of another distill.method than features
+        quality = [{"step": row["step"], "explained_variance": ""} for row in _curve(features, ["embedding_spread"])]
     write_table(quality, folder / "distill_quality.csv")
 
 

@@ -139,7 +139,8 @@ def load_regressor(folder: Path) -> FeatureRegressor:
     """
     if not (folder / REGRESSOR_FILE).exists():
         raise UserError(
-            f"{folder} holds no feature regressor (no {REGRESSOR_FILE}); run `dreamteacher distill-features` with distill.method = 'features'"
+            f"{folder} holds no feature regressor (no {REGRESSOR_FILE}); "
+            "run `dreamteacher distill-features` with distill.method = 'features'"
         )
     facts = json.loads((folder / REGRESSOR_FILE).read_text())
     regressor = FeatureRegressor(load_backbone(folder / BACKBONE_FOLDER), **facts)
