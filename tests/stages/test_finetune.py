@@ -106,7 +106,10 @@ def test_what_does_not_fit_is_refused_in_one_line(chain: Chain, tmp_path: Path) 
             brief_params(chain.source, student={"backbone": "resnet10t"}), init="features", backbone=chain.root / "features", **given
         )
     if chain.task == "segmentation":
-        with pytest.raises(UserError, match=r"student\.width = 16 and the 2 classes of the data; run `dreamteacher distill-labels` again"):
+        with pytest.raises(
+            UserError,
+            match=r"student\.width = 16, student\.neck = 'fpn-ppm' and the 2 classes of the data; run `dreamteacher distill-labels` again",
+        ):
             finetune.run(wide, init="mix", backbone=chain.root / "mix", **given)
     assert list(tmp_path.iterdir()) == []
 

@@ -25,7 +25,7 @@ from dreamteacher.report.summary import table
 from dreamteacher.settings.schema import Finetune, Interpreter
 from dreamteacher.stage import open_stage
 from dreamteacher.stages import distill_labels, evaluate, finetune, train_interpreter
-from dreamteacher.students.neck import resize
+from dreamteacher.students.necks import resize
 from dreamteacher.tasks.base import NeckHead, Size, Task, get_task
 from dreamteacher.tasks.model import normalize
 

@@ -96,22 +96,6 @@ def test_measuring_the_pyramid_leaves_the_model_as_it_was() -> None:
         ("someone/model", r"timm has no model 'someone/model'"),
         ("resnet18.no_such_weights", r"cannot load 'resnet18\.no_such_weights' .*; choose another student\.backbone"),
         ("local-dir:/no/such/folder", r"cannot load 'local-dir:/no/such/folder'"),
-        *(
-            (
-                name,
-                rf"^'{name}' has one resolution only \(stride {stride}\), which is no pyramid: "
-                r"choose a convolutional or hierarchical model as student\.backbone$",
-            )
-            for name, stride in [
-                ("test_vit", 16),
-                ("vit_tiny_patch16_224", 16),
-                ("eva02_tiny_patch14_224", 14),
-                ("convmixer_768_32", 8),
-                ("cait_xxs24_224", 16),
-                ("xcit_nano_12_p8_224", 8),
-                ("mixer_s32_224", 32),
-            ]
-        ),
     ],
 )
 def test_a_student_that_will_not_do_is_refused_in_one_line(name: str, line: str) -> None:

@@ -11,7 +11,7 @@ from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
 from dreamteacher.errors import UserError
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import resize
+from dreamteacher.students.necks import resize
 from dreamteacher.tasks.readout import linear, nearest, pixel_features, read_out, standardize
 
 

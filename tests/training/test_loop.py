@@ -21,6 +21,7 @@ from torch import nn
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.training import run as run_module
 from dreamteacher.training.checkpoint import list_checkpoints, save_checkpoint
+from dreamteacher.training.optim import Rate
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +275,7 @@ def test_history_and_result(tmp_path: Path) -> None:
 def test_learning_rate_by_parameter_name(tmp_path: Path) -> None:
     frozen = build(norm=False)
     before = frozen[0].weight.detach().clone()
-    run(tmp_path, model=frozen, settings={"steps": 4}, lr_scale=lambda name: 1e-30 if name.startswith("0.") else 1.0)
+    run(tmp_path, model=frozen, settings={"steps": 4}, rates=lambda name: Rate(1e-30 if name.startswith("0.") else 1.0))
     torch.testing.assert_close(frozen[0].weight, before, rtol=0, atol=1e-12)
 
 

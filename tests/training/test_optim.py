@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dreamteacher.settings.schema import Training
-from dreamteacher.training.optim import create_optimizer, schedule, set_lr
+from dreamteacher.training.optim import Rate, create_optimizer, schedule, set_lr
 
 
 def model() -> nn.Module:
@@ -57,9 +57,22 @@ def test_sgd_takes_the_first_beta_as_nesterov_momentum() -> None:
 
 
 def test_learning_rate_follows_name_and_schedule() -> None:
-    optimizer = create_optimizer(model(), Training(lr=0.4), lambda name: 0.1 if name.startswith("0.") else 1.0)
-    assert set_lr(optimizer, 0.5) == pytest.approx(0.2)
+    settings = Training(lr=0.4, warmup_steps=4, steps=104)
+    optimizer = create_optimizer(model(), settings, lambda name: Rate(0.1 if name.startswith("0.") else 1.0))
+    assert set_lr(optimizer, 54, settings) == pytest.approx(0.2)
     assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.02, 0.02, 0.2, 0.2])
+
+
+def test_what_starts_later_has_no_rate_before_and_warms_up_from_there() -> None:
+    settings = Training(lr=1.0, warmup_steps=4, steps=100)
+    optimizer = create_optimizer(model(), settings, lambda name: Rate(0.5, 20) if name.startswith("0.") else Rate())
+    later = next(group for group in optimizer.param_groups if group["start"])
+
+    def share(step: int) -> float:
+        set_lr(optimizer, step, settings)
+        return later["lr"] / (0.5 * schedule(step, 4, 100))
+
+    assert [share(step) for step in (0, 19, 20, 21, 22, 23, 24, 99)] == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
 
 
 def test_frozen_parameters_are_left_out() -> None:

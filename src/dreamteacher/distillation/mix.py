@@ -6,7 +6,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dreamteacher.students.neck import FeatureRegressor, PyramidNeck, TapHeads
+from dreamteacher.students.neck import FeatureRegressor, TapHeads
+from dreamteacher.students.necks import Neck
 from dreamteacher.tasks.base import NeckHead
 from dreamteacher.tasks.model import TaskModel
 
@@ -23,7 +24,7 @@ class MixStudent(nn.Module):
         self.task = task
         task.backbone = regressor.backbone
         self.heads = regressor.heads if regress else None
-        self.neck: PyramidNeck | None = None  # of the taps, where the task has none
+        self.neck: Neck | None = None  # of the taps, where the task has none
         if isinstance(task.head, NeckHead):
             task.head.neck = regressor.neck
         elif regress:

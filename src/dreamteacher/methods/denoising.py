@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import Samples
 from dreamteacher.methods.base import Method, normal
+from dreamteacher.settings.schema import Student
 from dreamteacher.students.backbone import Backbone
-from dreamteacher.students.neck import PyramidNeck
+from dreamteacher.students.necks import create_neck
 from dreamteacher.training.randomness import StepRandom
 
 NOISE = 0.22  # standard deviation beside pictures of unit scale; between 0.2 and 0.3 all did about as well
@@ -16,11 +17,11 @@ NOISE = 0.22  # standard deviation beside pictures of unit scale; between 0.2 an
 class Pixels(nn.Module):
     """From a pyramid, through the student's neck, to values of pixels."""
 
-    def __init__(self, backbone: Backbone, width: int):
+    def __init__(self, backbone: Backbone, student: Student):
         super().__init__()
         stride = backbone.strides[0]
-        self.neck = PyramidNeck(backbone.channels, width)
-        self.predict = nn.Sequential(nn.Conv2d(width, 3 * stride**2, 1), nn.PixelShuffle(stride))
+        self.neck = create_neck(student.neck, backbone.channels, student.width)
+        self.predict = nn.Sequential(nn.Conv2d(student.width, 3 * stride**2, 1), nn.PixelShuffle(stride))
 
     def forward(self, pyramid: list[Tensor], size: tuple[int, ...]) -> Tensor:
         """Of pictures of `size` (H, W): `(B, 3, H, W)`."""
@@ -30,9 +31,9 @@ class Pixels(nn.Module):
 class Network(nn.Module):
     """Backbone and decoder."""
 
-    def __init__(self, backbone: Backbone, width: int):
+    def __init__(self, backbone: Backbone, student: Student):
         super().__init__()
-        self.backbone, self.decoder = backbone, Pixels(backbone, width)
+        self.backbone, self.decoder = backbone, Pixels(backbone, student)
 
     def forward(self, normalized: Tensor) -> Tensor:
         """Noisy pictures `(B, 3, H, W)` to the noise."""
@@ -47,7 +48,7 @@ class Denoising(Method):
     def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
         """With the student's neck as the decoder."""
         self.backbone = backbone
-        return Network(backbone, self.params.student.width)
+        return Network(backbone, self.params.student)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         """sqrt(1 - s^2) x + s noise, which keeps the variance, to the noise."""

@@ -38,7 +38,8 @@ class Features(Method):
     def build(self, backbone: Backbone, samples: Samples) -> FeatureRegressor:
         """Backbone, neck and heads; what whitening needs is measured on train pictures."""
         self.backbone, settings, taps = backbone, self.settings, self.generator.taps
-        regressor = FeatureRegressor(backbone, [tap.channels for tap in taps], [tap.stride for tap in taps], self.params.student.width)
+        student = self.params.student
+        regressor = FeatureRegressor(backbone, [tap.channels for tap in taps], [tap.stride for tap in taps], student.width, student.neck)
         if settings.whitening == "standardize":
             pictures = draw_batches(samples, settings.stats_images, self.params.seed, self.device)
             self.statistics = measure_statistics(self.generator, pictures, self.params.seed)

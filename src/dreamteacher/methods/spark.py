@@ -14,6 +14,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, normal
 from dreamteacher.methods.denoising import Pixels
 from dreamteacher.methods.masking import cells_of, hidden_error, patches, random_masks
+from dreamteacher.settings.schema import Student
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.training.randomness import StepRandom
 
@@ -57,12 +58,12 @@ class SparseConvolutions(TorchFunctionMode):
 class Network(nn.Module):
     """Backbone, what stands for hidden cells at each level, and a decoder."""
 
-    def __init__(self, backbone: Backbone, width: int):
+    def __init__(self, backbone: Backbone, student: Student):
         super().__init__()
         self.backbone = backbone
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in backbone.channels)
         self.hidden = nn.ParameterList(nn.Parameter(0.02 * torch.randn(1, channels, 1, 1)) for channels in backbone.channels)
-        self.decoder = Pixels(backbone, width)
+        self.decoder = Pixels(backbone, student)
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Pictures `(B, 3, H, W)` in [0, 1], of which cells `(B, h, w)` are hidden, to predicted values of all pixels."""
@@ -88,7 +89,7 @@ class SparK(Method):
             )
         self.cell = backbone.strides[-1]
         cells_of(self.settings.resolution, self.cell, "spark")
-        return Network(backbone, self.params.student.width)
+        return Network(backbone, self.params.student)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         """Of hidden cells alone."""

@@ -73,7 +73,7 @@ def measure(params: Params, machine: Machine) -> Speed:
     frozen = DiffusionTeacher(unet, generator.scheduler, Stochastic(params.distill.T), strides)
     backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
     channels, tapped = [tap.channels for tap in frozen.taps], [tap.stride for tap in frozen.taps]
-    student = FeatureRegressor(backbone, channels, tapped, params.student.width).to(device)
+    student = FeatureRegressor(backbone, channels, tapped, params.student.width, params.student.neck).to(device)
     objective = feature_objective(params.distill, layernorm, frozen.taps)
     crops = torch.rand(some, 3, params.distill.resolution, params.distill.resolution, device=device)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.onnx_files import INPUT
+from dreamteacher.serving.exportable import exportable_operators
 
 BATCHES = (1, 2, 5)  # batch sizes of the parity check
 MULTIPLE = 32  # height and width of the input are multiples of it
@@ -101,7 +102,7 @@ def _write(
 ) -> None:
     images = torch.zeros(2, 3, size, size)
     free = {0: "N", 2: "H", 3: "W"} if dynamic else {0: "N"}
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), exportable_operators():
         warnings.simplefilter("ignore")  # on the exporter's age, and on constants in the trace, which the parity check judges
         try:
             torch.onnx.export(

@@ -112,11 +112,16 @@ class Teacher(Training):
 class Student(Section):
     """The backbone to be pretrained and its neck."""
 
-    backbone: str = Field("resnet18", description="any timm model that offers a feature pyramid")
+    backbone: str = Field("resnet18", description="any timm model that offers its maps; plain transformers get a pyramid")
     finest_stride: Literal[2, 4] = Field(
         4, description="stride of the pyramid's finest level: 4 as in the paper (256 px); 2 for objects of few pixels; see also taps"
     )
     width: Positive = Field(256, description="channels of the feature regressor (App D.1: 256), which is also the segmentation neck")
+    neck: Literal["fpn-ppm", "fpn", "fpn-attention", "pafpn"] = Field(
+        "fpn-ppm",
+        description="what mixes the backbone's levels under the heads of the taps and of tasks (Tab 8): FPN with pyramid pooling, FPN, FPN "
+        "with self-attention on the coarsest level, or FPN with a second path from the finest level up",
+    )
 
 
 class Distill(Training):
@@ -223,6 +228,19 @@ class Finetune(Training):
     )
     backbone_lr_scale: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="learning rate of a pretrained backbone relative to lr; scratch always takes lr"
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="factor by which a pretrained backbone's learning rate falls from layer to layer, counted from the head as timm does; "
+        "1: all layers learn alike; scratch always does",
+    )
+    head_steps: Count = Field(
+        0,
+        description="first steps in which only head and neck learn and a pretrained backbone stays frozen, its norms in eval mode; then it "
+        "warms up as well, in what is left of steps; equal to steps: it stays frozen; scratch has none",
+    )
+    carry_neck: bool = Field(
+        False, description="init features: the head's neck starts from that of the feature regressor too; for tasks with a neck"
     )
 
 
@@ -386,6 +404,15 @@ class Params(Section):
             raise ValueError(
                 f"distill.margin = {self.distill.margin} leaves less than 2 x 2 of the {cells} x {cells} cells at stride {coarsest}; "
                 f"lower it to {max(0, cells - 2) // 2 * coarsest}, raise distill.resolution, or leave that stride out of taps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _head_steps_end_with_the_run(self) -> Params:
+        if self.finetune.head_steps > self.finetune.steps:
+            raise ValueError(
+                f"finetune.head_steps = {self.finetune.head_steps} is more than finetune.steps = {self.finetune.steps}, of which they are "
+                "the first; lower it"
             )
         return self
 

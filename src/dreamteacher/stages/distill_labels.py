@@ -17,7 +17,7 @@ from dreamteacher.distillation.objectives import soft_label_cross_entropy
 from dreamteacher.distillation.whitening import layernorm, load_whitening
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
-from dreamteacher.settings.schema import Params
+from dreamteacher.settings.schema import Params, Student
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor
@@ -121,9 +121,9 @@ def _check_features(features: Path, start: FeatureRegressor, params: Params, tap
     """
     distilled = read_stage(features)["params"]["student"]
     for name, wanted in params.student:
-        if distilled[name] != wanted:
+        if (found := distilled.get(name, Student.model_fields[name].default)) != wanted:  # the default of a setting that came later
             raise UserError(
-                f"{features} was distilled with student.{name} = {distilled[name]!r}, the settings say {wanted!r}; "
+                f"{features} was distilled with student.{name} = {found!r}, the settings say {wanted!r}; "
                 "run `dreamteacher distill-features` with these settings, or set labels.start = fresh"
             )
     _check_taps(features, "distill-features", start.facts["tap_strides"], start.facts["tap_channels"], taps)
@@ -142,6 +142,7 @@ def _build_student(params: Params, images: ImageSet, taps: list[Tap], features: 
     if start:
         _check_features(features, start, params, taps)
     backbone = start.backbone if start else create_backbone(params.student.backbone, finest=params.student.finest_stride)
-    task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, params.student.width)
-    regressor = start or FeatureRegressor(backbone, [t.channels for t in taps], [t.stride for t in taps], params.student.width)
+    width, neck = params.student.width, params.student.neck
+    task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, width, neck=neck)
+    regressor = start or FeatureRegressor(backbone, [t.channels for t in taps], [t.stride for t in taps], width, neck)
     return MixStudent(task, regressor, regress=mode == "mix").train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +14,9 @@ from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.schema import Init, Params
 from dreamteacher.stage import open_stage
-from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
+from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.base import get_task
+from dreamteacher.tasks.finetuning import freeze_backbone, pretrained_rates, start_from_features
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
 from dreamteacher.tasks.unseen import check_labels
 from dreamteacher.training.loop import train
@@ -57,9 +57,11 @@ def run(
         model = _build(params, images, init, backbone)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+            freeze_backbone(model, random.step < head_steps)
             return task.loss(model(normalize(batch["image"], mean, std)), batch, settings)
 
         mean, std = model.mean, model.std
+        head_steps = 0 if init == "scratch" else settings.head_steps
         trained = train(
             model,
             step,
@@ -68,7 +70,7 @@ def run(
             stage,
             seed=seed,
             count=task.count,
-            lr_scale=None if init == "scratch" else _scale_backbone(settings.backbone_lr_scale),
+            rates=None if init == "scratch" else pretrained_rates(model, settings, distilled=init != "imagenet"),
         )
         if this_process().is_main_process:
             save_task_model(cast(TaskModel, trained.ema or trained.model), stage.tmp)
@@ -80,7 +82,8 @@ def run(
 def _build(params: Params, images: ImageSet, init: Init, folder: Path | None) -> TaskModel:
     """The model with random weights, the same for every init of a seed, and then with those of `folder` over them."""
     student = create_backbone(params.student.backbone, init == "imagenet", params.student.finest_stride)
-    model = TaskModel(student, cast(str, images.task), images.classes, params.finetune.resolution, params.student.width)
+    shape = params.finetune.resolution, params.student.width
+    model = TaskModel(student, cast(str, images.task), images.classes, *shape, neck=params.student.neck)
     if init in ("scratch", "imagenet"):
         return model.train()
     maker = "distill-features" if init == "features" else "distill-labels"
@@ -88,16 +91,12 @@ def _build(params: Params, images: ImageSet, init: Init, folder: Path | None) ->
         raise UserError(f"init {init} needs --backbone: the output of {maker}")
     try:
         if init == "features":
-            model.backbone.load_state_dict(load_backbone(folder / BACKBONE_FOLDER).state_dict())
+            start_from_features(model, folder, params.finetune.carry_neck)
         else:
             model.load_state_dict(load_task_model(folder).state_dict())
     except RuntimeError as error:
         raise UserError(
-            f"{folder} does not fit student.backbone = {params.student.backbone!r}, student.width = {params.student.width} "
-            f"and the {len(images.classes)} classes of the data; run `dreamteacher {maker}` again with these"
+            f"{folder} does not fit student.backbone = {params.student.backbone!r}, student.width = {params.student.width}, student.neck = "
+            f"{params.student.neck!r} and the {len(images.classes)} classes of the data; run `dreamteacher {maker}` again with these"
         ) from error
     return model.train()
-
-
-def _scale_backbone(scale: float) -> Callable[[str], float]:
-    return lambda name: scale if name.startswith("backbone.") else 1.0

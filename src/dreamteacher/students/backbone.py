@@ -1,4 +1,4 @@
-"""The student: any timm model with a feature pyramid, kept whole so that timm loads what we save."""
+"""The student: any timm model that offers its maps, kept whole so that timm loads what we save."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.errors import UserError, first_line
+from dreamteacher.students.simple_pyramid import SimplePyramid
 
 FINEST = 4  # stride of the pyramid's first level in the paper (Sec 3.1: l = 2, 3, 4, 5)
 FINEST_KEY = "finest_stride"  # in config.json; timm passes over it
 BACKBONE_FOLDER = "backbone"  # where an artifact with more in it keeps its backbone
+PYRAMID_FILE = "pyramid.safetensors"  # beside timm's files, of a backbone with one resolution; timm passes over it
 PROBES = (64, 96), (128, 160)  # pictures; who takes both takes any size; by the second the pyramid is measured
 TOLERANCE = 0.25  # by which a map may differ from its share of the picture, for convolutions without padding
 
@@ -26,6 +29,8 @@ class Backbone(nn.Module):
     """A timm model that returns its pyramid, of pictures of any size.
 
     A model that was made for one size, or for multiples of it, sees a picture in tiles of that size, the last of a row or column filled up.
+    A model with one resolution, such as a plain vision transformer, gets a `SimplePyramid` on its last map; where its patches are no power
+    of two, as 14 px, it sees the picture reduced so far (14/16) that its map has the stride of one.
 
     Attributes:
         name: timm's name of the architecture.
@@ -33,13 +38,15 @@ class Backbone(nn.Module):
         finest: the smallest stride that was asked for.
         channels: of the same levels.
         tile: side of the tiles, pixels; None: the model takes any size.
+        pyramid: of a model with one resolution, else None.
         mean, std: of the RGB normalisation that the model expects, per channel, for values in [0, 1].
+        frozen: see `freeze`.
     """
 
     def __init__(self, model: Any, name: str, finest: int = FINEST):
         super().__init__()
         self.model = model
-        self.name, self.finest = name, finest
+        self.name, self.finest, self.frozen = name, finest, False
         config: dict[str, Any] = self.model.pretrained_cfg
         self.mean, self.std = [float(v) for v in config["mean"]], [float(v) for v in config["std"]]
         # feature_info differs between families, so the pyramid is measured: the last map of each resolution is its level.
@@ -50,28 +57,79 @@ class Backbone(nn.Module):
         except Exception:  # each family has its own way to refuse a size
             maps, self.tile = _measure_tile(model)
             strides = [_stride(self.tile, m.shape[2]) for m in maps]
+        self.pyramid: SimplePyramid | None = None
+        if len(set(strides)) == 1:
+            self._see_one_resolution(strides[0])
+            return
         last = {s: i for i, s in enumerate(strides) if s >= finest and not (self.tile and self.tile % s)}
         self._levels = sorted(last.values())
         self.strides = [strides[i] for i in self._levels]
         self.channels = [maps[i].shape[1] for i in self._levels]
+
+    def _see_one_resolution(self, patch: int) -> None:
+        """Put a pyramid on the last map, whose stride is `patch`."""
+        self._patch, self._stride = patch, 2 ** round(math.log2(patch))
+        if self.tile:  # perhaps only because PROBES are no multiples of the patch
+            with contextlib.suppress(Exception):
+                for height, width in PROBES:
+                    _measure(self.model, height * patch // self._stride, width * patch // self._stride)
+                self.tile = None
+        side = self.tile or PROBES[-1][0] * patch // self._stride
+        maps = _measure(self.model, side, side, norm=True)
+        self._levels = [len(maps) - 1]
+        self._exact = maps[-1].shape[2] * patch == side
+        self.pyramid = SimplePyramid(maps[-1].shape[1], self._stride, self.finest)
+        self.strides, self.channels = self.pyramid.strides, self.pyramid.channels
 
     def forward(self, normalized: Tensor) -> list[Tensor]:
         """`(B, 3, H, W)`, normalised by mean and std, to one `(B, C_l, H/s_l, W/s_l)` a level, fine to coarse.
 
         Convolutions without padding make a map a little smaller.
         """
-        return self._levels_of(normalized) if self.tile is None else self._by_tiles(normalized, self.tile)
+        if self.pyramid:
+            return self._from_one_map(normalized, self.pyramid)
+        return self._levels_of(normalized) if self.tile is None else self._by_tiles(normalized, self.tile, self.strides)
 
     def _levels_of(self, normalized: Tensor) -> list[Tensor]:
-        return self.model.forward_intermediates(normalized, indices=self._levels, intermediates_only=True)
+        # A transformer's last map is one of its residual stream, whose scale only the model's last norm sets.
+        norm = {"norm": True} if self.pyramid else {}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.model.forward_intermediates(normalized, indices=self._levels, intermediates_only=True, **norm)
 
-    def _by_tiles(self, normalized: Tensor, tile: int) -> list[Tensor]:
+    def freeze(self, frozen: bool) -> None:
+        """Keep timm's model as it is, or free it again: frozen it gets no gradient, and its norms and dropout stay in eval mode."""
+        if frozen != self.frozen:
+            self.frozen = frozen
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module; a frozen model stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
+
+    def _from_one_map(self, normalized: Tensor, pyramid: SimplePyramid) -> list[Tensor]:
+        height, width = normalized.shape[2:]
+        whole = pyramid.strides[-1]
+        rows, columns = (height + whole - 1) // whole * whole, (width + whole - 1) // whole * whole
+        seen = F.pad(normalized, (0, columns - width, 0, rows - height))  # by the mean colour, which is 0 here
+        if self._patch != self._stride:
+            size = rows * self._patch // self._stride, columns * self._patch // self._stride
+            seen = F.interpolate(seen, size=size, mode="bilinear", align_corners=False)
+        [maps] = self._levels_of(seen) if self.tile is None else self._by_tiles(seen, self.tile, [self._patch])
+        if not self._exact:
+            maps = F.interpolate(maps, size=(rows // self._stride, columns // self._stride), mode="bilinear", align_corners=False)
+        levels = zip(pyramid(maps), pyramid.strides, strict=True)
+        return [level[:, :, : (height + stride - 1) // stride, : (width + stride - 1) // stride] for level, stride in levels]
+
+    def _by_tiles(self, normalized: Tensor, tile: int, strides: list[int]) -> list[Tensor]:
         batch, channels, height, width = normalized.shape
         rows, columns = (height + tile - 1) // tile, (width + tile - 1) // tile  # ONNX would round -height // tile to the other side
         filled = F.pad(normalized, (0, columns * tile - width, 0, rows * tile - height))  # by the mean colour, which is 0 here
         tiles = filled.reshape(batch, channels, rows, tile, columns, tile).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         pyramid = []
-        for maps, stride in zip(self._levels_of(tiles), self.strides, strict=True):
+        for maps, stride in zip(self._levels_of(tiles), strides, strict=True):
             side = tile // stride
             if maps.shape[2] != side:
                 maps = F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)  # noqa: PLW2901
@@ -87,11 +145,11 @@ class Backbone(nn.Module):
 
 
 @torch.no_grad()
-def _measure(model: Any, height: int, width: int) -> list[Tensor]:
-    """All maps of an empty picture."""
+def _measure(model: Any, height: int, width: int, **options: bool) -> list[Tensor]:
+    """All maps of an empty picture; `options` of timm's `forward_intermediates`."""
     was_training = model.training
     try:
-        return model.eval().forward_intermediates(torch.zeros(1, 3, height, width), intermediates_only=True)
+        return model.eval().forward_intermediates(torch.zeros(1, 3, height, width), intermediates_only=True, **options)
     finally:
         model.train(was_training)
 
@@ -126,7 +184,7 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
     `finest` is the stride of the pyramid's first level; a model without it begins with its next coarser one.
 
     Raises:
-        UserError: timm has no such model, it offers no pyramid, or its weights cannot be had.
+        UserError: timm has no such model, it offers no maps, or its weights cannot be had.
     """
     import timm
 
@@ -141,15 +199,9 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"timm's {name!r} offers no feature pyramid (forward_intermediates); choose another student.backbone")
     try:
-        backbone = Backbone(model, name, finest)
+        return Backbone(model, name, finest)
     except Exception as error:
         raise UserError(f"the pyramid of {name!r} cannot be measured ({first_line(error)}); choose another student.backbone") from error
-    if len(backbone.strides) < 2:
-        raise UserError(
-            f"{name!r} has one resolution only (stride {', '.join(map(str, backbone.strides))}), which is no pyramid: "
-            "choose a convolutional or hierarchical model as student.backbone"
-        )
-    return backbone
 
 
 def _create(name: str, pretrained: bool) -> Any:
@@ -166,20 +218,27 @@ def _create(name: str, pretrained: bool) -> Any:
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Write a timm local folder: `config.json` and `model.safetensors`, read by `timm.create_model("local-dir:PATH", pretrained=True)`."""
+    """Write a timm local folder: `config.json` and `model.safetensors`, read by `timm.create_model("local-dir:PATH", pretrained=True)`.
+
+    Beside them, where the backbone has one, `pyramid.safetensors`, which timm does not know.
+    """
     from timm.models import save_for_hf
 
     config = {"num_classes": 0, "num_features": backbone.model.num_features, FINEST_KEY: backbone.finest}
     save_for_hf(backbone.model, str(folder), model_config=config, safe_serialization=True)
+    if backbone.pyramid:
+        save_file({k: v.contiguous() for k, v in backbone.pyramid.state_dict().items()}, folder / PYRAMID_FILE)
 
 
 def load_backbone(folder: Path) -> Backbone:
     """The backbone of a folder written by `save_backbone`, in eval mode."""
-    import timm
-
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{folder} is not a backbone (no config.json); run `dreamteacher distill-features` first")
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
     config = json.loads(path.read_text())
-    return cast(Backbone, Backbone(model, config["architecture"], config.get(FINEST_KEY, FINEST)).eval())
+    backbone = Backbone(_create(f"local-dir:{folder}", pretrained=True), config["architecture"], config.get(FINEST_KEY, FINEST))
+    if backbone.pyramid:
+        if not (folder / PYRAMID_FILE).exists():
+            raise UserError(f"{folder} lacks {PYRAMID_FILE}, which a backbone of one resolution has beside timm's files; copy it again")
+        backbone.pyramid.load_state_dict(load_file(folder / PYRAMID_FILE))
+    return cast(Backbone, backbone.eval())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.settings.schema import Finetune, Interpreter
-from dreamteacher.students.neck import PyramidNeck
+from dreamteacher.students.necks import DEFAULT, Neck, create_neck
 
 if TYPE_CHECKING:
     from dreamteacher.data.transforms import Augmentation, Transform
@@ -94,11 +94,15 @@ class Task(ABC):
 
 
 class NeckHead(nn.Module):
-    """A head on a neck, which label distillation shares with the heads of the teacher's taps (Eq 6)."""
+    """A head on a neck, which label distillation shares with the heads of the teacher's taps (Eq 6).
+
+    Attributes:
+        neck: the default one; where `student.neck` names another, the task model puts that in its place. All have the same outputs.
+    """
 
     def __init__(self, channels: list[int], width: int):
         super().__init__()
-        self.neck = PyramidNeck(channels, width)
+        self.neck: Neck = create_neck(DEFAULT, channels, width)
 
     def forward(self, pyramid: list[Tensor], size: Size) -> Tensor:
         """A pyramid, fine to coarse, of pictures of `size` (H, W) to outputs."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.stage import RECORD, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backbone, save_backbone
-from dreamteacher.tasks.base import get_task
+from dreamteacher.students.necks import DEFAULT, create_neck
+from dreamteacher.tasks.base import NeckHead, get_task
 
 TASK_FILE, HEAD_FILE = "task.json", "head.safetensors"
 
@@ -26,15 +27,18 @@ class TaskModel(nn.Module):
         task: its name (see `base.get_task`).
         classes: names, in the order of the logits.
         size: side of the crops it was trained on, pixels.
+        neck: name of the neck under the heads that have one.
         mean, std: of the normalisation of RGB values in [0, 1] that `forward` expects.
     """
 
-    def __init__(self, backbone: Backbone, task: str, classes: list[str], size: int, width: int):
+    def __init__(self, backbone: Backbone, task: str, classes: list[str], size: int, width: int, *, neck: str = DEFAULT):
         super().__init__()
         self.backbone = backbone
-        self.task, self.classes, self.size, self.width = task, classes, size, width
+        self.task, self.classes, self.size, self.width, self.neck = task, classes, size, width, neck
         self.mean, self.std = backbone.mean, backbone.std
         self.head = get_task(task).head(backbone.channels, width, len(classes))
+        if isinstance(self.head, NeckHead) and neck != DEFAULT:
+            self.head.neck = create_neck(neck, backbone.channels, width)
 
     def forward(self, normalized: Tensor) -> Tensor:
         """`(B, 3, H, W)` to the head's outputs: logits `(B, K, H, W)` for segmentation, `(B, K)` for classification."""
@@ -52,7 +56,8 @@ def save_task_model(model: TaskModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_backbone(model.backbone, folder / BACKBONE_FOLDER)
     save_file({k: v.contiguous() for k, v in model.head.state_dict().items()}, folder / HEAD_FILE)
-    facts = {"task": model.task, "classes": model.classes, "size": model.size, "width": model.width, "mean": model.mean, "std": model.std}
+    facts = {"task": model.task, "classes": model.classes, "size": model.size, "width": model.width, "neck": model.neck}
+    facts |= {"mean": model.mean, "std": model.std}
     (folder / TASK_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
@@ -69,7 +74,8 @@ def load_task_model(folder: Path | str) -> TaskModel:
         read_stage(folder)
     try:
         facts: dict[str, Any] = json.loads((folder / TASK_FILE).read_text())
-        model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), facts["task"], facts["classes"], facts["size"], facts["width"])
+        shape = facts["task"], facts["classes"], facts["size"], facts["width"]
+        model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), *shape, neck=facts.get("neck", DEFAULT))
         model.head.load_state_dict(load_file(folder / HEAD_FILE))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:  # of a copy without its stage.json
         raise UserError(f"{folder} is damaged ({first_line(error)}); copy it again") from error

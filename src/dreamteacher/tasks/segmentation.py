@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop
 from dreamteacher.settings.schema import Finetune, Interpreter
-from dreamteacher.students.neck import resize
+from dreamteacher.students.necks import resize
 from dreamteacher.tasks.base import NeckHead, Size, Task
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.settings.schema import Training
+from dreamteacher.training.optim import Rate
 from dreamteacher.training.order import Batches, choose_workers, open_loader
 from dreamteacher.training.processes import Processes
 from dreamteacher.training.progress import Display, Records
@@ -29,7 +30,7 @@ def train(
     count: Callable[[Part], int] | None = None,
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,
     eval_every: int | None = None,
-    lr_scale: Callable[[str], float] | None = None,
+    rates: Callable[[str], Rate] | None = None,
     after_step: Callable[[nn.Module, int], None] | None = None,
     kept: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> Trained:
@@ -46,7 +47,7 @@ def train(
             has the same gradient however the batch is split.
         on_eval: measures the averaged (else the trained) model's kept part, which is in eval mode on the device, after every
             `eval_every` steps and at the end, in the first process. Its figures enter the history.
-        lr_scale: learning rate of a parameter, by name, relative to settings.lr.
+        rates: of the parameters, by name; None: settings.lr for all.
         after_step: changes the model after an optimiser step (from 0), the same in every process: momentum encoders. It sees the
             model without DDP. All that it carries from step to step must be in the model's state dict, which checkpoints hold.
         kept: the part of the model whose average is kept and which on_eval measures; default: all of it.
@@ -66,7 +67,7 @@ def train(
     if not length:
         raise UserError(f"{place.title}: there are no pictures to train on; ingest some first")
 
-    run = Run(model, step, settings, place, processes, seed=seed, count=count, lr_scale=lr_scale, after_step=after_step, kept=kept)
+    run = Run(model, step, settings, place, processes, seed=seed, count=count, rates=rates, after_step=after_step, kept=kept)
     with Display(run.title, settings.steps, processes.is_first) as display, stop_request(alone=processes.count == 1) as request:
         run.restore(display.say)
         workers = choose_workers(data, settings.workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,24 +12,30 @@ from torch import nn
 from dreamteacher.settings.schema import Training
 
 
-def create_optimizer(model: nn.Module, settings: Training, lr_scale: Callable[[str], float] | None = None) -> torch.optim.Optimizer:
+class Rate(NamedTuple):
+    """Of a parameter: its learning rate relative to settings.lr, and the step from which it has one, after a warm-up of its own."""
+
+    scale: float = 1.0
+    start: int = 0
+
+
+def create_optimizer(model: nn.Module, settings: Training, rates: Callable[[str], Rate] | None = None) -> torch.optim.Optimizer:
     """The optimiser over the trainable parameters.
 
     Not decayed are biases and norms (at most one dimension) and what timm's models name by `no_weight_decay()`, such as position
-    embeddings. Each group keeps its `peak_lr`: settings.lr times `lr_scale(parameter name)`, 1 where not given.
+    embeddings. Each group keeps its `start` and its `peak_lr`, settings.lr times the scale of `rates(parameter name)`.
     """
     exempt = _exempt_from_decay(model)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, Rate], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = settings.weight_decay if parameter.ndim > 1 and name not in exempt else 0.0
-            scale = lr_scale(name) if lr_scale else 1.0
-            groups.setdefault((decay, scale), []).append(parameter)
+            groups.setdefault((decay, rates(name) if rates else Rate()), []).append(parameter)
     if not groups:
         raise ValueError("the model has no trainable parameters")
     plain: list[dict[str, Any]] = [
-        {"params": members, "weight_decay": decay, "lr": settings.lr * scale, "peak_lr": settings.lr * scale}
-        for (decay, scale), members in groups.items()
+        {"params": members, "weight_decay": decay, "lr": settings.lr * rate.scale, "peak_lr": settings.lr * rate.scale, "start": rate.start}
+        for (decay, rate), members in groups.items()
     ]
     if settings.optimizer == "sgd":
         momentum = settings.betas[0]
@@ -63,8 +69,15 @@ def schedule(step: int, warmup_steps: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, share: float) -> float:
-    """Give every group this share of its peak learning rate; returns the largest."""
+def set_lr(optimizer: torch.optim.Optimizer, step: int, settings: Training) -> float:
+    """Give every group its learning rate at `step`; returns the largest.
+
+    It is the group's peak times `schedule`, before its `start` 0, and from there warmed up once more.
+    """
+    share = schedule(step, settings.warmup_steps, settings.steps)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * share
+        start = group.get("start", 0)  # checkpoints from before it have none
+        warmup = max(1, min(settings.warmup_steps, (settings.steps - start) // 2))
+        own = min(1.0, max(0, step - start + 1) / warmup) if start else 1.0
+        group["lr"] = group["peak_lr"] * share * own
     return max(group["lr"] for group in optimizer.param_groups)

@@ -17,7 +17,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.settings.schema import Training
 from dreamteacher.training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from dreamteacher.training.ema import create_ema, update_ema
-from dreamteacher.training.optim import create_optimizer, schedule, set_lr
+from dreamteacher.training.optim import Rate, create_optimizer, set_lr
 from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.processes import Processes
 from dreamteacher.training.progress import Pace
@@ -94,7 +94,7 @@ class Run:
         *,
         seed: int,
         count: Callable[[Part], int] | None,
-        lr_scale: Callable[[str], float] | None,
+        rates: Callable[[str], Rate] | None,
         after_step: Callable[[nn.Module, int], None] | None,
         kept: Callable[[nn.Module], nn.Module],
     ):
@@ -124,7 +124,7 @@ class Run:
         self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = create_ema(kept(self.bare), settings.ema) if settings.ema is not None else None
         self.wrapped = processes.wrap(self.bare)
-        self.optimizer = create_optimizer(self.bare, settings, lr_scale)
+        self.optimizer = create_optimizer(self.bare, settings, rates)
         self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
         self.done = 0
@@ -181,7 +181,7 @@ class Run:
 
     def optimizer_step(self) -> Tensor:
         """Clip, update weights and averages; returns the gradient's norm before clipping."""
-        self.lr = set_lr(self.optimizer, schedule(self.done, self.settings.warmup_steps, self.settings.steps))
+        self.lr = set_lr(self.optimizer, self.done, self.settings)
         gradients = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.settings.clip is not None:

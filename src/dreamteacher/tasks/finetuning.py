@@ -1,0 +1,57 @@
+"""Fine-tuning that keeps what a backbone knows: its learning rates, the head first, and the neck it was distilled with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from torch import nn
+
+from dreamteacher.errors import UserError
+from dreamteacher.settings.schema import Finetune
+from dreamteacher.students.backbone import BACKBONE_FOLDER, load_backbone
+from dreamteacher.students.layer_decay import layer_scales
+from dreamteacher.students.neck import load_regressor
+from dreamteacher.tasks.base import NeckHead
+from dreamteacher.tasks.model import TaskModel
+from dreamteacher.training.optim import Rate
+
+
+def pretrained_rates(model: TaskModel, settings: Finetune, distilled: bool) -> Callable[[str], Rate]:
+    """The learning rate of each parameter of a model with a pretrained backbone, by name.
+
+    The backbone's is scaled by `backbone_lr_scale` and, layer by layer, by `layer_decay`, and begins after `head_steps`. The pyramid of a
+    backbone with one resolution counts as its last layer where it was `distilled`, too; timm's own weights have none.
+    """
+    prefix = "backbone.model."
+    layers = layer_scales(model.backbone.model, settings.layer_decay)
+
+    def rate(name: str) -> Rate:
+        if name.startswith(prefix):
+            return Rate(settings.backbone_lr_scale * layers[name.removeprefix(prefix)], settings.head_steps)
+        return Rate(settings.backbone_lr_scale) if distilled and name.startswith("backbone.") else Rate()
+
+    return rate
+
+
+def freeze_backbone(model: nn.Module, frozen: bool) -> None:
+    """Freeze or free the backbone of a task model, which may be wrapped in DDP; see `Backbone.freeze`."""
+    cast(TaskModel, getattr(model, "module", model)).backbone.freeze(frozen)
+
+
+def start_from_features(model: TaskModel, folder: Path, carry_neck: bool) -> None:
+    """Load the backbone of a feature distillation and, with `carry_neck`, the neck of its regressor under the task's head.
+
+    Raises:
+        UserError: the task's head has no neck, or `folder` holds no regressor.
+        RuntimeError: the weights do not fit.
+    """
+    if not carry_neck:
+        model.backbone.load_state_dict(load_backbone(folder / BACKBONE_FOLDER).state_dict())
+        return
+    if not isinstance(model.head, NeckHead):
+        raise UserError(f"the head of {model.task} has no neck that could be carried over; set finetune.carry_neck = false")
+    regressor = load_regressor(folder)
+    model.backbone.load_state_dict(regressor.backbone.state_dict())
+    model.head.neck.load_state_dict(regressor.neck.state_dict())
