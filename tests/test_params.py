@@ -38,7 +38,7 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("distill.whitening=zca", "'layernorm' or 'standardize'"),
+        ("distill.whitening=zca", "'layernorm', 'standardize' or 'phi-s'"),
         ("teacher.steps=0", "greater than 0"),
         ("teacher.steps=many", "valid integer"),
         ("teacher.ema=1", "less than 1"),
@@ -54,6 +54,14 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
         ("compare.inits=[scratch]", "export.init = 'mix' is not among compare.inits = ['scratch']"),
         ("compare.inits=[labels, mix]", "compare.modes = ['mix'] must hold"),
         ("compare.seeds=[0, 0]", "twice"),
+        ("distill.objectives={mze: 1}", "there is no term 'mze'; name mse"),
+        ("distill.objectives.at=-1", "distill.objectives.at = -1 is not possible"),
+        ("distill.objectives={}", "at least 1 item"),
+        ("distill.objectives={mse: 0}", "one term at least needs a weight above 0"),
+        ("distill.encoding=dreams", "'stochastic', 'ddim', 'stratified' or 'dream'"),
+        ("interpreter.encoding=dream", "'stochastic', 'ddim' or 'stratified'"),
+        ("distill.strata=[10, 5]", "the edges must grow"),
+        ("distill.strata=[10]", "at least 2 items"),
         ("distill.T=1000", "must be below teacher.T_train = 1000"),
         ("teacher.resolution=36", "teacher.resolution = 36 does not fit teacher.size = 'tiny': take a multiple of 16"),
         ("distill.resolution=40", "distill.resolution = 40 does not fit teacher.size = 'tiny': take a multiple of 16"),
@@ -68,6 +76,29 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
 )
 def test_impossible_value_says_what_is_possible(override, words):
     assert words in refusal(override)
+
+
+def test_strata_are_held_against_the_schedule_where_they_count_and_T_where_it_does():
+    assert "interpreter.strata = [10, 2000] must end at teacher.T_train = 1000" in refusal(
+        "interpreter.encoding=stratified", "interpreter.strata=[10, 2000]"
+    )
+    assert loaded("interpreter.strata=[10, 2000]").interpreter.strata == [10, 2000]
+    assert loaded("distill.encoding=stratified", "distill.strata=[10, 1000]", "distill.T=5000").distill.T == 5000
+
+
+def test_a_table_of_the_file_is_whole_and_set_changes_one_entry(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("distill: {objectives: {cosine: 0.9, smooth_l1: 0.1}}\n")
+    assert load_params(file).distill.objectives == {"cosine": 0.9, "smooth_l1": 0.1}
+    assert load_params(file, ["distill.objectives.relational=2"]).distill.objectives == {"cosine": 0.9, "smooth_l1": 0.1, "relational": 2}
+    assert loaded("distill.objectives.at=5").distill.objectives == {"mse": 1, "at": 5}
+    assert loaded("distill.objectives.at=5", "distill.objectives.cosine=1").distill.objectives == {"mse": 1, "at": 5, "cosine": 1}
+    assert loaded().distill.objectives == {"mse": 1, "at": 10}
+
+
+def test_a_setting_that_has_moved_is_named_with_its_new_place():
+    line = "distill.at_weight is now part of another setting; write distill.objectives: {mse: 1, at: 5}"
+    assert line in refusal("distill.at_weight=5")
 
 
 def test_taps_are_held_against_the_size_before_anything_is_computed():
@@ -211,7 +242,8 @@ def test_every_setting_is_described_with_its_values():
     assert words["distill.betas"] == "tuple of float >= 0, <= 1"
     assert words["few_labels"] == "int > 0 or null"
     assert words["distill.workers"] == "int >= 0 or auto"
-    assert words["distill.whitening"] == "layernorm, standardize"
+    assert words["distill.whitening"] == "layernorm, standardize, phi-s"
+    assert words["distill.objectives"] == "table of float >= 0 at least 1"
 
 
 def test_documented_table_has_every_setting():
@@ -229,3 +261,11 @@ def test_broken_yaml_is_named_with_its_line(in_tmp):
     (in_tmp / "params.yaml").write_text("few_labels: 3\ndistill: {T: 5\n")
     with pytest.raises(UserError, match=r"params.yaml is not valid YAML: .*, line 3$"):
         load_params()
+
+
+def test_of_kinds_that_are_imported_the_folder_says_what_fits_and_not_the_size() -> None:
+    """Latent diffusion: noise steps of another schedule, taps at strides 8 to 64."""
+    foreign = {"taps": [8, 64], "distill": {"T": 1200, "resolution": 192}}
+    assert Params(teacher={"kind": "diffusers"}, **foreign).taps == [8, 64]
+    with pytest.raises(ValueError, match=r"distill\.T = 1200 must be below teacher\.T_train = 1000"):
+        Params(teacher={"kind": "edm"}, **foreign)

@@ -15,8 +15,9 @@ from types import FrameType
 from typing import Any
 
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
-from dreamteacher.graph import STAGES
+from dreamteacher.graph import STAGES, TOOLS
 from dreamteacher.serving.commands import add_commands
+from dreamteacher.teachers.commands import add_commands as add_teacher_commands
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run_stage(options: argparse.Namespace) -> int:
     from dreamteacher.settings.file import load_params, read_sections
 
-    command = STAGES[options.command]
+    command = (STAGES | TOOLS)[options.command]
     if not command.trains and os.environ.get("RANK", "0") != "0":
         return 0
     params = read_sections(options.params) if options.sections else load_params(options.params, options.set)
@@ -183,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("folder", type=Path, metavar="FOLDER", help="of the project; made if it is not there")
     init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
     init.add_argument("--hours", type=_hours, help="that all of it may take on this machine (default: 1 on CPU, 8 on GPU)")
-    for name, stage in STAGES.items():
+    for name, stage in (STAGES | TOOLS).items():
         command = add(name, _run_stage, stage.help)
         add_params(command)
         for option, values in stage.choices.items():
@@ -224,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch", type=_count, default=1, metavar="N", help="pictures in a request (default: %(default)s)")
     predict.add_argument("--format", choices=("text", "jsonl", "csv"), default="text", help="of what is printed (default: %(default)s)")
     add_commands(add)
+    add_teacher_commands(add)
     commands.add_parser("pipelines", help="run all stages here or on Kubeflow, as `python -m pipelines` does", add_help=False)
     show = add("params", _run_params, "print the resolved settings")
     add_params(show)

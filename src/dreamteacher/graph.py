@@ -95,3 +95,12 @@ STAGES = {
         {"onnx": "artifacts/onnx", "evaluation": "artifacts/evaluation"},
     ),
 }
+
+# Commands that are stages in all but one thing: no other depends on what they write, so neither dvc nor the pipelines run them.
+TOOLS = {
+    "tune": StageCommand(
+        "choose the noise step and the taps of a teacher",
+        "artifacts/tune",
+        {"data": "artifacts/data", "teacher": "artifacts/teacher"},
+    ),
+}

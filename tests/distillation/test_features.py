@@ -34,6 +34,31 @@ def test_equation_3_adds_attention_on_raw_targets_to_the_error_on_whitened_ones(
     assert attention_transfer(regressed, [layernorm_whitening(t) for t in target]).item() != pytest.approx(at.item(), rel=1e-3)
 
 
+def test_the_floor_of_attention_is_what_perfectly_regressed_whitened_maps_leave() -> None:
+    """Eq 2 compares with raw maps, Eq 1 with whitened ones: no student brings both to 0."""
+    losses = EQUATION_3([layernorm_whitening(t) for t in features(1)], features(1))
+    assert losses["mse"].item() == 0
+    assert losses["at"].item() == losses["at_floor"].item() > 0.05
+    assert EQUATION_3(features(0), features(1))["at_floor"].item() == losses["at_floor"].item()
+    assert "at_floor" not in replace(EQUATION_3, weights={"mse": 1.0})(features(0), features(1))
+
+
+def test_a_term_of_weight_0_is_logged_and_teaches_nothing() -> None:
+    regressed = [r.requires_grad_() for r in features(0)]
+    losses = replace(EQUATION_3, weights={"mse": 2.0, "cosine": 0.0})(regressed, features(1))
+    assert losses["cosine"].item() > 0
+    assert losses["loss"].item() == 2 * losses["mse"].item()
+
+
+def test_the_global_term_compares_the_embedding_with_the_average_of_the_coarsest_whitened_map() -> None:
+    objective = replace(EQUATION_3, weights={"global": 1.0})
+    average = layernorm(features(1))[1].mean((2, 3))
+    assert objective([*features(0), average * 3], features(1))["loss"].item() == pytest.approx(0, abs=1e-6)
+    assert objective([*features(0), -average], features(1))["global"].item() == pytest.approx(2, abs=1e-6)
+    regressed, whitened = objective.compared([*features(0), average], features(1))
+    assert len(regressed) == len(whitened) == 2
+
+
 def test_the_margin_takes_whole_cells_of_every_tap() -> None:
     maps = features(0)
     for margin, shapes in ((1, [(6, 6), (2, 2)]), (2, [(6, 6), (2, 2)]), (3, [(4, 4), (2, 2)]), (4, [(4, 4), (2, 2)])):

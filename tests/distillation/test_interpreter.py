@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from torch import nn
 
 from dreamteacher.distillation.interpreter import FeatureInterpreter, load_interpreter, save_interpreter
 from dreamteacher.errors import UserError
+from dreamteacher.settings.schema import Interpreter
+from dreamteacher.teachers.encodings import Stochastic, get_encoding
 
 CHANNELS = [6, 10, 12]
 
@@ -65,15 +68,24 @@ def test_the_scale_of_a_tap_changes_nothing() -> None:
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_loaded_interpreter_is_frozen_and_gives_equal_logits(dense: bool, tmp_path: Path) -> None:
     model = interpreter(dense)
-    save_interpreter(model, [2, 4, 8], 50, tmp_path)
+    save_interpreter(model, [2, 4, 8], Interpreter(T=30), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["interpreter.json", "interpreter.safetensors"]
     loaded, facts = load_interpreter(tmp_path)
-    assert (facts["strides"], facts["T"]) == ([2, 4, 8], 50)
+    assert facts["strides"] == [2, 4, 8]
+    assert get_encoding(facts["encoding"]) == Stochastic(30)
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
     torch.testing.assert_close(loaded(taps(), (32, 48)), model.eval()(taps(), (32, 48)), rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="run `dreamteacher train-interpreter` first"):
         load_interpreter(tmp_path / "nothing")
+
+
+def test_an_interpreter_of_an_earlier_version_opens_with_its_noise_step(tmp_path: Path) -> None:
+    save_interpreter(interpreter(dense=True), [2, 4, 8], Interpreter(), tmp_path)
+    facts = json.loads((tmp_path / "interpreter.json").read_text())
+    del facts["encoding"]
+    (tmp_path / "interpreter.json").write_text(json.dumps(facts | {"T": 30}))
+    assert get_encoding(load_interpreter(tmp_path)[1]["encoding"]) == Stochastic(30)
 
 
 def test_bf16_autocast_comes_near_float32() -> None:

@@ -85,3 +85,20 @@ def test_every_parameter_of_the_mix_learns(task: str) -> None:
     # for classification only the taps read the neck, and none its level of stride 16
     assert all(task == "classification" and name.startswith("neck.smooth.2") for name in idle), idle
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_the_mix_conditions_the_heads_of_the_taps_and_not_the_tasks(task: str) -> None:
+    torch.manual_seed(0)
+    regressor = FeatureRegressor(create_backbone("test_resnet"), [6, 8], [4, 8], 16, pooled=True, conditioned=True)
+    torch.nn.init.normal_(regressor.condition.network[-1].weight)  # type: ignore[union-attr]
+    student = MixStudent(parts(task)[0], regressor, regress=True).eval()
+    regressor.eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    logits, regressed = student(pictures, torch.tensor([3, 400]))
+    for a, b in zip(regressor(pictures, torch.tensor([3, 400])), regressed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(student(pictures, torch.tensor([9, 9]))[0], logits)
+    assert len(regressed) == 3
+    places = [value.data_ptr() for value in student.state_dict().values()]
+    assert len(places) == len(set(places))

@@ -14,8 +14,12 @@ from dreamteacher.distillation.objectives import (
     ExplainedVariance,
     attention_map,
     attention_transfer,
+    cosine_distance,
     feature_mse,
     layernorm_whitening,
+    relational,
+    self_similarity,
+    smooth_l1,
     soft_label_cross_entropy,
     standardize_whitening,
 )
@@ -104,6 +108,55 @@ def test_gradients_are_finite_where_a_norm_vanishes(case: str) -> None:
     assert loss.isfinite()
     assert regressed.grad is not None
     assert regressed.grad.isfinite().all()
+
+
+TAPS = [(maps(2, 3, 4, 5, seed=1), maps(2, 3, 4, 5, seed=2)), (maps(2, 6, 2, 2, seed=3), maps(2, 6, 2, 2, seed=4))]
+REGRESSED, WHITENED = [r for r, _ in TAPS], [w for _, w in TAPS]
+
+
+def vectors(features: torch.Tensor) -> list[list[np.ndarray]]:
+    """The channel vectors of each place, picture by picture, in float64."""
+    return [[picture[:, y, x].double().numpy() for y in range(picture.shape[1]) for x in range(picture.shape[2])] for picture in features]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def test_cosine_distance_and_smooth_l1_are_those_of_plain_loops() -> None:
+    distances, errors = [], []
+    for r, w in TAPS:
+        pairs = [(a, b) for rs, ws in zip(vectors(r), vectors(w), strict=True) for a, b in zip(rs, ws, strict=True)]
+        distances.append(np.mean([1 - cosine(a, b) for a, b in pairs]))
+        gaps = [abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True)]
+        errors.append(np.mean([gap**2 / 2 if gap < 1 else gap - 0.5 for gap in gaps]))
+    assert cosine_distance(REGRESSED, WHITENED).item() == pytest.approx(np.mean(distances), rel=1e-5)
+    assert smooth_l1(REGRESSED, WHITENED).item() == pytest.approx(np.mean(errors), rel=1e-5)
+    assert cosine_distance([7 * r for r in WHITENED], WHITENED).item() == pytest.approx(0, abs=1e-6)  # the length says nothing
+
+
+def test_relational_compares_the_cosines_between_the_places_of_each_picture() -> None:
+    expected = []
+    for r, w in TAPS:
+        gaps = []
+        for rs, ws in zip(vectors(r), vectors(w), strict=True):
+            gaps += [(cosine(rs[i], rs[j]) - cosine(ws[i], ws[j])) ** 2 for i in range(len(rs)) for j in range(len(rs))]
+        expected.append(np.mean(gaps))
+    assert relational(REGRESSED, WHITENED).item() == pytest.approx(np.mean(expected), rel=1e-5)
+    # Any rotation of the channels is free: a student may have features of its own, and even another number of them.
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))).Q
+    rotated = torch.einsum("dc,bchw->bdhw", rotation, WHITENED[1])
+    assert relational([rotated], [WHITENED[1]]).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_places_of_large_maps_are_compared_after_averaging_and_in_float32() -> None:
+    large = maps(1, 4, 64, 32)
+    similarity = self_similarity(large)
+    assert similarity.shape == (1, 256, 256)
+    torch.testing.assert_close(similarity, self_similarity(torch.nn.functional.avg_pool2d(large, (4, 2))))
+    assert self_similarity(maps(1, 4, 3, 40)).shape == (1, 48, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(self_similarity(large), similarity)
 
 
 def test_equation_5_by_hand() -> None:

@@ -58,7 +58,7 @@ class Scenes(torch.utils.data.Dataset):
 def create(name: str, backbone: str = "", **settings: Any) -> tuple[Method, nn.Module]:
     """A method with its network, the same for the same arguments."""
     params = Params.model_validate({"student": {"width": 8}, "distill": {**DEFAULTS, "method": name, **settings}})
-    method = get_method(name)(params, None, torch.device("cpu"))
+    method = get_method(name)(params, None, Path(), torch.device("cpu"))
     torch.manual_seed(0)
     architecture = backbone or ("test_vit" if name == "mae" else "test_resnet")
     model = timm.create_model(architecture, num_classes=0, **({"dynamic_img_size": True} if "vit" in architecture else {}))

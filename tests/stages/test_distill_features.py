@@ -43,7 +43,17 @@ def test_backbone_neck_and_heads_have_learned(chain: Chain) -> None:
 
 def test_quality_is_measured_on_pictures_that_it_never_learns_from(chain: Chain) -> None:
     metrics = chain.metrics["features"]
-    assert set(metrics) == {"ev_stride4", "ev_stride8", "explained_variance", "embedding_spread", "loss", "mse", "at", "pictures"}
+    assert set(metrics) == {
+        "ev_stride4",
+        "ev_stride8",
+        "explained_variance",
+        "embedding_spread",
+        "loss",
+        "mse",
+        "at",
+        "at_floor",
+        "pictures",
+    }
     assert metrics["pictures"] == 4 * 4
     assert metrics["explained_variance"] == pytest.approx((metrics["ev_stride4"] + metrics["ev_stride8"]) / 2)
     images = ImageSet(chain.root / "data", "train")
@@ -60,7 +70,7 @@ def test_quality_is_measured_in_parts_of_the_batch_with_the_same_figures(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As all held-out pictures at once would take tens of GB at 256 px."""
-    method = Features(chain.params, chain.root / "teacher", torch.device("cpu"))
+    method = Features(chain.params, chain.root / "teacher", tmp_path, torch.device("cpu"))
     generator = method.generator
     samples, held_out = hold_out(ImageSet(chain.root / "data", "train"), 6, 32, seed=0)
     method.build(create_backbone("test_resnet"), samples)
@@ -98,7 +108,7 @@ def test_the_margin_leaves_the_border_out_of_loss_and_quality(
 
 def test_it_explains_more_of_the_teacher_the_longer_it_learns(chains: dict[str, Chain], tmp_path: Path) -> None:
     made = chains["segmentation"]
-    changes = {"steps": 24, "lr": 3e-2, "batch_size": 8, "log_every": 4, "monitor_every": 1, "at_weight": 1.0}
+    changes = {"steps": 24, "lr": 3e-2, "batch_size": 8, "log_every": 4, "monitor_every": 1, "objectives": {"mse": 1.0, "at": 1.0}}
     distill_features.run(
         brief_params(made.source, distill=changes), data=made.root / "data", teacher=made.root / "teacher", out=tmp_path / "features"
     )

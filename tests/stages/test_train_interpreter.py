@@ -12,6 +12,7 @@ from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.errors import UserError
 from dreamteacher.stages import finetune, ingest, train_interpreter
+from dreamteacher.teachers.encodings import Stochastic, get_encoding
 
 
 def test_it_learns_from_the_few_labels_that_the_seed_draws(chain: Chain) -> None:
@@ -23,7 +24,7 @@ def test_it_learns_from_the_few_labels_that_the_seed_draws(chain: Chain) -> None
 def test_it_leaves_an_interpreter_of_the_task(chain: Chain) -> None:
     interpreter, facts = load_interpreter(chain.root / "interpreter")
     assert interpreter.dense == (chain.task == "segmentation")
-    assert (facts["strides"], facts["T"]) == ([4, 8], 10)
+    assert (facts["strides"], get_encoding(facts["encoding"])) == ([4, 8], Stochastic(10))
     assert facts["shape"]["tap_channels"] == [8, 16]
     before = chain.begun["interpreter"]
     assert all(not torch.equal(value, before[key]) for key, value in interpreter.state_dict().items())

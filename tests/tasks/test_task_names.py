@@ -53,7 +53,7 @@ def test_what_is_no_task_is_refused_in_one_line(package: None) -> None:
         "tasks_of_mine:TASK": "no task is called 'tasks_of_mine:TASK'",  # a file from elsewhere must not import what it likes
         "lost": "'lost' cannot be loaded (module 'tasks_of_mine' has no attribute 'OTHER'); install tasks_of_mine:OTHER again",
         "gone": "cannot be loaded (No module named 'no_such_module'); install no_such_module:TASK again",
-        "class": "tasks_of_mine:Mine, which task 'class' names, is no instance of a subclass of dreamteacher.tasks.base.Task",
+        "class": "what task 'class' names is no instance of a subclass of dreamteacher.tasks.base.Task",
     }.items():
         with pytest.raises(UserError) as caught:
             get_task(name)

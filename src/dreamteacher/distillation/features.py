@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dreamteacher.distillation.objectives import ExplainedVariance, attention_transfer, feature_mse
+from dreamteacher.distillation.objectives import ExplainedVariance, attention_transfer
+from dreamteacher.distillation.terms import Compared, get_term
 from dreamteacher.distillation.whitening import Whitening
 from dreamteacher.errors import UserError
 from dreamteacher.settings.schema import Distill
 from dreamteacher.teachers.base import Tap
-
-# By name: the regressed maps, the teacher's, and those whitened, each a list of (B, C_l, h_l, w_l), to a scalar.
-TERMS: dict[str, Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensor]] = {
-    "mse": lambda regressed, raw, whitened: feature_mse(regressed, whitened),  # Eq 1
-    "at": lambda regressed, raw, whitened: attention_transfer(regressed, raw),  # Eq 2
-}
-
 
 def inner_cells(maps: list[Tensor], strides: list[int], margin: int) -> list[Tensor]:
     """Maps `(B, C_l, h_l, w_l)` at `strides` without the ceil(margin / stride) outer cells of each side; `margin` in pixels.
@@ -51,7 +45,7 @@ class FeatureObjective:
     Attributes:
         whiten: W of Eq 1.
         strides: of the taps, fine to coarse.
-        weights: of each term of TERMS that counts.
+        weights: of each term, by its name (see `terms`); 0: it is logged, but not minimised.
         margin: width of the crops' border that is left out, pixels; see `inner_cells`.
     """
 
@@ -61,22 +55,48 @@ class FeatureObjective:
     margin: int = 0
 
     def __call__(self, regressed: list[Tensor], features: list[Tensor]) -> dict[str, Tensor]:
-        """`loss` and its terms, of two lists of `(B, C_l, h_l, w_l)`, one a tap; `features` are the teacher's, not whitened."""
-        regressed = [r.float() for r in inner_cells(regressed, self.strides, self.margin)]
-        raw = inner_cells(features, self.strides, self.margin)
-        whitened = self.whiten(raw)
-        terms = {name: TERMS[name](regressed, raw, whitened) for name in self.weights}
-        return {"loss": torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(), **terms}
+        """The loss and its terms.
+
+        Args:
+            regressed: one `(B, C_l, h_l, w_l)` a tap and, with the term `global`, `(B, C_last)`: what a FeatureRegressor returns.
+            features: the teacher's, one `(B, C_l, h_l, w_l)` a tap, not whitened.
+
+        Returns:
+            `loss`, each term by name, and with `at` its floor: what Eq 2 is for a student whose maps equal the whitened ones, as Eq 1
+            asks. Eq 2 compares with the raw ones, so that both cannot be 0 together unless whitening is a mere scale.
+        """
+        compared = self._compare(regressed, features)
+        terms = {name: get_term(name)(compared) for name in self.weights}
+        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        floor = {"at_floor": attention_transfer(compared.whitened, compared.raw)} if "at" in terms else {}
+        return {"loss": loss, **terms, **floor}
 
     def compared(self, regressed: list[Tensor], features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The inner cells of the regressed maps, and those of the teacher's, whitened: what should be equal."""
-        inner = inner_cells(features, self.strides, self.margin)
-        return inner_cells(regressed, self.strides, self.margin), self.whiten(inner)
+        compared = self._compare(regressed, features)
+        return compared.regressed, compared.whitened
+
+    def _compare(self, regressed: list[Tensor], features: list[Tensor]) -> Compared:
+        maps, pooled = regressed[: len(self.strides)], regressed[len(self.strides) :]
+        raw = inner_cells(features, self.strides, self.margin)
+        inner = [r.float() for r in inner_cells(maps, self.strides, self.margin)]
+        return Compared(inner, raw, self.whiten(raw), pooled[0].float() if pooled else None)
 
 
 def feature_objective(settings: Distill, whiten: Whitening, taps: list[Tap]) -> FeatureObjective:
-    """That of the settings `distill`."""
-    return FeatureObjective(whiten, [tap.stride for tap in taps], {"mse": 1.0, "at": settings.at_weight}, settings.margin)
+    """That of the settings `distill`.
+
+    Raises:
+        UserError: it has a term that nobody offers.
+    """
+    for name in settings.objectives:
+        get_term(name)
+    return FeatureObjective(whiten, [tap.stride for tap in taps], settings.objectives, settings.margin)
+
+
+def student_options(settings: Distill) -> dict[str, Any]:
+    """What the settings `distill` ask of a FeatureRegressor beside its sizes."""
+    return {"pooled": "global" in settings.objectives, "conditioned": settings.encoding == "stratified"}
 
 
 class Quality:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.errors import UserError
+from dreamteacher.settings.schema import EncodingSettings
 
 
 class FeatureFuse(nn.Module):
@@ -58,15 +59,16 @@ class FeatureInterpreter(nn.Module):
         return F.interpolate(self.classify(fused), size=size, mode="bilinear", align_corners=False)
 
 
-def save_interpreter(interpreter: FeatureInterpreter, strides: list[int], T: int, folder: Path) -> None:
-    """Write `interpreter.safetensors` and `interpreter.json`, with the taps' `strides` and the noise step `T` it was trained at."""
+def save_interpreter(interpreter: FeatureInterpreter, strides: list[int], encoding: EncodingSettings, folder: Path) -> None:
+    """Write `interpreter.safetensors` and `interpreter.json`, with the taps' `strides` and the encoding it was trained with."""
     save_file({k: v.contiguous() for k, v in interpreter.state_dict().items()}, folder / "interpreter.safetensors")
-    facts = {"shape": interpreter.facts, "strides": strides, "T": T}
+    recorded = {name: getattr(encoding, name) for name in EncodingSettings.model_fields}
+    facts = {"shape": interpreter.facts, "strides": strides, "encoding": recorded}
     (folder / "interpreter.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
 def load_interpreter(folder: Path) -> tuple[FeatureInterpreter, dict[str, Any]]:
-    """The frozen interpreter of a folder written by `save_interpreter`, with its facts: `strides` and `T`.
+    """The frozen interpreter of a folder written by `save_interpreter`, with its facts: `strides` and `encoding`.
 
     Raises:
         UserError: the folder holds none.
@@ -74,6 +76,7 @@ def load_interpreter(folder: Path) -> tuple[FeatureInterpreter, dict[str, Any]]:
     if not (folder / "interpreter.json").exists():
         raise UserError(f"{folder} is not an interpreter (no interpreter.json); run `dreamteacher train-interpreter` first")
     facts = json.loads((folder / "interpreter.json").read_text())
+    facts.setdefault("encoding", {"T": facts.get("T")})  # as it was written when there was one encoding
     interpreter = FeatureInterpreter(**facts["shape"])
     interpreter.load_state_dict(load_file(folder / "interpreter.safetensors"))
     return cast(FeatureInterpreter, interpreter.eval().requires_grad_(False)), facts

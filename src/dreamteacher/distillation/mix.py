@@ -24,14 +24,16 @@ class MixStudent(nn.Module):
         self.task = task
         task.backbone = regressor.backbone
         self.heads = regressor.heads if regress else None
+        self.pooled = regressor.pooled if regress else None
+        self.condition = regressor.condition if regress else None
         self.neck: Neck | None = None  # of the taps, where the task has none
         if isinstance(task.head, NeckHead):
             task.head.neck = regressor.neck
         elif regress:
             self.neck = regressor.neck
 
-    def forward(self, normalized: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """`(B, 3, H, W)` to the task's logits and the regressed maps (none for labels alone)."""
+    def forward(self, normalized: Tensor, step: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """`(B, 3, H, W)` to the task's logits and what a FeatureRegressor returns (nothing for labels alone); `step` as there."""
         size = normalized.shape[2:]
         pyramid = self.task.backbone(normalized)
         if isinstance(self.task.head, NeckHead):
@@ -40,4 +42,9 @@ class MixStudent(nn.Module):
         else:
             levels = self.neck(pyramid, cast(TapHeads, self.heads).finest) if self.neck else []
             logits = self.task.head(pyramid, size)
-        return logits, self.heads(levels, size) if self.heads else []
+        if self.heads is None:
+            return logits, []
+        if self.condition is not None and step is not None:
+            levels = self.condition(levels, step)
+        regressed = self.heads(levels, size)
+        return logits, regressed if self.pooled is None else [*regressed, self.pooled(self.task.backbone.embed(pyramid))]

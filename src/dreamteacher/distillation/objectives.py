@@ -1,10 +1,12 @@
-"""What is minimised (Sec 3.1 and 3.2): whitening, Eq 1 to 3, 5 and 6. Pure functions of tensors."""
+"""What is minimised (Sec 3.1 and 3.2): whitening, Eq 1 to 3, 5 and 6, and what later work puts beside them. Pure functions of tensors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+SIMILARITY_SIDE = 16  # longest side of the maps whose places are compared with each other
 
 
 def layernorm_whitening(features: Tensor) -> Tensor:
@@ -35,6 +37,36 @@ def attention_transfer(regressed: list[Tensor], target: list[Tensor]) -> Tensor:
     """Eq 2: distance of the attention maps of the regressed and the raw (not whitened) target, averaged over taps and pictures."""
     distances = [(attention_map(r) - attention_map(t)).norm(dim=1).mean() for r, t in zip(regressed, target, strict=True)]
     return torch.stack(distances).mean()
+
+
+def cosine_distance(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
+    """1 - cosine of the channel vectors `(C,)` at each place, averaged over places, pictures and taps, in [0, 2]."""
+    distances = [1 - F.cosine_similarity(r, w, dim=1).mean() for r, w in zip(regressed, whitened, strict=True)]
+    return torch.stack(distances).mean()
+
+
+def smooth_l1(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
+    """Huber's loss, quadratic below an error of 1, averaged over taps and, within one, over all elements."""
+    return torch.stack([F.smooth_l1_loss(r, w) for r, w in zip(regressed, whitened, strict=True)]).mean()
+
+
+def self_similarity(features: Tensor) -> Tensor:
+    """Cosine between the places of each picture: `(B, C, h, w)` to `(B, n, n)`.
+
+    Maps with more places than SIMILARITY_SIDE squared are averaged down to that first, as the matrix grows with the square of n.
+    """
+    if max(features.shape[2:]) > SIMILARITY_SIDE:
+        height, width = (min(side, SIMILARITY_SIDE) for side in features.shape[2:])
+        features = F.adaptive_avg_pool2d(features, (height, width))
+    unit = F.normalize(features.flatten(2), dim=1)
+    with torch.autocast(features.device.type, enabled=False):
+        return unit.transpose(1, 2) @ unit
+
+
+def relational(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
+    """Mean squared difference of the self-similarities, averaged over pictures and taps (Gram anchoring of DINOv3, arXiv 2508.10104)."""
+    differences = [F.mse_loss(self_similarity(r), self_similarity(w)) for r, w in zip(regressed, whitened, strict=True)]
+    return torch.stack(differences).mean()
 
 
 def soft_label_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:

@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreamteacher.distillation.objectives import layernorm_whitening, standardize_whitening
+from dreamteacher.distillation.rotations import equalizing_rotation
 from dreamteacher.errors import UserError
 from dreamteacher.teachers.base import Tap, Teacher
+from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
 Whitening = Callable[[list[Tensor]], list[Tensor]]  # one (B, C_l, h_l, w_l) a tap, to the same shapes
-Statistics = dict[str, dict[str, list[float]]]  # by the name of the tap: `mean` and `std` of its channels
+# By the name of the tap: `mean` and `std` of its channels, both (C,), or `mean` and the `matrix` (C, C) of phi-s; float64. None measured: {}.
+Statistics = dict[str, dict[str, Tensor]]
 
-STATISTICS_FILE = "statistics.json"
+STATISTICS_FILE, MATRICES_FILE = "statistics.json", "statistics.safetensors"
 LEAST_SPREAD = 0.01  # of a channel, as a share of its tap's upper quartile
 
 
@@ -32,43 +37,122 @@ def standardize(taps: list[Tap], statistics: Statistics) -> Whitening:
     A channel that hardly varied when they were measured is divided by a hundredth of what others vary by: where another picture wakes
     it up, it would outweigh all of them.
     """
-    measured = [[torch.tensor(statistics[tap.name][key]) for key in ("mean", "std")] for tap in taps]
+    measured = [[statistics[tap.name][key].float() for key in ("mean", "std")] for tap in taps]
     measured = [[mean, std.clamp(min=LEAST_SPREAD * float(std.quantile(0.75)))] for mean, std in measured]
     return lambda maps: [standardize_whitening(m, mean.to(m), std.to(m)) for m, (mean, std) in zip(maps, measured, strict=True)]
 
 
-def measure_statistics(teacher: Teacher, batches: Iterable[Tensor], seed: int) -> Statistics:
-    """Of the teacher's features of pictures, batches of `(B, 3, H, W)` in [0, 1] on its device. `seed` draws the noise."""
+def phi_s(taps: list[Tap], statistics: Statistics) -> Whitening:
+    """Each tap by one linear map of its channel vectors: all channels then have mean 0 and the same variance, 1 (PHI-S, arXiv 2410.01680).
+
+    Distances are kept up to one scale, unlike with `standardize`, which makes a channel of noise as loud as one of content.
+    """
+    measured = [(statistics[tap.name]["mean"].float(), statistics[tap.name]["matrix"].float()) for tap in taps]
+
+    def whiten(maps: list[Tensor]) -> list[Tensor]:
+        whitened = []
+        for m, (mean, matrix) in zip(maps, measured, strict=True):
+            with torch.autocast(m.device.type, enabled=False):
+                centred = (m - mean.to(m)[:, None, None]).flatten(2)
+                whitened.append((matrix.to(m) @ centred).view_as(m))
+        return whitened
+
+    return whiten
+
+
+KINDS: dict[str, Callable[[list[Tap], Statistics], Whitening]] = {
+    "layernorm": lambda taps, statistics: layernorm,
+    "standardize": standardize,
+    "phi-s": phi_s,
+}
+
+
+def measure_statistics(kind: str, teacher: Teacher, batches: Iterable[Tensor], seed: int) -> Statistics:
+    """What the whitening `kind` needs of the teacher's features of pictures.
+
+    Args:
+        kind: of KINDS; for layernorm nothing is measured.
+        teacher: whose features are measured.
+        batches: of pictures `(B, 3, H, W)` in [0, 1] on its device.
+        seed: draws the noise.
+    """
+    if kind == "layernorm":
+        return {}
     sums = {tap.name: torch.zeros(3, tap.channels, dtype=torch.float64) for tap in teacher.taps}
+    products = {tap.name: torch.zeros(tap.channels, tap.channels, dtype=torch.float64) for tap in teacher.taps}
     for i, images in enumerate(batches):
         lesson = teacher.teach(images, StepRandom(seed, i, 0, 1, images.device))
         for tap, maps in zip(teacher.taps, lesson.features, strict=True):
-            flat = maps.double().movedim(1, 0).flatten(1).cpu()
+            flat = maps.double().movedim(1, 0).flatten(1)
+            if kind == "phi-s":
+                products[tap.name] += (flat @ flat.T).cpu()
+            flat = flat.cpu()
             sums[tap.name] += torch.stack([torch.full_like(flat[:, 0], flat.shape[1]), flat.sum(1), flat.square().sum(1)])
     statistics = {}
     for name, (n, total, squares) in sums.items():
         mean = total / n
-        statistics[name] = {"mean": mean.tolist(), "std": (squares / n - mean.square()).clamp(min=1e-8).sqrt().tolist()}
+        if kind == "phi-s":
+            covariance = products[name] / n - mean[:, None] * mean
+            scale = covariance.trace().div(len(mean)).clamp(min=1e-8).sqrt()
+            statistics[name] = {"mean": mean, "matrix": equalizing_rotation(covariance) / scale}
+        else:
+            statistics[name] = {"mean": mean, "std": (squares / n - mean.square()).clamp(min=1e-8).sqrt()}
     return statistics
 
 
+def fit_whitening(kind: str, teacher: Teacher, batches: Iterable[Tensor], seed: int, kept: Path) -> tuple[Whitening, Statistics]:
+    """The whitening `kind` for this teacher, and what it was measured to be (see `measure_statistics`).
+
+    The first process measures, once: in `kept`, the folder of the run's checkpoints, a resumed run and other processes find the same
+    statistics to the bit. Where eigenvalues nearly coincide, those of another measurement would be another rotation.
+    """
+    if kind != "layernorm":
+        with this_process().main_process_first():
+            if not _files(kept):
+                save_statistics(measure_statistics(kind, teacher, batches, seed), kept)
+    statistics = {} if kind == "layernorm" else _read_statistics(kept)
+    return KINDS[kind](teacher.taps, statistics), statistics
+
+
 def save_statistics(statistics: Statistics, folder: Path) -> None:
-    """For `load_whitening`."""
-    (folder / STATISTICS_FILE).write_text(json.dumps(statistics, indent=1) + "\n")
+    """For `load_whitening`; nothing where nothing was measured."""
+    matrices = any("matrix" in of_tap for of_tap in statistics.values())
+    path = folder / (MATRICES_FILE if matrices else STATISTICS_FILE)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    if matrices:
+        save_file({f"{tap}/{key}": value for tap, of_tap in statistics.items() for key, value in of_tap.items()}, unfinished)
+    elif statistics:
+        plain = {tap: {key: value.tolist() for key, value in of_tap.items()} for tap, of_tap in statistics.items()}
+        unfinished.write_text(json.dumps(plain, indent=1) + "\n")
+    if statistics:
+        unfinished.replace(path)
 
 
 def load_whitening(kind: str, folder: Path, taps: list[Tap]) -> Whitening:
-    """That of `kind` ("layernorm" or "standardize") which distill-features used when it made `folder`.
+    """That of `kind` (one of KINDS) which distill-features used when it made `folder`.
 
     Raises:
         UserError: it holds no statistics of these taps.
     """
-    if kind == "layernorm":
-        return layernorm
     try:
-        return standardize(taps, json.loads((folder / STATISTICS_FILE).read_text()))
-    except (OSError, ValueError, KeyError) as error:
+        return KINDS[kind](taps, {} if kind == "layernorm" else _read_statistics(folder))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
-            f"{folder} holds no feature statistics of these taps, which distill.whitening = 'standardize' needs; "
+            f"{folder} holds no feature statistics of these taps, which distill.whitening = {kind!r} needs; "
             "run `dreamteacher distill-features` again with it"
         ) from error
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in (folder / STATISTICS_FILE, folder / MATRICES_FILE) if path.is_file()]
+
+
+def _read_statistics(folder: Path) -> Statistics:
+    if (folder / STATISTICS_FILE).is_file():
+        plain = json.loads((folder / STATISTICS_FILE).read_text())
+        return {tap: {key: torch.tensor(value, dtype=torch.float64) for key, value in of_tap.items()} for tap, of_tap in plain.items()}
+    statistics: Statistics = {}
+    for name, value in load_file(folder / MATRICES_FILE).items():
+        tap, _, key = name.rpartition("/")
+        statistics.setdefault(tap, {})[key] = value
+    return statistics

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +12,8 @@ from torch import Tensor, nn
 from dreamteacher.data.dataset import Samples
 from dreamteacher.data.transforms import Transform, pretrain_crop
 from dreamteacher.distillation.features import embedding_spread
-from dreamteacher.errors import UserError, first_line
+from dreamteacher.errors import UserError
+from dreamteacher.plugins import load_plugin
 from dreamteacher.settings.schema import Params
 from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backbone, save_backbone
 from dreamteacher.tasks.model import normalize
@@ -50,9 +47,19 @@ class Method(ABC):
 
     needs_teacher = False
 
-    def __init__(self, params: Params, teacher: Path | None, device: torch.device):
-        """`params`: the settings, of which `distill`, `student` and `taps` are read. What is frozen goes to `device`."""
-        self.params, self.settings, self.device = params, params.distill, device
+    def __init__(self, params: Params, teacher: Path | None, scratch: Path, device: torch.device):
+        """Open what is learned from.
+
+        Args:
+            params: the settings, of which `seed`, `distill`, `student` and `taps` may be read.
+            teacher: its folder.
+            scratch: a folder in which a resumed run finds what was measured before training.
+            device: where training computes; what is frozen goes there.
+
+        Raises:
+            UserError: the teacher is damaged, or does not fit the settings.
+        """
+        self.params, self.settings, self.scratch, self.device = params, params.distill, scratch, device
 
     def transform(self) -> Transform:
         """What a train picture becomes; by default the crop that feature distillation learns from."""
@@ -108,23 +115,13 @@ def normal(images: Tensor, backbone: Backbone) -> Tensor:
     return normalize(images, backbone.mean, backbone.std)
 
 
-@cache
 def get_method(name: str) -> type[Method]:
     """The method of a name: one of BUILT_IN, or one that an installed package names in GROUP.
 
     Raises:
         UserError: there is none of this name.
     """
-    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
-    entries |= {own: EntryPoint(own, value, GROUP) for own, value in BUILT_IN.items()}
-    if name not in entries:
-        near = difflib.get_close_matches(name, entries, 1) or sorted(entries)
-        raise UserError(f"no method is called {name!r}; set distill.method to {' or '.join(near)}, or install the package that offers it")
-    entry = entries[name]
-    try:
-        method: Any = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"method {name!r} cannot be loaded ({first_line(error)}); install {entry.value} again") from error
+    method = load_plugin(GROUP, name, BUILT_IN, "method")
     if not (isinstance(method, type) and issubclass(method, Method)):
-        raise UserError(f"{entry.value}, which method {name!r} names, is no subclass of {Method.__module__}.Method")
+        raise UserError(f"distill.method = {name!r} leads to {method!r}, which is no subclass of {Method.__module__}.Method")
     return method

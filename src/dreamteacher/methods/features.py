@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import Samples
-from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective
-from dreamteacher.distillation.whitening import Statistics, layernorm, measure_statistics, save_statistics, standardize
+from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective, student_options
+from dreamteacher.distillation.whitening import Statistics, fit_whitening, save_statistics
 from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, normal
 from dreamteacher.settings.schema import Params
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
-from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.order import draw_batches
 from dreamteacher.training.randomness import StepRandom
@@ -28,28 +28,27 @@ class Features(Method):
     needs_teacher = True
     backbone: Backbone
     objective: FeatureObjective
-    statistics: Statistics | None = None
+    statistics: Statistics
 
-    def __init__(self, params: Params, teacher: Path | None, device: torch.device):
-        super().__init__(params, teacher, device)
+    def __init__(self, params: Params, teacher: Path | None, scratch: Path, device: torch.device):
+        super().__init__(params, teacher, scratch, device)
         assert teacher is not None
-        self.generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(self.settings.T)).to(device)
+        self.generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(self.settings)).to(device)
 
     def build(self, backbone: Backbone, samples: Samples) -> FeatureRegressor:
         """Backbone, neck and heads; what whitening needs is measured on train pictures."""
-        self.backbone, settings, taps = backbone, self.settings, self.generator.taps
-        student = self.params.student
-        regressor = FeatureRegressor(backbone, [tap.channels for tap in taps], [tap.stride for tap in taps], student.width, student.neck)
-        if settings.whitening == "standardize":
-            pictures = draw_batches(samples, settings.stats_images, self.params.seed, self.device)
-            self.statistics = measure_statistics(self.generator, pictures, self.params.seed)
-        self.objective = feature_objective(settings, standardize(taps, self.statistics) if self.statistics else layernorm, taps)
+        self.backbone, settings, taps, student = backbone, self.settings, self.generator.taps, self.params.student
+        channels, strides = [tap.channels for tap in taps], [tap.stride for tap in taps]
+        regressor = FeatureRegressor(backbone, channels, strides, student.width, student.neck, **student_options(settings))
+        pictures = draw_batches(samples, settings.stats_images, self.params.seed, self.device)
+        whiten, self.statistics = fit_whitening(settings.whitening, self.generator, pictures, self.params.seed, self.scratch)
+        self.objective = feature_objective(settings, whiten, taps)
         return regressor
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         """Of the lesson's pictures, which a teacher may have made itself."""
         lesson = self.generator.teach(batch["image"], random)
-        return self.objective(model(normal(lesson.images, self.backbone)), lesson.features)
+        return self.objective(model(normal(lesson.images, self.backbone), lesson.step), lesson.features)
 
     def kept(self, model: nn.Module) -> nn.Module:
         """All of it: label distillation goes on from the neck, too."""
@@ -72,7 +71,7 @@ class Features(Method):
             lesson = self.generator.teach(images, random)
             pyramid = kept.backbone(normal(lesson.images, kept.backbone))
             embeddings.append(kept.backbone.embed(pyramid))
-            regressed = kept.regress(pyramid, lesson.images.shape[2:])
+            regressed = kept.regress(pyramid, lesson.images.shape[2:], lesson.step)
             quality.update(*self.objective.compared(regressed, lesson.features))
         return {**quality.compute(), "embedding_spread": embedding_spread(torch.cat(embeddings))}
 
@@ -80,5 +79,4 @@ class Features(Method):
         """`backbone/`, the regressor and, where they were measured, the statistics."""
         assert isinstance(kept, FeatureRegressor)
         save_regressor(kept, folder)
-        if self.statistics:
-            save_statistics(self.statistics, folder)
+        save_statistics(self.statistics, folder)

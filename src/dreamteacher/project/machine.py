@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dreamteacher.distillation.features import feature_objective
+from dreamteacher.distillation.features import feature_objective, student_options
 from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.limits import cores, memory_limit
 from dreamteacher.settings.schema import Params
@@ -18,7 +18,7 @@ from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers.ddpm import Generator
 from dreamteacher.teachers.diffusion import DiffusionTeacher
-from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.randomness import StepRandom
 
@@ -70,16 +70,17 @@ def measure(params: Params, machine: Machine) -> Speed:
     teacher = _seconds(lambda: generator.loss(unet, crops, random)["loss"], unet, device) / some
 
     strides = None if params.taps == "auto" else list(params.taps)
-    frozen = DiffusionTeacher(unet, generator.scheduler, Stochastic(params.distill.T), strides)
+    frozen = DiffusionTeacher(unet, generator.scheduler, get_encoding(params.distill), strides)
     backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
     channels, tapped = [tap.channels for tap in frozen.taps], [tap.stride for tap in frozen.taps]
-    student = FeatureRegressor(backbone, channels, tapped, params.student.width, params.student.neck).to(device)
+    options = {"neck": params.student.neck, **student_options(params.distill)}
+    student = FeatureRegressor(backbone, channels, tapped, params.student.width, **options).to(device)
     objective = feature_objective(params.distill, layernorm, frozen.taps)
     crops = torch.rand(some, 3, params.distill.resolution, params.distill.resolution, device=device)
 
     def distil() -> torch.Tensor:
         lesson = frozen.teach(crops, random)
-        return objective(student(normalize(crops, backbone.mean, backbone.std)), lesson.features)["loss"]
+        return objective(student(normalize(lesson.images, backbone.mean, backbone.std), lesson.step), lesson.features)["loss"]
 
     return Speed(teacher, _seconds(distil, student, device) / some)
 

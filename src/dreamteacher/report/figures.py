@@ -84,6 +84,19 @@ def save_bars(values: dict[str, list[float]], label: str, path: Path) -> None:
     _save(figure, path)
 
 
+def save_curves(panels: dict[str, dict[str, list[tuple[float, float]]]], x: str, marked: float, path: Path) -> None:
+    """Side by side, by the title of each panel: named curves of (x, y) points; `x` is the axis' label, a line stands at `marked`."""
+    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, points in curves.items():
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axes.axvline(marked, color="0.6", linestyle=":", linewidth=1)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(x)
+        axes.legend(fontsize=7)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, metadata={"Software": None})

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.schema import Params, Section
-from dreamteacher.settings.table import known_keys
+from dreamteacher.settings.table import describe, known_keys
 
 
 class _Yaml(yaml.SafeLoader):
@@ -21,6 +21,7 @@ class _Yaml(yaml.SafeLoader):
 
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 # PyYAML's constructors let these out for text such as 2020-13-45, 0x_ or brackets nested a thousand deep.
+MOVED = {"distill.at_weight": "distill.objectives: {{mse: 1, at: {}}}"}  # settings of earlier versions, and what they are now
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 
 
@@ -68,7 +69,12 @@ def restore_params(**sections: Any) -> Params:
         if isinstance(group, dict):  # KFP's local runner takes no null, so a pipeline says it by the word
             plain[name] = {key: None if value == "null" else value for key, value in group.items()}
     types: dict[str, Any] = {name: Params.model_fields[name].annotation for name in plain}
-    checked = {name: TypeAdapter(types[name]).validate_python(value) for name, value in plain.items()}
+    checked = {}
+    for name, value in plain.items():
+        try:
+            checked[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:  # such as a term whose package this step's image lacks
+            raise UserError(_explain(error, f"settings of this step, {name}")) from error
     return Params().model_copy(update=checked)
 
 
@@ -109,14 +115,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not sep or not all(key.strip().split(".")):
         raise UserError(f"--set {override}: write it as KEY.KEY=VALUE, for example distill.T=250")
     *parents, last = key.strip().split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
+    for depth, parent in enumerate(parents):
+        values = values.setdefault(parent, _default_table(".".join(parents[: depth + 1])))
         if not isinstance(values, dict):
             raise UserError(f"--set {override}: {parent} is a value, not a group of settings")
     try:
         values[last] = yaml.load(text, _Yaml)
     except _YAML_ERRORS as error:
         raise UserError(f"--set {override}: {text!r} is not a YAML value: {_problem(error)}") from error
+
+
+def _default_table(name: str) -> dict[str, Any]:
+    """The default of a setting that is a table, such as distill.objectives, of which an override changes one entry; else an empty one."""
+    default = next((field.default for key, _, field in describe() if key == name), None)
+    return dict(default) if isinstance(default, dict) else {}
 
 
 def _problem(error: Exception) -> str:
@@ -139,6 +151,8 @@ def _explain(error: ValidationError, where: str) -> str:
     location = [str(part) for part in problem["loc"]]
     name = ".".join(part for part in location if part.replace("_", "").isalnum() and not part.startswith("function"))
     more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
+    if name in MOVED and problem["type"] == "extra_forbidden":
+        return f"{where}: {name} is now part of another setting; write {MOVED[name].format(problem['input'])}"
     if problem["type"] == "extra_forbidden":
         known = known_keys()
         if isinstance(problem["input"], dict) and problem["input"]:

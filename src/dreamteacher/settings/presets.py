@@ -9,6 +9,8 @@ from typing import Any
 
 LEVELS = {"tiny": 5, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
 
+SIZED = ("ddpm", "edm", "random", "pixels")  # kinds whose decoder levels and noise steps follow from the settings, not from a folder
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {},
     # Rate, batch and averaging are those of DDPMs of this kind on 32 and 64 px.

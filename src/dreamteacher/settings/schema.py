@@ -5,11 +5,13 @@ Equation, section and table numbers are those of the DreamTeacher paper (arXiv 2
 
 from __future__ import annotations
 
+import difflib
+from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dreamteacher.settings.presets import PRESETS, auto_taps, by_size, strides
+from dreamteacher.settings.presets import PRESETS, SIZED, auto_taps, by_size, strides
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -20,6 +22,8 @@ _PARTS = (
     "parts into which each process splits its share of the batch, to save memory; loss and gradient stay those of the whole batch, but "
     "batch normalisation takes its statistics from each part"
 )
+OBJECTIVES = ("mse", "at", "cosine", "smooth_l1", "relational", "global")
+OBJECTIVES_GROUP = "dreamteacher.objectives"  # of entry points, by which packages add terms
 Augment = Literal["natural", "overhead", "no-flip", "none"]
 Init = Literal["scratch", "features", "labels", "mix", "imagenet"]
 
@@ -75,7 +79,9 @@ class Teacher(Training):
     """The generator, trained on the unlabelled pictures."""
 
     kind: str = Field(
-        "ddpm", description="ddpm: as the paper's; edm: Karras et al. 2022, told of its augmentation; other packages may add kinds"
+        "ddpm",
+        description="ddpm: as the paper's; edm: Karras et al. 2022, told of its augmentation; docs/teachers.md lists "
+        "the others, also those that are imported",
     )
     size: Literal["tiny", "small", "adm-256"] = Field(
         "tiny", description="widths and depth of the U-Net: the demo's, a larger one, or the paper's (Tab 16); what follows is said at each"
@@ -83,7 +89,7 @@ class Teacher(Training):
     pretrained: str | None = Field(
         None,
         description="a teacher that is taken as it is instead of training one: nuclei, which comes with the package, or the folder of a "
-        "teacher of the same size; null: train",
+        "teacher of the same size, or of any that `dreamteacher import-teacher` made; null: train",
     )
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
@@ -124,7 +130,29 @@ class Student(Section):
     )
 
 
-class Distill(Training):
+class EncodingSettings(Section):
+    """How pictures enter a diffusion model."""
+
+    encoding: Literal["stochastic", "ddim", "stratified", "dream"] = Field(
+        "stochastic",
+        description="stochastic: noise drawn anew, to step T (best of Tab 10); ddim: deterministic inversion to T; stratified: for each "
+        "picture a step of its own, drawn from strata in turn, which the student's heads are told; dream: pictures that the teacher makes",
+    )
+    T: Count = Field(50, description="noise step of the encoding")
+    strata: Annotated[list[Count], Field(min_length=2)] = Field(
+        [10, 110, 210, 310], description="edges of the ranges of noise steps from which the encoding stratified draws; the last is left out"
+    )
+    passes: Positive = Field(10, description="passes of the generator for the encodings ddim, from the picture to T, and dream, from noise")
+
+    @field_validator("strata")
+    @classmethod
+    def _in_order(cls, edges: list[int]) -> list[int]:
+        if edges != sorted(set(edges)):
+            raise ValueError("the edges must grow")
+        return edges
+
+
+class Distill(Training, EncodingSettings):
     """Pretraining without labels: feature distillation (Sec 3.1, Eq 1-3), or a method to compare it with."""
 
     method: str = Field(
@@ -139,12 +167,18 @@ class Distill(Training):
     lr: Annotated[float, Field(gt=0)] = Field(2e-3, description=f"peak learning rate ({by_size('distill', 'lr')})")
     T: Count = Field(50, description="noise step of the encoding (Tab 17: 50, ImageNet 150; best of Tab 11: 250)")
     resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('distill', 'resolution')})")
-    whitening: Literal["layernorm", "standardize"] = Field(
+    whitening: Literal["layernorm", "standardize", "phi-s"] = Field(
         "layernorm",
-        description="W of Eq 1: LayerNorm over channels and places, or by mean and std of each channel, measured on stats_images",
+        description="W of Eq 1: LayerNorm over channels and places; standardize: by mean and std of each channel; phi-s: a rotation after "
+        "which all channels have the same variance, and one scale (arXiv 2410.01680); the last two are measured on stats_images",
     )
     stats_images: Positive = Field(256, description="train pictures, drawn by seed, over which the teacher's features are measured")
-    at_weight: Annotated[float, Field(ge=0)] = Field(10.0, description="lambda_AT of Eq 3")
+    objectives: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)] = Field(
+        {"mse": 1.0, "at": 10.0},
+        description="weights of the terms that are minimised; 0: logged alone. mse, Eq 1; at, Eq 2 (lambda_AT of Eq 3 is its weight); cosine "
+        "and smooth_l1, AM-RADIO's 0.9 and 0.1; relational: cosines between the places of a picture; global: the coarsest tap's average, "
+        "from the embedding; other packages may add terms",
+    )
     margin: Count = Field(
         0,
         description="width of the crops' border that loss and explained variance leave out, pixels, rounded up to whole cells of each tap: "
@@ -188,10 +222,27 @@ class Distill(Training):
         64, description="held-out unlabelled pictures for that measurement, from which the backbone does not learn features"
     )
 
+    @field_validator("objectives")
+    @classmethod
+    def _known_and_in_order(cls, weights: dict[str, float]) -> dict[str, float]:
+        """In one order, in which the terms are added and logged."""
+        unknown = sorted(set(weights) - set(OBJECTIVES))
+        offered = {point.name for point in entry_points(group=OBJECTIVES_GROUP)} if unknown else set()
+        for name in unknown:
+            if name not in offered:
+                near = difflib.get_close_matches(name, [*OBJECTIVES, *offered], 1) or [*OBJECTIVES, *sorted(offered)]
+                raise ValueError(f"there is no term {name!r}; name {' or '.join(near)}")
+        if not any(weights.values()):
+            raise ValueError("one term at least needs a weight above 0")
+        return {name: weights[name] for name in [*(n for n in OBJECTIVES if n in weights), *unknown]}
 
-class Interpreter(Training):
+
+class Interpreter(Training, EncodingSettings):
     """The feature interpreter on the frozen generator (Sec 3.2, Eq 4, App D.2)."""
 
+    encoding: Literal["stochastic", "ddim", "stratified"] = Field(
+        "stochastic", description="as distill.encoding, whose dreams have no labels"
+    )
     width: Positive = Field(256, description="channels of its fuse layers (App D.2: 256)")
     T: Count = Field(50, description="noise step of the encoding (App G.2: 50)")
     resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('interpreter', 'resolution')})")
@@ -339,6 +390,16 @@ class Retrain(Section):
     latency_runs: Positive = Field(30, description="pictures timed in each of three rounds, of which the best counts")
 
 
+class Tune(Section):
+    """What `dreamteacher tune` measures to choose noise step and taps; no stage of the chain reads it."""
+
+    T: Annotated[list[Count], Field(min_length=3)] | Literal["auto"] = Field(
+        "auto", description="noise steps that are tried; auto: shares of teacher.T_train from 0 to a half"
+    )
+    images: Annotated[int, Field(ge=2)] = Field(64, description="train pictures, drawn by seed, of which no label is read")
+    noises: Annotated[int, Field(ge=2)] = Field(2, description="passes for each picture and step, by which the share of the noise is told")
+
+
 class Params(Section):
     """All settings of a project."""
 
@@ -363,6 +424,7 @@ class Params(Section):
     export: Export = Export()
     publish: Publish = Publish()
     retrain: Retrain = Retrain()
+    tune: Tune = Tune()
 
     @model_validator(mode="after")
     def _follow_the_size(self) -> Params:
@@ -387,9 +449,19 @@ class Params(Section):
                 raise ValueError(f"compare.{name} = {values} names one twice")
         if missing := [mode for mode in ("labels", "mix") if (mode in self.compare.inits) != (mode in self.compare.modes)]:
             raise ValueError(f"compare.modes = {self.compare.modes} must hold what compare.inits has of labels and mix; see {missing[0]!r}")
-        for name, step in (("distill.T", self.distill.T), ("interpreter.T", self.interpreter.T)):
-            if step >= self.teacher.T_train:
-                raise ValueError(f"{name} = {step} must be below teacher.T_train = {self.teacher.T_train}")
+        if self.teacher.kind in SIZED:
+            self._fits_the_size()
+        return self
+
+    def _fits_the_size(self) -> None:
+        """Of other kinds the teacher's folder says what fits, which the stages read."""
+        for name, group in (("distill", self.distill), ("interpreter", self.interpreter)):
+            steps = self.teacher.T_train
+            if group.encoding == "stratified":
+                if group.strata[-1] > steps:
+                    raise ValueError(f"{name}.strata = {group.strata} must end at teacher.T_train = {steps} or before")
+            elif steps <= group.T:
+                raise ValueError(f"{name}.T = {group.T} must be below teacher.T_train = {steps}")
         size = f"teacher.size = {self.teacher.size!r}"
         offered = strides(self.teacher.size)
         if absent := [stride for stride in self.taps if stride not in offered] if self.taps != "auto" else []:
@@ -405,7 +477,6 @@ class Params(Section):
                 f"distill.margin = {self.distill.margin} leaves less than 2 x 2 of the {cells} x {cells} cells at stride {coarsest}; "
                 f"lower it to {max(0, cells - 2) // 2 * coarsest}, raise distill.resolution, or leave that stride out of taps"
             )
-        return self
 
     @model_validator(mode="after")
     def _head_steps_end_with_the_run(self) -> Params:

@@ -51,6 +51,8 @@ def _words(kind: Any, metadata: Any = ()) -> str:
         words = ", ".join(str(choice) for choice in get_args(kind))
     elif origin in (Union, types.UnionType):
         words = " or ".join("null" if part is type(None) else _words(part) for part in get_args(kind))
+    elif origin is dict:
+        words = f"table of {_words(get_args(kind)[1])}"
     elif origin in (list, tuple):
         words = f"{origin.__name__} of {_words(get_args(kind)[0])}"
     else:

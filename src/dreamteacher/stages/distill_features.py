@@ -47,7 +47,7 @@ def run(
     with open_stage("distill-features", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
-        method = kind(params, inputs.get("teacher"), this_process().device)
+        method = kind(params, inputs.get("teacher"), stage.checkpoints, this_process().device)
         samples, held_out = hold_out(ImageSet(data, "train"), settings.monitor_images, settings.resolution, params.seed)
         torch.manual_seed(params.seed)
         model = method.build(create_backbone(params.student.backbone, finest=params.student.finest_stride), samples)

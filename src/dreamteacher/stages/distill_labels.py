@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import feature_objective
+from dreamteacher.distillation.features import feature_objective, student_options
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.distillation.mix import MixStudent
 from dreamteacher.distillation.objectives import soft_label_cross_entropy
@@ -24,7 +24,7 @@ from dreamteacher.students.neck import FeatureRegressor, load_regressor
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import TaskModel, normalize, save_task_model
 from dreamteacher.teachers.base import Tap
-from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.encodings import encoding_of_pictures, get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
@@ -58,8 +58,8 @@ def run(
             return stage.metrics
         reader, facts = load_interpreter(interpreter)
         device = this_process().device
-        generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(facts["T"])).to(device)
-        regressed_from = generator.with_encoding(Stochastic(params.distill.T))
+        generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(facts["encoding"])).to(device)
+        regressed_from = generator.with_encoding(encoding_of_pictures(params.distill))
         reader = reader.to(device)
         images = ImageSet(data, "train")
         _check_interpreter(interpreter, facts, data, images, generator.taps)
@@ -73,13 +73,15 @@ def run(
             lesson = generator.teach(batch["image"], random)
             with torch.no_grad():
                 soft = reader(lesson.features, tuple(lesson.images.shape[2:]))
-            logits, regressed = model(normalize(lesson.images, mean, std))
+            taught = lesson
+            if mode == "mix" and regressed_from.encoding != generator.encoding:
+                again = regressed_from.teach(lesson.images, random)
+                taught = again if again.images is lesson.images else lesson  # not of other pictures, which a generator has made
+            logits, regressed = model(normalize(lesson.images, mean, std), taught.step)
             labels = soft_label_cross_entropy(logits, soft, settings.tau)
             if not regressed:
                 return {"loss": labels}
-            if regressed_from.encoding != generator.encoding:
-                lesson = regressed_from.teach(lesson.images, random)
-            losses = objective(regressed, lesson.features)
+            losses = objective(regressed, taught.features)
             return {**losses, "loss": losses["loss"] + settings.label_weight * labels, "labels": labels}
 
         trained = train(
@@ -93,7 +95,7 @@ def run(
         if this_process().is_main_process:
             save_task_model(cast(MixStudent, trained.ema or trained.model).task, stage.tmp)
             write_table(trained.history, stage.tmp / "curves.csv")
-        stage.metrics.update({k: v for k, v in trained.history[-1].items() if k in ("loss", "mse", "at", "labels")})
+        stage.metrics.update({k: v for k, v in trained.history[-1].items() if k in ("loss", *params.distill.objectives, "labels")})
     return stage.metrics
 
 
@@ -127,6 +129,11 @@ def _check_features(features: Path, start: FeatureRegressor, params: Params, tap
                 "run `dreamteacher distill-features` with these settings, or set labels.start = fresh"
             )
     _check_taps(features, "distill-features", start.facts["tap_strides"], start.facts["tap_channels"], taps)
+    if any(start.facts.get(name, False) != wanted for name, wanted in student_options(params.distill).items()):
+        raise UserError(
+            f"{features} was distilled with heads for another distill.encoding or another term `global` of distill.objectives; "
+            "run `dreamteacher distill-features` with these settings, or set labels.start = fresh"
+        )
 
 
 def _check_taps(folder: Path, stage: str, strides: list[int], channels: list[int], taps: list[Tap]) -> None:
@@ -144,5 +151,6 @@ def _build_student(params: Params, images: ImageSet, taps: list[Tap], features: 
     backbone = start.backbone if start else create_backbone(params.student.backbone, finest=params.student.finest_stride)
     width, neck = params.student.width, params.student.neck
     task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, width, neck=neck)
-    regressor = start or FeatureRegressor(backbone, [t.channels for t in taps], [t.stride for t in taps], width, neck)
+    channels, strides = [tap.channels for tap in taps], [tap.stride for tap in taps]
+    regressor = start or FeatureRegressor(backbone, channels, strides, width, neck, **student_options(params.distill))
     return MixStudent(task, regressor, regress=mode == "mix").train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -27,7 +28,7 @@ from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.model import load_task_model, normalize
 from dreamteacher.tasks.readout import read_out
 from dreamteacher.tasks.scoring import score
-from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.encodings import encoding_of_pictures
 from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.checkpoint import writing
 from dreamteacher.training.processes import this_process
@@ -226,7 +227,7 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
     distill = read_stage(features)["params"]["distill"]
     device = this_process().device
     student = load_regressor(features)
-    generator = open_teacher(teacher, student.heads.strides, Stochastic(distill["T"])).to(device)
+    generator = open_teacher(teacher, student.heads.strides, encoding_of_pictures(distill)).to(device)
     student.eval().to(device)
     whiten = load_whitening(distill["whitening"], features, generator.taps)
     extension = -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
@@ -235,13 +236,14 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
         sample = val.read(index)
         height, width = sample.image.shape[:2]
         extended = np.pad(sample.image, [(extension, extension), (extension, extension), (0, 0)], mode="reflect")
-        picture = whole()(replace(sample, image=extended, label=None))["image"][None].to(device)
+        picture = whole(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
         # The cells of the picture itself, by stride.
         cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in (height, width)] for s in student.heads.strides}
         lesson = generator.teach(picture, StepRandom(0, index, 0, 1, device))
         maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(lesson.features, generator.taps, strict=True)])
         targets.append([m[0].cpu().numpy() for m in maps])
-        maps = student(normalize(picture, student.backbone.mean, student.backbone.std))
+        pyramid = student.backbone(normalize(picture, student.backbone.mean, student.backbone.std))
+        maps = student.regress(pyramid, picture.shape[2:], lesson.step)
         regressed.append([m[0, :, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
     coloured = [pca_colours([t[tap] for t in targets], [r[tap] for r in regressed]) for tap in range(len(generator.taps))]
     for number, index in enumerate(shown):

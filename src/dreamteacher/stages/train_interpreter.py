@@ -17,7 +17,7 @@ from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.unseen import check_labels
-from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
@@ -43,7 +43,7 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
         if task.classifies is None:
             raise UserError(f"{images.task} predicts no classes that an interpreter could read; drop labels and mix from compare.inits")
         strides = choose_strides(teacher, params.taps)
-        generator = open_teacher(teacher, strides, Stochastic(settings.T)).to(this_process().device)
+        generator = open_teacher(teacher, strides, get_encoding(settings)).to(this_process().device)
         few = few_labelled(images, params.few_labels, seed)
         check_labels(images, few)
         torch.manual_seed(seed)
@@ -64,7 +64,7 @@ def run(params: Params, *, data: Path, teacher: Path, seed: int, out: Path, over
             count=task.count,
         )
         if this_process().is_main_process:
-            save_interpreter(cast(FeatureInterpreter, trained.ema or trained.model), strides, settings.T, stage.tmp)
+            save_interpreter(cast(FeatureInterpreter, trained.ema or trained.model), strides, settings, stage.tmp)
             write_table(trained.history, stage.tmp / "curves.csv")
         stage.metrics.update(loss=trained.last_loss(), n_labels=len(few))
     return stage.metrics

@@ -15,6 +15,7 @@ from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.teachers.base import Generator
 from dreamteacher.teachers.folder import find_pretrained, get_kind, read_facts
+from dreamteacher.teachers.importing import copy_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.order import draw_batches
 from dreamteacher.training.processes import this_process
@@ -27,11 +28,12 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
     """Train on the train split of `data`; `out` gets the generator with `teacher.json`, `samples.png`, `curves.csv`.
 
     `start` is an earlier teacher of the same kind and size, whose weights it goes on from instead of random ones. With
-    teacher.pretrained that teacher is taken as it is, and only its samples and its loss on `data` are made.
+    teacher.pretrained that teacher is taken as it is, and only its samples and its loss on `data` are made. An imported one is copied:
+    what network it is stands in its folder, not in the settings.
 
     Returns:
-        `loss`: what the kind minimises, over the last records or, of a pretrained teacher, over drawn pictures; 0 of a control, which is
-            not trained.
+        `loss`: what the kind minimises, over the last records or, of a pretrained teacher, over drawn pictures; 0 of a control and of an
+            imported teacher, which are not trained here.
     """
     settings = params.teacher
     start = find_pretrained(settings.pretrained) if settings.pretrained else start
@@ -39,12 +41,24 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
     with open_stage("train-teacher", params=params.section("seed", "teacher"), inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
-        generator = get_kind(settings.kind).Generator(settings)
+        kind, facts = get_kind(settings.kind), read_facts(start) if start else {}
+        if start and facts["kind"] != settings.kind:
+            raise UserError(f"{start} is a teacher of kind {facts['kind']!r}; set teacher.kind alike, or take no pretrained one")
+        if settings.pretrained and start and "source" in facts:  # imported
+            if this_process().is_main_process:
+                copy_teacher(start, stage.tmp)
+                write_table([{"step": 0, "loss": 0.0}], stage.tmp / "curves.csv")
+            stage.metrics["loss"] = 0.0
+            return stage.metrics
+        if not hasattr(kind, "Generator"):
+            raise UserError(
+                f"a teacher of kind {settings.kind!r} is not trained here; make its folder by `dreamteacher import-teacher {settings.kind} "
+                "SOURCE --out FOLDER`, and set teacher.pretrained to it"
+            )
+        generator = kind.Generator(settings)
         torch.manual_seed(params.seed)
         network = generator.build()
         if start:
-            if (found := read_facts(start)["kind"]) != settings.kind:
-                raise UserError(f"{start} is a teacher of kind {found!r}; set teacher.kind = {found!r}, or take no pretrained one")
             generator.load_weights(network, start)
         images = ImageSet(data, "train")
         samples = Samples(images, pretrain_crop(settings.resolution))
@@ -82,8 +96,8 @@ def run(params: Params, *, data: Path, out: Path, start: Path | None = None, ove
                 _save_grid(pictures, stage.tmp / "samples.png")
                 stage.tracker.artifact(stage.tmp / "samples.png")
             trained_on = {"pictures": len(images), "digest": images.digest()} if generator.trains else None
-            if start and settings.pretrained:
-                trained_on = read_facts(start).get("trained_on")
+            if settings.pretrained:
+                trained_on = facts.get("trained_on")
             generator.save(network.cpu(), stage.tmp, {"resolution": settings.resolution, "trained_on": trained_on})
         stage.metrics["loss"] = loss
     return stage.metrics

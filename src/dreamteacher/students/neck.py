@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
 from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backbone, save_backbone
+from dreamteacher.students.conditioning import StepCondition
 from dreamteacher.students.necks import DEFAULT, create_neck, resize
 
 REGRESSOR_FILE = "regressor.json"
@@ -40,20 +41,42 @@ class TapHeads(nn.Module):
 class FeatureRegressor(nn.Module):
     """Backbone, neck and the heads of the taps."""
 
-    def __init__(self, backbone: Backbone, tap_channels: list[int], tap_strides: list[int], width: int, neck: str = DEFAULT):
+    def __init__(
+        self,
+        backbone: Backbone,
+        tap_channels: list[int],
+        tap_strides: list[int],
+        width: int,
+        neck: str = DEFAULT,
+        *,
+        pooled: bool = False,
+        conditioned: bool = False,
+    ):
+        """`pooled`: the embedding is regressed, too, to the channels of the coarsest tap; `conditioned`: the heads know the noise step."""
         super().__init__()
         self.facts: dict[str, Any] = {"tap_channels": tap_channels, "tap_strides": tap_strides, "width": width, "neck": neck}
+        self.facts |= {name: True for name, value in (("pooled", pooled), ("conditioned", conditioned)) if value}
         self.backbone = backbone
         self.neck = create_neck(neck, backbone.channels, width)
         self.heads = TapHeads(backbone.strides, tap_channels, tap_strides, width)
+        self.pooled = nn.Linear(backbone.channels[-1], tap_channels[-1]) if pooled else None
+        self.condition = StepCondition(width, len(backbone.strides)) if conditioned else None
 
-    def forward(self, normalized: Tensor) -> list[Tensor]:
-        """`(B, 3, H, W)` to the regressed maps, one `(B, C_l, H/s_l, W/s_l)` a tap."""
-        return self.regress(self.backbone(normalized), normalized.shape[2:])
+    def forward(self, normalized: Tensor, step: Tensor | None = None) -> list[Tensor]:
+        """`(B, 3, H, W)` to the regressed maps, one `(B, C_l, H/s_l, W/s_l)` a tap; with `pooled` then `(B, C_last)` of the embedding.
 
-    def regress(self, pyramid: list[Tensor], size: torch.Size | tuple[int, int]) -> list[Tensor]:
+        `step`, `(B,)`: noise steps of the features that are regressed; of use where the heads are conditioned.
+        """
+        pyramid = self.backbone(normalized)
+        maps = self.regress(pyramid, normalized.shape[2:], step)
+        return maps if self.pooled is None else [*maps, self.pooled(self.backbone.embed(pyramid))]
+
+    def regress(self, pyramid: list[Tensor], size: torch.Size | tuple[int, int], step: Tensor | None = None) -> list[Tensor]:
         """The backbone's pyramid of pictures of `size` (H, W) to the regressed maps."""
-        return self.heads(self.neck(pyramid, self.heads.finest), size)
+        levels = self.neck(pyramid, self.heads.finest)
+        if self.condition is not None and step is not None:
+            levels = self.condition(levels, step)
+        return self.heads(levels, size)
 
 
 def save_regressor(regressor: FeatureRegressor, folder: Path) -> None:

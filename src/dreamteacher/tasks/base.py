@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamteacher.errors import UserError, first_line
+from dreamteacher.errors import UserError
+from dreamteacher.plugins import load_plugin
 from dreamteacher.settings.schema import Finetune, Interpreter
 from dreamteacher.students.necks import DEFAULT, Neck, create_neck
 
@@ -117,21 +116,10 @@ class NeckHead(nn.Module):
 def get_task(name: str) -> Task:
     """The task of a name: "segmentation", "classification", or that of an entry point of GROUP.
 
-    Names stand in files that come from elsewhere, such as task.json, so they lead to installed packages that offer tasks, and nowhere else.
-
     Raises:
-        UserError: there is none of this name.
+        UserError: there is none of this name, or it cannot be loaded. See `plugins.load_plugin`.
     """
-    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
-    entries |= {own: EntryPoint(own, value, GROUP) for own, value in BUILT_IN.items()}
-    if name not in entries:
-        near = difflib.get_close_matches(name, entries, 1) or sorted(entries)
-        raise UserError(f"no task is called {name!r}; name {' or '.join(near)}, or install the package that offers it")
-    entry = entries[name]
-    try:
-        task = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"task {name!r} cannot be loaded ({first_line(error)}); install {entry.value} again") from error
+    task = load_plugin(GROUP, name, BUILT_IN, "task")
     if not isinstance(task, Task):
-        raise UserError(f"{entry.value}, which task {name!r} names, is no instance of a subclass of {Task.__module__}.Task")
+        raise UserError(f"what task {name!r} names is no instance of a subclass of {Task.__module__}.Task; install its package again")
     return task

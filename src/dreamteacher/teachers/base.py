@@ -28,10 +28,12 @@ class Lesson:
     Attributes:
         images: `(B, 3, H, W)` in [0, 1], of which the features are: those that were given, or the generator's own.
         features: one float32 `(B, C_l, H/s_l, W/s_l)` a tap, fine to coarse.
+        step: `(B,)`, int64, the noise step of each picture; None: the teacher knows none.
     """
 
     images: Tensor
     features: list[Tensor]
+    step: Tensor | None = None
 
 
 class Teacher(Protocol):

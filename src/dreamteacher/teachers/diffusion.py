@@ -28,10 +28,15 @@ def decoder_taps(unet: UNet2DModel) -> list[Tap]:
 
 
 class DiffusionTeacher(nn.Module):
-    """A frozen U-Net that is cut off after its finest wanted tap, so nothing beyond is computed."""
+    """A frozen U-Net that is cut off after its finest wanted tap, so nothing beyond is computed.
+
+    Attributes:
+        unet: the part that features need.
+        whole: all of it, with the same parameters, for encodings that need what it predicts.
+    """
 
     def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler, encoding: Encoding, strides: list[int] | None = None):
-        """Take over `unet` (it is modified); `strides` chooses taps, None all.
+        """Take over `unet` (it is frozen); `strides` chooses taps, None all.
 
         Raises:
             UserError: a stride that the U-Net's decoder does not have, or an encoding that the schedule does not allow.
@@ -45,6 +50,7 @@ class DiffusionTeacher(nn.Module):
             raise UserError(f"the teacher has no tap at stride {missing[0]}; it has {[tap.stride for tap in offered]}")
         self.taps = [tap for tap in offered if tap.stride in wanted]
         self.scheduler, self.encoding = scheduler, encoding
+        self.whole = unet
         self.unet = _cut_after(unet, int(self.taps[0].name.split(".")[1]))
         self.requires_grad_(False)
         self.eval()
@@ -89,21 +95,41 @@ class DiffusionTeacher(nn.Module):
         height, width = images.shape[2:]
         if height % self.multiple or width % self.multiple:
             raise UserError(f"pictures of {height}x{width} px do not fit the teacher: their sides must be multiples of {self.multiple}")
-        noisy, steps = self.encoding.encode(self.scheduler, images, random)
+        inputs = images * 2 - 1
+        noisy, steps, clean = self.encoding.encode(self, inputs, random)
         self.denoise(noisy, steps)
         maps = [self._maps[tap.name].float() for tap in self.taps]
         self._maps.clear()
-        return Lesson(images, maps)
+        return Lesson(images if clean is inputs else (clean / 2 + 0.5).clamp(0, 1), maps, steps)
 
     def denoise(self, noisy: Tensor, steps: Tensor) -> None:
         """One pass of the U-Net over pictures `(B, 3, H, W)` at noise steps `(B,)`, whose taps are kept."""
         self.unet(noisy, cast(Any, steps))
 
+    def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
+        """See `encodings.Denoiser`. What a network says of the variance, behind its prediction, is passed over."""
+        output = self.whole(noisy, cast(Any, steps)).sample[:, : noisy.shape[1]].float()
+        kept = self.scheduler.alphas_cumprod.to(noisy.device)[steps][:, None, None, None]
+        return {
+            "epsilon": lambda: output,
+            "v_prediction": lambda: kept.sqrt() * output + (1 - kept).sqrt() * noisy,
+            "sample": lambda: (noisy - kept.sqrt() * output) / (1 - kept).sqrt(),
+        }[self.scheduler.config.prediction_type]()
+
 
 def _cut_after(unet: UNet2DModel, last_block: int) -> UNet2DModel:
-    unet.up_blocks = unet.up_blocks[: last_block + 1]
-    cast(Any, unet.up_blocks[-1]).upsamplers = None
-    unet.conv_norm_out = cast(Any, nn.Identity())
-    unet.conv_act = nn.Identity()
-    unet.conv_out = cast(Any, nn.Identity())
-    return unet
+    """A view of `unet`, whose modules are the same, without what comes after an up block and before its up-sampling."""
+    cut = _shallow(unet)
+    cut.up_blocks = nn.ModuleList([*unet.up_blocks[:last_block], _shallow(unet.up_blocks[last_block])])
+    cast(Any, cut.up_blocks[-1]).upsamplers = None
+    cut.conv_norm_out = cast(Any, nn.Identity())
+    cut.conv_act = nn.Identity()
+    cut.conv_out = cast(Any, nn.Identity())
+    return cut
+
+
+def _shallow(module: Any) -> Any:
+    """A copy whose children can be replaced."""
+    other = copy(module)
+    other._modules = dict(module._modules)
+    return other

@@ -54,10 +54,15 @@ class Denoiser(nn.Module):
         """
         if parameters is None:
             parameters = noisy.new_zeros(len(noisy), PARAMETERS)
-        level = sigma[:, None, None, None]
-        total = level.square() + SIGMA_DATA**2
-        output = self.unet(*unet_input(noisy, sigma), class_labels=self.conditioning(parameters)).sample.float()
-        return SIGMA_DATA**2 / total * noisy + level * SIGMA_DATA / total.sqrt() * output
+        return denoise(self.unet, noisy, sigma, self.conditioning(parameters))
+
+
+def denoise(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, conditioning: Tensor) -> Tensor:
+    """D of Eq 7 by the U-Net, given the embedding `(B, C)` of the augmentation; else as `Denoiser`."""
+    level = sigma[:, None, None, None]
+    total = level.square() + SIGMA_DATA**2
+    output = unet(*unet_input(noisy, sigma), class_labels=conditioning).sample.float()
+    return SIGMA_DATA**2 / total * noisy + level * SIGMA_DATA / total.sqrt() * output
 
 
 def unet_input(noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,10 +138,19 @@ class EDMTeacher(DiffusionTeacher):
 
     def denoise(self, noisy: Tensor, steps: Tensor) -> None:
         """One pass over pictures `(B, 3, H, W)`, sqrt(a) x picture + sqrt(1 - a) x noise, at noise steps `(B,)`."""
+        pictures, sigma, nothing = self._own_scale(noisy, steps)
+        self.unet(*unet_input(pictures, sigma), class_labels=nothing)
+
+    def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
+        """See `encodings.Denoiser`: what differs from the denoised pictures, by sigma."""
+        pictures, sigma, nothing = self._own_scale(noisy, steps)
+        return (pictures - denoise(self.whole, pictures, sigma, nothing)) / sigma[:, None, None, None]
+
+    def _own_scale(self, noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures plus noise, its standard deviation `(B,)`, and the embedding of no augmentation."""
         kept = self.scheduler.alphas_cumprod.to(noisy.device)[steps]
-        sigma = ((1 - kept) / kept).sqrt()
         nothing = noisy.new_zeros(len(noisy), _embedding_width(self.unet))
-        self.unet(*unet_input(noisy / kept.sqrt()[:, None, None, None], sigma), class_labels=nothing)
+        return noisy / kept.sqrt()[:, None, None, None], ((1 - kept) / kept).sqrt(), nothing
 
 
 def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> EDMTeacher:

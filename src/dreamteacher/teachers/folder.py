@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import asdict
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from dreamteacher.errors import UserError, first_line
+from dreamteacher.plugins import load_plugin
 from dreamteacher.settings.presets import auto_taps
 from dreamteacher.teachers.base import Generator, Tap, Teacher
 from dreamteacher.teachers.encodings import Encoding
@@ -25,7 +23,7 @@ ENTRY_POINTS = "dreamteacher.teachers"  # group in which another package names m
 
 
 class Kind(Protocol):
-    """What the module of a kind offers."""
+    """What the module of a kind offers. A kind that is only imported, from what others trained, has no `Generator`."""
 
     def Generator(self, settings: Settings) -> Generator:
         """How it is trained."""
@@ -35,18 +33,18 @@ class Kind(Protocol):
         """See `open_teacher`."""
         ...
 
+    def import_weights(self, source: str, out: Path, options: dict[str, str]) -> None:
+        """Optional. See `importing.import_teacher`."""
+        ...
+
 
 def get_kind(name: str) -> Kind:
     """The module of a kind of teachers: one of KINDS, or one that an installed package names in ENTRY_POINTS.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or it cannot be loaded.
     """
-    modules = KINDS | {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    if name not in modules:
-        near = difflib.get_close_matches(name, modules, 1)
-        raise UserError(f"there is no kind of teacher {name!r}" + (f"; near: {near[0]}" if near else f"; there are {sorted(modules)}"))
-    return cast(Kind, import_module(modules[name]))
+    return cast(Kind, load_plugin(ENTRY_POINTS, name, KINDS, "kind of teacher"))
 
 
 def open_teacher(folder: Path, strides: list[int] | None, encoding: Encoding) -> Teacher:
@@ -60,7 +58,11 @@ def open_teacher(folder: Path, strides: list[int] | None, encoding: Encoding) ->
 
 def write_facts(folder: Path, kind: str, taps: list[Tap], facts: dict[str, Any]) -> None:
     """Write `teacher.json`."""
-    content = {"kind": kind, "taps": [asdict(tap) for tap in taps], **facts}
+    write_json(folder, {"kind": kind, "taps": [asdict(tap) for tap in taps], **facts})
+
+
+def write_json(folder: Path, content: dict[str, Any]) -> None:
+    """Write `teacher.json` with this content, as `read_facts` returns it."""
     (folder / TAPS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
@@ -100,5 +102,8 @@ def find_pretrained(name: str) -> Path:
     if name in shipped:
         return PRETRAINED / name
     if not (Path(name) / TAPS_FILE).is_file():
-        raise UserError(f"teacher.pretrained = {name!r} is neither a teacher's folder nor one of {shipped}, which come with the package")
+        raise UserError(
+            f"teacher.pretrained = {name!r} is neither a teacher's folder nor one of {shipped}, which come with the package; "
+            "`dreamteacher import-teacher` makes one of what others trained"
+        )
     return Path(name)

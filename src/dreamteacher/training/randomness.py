@@ -53,6 +53,10 @@ class StepRandom:
         """`n` integers from [low, high), one for each picture of this part: int64 (n,)."""
         return self._slice(torch.randint(low, high, (n * self.parts,), generator=self._generator(), device=self.device))
 
+    def positions(self, n: int) -> Tensor:
+        """The places of this part's `n` pictures in the global batch: int64 (n,)."""
+        return torch.arange(self.part * n, (self.part + 1) * n, device=self.device)
+
     def _generator(self) -> torch.Generator:
         self._calls += 1
         return torch.Generator(self.device).manual_seed(derive_seed(self.seed, self.step, self._calls))

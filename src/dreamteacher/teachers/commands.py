@@ -1,0 +1,24 @@
+"""`dreamteacher import-teacher`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
+    """Add the command to those of `dreamteacher`; `add` takes name, function and help."""
+    command = add("import-teacher", _import_teacher, "make a teacher of a generator that others trained; see docs/teachers.md")
+    command.add_argument("kind", metavar="KIND", help="such as adm or diffusers")
+    command.add_argument("source", metavar="SOURCE", help="checkpoint, folder or hub id, as the kind takes it")
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the teacher; must not hold anything")
+    command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the kind; licence=... is kept as it is")
+
+
+def _import_teacher(options: argparse.Namespace) -> int:
+    from dreamteacher.teachers.importing import import_teacher
+
+    import_teacher(options.kind, options.source, options.out, options.option)
+    print(f"teacher of kind {options.kind}: {options.out}; set teacher.kind: {options.kind} and teacher.pretrained: {options.out}")
+    return 0

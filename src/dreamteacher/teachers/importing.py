@@ -1,0 +1,121 @@
+"""`dreamteacher import-teacher`: a teacher's folder from a generator that others trained. Nothing that it brings is ever run."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dreamteacher.errors import UserError, first_line
+from dreamteacher.teachers.folder import KINDS, get_kind, read_facts, write_json
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "g_ema", "params_ema")  # keys below which checkpoints keep their tensors
+
+
+def import_teacher(kind: str, source: str, out: Path, options: list[str]) -> None:
+    """Write the teacher's folder `out`, or nothing.
+
+    Args:
+        kind: one whose module has `import_weights(source, out, options)`, which writes the weights as safetensors and, by
+            `folder.write_facts`, teacher.json; `out` is an empty folder, which is renamed when whole.
+        source: file, folder or hub id, as the kind takes it.
+        options: "KEY=VALUE", which the kind reads; `licence` is kept in teacher.json as it is, with `source`.
+
+    Raises:
+        UserError: the kind is not imported, `out` holds something, an option is no KEY=VALUE, or the kind refuses the source.
+    """
+    module = get_kind(kind)
+    if not hasattr(module, "import_weights"):
+        possible = [name for name in KINDS if hasattr(get_kind(name), "import_weights")]
+        raise UserError(f"teachers of kind {kind!r} are not imported; of ours {', '.join(possible)} are")
+    settings = _parse(options)
+    licence = settings.pop("licence", None)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists; name another --out, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        module.import_weights(source, made, settings)
+        write_json(made, read_facts(made) | {"source": source, "licence": licence})
+        made.rename(out)
+
+
+def _parse(options: list[str]) -> dict[str, str]:
+    parsed: dict[str, str] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not key or not equals:
+            raise UserError(f"--option {option} is no KEY=VALUE, such as licence=MIT")
+        if key in parsed:
+            raise UserError(f"--option {key} is given twice; give it once")
+        parsed[key] = value
+    return parsed
+
+
+def check_options(options: Collection[str], allowed: Collection[str]) -> None:
+    """UserError where `options` has a key that is not among `allowed`, those of a kind."""
+    for key in options:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, 1) or sorted({*allowed, "licence"})
+            raise UserError(f"there is no --option {key}; near: {', '.join(near)}")
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a .pt or .pth file of torch or a .safetensors file holds, on the CPU: tensors and plain types, for nothing else is read.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds something that would have to be run to be read.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path} is no file; name the checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        why = _what_it_would_run(error)
+        raise UserError(
+            f"{path} holds more than tensors ({why}), and none of it was run; save its state dict alone where you trust it, and import that"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path} is no checkpoint of torch, or damaged ({first_line(error)}); fetch it again") from error
+
+
+def _what_it_would_run(error: Exception) -> str:
+    """Of torch's several lines of advice the one that names the object."""
+    lines = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line]
+    return (lines or [first_line(error)])[0].removeprefix("WeightsUnpickler error: ")[:200]
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their names, also where they lie below a key such as `state_dict`, or `module.` is before each.
+
+    Raises:
+        UserError: see `read_checkpoint`; or there are none.
+    """
+    content = read_checkpoint(path)
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise UserError(f"{path} holds no state dict; name a checkpoint of weights")
+    if all(key.startswith("module.") for key in tensors):  # of DistributedDataParallel
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def copy_teacher(folder: Path, out: Path) -> None:
+    """Copy the teacher in `folder`, as it is, into the existing folder `out`; not what a stage recorded of it."""
+    shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json", "curves.csv", ".*"))
