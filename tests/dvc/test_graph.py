@@ -81,6 +81,13 @@ def test_one_teacher_more_runs_itself_and_its_recipe(clean):
     assert clean.repro() == sorted(["train-teacher --name edm", "distill-features --recipe karras", "evaluate", "publish"])
 
 
+def test_a_recipe_without_a_teacher_waits_for_none(clean):
+    clean.change("  features: {teacher: own}", "  features: {teacher: own}\n  simclr: {teacher: none, distill: {method: simclr}}")
+    assert clean.repro() == sorted(["distill-features --recipe simclr", "evaluate", "publish"])
+    clean.change("pretrained: nuclei", "pretrained: null")
+    assert "distill-features --recipe simclr" not in clean.repro()
+
+
 def test_one_label_recipe_more_runs_its_own_interpreter(clean):
     clean.change("  mix: {features: features}", "  mix: {features: features}\n  labels: {features: features, labels: {mode: labels}}")
     assert clean.repro() == sorted(
@@ -112,7 +119,7 @@ def test_plots_are_drawn(project):
 
 def test_every_stage_is_in_the_graph_with_settings_that_exist():
     graph, settings = (yaml.safe_load((PROJECT / name).read_text()) for name in ("dvc.yaml", "params.yaml"))
-    assert set(graph["stages"]) == {*cli.STAGES, "nothing", "features-of"}
+    assert set(graph["stages"]) == {*cli.STAGES, "nothing", "no-teacher", "features-of"}
     for name, stage in graph["stages"].items():
         for key in stage.get("do", stage).get("params", []):
             group, _, setting = key.partition(".")

@@ -18,6 +18,7 @@ from pipelines import pretrain
 AROUND = {"find-commit", "fetch-data", "record", "finish"}  # steps of the pipeline that are no stages
 # What DVC's interpreters and label distillations know of teacher and features is their record, which features-of copies.
 FEATURES_OF = {"train-interpreter": {"train-teacher"}, "distill-labels": {"train-teacher", "distill-features"}}
+MARKS = ("nothing", "no-teacher", "features-of")
 BY_NAME = {"teachers", "recipes", "label_recipes"}  # find-commit resolves them into the groups that they change
 STORED = {"publish": {"ingest", "train-teacher", "distill-features"}}  # with the registered version; where DVC runs, `promote` does that
 Graph = dict[str, tuple[set[str], set[str]]]  # stage: (stages whose outputs it reads, settings it depends on)
@@ -32,13 +33,13 @@ def graph_of_dvc(text: str, folder: Path) -> Graph:
     graph: Graph = {
         name: (set(), {key.partition(".")[0] for key in stage.get("do", stage).get("params", [])} - BY_NAME)
         for name, stage in yaml.safe_load(text)["stages"].items()
-        if name not in ("nothing", "features-of")
+        if name not in MARKS
     }
     with Repo(str(folder)) as repo:
         for reader, maker in repo.index.graph.edges:
             names = [stage.name.split("@")[0] for stage in (reader, maker)]
             # evaluate takes all of artifacts/backbones, in which lies what label distillation made as well.
-            if names[0] in graph and names[1] != "nothing" and names != ["evaluate", "distill-labels"]:
+            if names[0] in graph and names[1] not in ("nothing", "no-teacher") and names != ["evaluate", "distill-labels"]:
                 graph[names[0]][0].update(FEATURES_OF[names[0]] if names[1] == "features-of" else {names[1]})
     return graph
 

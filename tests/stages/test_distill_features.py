@@ -12,11 +12,12 @@ from tiny_chain import Chain, brief_params
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.distillation import features
-from dreamteacher.distillation.features import feature_objective, inner_cells
-from dreamteacher.distillation.whitening import layernorm
+from dreamteacher.distillation.features import inner_cells
 from dreamteacher.errors import UserError
+from dreamteacher.methods.features import Features
 from dreamteacher.stages import distill_features
 from dreamteacher.stages.distill_features import _monitor, hold_out
+from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import load_regressor
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import open_teacher
@@ -42,7 +43,18 @@ def test_backbone_neck_and_heads_have_learned(chain: Chain) -> None:
 
 def test_quality_is_measured_on_pictures_that_it_never_learns_from(chain: Chain) -> None:
     metrics = chain.metrics["features"]
-    assert set(metrics) == {"ev_stride4", "ev_stride8", "explained_variance", "embedding_spread"}
+    assert set(metrics) == {
+        "ev_stride4",
+        "ev_stride8",
+        "explained_variance",
+        "embedding_spread",
+        "loss",
+        "mse",
+        "at",
+        "at_floor",
+        "pictures",
+    }
+    assert metrics["pictures"] == 4 * 4
     assert metrics["explained_variance"] == pytest.approx((metrics["ev_stride4"] + metrics["ev_stride8"]) / 2)
     images = ImageSet(chain.root / "data", "train")
     learned, held = hold_out(images, 3, 32, seed=0)
@@ -58,8 +70,10 @@ def test_quality_is_measured_in_parts_of_the_batch_with_the_same_figures(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As all held-out pictures at once would take tens of GB at 256 px."""
-    generator = open_teacher(chain.root / "teacher", [4, 8], Stochastic(10))
-    held_out = hold_out(ImageSet(chain.root / "data", "train"), 6, 32, seed=0)[1]
+    method = Features(chain.params, chain.root / "teacher", tmp_path, torch.device("cpu"))
+    generator = method.generator
+    samples, held_out = hold_out(ImageSet(chain.root / "data", "train"), 6, 32, seed=0)
+    method.build(create_backbone("test_resnet"), samples)
     regressor = load_regressor(chain.root / "features").eval()
     sizes = []
     teach = generator.teach
@@ -67,7 +81,7 @@ def test_quality_is_measured_in_parts_of_the_batch_with_the_same_figures(
     figures = []
     for batch_size, accumulate in ((6, 1), (8, 2), (5, 1), (1, 1)):
         settings = chain.params.distill.model_copy(update={"batch_size": batch_size, "accumulate": accumulate})
-        figures.append(_monitor(generator, held_out, settings, feature_objective(settings, layernorm, generator.taps))(regressor, 0))
+        figures.append(_monitor(method, held_out, settings)(regressor, 0))
     assert sizes == [6, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1]
     for other in figures[1:]:
         assert other == pytest.approx(figures[0], rel=1e-5)

@@ -212,7 +212,7 @@ def test_feature_pictures_show_the_cells_of_the_picture_alone(
     val = ImageSet(chain.root / "data", "val")
     shown = [next(i for i in range(len(val)) if val.size(i) == size) for size in ((40, 48), (33, 50))]
     (recipe,) = evaluate._pretrained(chain.params, chain.root, chain.root)
-    evaluate._draw_features(val, recipe, shown, tmp_path)
+    evaluate._draw_features(val, recipe.teacher, recipe, shown, tmp_path)
     strides = [tap.stride for tap in decoder_taps(build_unet("tiny", SIDE))[2:]]
     assert shapes == [2 * [(-(-40 // s), 48 // s), (-(-33 // s), -(-50 // s))] for s in strides]
     assert (tmp_path / "features_1.png").exists()

@@ -269,7 +269,7 @@ def test_history_and_result(tmp_path: Path) -> None:
     assert trained.model is given and not given.training and trained.ema is not None
     assert all(value.is_contiguous() for value in [*given.state_dict().values(), *trained.ema.state_dict().values()])
     record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
-    assert set(record) == {*rows[4], "img_per_s", "data_wait"}
+    assert set(record) == {*rows[4], "img_per_s", "data_wait", "seconds", "pictures"}
 
 
 def test_learning_rate_by_parameter_name(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -179,6 +179,36 @@ def whole(multiple: int = 32, size: int | None = None) -> Transform:
         if isinstance(label, np.ndarray):
             label = np.pad(label, [(0, height - label.shape[0]), (0, width - label.shape[1])], constant_values=IGNORE)
         return _tensors(_pad(image, height, width), label)
+
+    return transform
+
+
+def two_views(size: int, augmentation: Augmentation) -> Transform:
+    """Two random views of one place, for methods that make a backbone see what they share (Chen et al. 2020b, MoCo v2).
+
+    Both are cut from one window of at most twice `size`: a view shows 20 to 100 % of it with `scale`, else a crop of `size`. So views of
+    large pictures overlap and stay about at the pictures' own scale; a picture that is smaller than the window is the window itself, as
+    published. Then flips and turns by `augmentation`; where it has a `jitter`, colours change by MoCo v2's 40 % in 80 % of the views
+    (without hue, see `_augment`) and go in 20 %; half of the views are blurred.
+
+    Returns a function Sample -> {"image", "other"}, float32 (3, size, size) in [0, 1] each, without the label.
+    """
+    from torchvision.transforms import v2
+
+    cut = v2.RandomResizedCrop((size, size), scale=(0.2, 1.0), antialias=True) if augmentation.scale else v2.RandomCrop(size)
+    augment = _augment(replace(augmentation, jitter=0.0), [cut])
+    blur = v2.GaussianBlur(size // 10 | 1, sigma=(0.1, 2.0))  # SimCLR: a kernel of a tenth of the side
+    changes: list[v2.Transform] = [v2.RandomApply([blur])]
+    if augmentation.jitter:
+        changes = [v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4)], 0.8), v2.RandomGrayscale(0.2), *changes]
+    change = v2.Compose(changes)
+
+    def transform(sample: Sample) -> dict[str, Tensor]:
+        image = _pad(sample.image, size, size)
+        down, across = torch.rand(2).tolist()
+        top, left = (int(r * (max(0, length - 2 * size) + 1)) for r, length in zip((down, across), image.shape[:2], strict=True))
+        window = image[top : top + 2 * size, left : left + 2 * size]
+        return {name: change(augment(window, None)["image"]) for name in ("image", "other")}
 
     return transform
 

@@ -73,8 +73,8 @@ def measure(params: Params, machine: Machine) -> Speed:
     frozen = DiffusionTeacher(unet, generator.scheduler, get_encoding(params.distill), strides)
     backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
     channels, tapped = [tap.channels for tap in frozen.taps], [tap.stride for tap in frozen.taps]
-    shape = params.student.width, params.student.neck
-    student = FeatureRegressor(backbone, channels, tapped, *shape, **student_options(params.distill)).to(device)
+    options = {"neck": params.student.neck, **student_options(params.distill)}
+    student = FeatureRegressor(backbone, channels, tapped, params.student.width, **options).to(device)
     objective = feature_objective(params.distill, layernorm, frozen.taps)
     crops = torch.rand(some, 3, params.distill.resolution, params.distill.resolution, device=device)
 

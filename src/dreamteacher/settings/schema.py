@@ -27,6 +27,7 @@ _OR_NOTHING = BeforeValidator(lambda value: {} if value is None else value)  # `
 OBJECTIVES = ("mse", "at", "cosine", "smooth_l1", "relational", "global")
 OBJECTIVES_GROUP = "dreamteacher.objectives"  # of entry points, by which packages add terms
 Augment = Literal["natural", "overhead", "no-flip", "none"]
+NO_TEACHER = "none"  # of recipes whose method needs none
 FRESH = ("scratch", "imagenet")  # initialisations that no recipe makes
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]  # of a teacher or a recipe, and of a folder
 
@@ -166,8 +167,13 @@ class EncodingSettings(Section):
 
 
 class Distill(Training, EncodingSettings):
-    """Feature distillation (Sec 3.1, Eq 1-3)."""
+    """Pretraining without labels: feature distillation (Sec 3.1, Eq 1-3), or a method to compare it with."""
 
+    method: str = Field(
+        "features",
+        description="features: distil the teacher's features, as the paper; simclr, moco, byol, swav, densecl: compare two views; mae, "
+        "simmim, spark, denoising: restore pictures; other packages may add methods. What follows from T to margin is of features alone",
+    )
     steps: Positive = Field(150, description=f"optimiser steps ({by_size('distill', 'steps')})")
     batch_size: Positive = Field(32, description=f"{_BATCH} ({by_size('distill', 'batch_size')})")
     accumulate: Positive = Field(1, description=f"{_PARTS} ({by_size('distill', 'accumulate')})")
@@ -191,6 +197,35 @@ class Distill(Training, EncodingSettings):
         0,
         description="width of the crops' border that loss and explained variance leave out, pixels, rounded up to whole cells of each tap: "
         "there the generator's features show the border more than the picture",
+    )
+    augment: Augment = Field(
+        "natural",
+        description="random changes of the two views of simclr, moco, byol, swav and densecl: as finetune.augment, but with stronger "
+        "changes of colour, and blur",
+    )
+    temperature: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of the similarities in simclr, moco, swav and densecl; null: as published, 0.1 (simclr, swav) or 0.2"
+    )
+    projector: Positive | None = Field(
+        None,
+        description="hidden channels of the projector of methods that compare views; null: those of the backbone's embedding, of byol "
+        "twice as many, which of ResNet-50 are the published 2048 and 4096",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="decay of the momentum encoder of moco, byol and densecl, which short runs reach step by step; null: as published, "
+        "0.996 (byol) or 0.999",
+    )
+    queue: Count | None = Field(
+        None,
+        description="embeddings of earlier batches that moco and densecl compare with and swav assigns, too; null: as published, 65,536 "
+        "(moco, densecl) or 3,840 (swav), but no more than train pictures; swav alone may have 0",
+    )
+    prototypes: Positive | None = Field(
+        None, description="of swav; null: a tenth as many as train pictures, at most the published 3,000, at least 2"
+    )
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of a picture that mae, simmim and spark hide; null: as published, 0.75 (mae) or 0.6"
     )
     monitor_every: Positive = Field(
         50,
@@ -278,7 +313,7 @@ class Finetune(Training):
 class Recipe(Section):
     """How a backbone is pretrained without labels: groups given here hold what differs from those of all recipes."""
 
-    teacher: Name = Field(description="which of teachers")
+    teacher: Name = Field(description="which of teachers; none: the method needs no teacher")
     taps: Taps | None = Field(None, description="null: those of all recipes")
     student: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of student that differ, for fine-tuning as well")
     distill: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of distill that differ")
@@ -451,7 +486,11 @@ class Params(Section):
         if twice := next((name for name in taken if taken.count(name) > 1), None):
             raise ValueError(f"{twice!r} names two initialisations; scratch, imagenet, recipes and label_recipes need names of their own")
         named = [
-            *((f"recipes.{name}.teacher", recipe.teacher, "teachers", list(self.teachers)) for name, recipe in self.recipes.items()),
+            *(
+                (f"recipes.{name}.teacher", recipe.teacher, "teachers", list(self.teachers))
+                for name, recipe in self.recipes.items()
+                if recipe.teacher != NO_TEACHER
+            ),
             *(
                 (f"label_recipes.{name}.features", recipe.features, "recipes", list(self.recipes))
                 for name, recipe in self.label_recipes.items()
@@ -465,6 +504,11 @@ class Params(Section):
                 raise ValueError(
                     f"{setting} = {name!r} is not among {group}; " + (f"did you mean {near[0]!r}?" if near else f"there are {possible}")
                 )
+        if NO_TEACHER in self.teachers:
+            raise ValueError(f"teachers.{NO_TEACHER} stands for no teacher in recipes; give it another name")
+        for name, recipe in self.label_recipes.items():
+            if self.recipes[recipe.features].teacher == NO_TEACHER:
+                raise ValueError(f"label_recipes.{name}.features = {recipe.features!r} has no teacher, from which labels are read; name another")
         if self.export.seed not in self.compare.seeds:
             raise ValueError(f"export.seed = {self.export.seed!r} is not among compare.seeds = {self.compare.seeds}; set it to one of them")
         for name, values in self.compare:

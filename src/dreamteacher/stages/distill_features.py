@@ -1,4 +1,4 @@
-"""Feature distillation: the backbone, through the feature regressor, learns the frozen generator's decoder features (Sec 3.1)."""
+"""Pretrain the backbone without labels, by distill.method: feature distillation (Sec 3.1) or a method to compare it with."""
 
 from __future__ import annotations
 
@@ -6,101 +6,80 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective, student_options
-from dreamteacher.distillation.whitening import fit_whitening, save_statistics
 from dreamteacher.errors import UserError
+from dreamteacher.methods.base import Method, get_method
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.schema import Distill, Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
-from dreamteacher.tasks.model import normalize
-from dreamteacher.teachers.base import Teacher
-from dreamteacher.teachers.encodings import get_encoding
-from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
-from dreamteacher.training.order import draw_batches
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom, derive_seed
 
 COLLAPSED = 0.02
+NO_RESULT = {"step", "lr", "grad_norm"}  # columns of the curves that say nothing of the backbone
 
 
 def run(
     params: Params,
     *,
     data: Path,
-    teacher: Path,
     out: Path,
+    teacher: Path | None = None,
     recipe: str = "features",
     start: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, float]:
-    """Distil `teacher` on the train split of `data`; `out` gets `backbone/`, the regressor, `curves.csv`.
+    """Pretrain on the train split of `data`; `out` gets `backbone/`, `curves.csv` and what else the method keeps.
 
-    `recipe` is its name in the settings. `start` is an earlier output of this stage for the same backbone and taps, whose weights it goes
-    on from instead of random ones.
+    `teacher` is used by methods that need one, such as `features`, and does not count for others. `recipe` is its name in the settings.
+    `start` is an earlier output of this stage for the same backbone (and neck and taps, with `features`), whose weights it goes on from
+    instead of random ones.
 
     Returns:
-        `explained_variance` of the whitened targets on held-out unlabelled pictures, also by tap, and `embedding_spread`.
+        The last losses, `pictures` seen in training, `embedding_spread` on held-out unlabelled pictures and, of `features`, there also
+        `explained_variance` of the whitened targets and that by tap.
     """
     settings = params.distill
+    kind = get_method(settings.method)
+    inputs = {"data": data} | ({"start": start} if start else {})
+    if kind.needs_teacher:
+        if teacher is None:
+            raise UserError(f"distill.method = {settings.method!r} needs --teacher: the output of train-teacher")
+        inputs["teacher"] = teacher
     recorded = {**params.section("seed", "taps", "student", "distill"), "recipe": recipe}
-    inputs = {"data": data, "teacher": teacher} | ({"start": start} if start else {})
     with open_stage("distill-features", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
-        device = this_process().device
-        generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(settings)).to(device)
-        torch.manual_seed(params.seed)
-        channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
-        backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
-        shape = params.student.width, params.student.neck
-        regressor = FeatureRegressor(backbone, channels, strides, *shape, **student_options(settings))
-        if start:
-            _go_on_from(start, regressor)
-        mean, std = regressor.backbone.mean, regressor.backbone.std
+        method = kind(params, inputs.get("teacher"), stage.checkpoints, this_process().device)
         samples, held_out = hold_out(ImageSet(data, "train"), settings.monitor_images, settings.resolution, params.seed)
-
-        measured_on = draw_batches(samples, settings.stats_images, params.seed, device)
-        whiten, statistics = fit_whitening(settings.whitening, generator, measured_on, params.seed, stage.checkpoints)
-        objective = feature_objective(settings, whiten, generator.taps)
-
-        def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            lesson = generator.teach(batch["image"], random)
-            return objective(model(normalize(lesson.images, mean, std), lesson.step), lesson.features)
-
+        torch.manual_seed(params.seed)
+        model = method.build(create_backbone(params.student.backbone, finest=params.student.finest_stride), samples)
+        if start:
+            method.go_on_from(start, model)
+        samples.transform = method.transform()
         trained = train(
-            regressor,
-            step,
+            model,
+            method.loss,
             samples,
             settings,
             stage,
             seed=params.seed,
-            on_eval=_monitor(generator, held_out, settings, objective),
+            on_eval=_monitor(method, held_out, settings),
             eval_every=settings.monitor_every,
+            after_step=method.after_step,
+            kept=method.kept,
         )
-        student = trained.ema or trained.model
-        assert isinstance(student, FeatureRegressor)
         if this_process().is_main_process:
-            save_regressor(student, stage.tmp)
-            save_statistics(statistics, stage.tmp)
+            method.save(trained.ema or method.kept(trained.model), stage.tmp)
             write_table(trained.history, stage.tmp / "curves.csv")
-        stage.metrics.update(
-            {k: v for k, v in trained.history[-1].items() if k.startswith("ev_") or k in ("explained_variance", "embedding_spread")}
-        )
+        stage.metrics.update({key: value for key, value in trained.history[-1].items() if key not in NO_RESULT})
+        stage.metrics["pictures"] = settings.steps * settings.batch_size
     return stage.metrics
-
-
-def _go_on_from(start: Path, regressor: FeatureRegressor) -> None:
-    try:
-        regressor.load_state_dict(load_regressor(start).state_dict())
-    except RuntimeError as error:
-        raise UserError(f"{start} has another backbone, neck or taps than the settings say; start from one alike, or without") from error
 
 
 def hold_out(images: ImageSet, count: int, resolution: int, seed: int) -> tuple[Samples, Samples]:
@@ -116,30 +95,21 @@ def hold_out(images: ImageSet, count: int, resolution: int, seed: int) -> tuple[
     return Samples(images, crop, sorted(order[count:])), Samples(images, crop, sorted(order[:count]))
 
 
-def _monitor(
-    generator: Teacher, held_out: Samples, settings: Distill, objective: FeatureObjective
-) -> Callable[[nn.Module, int], dict[str, float]]:
-    """Explained variance and collapse on the same held-out crops and noise each time, in parts no larger than those of training."""
+def _monitor(method: Method, held_out: Samples, settings: Distill) -> Callable[[nn.Module, int], dict[str, float]]:
+    """The method's figures and collapse on the same held-out crops and noise each time, in parts no larger than those of training."""
     images = torch.stack([held_out[(i, i)]["image"] for i in range(len(held_out))])
     at_once = max(1, settings.batch_size // settings.accumulate)
     parts = next(parts for parts in range(1, len(images) + 1) if len(images) % parts == 0 and len(images) // parts <= at_once)
 
     @torch.no_grad()
-    def measure(model: nn.Module, step: int) -> dict[str, float]:
-        assert isinstance(model, FeatureRegressor)
-        device = next(model.parameters()).device
-        quality, embeddings = Quality(generator.taps), []
-        for part, batch in enumerate(images.chunk(parts)):
-            lesson = generator.teach(batch.to(device), StepRandom(0, 0, part, parts, device))
-            pyramid = model.backbone(normalize(lesson.images, model.backbone.mean, model.backbone.std))
-            embeddings.append(model.backbone.embed(pyramid))
-            regressed = model.regress(pyramid, lesson.images.shape[2:], lesson.step)
-            quality.update(*objective.compared(regressed, lesson.features))
-        spread = embedding_spread(torch.cat(embeddings))
-        if spread < COLLAPSED:
+    def measure(kept: nn.Module, step: int) -> dict[str, float]:
+        device = next(kept.parameters()).device
+        batches = ((batch.to(device), StepRandom(0, 0, part, parts, device)) for part, batch in enumerate(images.chunk(parts)))
+        figures = method.measure(kept, batches)
+        if (spread := figures["embedding_spread"]) < COLLAPSED:
             print(
                 f"warning: step {step}: the backbone gives all pictures nearly the same embedding (spread {spread:.3f}); lower distill.lr"
             )
-        return {**quality.compute(), "embedding_spread": spread}
+        return figures
 
     return measure

@@ -21,10 +21,10 @@ from dreamteacher.errors import UserError
 from dreamteacher.report.figures import pca_colours, save_bars, save_panels
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.recipes import base_of
-from dreamteacher.settings.schema import FRESH, Params
+from dreamteacher.settings.schema import FRESH, NO_TEACHER, Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.neck import REGRESSOR_FILE, load_regressor
 from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.model import load_task_model, normalize
 from dreamteacher.tasks.readout import read_out
@@ -77,7 +77,8 @@ def run(
     pretrained = _pretrained(params, teachers, backbones)
     inputs = {"data": data}
     for recipe in pretrained:
-        inputs |= {f"teachers/{params.recipes[recipe.name].teacher}": recipe.teacher, f"backbones/{recipe.name}": recipe.backbone}
+        inputs |= {f"teachers/{recipe.teacher.name}": recipe.teacher} if recipe.teacher else {}
+        inputs[f"backbones/{recipe.name}"] = recipe.backbone
     inputs |= {f"finetuned/{init}/{seed}": folder for (init, seed), folder in models.items()}
     trained = _common_settings(models)
     with open_stage("evaluate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
@@ -100,7 +101,8 @@ def run(
             _draw_predictions(task, val, predictions, stage.tmp / "overlays")
             shown = _spread_over(val, min(PCA_PICTURES, params.evaluate.overlays))
             for recipe in pretrained if shown else []:
-                _draw_features(val, recipe, shown, stage.tmp / "pca")
+                if recipe.teacher and (recipe.backbone / REGRESSOR_FILE).exists():  # which only feature distillation leaves
+                    _draw_features(val, recipe.teacher, recipe, shown, stage.tmp / "pca")
             for name in ("results.png", "overlays"):
                 if (stage.tmp / name).exists():
                     stage.tracker.artifact(stage.tmp / name)
@@ -116,17 +118,21 @@ def run(
 
 @dataclass(frozen=True)
 class _Pretrained:
-    """A recipe without labels: its name, and the folders of its teacher and its backbone."""
+    """A recipe without labels: its name, and the folders of its teacher, if it has one, and its backbone."""
 
     name: str
-    teacher: Path
+    teacher: Path | None
     backbone: Path
 
 
 def _pretrained(params: Params, teachers: Path, backbones: Path) -> list[_Pretrained]:
     """The recipes without labels that the compared initialisations are, or build on."""
     names = dict.fromkeys(base_of(params, init) for init in params.compare.inits if init not in FRESH)
-    return [_Pretrained(name, teachers / params.recipes[name].teacher, backbones / name) for name in names]
+    found = []
+    for name in names:
+        teacher = params.recipes[name].teacher
+        found.append(_Pretrained(name, None if teacher == NO_TEACHER else teachers / teacher, backbones / name))
+    return found
 
 
 def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None) -> None:
@@ -227,12 +233,13 @@ def _write_curves(models: dict[tuple[Any, int], Path], pretrained: list[_Pretrai
     columns = ((step, {init: fmean(of[init]) if init in of else "" for init in inits}) for step, of in losses.items())
     write_table([{"step": step, **means} for step, means in columns], folder / "finetune_loss.csv")
     for recipe in pretrained:
-        for of, name, column, curve in (
-            (recipe.teacher, recipe.teacher.name, "loss", "teacher_loss"),
-            (recipe.backbone, recipe.name, "explained_variance", "distill_quality"),
-        ):
-            (folder / curve).mkdir(exist_ok=True)
-            write_table(_curve(of, [column]), folder / curve / f"{name}.csv")
+        curves = [("distill_quality", recipe.name, recipe.backbone, "explained_variance")]
+        if recipe.teacher:
+            curves.append(("teacher_loss", recipe.teacher.name, recipe.teacher, "loss"))
+        for curve, name, of, column in curves:
+            if rows := _curve(of, [column]):  # no explained variance, of another distill.method than features
+                (folder / curve).mkdir(exist_ok=True)
+                write_table(rows, folder / curve / f"{name}.csv")
 
 
 def _curve(folder: Path, columns: list[str]) -> list[dict[str, str]]:
@@ -250,7 +257,7 @@ def _draw_predictions(task: Task, val: ImageSet, predictions: dict[str, dict[int
 
 
 @torch.inference_mode()
-def _draw_features(val: ImageSet, recipe: _Pretrained, shown: list[int], folder: Path) -> None:
+def _draw_features(val: ImageSet, teacher: Path, recipe: _Pretrained, shown: list[int], folder: Path) -> None:
     """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation.
 
     Pictures are extended by reflection as far as distill.margin, so that all that is shown lies as deep inside as what was distilled.
@@ -259,7 +266,7 @@ def _draw_features(val: ImageSet, recipe: _Pretrained, shown: list[int], folder:
     distill = read_stage(recipe.backbone)["params"]["distill"]
     device = this_process().device
     student = load_regressor(recipe.backbone)
-    generator = open_teacher(recipe.teacher, student.heads.strides, encoding_of_pictures(distill)).to(device)
+    generator = open_teacher(teacher, student.heads.strides, encoding_of_pictures(distill)).to(device)
     student.eval().to(device)
     whiten = load_whitening(distill["whitening"], recipe.backbone, generator.taps)
     extension = 0 if dreams(generator) else -(-distill.get("margin", 0) // generator.multiple) * generator.multiple

@@ -15,6 +15,8 @@ from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backb
 from dreamteacher.students.conditioning import StepCondition
 from dreamteacher.students.necks import DEFAULT, create_neck, resize
 
+REGRESSOR_FILE = "regressor.json"
+
 
 class TapHeads(nn.Module):
     """One 1x1 convolution a tap, on the neck's level that is nearest in resolution."""
@@ -82,7 +84,7 @@ def save_regressor(regressor: FeatureRegressor, folder: Path) -> None:
     save_backbone(regressor.backbone, folder / BACKBONE_FOLDER)
     rest = {k: v.contiguous() for k, v in regressor.state_dict().items() if not k.startswith("backbone.")}
     save_file(rest, folder / "regressor.safetensors")
-    (folder / "regressor.json").write_text(json.dumps(regressor.facts, indent=1, sort_keys=True) + "\n")
+    (folder / REGRESSOR_FILE).write_text(json.dumps(regressor.facts, indent=1, sort_keys=True) + "\n")
 
 
 def load_regressor(folder: Path) -> FeatureRegressor:
@@ -91,9 +93,12 @@ def load_regressor(folder: Path) -> FeatureRegressor:
     Raises:
         UserError: the folder holds none.
     """
-    if not (folder / "regressor.json").exists():
-        raise UserError(f"{folder} holds no feature regressor (no regressor.json); run `dreamteacher distill-features` first")
-    facts = json.loads((folder / "regressor.json").read_text())
+    if not (folder / REGRESSOR_FILE).exists():
+        raise UserError(
+            f"{folder} holds no feature regressor (no {REGRESSOR_FILE}); "
+            "run `dreamteacher distill-features` with distill.method = 'features'"
+        )
+    facts = json.loads((folder / REGRESSOR_FILE).read_text())
     regressor = FeatureRegressor(load_backbone(folder / BACKBONE_FOLDER), **facts)
     missing = regressor.load_state_dict(load_file(folder / "regressor.safetensors"), strict=False).missing_keys
     assert all(key.startswith("backbone.") for key in missing), missing

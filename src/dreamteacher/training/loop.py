@@ -14,7 +14,7 @@ from dreamteacher.settings.schema import Training
 from dreamteacher.training.optim import Rate
 from dreamteacher.training.order import Batches, choose_workers, open_loader
 from dreamteacher.training.processes import Processes
-from dreamteacher.training.progress import Display, Pace, Records
+from dreamteacher.training.progress import Display, Records
 from dreamteacher.training.run import Part, Place, Row, Run, Step, Trained
 from dreamteacher.training.signals import Stop, stop_request
 
@@ -31,6 +31,8 @@ def train(
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,
     eval_every: int | None = None,
     rates: Callable[[str], Rate] | None = None,
+    after_step: Callable[[nn.Module, int], None] | None = None,
+    kept: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> Trained:
     """Train `model` for settings.steps optimiser steps, from the newest good checkpoint of `place` if there is one.
 
@@ -43,9 +45,12 @@ def train(
         count: of a part of a batch, on the CPU, how many things the loss is a mean over, such as labelled pixels. `step` then finds in
             batch["count"] the mean of these counts over all parts and processes (from at least one thing in all): a sum divided by it
             has the same gradient however the batch is split.
-        on_eval: measures the averaged (else the trained) model, which is in eval mode on the device, after every
+        on_eval: measures the averaged (else the trained) model's kept part, which is in eval mode on the device, after every
             `eval_every` steps and at the end, in the first process. Its figures enter the history.
         rates: of the parameters, by name; None: settings.lr for all.
+        after_step: changes the model after an optimiser step (from 0), the same in every process: momentum encoders. It sees the
+            model without DDP. All that it carries from step to step must be in the model's state dict, which checkpoints hold.
+        kept: the part of the model whose average is kept and which on_eval measures; default: all of it.
 
     Raises:
         UserError: the batch cannot be split evenly, the loss or gradient is not finite, checkpoints cannot be written.
@@ -62,8 +67,7 @@ def train(
     if not length:
         raise UserError(f"{place.title}: there are no pictures to train on; ingest some first")
 
-    run = Run(model, step, settings, place, processes, seed=seed, count=count, rates=rates)
-    pace = Pace()
+    run = Run(model, step, settings, place, processes, seed=seed, count=count, rates=rates, after_step=after_step, kept=kept)
     with Display(run.title, settings.steps, processes.is_first) as display, stop_request(alone=processes.count == 1) as request:
         run.restore(display.say)
         workers = choose_workers(data, settings.workers)
@@ -80,11 +84,12 @@ def train(
             processes=processes.count,
         )
         display.start_at(run.done)
+        run.pace.restart()
         with open_loader(data, batches, workers, processes.device) as loader:
             while run.done < settings.steps:
                 try:
                     with request.at_once():  # the state is that after a whole step
-                        parts = run.fetch(loader, pace)
+                        parts = run.fetch(loader)
                 except Stop:
                     run.save()
                     raise Interrupted(request.signum, run.done) from None
@@ -93,11 +98,10 @@ def train(
                 row: Row = {}
                 clock: Row = {}
                 if last or run.done % settings.log_every == 0:
-                    row, clock = run.read_log(), pace.read()
+                    row, clock = run.read_log(), run.read_clock()
                     display.record(row | clock)
                 if on_eval and (last or (eval_every and run.done % eval_every == 0)):
                     row |= run.evaluate(on_eval)
-                    pace.restart()
                 if row:
                     run.history.append({"step": run.done, **row})
                     if records:
@@ -106,7 +110,6 @@ def train(
                 signum = int(processes.reduce(torch.tensor(request.signum), dist.ReduceOp.MAX))
                 if signum or last or run.done % settings.checkpoint_every == 0:
                     run.save()
-                    pace.restart()
                 display.step(run.done)
                 if signum:
                     raise Interrupted(signum, run.done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -61,6 +61,28 @@ class Processes:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=_hosts())
         return values[0]
+
+
+def gather(values: Tensor) -> Tensor:
+    """All processes' values `(n, ...)` one after another, by rank: `(count * n, ...)`, which carries gradients to all of them.
+
+    Where each process takes a mean over its own share, the gradients that DDP averages are those of the mean over all.
+    """
+    return _Gather.apply(values) if dist.is_initialized() and dist.get_world_size() > 1 else values
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 @cache

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +19,48 @@ LINE_EVERY = 30.0  # seconds between plain lines
 
 
 class Pace:
-    """Pictures per second and the share of time spent waiting for data, since the last reading."""
+    """Pictures per second and the share of time spent waiting for data, since the last reading, and the seconds of all training so far.
+
+    What is done between steps, measurements and checkpoints, is no part of it.
+    """
 
     def __init__(self) -> None:
+        self._before = 0.0
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was added."""
+        """Training begins now; what was added is forgotten."""
         self._since = time.perf_counter()
         self._pictures = 0
         self._waited = 0.0
+
+    def go_on_at(self, seconds: float) -> None:
+        """So many seconds have been trained before, by a run that was stopped."""
+        self._before = seconds
 
     def add(self, pictures: int, waited: float) -> None:
         """These many more pictures, for which training waited these seconds."""
         self._pictures += pictures
         self._waited += waited
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of the block does not count."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - begin
+
+    def seconds(self) -> float:
+        """Of training in all."""
+        return self._before + time.perf_counter() - self._since
+
     def read(self) -> dict[str, float]:
         """{"img_per_s", "data_wait" in [0, 1]}, and start over."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         values = {"img_per_s": self._pictures / seconds, "data_wait": self._waited / seconds}
+        self._before += seconds
         self.restart()
         return values
 

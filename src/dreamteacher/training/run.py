@@ -66,7 +66,10 @@ class Place(Protocol):
 
 @dataclass
 class Trained:
-    """The result: models on the CPU, float32, contiguous, in eval mode; `history` holds what does not depend on the clock."""
+    """The result: models on the CPU, float32, contiguous, in eval mode; `history` holds what does not depend on the clock.
+
+    `ema` are the averaged weights of the part of `model` that is kept.
+    """
 
     model: nn.Module
     ema: nn.Module | None
@@ -92,6 +95,8 @@ class Run:
         seed: int,
         count: Callable[[Part], int] | None,
         rates: Callable[[str], Rate] | None,
+        after_step: Callable[[nn.Module, int], None] | None,
+        kept: Callable[[nn.Module], nn.Module],
     ):
         self.step = step
         self.settings = settings
@@ -99,6 +104,9 @@ class Run:
         self.checkpoints = place.checkpoints
         self.title = place.title
         self.count = count
+        self.after_step = after_step
+        self.kept = kept
+        self.pace = Pace()
         self.processes = processes
         self.device = processes.device
         self.dtype = choose_precision(settings.precision, self.device)
@@ -114,7 +122,7 @@ class Run:
             raise UserError(f"{self.title}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
         self.bare: nn.Module = _sync_batchnorm(model) if sync else model
         self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.ema = create_ema(self.bare, settings.ema) if settings.ema is not None else None
+        self.ema = create_ema(kept(self.bare), settings.ema) if settings.ema is not None else None
         self.wrapped = processes.wrap(self.bare)
         self.optimizer = create_optimizer(self.bare, settings, rates)
         self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -126,12 +134,12 @@ class Run:
         self.names: list[str] = []  # of the columns of `window` but the last, the gradient's norm
         self.window: list[Tensor] = []  # a row for each step since the last record, left on the device so that no step waits for it
 
-    def fetch(self, loader: Iterator[Part], pace: Pace) -> list[Part]:
+    def fetch(self, loader: Iterator[Part]) -> list[Part]:
         """This process' parts of the next batch, on the CPU."""
         begin = time.perf_counter()
         parts = [next(loader) for _ in range(self.settings.accumulate)]
         pictures = sum(len(next(iter(part.values()))) for part in parts)
-        pace.add(pictures * self.processes.count, time.perf_counter() - begin)
+        self.pace.add(pictures * self.processes.count, time.perf_counter() - begin)
         return parts
 
     def take_step(self, parts: list[Part]) -> None:
@@ -180,8 +188,10 @@ class Run:
             nn.utils.clip_grads_with_norm_(self.trainable, self.settings.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.after_step:
+            self.after_step(self.bare, self.done)
         if self.ema:
-            update_ema(self.ema, self.bare, self.done)
+            update_ema(self.ema, self.kept(self.bare), self.done)
         return norm
 
     def read_window(self) -> Tensor:
@@ -212,16 +222,21 @@ class Run:
         self.window.clear()
         return {**dict(zip(self.names, losses, strict=True)), "lr": self.lr, "grad_norm": norm}
 
+    def read_clock(self) -> Row:
+        """What depends on the machine, since the last record and, `seconds` of training, in all; and how many `pictures` were seen."""
+        return {**self.pace.read(), "seconds": self.pace.seconds(), "pictures": self.done * self.settings.batch_size}
+
     def evaluate(self, on_eval: Callable[[nn.Module, int], dict[str, float]]) -> Row:
         """What the first process measures, for all."""
-        model = self.ema.module if self.ema else self.bare
+        model = self.ema.module if self.ema else self.kept(self.bare)
         values: Row = {}
-        if self.processes.is_first:
-            model.eval()
-            with torch.no_grad():
-                values = {key: float(value) for key, value in on_eval(model, self.done).items()}
-            self.bare.train()
-        return self.processes.from_first(values)
+        with self.pace.paused():
+            if self.processes.is_first:
+                model.eval()
+                with torch.no_grad():
+                    values = {key: float(value) for key, value in on_eval(model, self.done).items()}
+                self.bare.train()
+            return self.processes.from_first(values)
 
     def save(self) -> None:
         """Write the checkpoint of this step if there is none yet.
@@ -232,17 +247,19 @@ class Run:
         if self.done == self.saved:  # a run that is stopped before its first step, perhaps with seconds to live
             return
         window = self.read_window()
-        if self.processes.is_first:
-            state: dict[str, Any] = {
-                "step": self.done,
-                "model": self.bare.state_dict(),
-                "ema": self.ema.module.state_dict() if self.ema else None,
-                "optimizer": self.optimizer.state_dict(),
-                "window": window,
-                "history": self.history,
-            }
-            save_checkpoint(self.checkpoints, self.done, state)
-        self.processes.from_first(None)  # nobody goes on, or stops, before it is written
+        with self.pace.paused():
+            if self.processes.is_first:
+                state: dict[str, Any] = {
+                    "step": self.done,
+                    "model": self.bare.state_dict(),
+                    "ema": self.ema.module.state_dict() if self.ema else None,
+                    "optimizer": self.optimizer.state_dict(),
+                    "window": window,
+                    "history": self.history,
+                    "seconds": self.pace.seconds(),
+                }
+                save_checkpoint(self.checkpoints, self.done, state)
+            self.processes.from_first(None)  # nobody goes on, or stops, before it is written
         self.saved = self.done
 
     def restore(self, say: Callable[[str], None]) -> None:
@@ -259,6 +276,7 @@ class Run:
         self.window = list(state["window"].to(self.device))
         self.history = state["history"]
         self.done = self.saved = state["step"]
+        self.pace.go_on_at(state.get("seconds", 0.0))  # none in checkpoints of earlier revisions
 
     def fits(self, state: dict[str, Any]) -> bool:
         """Whether a checkpoint's weights are this model's by name and shape."""

@@ -1,0 +1,78 @@
+"""DenseCL (Wang et al. 2021): MoCo v2, half of it for single places of the picture, which are matched by the backbone's own maps."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import Samples
+from dreamteacher.methods.base import normal
+from dreamteacher.methods.contrast import Momentum, Queue, ViewNetwork, Views, full_precision, info_nce, projector, unit
+from dreamteacher.students.backbone import Backbone
+
+TEMPERATURE, MOMENTUM = 0.2, 0.999
+CHANNELS = 128  # of queries and keys
+DENSE = 0.5  # weight of the dense loss, lambda of Eq 3
+
+
+class DenseEncoder(nn.Module):
+    """A backbone's coarsest maps, and two projections: of their average, and of each place."""
+
+    def __init__(self, backbone: Backbone, hidden: int):
+        super().__init__()
+        channels = backbone.channels[-1]
+        self.backbone = backbone
+        self.head = projector(channels, hidden, CHANNELS)
+        self.dense = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, CHANNELS, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures `(B, 3, H, W)` in [0, 1] to unit vectors: `(B, D)`, `(B, D, n)` of n places and the maps' own `(B, C, n)`."""
+        pyramid = self.backbone(normal(images, self.backbone))
+        embedding = self.head(self.backbone.embed(pyramid))
+        return unit(embedding), unit(self.dense(pyramid[-1]).flatten(2)), unit(pyramid[-1].flatten(2))
+
+
+def matched(keys: Tensor, maps: Tensor, key_maps: Tensor) -> Tensor:
+    """For each place of a view the key of the most similar place of the other (Sec 3.3).
+
+    Keys `(B, D, n)` and unit maps `(B, C, m)`, `(B, C, n)` of both views, to `(B, D, m)`.
+    """
+    with full_precision(maps.device):
+        nearest = (maps.mT @ key_maps).argmax(2)
+    return keys.gather(2, nearest[:, None].expand(-1, keys.shape[1], -1))
+
+
+class Network(ViewNetwork):
+    """Encoder of queries, its average for the keys, and a queue for each of both losses."""
+
+    def __init__(self, backbone: Backbone, hidden: int, momentum: float, queue: int, temperature: float):
+        super().__init__(DenseEncoder(backbone, hidden))
+        self.momentum = Momentum(self.encoder, momentum)
+        self.queue, self.dense_queue = Queue(queue, CHANNELS), Queue(queue, CHANNELS)
+        self.temperature = temperature
+
+    def forward(self, image: Tensor, other: Tensor) -> dict[str, Tensor]:
+        """Views `(B, 3, H, W)` in [0, 1] to the losses; the keys enter the queues."""
+        query, queries, maps = self.encoder(image)
+        key, keys, key_maps = self.momentum(other)
+        whole = info_nce(query, key, self.queue.read(), self.temperature)
+        partners = matched(keys, maps.detach(), key_maps)
+        flat = [each.movedim(1, 2).flatten(0, 1) for each in (queries, partners)]
+        dense = info_nce(*flat, self.dense_queue.read(), self.temperature)
+        self.queue.add(key)
+        self.dense_queue.add(unit(keys.mean(2)))
+        return {"loss": (1 - DENSE) * whole + DENSE * dense, "global": whole, "dense": dense}
+
+
+class DenseCL(Views):
+    """InfoNCE of pictures and of places."""
+
+    def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
+        """Two projectors, and the momentum encoder."""
+        momentum = MOMENTUM if self.settings.momentum is None else self.settings.momentum
+        queue, temperature = self.queue_of_negatives(samples), self.settings.temperature or TEMPERATURE
+        return Network(backbone, self.hidden(backbone), momentum, queue, temperature)
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """The momentum encoder follows."""
+        assert isinstance(model, Network)
+        model.momentum.update(model.encoder, step)

@@ -1,0 +1,82 @@
+"""Feature distillation: the backbone, through the feature regressor, learns the frozen generator's decoder features (Sec 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import Samples
+from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective, student_options
+from dreamteacher.distillation.whitening import Statistics, fit_whitening, save_statistics
+from dreamteacher.errors import UserError
+from dreamteacher.methods.base import Method, normal
+from dreamteacher.settings.schema import Params
+from dreamteacher.students.backbone import Backbone
+from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
+from dreamteacher.teachers.encodings import get_encoding
+from dreamteacher.teachers.folder import choose_strides, open_teacher
+from dreamteacher.training.order import draw_batches
+from dreamteacher.training.randomness import StepRandom
+
+
+class Features(Method):
+    """Eq 3 between the regressed maps and the generator's. The regressor is kept with the backbone."""
+
+    needs_teacher = True
+    backbone: Backbone
+    objective: FeatureObjective
+    statistics: Statistics
+
+    def __init__(self, params: Params, teacher: Path | None, scratch: Path, device: torch.device):
+        super().__init__(params, teacher, scratch, device)
+        assert teacher is not None
+        self.generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(self.settings)).to(device)
+
+    def build(self, backbone: Backbone, samples: Samples) -> FeatureRegressor:
+        """Backbone, neck and heads; what whitening needs is measured on train pictures."""
+        self.backbone, settings, taps, student = backbone, self.settings, self.generator.taps, self.params.student
+        channels, strides = [tap.channels for tap in taps], [tap.stride for tap in taps]
+        regressor = FeatureRegressor(backbone, channels, strides, student.width, student.neck, **student_options(settings))
+        pictures = draw_batches(samples, settings.stats_images, self.params.seed, self.device)
+        whiten, self.statistics = fit_whitening(settings.whitening, self.generator, pictures, self.params.seed, self.scratch)
+        self.objective = feature_objective(settings, whiten, taps)
+        return regressor
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        """Of the lesson's pictures, which a teacher may have made itself."""
+        lesson = self.generator.teach(batch["image"], random)
+        return self.objective(model(normal(lesson.images, self.backbone), lesson.step), lesson.features)
+
+    def kept(self, model: nn.Module) -> nn.Module:
+        """All of it: label distillation goes on from the neck, too."""
+        return model
+
+    def go_on_from(self, folder: Path, model: nn.Module) -> None:
+        """As `Method.go_on_from`, with neck and heads."""
+        try:
+            model.load_state_dict(load_regressor(folder).state_dict())
+        except RuntimeError as error:
+            raise UserError(
+                f"{folder} has another backbone, neck or taps than the settings say; start from one alike, or without"
+            ) from error
+
+    def measure(self, kept: nn.Module, batches: Iterable[tuple[Tensor, StepRandom]]) -> dict[str, float]:
+        """`explained_variance` of the whitened targets, also by tap, and `embedding_spread`."""
+        assert isinstance(kept, FeatureRegressor)
+        quality, embeddings = Quality(self.generator.taps), []
+        for images, random in batches:
+            lesson = self.generator.teach(images, random)
+            pyramid = kept.backbone(normal(lesson.images, kept.backbone))
+            embeddings.append(kept.backbone.embed(pyramid))
+            regressed = kept.regress(pyramid, lesson.images.shape[2:], lesson.step)
+            quality.update(*self.objective.compared(regressed, lesson.features))
+        return {**quality.compute(), "embedding_spread": embedding_spread(torch.cat(embeddings))}
+
+    def save(self, kept: nn.Module, folder: Path) -> None:
+        """`backbone/`, the regressor and, where they were measured, the statistics."""
+        assert isinstance(kept, FeatureRegressor)
+        save_regressor(kept, folder)
+        save_statistics(self.statistics, folder)

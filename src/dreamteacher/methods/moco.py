@@ -1,0 +1,44 @@
+"""MoCo v2 (He et al. 2020, Chen et al. 2020b): tell a momentum encoder's key of the other view from a queue of earlier keys."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import Samples
+from dreamteacher.methods.contrast import Encoder, Momentum, Queue, ViewNetwork, Views, info_nce, projector, unit
+from dreamteacher.students.backbone import Backbone
+
+TEMPERATURE, MOMENTUM = 0.2, 0.999
+CHANNELS = 128  # of queries and keys
+
+
+class Network(ViewNetwork):
+    """Encoder of queries, its average for the keys, and their queue."""
+
+    def __init__(self, backbone: Backbone, hidden: int, momentum: float, queue: int, temperature: float):
+        super().__init__(Encoder(backbone, projector(backbone.channels[-1], hidden, CHANNELS)))
+        self.momentum = Momentum(self.encoder, momentum)
+        self.queue = Queue(queue, CHANNELS)
+        self.temperature = temperature
+
+    def forward(self, image: Tensor, other: Tensor) -> dict[str, Tensor]:
+        """Views `(B, 3, H, W)` in [0, 1] to the loss; the keys enter the queue."""
+        keys = unit(self.momentum(other))
+        loss = info_nce(unit(self.encoder(image)), keys, self.queue.read(), self.temperature)
+        self.queue.add(keys)
+        return {"loss": loss}
+
+
+class MoCo(Views):
+    """InfoNCE against the queue."""
+
+    def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
+        """A projector on the embedding, and the momentum encoder."""
+        momentum = MOMENTUM if self.settings.momentum is None else self.settings.momentum
+        queue, temperature = self.queue_of_negatives(samples), self.settings.temperature or TEMPERATURE
+        return Network(backbone, self.hidden(backbone), momentum, queue, temperature)
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """The momentum encoder follows."""
+        assert isinstance(model, Network)
+        model.momentum.update(model.encoder, step)

@@ -1,0 +1,99 @@
+"""SparK (Tian et al. 2023): masked prediction for convolutional backbones that see nothing of what is hidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from dreamteacher.data.dataset import Samples
+from dreamteacher.errors import UserError
+from dreamteacher.methods.base import Method, normal
+from dreamteacher.methods.denoising import Pixels
+from dreamteacher.methods.masking import cells_of, hidden_error, patches, random_masks
+from dreamteacher.settings.schema import Student
+from dreamteacher.students.backbone import Backbone
+from dreamteacher.training.randomness import StepRandom
+
+MASK_RATIO = 0.6
+
+
+class SparseConvolutions(TorchFunctionMode):
+    """Within it what is seen never depends on what is hidden, as if convolutions were sparse (Sec 3.1).
+
+    Dense convolutions would carry the pattern of the mask, layer by layer, into what is seen, and its statistics into batch
+    normalisation. So convolutions and pooling find zeros in place of what is hidden, and batch normalisation measures only what is
+    seen. A global average, as in squeeze-and-excitation, and batch normalisation that is synchronised between GPUs still count it.
+    """
+
+    SPREADING = (F.conv2d, torch.max_pool2d, F.avg_pool2d)
+
+    def __init__(self, seen: Tensor):
+        """`seen`: bool `(B, h, w)`, of cells."""
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Call `func` of what is seen."""
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return self._batch_norm(func, *args, **kwargs)
+        if func in self.SPREADING:
+            args = (args[0] * self.at(args[0].shape[2:]), *args[1:])
+        return func(*args, **kwargs)
+
+    def at(self, size: tuple[int, ...]) -> Tensor:
+        """Bool `(B, 1, *size)`."""
+        return F.interpolate(self.seen[:, None].float(), size).bool()
+
+    def _batch_norm(self, func: Any, maps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen = self.at(maps.shape[2:])[:, 0]
+        values = func(maps.movedim(1, -1)[seen], *args, **kwargs)
+        return values.new_zeros(*seen.shape, values.shape[1]).masked_scatter(seen[..., None], values).movedim(-1, 1)
+
+
+class Network(nn.Module):
+    """Backbone, what stands for hidden cells at each level, and a decoder."""
+
+    def __init__(self, backbone: Backbone, student: Student):
+        super().__init__()
+        self.backbone = backbone
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in backbone.channels)
+        self.hidden = nn.ParameterList(nn.Parameter(0.02 * torch.randn(1, channels, 1, 1)) for channels in backbone.channels)
+        self.decoder = Pixels(backbone, student)
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Pictures `(B, 3, H, W)` in [0, 1], of which cells `(B, h, w)` are hidden, to predicted values of all pixels."""
+        sparse = SparseConvolutions(~masks)
+        with sparse:
+            levels = [norm(maps) for norm, maps in zip(self.norms, self.backbone(normal(images, self.backbone)), strict=True)]
+        filled = [torch.where(sparse.at(maps.shape[2:]), maps, hidden) for maps, hidden in zip(levels, self.hidden, strict=True)]
+        return self.decoder(filled, images.shape[2:])
+
+
+class SparK(Method):
+    """Squared error of the hidden cells' standardised pixels. The decoder is the student's neck instead of a U-Net's half of its own."""
+
+    cell: int
+
+    def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
+        """Cells have the coarsest stride, so that each place of each level is seen or hidden as a whole."""
+        attention = next((type(each).__name__ for each in backbone.modules() if "attention" in type(each).__name__.lower()), None)
+        if attention or backbone.tile:
+            raise UserError(
+                f"distill.method = 'spark' needs a convolutional backbone for pictures of any size, which {backbone.name!r} is not; "
+                "take mae, simmim, or another student.backbone"
+            )
+        self.cell = backbone.strides[-1]
+        cells_of(self.settings.resolution, self.cell, "spark")
+        return Network(backbone, self.params.student)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        """Of hidden cells alone."""
+        images = batch["image"]
+        cells = cells_of(images.shape[2], self.cell, "spark")
+        masks = random_masks(random, len(images), cells, self.settings.mask_ratio or MASK_RATIO)
+        return {"loss": hidden_error(patches(model(images, masks), self.cell), images, masks, self.cell)}
