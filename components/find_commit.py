@@ -26,6 +26,8 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
         ("compare_data", dict),
         ("train_teacher", dict),
         ("distill_features", dict),
+        ("train_interpreter", dict),
+        ("distill_labels", dict),
         ("finetune", dict),
         ("evaluate", dict),
         ("export_onnx", dict),

@@ -11,7 +11,7 @@ from components.train_interpreter import train_interpreter
 
 Step = Callable[[str, PipelineTask], PipelineTask]
 
-STAGES = ("train_teacher", "distill_features", "finetune", "evaluate", "export_onnx", "publish")  # whose settings are the same for all
+STAGES = ("train_teacher", "distill_features", "train_interpreter", "distill_labels", "finetune", "evaluate", "export_onnx", "publish")
 
 
 class Pretrained(NamedTuple):
@@ -39,6 +39,8 @@ def fine_tune(
     recipe: Any,
     mixed: Any,
     seeds: Any,
+    interpreter_settings: Any,
+    labels_settings: Any,
     finetune_settings: Any,
     parallelism: int,
 ) -> Tuned:
@@ -50,9 +52,9 @@ def fine_tune(
         teacher: the generator.
         features: the feature-distilled backbone.
         recipe: its name.
-        mixed: {"init", "seed", "train_interpreter", "distill_labels"} of each label distillation, the last two settings of steps.
+        mixed: {"init", "seed", "interpreter", "labels"} of each label distillation; the last two are what its recipe changes.
         seeds: of the fine-tunings from `features`.
-        finetune_settings: of finetune.
+        interpreter_settings, labels_settings, finetune_settings: of train-interpreter, distill-labels and finetune.
         parallelism: passes of a loop at once, 0: all.
     """
     with ParallelFor(seeds, name="fine-tune-features", parallelism=parallelism) as seed:
@@ -60,8 +62,8 @@ def fine_tune(
         from_features = step("finetune", tuning).outputs["out"]
     with ParallelFor(mixed, name="distill-and-fine-tune-labels", parallelism=parallelism) as item:
         given = {"data": data, "teacher": teacher, "recipe": item.init, "seed": item.seed}
-        interpreter = step("train-interpreter", train_interpreter(**given, settings=item.train_interpreter)).outputs["out"]
-        distilling = distill_labels(**given, features=features, interpreter=interpreter, settings=item.distill_labels)
+        interpreter = step("train-interpreter", train_interpreter(**given, settings=interpreter_settings, changes=item.interpreter)).outputs["out"]
+        distilling = distill_labels(**given, features=features, interpreter=interpreter, settings=labels_settings, changes=item.labels)
         labels = step("distill-labels", distilling).outputs["out"]
         tuning = finetune(data=data, init=item.init, seed=item.seed, backbone=labels, settings=finetune_settings)
         from_labels = step("finetune", tuning).outputs["out"]

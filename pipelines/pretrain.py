@@ -79,6 +79,8 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         recipe: str,
         mixed: list,
         seeds: list,
+        interpreter_settings: dict,
+        labels_settings: dict,
         finetune_settings: dict,
         evaluate_settings: dict,
     ) -> Compared:
@@ -94,6 +96,8 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             recipe=recipe,
             mixed=mixed,
             seeds=seeds,
+            interpreter_settings=interpreter_settings,
+            labels_settings=labels_settings,
             finetune_settings=finetune_settings,
             parallelism=parallelism,
         )
@@ -153,6 +157,8 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
                 recipe=found["recipe"],
                 mixed=found["mixed"],
                 seeds=found["seeds"],
+                interpreter_settings=found["train_interpreter"],
+                labels_settings=found["distill_labels"],
                 finetune_settings=found["finetune"],
                 evaluate_settings=found["evaluate"],
             ).outputs

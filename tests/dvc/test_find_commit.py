@@ -7,7 +7,7 @@ from pipeline import Project, fetch, find, head, url
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params, restore_params
-from dreamteacher.stages.find_commit import FILES, OF_LABELS, SECTIONS, resolve
+from dreamteacher.stages.find_commit import FILES, SECTIONS, resolve
 
 
 @pytest.fixture
@@ -76,9 +76,7 @@ def test_data_version_of_a_folder_is_that_of_its_files(tmp_path: Path):
 
 def test_each_step_gets_the_sections_that_it_reads_and_nothing_else(origin: Project):
     found = find(url(origin), "v1", "few_labels=null", "teacher.lr=0.5")
-    assert {step: tuple(sections) for step, sections in found.settings.items()} | {
-        step: tuple(found.mixed[0][step]) for step in OF_LABELS
-    } == SECTIONS
+    assert {step: tuple(sections) for step, sections in found.settings.items()} == SECTIONS
     params = load_params(origin.folder / "params.yaml", ["few_labels=null", "teacher.lr=0.5"])
     for step, settings in found.settings.items():
         assert restore_params(**settings).section(*SECTIONS[step]) == params.section(*SECTIONS[step])

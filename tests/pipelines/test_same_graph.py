@@ -66,10 +66,6 @@ def graph_of_kfp(spec: dict[str, Any]) -> Graph:
                     if found:
                         taken[kind, target] = found
             definition = spec["components"][f"comp-{component}"]
-            if "parameterIterator" in task:
-                loop = task["parameterIterator"]
-                if items := taken.get(("parameters", loop["items"].get("inputParameter"))):
-                    taken["parameters", loop["itemInput"]] = items
             if "dag" in definition:
                 result = visit(definition["dag"], taken)
                 made |= {(kind, f"{name}/{output}"): origin for (kind, output), origin in result.items()}
@@ -85,7 +81,7 @@ def graph_of_kfp(spec: dict[str, Any]) -> Graph:
                     section
                     for (kind, _), (origin, output) in taken.items()
                     if kind == "parameters" and origin == "find-commit"
-                    for section in SECTIONS.get(step.replace("-", "_") if output == "mixed" else output, ())
+                    for section in SECTIONS.get(output, ())
                     if section not in BY_NAME
                 )
         outputs = dag.get("outputs", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _default_table(name: str) -> dict[str, Any]:
     default = next((field.default for key, _, field in describe() if key == name), None)
     if not isinstance(default, dict):
         return {}
-    return {key: value.model_dump(exclude_unset=True) if isinstance(value, Section) else value for key, value in default.items()}
+    return {key: value.model_dump(exclude_unset=True) if isinstance(value, Section) else deepcopy(value) for key, value in default.items()}
 
 
 def _problem(error: Exception) -> str:

@@ -508,7 +508,7 @@ class Params(Section):
             raise ValueError(f"teachers.{NO_TEACHER} stands for no teacher in recipes; give it another name")
         for name, recipe in self.label_recipes.items():
             if self.recipes[recipe.features].teacher == NO_TEACHER:
-                raise ValueError(f"label_recipes.{name}.features = {recipe.features!r} has no teacher, from which labels are read; name another")
+                raise ValueError(f"label_recipes.{name}.features = {recipe.features!r} has no teacher to read labels from; name another")
         if self.export.seed not in self.compare.seeds:
             raise ValueError(f"export.seed = {self.export.seed!r} is not among compare.seeds = {self.compare.seeds}; set it to one of them")
         for name, values in self.compare:

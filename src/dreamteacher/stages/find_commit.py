@@ -39,9 +39,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-OF_LABELS = ("train_interpreter", "distill_labels")  # whose settings differ between label recipes
-
-
 @dataclass(frozen=True)
 class Resolved:
     """What a run depends on.
@@ -54,7 +51,7 @@ class Resolved:
         teacher, recipe: names of the teacher and of the recipe without labels.
         settings: {step: its sections of them}, as plain data without null, which KFP's local runner does not take.
         fresh: {"init", "seed"} of each fine-tuning from random or ImageNet weights.
-        mixed: the same of each label distillation, with the settings of its steps: {"init", "seed", "train_interpreter", "distill_labels"}.
+        mixed: the same of each label distillation, with what its recipe changes: {"init", "seed", "interpreter", "labels"}.
         seeds: of the fine-tunings from feature distillation.
     """
 
@@ -109,9 +106,9 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
         inits = [init for init in params.compare.inits if init in group]
         return [{"init": init, "seed": seed, **settings(init)} for init in inits for seed in params.compare.seeds]
 
-    def of_labels(name: str) -> dict[str, Any]:
-        own = of_recipe(params, name)
-        return {step: _without_null(own.section(*SECTIONS[step])) for step in OF_LABELS}
+    def changes(name: str) -> dict[str, Any]:  # and not all settings, which would stand in every pass of a loop
+        own = params.label_recipes[name]
+        return {"interpreter": _without_null(own.interpreter), "labels": _without_null(own.labels)}
 
     return Resolved(
         commit=commit,
@@ -120,14 +117,14 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
         params=resolved,
         teacher=params.recipes[recipe].teacher,
         recipe=recipe,
-        settings={step: _without_null(resolved.section(*sections)) for step, sections in SECTIONS.items() if step not in OF_LABELS},
+        settings={step: _without_null(resolved.section(*sections)) for step, sections in SECTIONS.items()},
         fresh=items(FRESH),
-        mixed=items(params.label_recipes, of_labels),
+        mixed=items(params.label_recipes, changes),
         seeds=list(params.compare.seeds),
     )
 
 
-PASSES = 40  # of a run's loops: Argo keeps all nodes of a run in one object of at most 1 MiB (tests/pipelines/test_size.py)
+PASSES = 33  # of a run's loops: Argo keeps all nodes of a run in one object of at most 1 MiB (tests/pipelines/test_size.py)
 
 
 def check_comparison(params: Params, pipeline: str) -> str:
