@@ -102,7 +102,18 @@ def test_patches_of_14_px_see_the_picture_reduced_to_14_16ths() -> None:
     assert expected.shape == (1, 24, 4, 6)
 
 
-def test_all_of_it_learns_but_its_unused_tokens() -> None:
+def test_a_model_of_one_size_with_patches_of_14_px_sees_reduced_tiles() -> None:
+    torch.manual_seed(0)
+    backbone, pictures = small("vit_small_patch14_dinov2").eval(), torch.randn(1, 3, 640, 640)
+    reduced = F.interpolate(pictures, size=(560, 560), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        [expected] = backbone.model.forward_intermediates(reduced[:, :, :518, :518], indices=1, norm=True, intermediates_only=True)
+        torch.testing.assert_close(backbone(pictures)[2][:, :, :37, :37], expected)
+        assert [tuple(level.shape[2:]) for level in backbone(pictures[:, :, :100, :40])] == [(25, 10), (13, 5), (7, 3), (4, 2)]
+    assert backbone.tile == 518
+
+
+def test_all_of_it_learns() -> None:
     regressor = FeatureRegressor(create_backbone("test_vit", finest=2), [4, 6, 6, 4, 4], [2, 4, 8, 16, 32], 8)
     sum(maps.square().mean() for maps in regressor(torch.randn(2, 3, 64, 64))).backward()
     assert [name for name, p in regressor.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
