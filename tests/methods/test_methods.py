@@ -224,6 +224,12 @@ def test_what_cannot_be_is_refused_in_one_line(name: str, backbone: str, setting
         create(name, backbone, **settings)
 
 
+def test_one_picture_at_once_is_refused_where_the_projector_has_batch_normalisation(tmp_path: Path) -> None:
+    """With a backbone that has none."""
+    with pytest.raises(UserError, match="batch normalisation needs two pictures at once; raise batch_size or lower accumulate"):
+        learn("simclr", tmp_path, backbone="test_convnext", batch_size=2, accumulate=2)
+
+
 def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"no method is called 'simcrl'.*simclr"):
         get_method("simcrl")

@@ -19,7 +19,7 @@ from dreamteacher.training.randomness import StepRandom
 
 
 class Views(Method):
-    """A method that learns from two views of each picture. Its network's forward takes both, normalised, and returns the losses.
+    """A method that learns from two views of each picture. Its network's forward takes both, in [0, 1], and returns the losses.
 
     Negatives, queues and assignments are those of a part of the batch over all processes: several processes train like one, but
     with `accumulate` each part knows itself alone.
@@ -38,7 +38,7 @@ class Views(Method):
         return self.settings.projector or backbone.channels[-1]
 
     def queue_size(self, published: int, samples: Samples) -> int:
-        """As published where the settings leave it open, but no picture is twice in it."""
+        """As published where the settings leave it open, but no larger than an epoch, or pictures would meet their own older keys."""
         return min(published, len(samples)) if self.settings.queue is None else self.settings.queue
 
     def queue_of_negatives(self, samples: Samples) -> int:
@@ -53,7 +53,7 @@ class Views(Method):
 
 
 def projector(inputs: int, hidden: int, outputs: int, norm: bool = False) -> nn.Sequential:
-    """Two layers from `(B, inputs)` to `(B, outputs)`; `norm`: with batch normalisation, as BYOL and SwAV have it."""
+    """Two layers from `(B, inputs)` to `(B, outputs)`; `norm`: with batch normalisation, as SimCLR, BYOL and SwAV have it."""
     inside = [nn.BatchNorm1d(hidden)] if norm else []
     return nn.Sequential(nn.Linear(inputs, hidden, bias=not norm), *inside, nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
 

@@ -118,7 +118,7 @@ class Run:
         # Statistics over all processes' pictures; on a copy, since the result should be loadable without a process group.
         sync = processes.count > 1 and self.device.type == "cuda"
         alone = settings.batch_size == settings.accumulate * processes.count and not sync
-        if alone and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        if alone and any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules()):
             raise UserError(f"{self.title}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
         self.bare: nn.Module = _sync_batchnorm(model) if sync else model
         self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
