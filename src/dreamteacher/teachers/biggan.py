@@ -25,6 +25,7 @@ from dreamteacher.teachers.folder import read_facts, write_facts
 from dreamteacher.teachers.gan_import import Names, Weights, load, read_truncation, rename
 from dreamteacher.teachers.importing import check_options, read_state_dict
 from dreamteacher.teachers.synthesis import COARSEST, WEIGHTS, SynthesisTeacher, fill, read_weights
+from dreamteacher.teachers.unpickling import in_one_line
 
 LAYER = r"generator\.layers\.(\d+)"
 DEEP: Names = [
@@ -74,10 +75,11 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     """
     check_options(options, ["truncation", "eps"])
     path, truncation = Path(source), read_truncation(options)
-    if path.is_dir() and list(path.glob("*config.json")):
-        network = read_deep(path, truncation)
-    else:
-        network = read_wide(path, read_state_dict(path), {"truncation": truncation, "eps": read_eps(options)})
+    with in_one_line(path):
+        if path.is_dir():
+            network = read_deep(path, truncation)
+        else:
+            network = read_wide(path, read_state_dict(path), {"truncation": truncation, "eps": read_eps(options)})
     save_teacher(network, out, "biggan")
 
 

@@ -13,7 +13,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.teachers import biggan
 from dreamteacher.teachers.gan_import import read_truncation
 from dreamteacher.teachers.importing import check_options, read_checkpoint, read_state_dict
-from dreamteacher.teachers.unpickling import read_array
+from dreamteacher.teachers.unpickling import in_one_line, read_array
 
 open_folder = biggan.open_folder
 
@@ -33,7 +33,9 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
         raise UserError("an IC-GAN is conditioned on stored features: give them by --option instances=FILE.npy")
     path = find_weights(Path(source))
     shape = {"truncation": read_truncation(options), "eps": biggan.read_eps(options)}
-    network = biggan.read_wide(path, read_state_dict(path), shape, read_instances(Path(options["instances"])))
+    stored = read_instances(Path(options["instances"]))
+    with in_one_line(path):
+        network = biggan.read_wide(path, read_state_dict(path), shape, stored)
     biggan.save_teacher(network, out, "icgan")
 
 

@@ -90,7 +90,7 @@ def read_checkpoint(path: Path) -> Any:
         raise UserError(
             f"{path} holds more than tensors ({why}), and none of it was run; save its state dict alone where you trust it, and import that"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, SafetensorError) as error:
         raise UserError(f"{path} is no checkpoint of torch, or damaged ({first_line(error)}); fetch it again") from error
 
 

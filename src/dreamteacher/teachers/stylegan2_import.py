@@ -16,7 +16,7 @@ from dreamteacher.teachers.gan_import import Names, Weights, load, read_truncati
 from dreamteacher.teachers.importing import check_options, read_checkpoint
 from dreamteacher.teachers.stylegan2 import save_teacher
 from dreamteacher.teachers.stylegan2_network import FILTER, Discriminator, Synthesizer
-from dreamteacher.teachers.unpickling import Stored, read_pickle
+from dreamteacher.teachers.unpickling import Stored, in_one_line, read_pickle
 
 ROSINALITY_G: Names = [
     (r"style\.(\d+)\.(weight|bias)", r"mapping.layers.{n}.\2", lambda layer, _: int(layer) - 1),
@@ -80,6 +80,11 @@ def read_rosinality(path: Path) -> tuple[Synthesizer, Discriminator | None]:
     """The averaged generator, and the discriminator where the file has one."""
     with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a training run; plain values
         content = read_checkpoint(path)
+    with in_one_line(path):
+        return _averaged(content, path)
+
+
+def _averaged(content: Any, path: Path) -> tuple[Synthesizer, Discriminator | None]:
     if not isinstance(content, dict) or "g_ema" not in content:
         raise UserError(f"{path} has no g_ema, the averaged generator of a checkpoint of rosinality/stylegan2-pytorch")
     found = dict(content["g_ema"])
@@ -109,6 +114,11 @@ def read_ada(path: Path) -> tuple[Synthesizer, Discriminator | None]:
     if not path.is_file():
         raise UserError(f"{path} is no file; name the .pkl")
     content = read_pickle(path)
+    with in_one_line(path):
+        return _networks(content, path)
+
+
+def _networks(content: Any, path: Path) -> tuple[Synthesizer, Discriminator | None]:
     stored = content.get("G_ema") if isinstance(content, dict) else None
     if not isinstance(stored, Stored):
         raise UserError(f"{path} has no G_ema, the averaged generator of a .pkl of NVlabs/stylegan2-ada-pytorch")

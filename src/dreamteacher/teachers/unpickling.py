@@ -42,7 +42,7 @@ class Stored:
                 raise pickle.UnpicklingError("it has one module in two places")
             seen.add(id(module))
             for group in ("_parameters", "_buffers"):
-                found.update({prefix + name: value.detach() for name, value in module.state[group].items() if value is not None})
+                found.update({prefix + name: value.detach() for name, value in module.state[group].items() if isinstance(value, Tensor)})
             todo += [(f"{prefix}{name}.", inner) for name, inner in module.state["_modules"].items() if inner is not None]
         return found
 
@@ -170,7 +170,7 @@ def read_pickle(path: Path) -> Any:
     Raises:
         UserError: it cannot be read, or asks for more than tensors and plain data.
     """
-    with _in_one_line(path), path.open("rb") as file:
+    with in_one_line(path), path.open("rb") as file:
         return _finish(_Reader(file).load())
 
 
@@ -180,7 +180,7 @@ def read_array(path: Path) -> Any:
     Raises:
         UserError: as of `read_pickle`.
     """
-    with _in_one_line(path), path.open("rb") as file:
+    with in_one_line(path), path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         _, _, dtype = read_header(file)
@@ -191,7 +191,9 @@ def read_array(path: Path) -> Any:
         return array.item() if array.shape == () else array
 
 
-class _in_one_line:
+class in_one_line:
+    """Whatever a foreign file makes go wrong inside becomes a UserError that names it."""
+
     def __init__(self, path: Path):
         self.path = path
 
