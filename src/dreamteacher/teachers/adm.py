@@ -34,7 +34,7 @@ KNOWN = {  # sha256 of a published checkpoint -> what its state dict does not sh
     }
 }
 NEEDED = ("use_new_attention_order", "num_head_channels", "noise_schedule")
-SCHEDULES = {
+SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 2e-2},
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
 }
@@ -102,6 +102,7 @@ def _compare(found: dict[str, Any], given: dict[str, str], source: str) -> None:
     size = _number("image_size", given["image_size"]) if given.get("image_size") else None
     for flag in READABLE:
         text, actual = given.get(flag, ""), found[flag]
+        stated: Any
         if not text:  # guided-diffusion's default of channel_mult, which follows image_size
             continue
         if flag == "attention_resolutions":

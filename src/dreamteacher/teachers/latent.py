@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 class Latents(nn.Module):
     """Pictures as the latents of a frozen autoencoder. See `diffusion.Space`."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, autoencoder: AutoencoderKL | VQModel):
         super().__init__()
         self.autoencoder = autoencoder
@@ -49,6 +52,9 @@ def latent_stride(config: Any) -> int:
 class LatentTeacher(DiffusionTeacher):
     """A DiffusionTeacher whose U-Net works on latents, and sees the same prompt for every picture."""
 
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
+
     def __init__(
         self,
         unet: UNet2DModel | UNet2DConditionModel,
@@ -66,7 +72,7 @@ class LatentTeacher(DiffusionTeacher):
 
     def forward_pass(self, unet: Any, noisy: Tensor, steps: Tensor) -> Tensor:
         """See `DiffusionTeacher`."""
-        count, more = len(noisy), {}
+        count, more = len(noisy), dict[str, Any]()
         if hasattr(self, "prompt_embeds"):
             more["encoder_hidden_states"] = self.prompt_embeds.expand(count, -1, -1)
         if hasattr(self, "pooled_prompt_embeds"):  # SDXL also gets the pictures' sizes, here those of pictures that were not cropped

@@ -41,7 +41,7 @@ def embed_prompt(source: str, index: dict[str, Any], prompt: str, more: dict[str
     if not diffusers.utils.is_transformers_available():
         raise UserError(f"the text encoder of {source} needs transformers; run `pip install transformers`, {instead}")
     name = index.get("_class_name")
-    pipeline_class = getattr(diffusers, name, None) if isinstance(name, str) else None
+    pipeline_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not hasattr(pipeline_class, "encode_prompt") or "text_encoder" not in index:
         raise UserError(f"{source} has no text encoder; name the whole pipeline, {instead}")
     kept = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
@@ -50,7 +50,7 @@ def embed_prompt(source: str, index: dict[str, Any], prompt: str, more: dict[str
         pipeline = pipeline_class.from_pretrained(source, **left_out, **more).to(torch.float32)
         how = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         embedded = pipeline.encode_prompt(prompt, **how, **_other_prompts(name, prompt))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"the text encoder of {source} cannot be read ({first_line(error)}); mend it, {instead}") from error
     parts = dict(zip(KEYS, (embedded[0], embedded[2] if len(embedded) > 2 else None), strict=True))
     return {key: value.float() for key, value in parts.items() if value is not None}

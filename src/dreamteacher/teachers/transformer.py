@@ -87,6 +87,9 @@ class FlowTeacher(_TransformerTeacher):
     The schedule that encodings see, `flow_schedule`, has the same ratio of noise to latents at each step in a DDPM's scale.
     """
 
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
+
     def __init__(self, network: SD3Transformer2DModel, *others: Any, prompt: dict[str, Tensor], **more: Any):
         super().__init__(network, *others, **more)
         for name, value in prompt.items():
