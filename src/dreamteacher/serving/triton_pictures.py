@@ -133,7 +133,7 @@ class TritonPythonModel:
 
     def _ask_for(self, images, wanted):
         """What the models behind say, as far as the wanted outputs need it."""
-        answers = {}
+        answers: dict = {}
         if wanted - {"embedding"}:
             answers |= self._ask(self.model, self.kind.OUTPUTS, images)
         if "embedding" in wanted:
