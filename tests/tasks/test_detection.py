@@ -24,7 +24,7 @@ ROWS = torch.tensor([[[8.0, 8, 24, 24, 0, 0], [30, 34, 60, 62, 1, 0]], [[40.0, 4
 @pytest.fixture
 def model() -> TaskModel:
     torch.manual_seed(0)
-    return TaskModel(create_backbone("test_resnet"), "detection", ["cell", "platelet"], SIDE, 8)
+    return TaskModel(create_backbone("test_resnet"), "detection", ["cell", "platelet"], SIDE, 16)
 
 
 def images(count: int) -> Tensor:
@@ -75,10 +75,10 @@ def test_regions_to_ignore_are_no_mistake(model: TaskModel) -> None:
 
 
 def test_it_learns_where_objects_are(model: TaskModel) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     batch = {"image": images(2), "label": ROWS}
     model.train()
-    for _ in range(80):
+    for _ in range(120):
         losses = loss_of(model, batch)
         optimizer.zero_grad()
         losses["loss"].backward()

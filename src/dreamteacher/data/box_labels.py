@@ -160,7 +160,7 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
 def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]]:
     """Without empty and repeated boxes, cut at the border."""
     warnings = []
-    inside = boxes.corners.clip(0, np.float32([width, height, width, height]))
+    inside = boxes.corners.clip(0, np.array([width, height, width, height], np.float32))
     if (np.abs(inside - boxes.corners) > TOLERANCE).any():
         warnings.append("boxes_outside")
     low, high = inside[:, :2], inside[:, 2:]

@@ -67,7 +67,7 @@ class Boxes:
 
     def cropped(self, top: int, left: int, height: int, width: int) -> Boxes:
         """What a window shows, in its coordinates: boxes are cut; one that shows less than VISIBLE of its area is ignored."""
-        inside = (self.corners - np.float32([left, top, left, top])).clip(0, np.float32([width, height, width, height]))
+        inside = (self.corners - np.array([left, top, left, top], np.float32)).clip(0, np.array([width, height, width, height], np.float32))
         shown, whole = areas(inside), areas(self.corners)
         seen = shown > 0
         ignored = self.ignored | (shown < VISIBLE * whole)
@@ -103,8 +103,8 @@ def choose(scores: np.ndarray, corners: np.ndarray, padded: tuple[int, int], own
     values = scores[classes, places]
     best = np.argsort(-values, kind="stable")[:MOST_CANDIDATES]
     classes, values = classes[best], values[best]
-    boxes = corners[:, places[best]].T.astype(np.float32) * np.float32([padded[1], padded[0]] * 2)
-    boxes = boxes.clip(0, np.float32([own[1], own[0], own[1], own[0]]))
+    boxes = corners[:, places[best]].T.astype(np.float32) * np.array([padded[1], padded[0]] * 2, np.float32)
+    boxes = boxes.clip(0, np.array([own[1], own[0]] * 2, np.float32))
     real = areas(boxes) > 0  # not in the padding alone
     boxes, classes, values = boxes[real], classes[real], values[real]
     kept: list[int] = []
@@ -115,5 +115,5 @@ def choose(scores: np.ndarray, corners: np.ndarray, padded: tuple[int, int], own
             if len(kept) == MOST_DETECTIONS:
                 break
             free &= (classes != classes[index]) | (overlaps(boxes[index], boxes) <= MOST_OVERLAP)
-    boxes = boxes[kept] * np.float32([size[1] / own[1], size[0] / own[0]] * 2)
+    boxes = boxes[kept] * np.array([size[1] / own[1], size[0] / own[0]] * 2, np.float32)
     return np.column_stack([boxes, classes[kept], values[kept]]).astype(np.float32)

@@ -247,7 +247,7 @@ def _apply(transform: v2.Transform, image: np.ndarray, label: Label) -> dict[str
         return {"image": picture.as_subclass(Tensor), "label": mask.as_subclass(Tensor).long()}
     if isinstance(label, Boxes):
         size = picture.shape[-2:]
-        corners = tv_tensors.BoundingBoxes(torch.from_numpy(label.corners), format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+        corners = tv_tensors.BoundingBoxes(torch.from_numpy(label.corners), format="XYXY", canvas_size=size)
         picture, corners = transform(picture, corners)
         changed = Boxes(corners.numpy(), label.classes, label.ignored)
         return {"image": picture.as_subclass(Tensor), "label": torch.from_numpy(changed.rows())}

@@ -1,27 +1,64 @@
-"""What served models say of pictures, as typed results."""
+"""What served models say of pictures, as typed results: one class a task, found in ANSWERS by the task's name.
+
+Needs numpy and Pillow only; `dreamteacher publish` copies it into NAME-pictures.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from PIL import Image
 
+from dreamteacher.data.boxes import MOST_DETECTIONS
 from dreamteacher.serving.contract import Contract, to_detections, to_mask, to_probabilities, to_shares
+
+Outputs = Mapping[str, np.ndarray]
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A class for each pixel. mask: uint8 (H, W) of class ids, in the picture's own size. shares: float32 (K,), of each class in it."""
 
+    OUTPUTS: ClassVar = ("logits",)
+
     mask: np.ndarray
     shares: np.ndarray
     classes: tuple[str, ...]
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Segmentation:
+        """See `to_answer`."""
+        mask = to_mask(outputs["logits"], prepared, size)
+        return cls(mask, to_shares(mask, len(contract.classes)), contract.classes)
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """Name -> (Triton's data type, sizes, -1: any) of what `to_tensors` returns."""
+        return {"mask": ("TYPE_UINT8", [-1]), "shares": ("TYPE_FP32", [classes])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures; the mask is a PNG."""
+        file = io.BytesIO()
+        Image.fromarray(self.mask).save(file, "PNG")
+        return {"mask": np.frombuffer(file.getvalue(), np.uint8), "shares": self.shares}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Segmentation:
+        """The inverse of `to_tensors`."""
+        mask = np.asarray(Image.open(io.BytesIO(tensors["mask"].tobytes()), formats=("PNG",)))
+        return cls(mask, tensors["shares"], classes)
 
 
 @dataclass(frozen=True, eq=False)
 class Classification:
     """A class for the picture. probabilities: float32 (K,), the sum is 1."""
+
+    OUTPUTS: ClassVar = ("logits",)
 
     probabilities: np.ndarray
     classes: tuple[str, ...]
@@ -30,6 +67,25 @@ class Classification:
     def best(self) -> str:
         """The likeliest class."""
         return self.classes[int(self.probabilities.argmax())]
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Classification:
+        """See `to_answer`."""
+        return cls(to_probabilities(outputs["logits"]), contract.classes)
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors`."""
+        return {"probabilities": ("TYPE_FP32", [classes])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures."""
+        return {"probabilities": self.probabilities}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Classification:
+        """The inverse of `to_tensors`."""
+        return cls(tensors["probabilities"], classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +96,36 @@ class Detections:
     ids. scores: float32 (D,) in [0, 1]; choose a threshold for yours, as D may be up to 100 with low scores.
     """
 
+    OUTPUTS: ClassVar = ("scores", "boxes")
+
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     classes: tuple[str, ...]
 
     @classmethod
-    def of_rows(cls, rows: np.ndarray, classes: tuple[str, ...]) -> Detections:
-        """Of float32 (D, 6): box, class id, score."""
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Detections:
+        """See `to_answer`."""
+        return cls._of_rows(to_detections(outputs["scores"], outputs["boxes"], prepared, size, contract), contract.classes)
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors`. Of one size, since servers and clients lose the shape of a table without rows."""
+        return {"detections": ("TYPE_FP32", [MOST_DETECTIONS, 6])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures: rows of box, class id and score, and behind them rows of score 0."""
+        rows = np.column_stack([self.boxes, self.labels, self.scores]).astype(np.float32)
+        return {"detections": np.pad(rows, [(0, MOST_DETECTIONS - len(rows)), (0, 0)])}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Detections:
+        """The inverse of `to_tensors`."""
+        rows = tensors["detections"]
+        return cls._of_rows(rows[rows[:, 5] > 0], classes)
+
+    @classmethod
+    def _of_rows(cls, rows: np.ndarray, classes: tuple[str, ...]) -> Detections:
         return cls(rows[:, :4], rows[:, 4].astype(np.int64), rows[:, 5], classes)
 
 
@@ -66,16 +144,12 @@ class Features:
 
 Prediction = Segmentation | Classification | Detections
 Answer = Prediction | Features
+ANSWERS: dict[str, type[Prediction]] = {"segmentation": Segmentation, "classification": Classification, "detection": Detections}
 
 
-def to_answer(contract: Contract, outputs: Mapping[str, np.ndarray], prepared: tuple[int, int], size: tuple[int, int]) -> Answer:
+def to_answer(contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Answer:
     """The result for one picture of `size` (H, W), prepared as (h, w), from a model's outputs for it (without the batch dimension)."""
-    if contract.task == "segmentation":
-        mask = to_mask(outputs["logits"], prepared, size)
-        return Segmentation(mask, to_shares(mask, len(contract.classes)), contract.classes)
-    if contract.task == "classification":
-        return Classification(to_probabilities(outputs["logits"]), contract.classes)
-    if contract.task == "detection":
-        return Detections.of_rows(to_detections(outputs["scores"], outputs["boxes"], prepared, size, contract), contract.classes)
+    if contract.task in ANSWERS:
+        return ANSWERS[contract.task].of_outputs(contract, outputs, prepared, size)
     maps = {name: np.array(outputs[name]) for name in outputs if name != "embedding"}  # copies, or each would hold its whole batch
     return Features(maps, np.array(outputs["embedding"]), prepared)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.boxes import MOST_DETECTIONS, choose
+from dreamteacher.data.boxes import choose
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.errors import UserError
 
@@ -192,16 +192,6 @@ def to_detections(
     """
     padded = -(-prepared[0] // contract.multiple) * contract.multiple, -(-prepared[1] // contract.multiple) * contract.multiple
     return choose(scores, boxes, padded, prepared, size)
-
-
-def to_fixed(detections: np.ndarray) -> np.ndarray:
-    """float32 (MOST_DETECTIONS, 6): detections (D, 6), and rows of score 0 behind them, as NAME-pictures answers; see `from_fixed`."""
-    return np.pad(detections, [(0, MOST_DETECTIONS - len(detections)), (0, 0)])
-
-
-def from_fixed(rows: np.ndarray) -> np.ndarray:
-    """The inverse of `to_fixed`."""
-    return rows[rows[:, 5] > 0]
 
 
 def to_shares(mask: np.ndarray, classes: int) -> np.ndarray:

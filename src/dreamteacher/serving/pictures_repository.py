@@ -8,7 +8,7 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from dreamteacher.data.boxes import MOST_DETECTIONS
+from dreamteacher.serving.answers import ANSWERS
 from dreamteacher.serving.contract import Contract
 from dreamteacher.settings.schema import Publish
 
@@ -25,6 +25,7 @@ MODULES = (  # all that triton_pictures.py imports of ours, so that the server's
     "data/metadata.py",
     "data/tiff.py",
     "data/tiff_tags.py",
+    "serving/answers.py",
     "serving/contract.py",
     "serving/sampling.py",
 )
@@ -70,13 +71,8 @@ def inputs() -> Tensors:
 
 def outputs(contract: Contract, embedding: int | None) -> Tensors:
     """What the model gives."""
-    single, count = _type("TYPE_FP32"), len(contract.classes)
-    answers: Tensors = {"probabilities": (single, [count])}
-    if contract.task == "detection":
-        answers = {"detections": (single, [MOST_DETECTIONS, 6])}
-    if contract.task == "segmentation":
-        answers = {"mask": (_type("TYPE_UINT8"), [-1]), "shares": (single, [count])}
-    return answers | ({} if embedding is None else {"embedding": (single, [embedding])})
+    answers = {name: (_type(kind), sizes) for name, (kind, sizes) in ANSWERS[contract.task].tensors(len(contract.classes)).items()}
+    return answers | ({} if embedding is None else {"embedding": (_type("TYPE_FP32"), [embedding])})
 
 
 def _type(name: str) -> Any:

@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.decode import decode
 from dreamteacher.errors import UserError, first_line
-from dreamteacher.serving.answers import Answer, Classification, Detections, Segmentation, to_answer
-from dreamteacher.serving.contract import Contract, from_fixed, prepare
+from dreamteacher.serving.answers import ANSWERS, Answer, to_answer
+from dreamteacher.serving.contract import Contract, prepare
 
 Protocol = Literal["http", "grpc"]
 Picture = np.ndarray | bytes | str | Path  # uint8 RGB (H, W, 3), the bytes of a file, or its path
@@ -285,13 +285,8 @@ def to_requests(given: Sequence[Picture], served: Served) -> list[Request]:
 def to_answers(served: Served, request: Request, outputs: Mapping[str, np.ndarray]) -> dict[int, Answer]:
     """{index in the batch: answer} from a request's outputs, of which it keeps copies."""
     if served.takes_files:
-        (index,), classes = request.indices, served.contract.classes
-        if served.contract.task == "classification":
-            return {index: Classification(outputs["probabilities"][0], classes)}
-        if served.contract.task == "detection":
-            return {index: Detections.of_rows(from_fixed(outputs["detections"][0]), classes)}
-        mask = np.asarray(Image.open(io.BytesIO(outputs["mask"][0].tobytes()), formats=("PNG",)))
-        return {index: Segmentation(mask, outputs["shares"][0], classes)}
+        (index,), contract = request.indices, served.contract
+        return {index: ANSWERS[contract.task].of_tensors({name: array[0] for name, array in outputs.items()}, contract.classes)}
     return {
         index: to_answer(served.contract, {name: array[i] for name, array in outputs.items()}, request.prepared[i], request.sizes[i])
         for i, index in enumerate(request.indices)

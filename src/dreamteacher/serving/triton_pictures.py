@@ -7,7 +7,6 @@ The bytes are a UINT8 tensor (1, number of bytes), one picture a request; Triton
 BYTES tensor: those cannot pass by DLPack, and with numpy 2 the backend of Triton 24.10 and older reads them wrongly (see triton_model).
 """
 
-import io
 import json
 import os
 import sys
@@ -20,24 +19,16 @@ sys.dont_write_bytecode = True  # the repository is as it was published, and may
 sys.path.insert(0, str(Path(__file__).parent))
 
 try:
-    from PIL import Image
+    import PIL  # noqa: F401
 except ImportError as error:
     advice = "install it in the image (pip install pillow), or publish with publish.pictures = false"
     raise ImportError(f"NAME-pictures needs Pillow in Triton's Python; {advice}") from error
 
 from dreamteacher.data.decode import BadPicture, decode  # noqa: E402
-from dreamteacher.serving.contract import (  # noqa: E402
-    Contract,
-    prepare,
-    to_detections,
-    to_fixed,
-    to_mask,
-    to_probabilities,
-    to_shares,
-)
+from dreamteacher.serving.answers import ANSWERS  # noqa: E402
+from dreamteacher.serving.contract import Contract, prepare  # noqa: E402
 from dreamteacher.serving.sampling import Sampler  # noqa: E402
 
-OUTPUTS = {"detection": ["scores", "boxes"]}  # of the model behind, by task; of others "logits"
 NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
 
 
@@ -76,6 +67,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.contract = Contract.from_metadata(parameters, config["name"])
+        self.kind = ANSWERS[self.contract.task]
         self.model, self.backbone = parameters["model"], parameters.get("backbone")
         self.max_pixels, self.max_request_pixels = int(parameters["max_pixels"]), int(parameters["max_request_pixels"])
         self.sampler = Sampler.from_environment(os.environ, config, self.max_pixels)
@@ -130,7 +122,8 @@ class TritonPythonModel:
                 for i, (index, _, prepared, size) in enumerate(pictures):
                     outputs = {"embedding": answers["embedding"][i]} if "embedding" in wanted[i] else {}
                     if set(wanted[i]) - {"embedding"}:
-                        outputs |= self._read({name: answer[i] for name, answer in answers.items()}, prepared, size)
+                        of_picture = {name: answers[name][i] for name in self.kind.OUTPUTS}
+                        outputs |= self.kind.of_outputs(self.contract, of_picture, prepared, size).to_tensors()
                     tensors = [write(name, outputs[name][None]) for name in wanted[i]]
                     responses[index] = pb_utils.InferenceResponse(tensors)
             except Exception as error:  # memory is short, or the model behind refuses
@@ -140,9 +133,9 @@ class TritonPythonModel:
 
     def _ask_for(self, images, wanted):
         """What the models behind say, as far as the wanted outputs need it."""
-        answers = {}
+        answers: dict = {}
         if wanted - {"embedding"}:
-            answers |= self._ask(self.model, OUTPUTS.get(self.contract.task, ["logits"]), images)
+            answers |= self._ask(self.model, self.kind.OUTPUTS, images)
         if "embedding" in wanted:
             answers |= self._ask(self.backbone, ["embedding"], images)
         return answers
@@ -151,22 +144,10 @@ class TritonPythonModel:
         """Outputs of another model of this server by name, in main memory."""
         place = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
         tensors = [write("images", images)]
-        request = pb_utils.InferenceRequest(model_name=model, inputs=tensors, requested_output_names=outputs, preferred_memory=place)
+        request = pb_utils.InferenceRequest(model_name=model, inputs=tensors, requested_output_names=list(outputs), preferred_memory=place)
         response = request.exec()
         if response.has_error():
             text = response.error().message()
             busy = "queue size" in text or "timeout expired" in text  # of its queue, which Triton reports as an internal error here
             raise Failed(f"{model}: {text}", pb_utils.TritonError.UNAVAILABLE if busy else response.error().code())
         return {name: np.array(read(pb_utils.get_output_tensor_by_name(response, name))) for name in outputs}
-
-    def _read(self, answers, prepared, size):
-        """The outputs for one picture of `size` (H, W), prepared as (h, w), from what the model behind says of it."""
-        if self.contract.task == "detection":
-            return {"detections": to_fixed(to_detections(answers["scores"], answers["boxes"], prepared, size, self.contract))}
-        logits = answers["logits"]
-        if self.contract.task == "classification":
-            return {"probabilities": to_probabilities(logits)}
-        mask = to_mask(logits, prepared, size)
-        file = io.BytesIO()
-        Image.fromarray(mask).save(file, "PNG")
-        return {"mask": np.frombuffer(file.getvalue(), np.uint8), "shares": to_shares(mask, len(self.contract.classes))}
