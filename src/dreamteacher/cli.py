@@ -105,7 +105,7 @@ def _resolve(params: Any, stage: str, given: dict[str, Any]) -> tuple[Any, dict[
         return recipes.of_teacher(params, given["name"]), {}
     if "recipe" in given:
         kinds = {True: "label_recipes", False: "recipes"}
-        wanted, found = STAGES[stage].named["recipe"], kinds[given["recipe"] in params.label_recipes]
+        wanted, found = (STAGES | TOOLS)[stage].named["recipe"], kinds[given["recipe"] in params.label_recipes]
         resolved = recipes.of_recipe(params, given["recipe"])
         if wanted != found:
             raise UserError(f"{stage} is for {wanted}, and {given['recipe']!r} is one of {found}")

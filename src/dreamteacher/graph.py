@@ -105,7 +105,8 @@ STAGES = {
 TOOLS = {
     "tune": StageCommand(
         "choose the noise step and the taps of a teacher",
-        "artifacts/tune",
-        {"data": "artifacts/data", "teacher": "artifacts/teacher"},
+        "artifacts/tune/{recipe}",
+        {"data": "artifacts/data", "teacher": "artifacts/teachers/{teacher}"},
+        named={"recipe": "recipes"},
     ),
 }

@@ -33,8 +33,10 @@ SUGGESTION = "suggestion.txt"
 Row = dict[str, float]  # T, stride and figures of one tap at one step
 
 
-def run(params: Params, *, data: Path, teacher: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
+def run(params: Params, *, data: Path, teacher: Path, out: Path, recipe: str = "features", overwrite: bool = False) -> dict[str, float]:
     """Measure `teacher` on the train split of `data`; `out` gets `tune.csv`, `tune.png` and `suggestion.txt`, which is printed.
+
+    `recipe` is the name of that whose taps and distillation it is for.
 
     The share of a tap's variance that is `teachable` (see `tuning.Shares`) falls with T as noise drowns the picture and rises before as
     far as the teacher knows more than colours. With labels, where there are enough for FOLDS, a linear read-out of each tap, on pictures
@@ -49,7 +51,12 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, overwrite: bool
         UserError: a step is beyond the teacher's schedule, there are too few pictures, or data and teacher do not fit.
     """
     recorded = params.section("seed", "few_labels", "taps", "tune")
-    recorded |= {"resolution": params.distill.resolution, "encoding": params.distill.encoding, "passes": params.distill.passes}
+    recorded |= {
+        "recipe": recipe,
+        "resolution": params.distill.resolution,
+        "encoding": params.distill.encoding,
+        "passes": params.distill.passes,
+    }
     with open_stage("tune", params=recorded, inputs={"data": data, "teacher": teacher}, out=out, overwrite=overwrite) as stage:
         if not stage.done:
             images = ImageSet(data, "train")
@@ -96,7 +103,9 @@ def _measure(params: Params, generator: Teacher, images: ImageSet, labelled: lis
         for place, (tap, share) in enumerate(zip(teacher.taps, shares, strict=True)):
             figures = {"signal": share.signal, "pixels": share.pixels, "teachable": share.teachable}
             rows.append({"T": T, "stride": tap.stride, **figures, **({"probe": read[place]} if read else {})})
-        log.info("tune: T = %d: %s", T, ", ".join(f"{name} {_mean(rows, T, name):.3f}" for name in ("teachable", "probe") if name in rows[-1]))
+        log.info(
+            "tune: T = %d: %s", T, ", ".join(f"{name} {_mean(rows, T, name):.3f}" for name in ("teachable", "probe") if name in rows[-1])
+        )
     return rows
 
 
