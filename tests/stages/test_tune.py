@@ -66,7 +66,9 @@ def test_what_cannot_be_is_refused_in_one_line(chains: dict[str, Chain], tmp_pat
 
 def rows(probe: dict[int, list[float]], teachable: dict[int, list[float]]) -> list[dict[str, float]]:
     return [
-        {"T": T, "stride": 2**place, "probe": probe[T][place], "teachable": teachable[T][place]} for T in probe for place in range(len(probe[T]))
+        {"T": T, "stride": 2**place, "probe": probe[T][place], "teachable": teachable[T][place]}
+        for T in probe
+        for place in range(len(probe[T]))
     ]
 
 

@@ -15,6 +15,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.settings.schema import Distill
 from dreamteacher.teachers.base import Tap
 
+
 def inner_cells(maps: list[Tensor], strides: list[int], margin: int) -> list[Tensor]:
     """Maps `(B, C_l, h_l, w_l)` at `strides` without the ceil(margin / stride) outer cells of each side; `margin` in pixels.
 

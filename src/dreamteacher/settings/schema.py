@@ -165,8 +165,8 @@ class Distill(Training, EncodingSettings):
     stats_images: Positive = Field(256, description="train pictures, drawn by seed, over which the teacher's features are measured")
     objectives: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)] = Field(
         {"mse": 1.0, "at": 10.0},
-        description="weights of the terms that are minimised; 0: logged alone. mse, Eq 1; at, Eq 2 (lambda_AT of Eq 3 is its weight); cosine "
-        "and smooth_l1, AM-RADIO's 0.9 and 0.1; relational: cosines between the places of a picture; global: the coarsest tap's average, "
+        description="weights of the terms that are minimised; 0: logged alone. mse, Eq 1; at, Eq 2, whose weight is lambda_AT of Eq 3; "
+        "cosine and smooth_l1, AM-RADIO's 0.9 and 0.1; relational: cosines between the places of a picture; global: the coarsest tap's average, "
         "from the embedding; other packages may add terms",
     )
     margin: Count = Field(
@@ -182,7 +182,6 @@ class Distill(Training, EncodingSettings):
     monitor_images: Positive = Field(
         64, description="held-out unlabelled pictures for that measurement, from which the backbone does not learn features"
     )
-
 
     @field_validator("objectives")
     @classmethod

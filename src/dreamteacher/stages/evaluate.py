@@ -241,7 +241,7 @@ def _draw_features(val: ImageSet, teacher: Path, features: Path, shown: list[int
         targets.append([m[0].cpu().numpy() for m in maps])
         pyramid = student.backbone(normalize(picture, student.backbone.mean, student.backbone.std))
         maps = student.regress(pyramid, picture.shape[2:], lesson.step)
-        regressed.append([m[0, :, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
+        regressed.append([m[0][:, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
     coloured = [pca_colours([t[tap] for t in targets], [r[tap] for r in regressed]) for tap in range(len(generator.taps))]
     for number, index in enumerate(shown):
         names = [f"stride {tap.stride}" for tap in generator.taps]
