@@ -104,7 +104,7 @@ def test_a_probe_reads_what_features_tell_and_nothing_of_what_it_was_fitted_on(d
     task = get_task("segmentation" if dense else "classification")
 
     def read(make: Any, channels: int) -> float:
-        (figure,) = probe(Made(make, channels), task, Crops(dense), ["a", "b"], 2, 0, torch.device("cpu"))  # type: ignore[arg-type]
+        (figure,) = probe(Made(make, channels), task, Crops(dense), ["a", "b"], crops=2, seed=0, device=torch.device("cpu"))  # type: ignore[arg-type]
         return figure
 
     assert read(colour, 1) > 0.95

@@ -17,7 +17,7 @@ from dreamteacher.tracking import Tracker
 from dreamteacher.training.loop import train
 from dreamteacher.training.run import Step, Trained
 
-BASELINES = [name for name in BUILT_IN if name != "features"]
+BASELINES = [name for name in BUILT_IN if name not in ("features", "team")]
 VIEWS = ("simclr", "moco", "byol", "swav", "densecl")
 SIDE = 64
 DEFAULTS: dict[str, Any] = {

@@ -106,7 +106,9 @@ def _shares(first: _Sums, second: _Sums) -> Shares:
     return Shares(1 - float((weight * noise).sum()) / all_of_it, float((weight * explained.clamp(min=0)).sum()) / all_of_it)
 
 
-def probe(teacher: Teacher, task: Task, samples: Samples, classes: list[str], crops: int, seed: int, device: torch.device) -> list[float]:
+def probe(
+    teacher: Teacher, task: Task, samples: Samples, classes: list[str], *, crops: int, seed: int, device: torch.device
+) -> list[float]:
     """The task's figure of a linear read-out of each tap, fine to coarse, on pictures that it was not fitted on (FOLDS of them).
 
     Args:

@@ -19,7 +19,7 @@ from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
 Whitening = Callable[[list[Tensor]], list[Tensor]]  # one (B, C_l, h_l, w_l) a tap, to the same shapes
-# By the name of the tap: `mean` and `std` of its channels, both (C,), or `mean` and the `matrix` (C, C) of phi-s; float64. None measured: {}.
+# By the tap's name, in float64: `mean` and `std` of its channels, both (C,), or `mean` and the `matrix` (C, C) of phi-s; {} of layernorm
 Statistics = dict[str, dict[str, Tensor]]
 
 STATISTICS_FILE, MATRICES_FILE = "statistics.json", "statistics.safetensors"

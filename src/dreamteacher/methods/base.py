@@ -22,6 +22,7 @@ from dreamteacher.training.randomness import StepRandom
 GROUP = "dreamteacher.methods"  # of entry points, by which packages add methods
 BUILT_IN = {
     "features": "dreamteacher.methods.features:Features",
+    "team": "dreamteacher.methods.team:Team",
     "simclr": "dreamteacher.methods.simclr:SimCLR",
     "moco": "dreamteacher.methods.moco:MoCo",
     "byol": "dreamteacher.methods.byol:BYOL",
@@ -60,6 +61,15 @@ class Method(ABC):
             UserError: the teacher is damaged, or does not fit the settings.
         """
         self.params, self.settings, self.scratch, self.device = params, params.distill, scratch, device
+
+    @classmethod
+    def inputs(cls, params: Params, teacher: Path | None) -> dict[str, Path]:
+        """What of `teacher` is recorded as input of the stage, by name: with the default its folder, where the method needs one.
+
+        Raises:
+            UserError: `teacher` does not hold what `params` name.
+        """
+        return {"teacher": teacher} if cls.needs_teacher and teacher else {}
 
     def transform(self) -> Transform:
         """What a train picture becomes; by default the crop that feature distillation learns from."""

@@ -28,6 +28,7 @@ OBJECTIVES = ("mse", "at", "cosine", "smooth_l1", "relational", "global")
 OBJECTIVES_GROUP = "dreamteacher.objectives"  # of entry points, by which packages add terms
 Augment = Literal["natural", "overhead", "no-flip", "none"]
 NO_TEACHER = "none"  # of recipes whose method needs none
+ALL_TEACHERS = "."  # of recipes that learn from a team: the folder that holds them
 FRESH = ("scratch", "imagenet")  # initialisations that no recipe makes
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]  # of a teacher or a recipe, and of a folder
 
@@ -171,9 +172,9 @@ class Distill(Training, EncodingSettings):
 
     method: str = Field(
         "features",
-        description="features: distil the teacher's features, as the paper; simclr, moco, byol, swav, densecl: compare two views; mae, "
-        "simmim, spark, denoising: restore pictures; other packages may add methods. encoding, T, strata, passes, whitening, stats_images, "
-        "objectives and margin are of features alone",
+        description="features: distil the teacher's features, as the paper; team: those of several teachers; simclr, moco, byol, swav, "
+        "densecl: compare two views; mae, simmim, spark, denoising: restore pictures; other packages may add methods. encoding, T, strata, passes, "
+        "whitening, stats_images, objectives and margin are of features and team alone",
     )
     steps: Positive = Field(150, description=f"optimiser steps ({by_size('distill', 'steps')})")
     batch_size: Positive = Field(32, description=f"{_BATCH} ({by_size('distill', 'batch_size')})")
@@ -190,14 +191,20 @@ class Distill(Training, EncodingSettings):
     stats_images: Positive = Field(256, description="train pictures, drawn by seed, over which the teacher's features are measured")
     objectives: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)] = Field(
         {"mse": 1.0, "at": 10.0},
-        description="weights of the terms that are minimised; 0: logged alone. mse, Eq 1; at, Eq 2 (lambda_AT of Eq 3 is its weight); cosine "
-        "and smooth_l1, AM-RADIO's 0.9 and 0.1; relational: cosines between the places of a picture; global: the coarsest tap's average, "
-        "from the embedding; other packages may add terms",
+        description="weights of the terms that are minimised; 0: logged alone. mse, Eq 1; at, Eq 2, whose weight is lambda_AT of Eq 3; "
+        "cosine and smooth_l1, AM-RADIO's 0.9 and 0.1; relational: cosines between the places of a picture; global: the coarsest tap's "
+        "average, from the embedding; other packages may add terms",
     )
     margin: Count = Field(
         0,
         description="width of the crops' border that loss and explained variance leave out, pixels, rounded up to whole cells of each tap: "
         "there the generator's features show the border more than the picture",
+    )
+    team: Annotated[list[Name], Field(min_length=2)] | None = Field(
+        None, description="names of the teachers that the method team learns from; null: all of teachers"
+    )
+    drop: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="probability with which the method team leaves a teacher out of a step; the one learned least always counts"
     )
     augment: Augment = Field(
         "natural",
@@ -314,7 +321,7 @@ class Finetune(Training):
 class Recipe(Section):
     """How a backbone is pretrained without labels: groups given here hold what differs from those of all recipes."""
 
-    teacher: Name = Field(description="which of teachers; none: the method needs no teacher")
+    teacher: Name | Literal["."] = Field(description="which of teachers; none: the method needs no teacher; '.': all, for the method team")
     taps: Taps | None = Field(None, description="null: those of all recipes")
     student: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of student that differ, for fine-tuning as well")
     distill: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of distill that differ")
@@ -490,7 +497,7 @@ class Params(Section):
             *(
                 (f"recipes.{name}.teacher", recipe.teacher, "teachers", list(self.teachers))
                 for name, recipe in self.recipes.items()
-                if recipe.teacher != NO_TEACHER
+                if recipe.teacher not in (NO_TEACHER, ALL_TEACHERS)
             ),
             *(
                 (f"label_recipes.{name}.features", recipe.features, "recipes", list(self.recipes))
@@ -508,7 +515,7 @@ class Params(Section):
         if NO_TEACHER in self.teachers:
             raise ValueError(f"teachers.{NO_TEACHER} stands for no teacher in recipes; give it another name")
         for name, recipe in self.label_recipes.items():
-            if self.recipes[recipe.features].teacher == NO_TEACHER:
+            if self.recipes[recipe.features].teacher in (NO_TEACHER, ALL_TEACHERS):
                 raise ValueError(f"label_recipes.{name}.features = {recipe.features!r} has no teacher to read labels from; name another")
         if self.export.seed not in self.compare.seeds:
             raise ValueError(f"export.seed = {self.export.seed!r} is not among compare.seeds = {self.compare.seeds}; set it to one of them")

@@ -47,15 +47,14 @@ def run(
     settings = params.distill
     kind = get_method(settings.method)
     inputs = {"data": data} | ({"start": start} if start else {})
-    if kind.needs_teacher:
-        if teacher is None:
-            raise UserError(f"distill.method = {settings.method!r} needs --teacher: the output of train-teacher")
-        inputs["teacher"] = teacher
+    if kind.needs_teacher and teacher is None:
+        raise UserError(f"distill.method = {settings.method!r} needs --teacher: the output of train-teacher")
+    inputs |= kind.inputs(params, teacher)
     recorded = {**params.section("seed", "taps", "student", "distill"), "recipe": recipe}
     with open_stage("distill-features", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
-        method = kind(params, inputs.get("teacher"), stage.checkpoints, this_process().device)
+        method = kind(params, teacher if kind.needs_teacher else None, stage.checkpoints, this_process().device)
         samples, held_out = hold_out(ImageSet(data, "train"), settings.monitor_images, settings.resolution, params.seed)
         torch.manual_seed(params.seed)
         model = method.build(create_backbone(params.student.backbone, finest=params.student.finest_stride), samples)

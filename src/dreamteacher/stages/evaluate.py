@@ -21,7 +21,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.report.figures import pca_colours, save_bars, save_panels
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.recipes import base_of
-from dreamteacher.settings.schema import FRESH, NO_TEACHER, Params
+from dreamteacher.settings.schema import ALL_TEACHERS, FRESH, NO_TEACHER, Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.students.neck import REGRESSOR_FILE, load_regressor
@@ -131,7 +131,7 @@ def _pretrained(params: Params, teachers: Path, backbones: Path) -> list[_Pretra
     found = []
     for name in names:
         teacher = params.recipes[name].teacher
-        found.append(_Pretrained(name, None if teacher == NO_TEACHER else teachers / teacher, backbones / name))
+        found.append(_Pretrained(name, None if teacher in (NO_TEACHER, ALL_TEACHERS) else teachers / teacher, backbones / name))
     return found
 
 
@@ -284,7 +284,7 @@ def _draw_features(val: ImageSet, teacher: Path, recipe: _Pretrained, shown: lis
         targets.append([m[0].cpu().numpy() for m in maps])
         pyramid = student.backbone(normalize(lesson.images, student.backbone.mean, student.backbone.std))
         maps = student.regress(pyramid, lesson.images.shape[2:], lesson.step)
-        regressed.append([m[0, :, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
+        regressed.append([m[0][:, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
     coloured = [pca_colours([t[tap] for t in targets], [r[tap] for r in regressed]) for tap in range(len(generator.taps))]
     for number in range(len(shown)):
         names = [f"stride {tap.stride}" for tap in generator.taps]

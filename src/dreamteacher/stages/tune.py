@@ -45,7 +45,7 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, recipe: str = "
     knows of the surroundings. The validation split is not read.
 
     Returns:
-        `T`, and at it the mean over taps of `teachable` and, with labels, of `probe`; `monotone`, 1 where what decides never gains from noise.
+        `T`, and at it the mean over taps of `teachable` and, with labels, of `probe`; `monotone`, 1 where what decides only falls with T.
 
     Raises:
         UserError: a step is beyond the teacher's schedule, there are too few pictures, or data and teacher do not fit.
@@ -92,14 +92,14 @@ def _measure(params: Params, generator: Teacher, images: ImageSet, labelled: lis
     settings, device = params.tune, this_process().device
     crop = pretrain_crop(params.distill.resolution)
     some, few = Samples(images, crop), Samples(images, pretrain_crop(params.distill.resolution, params.interpreter.mirror), labelled)
+    batches = list(draw_batches(some, settings.images, params.seed, device))
+    if len(batches) < 2:  # of which one explains the other
+        batches = list(batches[0].chunk(2))
     rows: list[Row] = []
     for T in sorted({round(share * params.teacher.T_train) for share in SHARES} if settings.T == "auto" else set(settings.T)):
         teacher = generator.with_encoding(_encoding(params, T))
-        # Halves, at least, of which one explains the other.
-        drawn = list(draw_batches(some, settings.images, params.seed, device))
-        batches = drawn if len(drawn) > 1 else list(drawn[0].chunk(2))
         shares = measure_shares(teacher, batches, settings.noises, params.seed)
-        read = probe(teacher, _task(images), few, images.classes, PROBE_CROPS, params.seed, device) if labelled else []
+        read = probe(teacher, _task(images), few, images.classes, crops=PROBE_CROPS, seed=params.seed, device=device) if labelled else []
         for place, (tap, share) in enumerate(zip(teacher.taps, shares, strict=True)):
             figures = {"signal": share.signal, "pixels": share.pixels, "teachable": share.teachable}
             rows.append({"T": T, "stride": tap.stride, **figures, **({"probe": read[place]} if read else {})})

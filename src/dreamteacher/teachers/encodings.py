@@ -59,12 +59,11 @@ def get_encoding(settings: EncodingSettings | dict[str, Any]) -> Encoding:
     if isinstance(settings, dict):
         names = EncodingSettings.model_fields
         settings = EncodingSettings.model_validate({name: value for name, value in settings.items() if name in names})
-    return {
-        "stochastic": lambda: Stochastic(settings.T),
-        "ddim": lambda: Inversion(settings.T, settings.passes),
-        "stratified": lambda: Stratified(tuple(settings.strata)),
-        "dream": lambda: Dream(settings.T, settings.passes),
-    }[settings.encoding]()
+    if settings.encoding == "stratified":
+        return Stratified(tuple(settings.strata))
+    if settings.encoding == "stochastic":
+        return Stochastic(settings.T)
+    return (Inversion if settings.encoding == "ddim" else Dream)(settings.T, settings.passes)
 
 
 def encoding_of_pictures(settings: EncodingSettings | dict[str, Any]) -> Encoding:
@@ -134,7 +133,7 @@ class Inversion:
 
 @dataclass(frozen=True)
 class Dream:
-    """Pictures that the teacher makes of noise, by DDIM in about `passes` steps, one of which is at noise step `T` (Sec 3.1, "synthesised").
+    """Pictures that the teacher makes of noise by DDIM, in about `passes` steps, one of them at noise step `T` (Sec 3.1, "synthesised").
 
     Their features are those of the pass at T on the way. Of the pictures that are given, only the size and number count.
     """
@@ -154,8 +153,9 @@ class Dream:
         for before, after in pairwise(reversed([self.T, *_grid(self.T, last, above)])):
             x = _ddim_step(network, x, before, after, at=before)
         at_T = x
-        for before, after in pairwise([*reversed(_grid(0, self.T, max(1, self.passes - above))), None]):
-            x = _ddim_step(network, x, before, after, at=before)
+        below = [*reversed(_grid(0, self.T, max(1, self.passes - above)))]
+        for before, then in zip(below, [*below[1:], None], strict=True):
+            x = _ddim_step(network, x, before, then, at=before)
         return Encoded(at_T, torch.full((len(inputs),), self.T, device=inputs.device, dtype=torch.long), x)
 
 

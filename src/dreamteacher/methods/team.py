@@ -1,0 +1,109 @@
+"""Feature distillation from several teachers at once: heads for each, targets in balance, now and then without some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+
+from dreamteacher.data.dataset import Samples
+from dreamteacher.distillation.features import Quality, embedding_spread, feature_objective, student_options
+from dreamteacher.distillation.team import Member, TeamRegressor, balance, team_losses
+from dreamteacher.distillation.whitening import fit_whitening
+from dreamteacher.errors import UserError
+from dreamteacher.methods.base import Method, normal
+from dreamteacher.settings.schema import Params
+from dreamteacher.students.backbone import Backbone
+from dreamteacher.students.neck import FeatureRegressor, save_regressor
+from dreamteacher.teachers.encodings import get_encoding
+from dreamteacher.teachers.folder import TAPS_FILE, choose_strides, open_teacher
+from dreamteacher.training.order import draw_batches
+from dreamteacher.training.randomness import StepRandom
+
+
+class Team(Method):
+    """The weighted mean of what is not learned yet of each teacher; see `distillation.team`. Kept are the backbone and the regressor of the
+    first teacher, whose neck is that of all."""
+
+    needs_teacher = True
+    backbone: Backbone
+
+    def __init__(self, params: Params, teacher: Path | None, scratch: Path, device: torch.device):
+        super().__init__(params, teacher, scratch, device)
+        assert teacher is not None
+        encoding = get_encoding(self.settings)
+        self.generators = {
+            name: open_teacher(place, choose_strides(place, params.taps), encoding).to(device)
+            for name, place in _places(params, teacher).items()
+        }
+
+    @classmethod
+    def inputs(cls, params: Params, teacher: Path | None) -> dict[str, Path]:
+        """Each teacher by its name, from the folder that holds them."""
+        return {f"teachers/{name}": place for name, place in _places(params, teacher).items()} if teacher else {}
+
+    def build(self, backbone: Backbone, samples: Samples) -> TeamRegressor:
+        """Backbone and neck under the heads of all teachers; their whitening and their balance are measured on train pictures."""
+        self.backbone, student, seed = backbone, self.params.student, self.params.seed
+        regressors, self.team = {}, {}
+        for name, generator in self.generators.items():
+            channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
+            options = student_options(self.settings)
+            regressors[name] = FeatureRegressor(backbone, channels, strides, student.width, student.neck, **options)
+            scratch = self.scratch / name
+            scratch.mkdir(parents=True, exist_ok=True)
+            whiten, _ = fit_whitening(self.settings.whitening, generator, self._pictures(samples), seed, scratch)
+            self.team[name] = Member(generator, feature_objective(self.settings, whiten, generator.taps))
+        self.team = balance(self.team, self._pictures(samples), seed)
+        return TeamRegressor(regressors)
+
+    def _pictures(self, samples: Samples) -> Iterable[Tensor]:
+        return draw_batches(samples, self.settings.stats_images, self.params.seed, self.device)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        """As `distillation.team.team_losses`, with the probability `distill.drop`."""
+        mean, std = self.backbone.mean, self.backbone.std
+        return team_losses(model, self.team, batch["image"], random, mean=mean, std=std, drop=self.settings.drop)
+
+    def kept(self, model: nn.Module) -> nn.Module:
+        """All of it."""
+        return model
+
+    def measure(self, kept: nn.Module, batches: Iterable[tuple[Tensor, StepRandom]]) -> dict[str, float]:
+        """`explained_variance_NAME` of each teacher's whitened targets, their mean, and `embedding_spread`."""
+        assert isinstance(kept, TeamRegressor)
+        qualities, embeddings = {name: Quality(member.teacher.taps) for name, member in self.team.items()}, []
+        for images, random in batches:
+            embeddings.append(kept.backbone.embed(kept.backbone(normal(images, kept.backbone))))
+            for name, member in self.team.items():
+                lesson = member.teacher.teach(images, random)
+                regressor, size = kept.regressor(name), lesson.images.shape[2:]
+                regressed = regressor.regress(kept.backbone(normal(lesson.images, kept.backbone)), size, lesson.step)
+                qualities[name].update(*member.objective.compared(regressed, lesson.features))
+        values = {f"explained_variance_{name}": quality.compute()["explained_variance"] for name, quality in qualities.items()}
+        return {**values, "explained_variance": fmean(values.values()), "embedding_spread": embedding_spread(torch.cat(embeddings))}
+
+    def save(self, kept: nn.Module, folder: Path) -> None:
+        """`backbone/`, and the regressor of the first teacher."""
+        assert isinstance(kept, TeamRegressor)
+        save_regressor(kept.regressor(next(iter(self.team))), folder)
+
+
+def _places(params: Params, teachers: Path) -> dict[str, Path]:
+    """The folders of the team's teachers, by name: those of `distill.team`, or all that lie in `teachers`.
+
+    Raises:
+        UserError: one is missing, or there are fewer than two.
+    """
+    there = sorted(path.parent.name for path in teachers.glob(f"*/{TAPS_FILE}"))
+    names = params.distill.team or there
+    if missing := [name for name in names if name not in there]:
+        raise UserError(
+            f"{teachers} holds no teacher {missing[0]!r}; there are {', '.join(there) or 'none'}, run `dreamteacher train-teacher`"
+        )
+    if len(names) < 2:
+        raise UserError(f"distill.method = 'team' needs two teachers, and {teachers} holds {', '.join(there) or 'none'}")
+    return {name: teachers / name for name in names}
