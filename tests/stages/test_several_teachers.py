@@ -47,6 +47,6 @@ def test_a_team_may_be_some_of_the_teachers_and_must_be_two(chains: dict[str, Ch
     with pytest.raises(UserError, match="holds no teacher 'gan'; there are pixels, teacher"):
         distill_features.run(missing, **given)
     alone = brief_params(chain.source, distill=BRIEF | {"method": "team"})
-    with pytest.raises(UserError, match="needs two teachers, and .* holds none"):
+    with pytest.raises(UserError, match=r"needs two teachers, and .* holds none"):
         distill_features.run(alone, **given | {"teacher": chain.root / "teacher"})
     assert not (tmp_path / "out").exists()
