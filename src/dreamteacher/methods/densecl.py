@@ -56,8 +56,8 @@ class Network(ViewNetwork):
         key, keys, key_maps = self.momentum(other)
         whole = info_nce(query, key, self.queue.read(), self.temperature)
         partners = matched(keys, maps.detach(), key_maps)
-        flat = [each.movedim(1, 2).flatten(0, 1) for each in (queries, partners)]
-        dense = info_nce(*flat, self.dense_queue.read(), self.temperature)
+        places, keys_of_places = (each.movedim(1, 2).flatten(0, 1) for each in (queries, partners))
+        dense = info_nce(places, keys_of_places, self.dense_queue.read(), self.temperature)
         self.queue.add(key)
         self.dense_queue.add(unit(keys.mean(2)))
         return {"loss": (1 - DENSE) * whole + DENSE * dense, "global": whole, "dense": dense}
