@@ -110,6 +110,8 @@ def test_what_was_distilled_otherwise_is_refused(kind: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"holds no feature statistics of these taps.*run `dreamteacher distill-features` again"):
         load_whitening(kind, tmp_path, TAPS)
     one = torch.ones(1, dtype=torch.float64)
-    save_statistics({"up_blocks.7": {"mean": one, "std": one} if kind == "standardize" else {"mean": one, "matrix": torch.eye(1)}}, tmp_path)
+    save_statistics(
+        {"up_blocks.7": {"mean": one, "std": one} if kind == "standardize" else {"mean": one, "matrix": torch.eye(1)}}, tmp_path
+    )
     with pytest.raises(UserError, match="holds no feature statistics of these taps"):
         load_whitening(kind, tmp_path, TAPS)

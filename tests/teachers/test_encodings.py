@@ -108,7 +108,9 @@ def test_strata_are_taken_in_turn_by_the_pictures_of_a_batch_however_it_is_split
     draws = random()
     draws.integers(0, 2, 6)
     a = ALPHA_BAR[steps.numpy()][:, None, None, None]
-    np.testing.assert_allclose(noisy.numpy(), np.sqrt(a) * pictures.numpy() + np.sqrt(1 - a) * draws.normal(pictures.shape).numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        noisy.numpy(), np.sqrt(a) * pictures.numpy() + np.sqrt(1 - a) * draws.normal(pictures.shape).numpy(), atol=1e-5
+    )
 
 
 def test_the_steps_of_a_stratum_are_all_drawn_and_batches_of_one_picture_meet_every_stratum() -> None:
