@@ -173,8 +173,8 @@ class Distill(Training, EncodingSettings):
     method: str = Field(
         "features",
         description="features: distil the teacher's features, as the paper; team: those of several teachers; simclr, moco, byol, swav, "
-        "densecl: compare two views; mae, simmim, spark, denoising: restore pictures; other packages may add methods. encoding, T, strata, "
-        "passes, whitening, stats_images, objectives and margin are of features and team alone",
+        "densecl: compare two views; mae, simmim, spark, denoising: restore pictures; other packages may add methods. encoding, T, "
+        "strata, passes, whitening, stats_images, objectives and margin are of features and team alone",
     )
     steps: Positive = Field(150, description=f"optimiser steps ({by_size('distill', 'steps')})")
     batch_size: Positive = Field(32, description=f"{_BATCH} ({by_size('distill', 'batch_size')})")

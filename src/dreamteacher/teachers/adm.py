@@ -108,9 +108,10 @@ def _compare(found: dict[str, Any], given: dict[str, str], source: str) -> None:
         if flag == "attention_resolutions":
             if not size:
                 raise UserError("--option attention_resolutions counts in pixels; give --option image_size as well")
-            stated, actual = sorted(map(int, text.split(","))), sorted(size // stride for stride in actual)
+            stated = sorted(_number(flag, part) for part in text.split(","))
+            actual = sorted(size // stride for stride in actual)
         elif flag == "channel_mult":
-            stated, actual = [float(m) for m in text.split(",")], [width / found["num_channels"] for width in actual]
+            stated, actual = [_share(flag, m) for m in text.split(",")], [width / found["num_channels"] for width in actual]
         elif isinstance(actual, bool):
             stated = _truth(flag, text)
         else:
@@ -122,28 +123,28 @@ def _compare(found: dict[str, Any], given: dict[str, str], source: str) -> None:
 def _choose(given: dict[str, str], source: str) -> dict[str, Any]:
     """What the state dict does not show."""
     needed = {flag: given.get(flag, "") for flag in NEEDED}
-    if given.get("num_heads") and needed["num_head_channels"] in ("", "-1"):
-        needed["num_head_channels"] = "-1"
+    if needed["num_head_channels"] in ("", "-1"):  # guided-diffusion's default, with which num_heads counts
+        needed["num_head_channels"] = "-1" if given.get("num_heads") else ""
     if missing := [flag for flag, value in needed.items() if not value]:
         raise UserError(
             f"{source} is not known by its sha256, and its state dict does not show {', '.join(missing)}; give them as it was trained: "
-            f"{' '.join(f'--option {flag}={_EXAMPLES[flag]}' for flag in missing)}"
+            f"{' '.join(f'--option {flag}={_VALUES[flag]}' for flag in missing)}"
         )
     schedule = needed["noise_schedule"]
     if schedule not in SCHEDULES:
         raise UserError(f"--option noise_schedule={schedule} is none of {', '.join(SCHEDULES)}")
-    width = _number("num_head_channels", needed["num_head_channels"])
+    by_number = needed["num_head_channels"] == "-1"
     return {
         "use_new_attention_order": _truth("use_new_attention_order", needed["use_new_attention_order"]),
-        "num_head_channels": width if width > 0 else None,
-        "num_heads": _number("num_heads", given["num_heads"]) if width <= 0 else None,
+        "num_head_channels": None if by_number else _number("num_head_channels", needed["num_head_channels"]),
+        "num_heads": _number("num_heads", given["num_heads"]) if by_number else None,
         "noise_schedule": schedule,
         "diffusion_steps": _number("diffusion_steps", given.get("diffusion_steps", "1000")),
         "image_size": _number("image_size", given["image_size"]) if given.get("image_size") else None,
     }
 
 
-_EXAMPLES = {"use_new_attention_order": "False", "num_head_channels": "64", "noise_schedule": "linear"}
+_VALUES = {"use_new_attention_order": "True|False", "num_head_channels": "N", "noise_schedule": "linear|cosine"}
 
 
 def build(found: dict[str, Any], chosen: dict[str, Any]) -> UNet2DModel:
@@ -178,10 +179,16 @@ def _check_heads(widths: list[int], chosen: dict[str, Any]) -> None:
 
 
 def _number(flag: str, text: str) -> int:
+    if not text.strip().isdecimal() or not int(text):
+        raise UserError(f"--option {flag}={text} is no whole number above 0")
+    return int(text)
+
+
+def _share(flag: str, text: str) -> float:
     try:
-        return int(text)
+        return float(text)
     except ValueError:
-        raise UserError(f"--option {flag}={text} is no whole number") from None
+        raise UserError(f"--option {flag}={text} is no number") from None
 
 
 def _truth(flag: str, text: str) -> bool:
