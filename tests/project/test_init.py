@@ -141,6 +141,21 @@ def test_settings_follow_the_pictures(tmp_path: Path) -> None:
     assert all(made["finetune"]["augment"] == "natural" for made in values.values())
 
 
+def test_for_boxes_nothing_is_proposed_that_detection_lacks(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for i in range(4):
+            draw(tmp_path / f"images/{split}/{i}.png", 320, 240)
+            (tmp_path / f"labels/{split}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"labels/{split}/{i}.txt").write_text("1 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text("names: [car, bus]\n")
+    found = survey.survey(str(tmp_path))
+    assert (found.task, found.classes, found.labelled, found.val) == ("detection", ["car", "bus"], 8, 4)
+    values = propose.sizes(found, CPU)
+    assert values["compare"]["inits"] == ["scratch", "features"]
+    assert values["compare"]["modes"] == []
+    assert values["finetune"]["resolution"] % 32 == 0
+
+
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("side", [1, 16, 33, 64, 100, 256, 5000])
 @pytest.mark.parametrize("task", ["segmentation", "classification", None])

@@ -262,10 +262,12 @@ def test_masks_come_before_boxes_unless_those_are_wanted(tmp_path: Path) -> None
         save(mask_of(1), source / f"SegmentationClass/{i}.png")
         write(source / f"Annotations/{i}.xml", voc(("car", 2, 2, 6, 6)))
     write(source / "classes.txt", "ground\ncar\n")
+    write(source / "ImageSets/Main/val.txt", "0\n1\n")
+    write(source / "ImageSets/Segmentation/val.txt", "0\n")
     run(source, tmp_path / "masks")
     run(source, tmp_path / "boxes", labels="boxes")
     assert [facts(tmp_path / name)["task"] for name in ("masks", "boxes")] == ["segmentation", "detection"]
-    assert len(manifest(tmp_path / "boxes")) == 3
+    assert [len(stored(tmp_path / "boxes", split)) for split in ("train", "val")] == [1, 2], "each task has its own lists"
 
 
 def test_other_text_beside_pictures_is_no_label(tmp_path: Path) -> None:
@@ -284,6 +286,15 @@ def test_a_list_finds_the_boxes_of_its_pictures(tmp_path: Path) -> None:
     write(source / "train.txt", "images/train/0.png\nimages/train/1.png\nimages/train/2.png\n")
     run(source / "train.txt", tmp_path / "out")
     assert {name: len(rows) for name, rows in stored(tmp_path / "out").items()} == {"images/train/0.png": 1, "images/train/1.png": 0}
+
+
+def test_classes_without_names_are_numbers_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(2):
+        save(picture(i), tmp_path / f"in/{i}.png")
+        write(tmp_path / f"in/{i}.txt", f"{i} 0.5 0.5 0.1 0.1")
+    run(tmp_path / "in", tmp_path / "out")
+    assert facts(tmp_path / "out")["classes"] == ["0", "1"]
+    assert "2 files of boxes (such as 0.txt) give classes by number; name them in data.yaml or classes.txt" in capsys.readouterr().err
 
 
 def test_one_class_is_enough_and_no_box_is_not(tmp_path: Path) -> None:

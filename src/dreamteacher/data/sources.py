@@ -125,6 +125,8 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
             return find_in_shards(shards, labels, max_bytes)
         if not may_be_empty:
             raise _no_pictures(table, place, passed_over)
+    if labels == "boxes":  # masks are not asked for, nor Pascal VOC's lists of pictures that have some
+        table.execute("DELETE FROM pairs")
     lists = split_by_lists(table, tree, passed_over.lists)
     for name in set(passed_over.lists) - set(lists):
         passed_over.add(name)
@@ -136,15 +138,16 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if class_list and kind != "boxes":
         require_two(class_list.names, f"{tree}/classes.txt")
     classes, counts = read_labels(table, tree, kind, class_list)
-    if boxes and kind == "boxes":
+    if boxes:
         classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
-    _pass_over_box_files(table, boxes if kind == "boxes" else None, passed_over)
+    _pass_over_box_files(table, boxes, passed_over)
     counts["unprintable_names"] = passed_over.unprintable
     counts["beside_masks"] = one(table, "SELECT count(*) FROM files WHERE role = 'extra'")
     counts["left_out_as_test"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
     if has_val and kind != "none":
         counts["outside_of_splits"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
     notes = [f"the splits are those of {', '.join(lists[:4])}"] if lists else []
+    notes += _numbered_classes(table, boxes)
     if labels == "auto" and kind == "none":
         notes += _lost_classes(table, names)
     if classes and kind in ("csv", "folders"):
@@ -205,6 +208,12 @@ def _find_boxes(table: sqlite3.Connection, tree: Tree, labels: LabelKind, names:
     return find_boxes(table, tree, names, max_bytes)
 
 
+def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Iterator[str]:
+    if boxes and not boxes.names:
+        n = one(table, "SELECT count(*) FROM pairs")
+        yield f"{n} files of boxes (such as {boxes.files[0]}) give classes by number; name them in data.yaml or classes.txt"
+
+
 def _pass_over_box_files(table: sqlite3.Connection, boxes: BoxSource | None, passed_over: PassedOver) -> None:
     """Count the files that might have held boxes and are not read."""
     used = set(boxes.files) if boxes and boxes.form == "coco" else set()
@@ -216,7 +225,7 @@ def _pass_over_box_files(table: sqlite3.Connection, boxes: BoxSource | None, pas
 
 def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None) -> str:
     """Where labels were found, in words."""
-    if kind == "boxes" and boxes:
+    if boxes:
         return f"boxes of {WORDS[boxes.form]} (such as {boxes.files[0]})"
     if kind == "masks":
         query = "SELECT picture, mask FROM pairs JOIN files ON name = picture ORDER BY split IS 'test', picture LIMIT 1"
