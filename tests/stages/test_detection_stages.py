@@ -36,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_boxes_go_through_the_chain(source: Path, tmp_path: Path) -> None:
-    compare = {"compare": {"inits": ["scratch", "features"], "seeds": [0], "modes": []}, "export": {"init": "scratch"}}
+    compare = {"compare": {"inits": ["scratch", "features"], "seeds": [0]}, "export": {"init": "scratch"}}
     params = brief_params(source, finetune={"accumulate": 2}, **compare)
     at = {name: tmp_path / name for name in ("data", "teacher", "features")}
     ingest.run(params, source=source, out=at["data"])
@@ -46,7 +46,8 @@ def test_boxes_go_through_the_chain(source: Path, tmp_path: Path) -> None:
         out = tmp_path / "finetuned" / init / "0"
         finetune.run(params, data=at["data"], init=init, seed=0, backbone=backbone, out=out)  # type: ignore[arg-type]
     results = {"metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots"}
-    returned = evaluate.run(params, **at, finetuned=tmp_path / "finetuned", out=tmp_path / "out", **results)
+    results |= {"teachers": tmp_path, "backbones": tmp_path}
+    returned = evaluate.run(params, data=at["data"], finetuned=tmp_path / "finetuned", out=tmp_path / "out", **results)
 
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert [name for name in figures["scratch"] if name.endswith("_mean")] == [
@@ -56,5 +57,5 @@ def test_boxes_go_through_the_chain(source: Path, tmp_path: Path) -> None:
     assert "AP mean ± std" in table(figures)
     assert len(list((tmp_path / "out/overlays").iterdir())) == 3
     assert dreamteacher.load(tmp_path / "finetuned/features/0").classes == ["green", "red"]
-    with pytest.raises(UserError, match=r"detection predicts no classes that an interpreter could read; drop labels and mix from compare"):
+    with pytest.raises(UserError, match=r"detection predicts no classes that an interpreter could read; drop label_recipes"):
         train_interpreter.run(params, data=at["data"], teacher=at["teacher"], seed=0, out=tmp_path / "interpreter")

@@ -29,7 +29,7 @@ def slim_gan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(chain: Chain, **teacher: Any) -> Params:
-    compare = {"inits": ["scratch", "features"], "modes": []}
+    compare = {"inits": ["scratch", "features"]}
     teacher = {"resolution": 32, "r1_gamma": 1.0, **teacher}
     return brief_params(chain.source, teacher=teacher, compare=compare, export={"init": "features", "size": 32}, evaluate={"overlays": 1})
 
@@ -42,8 +42,9 @@ def from_features_to_onnx(params: Params, chain: Chain, teacher: Path, root: Pat
     for init, given in (("scratch", {}), ("features", {"backbone": root / "features"})):
         finetune.run(params, data=data, init=init, seed=0, out=root / f"finetuned/{init}/0", **given)
     places = {"metrics": root / "metrics.json", "plots": root / "plots"}
-    evaluate.run(params, data=data, teacher=teacher, features=root / "features", finetuned=root / "finetuned", out=root / "eval", **places)
-    assert (root / "plots/pca_0.png").exists()
+    places |= {"teachers": teacher.parent, "backbones": root}
+    evaluate.run(params, data=data, finetuned=root / "finetuned", out=root / "eval", **places)
+    assert (root / "plots/pca/features_0.png").exists()
     assert export_onnx.run(params, data=data, finetuned=root / "finetuned/features/0", out=root / "onnx")["parity_max"] < 1e-3
 
 
@@ -101,14 +102,12 @@ def test_no_interpreter_reads_a_generator_that_cannot_encode_labelled_pictures(c
     chain = chains["segmentation"]
     params = settings(chain, kind="stylegan2")
     train_teacher.run(params, data=chain.root / "data", out=tmp_path / "teacher")
-    with pytest.raises(UserError, match=r"teacher makes pictures of its own and cannot encode labelled ones.+drop labels and mix from"):
+    with pytest.raises(UserError, match=r"teacher makes pictures of its own and cannot encode labelled ones.+drop label_recipes"):
         train_interpreter.run(params, data=chain.root / "data", teacher=tmp_path / "teacher", seed=0, out=tmp_path / "interpreter")
     assert not (tmp_path / "interpreter").exists()
     distilled = {"features": chain.root / "features", "interpreter": chain.root / "interpreter"}
     with pytest.raises(UserError):
-        distill_labels.run(
-            params, data=chain.root / "data", teacher=tmp_path / "teacher", **distilled, mode="mix", seed=0, out=tmp_path / "mix"
-        )
+        distill_labels.run(params, data=chain.root / "data", teacher=tmp_path / "teacher", **distilled, seed=0, out=tmp_path / "mix")
 
 
 def test_an_imported_biggan_teaches_by_its_own_pictures(chains: dict[str, Chain], tmp_path: Path) -> None:
@@ -135,4 +134,4 @@ def test_a_model_of_timm_teaches_and_is_interpreted(chains: dict[str, Chain], tm
     from_features_to_onnx(params, chain, tmp_path / "teacher", tmp_path)
     train_interpreter.run(params, data=data, teacher=tmp_path / "teacher", seed=0, out=tmp_path / "interpreter")
     folders = {"teacher": tmp_path / "teacher", "features": tmp_path / "features", "interpreter": tmp_path / "interpreter"}
-    assert distill_labels.run(params, data=data, **folders, mode="mix", seed=0, out=tmp_path / "mix")["loss"] > 0
+    assert distill_labels.run(params, data=data, **folders, seed=0, out=tmp_path / "mix")["loss"] > 0

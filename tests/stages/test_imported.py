@@ -36,7 +36,7 @@ def imported(name: str, folder: Path) -> tuple[str, Path]:
 
 def params_of(chain: Chain, kind: str, pretrained: Path | None) -> Params:
     teacher = {"kind": kind, "pretrained": pretrained and str(pretrained), "steps": 1_000_000}
-    params = brief_params(chain.source, teacher=teacher, compare={"inits": ["scratch", "mix"], "modes": ["mix"], "seeds": [0]})
+    params = brief_params(chain.source, teacher=teacher, compare={"inits": ["scratch", "mix"], "seeds": [0]})
     return params.model_copy(update={"taps": "auto"})
 
 
@@ -52,14 +52,14 @@ def test_a_whole_chain_runs_on_an_imported_teacher(name: str, chains: dict[str, 
     assert np.isfinite(list(metrics.values())).all()
     train_interpreter.run(params, data=data, teacher=at["teacher"], seed=0, out=at["interpreter"])
     folders = {part: at[part] for part in ("teacher", "features", "interpreter")}
-    distill_labels.run(params, data=data, **folders, mode="mix", seed=0, out=at["mix"])
+    distill_labels.run(params, data=data, **folders, seed=0, out=at["mix"])
     finetuned = tmp_path / "finetuned"
     for init, backbone in (("scratch", None), ("mix", at["mix"])):
         finetune.run(params, data=data, init=init, seed=0, backbone=backbone, out=finetuned / init / "0")
-    given = {"teacher": at["teacher"], "features": at["features"], "finetuned": finetuned}
+    given = {"teachers": tmp_path, "backbones": tmp_path, "finetuned": finetuned}
     places = {"out": tmp_path / "evaluation", "metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots"}
     evaluate.run(params, data=data, **given, **places)
-    assert list((tmp_path / "plots").glob("pca_*.png"))  # the teacher's features of whole pictures
+    assert list((tmp_path / "plots").glob("pca/features_*.png"))  # the teacher's features of whole pictures
     export_onnx.run(params, data=data, finetuned=finetuned / "mix/0", out=tmp_path / "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx")
     side = params.export.size

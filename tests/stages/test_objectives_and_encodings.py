@@ -82,10 +82,11 @@ def test_each_encoding_teaches_features_labels_and_is_drawn(chains: dict[str, Ch
     facts = json.loads((tmp_path / "interpreter/interpreter.json").read_text())
     assert facts["encoding"]["encoding"] == interpreted["encoding"]
     folders = made | {"features": tmp_path / "features", "interpreter": tmp_path / "interpreter"}
-    metrics = distill_labels.run(params, **folders, mode="mix", seed=0, out=tmp_path / "mix")
+    metrics = distill_labels.run(params, **folders, seed=0, out=tmp_path / "mix")
     assert set(metrics) == {"loss", "mse", "at", "labels"}
-    evaluate._draw_features(ImageSet(chain.root / "data", "val"), chain.root / "teacher", tmp_path / "features", [0], tmp_path)
-    assert (tmp_path / "pca_0.png").exists()
+    recipe = evaluate._Pretrained("features", chain.root / "teacher", tmp_path / "features")
+    evaluate._draw_features(ImageSet(chain.root / "data", "val"), chain.root / "teacher", recipe, [0], tmp_path)
+    assert (tmp_path / "features_0.png").exists()
 
 
 def test_the_mix_does_not_start_from_features_with_other_heads(chains: dict[str, Chain], tmp_path: Path) -> None:
@@ -94,6 +95,6 @@ def test_the_mix_does_not_start_from_features_with_other_heads(chains: dict[str,
     for changes in ({"encoding": "stratified", "strata": [0, 100]}, {"objectives": {"mse": 1, "global": 1}}):
         params = brief_params(chain.source, distill=changes)
         with pytest.raises(UserError, match=r"heads for another distill\.encoding or another term `global`.* or set labels\.start = fresh"):
-            distill_labels.run(params, **folders, mode="mix", seed=0, out=tmp_path / "mix")
+            distill_labels.run(params, **folders, seed=0, out=tmp_path / "mix")
         fresh = brief_params(chain.source, distill=changes, labels={"start": "fresh", "steps": 1})
-        assert distill_labels.run(fresh, **folders, mode="mix", seed=0, out=tmp_path / "-".join(changes))["loss"] > 0
+        assert distill_labels.run(fresh, **folders, seed=0, out=tmp_path / "-".join(changes))["loss"] > 0

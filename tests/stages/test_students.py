@@ -49,12 +49,12 @@ def start_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
 )
 def test_a_student_goes_the_whole_way(task: str, student: dict[str, Any], chains: dict[str, Chain], tmp_path: Path) -> None:
     chain = chains[task]
-    params = brief_params(chain.source, student={"width": 8, **student}, compare={"inits": ["features", "mix"], "modes": ["mix"]})
+    params = brief_params(chain.source, student={"width": 8, **student}, compare={"inits": ["features", "mix"]})
     data, teacher = chain.root / "data", chain.root / "teacher"
     made = distill_features.run(params, data=data, teacher=teacher, out=tmp_path / "features")
     assert made["embedding_spread"] > 0
     distilled = {"teacher": teacher, "features": tmp_path / "features", "interpreter": chain.root / "interpreter"}
-    distill_labels.run(params, data=data, **distilled, mode="mix", seed=0, out=tmp_path / "mix")
+    distill_labels.run(params, data=data, **distilled, seed=0, out=tmp_path / "mix")
     for init in ("features", "mix"):
         finetune.run(params, data=data, init=init, seed=0, backbone=tmp_path / init, out=tmp_path / f"finetuned/{init}/0")
         assert read_stage(tmp_path / f"finetuned/{init}/0")["params"]["student"]["neck"] == student["neck"]
@@ -62,7 +62,7 @@ def test_a_student_goes_the_whole_way(task: str, student: dict[str, Any], chains
     assert json.loads((tmp_path / "mix/task.json").read_text())["neck"] == student["neck"]
 
     places = {"out": tmp_path / "evaluation", "metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots"}
-    evaluate.run(params, data=data, teacher=teacher, features=tmp_path / "features", finetuned=tmp_path / "finetuned", **places)
+    evaluate.run(params, data=data, teachers=chain.root, backbones=tmp_path, finetuned=tmp_path / "finetuned", **places)
     exported = export_onnx.run(params, data=data, finetuned=tmp_path / "finetuned/mix/0", out=tmp_path / "onnx")
     assert exported["dynamic_size"] == 1
     model, pictures = load_task_model(tmp_path / "finetuned/mix/0"), torch.randn(3, 3, 96, 32)
@@ -76,7 +76,7 @@ def test_another_neck_than_the_features_were_distilled_with_is_refused(chains: d
     params = brief_params(chain.source, student={"neck": "fpn"}, finetune={"carry_neck": True})
     folders = {name: chain.root / name for name in ("data", "teacher", "features", "interpreter")}
     with pytest.raises(UserError, match=r"was distilled with student\.neck = 'fpn-ppm', the settings say 'fpn'; run"):
-        distill_labels.run(params, **folders, mode="mix", seed=0, out=tmp_path / "mix")
+        distill_labels.run(params, **folders, seed=0, out=tmp_path / "mix")
     given = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "model"}
     for init in ("features", "mix"):
         with pytest.raises(UserError, match=r"does not fit .*student\.neck = 'fpn' and the 2 classes"):
@@ -96,7 +96,7 @@ def test_features_of_an_earlier_version_have_the_neck_that_there_was(
     monkeypatch.setattr(distill_labels, "read_stage", without_neck)
     folders = {name: chain.root / name for name in ("data", "teacher", "features", "interpreter")}
     params = brief_params(chain.source, labels={"steps": 1})
-    assert distill_labels.run(params, **folders, mode="mix", seed=0, out=tmp_path / "mix")["loss"] > 0
+    assert distill_labels.run(params, **folders, seed=0, out=tmp_path / "mix")["loss"] > 0
 
 
 def test_the_neck_is_carried_over_from_the_regressor(chains: dict[str, Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def run(
         if dreams(generator):
             raise UserError(
                 f"{teacher} makes pictures of its own and cannot encode labelled ones, so there is no label for its features; "
-                "drop labels and mix from compare.inits and compare.modes, or take a teacher that encodes pictures"
+                "drop label_recipes, and them from compare.inits, or take a teacher that encodes pictures"
             )
         few = few_labelled(images, params.few_labels, seed)
         check_labels(images, few)
