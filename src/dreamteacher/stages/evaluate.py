@@ -277,7 +277,7 @@ def _draw_features(val: ImageSet, teacher: Path, recipe: _Pretrained, shown: lis
         extended = np.pad(sample.image, [(extension, extension), (extension, extension), (0, 0)], mode="reflect")
         given = whole(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
         lesson = generator.teach(given, StepRandom(0, index, 0, 1, device))
-        image = sample.image if not dreams(generator) else lesson.images[0].movedim(0, 2).mul(255).byte().cpu().numpy()
+        image: np.ndarray = sample.image if not dreams(generator) else lesson.images[0].movedim(0, 2).mul(255).byte().cpu().numpy()
         pictures.append(image)
         # The cells of the picture itself, by stride.
         cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in image.shape[:2]] for s in student.heads.strides}
