@@ -15,7 +15,8 @@ from torch import Tensor
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.teachers.folder import KINDS, get_kind, read_facts, write_json
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "g_ema", "params_ema")  # keys below which checkpoints keep their tensors
+# Keys below which checkpoints keep their tensors; averaged weights first.
+WRAPPERS = ("ema", "g_ema", "params_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
 
 
 def import_teacher(kind: str, source: str, out: Path, options: list[str]) -> None:
@@ -25,7 +26,7 @@ def import_teacher(kind: str, source: str, out: Path, options: list[str]) -> Non
         kind: one whose module has `import_weights(source, out, options)`, which writes the weights as safetensors and, by
             `folder.write_facts`, teacher.json; `out` is an empty folder, which is renamed when whole.
         source: file, folder or hub id, as the kind takes it.
-        options: "KEY=VALUE", which the kind reads; `licence` is kept in teacher.json as it is, with `source` and the others.
+        options: "KEY=VALUE", which the kind reads; `licence` is kept in teacher.json as it is, else what the kind found, with `source`.
 
     Raises:
         UserError: the kind is not imported, `out` holds something, an option is no KEY=VALUE, or the kind refuses the source.
@@ -43,7 +44,8 @@ def import_teacher(kind: str, source: str, out: Path, options: list[str]) -> Non
         made = Path(temporary) / "made"
         made.mkdir()
         module.import_weights(source, made, settings)
-        write_json(made, read_facts(made) | {"source": source, "licence": licence, "options": settings})
+        facts = read_facts(made)
+        write_json(made, facts | {"source": source, "licence": licence or facts.get("licence"), "options": settings})
         made.rename(out)
 
 
@@ -88,7 +90,7 @@ def read_checkpoint(path: Path) -> Any:
         raise UserError(
             f"{path} holds more than tensors ({why}), and none of it was run; save its state dict alone where you trust it, and import that"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, SafetensorError) as error:
         raise UserError(f"{path} is no checkpoint of torch, or damaged ({first_line(error)}); fetch it again") from error
 
 
