@@ -125,9 +125,10 @@ def test_a_class_or_none_is_chosen_for_a_class_conditional_one(choice: str, shar
         convert(reference, tmp_path, NEW | {"class": "10"}, "other")
 
 
-def test_half_precision_and_wrapped_checkpoints_are_read(tmp_path: Path) -> None:
+def test_half_precision_and_wrapped_checkpoints_are_read_and_averaged_weights_preferred(tmp_path: Path) -> None:
     reference = build("improved-diffusion").half().float()
-    torch.save({"ema": {f"module.{k}": v.half() for k, v in reference.state_dict().items()}, "step": 3}, tmp_path / "half.pt")
+    averaged = {f"module.unet.{k}": v.half() for k, v in reference.state_dict().items()}
+    torch.save({"model": {k: v + 1 for k, v in averaged.items()}, "ema": averaged, "step": 3}, tmp_path / "half.pt")
     options = STYLES["improved-diffusion"][1]
     import_teacher("adm", str(tmp_path / "half.pt"), tmp_path / "half", [f"{k}={v}" for k, v in options.items()])
     whole = convert(reference, tmp_path, options)
@@ -205,7 +206,11 @@ def test_other_networks_are_refused_in_one_line(tmp_path: Path) -> None:
     state = build("improved-diffusion").state_dict()
     changed = {
         "is no U-Net of guided-diffusion": {"conv1.weight": torch.ones(3)},
-        "is that of a super-resolution model; a teacher takes RGB": state | {"input_blocks.0.0.weight": torch.ones(32, 6, 3, 3)},
+        r"is a U-Net for latents \(import its pipeline as kind diffusers\); a teacher of kind adm takes RGB": {
+            "model.diffusion_model." + key: value for key, value in state.items()
+        }
+        | {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(32, 4, 3, 3), "first_stage_model.a": torch.ones(3)},
+        "is a U-Net for a picture and a smaller one": state | {"input_blocks.0.0.weight": torch.ones(32, 6, 3, 3)},
         "1 weights differ, such as up_blocks.0.resnets.0.conv2.weight": {k: v for k, v in state.items() if k != "middle_block.9"}
         | {"output_blocks.0.0.out_layers.3.weight": torch.ones(64, 8, 3, 3)},
         "weights differ, such as mid_block.resnets.1.conv1.bias": {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 import tempfile
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,9 @@ def check_comparison(params: Params, pipeline: str) -> str:
             Argo can keep.
     """
     inits = [init for init in params.compare.inits if pipeline == "pretrain" or init not in FRESH]
-    wanted = {"a recipe without labels": params.recipes, "one of label_recipes": params.label_recipes}
+    wanted: dict[str, Iterable[str]] = {"a recipe without labels": params.recipes, "one of label_recipes": params.label_recipes}
     if pipeline == "pretrain":
-        wanted["scratch or imagenet"] = dict.fromkeys(FRESH)
+        wanted["scratch or imagenet"] = FRESH
     for name, group in wanted.items():
         if not set(inits) & set(group):
             raise UserError(f"compare.inits = {params.compare.inits}: a pipeline compares a recipe without labels, at least one of "

@@ -13,7 +13,7 @@ import torch
 
 from dreamteacher.errors import UserError
 from dreamteacher.files import sha256_of
-from dreamteacher.teachers.adm_weights import READABLE, check_shapes, read_flags, to_diffusers
+from dreamteacher.teachers.adm_weights import READABLE, check_shapes, read_flags, to_diffusers, without_prefix
 from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import read_facts, write_facts
@@ -57,7 +57,7 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     from diffusers import DDPMPipeline, DDPMScheduler
 
     check_options(options, OPTIONS)
-    state, digest = read_state_dict(Path(source)), sha256_of(source).hex()
+    state, digest = without_prefix(read_state_dict(Path(source))), sha256_of(source).hex()
     found = read_flags(state, source)
     given = KNOWN.get(digest, {}) | options
     _compare(found, given, source)

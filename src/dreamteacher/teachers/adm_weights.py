@@ -14,6 +14,7 @@ READABLE = (  # guided-diffusion's flags that the state dict shows; an option is
     *("num_channels", "num_res_blocks", "channel_mult", "attention_resolutions"),
     *("learn_sigma", "class_cond", "use_scale_shift_norm", "resblock_updown"),
 )
+FIRST = "input_blocks.0.0.weight"
 RESNET = {  # of diffusers -> of guided-diffusion
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -22,6 +23,14 @@ RESNET = {  # of diffusers -> of guided-diffusion
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+
+
+def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The U-Net alone of a state dict that has it below a prefix, such as `model.`, maybe beside others."""
+    prefixes = [key.removesuffix(FIRST) for key in state if key.endswith(FIRST)]
+    if len(prefixes) != 1 or prefixes == [""]:
+        return state
+    return {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
 
 
 def read_flags(state: dict[str, Tensor], source: str) -> dict[str, Any]:
@@ -49,8 +58,8 @@ def read_flags(state: dict[str, Tensor], source: str) -> dict[str, Any]:
     except (KeyError, ZeroDivisionError) as error:
         raise UserError(f"{source} is no U-Net of guided-diffusion (at {error}); see docs/teachers.md for the other kinds") from error
     if inputs != 3 or outputs not in (3, 6):
-        what = "that of a super-resolution model" if inputs == 6 else f"{inputs} channels in and {outputs} out"
-        raise UserError(f"{source} is {what}; a teacher takes RGB pictures")
+        kinds = {4: "latents (import its pipeline as kind diffusers)", 6: "a picture and a smaller one"}
+        raise UserError(f"{source} is a U-Net for {kinds.get(inputs, f'{inputs} channels')}; a teacher of kind adm takes RGB pictures")
     return {
         "num_channels": channels,
         "num_res_blocks": in_level - 1,

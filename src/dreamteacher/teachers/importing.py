@@ -15,7 +15,8 @@ from torch import Tensor
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.teachers.folder import KINDS, get_kind, read_facts, write_json
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "g_ema", "params_ema")  # keys below which checkpoints keep their tensors
+# Keys below which checkpoints keep their tensors; averaged weights first.
+WRAPPERS = ("ema", "g_ema", "params_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
 
 
 def import_teacher(kind: str, source: str, out: Path, options: list[str]) -> None:
