@@ -38,7 +38,8 @@ class FcosHead(NeckHead):
         from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
         super().__init__(channels, width)
-        norm = partial(nn.GroupNorm, gcd(max(width // 8, 1), width))  # of eight channels, as torchvision's 32 of 256
+        groups = gcd(32, width)  # as torchvision's, but of two channels at least: one channel of a map of one cell has no spread
+        norm = partial(nn.GroupNorm, groups if groups < width else max(width // 2, 1))
         self.classify = FCOSClassificationHead(width, 1, classes, norm_layer=norm)
         self.regress = FCOSRegressionHead(width, 1, norm_layer=norm)
         nn.init.ones_(self.regress.bbox_reg.bias)  # a stride: at 0, where torchvision begins, half of the ReLUs behind have no gradient
