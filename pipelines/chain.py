@@ -63,7 +63,8 @@ def fine_tune(
     with ParallelFor(mixed, name="distill-and-fine-tune-labels", parallelism=parallelism) as item:
         given = {"data": data, "teacher": teacher, "recipe": item.init, "seed": item.seed}
         interpreter = step("train-interpreter", train_interpreter(**given, settings=interpreter_settings, changes=item.interpreter)).outputs["out"]
-        distilling = distill_labels(**given, features=features, interpreter=interpreter, settings=labels_settings, changes=item.labels)
+        given |= {"features": features, "interpreter": interpreter}
+        distilling = distill_labels(**given, settings=labels_settings, changes=item.labels)
         labels = step("distill-labels", distilling).outputs["out"]
         tuning = finetune(data=data, init=item.init, seed=item.seed, backbone=labels, settings=finetune_settings)
         from_labels = step("finetune", tuning).outputs["out"]
