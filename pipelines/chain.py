@@ -62,7 +62,9 @@ def fine_tune(
         from_features = step("finetune", tuning).outputs["out"]
     with ParallelFor(mixed, name="distill-and-fine-tune-labels", parallelism=parallelism) as item:
         given = {"data": data, "teacher": teacher, "recipe": item.init, "seed": item.seed}
-        interpreter = step("train-interpreter", train_interpreter(**given, settings=interpreter_settings, changes=item.interpreter)).outputs["out"]
+        interpreter = step(
+            "train-interpreter", train_interpreter(**given, settings=interpreter_settings, changes=item.interpreter)
+        ).outputs["out"]
         given |= {"features": features, "interpreter": interpreter}
         distilling = distill_labels(**given, settings=labels_settings, changes=item.labels)
         labels = step("distill-labels", distilling).outputs["out"]
