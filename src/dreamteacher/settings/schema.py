@@ -192,13 +192,8 @@ class Distill(Training, EncodingSettings):
     objectives: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)] = Field(
         {"mse": 1.0, "at": 10.0},
         description="weights of the terms that are minimised; 0: logged alone. mse, Eq 1; at, Eq 2, whose weight is lambda_AT of Eq 3; "
-<<<<<<< HEAD
         "cosine and smooth_l1, AM-RADIO's 0.9 and 0.1; relational: cosines between the places of a picture; global: the coarsest tap's "
         "average, from the embedding; other packages may add terms",
-=======
-        "cosine and smooth_l1, AM-RADIO's 0.9 and 0.1; relational: cosines between the places of a picture; global: the average of the "
-        "coarsest tap, from the embedding; other packages may add terms",
->>>>>>> t15-enc
     )
     margin: Count = Field(
         0,
