@@ -13,7 +13,7 @@ from dreamteacher.settings.file import load_params
 ANSWERS = Path("plots/predict")
 PLACES = {
     "data set, with its manifest": "artifacts/data",
-    "teacher (a diffusers pipeline)": "artifacts/teacher",
+    "teacher (a diffusers pipeline)": "artifacts/teachers/own",
     "pretrained backbone (timm)": "artifacts/backbones/features",
     "fine-tuned models": "artifacts/finetuned",
     "figures": "metrics/evaluate.json",
