@@ -80,6 +80,22 @@ def test_pace_counts_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> 
     assert pace.read() == {"img_per_s": 0.0, "data_wait": 0.0}
 
 
+def test_seconds_of_training_leave_out_pauses_and_go_on_from_an_earlier_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    pace = Pace()
+    pace.go_on_at(100.0)
+    pace.add(10, 0.0)
+    now[0] = 4.0
+    with pace.paused():
+        now[0] = 9.0
+    now[0] = 10.0
+    assert pace.read()["img_per_s"] == 2.0
+    assert pace.seconds() == 105.0
+    now[0] = 12.0
+    assert pace.seconds() == 107.0
+
+
 def test_records_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "log.jsonl"
     records = Records(path, 0)
