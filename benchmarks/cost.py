@@ -43,7 +43,7 @@ from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.errors import UserError
 from dreamteacher.methods import base as methods
 from dreamteacher.report.summary import markdown
-from dreamteacher.settings import schema
+from dreamteacher.settings import pretraining
 from dreamteacher.settings.schema import Params
 from dreamteacher.stages import ingest
 from dreamteacher.students.backbone import create_backbone
@@ -135,11 +135,11 @@ class Bench:
         for given in self.options.teacher:
             name, _, folder = given.rpartition("=")
             yield "teacher", name, lambda folder=folder: self.teach(self.open(folder=Path(folder)))
-        for name in get_args(schema.EncodingSettings.model_fields["encoding"].annotation):
+        for name in get_args(pretraining.EncodingSettings.model_fields["encoding"].annotation):
             yield "encoding", name, lambda name=name: self.teach(self.open(kinds[0], encoding=name))
-        for name in names(schema.OBJECTIVES_GROUP, terms.BUILT_IN):
+        for name in names(pretraining.OBJECTIVES_GROUP, terms.BUILT_IN):
             yield "objective", name, lambda name=name: self.compare(name)
-        for name in get_args(schema.Student.model_fields["neck"].annotation):
+        for name in get_args(pretraining.Student.model_fields["neck"].annotation):
             yield "neck", name, lambda name=name: self.regress(name)
         for name in names(methods.GROUP, methods.BUILT_IN):
             yield "method", name, lambda name=name: self.learn(name)

@@ -33,7 +33,8 @@ from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.report.summary import markdown
-from dreamteacher.settings.schema import Params, Training
+from dreamteacher.settings.schema import Params
+from dreamteacher.settings.section import Training
 from dreamteacher.stages import ingest
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor

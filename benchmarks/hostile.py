@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
-from dreamteacher.settings.schema import Publish
+from dreamteacher.settings.downstream import Publish
 from serving_models import NAME, make_models, sample_pictures
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests/serving", "tests"))

@@ -38,7 +38,7 @@ from dreamteacher.data.decode import decode
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import Triton, running_triton
-from dreamteacher.settings.schema import Publish
+from dreamteacher.settings.downstream import Publish
 from serving_load import Measured, Raw, closed_loop, open_loop, percentiles
 from serving_models import NAME, make_models, sample_pictures
 

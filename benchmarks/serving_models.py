@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from dreamteacher.onnx_files import BACKBONE_FILE, MODEL_FILE
-from dreamteacher.settings.schema import Export, Params, Publish
+from dreamteacher.settings.downstream import Export, Publish
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.stages import export_onnx
 from dreamteacher.students.backbone import create_backbone

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params
-from dreamteacher.settings.schema import Params, Teacher
+from dreamteacher.settings.pretraining import Teacher
+from dreamteacher.settings.schema import Params
 from dreamteacher.settings.table import describe, known_keys, markdown
 from helpers import PROJECT
 

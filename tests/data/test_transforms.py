@@ -8,7 +8,7 @@ import torch
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import AUGMENTATIONS, picture_crop, pixel_crop, pretrain_crop, whole
-from dreamteacher.settings.schema import Augment
+from dreamteacher.settings.section import Augment
 
 NATURAL, OVERHEAD = AUGMENTATIONS["natural"], AUGMENTATIONS["overhead"]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from dreamteacher.distillation.interpreter import FeatureInterpreter, load_interpreter, save_interpreter
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Interpreter
+from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.teachers.encodings import Stochastic, get_encoding
 
 CHANNELS = [6, 10, 12]

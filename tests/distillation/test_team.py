@@ -17,7 +17,7 @@ from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.distillation.team import Member, Team, TeamRegressor, balance, team_losses
 from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Training
+from dreamteacher.settings.section import Training
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.tasks.model import normalize

@@ -13,7 +13,7 @@ from dreamteacher.distillation.terms import BUILT_IN, Compared, get_term
 from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params, restore_params
-from dreamteacher.settings.schema import OBJECTIVES
+from dreamteacher.settings.pretraining import OBJECTIVES
 from dreamteacher.teachers.base import Tap
 
 TAPS = [Tap("a", 2, 3)]

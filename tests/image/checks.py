@@ -120,7 +120,8 @@ def ingest(source: str, data: dsl.Output[dsl.Dataset]) -> int:
     import os
     from pathlib import Path
 
-    from dreamteacher.settings.schema import Ingest, Params
+    from dreamteacher.settings.downstream import Ingest
+    from dreamteacher.settings.schema import Params
     from dreamteacher.stages.ingest import run
 
     params = Params(ingest=Ingest(source=source, short_side=64, val_fraction=0))

@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks import cost
 from dreamteacher.distillation import terms
 from dreamteacher.methods.base import BUILT_IN
-from dreamteacher.settings import schema
+from dreamteacher.settings import pretraining
 from dreamteacher.teachers import folder, unet
 
 SLIM = {"widths": (8, 8, 8, 16, 16), "depth": 1, "attention": (8,), "head_dim": 8, "groups": 4, "dropout": 0.0}
@@ -40,9 +40,9 @@ def test_every_name_is_measured_or_left_out_with_a_reason(tmp_path: Path, monkey
     results = json.loads((tmp_path / "cost.json").read_text())
     found = {part: [row["name"] for row in results["rows"] if row["part"] == part] for part in cost.PARTS}
     assert found["teacher"] == list(folder.KINDS)
-    assert found["encoding"] == list(get_args(schema.EncodingSettings.model_fields["encoding"].annotation))
+    assert found["encoding"] == list(get_args(pretraining.EncodingSettings.model_fields["encoding"].annotation))
     assert found["objective"] == list(terms.BUILT_IN)
-    assert found["neck"] == list(get_args(schema.Student.model_fields["neck"].annotation))
+    assert found["neck"] == list(get_args(pretraining.Student.model_fields["neck"].annotation))
     assert found["method"] == list(BUILT_IN)
     for row in results["rows"]:
         assert row["left_out"] if "left_out" in row else row["ms"] > 0 and (row["mb"] is None or row["mb"] >= 0), row

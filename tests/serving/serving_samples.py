@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from dreamteacher.settings.schema import Export, Params, Publish
+from dreamteacher.settings.downstream import Export, Publish
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.model import TaskModel, save_task_model

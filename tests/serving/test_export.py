@@ -15,7 +15,8 @@ from data_sets import write_masks_set
 from dreamteacher.errors import UserError
 from dreamteacher.onnx_files import load, read_metadata
 from dreamteacher.serving.export import check_parity, export
-from dreamteacher.settings.schema import Export, Params
+from dreamteacher.settings.downstream import Export
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.stages import export_onnx
 from dreamteacher.students.backbone import create_backbone

@@ -19,7 +19,8 @@ from dreamteacher import cli, outages
 from dreamteacher.errors import UserError
 from dreamteacher.lifecycle import promotion
 from dreamteacher.lifecycle.promotion import LINEAGE, choose, fetch_champion, keep_lineage, promote, refuse, rollback
-from dreamteacher.settings.schema import Params, Publish
+from dreamteacher.settings.downstream import Publish
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of, open_stage
 from dreamteacher.stages import promote as promote_stage
 from helpers import free_port

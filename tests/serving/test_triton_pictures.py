@@ -24,7 +24,7 @@ from dreamteacher.serving.client import Client
 from dreamteacher.serving.pictures_repository import MODULES
 from dreamteacher.serving.triton_repository import check_repository, write_repository
 from dreamteacher.serving.triton_server import running_triton
-from dreamteacher.settings.schema import Publish
+from dreamteacher.settings.downstream import Publish
 from helpers import PROJECT
 
 LIBRARIES = {"http": tritonclient.http, "grpc": tritonclient.grpc}

@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 
 from dreamteacher.errors import UserError
 from dreamteacher.serving.triton_repository import check_repository, write_repository
-from dreamteacher.settings.schema import Publish
+from dreamteacher.settings.downstream import Publish
 
 
 def read_config(folder):

@@ -19,7 +19,8 @@ from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
 from dreamteacher.report.figures import pca_colours
 from dreamteacher.report.tables import write_table
-from dreamteacher.settings.schema import Params, Teacher
+from dreamteacher.settings.pretraining import Teacher
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.stages import evaluate, ingest
 from dreamteacher.students.backbone import create_backbone

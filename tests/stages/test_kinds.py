@@ -11,7 +11,7 @@ import torch
 from tiny_chain import Chain, brief_params
 
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Teacher
+from dreamteacher.settings.pretraining import Teacher
 from dreamteacher.stages import distill_features, distill_labels, train_interpreter, train_teacher
 from dreamteacher.students.neck import load_regressor
 from dreamteacher.teachers.encodings import Stochastic

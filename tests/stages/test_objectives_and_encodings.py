@@ -14,7 +14,7 @@ from dreamteacher.data.dataset import ImageSet
 from dreamteacher.distillation import whitening
 from dreamteacher.distillation.whitening import measure_statistics
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import OBJECTIVES
+from dreamteacher.settings.pretraining import OBJECTIVES
 from dreamteacher.stages import distill_features, distill_labels, evaluate, train_interpreter
 from dreamteacher.students.neck import load_regressor
 from dreamteacher.training.run import Run

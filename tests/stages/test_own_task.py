@@ -22,7 +22,8 @@ from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop, wh
 from dreamteacher.errors import UserError
 from dreamteacher.report.figures import Panel
 from dreamteacher.report.summary import table
-from dreamteacher.settings.schema import Finetune, Interpreter
+from dreamteacher.settings.downstream import Finetune
+from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.stage import open_stage
 from dreamteacher.stages import distill_labels, evaluate, finetune, train_interpreter
 from dreamteacher.students.necks import resize

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
 from dreamteacher.serving.export import export
-from dreamteacher.settings.schema import Student
+from dreamteacher.settings.pretraining import Student
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.students.necks import DEFAULT, NECKS, FeaturePyramid, GlobalAttention, PathAggregation, create_neck

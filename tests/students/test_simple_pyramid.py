@@ -10,7 +10,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from dreamteacher.settings.schema import Training
+from dreamteacher.settings.section import Training
 from dreamteacher.students.backbone import Backbone, create_backbone, load_backbone, save_backbone
 from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.students.simple_pyramid import SimplePyramid

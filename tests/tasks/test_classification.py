@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dreamteacher.settings.schema import Finetune
+from dreamteacher.settings.downstream import Finetune
 from dreamteacher.tasks.classification import TASK, Accuracy
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.transforms import AUGMENTATIONS
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Finetune
+from dreamteacher.settings.downstream import Finetune
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.base import of_picture
 from dreamteacher.tasks.detection import BACKGROUND, TASK, UNCOUNTED, assign

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dreamteacher.settings.schema import Finetune
+from dreamteacher.settings.downstream import Finetune
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.layer_decay import layer_scales
 from dreamteacher.tasks.finetuning import freeze_backbone, pretrained_rates

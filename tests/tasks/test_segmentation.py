@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from dreamteacher.data.items import IGNORE
-from dreamteacher.settings.schema import Finetune
+from dreamteacher.settings.downstream import Finetune
 from dreamteacher.tasks import segmentation
 from dreamteacher.tasks.segmentation import TASK, IntersectionOverUnion, SegmentationHead, count_labelled, dice_loss, resized_argmax
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings import presets
-from dreamteacher.settings.schema import Teacher
+from dreamteacher.settings.pretraining import Teacher
 from dreamteacher.teachers import unet as unets
 from dreamteacher.teachers.ddpm import Generator, build_scheduler, denoising_loss
 from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Teacher
+from dreamteacher.settings.pretraining import Teacher
 from dreamteacher.teachers import unet as unets
 from dreamteacher.teachers.edm import Denoiser, EDMTeacher, Generator, open_folder
 from dreamteacher.teachers.encodings import Stochastic

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Distill, Teacher
+from dreamteacher.settings.pretraining import Distill, Teacher
 from dreamteacher.teachers import ddpm, edm
 from dreamteacher.teachers import unet as unets
 from dreamteacher.teachers.ddpm import build_scheduler

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Params, Teacher
+from dreamteacher.settings.pretraining import Teacher
+from dreamteacher.settings.schema import Params
 from dreamteacher.teachers import ada, augmentation
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import choose_strides, open_teacher

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Teacher
+from dreamteacher.settings.pretraining import Teacher
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.teachers.importing import import_teacher

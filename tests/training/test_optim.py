@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from dreamteacher.settings.schema import Training
+from dreamteacher.settings.section import Training
 from dreamteacher.training.optim import Rate, create_optimizer, schedule, set_lr
 
 

@@ -17,7 +17,8 @@ from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.distillation.interpreter import FeatureInterpreter
 from dreamteacher.distillation.objectives import soft_label_cross_entropy
 from dreamteacher.distillation.whitening import layernorm
-from dreamteacher.settings.schema import Finetune, Interpreter
+from dreamteacher.settings.downstream import Finetune
+from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.tasks import classification, segmentation
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
-from dreamteacher.settings.schema import Training
+from dreamteacher.settings.section import Training
 from dreamteacher.tracking import Tracker
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process

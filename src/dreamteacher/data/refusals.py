@@ -8,7 +8,7 @@ from dreamteacher.data.items import IGNORE, Found
 from dreamteacher.data.summary import class_names
 from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Ingest
+from dreamteacher.settings.downstream import Ingest
 
 
 def refuse(settings: Ingest, found: Found, tally: Tally) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from dreamteacher.data.decode import WARNINGS
 from dreamteacher.data.items import IGNORE, Found
 from dreamteacher.data.tally import SPLITS, Tally
-from dreamteacher.settings.schema import Ingest
+from dreamteacher.settings.downstream import Ingest
 
 FEW = 20  # labelled pictures in val, below which figures of single pictures decide
 MOST_CLASSES = 8  # that have a line of their own

@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.dataset import Label, Sample, label_tensor, nearest
 from dreamteacher.data.items import IGNORE
-from dreamteacher.settings.schema import Augment
+from dreamteacher.settings.section import Augment
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

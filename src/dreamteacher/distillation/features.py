@@ -12,7 +12,7 @@ from dreamteacher.distillation.objectives import ExplainedVariance, attention_tr
 from dreamteacher.distillation.terms import Compared, get_term
 from dreamteacher.distillation.whitening import Whitening
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Distill
+from dreamteacher.settings.pretraining import Distill
 from dreamteacher.teachers.base import Tap
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import EncodingSettings
+from dreamteacher.settings.pretraining import EncodingSettings
 
 
 class FeatureFuse(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamteacher.distillation import objectives
 from dreamteacher.plugins import load_plugin
-from dreamteacher.settings.schema import OBJECTIVES, OBJECTIVES_GROUP
+from dreamteacher.settings.pretraining import OBJECTIVES, OBJECTIVES_GROUP
 
 BUILT_IN = {name: f"{__name__}:{name}" for name in OBJECTIVES} | {"global": f"{__name__}:global_distance"}
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import Samples
 from dreamteacher.methods.base import Method, normal
-from dreamteacher.settings.schema import Student
+from dreamteacher.settings.pretraining import Student
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.students.necks import create_neck
 from dreamteacher.training.randomness import StepRandom

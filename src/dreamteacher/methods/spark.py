@@ -14,7 +14,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, normal
 from dreamteacher.methods.denoising import Pixels
 from dreamteacher.methods.masking import cells_of, hidden_error, patches, random_masks
-from dreamteacher.settings.schema import Student
+from dreamteacher.settings.pretraining import Student
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.training.randomness import StepRandom
 

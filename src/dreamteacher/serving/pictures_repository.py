@@ -10,7 +10,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 
 from dreamteacher.serving.answers import ANSWERS
 from dreamteacher.serving.contract import Contract
-from dreamteacher.settings.schema import Publish
+from dreamteacher.settings.downstream import Publish
 
 SUFFIX = "-pictures"
 SOURCE = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.pictures_repository import SUFFIX, Tensors, pictures_config, write_pictures
 from dreamteacher.serving.pictures_repository import inputs as pictures_inputs
 from dreamteacher.serving.pictures_repository import outputs as pictures_outputs
-from dreamteacher.settings.schema import Publish
+from dreamteacher.settings.downstream import Publish
 
 Backend = Literal["onnxruntime", "python"]
 

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from dreamteacher.errors import UserError
 from dreamteacher.settings import recipes
 from dreamteacher.settings.explain import explain
-from dreamteacher.settings.schema import Params, Section
+from dreamteacher.settings.schema import Params
+from dreamteacher.settings.section import Section
 from dreamteacher.settings.table import describe
 
 

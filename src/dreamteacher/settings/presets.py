@@ -1,4 +1,4 @@
-"""What follows teacher.size wherever the settings leave it open. The values of `tiny`, the demo, are the defaults in schema.py.
+"""What follows teacher.size wherever the settings leave it open. The values of `tiny`, the demo, are the defaults in pretraining.py.
 
 Plain numbers, apart from the networks themselves (teachers/unet.py), because reading settings must not import torch.
 """

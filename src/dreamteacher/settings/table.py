@@ -6,7 +6,8 @@ import json
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from dreamteacher.settings.schema import Params, Section
+from dreamteacher.settings.schema import Params
+from dreamteacher.settings.section import Section
 
 
 def known_keys() -> list[str]:

@@ -13,7 +13,8 @@ from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, get_method
 from dreamteacher.report.tables import write_table
-from dreamteacher.settings.schema import Distill, Params
+from dreamteacher.settings.pretraining import Distill
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.training.loop import train

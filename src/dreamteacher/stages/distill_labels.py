@@ -17,7 +17,8 @@ from dreamteacher.distillation.objectives import soft_label_cross_entropy
 from dreamteacher.distillation.whitening import layernorm, load_whitening
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
-from dreamteacher.settings.schema import Params, Student
+from dreamteacher.settings.pretraining import Student
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor

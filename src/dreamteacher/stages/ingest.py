@@ -32,7 +32,8 @@ from dreamteacher.data.sources import find, fingerprint, inputs_of, look
 from dreamteacher.data.summary import class_names, make_report, summarise
 from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.errors import resource_errors_in_one_line
-from dreamteacher.settings.schema import Ingest, Params
+from dreamteacher.settings.downstream import Ingest
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 
 COLUMNS = ("path", "sha256", "width", "height", "mode", "split", "label", "shard", "offset", "length", "label_offset", "label_length")

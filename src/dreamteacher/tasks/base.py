@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
 from dreamteacher.plugins import load_plugin
-from dreamteacher.settings.schema import Finetune, Interpreter
+from dreamteacher.settings.downstream import Finetune
+from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.students.necks import DEFAULT, Neck, create_neck
 
 if TYPE_CHECKING:

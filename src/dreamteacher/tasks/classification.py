@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.data.transforms import Augmentation, Transform, picture_crop
-from dreamteacher.settings.schema import Finetune, Interpreter
+from dreamteacher.settings.downstream import Finetune
+from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.tasks.base import Size, Task
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from dreamteacher.data.boxes import Boxes, choose
 from dreamteacher.data.transforms import Augmentation, Transform, box_crop
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Finetune, Interpreter
+from dreamteacher.settings.downstream import Finetune
+from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.tasks.base import NeckHead, Size, Task
 
 if TYPE_CHECKING:

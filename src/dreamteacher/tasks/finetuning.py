@@ -9,7 +9,7 @@ from typing import cast
 from torch import nn
 
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Finetune
+from dreamteacher.settings.downstream import Finetune
 from dreamteacher.students.backbone import BACKBONE_FOLDER, load_backbone
 from dreamteacher.students.layer_decay import layer_scales
 from dreamteacher.students.neck import load_regressor

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop
-from dreamteacher.settings.schema import Finetune, Interpreter
+from dreamteacher.settings.downstream import Finetune
+from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.students.necks import resize
 from dreamteacher.tasks.base import NeckHead, Size, Task
 

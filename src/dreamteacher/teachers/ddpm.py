@@ -18,7 +18,7 @@ from dreamteacher.training.randomness import StepRandom
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
 
-    from dreamteacher.settings.schema import Teacher as Settings
+    from dreamteacher.settings.pretraining import Teacher as Settings
 
 
 def build_scheduler(steps: int, prediction: str = "epsilon") -> DDPMScheduler:

@@ -25,7 +25,7 @@ from dreamteacher.training.randomness import StepRandom
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-    from dreamteacher.settings.schema import Teacher as Settings
+    from dreamteacher.settings.pretraining import Teacher as Settings
 
 SIGMA_DATA = 0.5  # of pictures in [-1, 1]
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the noise levels in training (Tab 1)

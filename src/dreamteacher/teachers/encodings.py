@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import EncodingSettings
+from dreamteacher.settings.pretraining import EncodingSettings
 from dreamteacher.training.randomness import StepRandom
 
 if TYPE_CHECKING:

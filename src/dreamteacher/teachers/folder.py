@@ -14,7 +14,7 @@ from dreamteacher.teachers.base import Generator, Tap, Teacher
 from dreamteacher.teachers.encodings import Encoding
 
 if TYPE_CHECKING:
-    from dreamteacher.settings.schema import Teacher as Settings
+    from dreamteacher.settings.pretraining import Teacher as Settings
 
 TAPS_FILE = "teacher.json"
 PRETRAINED = Path(__file__).parent / "pretrained"

@@ -17,7 +17,7 @@ from dreamteacher.teachers.folder import read_facts, write_facts
 from dreamteacher.training.randomness import StepRandom
 
 if TYPE_CHECKING:
-    from dreamteacher.settings.schema import Teacher as Settings
+    from dreamteacher.settings.pretraining import Teacher as Settings
 
 
 class Generator:

@@ -26,7 +26,7 @@ from dreamteacher.teachers.synthesis import COARSEST, WEIGHTS, SynthesisTeacher,
 from dreamteacher.training.randomness import StepRandom
 
 if TYPE_CHECKING:
-    from dreamteacher.settings.schema import Teacher as Settings
+    from dreamteacher.settings.pretraining import Teacher as Settings
 
 # Length of z, layers of the mapping, channels x resolution, most channels. small and adm-256: both networks of StyleGAN2-ADA.
 SIZES = {"tiny": (64, 2, 1024, 64), "small": (512, 2, 16384, 512), "adm-256": (512, 8, 32768, 512)}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dreamteacher.errors import Interrupted, UserError
-from dreamteacher.settings.schema import Training
+from dreamteacher.settings.section import Training
 from dreamteacher.training.optim import Rate
 from dreamteacher.training.order import Batches, choose_workers, open_loader
 from dreamteacher.training.processes import Processes

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dreamteacher.settings.schema import Training
+from dreamteacher.settings.section import Training
 
 
 class Rate(NamedTuple):

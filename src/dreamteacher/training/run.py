@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
-from dreamteacher.settings.schema import Training
+from dreamteacher.settings.section import Training
 from dreamteacher.training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from dreamteacher.training.ema import create_ema, update_ema
 from dreamteacher.training.optim import Rate, create_optimizer, set_lr

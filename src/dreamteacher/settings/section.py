@@ -1,0 +1,46 @@
+"""What all groups of settings are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]  # of a teacher or a recipe, and of a folder
+Augment = Literal["natural", "overhead", "no-flip", "none"]
+WARMUP = "linear warm-up before the cosine decay to 0, steps"
+BATCH = "pictures per optimiser step, over all processes and accumulation parts"
+PARTS = (
+    "parts into which each process splits its share of the batch, to save memory; loss and gradient stay those of the whole batch, but "
+    "batch normalisation takes its statistics from each part"
+)
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are refused and values cannot be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Training(Section):
+    """What every trained stage shares; each stage overrides the defaults that differ."""
+
+    steps: Positive = Field(1000, description="optimiser steps")
+    batch_size: Positive = Field(32, description=BATCH)
+    accumulate: Positive = Field(1, description=PARTS)
+    optimizer: Literal["adamw", "lamb", "sgd"] = Field("adamw", description="Tab 17: AdamW; LAMB for batches of 2048 and more")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.05, description="Tab 17; not applied to biases, norms and what timm's models exempt, such as position embeddings"
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW and LAMB moments, Tab 17; sgd takes the first as momentum")
+    warmup_steps: Count = Field(100, description=WARMUP)
+    clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm; null: no clipping")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the averaged weights; null: none are kept")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the device computes it fast, else fp32")
+    workers: Count | Literal["auto"] = Field("auto", description="loader processes; auto: 0 where the decoded set fits in memory")
+    checkpoint_every: Positive = Field(500, description="steps between checkpoints; the last three are kept")
+    log_every: Positive = Field(25, description="steps between records")
