@@ -54,6 +54,7 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
         ("compare.inits=[scratch, magic]", "there are ['scratch', 'imagenet', 'features', 'mix']"),
         ("recipes.features.teacher=gan", "recipes.features.teacher = 'gan' is not among teachers; there are ['own']"),
         ("label_recipes.mix.features=feature", "label_recipes.mix.features = 'feature' is not among recipes; did you mean 'features'?"),
+        ("teachers.own.kind=stylegan2", "label_recipes.mix builds on a teacher of kind 'stylegan2', which makes pictures of its own"),
         ("teachers.none={}", "teachers.none stands for no teacher in recipes"),
         ("label_recipes.features={features: features}", "'features' names two initialisations"),
         ("recipes.scratch={teacher: own}", "'scratch' names two initialisations"),

@@ -10,6 +10,7 @@ from typing import Any
 LEVELS = {"tiny": 5, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
 
 SIZED = ("ddpm", "edm", "random", "pixels")  # kinds whose decoder levels and noise steps follow from the settings, not from a folder
+DREAMING = ("stylegan2", "biggan", "icgan")  # kinds that make pictures of their own and cannot encode others
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {},

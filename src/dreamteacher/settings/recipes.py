@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.explain import explain
+from dreamteacher.settings.presets import DREAMING
 from dreamteacher.settings.schema import ALL_TEACHERS, FRESH, NO_TEACHER, Params
 
 
@@ -37,7 +38,13 @@ def of_recipe(params: Params, name: str) -> Params:
         changes["taps"] = recipe.taps
     if with_labels:
         changes |= {"interpreter": with_labels.interpreter, "labels": with_labels.labels}
-    return _with(params, f"{'label_recipes' if with_labels else 'recipes'}.{name}", **changes)
+    resolved = _with(params, f"{'label_recipes' if with_labels else 'recipes'}.{name}", **changes)
+    if with_labels and resolved.teacher.kind in DREAMING:
+        raise UserError(
+            f"label_recipes.{name} builds on a teacher of kind {resolved.teacher.kind!r}, which makes pictures of its own and cannot encode "
+            "labelled ones; build it on a recipe of another teacher, or drop it, and from compare.inits"
+        )
+    return resolved
 
 
 def of_init(params: Params, name: str) -> Params:
