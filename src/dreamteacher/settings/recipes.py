@@ -41,8 +41,8 @@ def of_recipe(params: Params, name: str) -> Params:
     resolved = _with(params, f"{'label_recipes' if with_labels else 'recipes'}.{name}", **changes)
     if with_labels and resolved.teacher.kind in DREAMING:
         raise UserError(
-            f"label_recipes.{name} builds on a teacher of kind {resolved.teacher.kind!r}, which makes pictures of its own and cannot encode "
-            "labelled ones; build it on a recipe of another teacher, or drop it, and from compare.inits"
+            f"label_recipes.{name} builds on a teacher of kind {resolved.teacher.kind!r}, which makes pictures of its own and cannot encode"
+            " labelled ones; build it on a recipe of another teacher, or drop it, and from compare.inits"
         )
     return resolved
 
