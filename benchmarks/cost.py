@@ -223,6 +223,11 @@ class Bench:
         if kind.needs_teacher:
             self.taught()
         params = self.params(method=name)
+        if name == "team":  # from the first kind twice, so that what is more than feature distillation's is the team's
+            folder = self.folder / "team"
+            for each in ("one", "two"):
+                (folder / each).parent.mkdir(exist_ok=True)
+                (folder / each).symlink_to(self.folder / f"teacher-{next(iter(teachers.KINDS))}")
         method = kind(params, folder if kind.needs_teacher else None, self.folder, self.device)
         try:
             network = method.build(create_backbone(self.options.backbone), self.samples)

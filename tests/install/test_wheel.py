@@ -84,7 +84,7 @@ def test_a_project_starts_without_the_checkout(installed: Installed) -> None:
     assert "task: segmentation, 2 classes: background, nucleus" in said
     assert str(PROJECT) not in said
     assert "ingest: artifacts/data" in installed.run("dreamteacher", "ingest", cwd="mine")
-    assert "train-teacher:" in installed.run("python", "-m", "dvc", "status", cwd="mine")
+    assert "train-teacher@own:" in installed.run("python", "-m", "dvc", "status", cwd="mine")
     files = [path for path in (installed.work / "mine").rglob("*") if path.is_file()]
     assert not [path for path in files if str(PROJECT).encode() in path.read_bytes()]
 

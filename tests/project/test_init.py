@@ -152,7 +152,7 @@ def test_for_boxes_nothing_is_proposed_that_detection_lacks(tmp_path: Path) -> N
     assert (found.task, found.classes, found.labelled, found.val) == ("detection", ["car", "bus"], 8, 4)
     values = propose.sizes(found, CPU)
     assert values["compare"]["inits"] == ["scratch", "features"]
-    assert values["compare"]["modes"] == []
+    assert values["label_recipes"] == {}
     assert values["finetune"]["resolution"] % 32 == 0
 
 
