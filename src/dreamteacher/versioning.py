@@ -59,14 +59,9 @@ class Place:
         """
         steps = [list(words) for is_and, words in groupby(self.command, lambda word: word == "&&") if not is_and]
         for step in steps:
-            names = (
-                step[2:]
-                if step[:2] == ["mkdir", "-p"]
-                else step[1:]
-                if step[0] == "touch" or (step[0] == "cp" and len(step) == 3)
-                else [""]
-            )
-            if not all(re.fullmatch(r"[\w.@=+,/][\w.@=+,/-]*", name) for name in names):
+            possible = step[:2] == ["mkdir", "-p"] or step[0] == "touch" or (step[0] == "cp" and len(step) == 3)
+            names = step[2 if step[0] == "mkdir" else 1 :]
+            if not possible or not all(re.fullmatch(r"[\w.@=+,/][\w.@=+,/-]*", name) for name in names):
                 return False
         for kind, *names in steps:
             places = [inside(folder, name, f"dvc.yaml: {name} of stage {self.stage}") for name in names[kind == "mkdir" :]]

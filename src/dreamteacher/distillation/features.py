@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,9 @@ from dreamteacher.distillation.objectives import ExplainedVariance, attention_tr
 from dreamteacher.distillation.terms import Compared, get_term
 from dreamteacher.distillation.whitening import Whitening
 from dreamteacher.errors import UserError
-from dreamteacher.settings.pretraining import Distill
+from dreamteacher.settings.pretraining import Distill, Student
+from dreamteacher.students.backbone import Backbone
+from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.teachers.base import Tap
 
 
@@ -95,9 +96,15 @@ def feature_objective(settings: Distill, whiten: Whitening, taps: list[Tap]) -> 
     return FeatureObjective(whiten, [tap.stride for tap in taps], settings.objectives, settings.margin)
 
 
-def student_options(settings: Distill) -> dict[str, Any]:
+def student_options(settings: Distill) -> dict[str, bool]:
     """What the settings `distill` ask of a FeatureRegressor beside its sizes."""
     return {"pooled": "global" in settings.objectives, "conditioned": settings.encoding == "stratified"}
+
+
+def create_regressor(backbone: Backbone, taps: list[Tap], student: Student, distill: Distill) -> FeatureRegressor:
+    """`backbone` with the neck of the settings `student`, and the heads of `taps` that the settings `distill` ask for."""
+    channels, strides = [tap.channels for tap in taps], [tap.stride for tap in taps]
+    return FeatureRegressor(backbone, channels, strides, student.width, student.neck, **student_options(distill))
 
 
 class Quality:

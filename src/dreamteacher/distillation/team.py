@@ -119,6 +119,15 @@ def balance(team: Team, batches: Iterable[Tensor], seed: int) -> Team:
     return {name: replace(member, scale=sums[name] / count) for name, member in team.items()}
 
 
+def attend(
+    model: nn.Module, team: Team, images: Tensor, random: StepRandom, *, mean: list[float], std: list[float]
+) -> tuple[dict[str, Lesson], dict[str, list[Tensor]]]:
+    """The lesson of each teacher, and what a TeamRegressor, which is called once, regresses of it; see `team_losses`."""
+    lessons = {name: member.teacher.teach(images, random) for name, member in team.items()}
+    batch, rows = _join(lessons)
+    return lessons, model(normalize(batch, mean, std), rows, {name: lesson.step for name, lesson in lessons.items()})
+
+
 def team_losses(
     model: nn.Module, team: Team, images: Tensor, random: StepRandom, *, mean: list[float], std: list[float], drop: float = 0.0
 ) -> dict[str, Tensor]:
@@ -140,9 +149,7 @@ def team_losses(
     Raises:
         UserError: teachers make pictures of other sizes than the given ones.
     """
-    lessons = {name: member.teacher.teach(images, random) for name, member in team.items()}
-    batch, rows = _join(lessons)
-    regressed = model(normalize(batch, mean, std), rows, {name: lesson.step for name, lesson in lessons.items()})
+    lessons, regressed = attend(model, team, images, random, mean=mean, std=std)
     shares = torch.stack([m.objective(regressed[name], lessons[name].features)["loss"] / m.scale for name, m in team.items()])
     # One draw for all parts of the step.
     generator = torch.Generator().manual_seed(derive_seed("teachers", random.seed, random.step))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dreamteacher.data.dataset import Samples
 from dreamteacher.methods.base import normal
-from dreamteacher.methods.contrast import Momentum, Queue, ViewNetwork, Views, full_precision, info_nce, projector, unit
+from dreamteacher.methods.contrast import Momentum, Queue, ViewNetwork, full_precision, info_nce, projector, unit
+from dreamteacher.methods.moco import CHANNELS, MoCo
 from dreamteacher.students.backbone import Backbone
 
-TEMPERATURE, MOMENTUM = 0.2, 0.999
-CHANNELS = 128  # of queries and keys
 DENSE = 0.5  # weight of the dense loss, lambda of Eq 3
 
 
@@ -63,16 +61,7 @@ class Network(ViewNetwork):
         return {"loss": (1 - DENSE) * whole + DENSE * dense, "global": whole, "dense": dense}
 
 
-class DenseCL(Views):
+class DenseCL(MoCo):
     """InfoNCE of pictures and of places."""
 
-    def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
-        """Two projectors, and the momentum encoder."""
-        momentum = MOMENTUM if self.settings.momentum is None else self.settings.momentum
-        queue, temperature = self.queue_of_negatives(samples), self.settings.temperature or TEMPERATURE
-        return Network(backbone, self.hidden(backbone), momentum, queue, temperature)
-
-    def after_step(self, model: nn.Module, step: int) -> None:
-        """The momentum encoder follows."""
-        assert isinstance(model, Network)
-        model.momentum.update(model.encoder, step)
+    network = Network

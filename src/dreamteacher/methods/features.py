@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import Samples
-from dreamteacher.distillation.features import FeatureObjective, Quality, embedding_spread, feature_objective, student_options
+from dreamteacher.distillation.features import FeatureObjective, Quality, create_regressor, embedding_spread, feature_objective
 from dreamteacher.distillation.whitening import Statistics, fit_whitening, save_statistics
 from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, normal
@@ -37,9 +37,8 @@ class Features(Method):
 
     def build(self, backbone: Backbone, samples: Samples) -> FeatureRegressor:
         """Backbone, neck and heads; what whitening needs is measured on train pictures."""
-        self.backbone, settings, taps, student = backbone, self.settings, self.generator.taps, self.params.student
-        channels, strides = [tap.channels for tap in taps], [tap.stride for tap in taps]
-        regressor = FeatureRegressor(backbone, channels, strides, student.width, student.neck, **student_options(settings))
+        self.backbone, settings, taps = backbone, self.settings, self.generator.taps
+        regressor = create_regressor(backbone, taps, self.params.student, settings)
         pictures = draw_batches(samples, settings.stats_images, self.params.seed, self.device)
         whiten, self.statistics = fit_whitening(settings.whitening, self.generator, pictures, self.params.seed, self.scratch)
         self.objective = feature_objective(settings, whiten, taps)

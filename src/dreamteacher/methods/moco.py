@@ -32,13 +32,16 @@ class Network(ViewNetwork):
 class MoCo(Views):
     """InfoNCE against the queue."""
 
+    network: type[nn.Module] = Network
+
     def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
         """A projector on the embedding, and the momentum encoder."""
         momentum = MOMENTUM if self.settings.momentum is None else self.settings.momentum
         queue, temperature = self.queue_of_negatives(samples), self.settings.temperature or TEMPERATURE
-        return Network(backbone, self.hidden(backbone), momentum, queue, temperature)
+        return self.network(backbone, self.hidden(backbone), momentum, queue, temperature)
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """The momentum encoder follows."""
-        assert isinstance(model, Network)
-        model.momentum.update(model.encoder, step)
+        momentum, encoder = model.momentum, model.encoder
+        assert isinstance(momentum, Momentum) and isinstance(encoder, nn.Module)
+        momentum.update(encoder, step)

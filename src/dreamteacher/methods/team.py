@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import Samples
-from dreamteacher.distillation.features import Quality, embedding_spread, feature_objective, student_options
-from dreamteacher.distillation.team import Member, TeamRegressor, balance, team_losses
+from dreamteacher.distillation.features import Quality, create_regressor, embedding_spread, feature_objective
+from dreamteacher.distillation.team import Member, TeamRegressor, attend, balance, team_losses
 from dreamteacher.distillation.whitening import fit_whitening
 from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, normal
 from dreamteacher.settings.schema import Params
 from dreamteacher.students.backbone import Backbone
-from dreamteacher.students.neck import FeatureRegressor, save_regressor
+from dreamteacher.students.neck import save_regressor
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import TAPS_FILE, choose_strides, open_teacher
 from dreamteacher.training.order import draw_batches
@@ -47,12 +47,10 @@ class Team(Method):
 
     def build(self, backbone: Backbone, samples: Samples) -> TeamRegressor:
         """Backbone and neck under the heads of all teachers; their whitening and their balance are measured on train pictures."""
-        self.backbone, student, seed = backbone, self.params.student, self.params.seed
+        self.backbone, seed = backbone, self.params.seed
         regressors, self.team = {}, {}
         for name, generator in self.generators.items():
-            channels, strides = [tap.channels for tap in generator.taps], [tap.stride for tap in generator.taps]
-            options = student_options(self.settings)
-            regressors[name] = FeatureRegressor(backbone, channels, strides, student.width, student.neck, **options)
+            regressors[name] = create_regressor(backbone, generator.taps, self.params.student, self.settings)
             scratch = self.scratch / name
             scratch.mkdir(parents=True, exist_ok=True)
             whiten, _ = fit_whitening(self.settings.whitening, generator, self._pictures(samples), seed, scratch)
@@ -78,11 +76,9 @@ class Team(Method):
         qualities, embeddings = {name: Quality(member.teacher.taps) for name, member in self.team.items()}, []
         for images, random in batches:
             embeddings.append(kept.backbone.embed(kept.backbone(normal(images, kept.backbone))))
+            lessons, regressed = attend(kept, self.team, images, random, mean=kept.backbone.mean, std=kept.backbone.std)
             for name, member in self.team.items():
-                lesson = member.teacher.teach(images, random)
-                regressor, size = kept.regressor(name), lesson.images.shape[2:]
-                regressed = regressor.regress(kept.backbone(normal(lesson.images, kept.backbone)), size, lesson.step)
-                qualities[name].update(*member.objective.compared(regressed, lesson.features))
+                qualities[name].update(*member.objective.compared(regressed[name], lessons[name].features))
         values = {f"explained_variance_{name}": quality.compute()["explained_variance"] for name, quality in qualities.items()}
         return {**values, "explained_variance": fmean(values.values()), "embedding_spread": embedding_spread(torch.cat(embeddings))}
 

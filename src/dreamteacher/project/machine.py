@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from dreamteacher.distillation.features import feature_objective, student_options
+from dreamteacher.distillation.features import create_regressor, feature_objective
 from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.limits import cores, memory_limit
 from dreamteacher.settings.schema import Params
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers.ddpm import Generator
 from dreamteacher.teachers.diffusion import DiffusionTeacher
@@ -72,9 +71,7 @@ def measure(params: Params, machine: Machine) -> Speed:
     strides = None if params.taps == "auto" else list(params.taps)
     frozen = DiffusionTeacher(unet, generator.scheduler, get_encoding(params.distill), strides)
     backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
-    channels, tapped = [tap.channels for tap in frozen.taps], [tap.stride for tap in frozen.taps]
-    options = {"neck": params.student.neck, **student_options(params.distill)}
-    student = FeatureRegressor(backbone, channels, tapped, params.student.width, **options).to(device)
+    student = create_regressor(backbone, frozen.taps, params.student, params.distill).to(device)
     objective = feature_objective(params.distill, layernorm, frozen.taps)
     crops = torch.rand(some, 3, params.distill.resolution, params.distill.resolution, device=device)
 

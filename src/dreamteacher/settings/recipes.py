@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from dreamteacher.errors import UserError
 from dreamteacher.settings.explain import explain
 from dreamteacher.settings.presets import DREAMING
-from dreamteacher.settings.schema import ALL_TEACHERS, FRESH, NO_TEACHER, Params
+from dreamteacher.settings.schema import FRESH, Params
 
 
 def of_teacher(params: Params, name: str) -> Params:
@@ -30,7 +30,7 @@ def of_recipe(params: Params, name: str) -> Params:
     with_labels = params.label_recipes.get(name)
     recipe = _get(params.recipes, base_of(params, name), "recipes")
     changes: dict[str, Any] = {
-        "teacher": {} if recipe.teacher in (NO_TEACHER, ALL_TEACHERS) else _get(params.teachers, recipe.teacher, "teachers"),
+        "teacher": _get(params.teachers, recipe.one_teacher, "teachers") if recipe.one_teacher else {},
         "student": recipe.student,
         "distill": recipe.distill,
     }

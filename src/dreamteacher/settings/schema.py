@@ -30,6 +30,11 @@ class Recipe(Section):
     student: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of student that differ, for fine-tuning as well")
     distill: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of distill that differ")
 
+    @property
+    def one_teacher(self) -> str | None:
+        """The name of the teacher; None: it has none, or all."""
+        return None if self.teacher in (NO_TEACHER, ALL_TEACHERS) else self.teacher
+
 
 class LabelRecipe(Section):
     """How a backbone is pretrained with the few labels, from what a recipe without them made."""
@@ -108,7 +113,7 @@ class Params(Section):
             *(
                 (f"recipes.{name}.teacher", recipe.teacher, "teachers", list(self.teachers))
                 for name, recipe in self.recipes.items()
-                if recipe.teacher not in (NO_TEACHER, ALL_TEACHERS)
+                if recipe.one_teacher
             ),
             *(
                 (f"label_recipes.{name}.features", recipe.features, "recipes", list(self.recipes))
@@ -126,7 +131,7 @@ class Params(Section):
         if NO_TEACHER in self.teachers:
             raise ValueError(f"teachers.{NO_TEACHER} stands for no teacher in recipes; give it another name")
         for name, recipe in self.label_recipes.items():
-            if self.recipes[recipe.features].teacher in (NO_TEACHER, ALL_TEACHERS):
+            if not self.recipes[recipe.features].one_teacher:
                 raise ValueError(f"label_recipes.{name}.features = {recipe.features!r} has no teacher to read labels from; name another")
         if self.export.seed not in self.compare.seeds:
             raise ValueError(f"export.seed = {self.export.seed!r} is not among compare.seeds = {self.compare.seeds}; set it to one of them")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
-from dreamteacher.distillation.features import feature_objective, student_options
+from dreamteacher.distillation.features import create_regressor, feature_objective, student_options
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.distillation.mix import MixStudent
 from dreamteacher.distillation.objectives import soft_label_cross_entropy
@@ -152,6 +152,5 @@ def _build_student(params: Params, images: ImageSet, taps: list[Tap], features: 
     backbone = start.backbone if start else create_backbone(params.student.backbone, finest=params.student.finest_stride)
     width, neck = params.student.width, params.student.neck
     task = TaskModel(backbone, cast(str, images.task), images.classes, params.distill.resolution, width, neck=neck)
-    channels, strides = [tap.channels for tap in taps], [tap.stride for tap in taps]
-    regressor = start or FeatureRegressor(backbone, channels, strides, width, neck, **student_options(params.distill))
+    regressor = start or create_regressor(backbone, taps, params.student, params.distill)
     return MixStudent(task, regressor, regress=params.labels.mode == "mix").train()

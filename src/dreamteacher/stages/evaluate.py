@@ -21,7 +21,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.report.figures import pca_colours, save_bars, save_panels
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.recipes import base_of
-from dreamteacher.settings.schema import ALL_TEACHERS, FRESH, NO_TEACHER, Params
+from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.students.neck import REGRESSOR_FILE, load_regressor
@@ -131,8 +131,8 @@ def _pretrained(params: Params, teachers: Path, backbones: Path) -> list[_Pretra
     names = dict.fromkeys(base_of(params, init) for init in params.compare.inits if init not in FRESH)
     found = []
     for name in names:
-        teacher = params.recipes[name].teacher
-        found.append(_Pretrained(name, None if teacher in (NO_TEACHER, ALL_TEACHERS) else teachers / teacher, backbones / name))
+        teacher = params.recipes[name].one_teacher
+        found.append(_Pretrained(name, teachers / teacher if teacher else None, backbones / name))
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from dreamteacher.errors import UserError
 from dreamteacher.files import digest_in_any_order, walk
 from dreamteacher.settings.recipes import base_of, of_recipe
-from dreamteacher.settings.schema import ALL_TEACHERS, FRESH, NO_TEACHER, Params
+from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.stages.fetch_data import FILES, check_source, parts_of, settings_of
 from dreamteacher.versioning import Clone
 
@@ -148,7 +148,7 @@ def check_comparison(params: Params, pipeline: str) -> str:
             f"compare.inits = {params.compare.inits} needs the recipes {', '.join(used)}: a pipeline runs one without labels and the "
             "label_recipes that build on it; name fewer, or compare by `dvc repro`"
         )
-    if params.recipes[used[0]].teacher in (NO_TEACHER, ALL_TEACHERS):
+    if not params.recipes[used[0]].one_teacher:
         raise UserError(f"recipes.{used[0]} has no teacher of its own, and a pipeline trains one; compare with it by `dvc repro`")
     if params.recipes[used[0]].student:
         raise UserError(f"recipes.{used[0]}.student: a pipeline has one student for all; set it in the group student")

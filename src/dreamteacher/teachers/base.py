@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from dreamteacher.errors import UserError
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.training.randomness import StepRandom
 
@@ -19,6 +20,18 @@ class Tap:
     name: str
     stride: int
     channels: int
+
+
+def choose_taps(offered: list[Tap], strides: list[int] | None) -> list[Tap]:
+    """Those of `offered` at `strides`; None: all.
+
+    Raises:
+        UserError: nothing is offered at one of the strides.
+    """
+    there = [tap.stride for tap in offered]
+    if missing := sorted(set(strides or []) - set(there)):
+        raise UserError(f"the teacher has no tap at stride {missing[0]}; it has {there}")
+    return [tap for tap in offered if not strides or tap.stride in strides]
 
 
 @dataclass(frozen=True)

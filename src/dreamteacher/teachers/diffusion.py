@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
-from dreamteacher.teachers.base import Lesson, Tap
+from dreamteacher.teachers.base import Lesson, Tap, choose_taps
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.training.randomness import StepRandom
 
@@ -77,10 +77,7 @@ class DenoisingTeacher(nn.Module):
         """
         super().__init__()
         encoding.check(scheduler)
-        wanted = strides or [tap.stride for tap in offered]
-        if missing := sorted(set(wanted) - {tap.stride for tap in offered}):
-            raise UserError(f"the teacher has no tap at stride {missing[0]}; it has {[tap.stride for tap in offered]}")
-        self.taps = [tap for tap in offered if tap.stride in wanted]
+        self.taps = choose_taps(offered, strides)
         self.multiple = offered[-1].stride
         self.scheduler, self.encoding, self.space = scheduler, encoding, space or Pixels()
 

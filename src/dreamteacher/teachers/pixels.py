@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings import presets
-from dreamteacher.teachers.base import Lesson, Tap
+from dreamteacher.teachers.base import Lesson, Tap, choose_taps
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import read_facts, write_facts
 from dreamteacher.training.randomness import StepRandom
@@ -71,6 +71,4 @@ class Pixels(nn.Module):
 def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> Pixels:
     """See `folder.open_teacher`."""
     offered = [Tap(**tap) for tap in read_facts(folder)["taps"]]
-    if missing := sorted(set(strides or []) - {tap.stride for tap in offered}):
-        raise UserError(f"the teacher has no tap at stride {missing[0]}; it has {[tap.stride for tap in offered]}")
-    return Pixels([tap for tap in offered if not strides or tap.stride in strides], offered[-1].stride, encoding)
+    return Pixels(choose_taps(offered, strides), offered[-1].stride, encoding)

@@ -11,8 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreamteacher.errors import UserError
-from dreamteacher.teachers.base import Lesson, Tap
+from dreamteacher.teachers.base import Lesson, Tap, choose_taps
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import damaged
 from dreamteacher.training.randomness import StepRandom
@@ -42,9 +41,7 @@ class SynthesisTeacher(nn.Module):
             UserError: a stride that the generator does not have.
         """
         super().__init__()
-        if missing := sorted(set(strides or []) - {tap.stride for tap in offered}):
-            raise UserError(f"the teacher has no tap at stride {missing[0]}; it has {[tap.stride for tap in offered]}")
-        self.taps = [tap for tap in offered if not strides or tap.stride in strides]
+        self.taps = choose_taps(offered, strides)
         self.network, self.encoding = network, encoding
         self.requires_grad_(False)
         self.eval()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.errors import UserError, first_line
-from dreamteacher.teachers.base import Lesson, Tap
+from dreamteacher.teachers.base import Lesson, Tap, choose_taps
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import read_facts, write_facts
 from dreamteacher.teachers.importing import check_options, read_checkpoint
@@ -95,9 +95,7 @@ class EncoderTeacher(nn.Module):
             UserError: a stride that the encoder does not have.
         """
         super().__init__()
-        if missing := sorted(set(strides or []) - encoder.levels.keys()):
-            raise UserError(f"the teacher has no tap at stride {missing[0]}; it has {list(encoder.levels)}")
-        self.taps = [tap for tap in encoder.taps if not strides or tap.stride in strides]
+        self.taps = choose_taps(encoder.taps, strides)
         self.multiple = max(encoder.levels)
         self.encoder, self.encoding = encoder, encoding
         self.requires_grad_(False)
