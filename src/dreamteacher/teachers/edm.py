@@ -148,7 +148,7 @@ class EDMTeacher(DiffusionTeacher):
 
     def _own_scale(self, noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures plus noise, its standard deviation `(B,)`, and the embedding of no augmentation."""
-        kept = self.scheduler.alphas_cumprod.to(noisy.device)[steps]
+        kept = self.kept(steps)
         nothing = noisy.new_zeros(len(noisy), _embedding_width(self.unet))
         return noisy / kept.sqrt()[:, None, None, None], ((1 - kept) / kept).sqrt(), nothing
 

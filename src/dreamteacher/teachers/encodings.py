@@ -12,6 +12,7 @@ from torch import Tensor
 from dreamteacher.errors import UserError
 from dreamteacher.settings.pretraining import EncodingSettings
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.transfer import constant
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -105,7 +106,7 @@ class Stratified:
 
     def encode(self, network: Denoiser, inputs: Tensor, random: StepRandom) -> Encoded:
         """q(x_t | x_0), t of each picture."""
-        edges = torch.tensor(self.edges, device=inputs.device)
+        edges = constant(self.edges, inputs.device)
         stratum = (random.positions(len(inputs)) + random.step) % (len(edges) - 1)
         low, width = edges[stratum], (edges[1:] - edges[:-1])[stratum]
         steps = low + random.integers(0, 2**31, len(inputs)) % width
@@ -166,7 +167,8 @@ def _grid(low: int, high: int, passes: int) -> list[int]:
 
 def _ddim_step(network: Denoiser, x: Tensor, before: int | None, after: int | None, at: int) -> Tensor:
     """From noise step `before` to `after` along the noise that is predicted at step `at`; None: no noise at all (Eq 12, sigma = 0)."""
-    now, then = (1.0 if step is None else float(network.scheduler.alphas_cumprod[step]) for step in (before, after))
+    kept = network.scheduler.alphas.cumprod(0)  # `alphas_cumprod` itself may be on the device, for which the host would have to wait
+    now, then = (1.0 if step is None else float(kept[step]) for step in (before, after))
     noise = network.predict_noise(x, torch.full((len(x),), at, device=x.device, dtype=torch.long))
     clean = (x - (1 - now) ** 0.5 * noise) / now**0.5
     return then**0.5 * clean + (1 - then) ** 0.5 * noise

@@ -26,6 +26,7 @@ from dreamteacher.teachers.folder import read_facts, write_facts
 from dreamteacher.teachers.importing import check_options, read_checkpoint
 from dreamteacher.teachers.synthesis import fill, read_weights
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.transfer import constant
 
 WEIGHTS = "encoder.safetensors"
 WRAPPERS = ("teacher", "model_ema", "ema", "target_encoder", "state_dict", "model", "student", "encoder")  # keys of nested state dicts
@@ -74,7 +75,8 @@ class Encoder(nn.Module):
         if self.scale != 1:
             size = [round(side * self.scale) for side in images.shape[2:]]
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-        normalized = (images - images.new_tensor(self.mean)[:, None, None]) / images.new_tensor(self.std)[:, None, None]
+        mean, std = (constant(values, images.device, images.dtype)[:, None, None] for values in (self.mean, self.std))
+        normalized = (images - mean) / std
         plain = len({info["reduction"] for info in self.model.feature_info}) == 1  # then the last norm fits each map
         return self.model.forward_intermediates(normalized, indices=indices, norm=plain, intermediates_only=True)
 
