@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ SLIM = {
     "groups": 4,
     "dropout": 0.1,
 }  # each operation takes 1 ms there
+REAL_GENERATOR = torch.Generator
 aten = torch.ops.aten
 
 
@@ -68,10 +70,15 @@ def pretended_gpu() -> Iterator[Traffic]:
     """In the block tensors may be on GPU, and `module.to(GPU)` brings its parameters and buffers there."""
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True), Traffic() as traffic:
         # Generators and pinned memory exist on real GPUs alone; neither makes the host wait.
-        patch.setattr(StepRandom, "_generator", lambda self: None)
+        patch.setattr(torch, "Generator", _generator)
         patch.setattr(Tensor, "pin_memory", lambda self: self)
         patch.setattr(nn.Module, "to", lambda self, *args, **options: _on_gpu(self))  # torch's own cannot change fake parameters
         yield traffic
+
+
+def _generator(device: torch.device | str = "cpu") -> Any:
+    on_gpu = torch.device(device).type == GPU.type
+    return SimpleNamespace(manual_seed=lambda seed: None) if on_gpu else REAL_GENERATOR(device)
 
 
 def _on_gpu(module: nn.Module) -> nn.Module:

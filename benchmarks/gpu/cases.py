@@ -46,7 +46,7 @@ class Work:
     transform: Transform
     label: str | None = None  # of the pictures: "class", "mask"; None: none
     count: Callable[[Part], int] | None = None
-    teacher: Any = None  # frozen; its U-Net is compiled too
+    teacher: Any = None  # frozen; then its U-Net is what is compiled, else the network
     settings: dict[str, Any] = field(default_factory=dict)
 
 

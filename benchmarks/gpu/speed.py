@@ -58,7 +58,8 @@ def _measure(case: Case, side: int, batch: int, window: int, dry: bool) -> dict[
     )
     operations = flops(work, data, device)
     if case.compiled:
-        (work.network if work.teacher is None else work.teacher.unet).compile()
+        # A dry run needs no compiler of its machine.
+        (work.network if work.teacher is None else work.teacher.unet).compile(backend="aot_eager" if dry else "inductor")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     records, begin = Records(), time.perf_counter()

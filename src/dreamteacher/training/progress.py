@@ -91,8 +91,12 @@ class Idle:
         """Since the last reading. The GPU must be done with these steps."""
         seconds = sum(begin.elapsed_time(end) for begin, end in self._pairs) / 1000
         self._pairs.clear()
-        self._since = None  # what follows the reading until the next step is no wait for data
+        self.pauses()
         return seconds
+
+    def pauses(self) -> None:
+        """What the host does until the next step is no wait: records, measurements, checkpoints."""
+        self._since = None
 
     @staticmethod
     def _now() -> torch.cuda.Event:

@@ -237,6 +237,7 @@ class Run:
         """What the first process measures, for all."""
         model = self.ema.module if self.ema else self.kept(self.bare)
         values: Row = {}
+        self.idle.pauses()
         with self.pace.paused():
             if self.processes.is_first:
                 model.eval()
@@ -254,6 +255,7 @@ class Run:
         if self.done == self.saved:  # a run that is stopped before its first step, perhaps with seconds to live
             return
         window = self.read_window()
+        self.idle.pauses()
         with self.pace.paused():
             if self.processes.is_first:
                 state: dict[str, Any] = {
