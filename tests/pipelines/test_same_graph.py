@@ -15,7 +15,7 @@ from dreamteacher.stages.find_commit import SECTIONS
 from helpers import PROJECT
 from pipelines import pretrain
 
-AROUND = {"find-commit", "fetch-data", "record", "finish"}  # steps of the pipeline that are no stages
+AROUND = {"find-commit", "fetch-data", "list-recipes", "list-passes", "record", "finish"}  # steps of the pipeline that are no stages
 # What DVC's interpreters and label distillations know of teacher and features is their record, which features-of copies.
 FEATURES_OF = {"train-interpreter": {"train-teacher"}, "distill-labels": {"train-teacher", "distill-features"}}
 MARKS = ("nothing", "no-teacher", "features-of")
