@@ -91,14 +91,14 @@ def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
 
 def _mend_kfp() -> None:
     """Steps are forks. And five faults of kfp 2.17.0: in a ParallelFor its item stands for every parameter of the loop that is another
-    task's output, items that are one of several outputs of a task are not found, and neither is such an output in the condition of an If
-    without an Else; a loop without items has no outputs, and what loops within loops collect is a list of lists, which on a cluster is one
-    list."""
+    task's output or an outer loop's item; items that are one of several outputs of a task are not found, and neither is such an output in
+    the condition of an If without an Else; a loop without items has no outputs; and what loops within loops collect is a list of lists,
+    which on a cluster is one list."""
 
     def mended_pass(task: Any, item: Any, name: str) -> Any:
         made = _PASS_OF_KFP(task, item, name)
         for key, value in task.inputs.parameters.items():
-            if value.HasField("task_output_parameter"):
+            if key != task.parameter_iterator.item_input:
                 made.inputs.parameters[key].CopyFrom(value)
         return made
 

@@ -79,7 +79,7 @@ def test_compile_refuses_it_before_it_starts(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "params.yaml").write_text(f"compare: {{seeds: {list(range(18))}, inits: [scratch, features, mix]}}\n")
     assert main(["compile"]) == 2
     assert (
-        "compare: 18 seeds of 3 initialisations are 1 teachers, 1 recipes, 18 label distillations, 36 fine-tunings, of which Argo would keep "
-        "745 kB" in capsys.readouterr().err
+        "compare: 18 seeds of 3 initialisations are 1 teachers, 1 recipes, 18 label distillations, 36 fine-tunings, of which Argo would "
+        "keep 745 kB" in capsys.readouterr().err
     )
     assert not (tmp_path / "pretrain.yaml").exists()
