@@ -28,7 +28,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "data": {*BASE, "files"},
     "training": {*BASE, "limits", "tracking"},
     "plugins": {"errors"},
-    "teachers": {*BASE, "files", "plugins", "training"},
+    "teachers": {*BASE, "files", "plugins", "stage", "training"},  # stage: the digest of a folder
     "students": BASE,
     "report": {"errors", "data", "stage"},
     "distillation": {*BASE, "plugins", "data", "training", "teachers", "students", "tasks"},

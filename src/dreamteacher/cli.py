@@ -17,6 +17,7 @@ from typing import Any
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
 from dreamteacher.graph import STAGES, TOOLS
 from dreamteacher.serving.commands import add_commands
+from dreamteacher.settings.presets import NAMED
 from dreamteacher.teachers.commands import add_commands as add_teacher_commands
 
 
@@ -123,7 +124,7 @@ def _pretrained(params: Any, init: str, seed: int) -> Path | None:
 def _run_init(options: argparse.Namespace) -> int:
     from dreamteacher.project.create import init
 
-    init(options.folder, options.source, options.hours)
+    init(options.folder, options.source, options.hours, options.preset)
     return 0
 
 
@@ -203,6 +204,13 @@ def _run_params(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_init(init: argparse.ArgumentParser) -> None:
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="of the project; made if it is not there")
+    init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
+    init.add_argument("--preset", choices=list(NAMED), default="demo", help="of the settings (default: %(default)s); see docs/recipes.md")
+    init.add_argument("--hours", type=_hours, help="that all of it may take on this machine (default: 1 on CPU, 8 on GPU)")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dreamteacher", description="Unlabelled pictures and a few labels in, a served image backbone out."
@@ -218,10 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="settings (default: %(default)s)")
         command.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting, such as distill.T=250; may be given again")
 
-    init = add("init", _run_init, "make a project for your pictures")
-    init.add_argument("folder", type=Path, metavar="FOLDER", help="of the project; made if it is not there")
-    init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
-    init.add_argument("--hours", type=_hours, help="that all of it may take on this machine (default: 1 on CPU, 8 on GPU)")
+    _add_init(add("init", _run_init, "make a project for your pictures"))
     for name, stage in (STAGES | TOOLS).items():
         command = add(name, _run_stage, stage.help)
         add_params(command)

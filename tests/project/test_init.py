@@ -13,6 +13,8 @@ from dreamteacher import cli
 from dreamteacher.project import create, propose, survey
 from dreamteacher.project.machine import Machine, Speed
 from dreamteacher.settings.file import load_params
+from dreamteacher.settings.presets import NAMED
+from dreamteacher.settings.schema import Params
 from helpers import PROJECT
 
 CPU = Machine("cpu", "2 CPU cores", 8e9, False)
@@ -171,6 +173,17 @@ def test_settings_are_possible_whatever_the_pictures(task: str | None, side: int
         params = load_params(Path("params.yaml"))
         assert params.distill.monitor_images * 2 <= max(pictures, 2)
         assert params.export.size <= max(32, side)
+
+
+@pytest.mark.parametrize("preset", ["paper", "best"])
+def test_a_preset_is_left_what_it_says(preset: str, tmp_path: Path) -> None:
+    """Its lines are not written over by what is proposed, but for what the machine decides."""
+    values = propose.sizes(survey.survey(str(KINDS["segmentation"](tmp_path / "in"))), CPU, preset)
+    params = Params.model_validate(propose.propose(survey.survey(str(tmp_path / "in")), CPU, FAST, values).values)
+    assert (params.preset, params.teacher.size) == (preset, "tiny")
+    assert params.distill.objectives == NAMED[preset]["distill"]["objectives"]
+    assert params.student.width == NAMED[preset]["student"].get("width", 32)
+    assert params.student.backbone == "resnet18"
 
 
 def test_steps_fill_the_hours_that_the_user_has(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ ARCHIVES = {".zip", ".7z", ".rar", ".gz", ".bz2", ".xz"}
 DVC_CONFIG = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"
 
 
-def init(folder: Path, source: str, hours: float | None = None) -> None:
+def init(folder: Path, source: str, hours: float | None = None, preset: str = "demo") -> None:
     """Look at `source`, propose settings for this machine, and make `folder` a project. Nothing that exists is changed but ignore files,
     to which missing lines are added.
 
@@ -40,6 +40,7 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
         folder: made if it is not there; it may lie in a git repository.
         source: of the pictures, relative to the current folder.
         hours: that the whole chain may take here; default propose.HOURS.
+        preset: of the settings.
 
     Raises:
         UserError: `folder` is a project already or cannot be one, or the pictures cannot be used.
@@ -58,7 +59,7 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
     print("".join(f"  {line}\n" for line in found.lines()), end="")
     found.source = place
     machine = look()
-    values = propose.sizes(found, machine)
+    values = propose.sizes(found, machine, preset)
     print(f"timing training steps on this {'GPU' if machine.device == 'cuda' else 'CPU'}", flush=True)
     proposal = propose.propose(found, machine, measure(_checked(values), machine), values, hours)
     print(f"  {machine.line()}; the whole takes about {_duration(proposal.hours)} here")

@@ -30,7 +30,7 @@ def run(
     """Fine-tune on the few labelled pictures that `seed` draws; `out` gets a task model and `curves.csv`.
 
     Args:
-        params: settings; `finetune`, `student` and `few_labels` are read.
+        params: settings; `finetune`, `student`, `few_labels` and `few_labels_by` are read.
         data: data set made by ingest.
         init: scratch, imagenet, or the name of the recipe that made `backbone`; `seed` draws the weights that are random.
         seed: of the few labels, the random weights and the order.
@@ -42,7 +42,7 @@ def run(
         `loss` over the last records and `n_labels`.
     """
     settings = params.finetune
-    recorded = {**params.section("few_labels", "student", "finetune"), "init": init, "seed": seed}
+    recorded = {**params.section("few_labels", "few_labels_by", "student", "finetune"), "init": init, "seed": seed}
     inputs = {"data": data} if backbone is None else {"data": data, "backbone": backbone}
     with open_stage("finetune", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
@@ -51,7 +51,7 @@ def run(
         if images.task is None:
             raise UserError(f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to fine-tune")
         task = get_task(images.task)
-        few = few_labelled(images, params.few_labels, seed)
+        few = few_labelled(images, params.few_labels, seed, params.few_labels_by)
         check_labels(images, few)
         torch.manual_seed(seed)
         model = _build(params, images, init, backbone)

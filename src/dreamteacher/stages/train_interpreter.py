@@ -37,7 +37,7 @@ def run(
         `loss` over the last records and `n_labels`, the labelled pictures used.
     """
     settings = params.interpreter
-    recorded = {**params.section("few_labels", "taps", "interpreter"), "recipe": recipe, "seed": seed}
+    recorded = {**params.section("few_labels", "few_labels_by", "taps", "interpreter"), "recipe": recipe, "seed": seed}
     inputs = {"data": data, "teacher": teacher}
     with open_stage("train-interpreter", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
@@ -59,7 +59,7 @@ def run(
                 f"{teacher} makes pictures of its own and cannot encode labelled ones, so there is no label for its features; "
                 "drop label_recipes, and them from compare.inits, or take a teacher that encodes pictures"
             )
-        few = few_labelled(images, params.few_labels, seed)
+        few = few_labelled(images, params.few_labels, seed, params.few_labels_by)
         check_labels(images, few)
         torch.manual_seed(seed)
         channels, dense = [tap.channels for tap in generator.taps], task.classifies == "pixels"

@@ -136,19 +136,22 @@ class Inversion:
 class Dream:
     """Pictures that the teacher makes of noise by DDIM, in about `passes` steps, one of them at noise step `T` (Sec 3.1, "synthesised").
 
-    Their features are those of the pass at T on the way. Of the pictures that are given, only the size and number count.
+    Their features are those of the pass at T on the way. Of the pictures that are given, only the size and number count. A schedule that
+    ends in noise alone (zero terminal SNR) is entered one step before, since no picture can be told from noise alone.
     """
 
     T: int
     passes: int
 
     def check(self, scheduler: DDPMScheduler) -> None:
-        """0 <= T < steps of the schedule."""
+        """0 <= T < steps of the schedule, of which T has some of the picture."""
         _check_step(self.T, scheduler)
+        if _last_with_a_picture(scheduler) < self.T:
+            raise UserError(f"noise step T = {self.T} of this teacher is noise alone; take {self.T - 1} or less")
 
     def encode(self, network: Denoiser, inputs: Tensor, random: StepRandom) -> Encoded:
         """x_T and x_0 of one generative pass."""
-        last = network.scheduler.config.num_train_timesteps - 1
+        last = _last_with_a_picture(network.scheduler)
         above = max(1, round(self.passes * (last - self.T) / max(last, 1)))
         x = random.normal(inputs.shape)
         for before, after in pairwise(reversed([self.T, *_grid(self.T, last, above)])):
@@ -158,6 +161,11 @@ class Dream:
         for before, then in zip(below, [*below[1:], None], strict=True):
             x = _ddim_step(network, x, before, then, at=before)
         return Encoded(at_T, torch.full((len(inputs),), self.T, device=inputs.device, dtype=torch.long), x)
+
+
+def _last_with_a_picture(scheduler: DDPMScheduler) -> int:
+    last = scheduler.config.num_train_timesteps - 1
+    return last if float(scheduler.alphas_cumprod[last]) > 0 else last - 1
 
 
 def _grid(low: int, high: int, passes: int) -> list[int]:
