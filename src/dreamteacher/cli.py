@@ -54,7 +54,9 @@ def _run_stage(options: argparse.Namespace) -> int:
     command = (STAGES | TOOLS)[options.command]
     if not command.trains and os.environ.get("RANK", "0") != "0":
         return 0
-    params = read_sections(options.params) if options.sections else load_params(options.params, options.set)
+    short = {setting: getattr(options, option.replace("-", "_")) for option, setting in command.settings.items()}
+    overrides = [*(options.set or []), *(f"{setting}={value}" for setting, value in short.items() if value is not None)]
+    params = read_sections(options.params) if options.sections else load_params(options.params, overrides)
     given: dict[str, Any] = {name: getattr(options, name) or _only(name, setting, params) for name, setting in command.named.items()}
     places = dict(given)
     if not options.sections:
@@ -227,6 +229,8 @@ def _parser() -> argparse.ArgumentParser:
         add_params(command)
         for option, setting in stage.named.items():
             command.add_argument(f"--{option}", metavar="NAME", help=f"one of {setting} of the settings; default: the only one")
+        for option, setting in stage.settings.items():
+            command.add_argument(f"--{option}", metavar="NUMBER", help=f"short for --set {setting}=NUMBER")
         if stage.seed:
             command.add_argument("--seed", type=_seed, default=0, help="draws the few labels and the random weights (default: 0)")
         for option, text in stage.optional.items():

@@ -212,8 +212,10 @@ def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return mask[rows[:, None], columns]
 
 
-def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
+def few_labelled(images: ImageSet, n: int | None, seed: int, among: list[int] | None = None) -> list[int]:
     """Indices, sorted, of `n` labelled pictures (None: all): the first `n` in an order by hash of seed and content.
+
+    `among`: only these labelled pictures are drawn from; None: all.
 
     The same pictures are drawn whatever their order, and most of them again when data is added. Of class ids each class gets
     its equal share as far as it has pictures.
@@ -221,7 +223,7 @@ def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
     Raises:
         UserError: fewer than `n` pictures are labelled.
     """
-    labelled = images.labelled()
+    labelled = images.labelled() if among is None else sorted(among)
     if n is None:
         return labelled
     if n > len(labelled):
