@@ -27,11 +27,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """The trainings, each of `steps` steps without its change. seconds: all of them take, about."""
+    """The trainings, each of `steps` steps without its change. seconds: all of them take, about; needed: with all the steps asked for."""
 
     steps: int
     points: list[Point]
     seconds: float
+    needed: float
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ def make_plan(few: int, numbers: list[int], draws: int, tried: dict[str, Change]
         points += [Point(few, draw, name) for name in names for draw in range(min(often, times))]
         work = sum(tried[point.change].cost if point.change else 1.0 for point in points)
         fixed = len(points) * (speed.score + speed.start)
-        if fixed + work * steps * speed.step <= seconds:
-            return Plan(steps, points, fixed + work * steps * speed.step)
+        needed = fixed + work * steps * speed.step
+        if needed <= seconds:
+            return Plan(steps, points, needed, needed)
     fitting = max(LEAST_STEPS, _two_digits((seconds - fixed) / (work * speed.step)))
     steps = min(steps, fitting)
-    return Plan(steps, points, fixed + work * steps * speed.step)
+    return Plan(steps, points, fixed + work * steps * speed.step, needed)
 
 
 def _two_digits(value: float) -> int:

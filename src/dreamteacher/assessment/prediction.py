@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dreamteacher.assessment.curve import Curve
@@ -22,7 +22,10 @@ class Worth:
 # The rough part of every prediction: to be fitted again when more runs have been compared with theirs (`python -m benchmarks.assess`).
 WORTH = {
     "recipe": Worth(
-        0, 1, 3, "own runs on nuclei and CamVid: 0 to 1; SimCLR on STL-10 with 5 to 100 labels a class: 2.5 to 3.7; the paper on BDD100K more"
+        0,
+        1,
+        3,
+        "own runs on nuclei, CamVid: 0 to 1; SimCLR on STL-10, 5 to 100 labels a class: 2.5 to 3.7; the paper on BDD100K more",
     ),
     "label_recipe": Worth(0, 1, 3, "own runs on nuclei: about 0.7 with 5 labels, none with 20"),
     "imagenet": Worth(0, 2, 5, "none of our own; nothing on pictures unlike photographs, much on photographs"),
@@ -36,7 +39,7 @@ NOTHING = 0.01  # where even the most that can be hoped for is less
 
 @dataclass(frozen=True)
 class Prediction:
-    """Gain over scratch, as differences of a figure in [0, 1]; one that a run realises lies between `low` and `high` in about 9 of 10 cases.
+    """Gain over scratch, as differences of a figure in [0, 1]; what a run gains should lie between `low` and `high`.
 
     most: as much as can be hoped for, without noise. labels: how many more labels would gain `expected`; infinity where none would.
     """
@@ -72,10 +75,16 @@ def predict(curve: Curve, few: int, kind: str, *, longer: float, spread: float, 
 
 
 def expectation(prediction: Prediction) -> str:
-    """"nothing", "little" or "much"."""
+    """ "nothing", "little" or "much"."""
     if prediction.expected < SHOWS or prediction.most < NOTHING:
         return "nothing"
     return "much" if prediction.expected >= MUCH else "little"
+
+
+def described(prediction: Prediction) -> dict[str, Any]:
+    """As it stands in `assess.json`: plain numbers, `labels` whole or, where no number of labels gains as much, null; and `expect`."""
+    labels = round(prediction.labels) if math.isfinite(prediction.labels) else None
+    return asdict(prediction) | {"labels": labels, "expect": expectation(prediction)}
 
 
 def seeds_to_show(gain: float, spread: float) -> int:
@@ -91,10 +100,10 @@ def realised(assessment: dict[str, Any], metrics: dict[str, dict[str, float]]) -
         metrics: `metrics.json` of evaluate, of a run with the same labels.
 
     Returns:
-        {init: {"predicted", "low", "high", "gain", "error", "within", "right"}} of those that were both predicted and compared with scratch:
-        the gain, its standard error (from the spread over seeds, as if their draws were not the same, so that it is rather too large; None
-        for one seed), whether the gain lies between `low` and `high`, and whether the prediction said rightly that there is one (of half a
-        point or more) or none.
+        {init: {"predicted", "low", "high", "gain", "error", "within", "right"}} of those that were predicted and compared with scratch.
+        error: standard error of the gain, from the spread over seeds as if each had draws of its own, so rather too large; None for one
+        seed. within: the gain lies between low and high. right: the prediction said truly that there is a gain (of half a point or
+        more), or that there is none.
     """
     mean, std = (f"{assessment['figure']}_{kind}" for kind in ("mean", "std"))
     scratch, found = metrics.get("scratch"), {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from dreamteacher.assessment.changes import TIMES
 from dreamteacher.assessment.prediction import SHOWS, seeds_to_show
 
 CONVERGED = 0.01  # what three times the steps may gain from scratch while a budget still counts as enough
@@ -19,14 +21,11 @@ def verdict(facts: dict[str, Any]) -> dict[str, Any]:
     ours = {init: each for init, each in facts["prediction"].items() if init != "imagenet"}
     because = [_headroom(facts), _next_labels(facts)]
     warnings = list(_warnings(facts))
+    said: dict[str, Any] = {"because": because, "help": help_more(facts), "warnings": warnings}
     if not ours:
-        return {
-            "expect": "unknown",
-            "words": "compare.inits names nothing that is pretrained here, so there is nothing to expect",
-            "because": because,
-            "help": help_more(facts),
-            "warnings": warnings,
-        }
+        return {"expect": "unknown", "words": "compare.inits names nothing that is pretrained here, so there is nothing to expect"} | said
+    if why := _tells_nothing(facts):
+        return {"expect": "unknown", "words": f"these trainings do not tell what to expect: {why}"} | said
     best = max(ours, key=lambda init: ours[init]["expected"])
     predicted = ours[best]
     if predicted["expected"] >= SHOWS:
@@ -40,13 +39,28 @@ def verdict(facts: dict[str, Any]) -> dict[str, Any]:
     worth = f", as much as {predicted['labels']:,} more labels" if predicted["labels"] else ""
     how_much = f"{points(predicted['expected'], '+')} {facts['title']} points over scratch by {best}{worth} "
     how_much += f"({points(predicted['low'], '+')} to {points(predicted['high'], '+')} with the noise of the draws)"
-    return {
-        "expect": predicted["expect"],
-        "words": f"expect {predicted['expect']} from pretraining: {how_much}",
-        "because": because,
-        "help": help_more(facts),
-        "warnings": warnings,
-    }
+    return {"expect": predicted["expect"], "words": f"expect {predicted['expect']} from pretraining: {how_much}"} | said
+
+
+def _tells_nothing(facts: dict[str, Any]) -> str:
+    """Why nothing follows from the figures; empty where something does."""
+    budget, longer = facts["budget"], _longer(facts)
+    if facts["floor"] is not None and facts["scratch"] < facts["floor"] + ABOVE_FLOOR:
+        return (
+            f"scratch hardly beats the constant prediction ({points(facts['floor'])}), so it does not learn yet; look at the labels, then "
+            "at finetune.steps and finetune.lr"
+        )
+    if budget["steps"] < budget["full"] and longer > CONVERGED:
+        return (
+            f"{budget['steps']} steps are too few, as {TIMES} times as many gain {points(longer)} points; all {budget['full']} take "
+            f"--minutes {math.ceil(budget['needed_minutes'])} here"
+        )
+    return ""
+
+
+def _longer(facts: dict[str, Any]) -> float:
+    """What more steps gain; 0 where it was not measured."""
+    return float(next((change["gain"] for change in facts["changes"] if change["name"] == "longer"), 0.0))
 
 
 def help_more(facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -56,24 +70,22 @@ def help_more(facts: dict[str, Any]) -> list[dict[str, Any]]:
     if double >= SHOWS:
         there = f"; they are there: few_labels: {2 * few}" if 2 * few <= labelled else ""
         found.append({"name": "more-labels", "words": f"{few:,} more labels{there}", "gain": double, "error": None})
-    for change in facts["changes"]:
+    tried = facts["changes"]
+    if facts["budget"]["steps"] < facts["budget"]["full"]:  # more steps than these are planned anyway
+        tried = [change for change in tried if change["name"] != "longer"]
+    for change in tried:
         if change["gain"] >= max(SHOWS, change["error"] or 0.0):
             found.append({key: change[key] for key in ("name", "words", "gain", "error", "settings")})
     return sorted(found, key=lambda each: -each["gain"])
 
 
 def _headroom(facts: dict[str, Any]) -> str:
-    labels, curve = facts["labels"], facts["curve"]
-    last = curve[-1]
-    if labels["measured"] < last["labels"]:
-        return (
-            f"from scratch {labels['measured']} labels reach {points(facts['scratch'])} and {last['labels']} reach {points(last['mean'])}: "
-            f"{points(facts['headroom']['all'])} points are what labels could still gain"
-        )
-    return (
-        f"all labels are used; from scratch they reach {points(facts['scratch'])}, and by the curve {points(facts['headroom']['more'])} points "
-        "are what eight times as many would gain"
-    )
+    labels, headroom, last, now = facts["labels"], facts["headroom"], facts["curve"][-1], points(facts["scratch"])
+    if labels["measured"] == last["labels"]:
+        more = points(headroom["more"])
+        return f"from scratch {labels['few']} labels reach {now}, and by the curve eight times as many would gain {more} points"
+    left = f"labels can gain {points(headroom['all'])} points" if headroom["all"] > 0 else "labels gain nothing more"
+    return f"from scratch {labels['measured']} labels reach {now} and {last['labels']} reach {points(last['mean'])}: {left}"
 
 
 def _next_labels(facts: dict[str, Any]) -> str:
@@ -81,30 +93,20 @@ def _next_labels(facts: dict[str, Any]) -> str:
 
 
 def _warnings(facts: dict[str, Any]) -> list[str]:
-    found, budget, labels = [], facts["budget"], facts["labels"]
-    if facts["floor"] is not None and facts["scratch"] < facts["floor"] + ABOVE_FLOOR:
-        found.append(
-            f"scratch hardly beats the constant prediction ({points(facts['floor'])}): it does not learn yet, and nothing can be said; look "
-            "at the labels, then at finetune.steps and finetune.lr"
-        )
+    found, budget, labels, longer = [], facts["budget"], facts["labels"], _longer(facts)
     if budget["steps"] < budget["full"]:
         found.append(
-            f"measured with {budget['steps']} of your {budget['full']} steps, so figures are lower than yours will be; more --minutes allow more"
+            f"measured with {budget['steps']} of your {budget['full']} steps, so figures are lower than yours will be; "
+            f"--minutes {math.ceil(budget['needed_minutes'])} allow all"
         )
-    longer = next((change for change in facts["changes"] if change["name"] == "longer"), None)
-    if longer and longer["gain"] > CONVERGED:
-        if budget["steps"] == budget["full"]:
-            found.append(
-                f"{budget['full']} steps are too few: {longer['words']} gain {points(longer['gain'])} points from scratch; raise finetune.steps "
-                "first, it costs no label and no pretraining"
-            )
-        else:
-            found.append("these trainings are too short to judge by; give more --minutes")
-    if labels["few"] > labels["measured"]:
+    elif longer > CONVERGED:
         found.append(
-            f"{labels['held_out']} of {labels['labelled']} labelled pictures are held out to measure by, so {labels['few']} labels are read off "
-            f"the curve, which ends at {labels['measured']}"
+            f"{budget['full']} steps are too few: {TIMES} times as many gain {points(longer)} points from scratch; raise "
+            "finetune.steps first, it costs no label and no pretraining"
         )
+    if labels["few"] > labels["measured"]:
+        held, few, end = labels["held_out"], labels["few"], labels["measured"]
+        found.append(f"{held} labelled pictures are held out to measure by, so {few} labels are read off the curve, which ends at {end}")
     if labels["crossed"]:
         found.append(f"only {labels['held_out']} pictures measure each draw, so expect figures to be off by some points")
     return found
@@ -142,14 +144,18 @@ def text(facts: dict[str, Any]) -> str:
     said = facts["verdict"]
     lines += ["", f"{said['words']}; because", *(f"  * {reason}" for reason in said["because"])]
     if said["help"]:
-        lines += ["what else gains, from scratch:", *(f"  * {points(each['gain'], '+')}  {each['words']}{_set(each)}" for each in said["help"])]
+        lines += [
+            "what else gains, from scratch:",
+            *(f"  * {points(each['gain'], '+')}  {each['words']}{_set(each)}" for each in said["help"]),
+        ]
     lines += [f"note: {warning}" for warning in said["warnings"]]
     return "\n".join([*lines, ""])
 
 
 def _set(each: dict[str, Any]) -> str:
-    settings = ", ".join(f"{name}: {value:g}" if isinstance(value, float) else f"{name}: {value}" for name, value in each.get("settings", {}).items())
-    return f" ({settings})" if settings else ""
+    settings = each.get("settings", {}).items()
+    words = ", ".join(f"{name}: {value:g}" if isinstance(value, float) else f"{name}: {value}" for name, value in settings)
+    return f" ({words})" if words else ""
 
 
 def _cost_words(stage: dict[str, Any]) -> str:

@@ -54,8 +54,8 @@ def picture_seconds(params: Params, speed: Speed) -> dict[str, float]:
     }
 
 
-def stage_costs(params: Params, images: ImageSet, device: torch.device) -> list[StageCost]:
-    """Of the stages that pretrain, in the order of the chain: teachers, recipes, interpreters, label recipes."""
+def stage_costs(params: Params, images: ImageSet, device: torch.device, with_labels: bool = True) -> list[StageCost]:
+    """Of the stages that pretrain, in the order of the chain: teachers, recipes and, `with_labels`, interpreters and label recipes."""
     seeds, costs = len(params.compare.seeds), []
     with tempfile.TemporaryDirectory() as scratch:
         teachers: dict[str, tuple[float | None, str]] = {}  # seconds a picture of its training, or why not
@@ -81,18 +81,18 @@ def stage_costs(params: Params, images: ImageSet, device: torch.device) -> list[
                     why = str(error)
             speeds[name] = Speed(of_one[0] or seconds, seconds) if seconds is not None else None
             costs.append(_cost(f"distill-features {name}", seconds, own.distill, 1, why))
-    for name, with_labels in params.label_recipes.items():
-        own, speed = of_recipe(params, name), speeds[with_labels.features]
+    for name, recipe_with in params.label_recipes.items() if with_labels else ():
+        own, speed = of_recipe(params, name), speeds[recipe_with.features]
         each = picture_seconds(own, speed) if speed else {}
-        why = "" if speed else f"recipe {with_labels.features} is not measured"
+        why = "" if speed else f"recipe {recipe_with.features} is not measured"
         costs.append(_cost(f"train-interpreter {name}", each.get("interpreter"), own.interpreter, seeds, why))
         costs.append(_cost(f"distill-labels {name}", each.get("labels"), own.labels, seeds, why))
     return costs
 
 
-def _cost(name: str, picture: float | None, settings: object, times: int, why: str = "") -> StageCost:
+def _cost(name: str, picture: float | None, settings: object, times: int, why: str) -> StageCost:
     if picture is None:
-        return StageCost(name, None, times, why)
+        return StageCost(name, None, times, why or "this kind is only imported")
     steps, batch = settings.steps, settings.batch_size  # type: ignore[attr-defined]
     return StageCost(name, times * (START + picture * steps * batch), times)
 

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from dreamteacher.assessment.changes import Change, changes, shortened, with_settings
-from dreamteacher.assessment.curve import Curve, fit as fit_curve
+from dreamteacher.assessment.curve import Curve
+from dreamteacher.assessment.curve import fit as fit_curve
 from dreamteacher.assessment.plan import Plan, Point, Speed, make_plan, sizes
-from dreamteacher.assessment.prediction import expectation, predict
+from dreamteacher.assessment.prediction import described, predict
 from dreamteacher.assessment.verdict import duration, text, verdict
 from dreamteacher.data.dataset import ImageSet, few_labelled, label_tensor
 from dreamteacher.data.holdout import hold_out, is_crossed
@@ -45,9 +46,9 @@ from dreamteacher.training.processes import this_process
 log = logging.getLogger(__name__)
 ASSESSMENT, TEXT = "assess.json", "assess.txt"
 SECTIONS = ("few_labels", "student", "finetune", "assess", "compare", "evaluate",
-            "seed", "taps", "teachers", "recipes", "label_recipes", "teacher", "distill", "interpreter", "labels")  # fmt: skip
+            "taps", "teachers", "recipes", "label_recipes", "teacher", "distill", "interpreter", "labels")  # fmt: skip
 TIMED_PICTURES = 4  # that are scored to time it
-LONG = 2.0  # seconds of a step, beyond which few are timed
+LONG = 5.0  # seconds of a training of one step, beyond which few more are timed
 
 
 def run(params: Params, *, data: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
@@ -80,11 +81,11 @@ def run(params: Params, *, data: Path, out: Path, overwrite: bool = False) -> di
 
 
 def _without_labels(params: Params, images: ImageSet, data: Path, machine: str) -> str:
-    costs = [cost for cost in stage_costs(params, images, this_process().device) if cost.name.startswith(("train-teacher", "distill-features"))]
+    costs = stage_costs(params, images, this_process().device, with_labels=False)
     said = ", ".join(f"{cost.name} {duration(cost.seconds)}" for cost in costs if cost.seconds is not None)
     return (
-        f"{data} has no labelled train pictures, so what pretraining gains cannot be told; label some and run `dreamteacher ingest`. What it "
-        f"costs on {machine}: {said or 'not measured'}"
+        f"{data} has no labelled train pictures, so what pretraining gains cannot be told; label some and run `dreamteacher ingest`. "
+        f"What it costs on {machine}: {said or 'not measured'}"
     )
 
 
@@ -152,6 +153,7 @@ class _Assessment:
                 "full": params.finetune.steps,
                 "draws": len(of_few["draws"]),
                 "minutes": params.assess.minutes,
+                "needed_minutes": plan.needed / 60,
                 "seeds": len(params.compare.seeds),
             },
             "floor": self._floor(),
@@ -172,7 +174,7 @@ class _Assessment:
         return facts | {"verdict": verdict(facts)}
 
     def _plan(self) -> tuple[Plan, dict[str, Change], Speed]:
-        """What is trained; a resumed assessment keeps the plan that its first start made, whose steps follow from how fast the machine was."""
+        """What is trained. A resumed assessment keeps the plan of its first start, whose steps follow from the machine's speed then."""
         path, settings = self.stage.checkpoints / "plan.json", self.params.assess
         full = self.params.finetune.steps
         has_neck = isinstance(self.task.head([8, 8, 8, 8], 8, len(self.images.classes)), NeckHead)
@@ -180,7 +182,7 @@ class _Assessment:
         if path.exists():
             kept = json.loads(path.read_text())
             points = [Point(**point) for point in kept["points"]]
-            plan, speed = Plan(kept["steps"], points, kept["seconds"]), Speed(**kept["speed"])
+            plan, speed = Plan(kept["steps"], points, kept["seconds"], kept["needed"]), Speed(**kept["speed"])
         else:
             log.info("assess: timing a few steps")
             speed = self._time()
@@ -189,7 +191,7 @@ class _Assessment:
                 self.measured, self.numbers, settings.draws, tried, speed, steps=settings.steps or full, seconds=60 * settings.minutes
             )
             if settings.steps:
-                plan = Plan(settings.steps, plan.points, plan.seconds)
+                plan = Plan(settings.steps, plan.points, plan.needed, plan.needed)
             _save(path, asdict(plan) | {"speed": asdict(speed)})
         log.info("assess: %d trainings of %d steps, about %s", len(plan.points), plan.steps, duration(plan.seconds))
         return plan, changes(shortened(self.params, plan.steps), short_side, has_neck), speed
@@ -217,11 +219,12 @@ class _Assessment:
         first = spent(1)
         more = 3 if first > LONG else 12
         step = max((spent(1 + more) - first) / more, 1e-4)
-        held = self.parts[0][1]
-        model = self._model()
-        begin = time.perf_counter()
-        score(model, self.images, self.params.evaluate.batch_size, self.device, among=held[:TIMED_PICTURES])
-        each = (time.perf_counter() - begin) / min(TIMED_PICTURES, len(held))
+        held, model = self.parts[0][1], self._model()
+        some = held[:TIMED_PICTURES]
+        for _ in range(2):  # the first time allocates
+            begin = time.perf_counter()
+            score(model, self.images, self.params.evaluate.batch_size, self.device, among=some)
+        each = (time.perf_counter() - begin) / len(some)
         return Speed(step, each * len(held), max(first - step, 0.0))
 
     def _model(self) -> TaskModel:
@@ -311,8 +314,7 @@ class _Assessment:
                 kind = init if init in FRESH else "label_recipe" if init in self.params.label_recipes else "recipe"
                 seeds = len(self.params.compare.seeds)
                 made = predict(curve, self.few, kind, longer=longer, spread=spread, seeds=seeds)
-                labels = round(made.labels) if math.isfinite(made.labels) else None
-                found[init] = asdict(made) | {"labels": labels, "expect": expectation(made)}
+                found[init] = described(made)
         return found
 
     def _cost(self, machine: str, speed: Speed) -> dict[str, Any]:

@@ -60,9 +60,7 @@ def run(
     return stage.metrics
 
 
-def fit(
-    params: Params, images: ImageSet, few: list[int], *, init: str, seed: int, place: Place, backbone: Path | None = None
-) -> Trained:
+def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: int, place: Place, backbone: Path | None = None) -> Trained:
     """Train a task model on the pictures `few` of `images`, all of which are labelled; `place` holds its checkpoints.
 
     `init`, `seed` and `backbone` are those of `run`; `finetune` and `student` of the settings are read.

@@ -43,6 +43,7 @@ def score(
     images: ImageSet,
     batch_size: int,
     device: torch.device,
+    *,
     keep: Collection[int] = (),
     among: list[int] | None = None,
 ) -> tuple[dict[str, float], dict[int, np.ndarray]]:
