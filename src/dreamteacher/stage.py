@@ -43,6 +43,7 @@ MAKERS = {
     "mix": "distill-labels",
     "teacher": "train-teacher",
     "evaluation": "evaluate",
+    "assess": "assess",
     "onnx": "export-onnx",
     "triton": "publish",
     "data": "ingest",

@@ -81,8 +81,9 @@ def test_a_project_has_all_that_dvc_and_the_stages_read(kind: str, tmp_path: Pat
             assert not setting or "$" in setting or setting in settings[group], key
     assert Path("mine/dvc.yaml").read_text() == (PROJECT / "dvc.yaml").read_text()
     assert Path("mine/.dvc/config").read_text() == (PROJECT / ".dvc/config").read_text()
-    first = "dvc repro distill-features" if kind == "unlabelled" else "dvc repro   "
+    first = "dvc repro distill-features" if kind == "unlabelled" else "dvc repro ingest"
     assert first in said.split("Next:")[1].splitlines()[3]
+    assert ("dreamteacher assess " in said) == (kind != "unlabelled"), "without labels it could only refuse"
     assert first in Path("mine/README.md").read_text()
     for line in survey.survey("pictures").lines()[1:]:
         assert line in said
@@ -251,7 +252,7 @@ def test_a_huge_source_is_sampled_in_bounded_time(tmp_path: Path, monkeypatch: p
     assert (found.pictures, found.complete, found.labels) == (1000, False, None)
     assert found.short_side == 32
     assert found.lines()[0] == f"pictures: more than 1,000 in {pictures}"
-    assert "dvc repro  " in create._next(found)[0], "there may be labels"
+    assert "dvc repro ingest" in create._next(found)[0], "there may be labels"
 
 
 def test_a_large_source_is_examined_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,8 +212,16 @@ def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return mask[rows[:, None], columns]
 
 
-def few_labelled(images: ImageSet, n: int | None, seed: int, by: Literal["random", "class", "cluster"] = "random") -> list[int]:
+def few_labelled(
+    images: ImageSet,
+    n: int | None,
+    seed: int,
+    by: Literal["random", "class", "cluster"] = "random",
+    among: list[int] | None = None,
+) -> list[int]:
     """Indices, sorted, of `n` labelled pictures (None: all): the first `n` in an order by hash of seed and content.
+
+    `among`: only these labelled pictures are drawn from; None: all.
 
     The same pictures are drawn whatever their order, and most of them again when data is added. Of class ids each class gets
     its equal share as far as it has pictures; with `by` so do, in masks and boxes, the classes that occur, or clusters of similar pictures
@@ -222,7 +230,7 @@ def few_labelled(images: ImageSet, n: int | None, seed: int, by: Literal["random
     Raises:
         UserError: fewer than `n` pictures are labelled.
     """
-    labelled = images.labelled()
+    labelled = images.labelled() if among is None else sorted(among)
     if n is None:
         return labelled
     if n > len(labelled):

@@ -202,6 +202,8 @@ def _next(found: Survey, add: str | None = None) -> list[str]:
     commit = [*([f"dvc add {shlex.quote(add)}"] if add else []), 'git add . && git commit -m "first run"']
     if found.may_have_labels:
         return [
+            "dvc repro ingest              # reads the pictures; quick",
+            "dreamteacher assess           # in about ten minutes: what pretraining will gain here, what else would, what it costs",
             "dvc repro                     # trains, compares, exports; stop it at any time, it resumes",
             *commit,
             "dreamteacher serve            # answers for pictures; see also: dreamteacher predict --help",
@@ -221,7 +223,7 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: b
         f"# {folder.absolute().name}",
         "A [DreamTeacher](https://arxiv.org/abs/2307.07487) project, made by `dreamteacher init`. What it found:",
         "\n".join(f"* {line}" for line in found.lines()),
-        f"The next commands; on {machine} the first takes about {_duration(hours)}:",
+        f"The next commands; on {machine} all of the chain takes about {_duration(hours)}:",
         "\n".join(f"    {line}" for line in commands),
     ]
     if found.may_have_labels:

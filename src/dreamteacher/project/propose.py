@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from dreamteacher.project.cost import START, picture_seconds
 from dreamteacher.project.machine import Machine, Speed
 from dreamteacher.project.survey import Survey
 from dreamteacher.settings.presets import NAMED
@@ -14,7 +15,6 @@ from dreamteacher.settings.schema import Params
 from dreamteacher.tasks.base import get_task
 
 HOURS = {"cpu": 1.0, "cuda": 8.0}  # the budget unless the user names one
-START = 10.0  # seconds that a stage takes apart from its steps
 # Shares of the budget, over all seeds. Most goes to the generator: what it has not learnt, nothing after it can distil.
 SHARES = {"teacher": 0.5, "distill": 0.2, "interpreter": 0.07, "labels": 0.08, "finetune": 0.15}
 PASSES = {"teacher": 2000, "distill": 1000, "interpreter": 300, "labels": 300, "finetune": 200}  # over the pictures; more gain nothing
@@ -105,18 +105,7 @@ def _steps(found: Survey, params: Params, speed: Speed, budget: float) -> tuple[
     if not found.may_have_labels:
         often |= {"interpreter": 0, "labels": 0, "finetune": 0}
 
-    def area(group: str) -> float:
-        return (getattr(params, group).resolution / params.distill.resolution) ** 2
-
-    # The generator's forward pass is a third of its training; fine-tuning has no generator, but a head on the neck.
-    generator = speed.teacher / 3 * (params.distill.resolution / params.teacher.resolution) ** 2
-    cost = {
-        "teacher": speed.teacher,
-        "distill": speed.features,
-        "interpreter": 1.5 * generator * area("interpreter"),
-        "labels": 1.3 * speed.features,
-        "finetune": max(speed.features - generator, speed.features / 3) * area("finetune"),
-    }
+    cost = picture_seconds(params, speed)
     pictures = max(1, found.train)
     seen = {"teacher": pictures, "distill": pictures, "labels": pictures} | dict.fromkeys(
         ("interpreter", "finetune"), max(1, found.labelled or pictures)

@@ -70,6 +70,23 @@ class Evaluate(Section):
     knn_k: Positive = Field(20, description="neighbours of the frozen kNN read-out")
 
 
+class Assess(Section):
+    """What `dreamteacher assess` spends to say what to expect of pretraining; no stage of the chain reads it."""
+
+    minutes: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="about how long it may take here; trainings are as many, and as long up to finetune.steps, as fit"
+    )
+    steps: Positive | None = Field(
+        None, description="optimiser steps of a training, whatever the minutes; null: finetune.steps, or as many as fit into the minutes"
+    )
+    draws: Annotated[int, Field(ge=2)] = Field(
+        3, description="draws of the few labels and random weights, over which means and spreads are taken; at most"
+    )
+    price_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of this machine, in any currency, by which the cost of the chain is told; null: only its time is"
+    )
+
+
 class Export(Section):
     """ONNX files of the backbone and of the task model."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dreamteacher.settings.downstream import Evaluate, Export, Finetune, Ingest, Publish, Retrain
+from dreamteacher.settings.downstream import Assess, Evaluate, Export, Finetune, Ingest, Publish, Retrain
 from dreamteacher.settings.presets import SIZED, ShareOf, auto_taps, fills, strides
 from dreamteacher.settings.pretraining import Distill, Interpreter, Labels, Student, Teacher, Tune
 from dreamteacher.settings.section import Name, Positive, Section
@@ -102,6 +102,7 @@ class Params(Section):
     publish: Publish = Publish()
     retrain: Retrain = Retrain()
     tune: Tune = Tune()
+    assess: Assess = Assess()
 
     @model_validator(mode="after")
     def _follow_the_size(self) -> Params:
