@@ -60,6 +60,11 @@ class Finetune(Training):
     carry_neck: bool = Field(
         False, description="of recipes without labels: the head's neck starts from that of the feature regressor too; for tasks with a neck"
     )
+    norm_eval: bool = Field(
+        False,
+        description="batch norms of what is pretrained (the backbone, of label_recipes also neck and head, a carried neck) keep their "
+        "statistics of all pictures and normalise by them, instead of those of the few labelled ones; scratch has none to keep",
+    )
 
 
 class Evaluate(Section):

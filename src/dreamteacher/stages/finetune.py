@@ -16,7 +16,7 @@ from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.base import get_task
-from dreamteacher.tasks.finetuning import freeze_backbone, pretrained_rates, start_from_features
+from dreamteacher.tasks.finetuning import freeze_backbone, keep_statistics, pretrained_parts, pretrained_rates, start_from_features
 from dreamteacher.tasks.model import TaskModel, is_task_model, load_task_model, normalize, save_task_model
 from dreamteacher.tasks.unseen import check_labels
 from dreamteacher.training.loop import train
@@ -71,10 +71,13 @@ def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: in
 
     def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         freeze_backbone(model, random.step < head_steps)
+        keep_statistics(model, keeping)
         return task.loss(model(normalize(batch["image"], mean, std)), batch, settings)
 
     mean, std = model.mean, model.std
     head_steps = 0 if init == "scratch" else settings.head_steps
+    with_head = backbone is not None and is_task_model(backbone)
+    keeping = pretrained_parts(init, with_head=with_head, carry_neck=settings.carry_neck) if settings.norm_eval else []
     return train(
         model,
         step,
