@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from benchmarks.paper.__main__ import TABLES, make_project, settings_of
-from benchmarks.paper.comparison import markdown, paired
+from benchmarks.paper.comparison import markdown
 from dreamteacher.errors import UserError
 from helpers import PROJECT
 
