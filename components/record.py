@@ -1,7 +1,7 @@
 """Bring a run's outputs back to DVC."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -23,6 +23,7 @@ def record(
     evaluation: Input[Model],
     onnx: Input[Model],
     triton: Input[Model],
+    report: Input[Artifact],
     page: Output[HTML],
 ) -> str:
     """Put the outputs where dvc.yaml names them, push them by DVC, and commit dvc.lock on the branch runs/RUN_ID.
@@ -43,6 +44,7 @@ def record(
         evaluation: output of evaluate.
         onnx: output of export-onnx.
         triton: output of publish.
+        report: output of report.
         page: where the run is recorded.
     """
     from pathlib import Path
@@ -55,7 +57,7 @@ def record(
     if not commit:
         write_facts(Path(page.path), "record", {"recorded": "nothing, as the project is a folder and no git repository"})
         return ""
-    single = [data, teacher, features, evaluation, onnx, triton]
+    single = [data, teacher, features, evaluation, onnx, triton, report]
     outputs = [Path(artifact.path) for artifact in [*single, *interpreters, *labels, *fresh, *distilled, *mixed]]
     with effect("record") as done:
         recorded = run(git_url=git_url, commit=commit, overrides=overrides, outputs=outputs, run_id=run_id)

@@ -16,6 +16,7 @@ from components.finish import finish
 from components.ingest import ingest
 from components.publish import publish
 from components.record import record
+from components.report import report
 from components.train_teacher import train_teacher
 from pipelines.chain import STAGES, Pretrained, Step, fine_tune
 
@@ -117,6 +118,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         overrides: list,
         export_settings: dict,
         publish_settings: dict,
+        report_settings: dict,
         data: Input[Dataset],
         teacher: Input[Model],
         features: Input[Model],
@@ -127,13 +129,16 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         interpreters: Input[list[Model]],
         labels: Input[list[Model]],
     ):
-        """The best model as ONNX, to the registry and to Triton's repositories, and all outputs to DVC."""
+        """The best model as ONNX, to the registry and to Triton's repositories; a report; and all outputs to DVC."""
         models = {"fresh": fresh, "distilled": distilled, "mixed": mixed}
         onnx = step("export-onnx", export_onnx(data=data, settings=export_settings, **models)).outputs["out"]
         made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
         triton = step("publish", publish(settings=publish_settings, **made)).outputs["out"]
+        compared = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation}
+        compared |= {**models, "interpreters": interpreters, "labels": labels}
+        written = step("report", report(settings=report_settings, **compared)).outputs["out"]
         run = {"git_url": git_url, "commit": commit, "overrides": overrides, "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-        step("record", record(**run, triton=triton, **made, **models, interpreters=interpreters, labels=labels))
+        step("record", record(**run, onnx=onnx, triton=triton, report=written, **compared))
 
     @dsl.pipeline(name="dreamteacher-pretrain")
     def chain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
@@ -163,6 +168,14 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
                 evaluate_settings=found["evaluate"],
             ).outputs
             run = {"git_url": git_url, "commit": found["commit"], "overrides": settings}
-            deliver(**run, export_settings=found["export_onnx"], publish_settings=found["publish"], data=data, **made, **compared)
+            deliver(
+                **run,
+                export_settings=found["export_onnx"],
+                publish_settings=found["publish"],
+                report_settings=found["report"],
+                data=data,
+                **made,
+                **compared,
+            )
 
     return chain

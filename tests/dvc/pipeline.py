@@ -16,14 +16,14 @@ from dreamteacher.stage import open_stage
 READS = {{"ingest": ["ingest"], "train-teacher": ["seed", "teacher"], "distill-features": ["seed", "taps", "student", "distill"],
     "train-interpreter": ["few_labels", "taps", "interpreter"], "distill-labels": ["taps", "student", "distill", "labels"],
     "finetune": ["few_labels", "student", "finetune"], "evaluate": ["few_labels", "compare", "evaluate"], "export-onnx": ["export"],
-    "publish": ["publish"]}}
+    "publish": ["publish"], "report": ["compare"]}}
 name = sys.argv[1]
 
 def run(params, *, out, overwrite, metrics=None, plots=None, **given):
-    inputs = {{key: value for key, value in given.items() if isinstance(value, Path)}}
+    inputs = {{key: value for key, value in given.items() if isinstance(value, Path) and key != "artifacts"}}
     with open("ran.log", "a") as log:
         print(" ".join(sys.argv[1:]), file=log)
-    with open_stage(name, params={{**params.section(*READS[name]), **{{k: v for k, v in given.items() if k not in inputs}}}},
+    with open_stage(name, params={{**params.section(*READS[name]), **{{k: v for k, v in given.items() if k not in inputs and k != "artifacts"}}}},
                     inputs=inputs, out=out, overwrite=overwrite) as stage:
         (stage.tmp / "model.safetensors").write_text(name + str(given.get("seed")))
         if plots:

@@ -31,7 +31,6 @@ def render(run: Run) -> str:
         "data": records.data(run),
         "drift": records.drift(run),
         "gates": records.gates(run),
-        "served": records.served(run),
         "cost": records.cost(run),
         "versions": records.versions(run),
         "settings": records.settings(run),

@@ -1,4 +1,4 @@
-"""The records of a run: its data and what was refused, drift, gates, what is served, the time each stage took, versions and settings."""
+"""The records of a run: its data and what was refused, drift, gates, the time each stage took, versions and settings."""
 
 from __future__ import annotations
 
@@ -83,20 +83,6 @@ def gates(run: Run) -> dict[str, Any]:
     return {"passed": verdict["passed"], "champion": champion, "table": Table(["", "gate", "measured"], rows)}
 
 
-def served(run: Run) -> dict[str, str]:
-    """Facts of the exported model; {} where none is exported."""
-    exported = run.found.get("onnx")
-    if not exported:
-        return {}
-    export, figures = exported.params.get("export", {}), exported.metrics
-    return {
-        "initialisation": f"{export.get('init')}, seed {export.get('seed')}",
-        "largest |onnxruntime − torch|": f"{figures['parity_max']:.2g}",
-        "size of model and backbone": f"{figures['onnx_mb']:.1f} MB",
-        "picture sizes": "any multiple of 32" if figures.get("dynamic_size") else f"{export.get('size')} px only",
-    }
-
-
 def cost(run: Run) -> dict[str, Any]:
     """Seconds of each stage, as far as this machine has a record of them, the largest first."""
     rows, without, total = [], [], 0.0
@@ -115,7 +101,9 @@ def cost(run: Run) -> dict[str, Any]:
         "total": duration(total),
         "devices": ", ".join(devices),
         "bars": [(row[0], row[2], 100 * seconds / rows[0][0] if rows[0][0] else 0.0) for seconds, row in rows[:12]],
-        "table": Table(["output", "stage", "time", "pictures per second", "device", "ended, UTC"], [row for _, row in rows], frozenset({2, 3})),
+        "table": Table(
+            ["output", "stage", "time", "pictures per second", "device", "ended, UTC"], [row for _, row in rows], frozenset({2, 3})
+        ),
         "without": without,
     }
 

@@ -35,6 +35,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "evaluate": ("few_labels", "recipes", "label_recipes", "compare", "evaluate"),
     "export_onnx": ("export",),
     "publish": ("publish",),
+    "report": ("teachers", "recipes", "label_recipes", "compare"),
     "gate": ("export", "retrain"),
 }
 

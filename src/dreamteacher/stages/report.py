@@ -79,7 +79,6 @@ def _wanted(params: Params) -> Iterator[tuple[str, str]]:
         for seed in params.compare.seeds:
             yield f"finetuned/{init}/{seed}", f"dreamteacher finetune --init {init} --seed {seed}"
     yield "evaluation", "dreamteacher evaluate"
-    yield "onnx", "dreamteacher export-onnx"
     for name in BESIDE:
         yield name, ""
 
