@@ -9,6 +9,7 @@ import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_of_the_checkpoints_the_log_and_the_time_stay():
 
 def test_the_time_of_a_stage_is_that_of_all_its_tries(monkeypatch):
     now = iter(range(0, 1000, 10))
-    monkeypatch.setattr("dreamteacher.clock.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("dreamteacher.clock.time", SimpleNamespace(monotonic=lambda: next(now)))
     with pytest.raises(Interrupted), open_stage("train-teacher", params={}, inputs={}, out=OUT):
         raise Interrupted(15, 10)
     with open_stage("train-teacher", params={}, inputs={}, out=OUT):

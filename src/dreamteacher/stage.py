@@ -305,7 +305,7 @@ def _publish(tmp: Path, out: Path) -> None:
 
 
 def _remove(checkpoints: Path) -> None:
-    """At once for those that wait for it; on NFS the open lock keeps the folder, empty, till the next time. The log of the run and its time stay."""
+    """At once for those that wait for it; on NFS the open lock keeps the folder, empty, till the next time. Log and time stay."""
     if (checkpoints / LOG).exists():
         (checkpoints / LOG).replace(checkpoints.with_suffix(".jsonl"))
     clock.keep(checkpoints)

@@ -312,7 +312,7 @@ def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Pat
 
 @contextmanager
 def lay_out(outputs: list[str]) -> Iterator[Path]:
-    """A folder in which outputs of stages lie as in `artifacts`: teachers/NAME, backbones/RECIPE, finetuned/INIT/SEED, gate; gone afterwards."""
+    """A folder in which outputs of stages lie as in `artifacts`: teachers/NAME, finetuned/INIT/SEED, gate, ...; gone afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
         for output in outputs:
             record = read_stage(Path(output))

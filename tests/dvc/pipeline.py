@@ -20,10 +20,11 @@ READS = {{"ingest": ["ingest"], "train-teacher": ["seed", "teacher"], "distill-f
 name = sys.argv[1]
 
 def run(params, *, out, overwrite, metrics=None, plots=None, **given):
-    inputs = {{key: value for key, value in given.items() if isinstance(value, Path) and key != "artifacts"}}
+    given.pop("artifacts", None)
+    inputs = {{key: value for key, value in given.items() if isinstance(value, Path)}}
     with open("ran.log", "a") as log:
         print(" ".join(sys.argv[1:]), file=log)
-    with open_stage(name, params={{**params.section(*READS[name]), **{{k: v for k, v in given.items() if k not in inputs and k != "artifacts"}}}},
+    with open_stage(name, params={{**params.section(*READS[name]), **{{k: v for k, v in given.items() if k not in inputs}}}},
                     inputs=inputs, out=out, overwrite=overwrite) as stage:
         (stage.tmp / "model.safetensors").write_text(name + str(given.get("seed")))
         if plots:

@@ -101,9 +101,7 @@ def cost(run: Run) -> dict[str, Any]:
         "total": duration(total),
         "devices": ", ".join(devices),
         "bars": [(row[0], row[2], 100 * seconds / rows[0][0] if rows[0][0] else 0.0) for seconds, row in rows[:12]],
-        "table": Table(
-            ["output", "stage", "time", "pictures per second", "device", "ended, UTC"], [row for _, row in rows], frozenset({2, 3})
-        ),
+        "table": Table(["output", "stage", "time", "pictures/s", "device", "ended, UTC"], [row for _, row in rows], frozenset({2, 3})),
         "without": without,
     }
 
