@@ -50,4 +50,4 @@ def _templates() -> Environment:
 
 def _code(text: str) -> Markup:
     """Escaped text, with what stands between backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
