@@ -57,7 +57,7 @@ class Maker:
         self.output("data", "ingest", {"ingest": {"source": "pictures"}}, files, {"n_train": 100.0})
 
     def teacher(self, name: str = "own") -> None:
-        taps = [{"name": "up", "stride": stride, "channels": 64} for stride in (4, 8)]
+        taps = [{"name": "up", "stride": stride, "channels": 64} for stride in (8, 16)]
         files = {
             "teacher.json": {"kind": "ddpm", "resolution": 64, "taps": taps},
             "samples.png": (528, 132),
@@ -66,7 +66,7 @@ class Maker:
         self.output(f"teachers/{name}", "train-teacher", {"name": name, "teacher": {"kind": "ddpm"}}, files, {"loss": 0.1}, "data")
 
     def recipe(self, name: str = "features", method: str = "features", teacher: str | None = "own") -> None:
-        learned = {"explained_variance": 0.43, "explained_variance_stride4": 0.5, "explained_variance_stride8": 0.36} if teacher else {}
+        learned = {"explained_variance": 0.43, "ev_stride16": 0.36, "ev_stride8": 0.5} if teacher else {}
         rows = [row | ({"explained_variance": 0.1 * i} if teacher else {}) for i, row in enumerate(curve("loss", 2, 0.4))]
         params = {"recipe": name, "distill": {"method": method, "steps": 150}, "student": {"backbone": "resnet18"}}
         reads = ["data", f"teachers/{teacher}"] if teacher else ["data"]
@@ -92,7 +92,7 @@ class Maker:
             columns = [name for name in rows[-1] if name not in ("init", "seed")]
             results[init] = {f"{name}_{what}": rows[-1][name] if what == "mean" else 0.02 for name in columns for what in ("mean", "std")}
             results[init] |= {f"{figure}_mean": sum(values) / len(values), "n_seeds": len(values)}
-        losses = [{"step": row["step"], **{init: row["loss"] for init in figures}} for row in curve("loss", 1, 0.3)]
+        losses = [{"step": row["step"], **dict.fromkeys(figures, row["loss"])} for row in curve("loss", 1, 0.3)]
         files = {"metrics.json": results, "per_model.csv": rows, "finetune_loss.csv": losses, "results.png": (300, 300)}
         files |= {f"overlays/{i}.png": (1100, 250) for i in range(5)} | {"pca/features_0.png": (1100, 500)}
         self.output("evaluation", "evaluate", {"inits": list(figures)}, files, {}, *reads)

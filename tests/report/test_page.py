@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up_run import BAD, BAD_FILE, FIGURES, Maker, settings
@@ -67,7 +68,8 @@ def test_the_page_of_a_whole_run_shows_all_of_it(maker: Maker) -> None:
         "A constant prediction (“background” everywhere) scores 45.0",
         f"linear read-out of features: {gain} over random weights – gain",
         "no gain beyond the spread",
-        "43.0 %",  # explained variance
+        "43.0 %",  # explained variance, and that of each tap
+        "recipe stride 8 stride 16 features 50.0 % 36.0 %",
         "not a picture",
         "The first 2 of 2 refused pictures",
         "of computation on cpu",
@@ -138,11 +140,15 @@ def test_a_run_without_labels_ends_with_backbones_and_lacks_nothing(in_tmp: Path
     assert "43.0 %" in page.text and "Teacher own" in page.text
 
 
+def unlabelled(**changes: Any) -> Params:
+    """Settings of recipes that are compared with nothing."""
+    return settings(label_recipes={}, compare={"inits": ["scratch"]}, export={"init": "scratch"}, **changes)
+
+
 def test_a_run_without_a_teacher_says_so(maker: Maker) -> None:
     maker.data()
     maker.recipe("simclr", "simclr", None)
-    params = settings(recipes={"simclr": {"teacher": "none", "distill": {"method": "simclr"}}}, label_recipes={}, compare={"inits": ["scratch"]},
-                      export={"init": "scratch"})  # fmt: skip
+    params = unlabelled(recipes={"simclr": {"teacher": "none", "distill": {"method": "simclr"}}})
     page = written(params)
     assert "There is no teacher in this run." in page.text
     assert "train-teacher" not in page.text
@@ -155,8 +161,7 @@ def test_several_teachers_and_recipes_each_have_their_place(maker: Maker) -> Non
         maker.teacher(name)
         maker.recipe(f"from-{name}", teacher=name)
     recipes = {f"from-{name}": {"teacher": name} for name in ("own", "other")}
-    params = settings(teachers={"own": {}, "other": {}}, recipes=recipes, label_recipes={}, compare={"inits": ["scratch"]},
-                      export={"init": "scratch"})  # fmt: skip
+    params = unlabelled(teachers={"own": {}, "other": {}}, recipes=recipes)
     page = written(params)
     assert "Teacher own" in page.text and "Teacher other" in page.text
     assert "from-other features other resnet18" in page.text

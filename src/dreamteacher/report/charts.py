@@ -53,8 +53,8 @@ def curves(named: Mapping[str, Points], x: str, y: str) -> Markup:
         return _svg(figure, f"{y} over {x}: {', '.join(named)}")
 
 
-def strips(values: Mapping[str, Sequence[float]], floor: float | None, x: str) -> Markup:
-    """For each name a line: its values in per cent as dots, their mean as a bar across; `floor` is a dashed line through all."""
+def strips(values: Mapping[str, Sequence[float]], x: str) -> Markup:
+    """For each name a line: its values in per cent as dots, their mean as a bar across."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _lines(list(values))
         for place, of_name in enumerate(values.values()):
@@ -62,8 +62,6 @@ def strips(values: Mapping[str, Sequence[float]], floor: float | None, x: str) -
             mean = sum(percent) / len(percent)
             axes.plot(percent, [place] * len(percent), "o", color=SERIES[0], markersize=5, alpha=0.65)
             axes.plot([mean, mean], [place - 0.28, place + 0.28], color=INK, linewidth=2.2)
-        if floor is not None:
-            axes.axvline(100 * floor, color=SERIES[1], linestyle="--", linewidth=1.2)
         axes.set_xlabel(x)
         return _svg(figure, f"{x} of {', '.join(values)}, a dot for each seed")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dreamteacher.report.charts import curves
@@ -11,6 +12,7 @@ from dreamteacher.report.run import Output, Run, Table
 MAPS, OVERLAYS, SAMPLES = 4, 12, 1  # pictures of each recipe, comparison and teacher at most
 COLLAPSED = 0.02  # below this spread of embeddings all pictures look the same to the backbone
 VARIANCE = "explained_variance"
+PART = re.compile(rf"(ev|{VARIANCE})_(.+)")  # of a tap, or of a teacher of a team
 
 
 def teachers(run: Run, album: Album) -> list[dict[str, Any]]:
@@ -78,13 +80,14 @@ def _recipe(name: str, output: Output, run: Run) -> list[str]:
 
 def _parts(outputs: dict[str, Output]) -> Table | None:
     """Explained variance by tap, or by teacher of a team, a row for each recipe."""
-    parts = {name: {key.removeprefix(f"{VARIANCE}_"): value for key, value in output.metrics.items() if key.startswith(f"{VARIANCE}_")}
+    parts = {name: {match[2]: value for key, value in output.metrics.items() if (match := PART.fullmatch(key))}
              for name, output in outputs.items()}  # fmt: skip
     columns = list(dict.fromkeys(part for of_recipe in parts.values() for part in of_recipe))
+    columns.sort(key=lambda part: (len(part), part))  # stride 8 before stride 16
     if not columns:
         return None
     rows = [[name, *(f"{100 * of[part]:.1f} %" if part in of else "" for part in columns)] for name, of in parts.items() if of]
-    head = ["recipe", *(part.replace("stride", "stride ").replace("  ", " ").replace("_", " ") for part in columns)]
+    head = ["recipe", *(part.replace("stride", "stride ") for part in columns)]
     return Table(head, rows, frozenset(range(1, len(head))))
 
 

@@ -125,17 +125,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def versions(run: Run) -> Table:
-    """Versions of the packages that made the outputs; of several, with how many outputs each made."""
+def versions(run: Run) -> list[tuple[str, str]]:
+    """(package, version) of all that made the outputs; where outputs differ, with how many each version made."""
     found: dict[str, Counter[str]] = {}
     for output in run.found.values():
         for package, version in {"dreamteacher": output.record["version"], **output.record["versions"]}.items():
             found.setdefault(package, Counter())[str(version)] += 1
-    rows = [
-        [package, ", ".join(of) if len(of) == 1 else ", ".join(f"{version} ({n} outputs)" for version, n in of.items())]
+    return [
+        (package, next(iter(of)) if len(of) == 1 else ", ".join(f"{version} ({n} outputs)" for version, n in of.items()))
         for package, of in found.items()
     ]
-    return Table(["package", "version"], rows)
 
 
 def settings(run: Run) -> list[tuple[str, Table]]:

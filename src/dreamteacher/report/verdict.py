@@ -11,7 +11,7 @@ from dreamteacher.report.paired import Gain, gain_over, points
 from dreamteacher.report.run import REFERENCE, Run, Table
 from dreamteacher.report.summary import spread
 
-READOUTS = {"linear": "linear read-out", "knn": "nearest neighbours"}
+READOUTS = {"linear": ("linear read-out", "frozen, linear"), "knn": ("nearest neighbours", "frozen, kNN")}  # in a sentence, in a head
 TONES = {"gain": "good", "loss": "bad"}
 CLASSES = 200  # rows of the table of classes
 FOREIGN = "imagenet"  # pretrained by others: compared, but no result of this run
@@ -35,7 +35,7 @@ def comparison(run: Run) -> dict[str, Any]:
         "frozen": _frozen(run),
         "table": _table(run, gains, floor),
         "classes": _classes(run),
-        "strips": strips(of_init, floor.value if floor else None, f"{run.title}, %"),
+        "strips": strips(of_init, f"{run.title}, %"),
         "intervals": intervals(gains, f"gain over {REFERENCE}, points of {run.title}") if gains else None,
     }
 
@@ -96,9 +96,11 @@ def _floor_words(run: Run, floor: Floor | None, below: list[str]) -> str:
 def _frozen(run: Run) -> list[str]:
     """A sentence for each recipe without labels and read-out: what the frozen features gain over random weights."""
     found = []
-    for reading, words in READOUTS.items():
+    tuned = {gain.init: gain.mean for gain in _gains(run, run.figure)}
+    for reading, (words, _) in READOUTS.items():
         for gain in _gains(run, f"{reading}_{run.figure}"):
-            found.append(f"{words} of {gain.init}: {gain.words} over random weights – {gain.verdict}.")
+            left = f" After fine-tuning {points(tuned[gain.init])} points are left." if gain.verdict == "gain" else ""
+            found.append(f"{words} of {gain.init}: {gain.words} over random weights – {gain.verdict}.{left}")
     return found
 
 
@@ -115,7 +117,7 @@ def _table(run: Run, gains: list[Gain], floor: Floor | None) -> Table:
         rows.append(["constant prediction", f"{100 * floor.value:.1f}", *[""] * (len(rows[0]) - 2)])
     head = ["initialisation", f"{run.title}, %", "seeds", f"over {REFERENCE}", "95 % interval", "verdict"]
     numbers = frozenset({1, 2, 3, 4} | {6 + i for i in range(len(readouts))})
-    return Table([*head, *(f"frozen, {READOUTS[reading]}" for reading in readouts)], rows, numbers, best)
+    return Table([*head, *(READOUTS[reading][1] for reading in readouts)], rows, numbers, best)
 
 
 def _over(gain: Gain | None) -> list[str]:
