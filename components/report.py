@@ -9,17 +9,19 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def report(
     data: Input[Dataset],
-    teacher: Input[Model],
-    features: Input[Model],
-    interpreters: Input[list[Model]],
-    labels: Input[list[Model]],
-    distilled: Input[list[Model]],
-    mixed: Input[list[Model]],
     evaluation: Input[Model],
     settings: dict,
     out: Output[Artifact],
     page: Output[HTML],
+    teacher: Input[Model] = None,
+    features: Input[Model] = None,
+    teachers: Input[list[Model]] = None,
+    backbones: Input[list[Model]] = None,
+    interpreters: Input[list[Model]] = None,
+    labels: Input[list[Model]] = None,
     fresh: Input[list[Model]] = None,
+    distilled: Input[list[Model]] = None,
+    mixed: Input[list[Model]] = None,
     drift: Input[Artifact] = None,
     verdict: Input[Artifact] = None,
 ) -> None:
@@ -27,17 +29,19 @@ def report(
 
     Args:
         data: the data set of ingest.
-        teacher: the generator.
-        features: the feature-distilled backbone.
-        interpreters: feature interpreters of the label recipes.
-        labels: label-distilled backbones.
-        distilled: models that started from the feature-distilled backbone.
-        mixed: models that started from label distillation.
         evaluation: the figures of all models.
         settings: the sections of params.yaml that the stage reads.
         out: report.html.
         page: the same page.
+        teacher: the generator, where there is one.
+        features: the backbone that was pretrained without labels, where there is one.
+        teachers: the generators, of all recipes.
+        backbones: what was pretrained without labels, by all recipes.
+        interpreters: feature interpreters of the label recipes.
+        labels: label-distilled backbones.
         fresh: models that started from scratch or ImageNet.
+        distilled: models that started from what was pretrained without labels.
+        mixed: models that started from label distillation.
         drift: of a retraining, what compare-data found.
         verdict: of a retraining, that of the gates.
     """
@@ -49,8 +53,10 @@ def report(
     from dreamteacher.stages.report import PAGE, run
     from dreamteacher.versioning import lay_out
 
-    single = [data, teacher, features, evaluation, *filter(None, [drift, verdict])]
-    with lay_out([made.path for made in [*single, *interpreters, *labels, *(fresh or []), *distilled, *mixed]]) as made:
+    lists = [teachers, backbones, interpreters, labels, fresh, distilled, mixed]  # KFP hands over None for an empty list
+    single = [data, teacher, features, evaluation, drift, verdict]
+    outputs = [each for each in [*single, *(each for one in lists for each in one or [])] if each]
+    with lay_out([output.path for output in outputs]) as made:
         run(restore_params(**settings), artifacts=made, out=Path(out.path))
     out.metadata.update(facts(Path(out.path)))
     Path(page.path).parent.mkdir(parents=True, exist_ok=True)
