@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -20,7 +21,7 @@ INK, FAINT = "#010203", "#010204"
 SERIES = [f"#0102{16 + i:02x}" for i in range(8)]
 _COLOURS = {INK: "var(--ink)", FAINT: "var(--line)"} | {colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)}
 WIDTH = 5.2  # inches, which a phone shows without making words too small
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 10,

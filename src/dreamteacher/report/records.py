@@ -30,7 +30,7 @@ def data(run: Run) -> dict[str, Any]:
         return {}
     report = run.data.json("report.json")
     reasons: Counter[str] = Counter()
-    first = []
+    first: list[list[str]] = []
     for row in run.data.rows("quarantine.csv"):
         if row["reason"] in reasons or len(reasons) < REASONS:
             reasons[row["reason"]] += 1
