@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import BAD, BAD_FILE, FIGURES, Maker, settings
 from scipy.stats import ttest_rel
 
 from dreamteacher import cli
@@ -21,6 +20,7 @@ from dreamteacher.settings.schema import Params
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import report
 from dreamteacher.tracking import UNSENT
+from made_up_run import BAD, BAD_FILE, FIGURES, Maker, settings
 
 
 class Words(HTMLParser):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser, browser
-from made_up_run import Maker, settings
 from PIL import Image
 
 from dreamteacher.stages import report
+from made_up_run import Maker, settings
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here to look at the page with: apt-get install chromium")
 UNDECODED = """Promise.all([...document.images].map(image => image.decode().then(() => image.naturalWidth, () => 0)))
