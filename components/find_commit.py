@@ -35,6 +35,7 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
         ("evaluate", dict),
         ("export_onnx", dict),
         ("publish", dict),
+        ("report", dict),
         ("gate", dict),
     ],
 ):

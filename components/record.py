@@ -1,7 +1,7 @@
 """Bring a run's outputs back to DVC."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
 
 from components import IMAGE
 
@@ -16,6 +16,7 @@ def record(
     evaluation: Input[Model],
     onnx: Input[Model],
     triton: Input[Model],
+    report: Input[Artifact],
     page: Output[HTML],
     teachers: Input[list[Model]] = None,
     backbones: Input[list[Model]] = None,
@@ -36,6 +37,7 @@ def record(
         evaluation: output of evaluate.
         onnx: output of export-onnx.
         triton: output of publish.
+        report: output of report.
         page: where the run is recorded.
         teachers: outputs of train-teacher.
         backbones: outputs of distill-features.
@@ -57,7 +59,7 @@ def record(
         write_facts(Path(page.path), "record", {"recorded": "nothing, as the project is a folder and no git repository"})
         return ""
     lists = [teachers, backbones, interpreters, labels, fresh, distilled, mixed]  # KFP hands over None for an empty list
-    artifacts = [data, evaluation, onnx, triton, *(each for one in lists for each in one or [])]
+    artifacts = [data, evaluation, onnx, triton, report, *(each for one in lists for each in one or [])]
     outputs = [Path(artifact.path) for artifact in artifacts if (Path(artifact.path) / RECORD).exists()]  # not of the teacher `none`
     with effect("record") as done:
         recorded = run(git_url=git_url, commit=commit, overrides=overrides, outputs=outputs, run_id=run_id)

@@ -11,7 +11,17 @@ from components.train_interpreter import train_interpreter
 
 Step = Callable[[str, PipelineTask], PipelineTask]
 
-STAGES = ("train_teacher", "distill_features", "train_interpreter", "distill_labels", "finetune", "evaluate", "export_onnx", "publish")
+STAGES = (
+    "train_teacher",
+    "distill_features",
+    "train_interpreter",
+    "distill_labels",
+    "finetune",
+    "evaluate",
+    "export_onnx",
+    "publish",
+    "report",
+)
 
 
 class Tuned(NamedTuple):

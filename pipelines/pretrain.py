@@ -18,6 +18,7 @@ from components.list_passes import list_passes
 from components.list_recipes import list_recipes
 from components.publish import publish
 from components.record import record
+from components.report import report
 from components.train_teacher import train_teacher
 from pipelines.chain import STAGES, Step, fine_tune
 
@@ -143,6 +144,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         recipe: str,
         export_settings: dict,
         publish_settings: dict,
+        report_settings: dict,
         data: Input[Dataset],
         teachers: Input[list[Model]],
         backbones: Input[list[Model]],
@@ -153,14 +155,17 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         interpreters: Input[list[Model]],
         labels: Input[list[Model]],
     ):
-        """The best model as ONNX, to the registry and to Triton's repositories, and all outputs to DVC."""
+        """The best model as ONNX, to the registry and to Triton's repositories; a report; and all outputs to DVC."""
         models = {"fresh": fresh, "distilled": distilled, "mixed": mixed}
         onnx = step("export-onnx", export_onnx(data=data, settings=export_settings, **models)).outputs["out"]
         made = {"data": data, "teachers": teachers, "backbones": backbones, "evaluation": evaluation, "onnx": onnx}
         publishing = publish(teacher=teacher, backbone=recipe, settings=publish_settings, **made)
         triton = step("publish", publishing).outputs["out"]
+        compared = {"data": data, "teachers": teachers, "backbones": backbones, "evaluation": evaluation}
+        compared |= {**models, "interpreters": interpreters, "labels": labels}
+        written = step("report", report(settings=report_settings, **compared)).outputs["out"]
         run = {"git_url": git_url, "commit": commit, "overrides": overrides, "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-        step("record", record(**run, triton=triton, **made, **models, interpreters=interpreters, labels=labels))
+        step("record", record(**run, onnx=onnx, triton=triton, report=written, **compared))
 
     @dsl.pipeline(name="dreamteacher-pretrain")
     def chain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
@@ -194,6 +199,14 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             ).outputs
             run = {"git_url": git_url, "commit": found["commit"], "overrides": settings}
             run |= {"teacher": found["teacher"], "recipe": found["recipe"]}
-            deliver(**run, export_settings=found["export_onnx"], publish_settings=found["publish"], data=data, **made, **compared)
+            deliver(
+                **run,
+                export_settings=found["export_onnx"],
+                publish_settings=found["publish"],
+                report_settings=found["report"],
+                data=data,
+                **made,
+                **compared,
+            )
 
     return chain

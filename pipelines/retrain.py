@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Collected, Dataset, ExitHandler, If, Input, Model
+from kfp.dsl import Artifact, Collected, Dataset, ExitHandler, If, Input, Model
 
 from components.compare_data import compare_data
 from components.distill_features import distill_features
@@ -18,12 +18,14 @@ from components.gate import gate
 from components.ingest import ingest
 from components.promote import promote
 from components.publish import publish
+from components.report import report
 from components.train_teacher import train_teacher
 from pipelines.chain import STAGES, Step, fine_tune
 
 # What leaves prepare: artifacts, and what else depends on the revision.
 RESOLVED: dict[str, type] = {"teacher": str, "recipe": str, "mixed": list, "seeds": list, **dict.fromkeys([*STAGES, "gate"], dict)}
-Prepared = NamedTuple("Prepared", [("data", Dataset), ("champion", Model), ("enough", bool), *RESOLVED.items()])  # type: ignore[misc]
+GIVEN: dict[str, type] = {"data": Dataset, "champion": Model, "drift": Artifact, "enough": bool}
+Prepared = NamedTuple("Prepared", [*GIVEN.items(), *RESOLVED.items()])  # type: ignore[misc]
 
 
 class Pretrained(NamedTuple):
@@ -39,6 +41,8 @@ class Compared(NamedTuple):
     evaluation: Model
     distilled: list[Model]
     mixed: list[Model]
+    interpreters: list[Model]
+    labels: list[Model]
 
 
 def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str = "") -> Callable:
@@ -61,7 +65,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         champion = step("fetch-champion", fetch_champion(settings=found["publish"])).outputs["champion"]
         data = step("ingest-incoming", ingest(pictures=pictures, settings=found["ingest_incoming"])).outputs["out"]
         new = step("compare-data", compare_data(data=data, champion=champion, settings=found["compare_data"])).outputs
-        return Prepared(data, champion, new["enough"], **{name: found[name] for name in RESOLVED})  # type: ignore[call-arg]
+        return Prepared(data, champion, new["out"], new["enough"], **{name: found[name] for name in RESOLVED})  # type: ignore[call-arg]
 
     @dsl.pipeline(name="pretrain")
     def pretrain(
@@ -108,13 +112,15 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             return {"distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
 
         comparing = evaluate(data=data, teacher=teacher, features=features, settings=evaluate_settings, **models())
-        return Compared(step("evaluate", comparing).outputs["out"], **models())
+        evaluation = step("evaluate", comparing).outputs["out"]
+        return Compared(evaluation, **models(), interpreters=Collected(tuned.interpreters), labels=Collected(tuned.labels))
 
     @dsl.pipeline(name="deliver")
     def deliver(
         export_settings: dict,
         publish_settings: dict,
         gate_settings: dict,
+        report_settings: dict,
         data: Input[Dataset],
         champion: Input[Model],
         name: str,
@@ -124,8 +130,11 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         evaluation: Input[Model],
         distilled: Input[list[Model]],
         mixed: Input[list[Model]],
+        interpreters: Input[list[Model]],
+        labels: Input[list[Model]],
+        drift: Input[Artifact],
     ):
-        """The best model as ONNX, to the registry, and made champion if it passes the gates."""
+        """The best model as ONNX, to the registry, and made champion if it passes the gates; and a report."""
         exporting = export_onnx(data=data, settings=export_settings, distilled=distilled, mixed=mixed)
         onnx = step("export-onnx", exporting).outputs["out"]
         made = {"data": data, "generator": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
@@ -133,6 +142,9 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         judging = gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, settings=gate_settings)
         verdict = step("gate", judging).outputs["out"]
         step("promote", promote(verdict=verdict, onnx=onnx, settings=publish_settings).after(registered))
+        compared = {"evaluation": evaluation, "distilled": distilled, "mixed": mixed, "interpreters": interpreters, "labels": labels}
+        pretrained = {"data": data, "teacher": teacher, "features": features}
+        step("report", report(settings=report_settings, drift=drift, verdict=verdict, **pretrained, **compared))
 
     @dsl.pipeline(name="dreamteacher-retrain")
     def chain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
@@ -165,6 +177,8 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
                     export_settings=found["export_onnx"],
                     publish_settings=found["publish"],
                     gate_settings=found["gate"],
+                    report_settings=found["report"],
+                    drift=found["drift"],
                     data=data,
                     champion=champion,
                     **names,

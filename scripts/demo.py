@@ -16,6 +16,7 @@ PLACES = {
     "teacher (a diffusers pipeline)": "artifacts/teachers/own",
     "pretrained backbone (timm)": "artifacts/backbones/features",
     "fine-tuned models": "artifacts/finetuned",
+    "report": "artifacts/report/report.html",
     "figures": "metrics/evaluate.json",
     "plots and overlays": "plots/evaluate",
     "ONNX": "artifacts/onnx",

@@ -74,6 +74,7 @@ def test_every_stage_has_a_module_and_a_line_of_help(capsys):
         ("evaluate", {"finetuned": "artifacts/finetuned", "metrics": "metrics/evaluate.json", "plots": "plots/evaluate"}),
         ("export-onnx --set export.init=features --set export.seed=1", {"finetuned": "artifacts/finetuned/features/1"}),
         ("publish", {"onnx": "artifacts/onnx", "evaluation": "artifacts/evaluation", "out": "artifacts/triton"}),
+        ("report", {"artifacts": "artifacts", "out": "artifacts/report"}),
     ],
 )  # fmt: skip
 def test_stage_gets_its_places(stage, arguments, places, capsys):

@@ -25,6 +25,7 @@ TABLE = {
     "distill_labels": TORCH,
     "evaluate": TORCH | {"matplotlib"},
     "record": TORCH | {"matplotlib"},
+    "report": {"matplotlib"},
 }
 # A process for each, forked from one that has imported what several of them want.
 LIST = """

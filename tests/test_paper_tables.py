@@ -9,8 +9,9 @@ import pytest
 from scipy.stats import ttest_rel
 
 from benchmarks.paper.__main__ import TABLES, make_project, settings_of
-from benchmarks.paper.comparison import markdown, paired
+from benchmarks.paper.comparison import markdown
 from dreamteacher.errors import UserError
+from dreamteacher.report.paired import paired
 from helpers import PROJECT
 
 NAMES = sorted(path.stem for path in TABLES.glob("*.yaml"))

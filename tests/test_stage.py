@@ -9,9 +9,11 @@ import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from dreamteacher.clock import clock_of
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.stage import digest_of, open_stage, read_stage
 
@@ -40,7 +42,7 @@ def test_output_appears_whole_with_its_record_and_nothing_beside_it():
     assert make()
     assert set(tree(OUT)) == {"stage.json", "unet/model.safetensors"}
     assert [path.name for path in OUT.parent.iterdir()] == ["teacher"]
-    assert not list(CHECKPOINTS.iterdir())
+    assert [path.name for path in CHECKPOINTS.iterdir()] == [f"{read_stage(OUT)['digest']}.json"]  # the time it took
     record = read_stage(OUT)
     assert record["stage"] == "train-teacher"
     assert record["params"] == {"lr": 1e-3}
@@ -78,12 +80,27 @@ def test_failure_leaves_the_old_output_and_the_checkpoints():
         assert (stage.checkpoints / "step-10").read_text() == "half way"
 
 
-def test_of_the_checkpoints_the_log_stays():
+def test_of_the_checkpoints_the_log_and_the_time_stay():
     with open_stage("train-teacher", params={}, inputs={}, out=Path("teacher")) as stage:
         (stage.checkpoints / "step-10").touch()
         (stage.checkpoints / "log.jsonl").write_text('{"step": 10}\n')
-    assert {path.name for path in CHECKPOINTS.iterdir()} == {f"{stage.checkpoints.name}.jsonl"}
+    assert {path.name for path in CHECKPOINTS.iterdir()} == {f"{stage.checkpoints.name}.{kind}" for kind in ("jsonl", "json")}
     assert stage.checkpoints.with_suffix(".jsonl").read_text() == '{"step": 10}\n'
+
+
+def test_the_time_of_a_stage_is_that_of_all_its_tries(monkeypatch):
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("dreamteacher.clock.time", SimpleNamespace(monotonic=lambda: next(now)))
+    with pytest.raises(Interrupted), open_stage("train-teacher", params={}, inputs={}, out=OUT):
+        raise Interrupted(15, 10)
+    with open_stage("train-teacher", params={}, inputs={}, out=OUT):
+        pass
+    digest = read_stage(OUT)["digest"]
+    assert clock_of("train-teacher", digest)["seconds"] == 20
+    with open_stage("train-teacher", params={}, inputs={}, out=OUT, overwrite=True):
+        pass
+    assert clock_of("train-teacher", digest) | {"ended": ""} == {"seconds": 10, "device": "cpu", "processes": 1, "ended": ""}
+    assert clock_of("train-teacher", "of another machine") == {}
 
 
 def test_interrupted_stage_finds_its_checkpoints_only_with_the_same_settings_and_inputs():
@@ -264,7 +281,7 @@ def test_steps_that_compute_the_same_for_two_places_take_turns_with_the_checkpoi
         assert first.wait() == 0
         second.join(10)
     assert read_stage(Path("first"))["digest"] == read_stage(OUT)["digest"]
-    assert not list(CHECKPOINTS.iterdir())
+    assert [path.name for path in CHECKPOINTS.iterdir()] == [f"{read_stage(OUT)['digest']}.json"]  # the time it took
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])

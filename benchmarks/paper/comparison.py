@@ -3,23 +3,8 @@
 from __future__ import annotations
 
 from statistics import fmean, stdev
-from typing import Any
 
-from scipy.stats import t
-
-Row = dict[str, Any]  # of per_model.csv: init, seed, and figures in [0, 1]
-
-
-def paired(rows: list[Row], figure: str, init: str, reference: str) -> tuple[float, float]:
-    """Mean over seeds of `init` - `reference`, which drew the same labels, and the half width of its 95 % interval by Student's t.
-
-    One pair has no interval: its half width is nan.
-    """
-    by_seed = {(row["init"], row["seed"]): float(row[figure]) for row in rows}
-    gains = [value - by_seed[reference, seed] for (name, seed), value in by_seed.items() if name == init]
-    if len(gains) < 2:
-        return gains[0], float("nan")
-    return fmean(gains), float(t.ppf(0.975, len(gains) - 1)) * stdev(gains) / len(gains) ** 0.5
+from dreamteacher.report.paired import Row, paired
 
 
 def markdown(rows: list[Row], figure: str, reference: str = "scratch") -> str:

@@ -100,6 +100,11 @@ STAGES = {
         "artifacts/triton",
         {"onnx": "artifacts/onnx", "evaluation": "artifacts/evaluation"},
     ),
+    "report": StageCommand(
+        "write one HTML page about the run, as far as it got",
+        "artifacts/report",
+        {"artifacts": "artifacts"},
+    ),
 }
 
 # Commands that are stages in all but one thing: no other depends on what they write, so neither dvc nor the pipelines run them.

@@ -21,12 +21,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from dreamteacher import results
+from dreamteacher import clock, results
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
 from dreamteacher.integrity import first_damaged, remember
 from dreamteacher.mlflow_server import DIGEST
-from dreamteacher.project_root import project_folder
 from dreamteacher.steps import announce
 from dreamteacher.tracking import Tracker, open_tracker
 
@@ -95,8 +94,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
         params = _without(params, PASSED_OVER)
         digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
         digest = _sha256(_to_json({"stage": name, "params": params, "inputs": digests}).encode())[:16]
-        place = os.environ.get("DREAMTEACHER_CHECKPOINTS") or project_folder() / ".checkpoints"
-        checkpoints = Path(place) / name / digest
+        checkpoints = clock.checkpoints_of(name, digest)
         stage = Stage(name, params, out, out.with_name(f".{out.name}.tmp"), checkpoints, Tracker())
         record = {"stage": name, "version": _version("dreamteacher"), "digest": digest, "params": params, "inputs": digests}
         if not overwrite and _is_complete(out, digest):
@@ -112,7 +110,8 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
                     return
                 tracking = open_tracker(name, flat(params), _tags(inputs, digests) | {DIGEST: digest}, checkpoints / "run.json")
                 with tracking as stage.tracker:
-                    yield stage
+                    with clock.timed(checkpoints):
+                        yield stage
                     record["versions"] = {"python": platform.python_version()} | {p: v for p in RECORDED_PACKAGES if (v := _version(p))}
                     record["files"] = files = {file: sha256_of(stage.tmp / file).hex() for file in _files(stage.tmp)}
                     record["metrics"] = stage.metrics
@@ -307,9 +306,10 @@ def _publish(tmp: Path, out: Path) -> None:
 
 
 def _remove(checkpoints: Path) -> None:
-    """At once for those that wait for it; on NFS the open lock keeps the folder, empty, till the next time. The log of the run stays."""
+    """At once for those that wait for it; on NFS the open lock keeps the folder, empty, till the next time. Log and time stay."""
     if (checkpoints / LOG).exists():
         (checkpoints / LOG).replace(checkpoints.with_suffix(".jsonl"))
+    clock.keep(checkpoints)
     old = checkpoints.with_name(f".{checkpoints.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     checkpoints.rename(old)

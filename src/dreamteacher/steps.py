@@ -29,7 +29,7 @@ def announce(title: str, settings: dict[str, Any]) -> None:
     if sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         return
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    log.info("dreamteacher %s: version %s, settings %s, on %s", title, _version(), digest, _device())
+    log.info("dreamteacher %s: version %s, settings %s, on %s", title, _version(), digest, device())
 
 
 def _version() -> str:
@@ -39,7 +39,7 @@ def _version() -> str:
         return "unknown"
 
 
-def _device() -> str:
+def device() -> str:
     """The GPUs that this process may use; "cpu" where it has none, or the stage does not compute with torch."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():

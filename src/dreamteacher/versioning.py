@@ -316,7 +316,7 @@ def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Pat
 
 @contextmanager
 def lay_out(outputs: list[str]) -> Iterator[Path]:
-    """A folder in which outputs of stages lie as in `artifacts`: teachers/NAME, backbones/RECIPE, finetuned/INIT/SEED; gone afterwards.
+    """A folder in which outputs of stages lie as in `artifacts`: teachers/NAME, finetuned/INIT/SEED, gate, ...; gone afterwards.
 
     What has no stage.json, such as what stands for no teacher, is left out.
     """
@@ -325,7 +325,9 @@ def lay_out(outputs: list[str]) -> Iterator[Path]:
             if not (Path(output) / RECORD).exists():
                 continue
             record = read_stage(Path(output))
-            place = scratch / Path(STAGES[record["stage"]].out.format(**record["params"])).relative_to("artifacts")
+            stage = record["stage"]
+            out = STAGES[stage].out.format(**record["params"]) if stage in STAGES else f"artifacts/{stage}"
+            place = scratch / Path(out).relative_to("artifacts")
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(Path(output).absolute(), target_is_directory=True)
         yield Path(scratch)

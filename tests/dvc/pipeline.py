@@ -16,10 +16,11 @@ from dreamteacher.stage import digest_of, open_stage
 READS = {{"ingest": ["ingest"], "train-teacher": ["seed", "teacher"], "distill-features": ["seed", "taps", "student", "distill"],
     "train-interpreter": ["few_labels", "taps", "interpreter"], "distill-labels": ["taps", "student", "distill", "labels"],
     "finetune": ["few_labels", "student", "finetune"], "evaluate": ["few_labels", "compare", "evaluate"], "export-onnx": ["export"],
-    "publish": ["publish"]}}
+    "publish": ["publish"], "report": ["compare"]}}
 name = sys.argv[1]
 
 def run(params, *, out, overwrite, metrics=None, plots=None, **given):
+    given.pop("artifacts", None)
     inputs = {{key: value for key, value in given.items() if isinstance(value, Path)}}
     with open("ran.log", "a") as log:
         print(" ".join(sys.argv[1:]), file=log)

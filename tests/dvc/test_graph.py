@@ -11,7 +11,7 @@ from helpers import PROJECT
 
 TEACHER, FEATURES = "train-teacher --name own", "distill-features --recipe features"
 INTERPRETER, MIX = "train-interpreter --recipe mix --seed 0", "distill-labels --recipe mix --seed 0"
-AFTER_FINETUNE = ["evaluate", "export-onnx", "publish"]
+AFTER_FINETUNE = ["evaluate", "export-onnx", "publish", "report"]
 
 
 def test_chain_runs_every_stage_once(project):
@@ -69,21 +69,21 @@ def test_one_seed_more_runs_only_that_seed(clean):
 
 def test_one_recipe_more_runs_itself_and_what_compares_it(clean):
     clean.change("  features: {teacher: own}", "  features: {teacher: own}\n  noisy: {teacher: own, distill: {T: 250}}")
-    assert clean.repro() == sorted(["distill-features --recipe noisy", "evaluate", "publish"])
+    assert clean.repro() == sorted(["distill-features --recipe noisy", "evaluate", "publish", "report"])
     clean.change("inits: [scratch, features, mix]", "inits: [scratch, features, mix, noisy]")
-    assert clean.repro() == sorted(["finetune --init noisy --seed 0", "evaluate", "publish"])
+    assert clean.repro() == sorted(["finetune --init noisy --seed 0", "evaluate", "publish", "report"])
     assert json.loads((clean.folder / "artifacts/backbones/noisy/stage.json").read_text())["params"]["distill"]["T"] == 250
 
 
 def test_one_teacher_more_runs_itself_and_its_recipe(clean):
     clean.change("  own: {}", "  own: {}\n  edm: {kind: edm, size: tiny, pretrained: null}")
     clean.change("  features: {teacher: own}", "  features: {teacher: own}\n  karras: {teacher: edm}")
-    assert clean.repro() == sorted(["train-teacher --name edm", "distill-features --recipe karras", "evaluate", "publish"])
+    assert clean.repro() == sorted(["train-teacher --name edm", "distill-features --recipe karras", "evaluate", "publish", "report"])
 
 
 def test_a_recipe_without_a_teacher_waits_for_none(clean):
     clean.change("  features: {teacher: own}", "  features: {teacher: own}\n  simclr: {teacher: none, distill: {method: simclr}}")
-    assert clean.repro() == sorted(["distill-features --recipe simclr", "evaluate", "publish"])
+    assert clean.repro() == sorted(["distill-features --recipe simclr", "evaluate", "publish", "report"])
     clean.change("pretrained: nuclei", "pretrained: null")
     assert "distill-features --recipe simclr" not in clean.repro()
 
@@ -91,13 +91,15 @@ def test_a_recipe_without_a_teacher_waits_for_none(clean):
 def test_one_label_recipe_more_runs_its_own_interpreter(clean):
     clean.change("  mix: {features: features}", "  mix: {features: features}\n  labels: {features: features, labels: {mode: labels}}")
     assert clean.repro() == sorted(
-        ["train-interpreter --recipe labels --seed 0", "distill-labels --recipe labels --seed 0", "evaluate", "publish"]
+        ["train-interpreter --recipe labels --seed 0", "distill-labels --recipe labels --seed 0", "evaluate", "publish", "report"]
     )
 
 
 def test_what_differs_in_one_recipe_runs_that_one_again(clean):
     clean.change("  mix: {features: features}", "  mix: {features: features, labels: {tau: 2}}")
-    assert clean.repro() == sorted([INTERPRETER, MIX, "finetune --init mix --seed 0", "evaluate", "publish"])  # features are served
+    assert clean.repro() == sorted(
+        [INTERPRETER, MIX, "finetune --init mix --seed 0", "evaluate", "publish", "report"]
+    )  # features are served
 
 
 def test_what_a_server_leaves_in_its_repository_changes_no_output(clean):

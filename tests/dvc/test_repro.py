@@ -76,7 +76,7 @@ def test_only_what_changed_and_what_follows_runs(clean):
     log.unlink(missing_ok=True)
     clean.run(*REPRO, "--jobs", "3")
     ran = sorted({line.split()[0] for line in log.read_text().splitlines()})
-    assert ran == ["evaluate", "export-onnx", "finetune", "publish"]
+    assert ran == ["evaluate", "export-onnx", "finetune", "publish", "report"]
     assert clean.repro() == []
 
 

@@ -22,7 +22,7 @@ from pipelines.resources import Profile
 
 ALWAYS = {"find-commit", "publish", "record", "finish"}  # what looks at a branch, or has its effect outside
 LISTS = {"list-recipes", "list-passes"}  # of no weight: they look a list up, and compute nothing
-AFTER_FINETUNE = {"evaluate", "export-onnx"}
+AFTER_FINETUNE = {"evaluate", "export-onnx", "report"}
 FINETUNE = {"finetune scratch", "finetune features", "finetune mix"}
 MIX = {"train-interpreter mix", "distill-labels mix", "finetune mix"}
 FEATURES = {"distill-features features", "distill-labels mix", "finetune features", "finetune mix"}
@@ -86,7 +86,7 @@ def arguments(project: Path, *settings: str) -> Values:
         (["labels.tau=2.0"], {"distill-labels mix", "finetune mix"} | AFTER_FINETUNE),
         (["interpreter.width=32"], MIX | AFTER_FINETUNE),
         (["teacher.samples=4"], ALL - {"ingest", "finetune scratch"}),
-        (["evaluate.overlays=2"], {"evaluate"}),
+        (["evaluate.overlays=2"], {"evaluate", "report"}),
         (["export.size=160"], {"export-onnx"}),
         (["publish.instances=2"], set()),
         (["retrain.min_new_images=7"], set()),

@@ -28,6 +28,7 @@ CHAIN = (
     "evaluate",
     "export-onnx",
     "publish",
+    "report",
 )
 
 
@@ -56,13 +57,15 @@ def test_the_pipeline_makes_what_the_chain_makes_to_the_byte(pretrained: LocalRu
 
 def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) -> None:
     pages = {path.parent.name: path.read_text() for path in sorted(pretrained.steps.rglob("page"), reverse=True)}  # the first pass's last
-    assert len(pages) == 14
+    assert len(pages) == 15
     assert "<th>files</th>" in pages["fetch-data"]
     assert "nothing, as the project is a folder" in pages["record"]
     assert "SUCCEEDED" in pages["finish"]
     assert 0 < pages["train-teacher"].index("data:image/png;base64,") < pages["train-teacher"].index("Settings")
     assert "None" not in pages["ingest"]
     assert "miou" in pages["evaluate"]
+    assert "One seed: no interval, no verdict" in pages["report"] and "of computation on cpu" in pages["report"]
+    assert "is missing" not in pages["report"]
     assert not [name for name, page in pages.items() if "http" in page.replace("http-equiv", "")]  # self-contained
     assert "'taps'" in pretrained.said
     assert "'backbone': 'test_resnet'" in pretrained.said

@@ -114,6 +114,8 @@ def test_what_arrives_is_trained_on_from_the_champion_and_promoted(champion: Rou
     assert "miou_mean" in pages["fetch-champion"]
     assert "passed: no regression" in pages["gate"]
     assert "<td>version 2</td>" in pages["promote"]
+    told = next(run.steps.rglob("report/page")).read_text()
+    assert "6 pictures are new" in told and "Compared with champion version 1." in told and "is missing" not in told
 
 
 def test_what_a_gate_refuses_ends_well_and_changes_no_champion(

@@ -20,7 +20,9 @@ AROUND = {"find-commit", "fetch-data", "list-recipes", "list-passes", "record", 
 FEATURES_OF = {"train-interpreter": {"train-teacher"}, "distill-labels": {"train-teacher", "distill-features"}}
 MARKS = ("nothing", "no-teacher", "features-of")
 BY_NAME = {"teachers", "recipes", "label_recipes", "preset"}  # find-commit resolves them into the groups that they change
-STORED = {"publish": {"ingest", "train-teacher", "distill-features"}}  # with the registered version; where DVC runs, `promote` does that
+# What a step is given beside what dvc.yaml names: publish stores it with the registered version, which where DVC runs `promote` does;
+# report finds the interpreters where they lie, whose changes reach it through label distillation.
+BESIDE = {"publish": {"ingest", "train-teacher", "distill-features"}, "report": {"train-interpreter"}}
 Graph = dict[str, tuple[set[str], set[str]]]  # stage: (stages whose outputs it reads, settings it depends on)
 
 
@@ -38,7 +40,7 @@ def graph_of_dvc(text: str, folder: Path) -> Graph:
     with Repo(str(folder)) as repo:
         for reader, maker in repo.index.graph.edges:
             names = [stage.name.split("@")[0] for stage in (reader, maker)]
-            # evaluate takes all of artifacts/backbones, in which lies what label distillation made as well.
+            # evaluate takes all of artifacts/backbones, in which lies what label distillation made as well; report shows that, too.
             if names[0] in graph and names[1] not in ("nothing", "no-teacher") and names != ["evaluate", "distill-labels"]:
                 graph[names[0]][0].update(FEATURES_OF[names[0]] if names[1] == "features-of" else {names[1]})
     return graph
@@ -75,7 +77,7 @@ def graph_of_kfp(spec: dict[str, Any]) -> Graph:
                 for output in definition.get("outputDefinitions", {}).get(kind, {}):
                     made[kind, f"{name}/{output}"] = (step, output)
             if step not in AROUND:
-                beside = AROUND | STORED.get(step, set())
+                beside = AROUND | BESIDE.get(step, set())
                 graph[step][0].update(origin for (kind, _), (origin, _) in taken.items() if kind == "artifacts" and origin not in beside)
                 graph[step][1].update(
                     section

@@ -228,7 +228,7 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: b
     ]
     if found.may_have_labels:
         parts.append(
-            "Results: `artifacts/evaluation/results.png` compares the initialisations (figures: `metrics/evaluate.json`), "
+            "Results: `artifacts/report/report.html` says whether pretraining paid (figures: `metrics/evaluate.json`), "
             "`artifacts/evaluation/overlays` has pictures with their predictions, `dvc plots show` draws curves, `dvc metrics diff` "
             "compares with the last commit. `export.init` says which of the models is served."
         )
@@ -236,7 +236,7 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: b
         parts.append(
             "There are no labels, so `dvc repro distill-features` is the whole of it. `artifacts/backbones/features/backbone` is a timm "
             "model, pretrained on these pictures, for training or embeddings elsewhere. `explained_variance`, in the last lines, says how "
-            "much of the generator's features it predicts (1: all), `artifacts/teachers/own/samples.png` shows what the generator dreams. "
+            "much of the generator's features it predicts (1: all), `dreamteacher report` then writes a page with curves and samples. "
             "Fine-tuning, comparison, ONNX and `dreamteacher serve` need labels: `dvc repro` alone would stop at the first of those "
             "stages. Once some pictures have masks or classes, set `ingest.val_fraction`, such as 0.2, and run `dvc repro`; "
             "it starts with the generator, as the data set is another then."

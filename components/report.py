@@ -1,0 +1,63 @@
+"""Write one HTML page about the run."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def report(
+    data: Input[Dataset],
+    evaluation: Input[Model],
+    settings: dict,
+    out: Output[Artifact],
+    page: Output[HTML],
+    teacher: Input[Model] = None,
+    features: Input[Model] = None,
+    teachers: Input[list[Model]] = None,
+    backbones: Input[list[Model]] = None,
+    interpreters: Input[list[Model]] = None,
+    labels: Input[list[Model]] = None,
+    fresh: Input[list[Model]] = None,
+    distilled: Input[list[Model]] = None,
+    mixed: Input[list[Model]] = None,
+    drift: Input[Artifact] = None,
+    verdict: Input[Artifact] = None,
+) -> None:
+    """Write one HTML page about the run: verdict, figures, curves, pictures, data, drift, cost, versions.
+
+    Args:
+        data: the data set of ingest.
+        evaluation: the figures of all models.
+        settings: the sections of params.yaml that the stage reads.
+        out: report.html.
+        page: the same page.
+        teacher: the generator, where there is one.
+        features: the backbone that was pretrained without labels, where there is one.
+        teachers: the generators, of all recipes.
+        backbones: what was pretrained without labels, by all recipes.
+        interpreters: feature interpreters of the label recipes.
+        labels: label-distilled backbones.
+        fresh: models that started from scratch or ImageNet.
+        distilled: models that started from what was pretrained without labels.
+        mixed: models that started from label distillation.
+        drift: of a retraining, what compare-data found.
+        verdict: of a retraining, that of the gates.
+    """
+    import shutil
+    from pathlib import Path
+
+    from dreamteacher.report.step import facts
+    from dreamteacher.settings.file import restore_params
+    from dreamteacher.stages.report import PAGE, run
+    from dreamteacher.versioning import lay_out
+
+    lists = [teachers, backbones, interpreters, labels, fresh, distilled, mixed]  # KFP hands over None for an empty list
+    single = [data, teacher, features, evaluation, drift, verdict]
+    outputs = [each for each in [*single, *(each for one in lists for each in one or [])] if each]
+    with lay_out([output.path for output in outputs]) as made:
+        run(restore_params(**settings), artifacts=made, out=Path(out.path))
+    out.metadata.update(facts(Path(out.path)))
+    Path(page.path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(Path(out.path) / PAGE, page.path)

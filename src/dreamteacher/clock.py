@@ -1,0 +1,59 @@
+"""How long stages took, and on what: a file beside their checkpoints, for their outputs hold nothing that depends on the clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dreamteacher.project_root import project_folder
+from dreamteacher.steps import device
+
+CLOCK = "clock.json"  # in the folder of checkpoints, as long as the stage is not complete
+
+
+def checkpoints_of(stage: str, digest: str) -> Path:
+    """Where a stage keeps what it resumes from: DREAMTEACHER_CHECKPOINTS, else `.checkpoints` of the project. It need not exist."""
+    return Path(os.environ.get("DREAMTEACHER_CHECKPOINTS") or project_folder() / ".checkpoints") / stage / digest
+
+
+@contextmanager
+def timed(checkpoints: Path) -> Iterator[None]:
+    """Add the seconds of the block to those of earlier tries in `checkpoints`, also when it fails; a try that is killed does not count."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a full disk is the stage's to report
+            spent = _read(checkpoints / CLOCK).get("seconds", 0.0) + time.monotonic() - began
+            now = datetime.now(UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            values = {"seconds": round(spent, 3), "device": device(), "processes": processes, "ended": now}
+            (checkpoints / CLOCK).write_text(json.dumps(values) + "\n")
+
+
+def keep(checkpoints: Path) -> None:
+    """Move the file to where it stays when the folder `checkpoints` is removed."""
+    with suppress(OSError):
+        (checkpoints / CLOCK).replace(checkpoints.with_suffix(".json"))
+
+
+def clock_of(stage: str, digest: str) -> dict[str, Any]:
+    """What was recorded here when the stage of this digest ended: `seconds` of all tries, `device`, `processes`, `ended` (UTC).
+
+    Empty where nothing was: it was made elsewhere, or by an earlier revision.
+    """
+    return _read(checkpoints_of(stage, digest).with_suffix(".json"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

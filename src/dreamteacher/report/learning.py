@@ -1,0 +1,117 @@
+"""What was learnt on the way: teachers and their samples, recipes and how well they regress the teacher's features, fine-tuning."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dreamteacher.report.charts import curves
+from dreamteacher.report.pictures import Album
+from dreamteacher.report.run import Output, Run, Table
+
+MAPS, OVERLAYS, SAMPLES = 4, 12, 1  # pictures of each recipe, comparison and teacher at most
+COLLAPSED = 0.02  # below this spread of embeddings all pictures look the same to the backbone
+VARIANCE = "explained_variance"
+PART = re.compile(rf"(ev|{VARIANCE})_(.+)")  # of a tap, or of a teacher of a team
+
+
+def teachers(run: Run, album: Album) -> list[dict[str, Any]]:
+    """For each teacher its facts, the curve of its loss, and pictures that it made."""
+    return [_teacher(name, output, album) for name, output in run.below("teachers").items()]
+
+
+def _teacher(name: str, output: Output, album: Album) -> dict[str, Any]:
+    settings, described = output.params.get("teacher", {}), output.json("teacher.json")
+    trained_on = described.get("trained_on") or {}
+    facts = {
+        "kind": str(described.get("kind", settings.get("kind", "unknown"))),
+        "weights": f"taken from {settings['pretrained']!r}" if settings.get("pretrained") else "trained here",
+        "trained on": f"{trained_on['pictures']} pictures" if trained_on.get("pictures") else "",
+        "resolution": f"{described['resolution']} px" if described.get("resolution") else "",
+        "taps": ", ".join(f"stride {tap['stride']} ({tap['channels']} channels)" for tap in described.get("taps", [])),
+        "loss": f"{output.metrics['loss']:.4g}" if output.metrics.get("loss") else "",
+    }
+    points = output.curve("loss")
+    return {
+        "name": name,
+        "facts": {key: value for key, value in facts.items() if value},
+        "curve": curves({name: points}, "step", "loss") if len(points) > 1 else None,
+        "samples": album.take_all(output.pictures("samples.png")[:SAMPLES], f"Samples of the teacher {name}, grid"),
+    }
+
+
+def recipes(run: Run, album: Album) -> dict[str, Any]:
+    """Of the recipes without labels: a table, the curves of explained variance, that by tap, and the teacher's and student's features."""
+    outputs = {name: output for name, output in run.below("backbones").items() if output.record["stage"] == "distill-features"}
+    explained = {name: output.curve(VARIANCE) for name, output in outputs.items()}
+    losses = {name: output.curve("loss") for name, output in outputs.items()}
+    shown = {name: points for name, points in explained.items() if len(points) > 1}
+    maps = {name: album.take_all(run.evaluation.pictures(f"pca/{name}_*.png")[:MAPS], f"Features, {name}, picture")
+            for name in outputs} if run.evaluation else {}  # fmt: skip
+    return {
+        "table": Table(
+            ["recipe", "method", "teacher", "backbone", "steps", "explained variance", "embedding spread"],
+            [_recipe(name, output, run) for name, output in outputs.items()],
+            frozenset({4, 5, 6}),
+        ),
+        "collapsed": [name for name, output in outputs.items() if output.metrics.get("embedding_spread", 1) < COLLAPSED],
+        "explained": curves(shown, "step", "explained variance") if shown else None,
+        "losses": curves({name: points for name, points in losses.items() if len(points) > 1}, "step", "loss of pretraining")
+        if any(len(points) > 1 for points in losses.values()) else None,
+        "parts": _parts(outputs),
+        "maps": {name: pictures for name, pictures in maps.items() if pictures},
+    }  # fmt: skip
+
+
+def _recipe(name: str, output: Output, run: Run) -> list[str]:
+    settings, figures = output.params, output.metrics
+    inputs = [key for key in output.record["inputs"] if key == "teacher" or key.startswith("teachers/")]
+    teacher = ", ".join(key.partition("/")[2] for key in inputs if "/" in key) or run.teacher_of.get(name, "") if inputs else "none"
+    return [
+        name,
+        settings["distill"].get("method", "features"),
+        teacher,
+        settings["student"]["backbone"],
+        str(settings["distill"]["steps"]),
+        f"{100 * figures[VARIANCE]:.1f} %" if VARIANCE in figures else "",
+        f"{figures['embedding_spread']:.2f}" if "embedding_spread" in figures else "",
+    ]
+
+
+def _parts(outputs: dict[str, Output]) -> Table | None:
+    """Explained variance by tap, or by teacher of a team, a row for each recipe."""
+    parts = {name: {match[2]: value for key, value in output.metrics.items() if (match := PART.fullmatch(key))}
+             for name, output in outputs.items()}  # fmt: skip
+    columns = list(dict.fromkeys(part for of_recipe in parts.values() for part in of_recipe))
+    columns.sort(key=lambda part: (len(part), part))  # stride 8 before stride 16
+    if not columns:
+        return None
+    rows = [[name, *(f"{100 * of[part]:.1f} %" if part in of else "" for part in columns)] for name, of in parts.items() if of]
+    head = ["recipe", *(part.replace("stride", "stride ") for part in columns)]
+    return Table(head, rows, frozenset(range(1, len(head))))
+
+
+def label_recipes(run: Run) -> Table | None:
+    """Of the recipes with labels, a row for each seed: last losses of the interpreter and of the distillation."""
+    rows = []
+    for place, output in run.below("backbones").items():
+        if output.record["stage"] == "distill-labels":
+            interpreter = run.found.get(f"interpreters/{place}")
+            name, _, seed = place.rpartition("/")
+            losses = [each.metrics.get("loss") if each else None for each in (interpreter, output)]
+            mode = output.params["labels"].get("mode", "")
+            rows.append([name, seed, mode, *(f"{loss:.3g}" if loss is not None else "" for loss in losses)])
+    head = ["recipe", "seed", "mode", "interpreter's loss", "distillation's loss"]
+    return Table(head, rows, frozenset({1, 3, 4})) if rows else None
+
+
+def fine_tuning(run: Run, album: Album) -> dict[str, Any]:
+    """The curves of fine-tuning, their means over seeds, and pictures with truth and predictions."""
+    if not run.evaluation:
+        return {}
+    named = {init: run.evaluation.curve(init, "finetune_loss.csv") for init in run.results}
+    shown = {init: points for init, points in named.items() if len(points) > 1}
+    return {
+        "curve": curves(shown, "step", "loss of fine-tuning") if shown else None,
+        "overlays": album.take_all(run.evaluation.pictures("overlays/*.png")[:OVERLAYS], "Validation picture"),
+    }

@@ -1,0 +1,139 @@
+"""Whether pretraining paid, in words, a table and two plots."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from dreamteacher.report.charts import intervals, strips
+from dreamteacher.report.floor import Floor, constant_prediction
+from dreamteacher.report.paired import Gain, gain_over, points
+from dreamteacher.report.run import REFERENCE, Run, Table
+from dreamteacher.report.summary import spread
+
+READOUTS = {"linear": ("linear read-out", "frozen, linear"), "knn": ("nearest neighbours", "frozen, kNN")}  # in a sentence, in a head
+TONES = {"gain": "good", "loss": "bad"}
+CLASSES = 200  # rows of the table of classes
+FOREIGN = "imagenet"  # pretrained by others: compared, but no result of this run
+
+
+def comparison(run: Run) -> dict[str, Any]:
+    """What the page says of the fine-tuned models and of the frozen backbones. Without an evaluation `headline` says why there is none."""
+    if not run.results:
+        return _without(run)
+    gains = _gains(run, run.figure)
+    floor = constant_prediction(run.figure, run.data.json("report.json")) if run.data else None
+    of_init = {init: [float(row[run.figure]) for row in run.models if row["init"] == init] for init in run.results}
+    tone, headline, explained = _headline(run, gains)
+    below = [init for init, values in of_init.items() if floor and fmean(values) <= floor.value]
+    return {
+        "tone": tone,
+        "headline": headline,
+        "explained": explained,
+        "gains": [(gain.init, gain.words, gain.verdict, TONES.get(gain.verdict, "")) for gain in gains],
+        "floor": _floor_words(run, floor, below),
+        "frozen": _frozen(run),
+        "table": _table(run, gains, floor),
+        "classes": _classes(run),
+        "strips": strips(of_init, f"{run.title}, %"),
+        "intervals": intervals(gains, f"gain over {REFERENCE}, points of {run.title}") if gains else None,
+    }
+
+
+def gains_of(run: Run) -> dict[str, float]:
+    """{INIT_gain, INIT_gain_half} over training from scratch, in [-1, 1]; the half width only of several pairs."""
+    found: dict[str, float] = {}
+    for gain in _gains(run, run.figure):
+        found[f"{gain.init}_gain"] = gain.mean
+        if gain.verdict != "one pair":
+            found[f"{gain.init}_gain_half"] = gain.half
+    return found
+
+
+def _gains(run: Run, figure: str) -> list[Gain]:
+    others = [init for init in run.results if init != REFERENCE]
+    return [gain for init in others if (gain := gain_over(run.models, figure, init, REFERENCE))]
+
+
+def _without(run: Run) -> dict[str, Any]:
+    if not run.description.get("task") and run.data:
+        why = "The pictures have no labels, so the run ends with pretrained backbones: nothing is fine-tuned or compared."
+    else:
+        why = "The fine-tuned models have not been compared; `dreamteacher evaluate` does that."
+    headline = "Pretrained, not compared" if run.below("backbones") else "Nothing to compare yet"
+    return {"tone": "", "headline": headline, "explained": [why], "floor": ""}
+
+
+def _headline(run: Run, gains: list[Gain]) -> tuple[str, str, list[str]]:
+    """(tone, headline, sentences that explain it)."""
+    ours = [gain for gain in gains if gain.init != FOREIGN]
+    if not ours:
+        lacks = f"training from scratch; add {REFERENCE} to compare.inits" if REFERENCE not in run.results else "a pretrained backbone"
+        return "", "No gain can be stated", [f"The comparison lacks {lacks}."]
+    best = max(ours, key=lambda gain: gain.mean)
+    verdicts = {gain.verdict for gain in ours}
+    over = f"{best.init}: {best.words} ({run.title}, {best.pairs} paired draws of labels and weights)."
+    if best.verdict == "one pair":
+        return "", "One seed: no interval, no verdict", [over, "At least two seeds in compare.seeds are needed to tell a gain from chance."]
+    if best.verdict == "gain":
+        words = f"Pretraining pays: {best.init} gains {points(best.mean).lstrip('+')} points of {run.title} over training from scratch"
+        winners = sum(gain.verdict == "gain" for gain in ours)
+        caution = ["It is the best of several, and the interval is not corrected for that choice."] if len(ours) > 1 else []
+        several = [f"{winners} of {len(ours)} pretrained initialisations gain."] if len(ours) > 1 else []
+        return "good", words, [over, *several, *caution]
+    if verdicts == {"loss"}:
+        return "bad", "Loss: training from scratch is better than every pretrained initialisation", [over]
+    return "flat", "No gain beyond the spread of the seeds", [f"The best is {over}", "The interval holds 0, so chance may explain it."]
+
+
+def _floor_words(run: Run, floor: Floor | None, below: list[str]) -> str:
+    if floor is None:
+        return f"What a constant prediction would score is not known for {run.title or 'this task'}."
+    words = f"A constant prediction ({floor.words}) scores {100 * floor.value:.1f}."
+    return f"{words} Not above it: {', '.join(below)}." if below else words
+
+
+def _frozen(run: Run) -> list[str]:
+    """A sentence for each recipe without labels and read-out: what the frozen features gain over random weights."""
+    found = []
+    tuned = {gain.init: gain.mean for gain in _gains(run, run.figure)}
+    for reading, (words, _) in READOUTS.items():
+        for gain in _gains(run, f"{reading}_{run.figure}"):
+            left = f" After fine-tuning {points(tuned[gain.init])} points are left." if gain.verdict == "gain" else ""
+            found.append(f"{words} of {gain.init}: {gain.words} over random weights – {gain.verdict}.{left}")
+    return found
+
+
+def _table(run: Run, gains: list[Gain], floor: Floor | None) -> Table:
+    readouts = [reading for reading in READOUTS if any(f"{reading}_{run.figure}_mean" in of for of in run.results.values())]
+    of_gain = {gain.init: gain for gain in gains}
+    rows = []
+    for init, figures in run.results.items():
+        gain = of_gain.get(init)
+        rows.append([init, spread(figures, run.figure), str(figures["n_seeds"]), *_over(gain)])
+        rows[-1] += [spread(figures, f"{reading}_{run.figure}").replace("-", "") for reading in readouts]
+    best = max(range(len(rows)), key=lambda i: run.results[rows[i][0]][f"{run.figure}_mean"])
+    if floor:
+        rows.append(["constant prediction", f"{100 * floor.value:.1f}", *[""] * (len(rows[0]) - 2)])
+    head = ["initialisation", f"{run.title}, %", "seeds", f"over {REFERENCE}", "95 % interval", "verdict"]
+    numbers = frozenset({1, 2, 3, 4} | {6 + i for i in range(len(readouts))})
+    return Table([*head, *(READOUTS[reading][1] for reading in readouts)], rows, numbers, best)
+
+
+def _over(gain: Gain | None) -> list[str]:
+    if gain is None:
+        return ["", "", ""]
+    low, high = points(gain.mean - gain.half), points(gain.mean + gain.half)
+    return [points(gain.mean), "" if gain.verdict == "one pair" else f"{low} to {high}", gain.verdict]
+
+
+def _classes(run: Run) -> Table | None:
+    """Means of single classes, one column for each initialisation."""
+    known = run.description.get("classes", [])
+    kinds = {"miou": "iou", "top1": "accuracy", "ap": "ap"}
+    kind = kinds.get(run.figure, run.figure)
+    names = [name for name in known if any(f"{kind}_{name}_mean" in of for of in run.results.values())]
+    if len(names) < 2:
+        return None
+    rows = [[name, *(spread(of, f"{kind}_{name}") for of in run.results.values())] for name in names[:CLASSES]]
+    return Table(["class", *run.results], rows, frozenset(range(1, len(run.results) + 1)))

@@ -1,0 +1,91 @@
+"""One HTML page about a run: did pretraining pay, what was learnt, from what, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dreamteacher.errors import UserError
+from dreamteacher.report.page import render
+from dreamteacher.report.run import Output, Run
+from dreamteacher.report.verdict import gains_of
+from dreamteacher.settings.schema import ALL_TEACHERS, Params
+from dreamteacher.stage import RECORD, digest_of, open_stage, read_stage
+
+PAGE = "report.html"
+BESIDE = ("assess", "compare-data", "gate")  # outputs that only some runs have
+
+
+def run(params: Params, *, artifacts: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
+    """Write `out`/report.html about the outputs of stages in `artifacts` that the settings name.
+
+    What is not there is listed on the page with the command that makes it. Only without any output there is no page. The seconds of the
+    stages on the page are those that this machine has on record, so the file, unlike most that stages write, is not the same bytes
+    everywhere.
+
+    Returns:
+        `outputs` and `missing`, how many; INIT_gain over training from scratch of the figure that counts, in [-1, 1], and
+        INIT_gain_half, the half width of its 95 % interval.
+
+    Raises:
+        UserError: `artifacts` has no output of these settings, or one is damaged.
+    """
+    recorded = params.section("teachers", "recipes", "label_recipes", "compare")
+    found = _read(params, artifacts)
+    if not found.found:
+        raise UserError(f"{artifacts} holds no complete output of a stage; run `dreamteacher ingest` first, or name another --artifacts")
+    inputs = {place: output.folder for place, output in found.found.items()}
+    with open_stage("report", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
+        if not stage.done:
+            (stage.tmp / PAGE).write_text(render(found))
+            stage.tracker.artifact(stage.tmp / PAGE)
+            stage.metrics = {"outputs": float(len(found.found)), "missing": float(len(found.missing)), **gains_of(found)}
+    return stage.metrics
+
+
+def _read(params: Params, artifacts: Path) -> Run:
+    """The outputs that the settings name, and those that only some runs have."""
+    found: dict[str, Output] = {}
+    missing: dict[str, str] = {}
+    for place, command in _wanted(params):
+        folder = artifacts / place
+        if (folder / RECORD).exists():
+            found[place] = Output(folder, read_stage(folder))
+        elif command:
+            missing[place] = command
+    run = Run(found, missing, teacher_of={name: recipe.teacher for name, recipe in params.recipes.items()})
+    if run.data and not run.description.get("task"):  # then the chain ends with backbones
+        without = {name: command for name, command in missing.items() if name.partition("/")[0] in ("teachers", "backbones")}
+        missing.clear()
+        missing.update({name: command for name, command in without.items() if name.count("/") == 1})
+    run.notes.extend(_changed_since(run))
+    return run
+
+
+def _wanted(params: Params) -> Iterator[tuple[str, str]]:
+    """(place below artifacts, command that makes it; "": only some runs have it), in the order of the chain."""
+    yield "data", "dreamteacher ingest"
+    used = {recipe.teacher for recipe in params.recipes.values()}
+    for name in params.teachers:
+        yield f"teachers/{name}", f"dreamteacher train-teacher --name {name}" if used & {name, ALL_TEACHERS} else ""
+    for name in params.recipes:
+        yield f"backbones/{name}", f"dreamteacher distill-features --recipe {name}"
+    for name in params.label_recipes:
+        for seed in params.compare.seeds:
+            options = f"--recipe {name} --seed {seed}"
+            yield f"interpreters/{name}/{seed}", f"dreamteacher train-interpreter {options}"
+            yield f"backbones/{name}/{seed}", f"dreamteacher distill-labels {options}"
+    for init in params.compare.inits:
+        for seed in params.compare.seeds:
+            yield f"finetuned/{init}/{seed}", f"dreamteacher finetune --init {init} --seed {seed}"
+    yield "evaluation", "dreamteacher evaluate"
+    for name in BESIDE:
+        yield name, ""
+
+
+def _changed_since(run: Run) -> Iterator[str]:
+    """A sentence for each output that is another now than the comparison was made from."""
+    if run.evaluation:
+        for place, digest in run.evaluation.record["inputs"].items():
+            if place in run.found and digest_of(run.found[place].folder) != digest:
+                yield f"{place} has changed since the comparison; `dreamteacher evaluate --overwrite` makes it anew"

@@ -1,0 +1,49 @@
+"""The step `report` of a pipeline shows what the other steps made, wherever KFP put it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from components.report import report
+from dreamteacher.stages.find_commit import SECTIONS
+from made_up_run import Maker, settings
+
+
+def artifact(path: Path, moved: Path) -> SimpleNamespace:
+    """An output where KFP would put it: under a name that says nothing."""
+    place = moved / str(len(list(moved.iterdir())))
+    shutil.copytree(path, place)
+    return SimpleNamespace(path=str(place), metadata={})
+
+
+@pytest.mark.parametrize("retraining", [False, True])
+def test_the_page_of_the_step_is_that_of_the_run(in_tmp: Path, retraining: bool) -> None:
+    maker = Maker(in_tmp / "artifacts").whole()
+    maker.retrained()
+    moved = in_tmp / "pods"
+    moved.mkdir()
+
+    def made(*patterns: str) -> list[SimpleNamespace]:
+        return [artifact(path, moved) for pattern in patterns for path in sorted(maker.artifacts.glob(pattern))]
+
+    given = {"interpreters": made("interpreters/*/*"), "labels": made("backbones/mix/*"), "distilled": made("finetuned/features/*")}
+    given |= {"mixed": made("finetuned/mix/*"), "fresh": made("finetuned/scratch/*")}
+    if retraining:  # has one teacher and one recipe by name
+        given |= {"teacher": made("teachers/own")[0], "features": made("backbones/features")[0]}
+        given |= {"drift": made("compare-data")[0], "verdict": made("gate")[0]}
+    else:
+        given |= {"teachers": made("teachers/own"), "backbones": made("backbones/features")}
+    out, page = SimpleNamespace(path=str(in_tmp / "out"), metadata={}), SimpleNamespace(path=str(in_tmp / "ui/page"))
+    plain = settings().section(*SECTIONS["report"])
+    (data,), (evaluation,) = made("data"), made("evaluation")
+    report.python_func(data=data, evaluation=evaluation, settings=plain, out=out, page=page, **given)
+    text = Path(page.path).read_text()
+    assert text == (in_tmp / "out/report.html").read_text()
+    assert "Pretraining pays: features gains 10.3 points" in text
+    assert "not of a whole run" not in text
+    assert ("40 pictures are new" in text and "Compared with champion version 3" in text) == retraining
+    assert out.metadata["stage"] == "report" and out.metadata["features_gain"] == pytest.approx(0.31 / 3)
