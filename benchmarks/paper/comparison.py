@@ -1,35 +1,64 @@
-"""Figures of recipes over paired draws of labels, from evaluate's per_model.csv."""
+"""Figures of recipes over paired draws of labels: means, spreads, gains with their intervals, and the paper's order."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from scipy.stats import t
 
-Row = dict[str, Any]  # of per_model.csv: init, seed, and figures in [0, 1]
+Row = dict[str, Any]  # of a record's models: init, labels, draw, pretraining, and figures in [0, 1]
+Pair = tuple[Any, Any]  # draw and seed of the pretraining
 
 
-def paired(rows: list[Row], figure: str, init: str, reference: str) -> tuple[float, float]:
-    """Mean over seeds of `init` - `reference`, which drew the same labels, and the half width of its 95 % interval by Student's t.
-
-    One pair has no interval: its half width is nan.
-    """
-    by_seed = {(row["init"], row["seed"]): float(row[figure]) for row in rows}
-    gains = [value - by_seed[reference, seed] for (name, seed), value in by_seed.items() if name == init]
-    if len(gains) < 2:
-        return gains[0], float("nan")
-    return fmean(gains), float(t.ppf(0.975, len(gains) - 1)) * stdev(gains) / len(gains) ** 0.5
+def by_pair(rows: list[Row], figure: str, init: str, labels: int | None) -> dict[Pair, float]:
+    """The figures of an initialisation with so many labels, by draw and seed of the pretraining."""
+    return {
+        (row["draw"], row["pretraining"]): float(row[figure])
+        for row in rows
+        if row["init"] == init and row["labels"] == labels and figure in row
+    }
 
 
-def markdown(rows: list[Row], figure: str, reference: str = "scratch") -> str:
-    """A line for each initialisation, in per cent: mean and sample standard deviation, and the paired gain over `reference`."""
-    lines = [f"| | {figure} | over {reference}, 95 % | frozen, linear |", "| --- | --- | --- | --- |"]
-    for init in dict.fromkeys(row["init"] for row in rows):
-        values = [100 * float(row[figure]) for row in rows if row["init"] == init]
-        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-        gain, half = paired(rows, figure, init, reference)
-        against = "" if init == reference else f"{100 * gain:+.1f} ± {100 * half:.1f}"
-        frozen = [100 * float(row[f"linear_{figure}"]) for row in rows if row["init"] == init and row.get(f"linear_{figure}")]
-        lines.append(f"| {init} | {fmean(values):.1f}{spread} | {against} | {f'{fmean(frozen):.1f}' if frozen else ''} |")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Gain:
+    """mean: over the draws that both have, of one minus the other. half: of its 95 % interval by Student's t; nan of one pair."""
+
+    mean: float
+    half: float
+    pairs: int
+
+    @property
+    def verdict(self) -> int:
+        """1 or -1 where the interval excludes 0, else 0."""
+        return 0 if not abs(self.mean) > self.half else 1 if self.mean > 0 else -1
+
+
+def gain(one: dict[Pair, float], other: dict[Pair, float]) -> Gain | None:
+    """Of the same draws; None: they share none."""
+    gains = [one[pair] - other[pair] for pair in one if pair in other]
+    if not gains:
+        return None
+    half = float(t.ppf(0.975, len(gains) - 1)) * stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+    return Gain(fmean(gains), half, len(gains))
+
+
+def mean_and_spread(values: dict[Pair, float]) -> str:
+    """In per cent, with the sample standard deviation."""
+    numbers = [100 * value for value in values.values()]
+    return f"{fmean(numbers):.1f}" + (f" ± {stdev(numbers):.1f}" if len(numbers) > 1 else "") if numbers else ""
+
+
+def in_words(gained: Gain | None) -> str:
+    """`+4.3 ± 2.1` in points, without the interval where one pair gives none."""
+    if gained is None:
+        return ""
+    return f"{100 * gained.mean:+.1f}" + (f" ± {100 * gained.half:.1f}" if gained.pairs > 1 else "")
+
+
+def by_pretraining(one: dict[Pair, float], other: dict[Pair, float]) -> dict[Any, float]:
+    """The mean gain of each seed of the pretraining."""
+    seeds = sorted({seed for _, seed in one})
+    found = {seed: gain({pair: value for pair, value in one.items() if pair[1] == seed}, other) for seed in seeds}
+    return {seed: each.mean for seed, each in found.items() if each}
