@@ -28,9 +28,9 @@ from typing import Any
 
 from benchmarks.paper.budget import equal_seconds, with_steps
 from benchmarks.paper.chain import Chain, OutOfTime
-from benchmarks.paper.comparison import by_pair, gain, in_words, mean_and_spread
+from benchmarks.paper.comparison import table
 from benchmarks.paper.external import External
-from benchmarks.paper.record import Record, describe_session, read
+from benchmarks.paper.record import Record, describe_session, read, without_paths
 from benchmarks.paper.settings import common, definition, read_table, resolve, set_names, short_name, table_names
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.report.summary import markdown
@@ -51,7 +51,7 @@ def main(words: list[str] | None = None) -> None:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         raise SystemExit(128 + stop.signum) from stop
-    print(summary(read(path)))
+    print(markdown(table(read(path))))
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -68,12 +68,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pretraining-seeds", type=int, nargs="+", default=list(PRETRAINING_SEEDS), help="default: 0 1")
     parser.add_argument("--labels", type=_count, nargs="+", help="numbers of labels, or `all` (default: few_labels; of curves the set's)")
     parser.add_argument("--only", nargs="+", metavar="INIT", help="these initialisations alone (default: all of the table)")
-    parser.add_argument(
-        "--equal", choices=("pictures", "seconds"), default="pictures", help="what the budgets share (default: %(default)s)"
-    )
+    parser.add_argument("--equal", choices=("pictures", "seconds"), default="pictures", help="budget (default: %(default)s)")
     parser.add_argument(
         "--external", action="append", default=[], metavar="NAME=COMMAND",
-        help="one more initialisation: a command that reads pictures in {data} and leaves timm weights of {backbone} in {out}, in {seconds}",
+        help="one more: a command that reads pictures in {data} and leaves timm weights of {backbone} in {out}",
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no stage after so long (default: no limit)")
     parser.add_argument("--as", dest="name", help="name of the result (default: TABLE)")
@@ -90,14 +88,14 @@ def run(options: argparse.Namespace, words: list[str]) -> Path:
         UserError: settings are impossible, or the record is of others.
         SystemExit: the time is over.
     """
-    table, deadline = read_table(options.table), time.monotonic() + 60 * options.minutes
-    params, counts = resolve(table, options.data_set, options.source, options.set)
+    compared, deadline = read_table(options.table), time.monotonic() + 60 * options.minutes
+    params, counts = resolve(compared, options.data_set, options.source, options.set)
     external = dict(_external(word, [*params.recipes, *params.label_recipes]) for word in options.external)
     inits = [*params.compare.inits, *external]
     if unknown := [name for name in options.only or [] if name not in inits]:
         raise UserError(f"--only {unknown[0]}: {options.table} has {', '.join(inits)}")
     inits = [name for name in inits if not options.only or name in options.only]
-    labels = options.labels or (counts if table.curve else [params.few_labels])
+    labels = options.labels or (counts if compared.curve else [params.few_labels])
     name = short_name(options.data_set)
     chain = Chain(params, options.work / name, external, deadline)
     path = options.out / name / f"{options.name or options.table + ('-seconds' if options.equal == 'seconds' else '')}.json"
@@ -113,12 +111,20 @@ def run(options: argparse.Namespace, words: list[str]) -> Path:
             "table": options.table,
             "set": name,
             "figure": get_task(str(train.task)).figure,
-            "control": table.control,
+            "control": compared.control,
             "equal": options.equal,
-            "data": {"task": train.task, "classes": train.classes, "train": train.digest(), "val": chain.images("val").digest()},
+            "data": {
+                "task": train.task,
+                "classes": train.classes,
+                "labelled": len(train.labelled()),
+                "train": train.digest(),
+                "val": chain.images("val").digest(),
+            },
             "settings": common(params),
         }
-        made = {init: {"command": external[init].command} if init in external else definition(params, init) for init in inits}
+        made = {
+            init: {"command": without_paths(external[init].command)} if init in external else definition(params, init) for init in inits
+        }
         record = Record(path, head, made, budget, describe_session(words))
         seeds = options.pretraining_seeds
         todo = [
@@ -145,22 +151,6 @@ def run(options: argparse.Namespace, words: list[str]) -> Path:
     return path
 
 
-def summary(content: dict[str, Any]) -> str:
-    """The record as Markdown: mean and spread of each initialisation, and paired gains over scratch and the control, in points."""
-    figure, control, rows = content["figure"], content["control"], content["models"]
-    lines = [["init", "labels", figure, "over scratch, 95 %", f"over {control}, 95 %", "frozen, linear", "draws"]]
-    for labels in dict.fromkeys(row["labels"] for row in rows):
-        for init in content["inits"]:
-            own = by_pair(rows, figure, init, labels)
-            if own:
-                over = [
-                    in_words(gain(own, by_pair(rows, figure, other, labels))) if other != init else "" for other in ("scratch", control)
-                ]
-                frozen = mean_and_spread(by_pair(rows, f"linear_{figure}", init, labels))
-                lines.append([init, str(labels or "all"), mean_and_spread(own), *over, frozen, str(len(own))])
-    return markdown(lines)
-
-
 def _count(text: str) -> int | None:
     return None if text == "all" else int(text)
 
@@ -168,9 +158,7 @@ def _count(text: str) -> int | None:
 def _external(text: str, taken: list[str]) -> tuple[str, External]:
     name, sep, command = text.partition("=")
     if not sep or not command.strip() or not name.isidentifier():
-        raise UserError(
-            f"--external {text}: write it as NAME=COMMAND, such as 'lightly=lightly-train pretrain data={{data}} out={{out}} ...'"
-        )
+        raise UserError(f"--external {text}: write it as NAME=COMMAND, such as 'mine=train.py {{data}} {{out}}'")
     if name in taken:
         raise UserError(f"--external {name}: the table has a recipe of this name; take another")
     return name, External(command)

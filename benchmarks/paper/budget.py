@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -49,7 +50,7 @@ def seconds_per_step(chain: Chain, recipe: str) -> float:
     teacher = chain.teacher_of(recipe, params.seed)
     distill_features.run(params, data=chain.data(), teacher=teacher, recipe=recipe, out=out, overwrite=True)
     seconds = [row["seconds"] for row in chain.log_of(out) if row["step"] % EACH == 0]
-    return median(after - before for before, after in zip(seconds, seconds[1:], strict=False)) / EACH
+    return median(after - before for before, after in pairwise(seconds)) / EACH
 
 
 def with_steps(params: Params, steps: dict[str, int]) -> Params:

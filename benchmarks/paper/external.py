@@ -21,7 +21,7 @@ from dreamteacher.settings.pretraining import Student
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, create_backbone, save_backbone
 
-PLACES = ("data", "out", "seconds", "backbone", "seed")
+PLACES = "{data}, {out}, {seconds}, {backbone}, {seed}"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 HEADS = ("fc.", "head.fc.", "classifier.")  # of timm's classifiers, which a backbone has none of
 
@@ -42,9 +42,7 @@ class External:
         try:
             return [word.format(**values) for word in shlex.split(self.command)]
         except (KeyError, IndexError, ValueError) as error:
-            raise UserError(
-                f"--external {self.command}: {error} is no place; name {', '.join(f'{{{place}}}' for place in PLACES)}"
-            ) from error
+            raise UserError(f"--external {self.command}: {error} is no place; name some of {PLACES}") from error
 
 
 def pretrain(external: External, *, student: Student, images: Callable[[], ImageSet], seed: int, out: Path) -> dict[str, float]:
@@ -108,9 +106,7 @@ def load(student: Student, folder: Path) -> Backbone:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(
-            f"--external: {path.name} holds no plain weights ({type(error).__name__}); export a state dict of tensors"
-        ) from error
+        raise UserError(f"--external: {path.name} holds no plain weights ({type(error).__name__}); export a state dict") from error
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state.get(key), dict) else state
     backbone = create_backbone(student.backbone, finest=student.finest_stride)

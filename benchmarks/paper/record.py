@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-
 from benchmarks.distill_step import describe_machine
 from dreamteacher.errors import UserError
 from dreamteacher.stage import flat
@@ -39,7 +38,7 @@ class Record:
             first = head | {"budget": budget, "inits": content["inits"] | inits}
             rest = {key: content[key] for key in ("sessions", "pretraining", "models")}
             content.clear()
-            content |= first | rest
+            content.update(first | rest)
 
     def has(self, **key: Any) -> bool:
         """Whether a model's row is there."""
@@ -132,8 +131,13 @@ def describe_session(words: list[str]) -> dict[str, Any]:
         "machine": machine,
         "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
         "commit": git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else ""),
-        "command": " ".join(["python -m benchmarks.paper", *(re.sub(r"(^|=)/\S*/", r"\1.../", word) for word in words)]),
+        "command": " ".join(["python -m benchmarks.paper", *map(without_paths, words)]),
     }
+
+
+def without_paths(text: str) -> str:
+    """`text` with the last names alone of absolute paths."""
+    return re.sub(r"(^|[\s='\"])/(?:[^\s/]+/)*", r"\1", text)
 
 
 def _processor() -> str:

@@ -97,7 +97,7 @@ def resolve(table: Table, data_set: str, source: Path | None, overrides: list[st
     if not source and "://" not in str(beside) and (path.parent / beside).exists():
         values["ingest"]["source"] = str((path.parent / beside).absolute())
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / path.name).write_text(yaml.safe_dump(values))
+        (Path(scratch) / path.name).write_text(yaml.safe_dump(values, sort_keys=False))  # the first recipe is the reference
         params = load_params(Path(scratch) / path.name, overrides)
     return params, counts or [5, 10, 20, 50, None]
 
@@ -105,7 +105,8 @@ def resolve(table: Table, data_set: str, source: Path | None, overrides: list[st
 def common(params: Params) -> dict[str, Any]:
     """The settings that all figures of a table share, as plain data without this machine's paths."""
     plain = _without(params.model_dump(mode="json"), PASSED_OVER)
-    plain = {key: value for key, value in plain.items() if key not in NOT_COMPARED}
+    unused = NOT_COMPARED | (set() if params.label_recipes else {"interpreter", "labels"})
+    plain = {key: value for key, value in plain.items() if key not in unused}
     plain["ingest"]["source"] = Path(params.ingest.source).name
     plain["teacher"] = _by_content(plain["teacher"])
     return plain

@@ -1,0 +1,69 @@
+"""How much one initialisation gains over another, over paired draws of labels: evaluate's per_model.csv, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+Row = dict[str, Any]  # of per_model.csv: init, seed, and figures in [0, 1]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The mean of `init` - `reference` over `pairs` seeds, in [-1, 1], and the half width of its 95 % interval; nan for one pair."""
+
+    init: str
+    reference: str
+    mean: float
+    half: float
+    pairs: int
+
+    @property
+    def verdict(self) -> Literal["gain", "loss", "no gain beyond the spread", "one pair"]:
+        """Whether the interval excludes 0, and on which side it lies."""
+        if math.isnan(self.half):
+            return "one pair"
+        if abs(self.mean) <= self.half:
+            return "no gain beyond the spread"
+        return "gain" if self.mean > 0 else "loss"
+
+    @property
+    def words(self) -> str:
+        """`+2.3 points, 95 % interval +0.4 to +4.2`."""
+        interval = f"95 % interval {points(self.mean - self.half)} to {points(self.mean + self.half)}"
+        return f"{points(self.mean)} points, {'one pair, so no interval' if math.isnan(self.half) else interval}"
+
+
+def paired(rows: Sequence[Row], figure: str, init: str, reference: str) -> tuple[float, float]:
+    """Mean over seeds of `init` - `reference`, which drew the same labels, and the half width of its 95 % interval by Student's t.
+
+    Seeds that one of the two lacks are left out. One pair has no interval: its half width is nan.
+
+    Raises:
+        ValueError: there is no pair.
+    """
+    gain = gain_over(rows, figure, init, reference)
+    if gain is None:
+        raise ValueError(f"{init} and {reference} have no seed with {figure} in common")
+    return gain.mean, gain.half
+
+
+def gain_over(rows: Sequence[Row], figure: str, init: str, reference: str) -> Gain | None:
+    """As `paired`; None without a pair."""
+    by_seed = {(row["init"], int(row["seed"])): float(row[figure]) for row in rows if row.get(figure) not in (None, "")}
+    pairs = [(value, by_seed[reference, seed]) for (name, seed), value in by_seed.items() if name == init and (reference, seed) in by_seed]
+    gains = [value - other for value, other in pairs]
+    if len(gains) < 2:
+        return Gain(init, reference, gains[0], math.nan, 1) if gains else None
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(gains) - 1)) * stdev(gains) / len(gains) ** 0.5
+    return Gain(init, reference, fmean(gains), half, len(gains))
+
+
+def points(value: float) -> str:
+    """A difference of figures in [0, 1] as points of per cent with its sign: `+2.3`, `−0.4`."""
+    return f"{100 * value:+.1f}".replace("-", "−")
