@@ -132,6 +132,16 @@ def test_a_session_that_ran_out_of_time_goes_on_to_the_same_figures(
     assert rows == kept
 
 
+def test_a_dry_run_says_what_is_left_and_writes_nothing(
+    whole: dict[str, Any], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tab09-objectives", str(tiny), "--seeds", "1", "2", "--only", "mse", "--dry-run", "--work", str(tmp_path / "work")]
+    paper.main([*words, "--out", str(tiny.parent / "whole")])
+    assert capsys.readouterr().out.splitlines()[:2] == ["to do:", "mse, 6 labels, draw 2, pretraining 0"]
+    paper.main([*words, "--out", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_session_adds_draws(whole: dict[str, Any], tiny: Path, work: Path, tmp_path: Path) -> None:
     place = tmp_path / "blobs/tab09-objectives.json"
     place.parent.mkdir()
@@ -194,21 +204,22 @@ def test_a_learning_curve_has_every_number_of_labels(tiny: Path, work: Path, tmp
 
 
 PROGRAM = """
-import sys, timm, torch
+import pickle, shutil, sys
 from pathlib import Path
-data, out, name, how = sys.argv[1:]
-pictures = len(list(Path(data).glob("*.png")))
-torch.manual_seed(pictures)
-weights = timm.create_model("test_vit" if how == "other" else name, num_classes=3).state_dict()
+data, out, weights, how = sys.argv[1:]
+assert len(list(Path(data).glob("*.png"))) == 14
 if how == "fails": sys.exit(3)
-if how == "pickle": torch.save(torch.nn.Linear(1, 1), Path(out) / "model.pt")
-elif how != "nothing": torch.save({"state_dict": weights}, Path(out) / "model.pt")
+if how == "pickle": (Path(out) / "model.pt").write_bytes(pickle.dumps(Path(out)))
+elif how != "nothing": shutil.copy(weights, Path(out) / "model.pt")
 """
 
 
 def external(tmp_path: Path, how: str) -> str:
+    """A program that leaves timm weights of the student; `how` says what it does instead."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    return f"mine={sys.executable} {tmp_path / 'program.py'} {{data}} {{out}} {{backbone}} {how}"
+    model = timm.create_model("test_vit" if how == "other" else "test_resnet", num_classes=3)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pt")
+    return f"mine={sys.executable} {tmp_path / 'program.py'} {{data}} {{out}} {tmp_path / 'weights.pt'} {how}"
 
 
 def test_a_program_of_others_is_compared_by_the_weights_that_it_leaves(tiny: Path, work: Path, tmp_path: Path) -> None:
@@ -216,11 +227,10 @@ def test_a_program_of_others_is_compared_by_the_weights_that_it_leaves(tiny: Pat
         tiny, work, tmp_path, "tab09-objectives", "--seeds", "0", "--only", "scratch", "mine", "--external", external(tmp_path, "good")
     )
     assert {row["init"] for row in made["models"]} == {"scratch", "mine"}
-    assert made["inits"]["mine"]["command"].endswith("program.py {data} {out} {backbone} good")
+    assert made["inits"]["mine"]["command"].endswith("program.py {data} {out} weights.pt good")
     assert [row["seconds"] > 0 for row in made["pretraining"]] == [True]
     (folder,) = [path for path in (work / "blobs/external").iterdir() if path.is_dir()]
-    torch.manual_seed(14)  # the program saw 14 train pictures
-    expected = timm.create_model("test_resnet", num_classes=3).state_dict()
+    expected = torch.load(tmp_path / "weights.pt", weights_only=True)["state_dict"]
     found = load_backbone(folder / "backbone").model.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
 
@@ -233,6 +243,7 @@ def test_a_program_of_others_is_compared_by_the_weights_that_it_leaves(tiny: Pat
         ("pickle", "holds no plain weights"),
         ("other", r"does not fit student.backbone = 'test_resnet'"),
         ("{place}", "'place' is no place"),
+        ("{seconds}", "{seconds} needs --equal seconds"),
     ],
 )
 def test_a_program_that_leaves_no_such_weights_is_refused_in_a_line(

@@ -30,9 +30,10 @@ from benchmarks.paper.budget import equal_seconds, with_steps
 from benchmarks.paper.chain import Chain, OutOfTime
 from benchmarks.paper.comparison import table
 from benchmarks.paper.external import External
-from benchmarks.paper.record import Record, describe_session, read, without_paths
+from benchmarks.paper.record import KEY, Record, describe_session, read, without_paths
 from benchmarks.paper.settings import common, definition, read_table, resolve, set_names, short_name, table_names
 from dreamteacher.errors import Interrupted, UserError
+from dreamteacher.report.paired import Row
 from dreamteacher.report.summary import markdown
 from dreamteacher.tasks.base import get_task
 
@@ -51,7 +52,8 @@ def main(words: list[str] | None = None) -> None:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         raise SystemExit(128 + stop.signum) from stop
-    print(markdown(table(read(path))))
+    if read(path)["models"]:
+        print(markdown(table(read(path))))
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -88,67 +90,74 @@ def run(options: argparse.Namespace, words: list[str]) -> Path:
         UserError: settings are impossible, or the record is of others.
         SystemExit: the time is over.
     """
-    compared, deadline = read_table(options.table), time.monotonic() + 60 * options.minutes
-    params, counts = resolve(compared, options.data_set, options.source, options.set)
+    described, name = read_table(options.table), short_name(options.data_set)
+    params, counts = resolve(described, options.data_set, options.source, options.set)
     external = dict(_external(word, [*params.recipes, *params.label_recipes]) for word in options.external)
-    inits = [*params.compare.inits, *external]
-    if unknown := [name for name in options.only or [] if name not in inits]:
-        raise UserError(f"--only {unknown[0]}: {options.table} has {', '.join(inits)}")
-    inits = [name for name in inits if not options.only or name in options.only]
-    labels = options.labels or (counts if compared.curve else [params.few_labels])
-    name = short_name(options.data_set)
-    chain = Chain(params, options.work / name, external, deadline)
+    inits = _chosen(options, [*params.compare.inits, *external])
     path = options.out / name / f"{options.name or options.table + ('-seconds' if options.equal == 'seconds' else '')}.json"
+    todo = _missing(read(path)["models"], options, inits, options.labels or (counts if described.curve else [params.few_labels]))
+    if options.dry_run:
+        print("\n".join(["to do:", *map(_words, todo)]))
+        return path
+    chain = Chain(params, options.work / name, external, time.monotonic() + 60 * options.minutes)
     try:
-        budget: dict[str, Any] = {}
-        if options.equal == "seconds":
-            budget = equal_seconds(chain, read(path).get("budget", {}))
-            chain.params = params = with_steps(params, budget["steps"])
-            seconds = budget["seconds_per_step"][budget["reference"]] * budget["steps"][budget["reference"]]
-            chain.external = {name: replace(each, seconds=seconds) for name, each in external.items()}
-        train = chain.images("train")
-        head = {
-            "table": options.table,
-            "set": name,
-            "figure": get_task(str(train.task)).figure,
-            "control": compared.control,
-            "equal": options.equal,
-            "data": {
-                "task": train.task,
-                "classes": train.classes,
-                "labelled": len(train.labelled()),
-                "train": train.digest(),
-                "val": chain.images("val").digest(),
-            },
-            "settings": common(params),
-        }
-        made = {
-            init: {"command": without_paths(external[init].command)} if init in external else definition(params, init) for init in inits
-        }
+        budget = _set_budget(chain, read(path).get("budget", {})) if options.equal == "seconds" else {}
+        made = {init: definition(chain.params, init) for init in params.compare.inits}
+        made |= {init: {"command": without_paths(each.command)} for init, each in external.items()}
+        head = {"table": options.table, "set": name, "control": described.control, "equal": options.equal, **_facts(chain)}
         record = Record(path, head, made, budget, describe_session(words))
-        seeds = options.pretraining_seeds
-        todo = [
-            {"init": init, "labels": count, "draw": draw, "pretraining": seeds[draw % len(seeds)]}
-            for draw in options.seeds
-            for count in labels
-            for init in inits
-        ]
-        todo = [key for key in todo if not record.has(**key)]
         for number, key in enumerate(todo, start=1):
-            words_of = f"{key['init']}, {key['labels'] or 'all'} labels, draw {key['draw']}, pretraining {key['pretraining']}"
-            if options.dry_run:
-                print(f"to do: {words_of}")
-                continue
-            begin = time.monotonic()
-            figures = chain.figures(key["init"], key["pretraining"], key["draw"], key["labels"])
-            if before := chain.pretraining(key["init"], key["pretraining"]):
-                record.add("pretraining", {"init": key["init"], "pretraining": key["pretraining"], **before})
+            begin, init, seed = time.monotonic(), key["init"], key["pretraining"]
+            figures = chain.figures(init, seed, key["draw"], key["labels"])
+            if before := chain.pretraining(init, seed):
+                record.add("pretraining", {"init": init, "pretraining": seed, **before})
             record.add("models", key | figures)
-            print(f"[{number}/{len(todo)}] {words_of}: {100 * figures[head['figure']]:.1f} ({time.monotonic() - begin:.0f} s)", flush=True)
+            took = time.monotonic() - begin
+            print(f"[{number}/{len(todo)}] {_words(key)}: {100 * figures[head['figure']]:.1f} ({took:.0f} s)", flush=True)
     except OutOfTime:
         print(f"the {options.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
         raise SystemExit(STOPPED) from None
     return path
+
+
+def _chosen(options: argparse.Namespace, inits: list[str]) -> list[str]:
+    if unknown := [name for name in options.only or [] if name not in inits]:
+        raise UserError(f"--only {unknown[0]}: {options.table} has {', '.join(inits)}")
+    return [name for name in inits if not options.only or name in options.only]
+
+
+def _missing(models: list[Row], options: argparse.Namespace, inits: list[str], labels: list[int | None]) -> list[dict[str, Any]]:
+    """The keys of the models that are not there yet, draw by draw, so that a session that is stopped leaves whole pairs."""
+    seeds = options.pretraining_seeds
+    keys = [
+        {"init": init, "labels": count, "draw": draw, "pretraining": seeds[draw % len(seeds)]}
+        for draw in options.seeds
+        for count in labels
+        for init in inits
+    ]
+    there = [{name: row[name] for name in KEY} for row in models]
+    return [key for key in keys if key not in there]
+
+
+def _set_budget(chain: Chain, known: dict[str, Any]) -> dict[str, Any]:
+    """Give each recipe, and each program of others, the seconds of the first recipe."""
+    budget = equal_seconds(chain, known)
+    chain.params = with_steps(chain.params, budget["steps"])
+    seconds = budget["seconds_per_step"][budget["reference"]] * budget["steps"][budget["reference"]]
+    chain.external = {name: replace(each, seconds=seconds) for name, each in chain.external.items()}
+    return budget
+
+
+def _facts(chain: Chain) -> dict[str, Any]:
+    """What figures are measured of: the task's figure, the pictures, the settings that all share."""
+    train, val = chain.images("train"), chain.images("val")
+    data = {"task": train.task, "classes": train.classes, "labelled": len(train.labelled())}
+    data |= {"train": train.digest(), "val": val.digest()}
+    return {"figure": get_task(str(train.task)).figure, "data": data, "settings": common(chain.params)}
+
+
+def _words(key: dict[str, Any]) -> str:
+    return f"{key['init']}, {key['labels'] or 'all'} labels, draw {key['draw']}, pretraining {key['pretraining']}"
 
 
 def _count(text: str) -> int | None:

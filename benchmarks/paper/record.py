@@ -40,10 +40,6 @@ class Record:
             content.clear()
             content.update(first | rest)
 
-    def has(self, **key: Any) -> bool:
-        """Whether a model's row is there."""
-        return any(all(row[name] == value for name, value in key.items()) for row in read(self.path)["models"])
-
     def add(self, rows: str, row: dict[str, Any]) -> None:
         """Add a row to `models` or `pretraining`, unless one of the same key is there."""
         names = KEY if rows == "models" else PRETRAINING_KEY
