@@ -1,0 +1,116 @@
+"""docs/results.md and its plots, from the figures that `python -m benchmarks.paper` left in benchmarks/results.
+
+    python -m benchmarks.results
+
+A sentence by hand stands in benchmarks/results/SET/notes.yaml, under the result's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.paper.comparison import by_pretraining, label_counts, order, table
+from benchmarks.paper.plots import draw
+from benchmarks.paper.record import read
+from benchmarks.paper.settings import read_table
+from dreamteacher.report.summary import markdown
+
+PROJECT = Path(__file__).parents[1]
+RESULTS, PAGE = PROJECT / "benchmarks/results", PROJECT / "docs/results.md"
+HEAD = """# Results
+
+<!-- Made by `python -m benchmarks.results`; a test compares it with benchmarks/results. -->
+
+Each table compares initialisations of the same backbone, fine-tuned on the same labelled pictures with the same settings, and measured on a
+validation split that training never sees. Gains are paired: of two models that were trained on the same draw of labels with the same random
+weights. `± ` behind a figure is the standard deviation over draws; behind a gain it is half of the 95 % interval (Student's t), in points.
+The seeds of the pretraining alternate over the draws. Seconds are those of the distillation on the machine named, without the teacher's
+own training. `over random-teacher` is the gain over features of a generator with random weights, which the same recipe distilled.
+
+Read an interval that contains 0 as "not shown". Intervals are not corrected for the number of rows. The figures are of small pictures and
+short budgets on the machines named, so they say which recipe is better there, and nothing of the paper's own scale.
+
+How to run a table, and add to it: [Recipes](recipes.md#the-papers-tables).
+"""
+NOTHING = "\nNothing has been measured yet.\n"
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: %(default)s")
+    options = parser.parse_args(words)
+    for path in records(options.results):
+        draw(read(path), path.with_suffix(".svg"))
+    options.page.write_text(page(options.results, options.page.parent))
+    print(f"{options.page}: {len(records(options.results))} results")
+
+
+def records(results: Path) -> list[Path]:
+    """The files of figures below a folder that have any, by set and name."""
+    return [path for path in sorted(results.glob("*/*.json")) if _is_record(path)]
+
+
+def page(results: Path, beside: Path) -> str:
+    """The page in the folder `beside`, as Markdown."""
+    sections = []
+    last = ""
+    for path in records(results):
+        name = path.parent.name
+        notes = yaml.safe_load((path.parent / "notes.yaml").read_text()) if (path.parent / "notes.yaml").exists() else {}
+        sections += [f"\n## {name}\n"] if name != last else []
+        sections.append(section(path, notes.get(path.stem), Path(os.path.relpath(path.with_suffix(".svg"), beside))))
+        last = name
+    return HEAD + ("".join(sections) or NOTHING)
+
+
+def section(path: Path, note: str | None, plot: Path) -> str:
+    """A result: title, sentence by hand, the paper's order, table, plot, and what made it."""
+    content = read(path)
+    described = read_table(content["table"])
+    counts = label_counts(content)
+    parts = [f"### {described.title}" + (", at equal seconds" if content["equal"] == "seconds" else "")]
+    parts += [note.strip()] if note else []
+    if described.paper:
+        parts += [text for labels in counts if (text := order(content, described.paper, labels))]
+    parts.append(markdown(_without_empty(table(content))))
+    parts.append(f"![gains]({plot.as_posix()})")
+    for labels in counts:
+        if gains := by_pretraining(content, labels):
+            parts.append(f"Gain over scratch by seed of the pretraining, {labels or 'all'} labels: {'; '.join(gains)}.")
+    parts += [_made(session) for session in content["sessions"]]
+    parts.append(f"Figures and settings: `{path.relative_to(path.parents[1]).as_posix()}` in benchmarks/results.")
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def _made(session: dict[str, Any]) -> str:
+    machine, versions = session["machine"], session["versions"]
+    when = session["first"] if session["first"] == session["last"] else f"{session['first']} to {session['last']}"
+    made_on = f"{machine['device']} ({machine['processor']}), torch {versions['torch']}"
+    return f"`{session['command']}`, {when}, commit {session['commit']}, {made_on}."
+
+
+def _without_empty(lines: list[list[str]]) -> list[list[str]]:
+    """The table without columns that hold nothing."""
+    kept = [column for column in range(len(lines[0])) if column == 0 or any(line[column] for line in lines[1:])]
+    return [[line[column] for column in kept] for line in lines]
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and bool(content.get("models")) and "table" in content
+
+
+if __name__ == "__main__":
+    main()
