@@ -20,13 +20,15 @@ from torch.utils.data import default_collate
 
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.decode import BadPicture, decode, decode_mask
+from dreamteacher.data.instances import from_png
 from dreamteacher.errors import UserError
 
 PLACE = ("offset", "length", "label_offset", "label_length", "height", "width")  # columns of the manifest
 UNLIMITED = 1 << 62  # pixels; ingest has checked the sizes
 CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory
-Label = int | np.ndarray | Boxes | None  # class id, or uint8 (H, W) with IGNORE, or boxes, or none
-LabelForm = Literal["class", "mask", "boxes"]
+Label = int | np.ndarray | Boxes | None  # class id, or uint8 (H, W) with IGNORE, or int32 (H, W) of `data.instances`, or boxes, or none
+LabelForm = Literal["class", "mask", "boxes", "instances"]
+FORMS = ("mask", "boxes", "instances")  # as the manifest's column label has them; else it is empty or a class id
 ROW = 6  # numbers of a box in a batch: x1, y1, x2, y2, class, ignored; class -1: there is none
 
 
@@ -62,7 +64,7 @@ class ImageSet:
                 for row in csv.DictReader(file):
                     if row["split"] == split:
                         self.names.append(row["path"])
-                        if row["label"] in ("mask", "boxes"):
+                        if row["label"] in FORMS:
                             self.form = row["label"]  # type: ignore[assignment]
                         hashes += bytes.fromhex(row["sha256"])
                         where.append(shards.setdefault(row["shard"], len(shards)))
@@ -106,7 +108,7 @@ class ImageSet:
         return height, width
 
     def label(self, index: int) -> Label:
-        """The label alone, without decoding the picture: class id, or uint8 (H, W) of the picture's size, or boxes on it, or None."""
+        """The label alone, without decoding the picture: class id, or a map of the picture's size, or boxes on it, or None."""
         label = self.full_size_label(index)
         if isinstance(label, np.ndarray) and label.shape != self.size(index):
             return nearest(label, *self.size(index))
@@ -120,6 +122,8 @@ class ImageSet:
         data = self._bytes(shard, offset, length)
         if self.form == "boxes":
             return Boxes.from_json(data)
+        if self.form == "instances":
+            return from_png(data)
         return decode_mask(data, max_pixels=UNLIMITED) if self.form == "mask" else int(data)
 
     def read(self, index: int) -> Sample:

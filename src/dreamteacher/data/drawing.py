@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures."""
+"""Boxes and objects drawn on pictures."""
 
 from __future__ import annotations
 
@@ -25,3 +25,15 @@ def draw_boxes(picture: np.ndarray, corners: np.ndarray, classes: np.ndarray, ca
         if captions:
             draw.text((x1 + width + 1, y1 + width), captions[index], fill=colour)
     return np.asarray(image)
+
+
+def draw_objects(picture: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) tinted by the objects of `numbers` (H, W), in ten colours by their number, with their outlines in full colour."""
+    palette = np.frombuffer(COLOURS, np.uint8).reshape(-1, 3)
+    colours = palette[(numbers.astype(np.int64) - 1) % len(palette)]
+    around = np.pad(numbers, 1, mode="edge")
+    inner = np.ones(numbers.shape, bool)
+    for down, across in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        inner &= around[down : down + numbers.shape[0], across : across + numbers.shape[1]] == numbers
+    tinted = np.where(inner[..., None], picture // 2 + colours // 2, colours)
+    return np.where(numbers[..., None] > 0, tinted, picture).astype(np.uint8)

@@ -8,7 +8,8 @@ import sqlite3
 from collections import defaultdict
 
 from dreamteacher.data.class_list import ClassList, require_mask_classes
-from dreamteacher.data.items import LabelKind, utf8
+from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
+from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import class_name, nfc, tidy
 from dreamteacher.data.table import FINDS_ITS_PICTURE, one
@@ -18,14 +19,39 @@ from dreamteacher.errors import UserError
 OTHER_LISTS = ("class_dict.csv", "label_colors.txt", "labelmap.txt", "_classes.csv", "label_class_dict.csv", "class_dict_seg.csv")
 PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
+MASK_WORDS = {"instances": re.compile("instance", re.IGNORECASE)}  # task -> what folders or endings of its masks say, where there are such
+KINDS: tuple[LabelKind, ...] = ("csv", "masks", "boxes", "folders")  # of which the first that is there counts
+EXPECTED = {
+    "csv": "labels.csv",
+    "masks": "mask, such as masks/train/A.png for images/train/A.jpg",
+    "boxes": "boxes, neither in a COCO file that names its pictures nor in an .xml (Pascal VOC) or .txt (YOLO) for each",
+    "folders": "class folders",
+}
+
+
+def kinds_of_labels(labels: LabelKind, task: str) -> tuple[LabelKind, ...]:
+    """The kinds of labels that ingest.labels and ingest.task leave.
+
+    Raises:
+        UserError: none.
+    """
+    kinds = KINDS if task == AUTO else KINDS_OF_TASK[task]
+    if labels == "auto":
+        return kinds
+    if labels != "none" and labels not in kinds:
+        raise UserError(
+            f"ingest.task = {task} learns from labels of the kind {' or '.join(kinds)}, and ingest.labels is {labels}; set one to auto"
+        )
+    return (labels,)
+
 
 def kind_of_labels(
-    table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, *, is_list: bool, boxes: bool
+    table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, *, is_list: bool, boxes: bool, task: str = AUTO
 ) -> str:
     """The kind of labels that there is: csv, masks, boxes or folders, or none. boxes: there are some.
 
     Raises:
-        UserError: there are none of the kind that `labels` asks for, or masks and none is named as a picture is.
+        UserError: there are none of the kind that `labels` or `task` asks for, or masks and none is named as a picture is.
     """
     masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
     folders = [name for (name,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != ''")]
@@ -41,25 +67,28 @@ def kind_of_labels(
         "folders": len(named) > 1 or bool(classes and named),
     }
     if labels == "auto":
-        labels = next((kind for kind in ("csv", "masks", "boxes", "folders") if there[kind]), "none")
+        wanted = KINDS if task == AUTO else KINDS_OF_TASK[task]
+        labels = next((kind for kind in wanted if there[kind]), "none")
         (lost,) = table.execute("SELECT min(name) FROM files WHERE role = 'mask'").fetchone()
         if labels in ("none", "folders") and lost:
             raise UserError(
                 f"{tree}: no mask is named as a picture is (such as {lost}); call the mask of images/A.jpg "
                 "masks/A.png (merge several of one picture), or set ingest.labels to none"
             )
+        if labels == "none" and task != AUTO:
+            expected = " and no ".join(EXPECTED[kind] for kind in wanted)
+            others = ", ".join(kind for kind in KINDS if there[kind])
+            found = f" (there are labels of the kind {others})" if others else ""
+            raise UserError(f"ingest.task = {task}, but {tree} has no {expected}{found}; add labels, or set ingest.task to auto")
     elif labels != "none" and not (folders if labels == "folders" else there[labels]):
-        expected = {
-            "csv": "labels.csv",
-            "masks": "a mask such as masks/train/A.png for images/train/A.jpg",
-            "boxes": "boxes, neither in a COCO file that names its pictures nor in an .xml (Pascal VOC) or .txt (YOLO) for each",
-            "folders": "class folders",
-        }
-        raise UserError(f"ingest.labels = {labels}, but {tree} has no {expected[labels]}; add it or set ingest.labels to auto")
+        setting = f"ingest.labels = {labels}" if task == AUTO else f"ingest.task = {task}"
+        raise UserError(f"{setting}, but {tree} has no {EXPECTED[labels]}; add it or set {setting.partition(' ')[0]} to auto")
     return labels
 
 
-def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None) -> tuple[ClassList | None, dict[str, int]]:
+def read_labels(
+    table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None, task: str = AUTO
+) -> tuple[ClassList | None, dict[str, int]]:
     """The classes, and counts of labels without use; fills the table `labels`.
 
     Raises:
@@ -79,7 +108,12 @@ def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: Class
         names, counts["folders_without_class"] = _classes_of_folders(table, tree, names)
         classes = ClassList(names)
     elif kind == "masks":
-        classes = require_mask_classes(classes, str(tree), _other_list(tree))
+        if task == "instances":
+            classes = classes or ClassList([ONLY_CLASS])
+            if not object_classes(classes):
+                raise UserError(f"{tree}/classes.txt names no class of objects; write one name on each line, or drop it")
+        else:
+            classes = require_mask_classes(classes, str(tree), _other_list(tree))
         counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
     return classes, counts
 

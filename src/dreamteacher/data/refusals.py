@@ -60,7 +60,7 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
     if tally.has_boxes:
         if empty_split := next((split for split in wanted if not tally.boxes[split]), None):
             raise UserError(
-                f"no labelled picture of {empty_split} has a box, so nothing could be "
+                f"no labelled picture of {empty_split} has {tally.a_box}, so nothing could be "
                 f"{'learnt' if empty_split == 'train' else 'measured'}; "
                 f"label more, put pictures with boxes into {empty_split}/, or set ingest.labels to none"
             )

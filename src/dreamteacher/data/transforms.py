@@ -92,10 +92,11 @@ def pixel_crop(size: int, augmentation: Augmentation) -> Transform:
     return transform
 
 
-def box_crop(size: int, augmentation: Augmentation) -> Transform:
-    """For labels of boxes: as `pixel_crop`, but grey where the picture ends, since a reflection would show objects without boxes.
+def object_crop(size: int, augmentation: Augmentation) -> Transform:
+    """For labels of objects: as `pixel_crop`, but grey where the picture ends, since a reflection would show objects without boxes, or
+    one object twice. Pixels there are unknown.
 
-    Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": float32 (N, ROW)}.
+    Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": float32 (N, ROW) or int64 (size, size)}.
     """
     augment = _augment(augmentation)
 
@@ -106,10 +107,17 @@ def box_crop(size: int, augmentation: Augmentation) -> Transform:
         # Where the picture is smaller than the window, it lies anywhere in it.
         top, left = (int(drawn * (abs(length - side) + 1)) for drawn, length in zip((down, across), image.shape[:2], strict=True))
         top, left = (start if length >= side else -start for start, length in zip((top, left), image.shape[:2], strict=True))
-        window = np.full((side, side, 3), GREY, np.uint8)
-        shown = image[max(top, 0) : top + side, max(left, 0) : left + side]
-        window[max(-top, 0) :, max(-left, 0) :][: shown.shape[0], : shown.shape[1]] = shown
-        if isinstance(label, Boxes):
+
+        def cut(array: np.ndarray, outside: int) -> np.ndarray:
+            window = np.full((side, side, *array.shape[2:]), outside, array.dtype)
+            shown = array[max(top, 0) : top + side, max(left, 0) : left + side]
+            window[max(-top, 0) :, max(-left, 0) :][: shown.shape[0], : shown.shape[1]] = shown
+            return window
+
+        window = cut(image, GREY)
+        if isinstance(label, np.ndarray):
+            label = nearest(cut(label, IGNORE), size, size)
+        elif isinstance(label, Boxes):
             label = label.cropped(top, left, side, side).scaled(size / side, size / side)
         return augment(_scale(window, size, size), label)
 

@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from dreamteacher.data.boxes import MOST_DETECTIONS
+from dreamteacher.data.instances import MOST as MOST_OBJECTS
+from dreamteacher.data.instances import group
 from dreamteacher.serving.contract import Contract, to_detections, to_mask, to_probabilities, to_shares
 
 Outputs = Mapping[str, np.ndarray]
@@ -130,6 +132,47 @@ class Detections:
 
 
 @dataclass(frozen=True, eq=False)
+class Instances:
+    """Objects in the picture with their pixels, the likeliest first.
+
+    mask: uint16 (H, W) in the picture's own size: 0 where there is no object, else the number of one, from 1. labels: int64 (D,) of class
+    ids, and scores: float32 (D,) in [0, 1], of object 1, 2 and so on.
+    """
+
+    OUTPUTS: ClassVar = ("probabilities", "centres", "offsets")
+
+    mask: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Instances:
+        """See `to_answer`."""
+        return cls(*group(outputs["probabilities"], outputs["centres"], outputs["offsets"], prepared, size), contract.classes)
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors` and `Detections.tensors`."""
+        return {"mask": ("TYPE_UINT8", [-1]), "objects": ("TYPE_FP32", [MOST_OBJECTS, 2])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures: the mask as a PNG of 16 bits; rows of class id and score, and behind them rows of score 0."""
+        file = io.BytesIO()
+        Image.fromarray(self.mask.astype(np.uint16)).save(file, "PNG")
+        rows = np.column_stack([self.labels, np.maximum(self.scores, 1e-6)]).astype(np.float32)
+        padded = np.pad(rows, [(0, MOST_OBJECTS - len(rows)), (0, 0)])
+        return {"mask": np.frombuffer(file.getvalue(), np.uint8), "objects": padded}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Instances:
+        """The inverse of `to_tensors`."""
+        mask = np.asarray(Image.open(io.BytesIO(tensors["mask"].tobytes()), formats=("PNG",))).astype(np.uint16)
+        rows = tensors["objects"][tensors["objects"][:, 1] > 0]
+        return cls(mask, rows[:, 0].astype(np.int64), rows[:, 1], classes)
+
+
+@dataclass(frozen=True, eq=False)
 class Features:
     """What a backbone sees in a picture.
 
@@ -142,9 +185,14 @@ class Features:
     size: tuple[int, int]
 
 
-Prediction = Segmentation | Classification | Detections
+Prediction = Segmentation | Classification | Detections | Instances
 Answer = Prediction | Features
-ANSWERS: dict[str, type[Prediction]] = {"segmentation": Segmentation, "classification": Classification, "detection": Detections}
+ANSWERS: dict[str, type[Prediction]] = {
+    "segmentation": Segmentation,
+    "classification": Classification,
+    "detection": Detections,
+    "instances": Instances,
+}
 
 
 def to_answer(contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Answer:

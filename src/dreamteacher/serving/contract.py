@@ -17,7 +17,7 @@ from dreamteacher.errors import UserError
 
 VERSION = 1  # of the form; one more when a reader of this one would prepare pictures wrongly
 VERSION_KEY = "contract_version"
-TASKS = ("segmentation", "classification", "detection", "features")
+TASKS = ("segmentation", "classification", "detection", "instances", "features")
 MAX_PIXELS = 100_000_000  # of a picture as prepared: thin ones grow when they are scaled or padded
 DESCRIPTION = {  # of what version 1 always does, for whoever reads a file without this module
     "layout": "NCHW",
