@@ -156,7 +156,9 @@ def test_outlines_turn_with_a_picture_whose_stored_size_they_name() -> None:
 
 
 Json = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5), lambda each: st.lists(each, max_size=4))
-Run = st.fixed_dictionaries({"size": Json | st.just([20, 30]), "counts": Json | st.lists(st.integers(-9, 900), max_size=5) | st.text(max_size=9)})
+Run = st.fixed_dictionaries(
+    {"size": Json | st.just([20, 30]), "counts": Json | st.lists(st.integers(-9, 900), max_size=5) | st.text(max_size=9)}
+)
 
 
 @given(st.lists(Json | Run | st.lists(st.lists(st.floats(-50, 50), max_size=9), max_size=2), min_size=1, max_size=2))
@@ -180,7 +182,7 @@ def maps(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     probabilities, centres, offsets = np.zeros((3, height, width), np.float32), np.zeros((1, height, width)), np.zeros((2, height, width))
     probabilities[0] = 1
     for number, cls in ((1, 0), (2, 0), (3, 1)):
-        rows, columns = np.nonzero(NUMBERS == number)
+        rows, columns = np.nonzero(number == NUMBERS)
         probabilities[:, rows, columns] = np.float32([[0.1], [0.1], [0.1]])
         probabilities[1 + cls, rows, columns] = 0.8
         offsets[:, rows, columns] = rows.mean() - rows, columns.mean() - columns

@@ -18,7 +18,6 @@ from dreamteacher.data.instances import unpack
 from dreamteacher.errors import UserError
 from dreamteacher.stages import evaluate, finetune, ingest, train_interpreter
 
-
 ONLY: dict[str, Any] = {"compare": {"inits": ["scratch"]}, "export": {"init": "scratch"}}
 
 

@@ -19,7 +19,19 @@ from dreamteacher.data.load import Source, load, without_other_band
 from dreamteacher.data.metadata import without_metadata
 from dreamteacher.errors import is_memory_error
 
-__all__ = ["SUFFIXES", "UNREAD", "WARNINGS", "BadPicture", "Picture", "decode", "decode_mask", "decode_numbers", "is_lossy", "turn_upright"]
+__all__ = [
+    "SUFFIXES",
+    "UNREAD",
+    "WARNINGS",
+    "BadPicture",
+    "Picture",
+    "decode",
+    "decode_mask",
+    "decode_numbers",
+    "decode_values",
+    "is_lossy",
+    "turn_upright",
+]
 
 VOC_BORDER = 0xE0E0C0  # the colour around objects in Pascal VOC's masks, index 255 of its palette
 SMALL_BLOCK = 64 << 20  # bytes
@@ -118,6 +130,18 @@ def decode_numbers(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
     if is_lossy(data):
         raise BadPicture("mask is in a lossy format, such as JPEG, which changes numbers; store masks as PNG")
     return _whatever_the_metadata(partial(_decode_numbers, max_pixels=max_pixels), data, "mask", max_pixels)
+
+
+def decode_values(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
+    """The values of a file of one channel as they are, of any number type (H, W); (H, W, 3) where it has colours.
+
+    Raises:
+        BadPicture: as `decode`; several pages; transparent pixels; a lossy format.
+        MemoryError: an allocation failed.
+    """
+    if is_lossy(data):
+        raise BadPicture("mask is in a lossy format, such as JPEG, which changes numbers; store masks as PNG")
+    return _whatever_the_metadata(lambda file, _: _values_of_mask(file, max_pixels, by_colour=False), data, "mask", max_pixels)
 
 
 def is_lossy(data: bytes) -> bool:

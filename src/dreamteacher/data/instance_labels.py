@@ -110,7 +110,7 @@ def _drawn(outline: Any, height: int, width: int) -> np.ndarray:
 
 
 def _decompressed(text: str) -> list[int]:
-    """COCO's run lengths: digits of 5 bits from the character 0, the lowest first; from the fourth on differences to the one before last."""
+    """COCO's run lengths: digits of 5 bits from the character 0, the lowest first; from the fourth on differences to the one but last."""
     counts: list[int] = []
     value = shift = 0
     for character in text:

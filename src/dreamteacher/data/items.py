@@ -20,12 +20,16 @@ TASKS = {
     "cls": "classification",
     "boxes.json": "detection",
     "instances.png": "instances",
+    "labels.json": "multilabel",
+    "depth.tif": "depth",
 }  # suffix of a stored label -> the task that dataset.json names
 KINDS_OF_TASK: dict[str, tuple[LabelKind, ...]] = {  # of labels that a task learns from, the first that is there counts
     "segmentation": ("masks",),
     "classification": ("csv", "folders"),
     "detection": ("boxes",),
     "instances": ("masks", "boxes"),
+    "multilabel": ("csv",),
+    "depth": ("masks",),
 }
 AUTO = "auto"  # ingest.task: what the labels that are found are most often for
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")

@@ -17,15 +17,18 @@ import fsspec
 
 from dreamteacher.data.boxes import SUFFIX as BOXES
 from dreamteacher.data.class_list import parse_classes, require_mask_classes
+from dreamteacher.data.depth import SUFFIX as DEPTH
 from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.instances import SUFFIX as INSTANCES
 from dreamteacher.data.items import AUTO, MASK_SUFFIXES, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning, without_mask_tail
 from dreamteacher.data.names import class_name
+from dreamteacher.data.several_labels import SUFFIX as SEVERAL
 from dreamteacher.data.trees import cannot_open, too_large
 from dreamteacher.errors import UserError
 
 _INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS}|boxes)", re.IGNORECASE)
+OWN = {"instances": INSTANCES, "depth": DEPTH}  # task -> suffix of its maps
 MOST_COMPARED = 1000  # names of a shard, by which masks of other names are found
 _IS_MASK = re.compile(rf"({MASK_TAILS})\.\w+", re.IGNORECASE)
 
@@ -82,7 +85,7 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
             else:
                 of_shard = names[url], splits[url], labels, task
                 for item in _read_shard(url, *of_shard, max_bytes=max_bytes, counts=counts, passed_over=passed_over):
-                    if item.mask is not None and task != "instances" and not item.stored:
+                    if item.mask is not None and task not in OWN:
                         require_mask_classes(classes, "the folder of the shards")
                     yield item
 
@@ -128,7 +131,7 @@ def _read_shard(
                 _refuse_masks_of_other_names(url, key, first)
                 suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
                 unread = next((suffix for suffix in sample if why_unread(f"{key}.{suffix}")), None)
-                own = INSTANCES if task == "instances" else BOXES
+                own = OWN.get(task, BOXES)
                 counts["beside_masks"] += sum(
                     "." in suffix and suffix not in (BOXES, own) and not _IS_MASK.fullmatch(suffix) for suffix in sample
                 )
@@ -168,20 +171,20 @@ def _refuse_masks_of_other_names(url: str, key: str, first: set[str]) -> None:
 
 def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], labels: LabelKind, *, task: str) -> Item:
     masks = [sample[key] for key in sample if _IS_MASK.fullmatch(key) and f".{key.rpartition('.')[2]}" in MASK_SUFFIXES]
-    if stored := task == "instances" and INSTANCES in sample:
-        masks = [sample[INSTANCES]]
+    if stored := OWN.get(task) in sample:
+        masks = [sample[OWN[task]]]
     mask = masks[0] if masks and labels in ("auto", "masks") else None
     boxes = sample.get(BOXES) if labels in ("auto", "boxes") else None
     for part in (sample[suffix], mask, boxes):
         if isinstance(part, OSError):
             return Item(name, split, problem=f"cannot be read: {part.strerror}")
     try:
-        cls = _class_of(sample)
+        cls = sample[SEVERAL].decode() if task == "multilabel" and SEVERAL in sample else _class_of(sample)
     except (ValueError, TypeError, AttributeError):
         return Item(name, split, problem="its .cls or .json cannot be read")
     if boxes is not None:
         return Item(name, split, sample[suffix], boxes=BoxLabel("stored", boxes))
-    cls = cls if labels in ("auto", "folders", "csv") and task in (AUTO, "classification") else None
+    cls = cls if labels in ("auto", "folders", "csv") and task in (AUTO, "classification", "multilabel") else None
     return Item(name, split, sample[suffix], mask, cls, stored=stored)
 
 

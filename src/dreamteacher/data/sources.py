@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamteacher.data.box_labels import WORDS, BoxSource, find_boxes
-from dreamteacher.data.class_list import ClassList, alike, parse_classes, require_two
+from dreamteacher.data.class_list import ClassList, alike, parse_classes
 from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.items import AUTO, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
-from dreamteacher.data.labels import MASK_WORDS, kind_of_labels, kinds_of_labels, read_labels
+from dreamteacher.data.labels import (
+    MASK_WORDS,
+    kind_of_labels,
+    kinds_of_labels,
+    read_labels,
+    require_classes,
+    several_in_cells,
+    table_has_columns,
+)
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.lookalike import refuse_unknown_masks
 from dreamteacher.data.names import UNLABELLED, Row, read_list, row
@@ -118,7 +126,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         return find_in_shards(place.urls, labels, max_bytes, task)
     tree, passed_over = place.tree, PassedOver()
     rows = read_list(place.listing) if place.listing else (row(name) for name in tree.pictures(passed_over))
-    table = open_table(_without_labels_that_are_not_read(rows, passed_over))
+    table = open_table(_without_labels_that_are_not_read(rows, passed_over, (".npy",) if task == "depth" else ()))
     class_list = _read_classes(tree)
     names = class_list.names if class_list else None
     respect_classes(table, names)
@@ -139,8 +147,9 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
         refuse_unknown_masks(table, tree, max_bytes, names)
     kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None, boxes=boxes is not None, task=task)
-    if class_list and kind != "boxes" and task != "instances":
-        require_two(class_list.names, f"{tree}/classes.txt")
+    task = "multilabel" if task == AUTO and kind == "csv" and table_has_columns(tree) else task
+    if class_list:
+        require_classes(class_list, kind, f"{tree}/classes.txt", task)
     classes, counts = read_labels(table, tree, kind, class_list, task)
     if boxes:
         classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
@@ -154,6 +163,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     notes += _numbered_classes(table, boxes)
     if labels == "auto" and kind == "none":
         notes += _lost_classes(table, names)
+    notes += several_in_cells(table) if kind == "csv" and task == AUTO else ()
     if classes and kind in ("csv", "folders"):
         notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes.names)[:3]]
     items, where = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else ""), _where(table, kind, tree, boxes)
@@ -190,10 +200,10 @@ def _only_folder(table: sqlite3.Connection) -> str | None:
     return inside[0][0] if len(inside) > 1 and len({cls for cls, _ in inside}) == 1 else None
 
 
-def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOver) -> Iterator[Row]:
-    """A mask of a kind that is not read, such as .npy, is no mask; its picture may have another."""
+def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOver, read: tuple[str, ...]) -> Iterator[Row]:
+    """A mask of a kind that is not read, such as .npy, is no mask; its picture may have another. read: endings that are."""
     for each in rows:
-        if each.role != "picture" and why_unread(each.name):
+        if each.role != "picture" and why_unread(each.name) and not each.name.lower().endswith(read):
             passed_over.add(each.name)
         else:
             yield each

@@ -50,13 +50,14 @@ READ = (
 
 def class_names(found: Found, tally: Tally) -> list[str]:
     """Names by id; numbers where the source has no names, none without labels."""
-    if not tally.task:
+    if not tally.task or tally.task == "depth":
         return []
     if found.classes and tally.task == "instances" and found.labels != "boxes":
         return object_classes(found.classes)
     if found.classes:
         return found.classes.mask_names if tally.masks else found.classes.names
-    return [str(i) for i in range(max(max(tally.classes[split], default=-1) for split in SPLITS) + 1)]
+    most = max(max(tally.classes[split], default=-1) for split in SPLITS) + 1
+    return [str(i) for i in range(tally.n_classes or most)]
 
 
 def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:

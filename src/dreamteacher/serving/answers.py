@@ -16,7 +16,7 @@ from PIL import Image
 from dreamteacher.data.boxes import MOST_DETECTIONS
 from dreamteacher.data.instances import MOST as MOST_OBJECTS
 from dreamteacher.data.instances import group
-from dreamteacher.serving.contract import Contract, to_detections, to_mask, to_probabilities, to_shares
+from dreamteacher.serving.contract import Contract, to_depth, to_detections, to_likelihoods, to_mask, to_probabilities, to_shares
 
 Outputs = Mapping[str, np.ndarray]
 Size = tuple[int, int]
@@ -88,6 +88,68 @@ class Classification:
     def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Classification:
         """The inverse of `to_tensors`."""
         return cls(tensors["probabilities"], classes)
+
+
+@dataclass(frozen=True, eq=False)
+class MultiLabel:
+    """Any number of classes for the picture. probabilities: float32 (K,), each in [0, 1] by itself."""
+
+    OUTPUTS: ClassVar = ("logits",)
+
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes of a probability of 0.5 or more."""
+        return [self.classes[i] for i in np.flatnonzero(self.probabilities >= 0.5)]
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> MultiLabel:
+        """See `to_answer`."""
+        return cls(to_likelihoods(outputs["logits"]), contract.classes)
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors`."""
+        return {"probabilities": ("TYPE_FP32", [classes])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures."""
+        return {"probabilities": self.probabilities}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> MultiLabel:
+        """The inverse of `to_tensors`."""
+        return cls(tensors["probabilities"], classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """A distance for each pixel. depth: float32 (H, W) in the picture's own size, in the unit of the labels that the model learned from."""
+
+    OUTPUTS: ClassVar = ("depth",)
+
+    depth: np.ndarray
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Depth:
+        """See `to_answer`."""
+        return cls(to_depth(outputs["depth"], prepared, size))
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors`."""
+        return {"depth": ("TYPE_FP32", [-1, -1])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures."""
+        return {"depth": self.depth}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Depth:
+        """The inverse of `to_tensors`."""
+        return cls(np.array(tensors["depth"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,13 +247,28 @@ class Features:
     size: tuple[int, int]
 
 
-Prediction = Segmentation | Classification | Detections | Instances
-Answer = Prediction | Features
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """What a model of a task from another package computes, as it is.
+
+    outputs: by the names in its `Task.served`, of the prepared picture, which may be padded. prepared: (h, w) of it without the padding;
+    size: (H, W) of the picture itself.
+    """
+
+    outputs: dict[str, np.ndarray]
+    prepared: tuple[int, int]
+    size: tuple[int, int]
+
+
+Prediction = Segmentation | Classification | MultiLabel | Depth | Detections | Instances
+Answer = Prediction | Raw | Features
 ANSWERS: dict[str, type[Prediction]] = {
     "segmentation": Segmentation,
     "classification": Classification,
     "detection": Detections,
     "instances": Instances,
+    "multilabel": MultiLabel,
+    "depth": Depth,
 }
 
 
@@ -199,5 +276,7 @@ def to_answer(contract: Contract, outputs: Outputs, prepared: Size, size: Size) 
     """The result for one picture of `size` (H, W), prepared as (h, w), from a model's outputs for it (without the batch dimension)."""
     if contract.task in ANSWERS:
         return ANSWERS[contract.task].of_outputs(contract, outputs, prepared, size)
+    if contract.task != "features":
+        return Raw({name: np.array(values) for name, values in outputs.items()}, prepared, size)
     maps = {name: np.array(outputs[name]) for name in outputs if name != "embedding"}  # copies, or each would hold its whole batch
     return Features(maps, np.array(outputs["embedding"]), prepared)

@@ -20,7 +20,18 @@ from typing import Any, Self, TypeVar, cast
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.formats import BadPicture
-from dreamteacher.serving.answers import Answer, Classification, Detections, Features, Instances, Prediction, Segmentation
+from dreamteacher.serving.answers import (
+    Answer,
+    Classification,
+    Depth,
+    Detections,
+    Features,
+    Instances,
+    MultiLabel,
+    Prediction,
+    Raw,
+    Segmentation,
+)
 from dreamteacher.serving.async_client import AsyncClient
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.requests import (
@@ -54,10 +65,13 @@ __all__ = [
     "Client",
     "Contract",
     "DeadlineExceeded",
+    "Depth",
     "Detections",
     "Features",
     "Instances",
+    "MultiLabel",
     "Overloaded",
+    "Raw",
     "Refused",
     "Segmentation",
     "Unavailable",
@@ -112,7 +126,7 @@ class Client:
         return self.served(self.model).contract
 
     def predict(self, picture: Picture) -> Prediction:
-        """What the model says of a picture: a path, the bytes of a file, or uint8 RGB (H, W, 3).
+        """What the model says of a picture (a path, the bytes of a file, or uint8 RGB (H, W, 3)): the answer of its task, see `answers`.
 
         Raises:
             BadPicture: it is none, or it would become too large when it is prepared.

@@ -20,10 +20,10 @@ import numpy as np
 
 from dreamteacher.data.decode import SUFFIXES, BadPicture, decode
 from dreamteacher.errors import UserError
-from dreamteacher.serving.answers import ANSWERS, Answer
+from dreamteacher.serving.answers import Answer
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.contract import check_size
-from dreamteacher.serving.rendering import rendering_of
+from dreamteacher.serving.rendering import rendering_of, rendering_of_task
 from dreamteacher.serving.requests import TIMEOUT, Protocol
 
 Format = Literal["text", "jsonl", "csv"]
@@ -66,6 +66,8 @@ def predict(
     STEM.overlay.png.
     Instances: the number of objects of each class, as JSON lines all of them with score and size; with `out` also STEM.instances.png (the
     number of an object in each pixel, 16 bits) and STEM.overlay.png.
+    Multi-label: the classes of a probability of 0.5 or more; depth: its range, with `out` STEM.depth.tif (float32) and STEM.overlay.png; a
+    task of another package: the sizes of its outputs, with `out` STEM.outputs.npz.
     Classification: the three likeliest classes with their probabilities; as JSON lines and CSV all of them.
     `features` asks MODEL-backbone as well and writes STEM.npz: `strideS` (C, H/S, W/S) and `embedding` (C,), float32, of the
     picture as prepared, and `size`, its (H, W) unpadded. `batch` pictures share a request where their shapes allow.
@@ -215,7 +217,7 @@ def _as_json(row: Row) -> str:
 
 
 def _columns(task: str, out: Path | None, features: bool) -> list[str]:
-    kind = rendering_of(ANSWERS[task])
+    kind = rendering_of_task(task)
     return ["picture", "error", *kind.columns, *(kind.files if out else ()), *(["features"] * features)]
 
 

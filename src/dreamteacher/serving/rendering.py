@@ -9,8 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.drawing import COLOURS, draw_boxes, draw_objects
-from dreamteacher.serving.answers import Answer, Classification, Detections, Features, Instances, Segmentation
+from dreamteacher.data.drawing import COLOURS, draw_boxes, draw_depth, draw_objects
+from dreamteacher.serving.answers import (
+    ANSWERS,
+    Answer,
+    Classification,
+    Depth,
+    Detections,
+    Features,
+    Instances,
+    MultiLabel,
+    Raw,
+    Segmentation,
+)
 
 LEAST_SCORE = 0.5  # of objects that are counted and drawn; JSON lines have all
 
@@ -41,6 +52,11 @@ class Rendering(NamedTuple):
 def rendering_of(answer: type[Answer] | Answer) -> Rendering:
     """Of an answer or its type."""
     return _RENDERINGS[answer if isinstance(answer, type) else type(answer)]
+
+
+def rendering_of_task(task: str) -> Rendering:
+    """Of the answers of a task; one from another package is answered by `Raw`."""
+    return rendering_of(ANSWERS.get(task, Raw))
 
 
 def _by_class(classes: tuple[str, ...], values: np.ndarray) -> dict[str, Any]:
@@ -106,8 +122,25 @@ def _save_objects(answer: Instances, picture: np.ndarray, place: Path) -> Files:
     return {"instances": f"{place}.instances.png", "overlay": f"{place}.overlay.png"}
 
 
-def _sizes(answer: Features) -> str:
-    arrays = {**answer.maps, "embedding": answer.embedding}
+def _range(answer: Depth) -> dict[str, float]:
+    low, middle, high = np.quantile(answer.depth, [0, 0.5, 1]).tolist()
+    return {"min": round(low, 4), "median": round(middle, 4), "max": round(high, 4)}
+
+
+def _save_depth(answer: Depth, picture: np.ndarray, place: Path) -> Files:
+    Image.fromarray(answer.depth.astype(np.float32)).save(f"{place}.depth.tif", "TIFF")
+    Image.fromarray(draw_depth(answer.depth)).save(f"{place}.overlay.png")
+    return {"depth": f"{place}.depth.tif", "overlay": f"{place}.overlay.png"}
+
+
+def _save_raw(answer: Raw, _: np.ndarray, place: Path) -> Files:
+    arrays: dict[str, Any] = {**answer.outputs, "prepared": np.array(answer.prepared), "size": np.array(answer.size)}
+    np.savez(f"{place}.outputs.npz", **arrays)
+    return {"outputs": f"{place}.outputs.npz"}
+
+
+def _sizes(answer: Features | Raw) -> str:
+    arrays = answer.outputs if isinstance(answer, Raw) else {**answer.maps, "embedding": answer.embedding}
     return ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in arrays.items())
 
 
@@ -142,5 +175,22 @@ _RENDERINGS: dict[type, Rendering] = {
         save=_save_objects,
         files=("instances", "overlay"),
     ),
+    MultiLabel: Rendering(
+        words=lambda answer: (
+            ", ".join(f"{name} {answer.probabilities[answer.classes.index(name)]:.3f}" for name in answer.labels) or "none of the classes"
+        ),
+        values=lambda answer: _by_class(answer.classes, answer.probabilities),
+        listed=lambda answer: {"labels": answer.labels, "probabilities": _by_class(answer.classes, answer.probabilities)},
+        facts=lambda answer: {"labels": ";".join(answer.labels)},
+        columns=("labels",),
+    ),
+    Depth: Rendering(
+        words=lambda answer: "depth {min:g} to {max:g}, median {median:g}".format(**_range(answer)),
+        values=_nothing,
+        listed=lambda answer: {"range": _range(answer)},
+        save=_save_depth,
+        files=("depth", "overlay"),
+    ),
+    Raw: Rendering(words=_sizes, values=_nothing, listed=_nothing, save=_save_raw, files=("outputs",)),
     Features: Rendering(words=_sizes, values=_nothing, listed=_nothing, save=_save_features, files=("features",)),
 }

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
 
 GROUP = "dreamteacher.tasks"  # of entry points, by which packages add tasks
-BUILT_IN = {name: f"dreamteacher.tasks.{name}:TASK" for name in ("segmentation", "classification", "detection", "instances")}
+BUILT_IN = {
+    name: f"dreamteacher.tasks.{name}:TASK" for name in ("segmentation", "classification", "detection", "instances", "multilabel", "depth")
+}
 Outputs = Tensor | dict[str, Tensor]  # of a head: one tensor, or several by name, each with the batch first
 Size = torch.Size | tuple[int, int]
 

@@ -30,8 +30,8 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
         if not missing:
             return
         missing -= _classes_of(images.label(index))
-    if len(missing) == len(images.classes) and images.form in ("boxes", "instances"):
-        thing = "a box" if images.form == "boxes" else "an object"
+    if len(missing) == len(images.classes) and images.form in (things := {"boxes": "a box", "instances": "an object", "labels": "a class"}):
+        thing = things[images.form]
         raise UserError(
             f"none of the {len(few)} labelled pictures has {thing}, so there is nothing to learn; raise few_labels or label more"
         )
@@ -50,6 +50,8 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
 def _classes_of(label: Label) -> set[int]:
     if isinstance(label, Boxes):
         return set(label.classes[~label.ignored].tolist())
+    if isinstance(label, tuple):
+        return {i for i, value in enumerate(label) if value == 1}
     if isinstance(label, np.ndarray) and label.dtype == np.int32:
         return set(unpack(label)[1].tolist())
     return set(np.unique(label).tolist()) - {IGNORE} if isinstance(label, np.ndarray) else {int(label)}  # type: ignore[arg-type]
