@@ -40,7 +40,7 @@ def labels_of(out: Path) -> dict[str, Any]:
 
 
 def test_a_column_for_each_class(tmp_path: Path) -> None:
-    text = "path,dog,cat\ntrain/a.png,1,0\ntrain/b.png,1.0,\ntrain/c.png,,\nval/d.png,0,-1\nval/d.png,0,-1\n"
+    text = "path,dog,cat\ntrain/a.png,1,0\ntrain/b.png,1.0,\ntrain/c.png,,\nval/d.png,1,-1\nval/d.png,1,-1\n"
     run(table(tmp_path / "source", text), tmp_path / "out")
     assert (facts(tmp_path / "out")["task"], facts(tmp_path / "out")["classes"]) == ("multilabel", ["dog", "cat"])
     assert labels_of(tmp_path / "out") == {"a": (1, 0), "b": (1, IGNORE), "c": None}
