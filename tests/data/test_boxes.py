@@ -9,7 +9,7 @@ import torch
 from dreamteacher.data.boxes import Boxes, choose
 from dreamteacher.data.dataset import Sample, collate
 from dreamteacher.data.decode import turn_upright
-from dreamteacher.data.transforms import AUGMENTATIONS, GREY, box_crop, pretrain_crop, whole
+from dreamteacher.data.transforms import AUGMENTATIONS, GREY, object_crop, pretrain_crop, whole
 
 BRIGHT = 250
 
@@ -42,7 +42,7 @@ def test_boxes_turn_as_pictures_do(orientation: int) -> None:
 @pytest.mark.parametrize("augment", ["natural", "overhead", "no-flip", "none"])
 @pytest.mark.parametrize("size", [(64, 80), (20, 24)])
 def test_boxes_of_crops_are_around_what_the_crops_show(augment: str, size: tuple[int, int]) -> None:
-    transform, whole_ones = box_crop(32, AUGMENTATIONS[augment]), 0  # type: ignore[index]
+    transform, whole_ones = object_crop(32, AUGMENTATIONS[augment]), 0  # type: ignore[index]
     for seed in range(60):
         torch.manual_seed(seed)
         item = transform(sample(*size, 8, 6, 18, 16))
@@ -57,7 +57,7 @@ def test_boxes_of_crops_are_around_what_the_crops_show(augment: str, size: tuple
 
 def test_the_outside_of_a_small_picture_shows_no_mirrored_objects() -> None:
     torch.manual_seed(0)
-    item = box_crop(64, AUGMENTATIONS["none"])(sample(20, 24, 8, 6, 18, 16))
+    item = object_crop(64, AUGMENTATIONS["none"])(sample(20, 24, 8, 6, 18, 16))
     assert int((item["image"][0] > 0.9).sum()) == 100
     assert int(((item["image"][0] * 255).round() == GREY).sum()) == 64 * 64 - 20 * 24
     assert len(item["label"]) == 1

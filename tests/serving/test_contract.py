@@ -67,7 +67,7 @@ def test_a_later_version_is_refused_in_one_line_that_says_what_to_do():
 
 @pytest.mark.parametrize(
     ("key", "text"),
-    [("mean", "[0.5]"), ("std", "[0, 1, 1]"), ("size", "0"), ("size", "x"), ("task", "keypoints"), ("interpolation", "magic"),
+    [("mean", "[0.5]"), ("std", "[0, 1, 1]"), ("size", "0"), ("size", "x"), ("task", "no task"), ("interpolation", "magic"),
      ("classes", "[1]"), ("short_side", "1.5"), ("dynamic_size", "1"), ("strides", "null")],
 )  # fmt: skip
 def test_values_that_cannot_be_are_named(key, text):

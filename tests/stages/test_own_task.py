@@ -25,7 +25,7 @@ from dreamteacher.report.summary import table
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.stage import open_stage
-from dreamteacher.stages import distill_labels, evaluate, finetune, train_interpreter
+from dreamteacher.stages import distill_labels, evaluate, finetune, ingest, train_interpreter
 from dreamteacher.students.necks import resize
 from dreamteacher.tasks.base import NeckHead, Size, Task, get_task
 from dreamteacher.tasks.model import normalize
@@ -64,6 +64,7 @@ class Crowding(Task):
     """A regression in every pixel."""
 
     figure, title, classifies = "fit", "fit of the crowding", None
+    labels = "segmentation"
 
     def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
         return CrowdingHead(channels, width)
@@ -114,6 +115,13 @@ def data(chains: dict[str, Chain], tmp_path_factory: pytest.TempPathFactory) -> 
         facts = json.loads((stage.tmp / "dataset.json").read_text())
         (stage.tmp / "dataset.json").write_text(json.dumps(facts | {"task": NAME}))
     return folder
+
+
+def test_ingest_reads_the_labels_of_the_task_that_it_learns_as(chains: dict[str, Chain], tmp_path: Path) -> None:
+    params = brief_params(chains["segmentation"].source, ingest={"task": NAME})
+    ingest.run(params, source=chains["segmentation"].source, out=tmp_path / "data")
+    images = ImageSet(tmp_path / "data", "val")
+    assert (images.task, images.form, images.classes) == (NAME, "mask", ["background", "blob"])
 
 
 def test_it_is_finetuned_and_evaluated(chains: dict[str, Chain], data: Path, tmp_path: Path) -> None:

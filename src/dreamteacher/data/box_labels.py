@@ -39,15 +39,17 @@ class BoxSource(NamedTuple):
     counts: dict[str, int]
 
 
-def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None, max_bytes: int) -> BoxSource | None:
+def find_boxes(
+    table: sqlite3.Connection, tree: Tree, classes: list[str] | None, max_bytes: int, outlines: bool = False
+) -> BoxSource | None:
     """The boxes that there are: of COCO (table `labels`), else of files named as the pictures are (table `pairs`); None if there are none.
 
-    classes: of classes.txt, which then says all classes and their order.
+    classes: of classes.txt, which then says all classes and their order. outlines: of objects are wanted, too, which COCO alone has.
 
     Raises:
-        UserError: see `read_coco`; a list of names cannot be understood; classes.txt lacks a class.
+        UserError: see `read_coco`; there are boxes without outlines; a list of names cannot be understood; classes.txt lacks a class.
     """
-    if found := read_coco(table, tree):
+    if found := read_coco(table, tree, outlines):
         files, names, counts = found
         if classes and (strange := [name for name in names if name not in classes]):
             raise UserError(f"{tree}/{files[0]} names the category {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
@@ -57,6 +59,11 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
         first = [name for (name,) in table.execute(f"SELECT DISTINCT b.name FROM {pairs} ORDER BY 1 LIMIT {LOOKED_INTO}", [suffix])]
         if not any(_looks_right(form, data) for data in tree.read(first, max_bytes) if isinstance(data, bytes)):
             continue
+        if outlines:
+            raise UserError(
+                f"ingest.task = instances learns from masks or COCO's outlines, and {tree} has boxes of {WORDS[form]} (as {first[0]}); "
+                "add masks, or set ingest.task to detection"
+            )
         table.execute("DELETE FROM pairs")
         table.execute(
             f"INSERT OR IGNORE INTO pairs SELECT p.name, min(b.name), count(*) FROM {pairs} "

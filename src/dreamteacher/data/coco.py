@@ -20,8 +20,9 @@ MOST_FILES = 100  # of more JSON files without a picture of their name, each is 
 ORDER = ("val", "val?", "test", None, "train")  # of a picture that several files name, the first says its split
 
 
-def read_coco(table: sqlite3.Connection, tree: Tree) -> tuple[list[str], list[str], dict[str, int]] | None:
-    """Fill the table `labels` from the COCO files below the source: value is {"size", "boxes"}, as `box_labels` reads it.
+def read_coco(table: sqlite3.Connection, tree: Tree, outlines: bool = False) -> tuple[list[str], list[str], dict[str, int]] | None:
+    """Fill the table `labels` from the COCO files below the source: value is {"size", "boxes"}, as `box_labels` reads it, and with
+    `outlines` also those, as `instance_labels` reads them.
 
     Pictures are found by `file_name`: from the root, from the file's folder, by the end of their path, by name alone. One whose folders
     name no split takes that of the file's name, such as instances_val2017.json.
@@ -30,7 +31,7 @@ def read_coco(table: sqlite3.Connection, tree: Tree) -> tuple[list[str], list[st
         Names of the files, class names by category id, counts; None if there is no such file, or it names no picture.
 
     Raises:
-        UserError: a file is damaged, two differ about a picture, or a name fits several pictures.
+        UserError: a file is damaged, two differ about a picture, a name fits several pictures, or no object has an outline.
     """
     candidates = [
         name
@@ -45,18 +46,23 @@ def read_coco(table: sqlite3.Connection, tree: Tree) -> tuple[list[str], list[st
     if not files:
         return None
     table.execute("CREATE TABLE coco_pictures (file INTEGER, id TEXT, name TEXT, size TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
-    table.execute("CREATE TABLE coco_boxes (file INTEGER, picture TEXT, x REAL, y REAL, w REAL, h REAL, category INTEGER, crowd INTEGER)")
+    table.execute(
+        "CREATE TABLE coco_boxes (file INTEGER, picture TEXT, x REAL, y REAL, w REAL, h REAL, category INTEGER, crowd INTEGER, "
+        "outline TEXT)"
+    )
     table.execute("CREATE TABLE coco_names (file INTEGER, id INTEGER, name TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
     categories: dict[tuple[int, int, str], None] = {}
     used = []
     for number, name in enumerate(files):
-        of_file = _import(table, tree, number, name)
+        of_file = _import(table, tree, number, name, outlines)
         if of_file is not None:
             used.append(name)
             categories |= dict.fromkeys((identity, number, text) for identity, text in of_file.items())
     if not used:
         return None
-    counts = _find_pictures(table, tree, files)
+    if outlines and not table.execute("SELECT EXISTS (SELECT 1 FROM coco_boxes WHERE outline NOT NULL)").fetchone()[0]:
+        raise UserError(f"{tree}/{used[0]} has boxes and no `segmentation` of an object; add outlines, or set ingest.task to detection")
+    counts = _find_pictures(table, tree, files, outlines)
     if not table.execute("SELECT EXISTS (SELECT 1 FROM labels)").fetchone()[0]:
         (named,) = table.execute("SELECT min(name) FROM coco_pictures").fetchone()
         (there,) = table.execute("SELECT min(name) FROM files WHERE role = 'picture'").fetchone()
@@ -82,7 +88,7 @@ def _is_coco(tree: Tree, name: str) -> bool:
     return start.startswith("{") and any(f'"{key}"' in start for key in ("images", "annotations", "categories"))
 
 
-def _import(table: sqlite3.Connection, tree: Tree, number: int, name: str) -> dict[int, str] | None:
+def _import(table: sqlite3.Connection, tree: Tree, number: int, name: str, outlines: bool) -> dict[int, str] | None:
     """Copy pictures and boxes of a file into the tables; its categories, or None if it holds no annotations with boxes."""
     where = f"{tree}/{name}"
     categories: dict[int, str] = {}
@@ -99,11 +105,12 @@ def _import(table: sqlite3.Connection, tree: Tree, number: int, name: str) -> di
                     row = (number, str(element["id"]), nfc(path), json.dumps([element.get("width"), element.get("height")]))
                     if table.execute("INSERT OR IGNORE INTO coco_pictures VALUES (?, ?, ?, ?)", row).rowcount == 0:
                         raise UserError(f"{where}: two pictures have the id {element['id']}; give each its own")
-                elif key == "annotations" and (box := _box(element)):
+                elif key == "annotations" and (box := _box(element) or ([0.0] * 4 if outlines and element.get("segmentation") else None)):
                     boxed = True
                     crowd = bool(element.get("iscrowd") or element.get("ignore"))
                     box_row = (number, str(element["image_id"]), *box, int(element["category_id"]), crowd)
-                    table.execute("INSERT INTO coco_boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", box_row)
+                    outline = json.dumps(element["segmentation"]) if outlines and element.get("segmentation") else None
+                    table.execute("INSERT INTO coco_boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*box_row, outline))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
@@ -135,7 +142,7 @@ def _box(element: dict[str, Any]) -> list[float] | None:
     return None
 
 
-def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str]) -> dict[str, int]:
+def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], outlines: bool) -> dict[str, int]:
     """Give each listed picture its row of `labels`, also without boxes; and pictures without a split that of their file."""
     table.create_function("basename", 1, lambda name: nfc(posixpath.basename(name)), deterministic=True)
     table.execute("CREATE INDEX by_basename ON files (basename(name)) WHERE role = 'picture'")
@@ -148,20 +155,27 @@ def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str]) -> d
             missing += 1
             continue
         boxes = table.execute(
-            "SELECT x, y, w, h, n.name, crowd FROM coco_boxes AS b JOIN coco_names AS n ON n.file = b.file AND n.id = category "
+            "SELECT x, y, w, h, n.name, crowd, outline FROM coco_boxes AS b JOIN coco_names AS n ON n.file = b.file AND n.id = category "
             "WHERE b.file = ? AND picture = ? ORDER BY b.rowid",
             (number, identity),
         ).fetchall()
-        value = json.dumps({"size": json.loads(size), "boxes": boxes})
+        entry = {"size": json.loads(size), "boxes": [row[:-1] for row in boxes]}
+        value = json.dumps(entry | ({"outlines": [json.loads(row[-1] or "null") for row in boxes]} if outlines else {}))
         if table.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (nfc(there), value)).rowcount == 0:
             (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [nfc(there)]).fetchone()
-            if sorted(map(str, json.loads(other)["boxes"])) != sorted(map(str, json.loads(value)["boxes"])):
+            if _objects(other) != _objects(value):
                 raise UserError(
                     f"{tree}: the boxes of {there} in {files[number]} are not those that an earlier entry has; keep one of them"
                 )
         elif split := _split_of(files[number]):
             table.execute("UPDATE files SET split = ? WHERE name = ?", (split, there))
     return {"boxes_without_picture": missing}
+
+
+def _objects(value: str) -> list[str]:
+    """Of an entry, in any order of its objects the same."""
+    entry = json.loads(value)
+    return sorted(str(each) for each in zip(entry["boxes"], entry.get("outlines", entry["boxes"]), strict=True))
 
 
 def _the_picture(table: sqlite3.Connection, tree: Tree, file: str, name: str) -> str | None:

@@ -19,14 +19,20 @@ from torch.utils.data import default_collate
 
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.decode import BadPicture, decode, decode_mask
+from dreamteacher.data.depth import from_tiff
+from dreamteacher.data.instances import from_png
+from dreamteacher.data.several_labels import from_json
 from dreamteacher.data.strata import by_class, by_cluster, in_turns
 from dreamteacher.errors import UserError
 
 PLACE = ("offset", "length", "label_offset", "label_length", "height", "width")  # columns of the manifest
 UNLIMITED = 1 << 62  # pixels; ingest has checked the sizes
 CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory
-Label = int | np.ndarray | Boxes | None  # class id, or uint8 (H, W) with IGNORE, or boxes, or none
-LabelForm = Literal["class", "mask", "boxes"]
+# Class id, or of each class 1, 0 or IGNORE, or a map (H, W): uint8 with IGNORE, int32 of `data.instances`, float32 of `data.depth`; or
+# boxes, or none.
+Label = int | tuple[int, ...] | np.ndarray | Boxes | None
+LabelForm = Literal["class", "mask", "boxes", "instances", "labels", "depth"]
+FORMS = ("mask", "boxes", "instances", "labels", "depth")  # as the manifest's column label has them; else it is empty or a class id
 ROW = 6  # numbers of a box in a batch: x1, y1, x2, y2, class, ignored; class -1: there is none
 
 
@@ -62,7 +68,7 @@ class ImageSet:
                 for row in csv.DictReader(file):
                     if row["split"] == split:
                         self.names.append(row["path"])
-                        if row["label"] in ("mask", "boxes"):
+                        if row["label"] in FORMS:
                             self.form = row["label"]  # type: ignore[assignment]
                         hashes += bytes.fromhex(row["sha256"])
                         where.append(shards.setdefault(row["shard"], len(shards)))
@@ -106,7 +112,7 @@ class ImageSet:
         return height, width
 
     def label(self, index: int) -> Label:
-        """The label alone, without decoding the picture: class id, or uint8 (H, W) of the picture's size, or boxes on it, or None."""
+        """The label alone, without decoding the picture: class id, or a map of the picture's size, or boxes on it, or None."""
         label = self.full_size_label(index)
         if isinstance(label, np.ndarray) and label.shape != self.size(index):
             return nearest(label, *self.size(index))
@@ -120,7 +126,10 @@ class ImageSet:
         data = self._bytes(shard, offset, length)
         if self.form == "boxes":
             return Boxes.from_json(data)
-        return decode_mask(data, max_pixels=UNLIMITED) if self.form == "mask" else int(data)
+        if self.form == "mask":
+            return decode_mask(data, max_pixels=UNLIMITED)
+        read: dict[str, Callable[[bytes], Label]] = {"instances": from_png, "labels": from_json, "depth": from_tiff}
+        return read.get(self.form, int)(data)
 
     def read(self, index: int) -> Sample:
         """Picture, label and name at `index` (0 <= index < len)."""
@@ -197,11 +206,11 @@ def _equally_long(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def label_tensor(label: Label) -> Tensor | None:
-    """As a label stands in a batch: int64 `()` or `(H, W)`; of boxes float32 `(N, ROW)`; None without one."""
+    """As a label stands in a batch: int64 `()`, `(K,)` or `(H, W)`; of depth float32 `(H, W)`, of boxes `(N, ROW)`; None without one."""
     if isinstance(label, Boxes):
         return torch.from_numpy(label.rows())
     if isinstance(label, np.ndarray):
-        return torch.from_numpy(label.astype(np.int64))
+        return torch.from_numpy(label if label.dtype.kind == "f" else label.astype(np.int64))
     return None if label is None else torch.tensor(label)
 
 

@@ -19,7 +19,19 @@ from dreamteacher.data.load import Source, load, without_other_band
 from dreamteacher.data.metadata import without_metadata
 from dreamteacher.errors import is_memory_error
 
-__all__ = ["SUFFIXES", "UNREAD", "WARNINGS", "BadPicture", "Picture", "decode", "decode_mask", "is_lossy", "turn_upright"]
+__all__ = [
+    "SUFFIXES",
+    "UNREAD",
+    "WARNINGS",
+    "BadPicture",
+    "Picture",
+    "decode",
+    "decode_mask",
+    "decode_numbers",
+    "decode_values",
+    "is_lossy",
+    "turn_upright",
+]
 
 VOC_BORDER = 0xE0E0C0  # the colour around objects in Pascal VOC's masks, index 255 of its palette
 SMALL_BLOCK = 64 << 20  # bytes
@@ -42,6 +54,7 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
     "boxes_empty": "pictures have boxes without an extent, or wholly outside; those boxes were dropped",
     "boxes_outside": "pictures have boxes that reach more than 2 pixels beyond the border, and were cut (are they of other pictures?)",
     "boxes_repeated": "pictures have a box more than once; one was kept",
+    "objects_hidden": "pictures have objects that lie wholly below others, or cover no pixel, and were dropped",
     "mask_vanished": "masks lost their last known pixel when they were reduced and count as no label; raise ingest.short_side",
 }
 
@@ -105,14 +118,44 @@ def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tup
     return _whatever_the_metadata(partial(_decode_mask, max_pixels=max_pixels, colours=colours), data, "mask", max_pixels)
 
 
+def decode_numbers(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
+    """Decode a mask that numbers objects: int64 (H, W), 0 where there is none.
+
+    Numbers are stored in one channel of any depth, in a palette (the index) or in equal channels; of any other colours each is a number.
+
+    Raises:
+        BadPicture: as `decode`; several pages; negative numbers or fractions; transparent pixels; a lossy format.
+        MemoryError: an allocation failed.
+    """
+    if is_lossy(data):
+        raise BadPicture("mask is in a lossy format, such as JPEG, which changes numbers; store masks as PNG")
+    return _whatever_the_metadata(partial(_decode_numbers, max_pixels=max_pixels), data, "mask", max_pixels)
+
+
+def decode_values(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
+    """The values of a file of one channel as they are, of any number type (H, W); (H, W, 3) where it has colours.
+
+    Raises:
+        BadPicture: as `decode`; several pages; transparent pixels; a lossy format.
+        MemoryError: an allocation failed.
+    """
+    if is_lossy(data):
+        raise BadPicture("mask is in a lossy format, such as JPEG, which changes numbers; store masks as PNG")
+    return _whatever_the_metadata(lambda file, _: _values_of_mask(file, max_pixels, by_colour=False), data, "mask", max_pixels)
+
+
 def is_lossy(data: bytes) -> bool:
     """Whether the format is JPEG or the like, which changes values: no format for masks."""
     return data[:2] == b"\xff\xd8" or data[4:8] == b"ftyp" or (data[8:12] == b"WEBP" and b"VP8L" not in data[:64])
 
 
 def turn_upright(mask: np.ndarray, orientation: int) -> np.ndarray:
-    """What EXIF's `orientation` does to a picture, done to its mask."""
-    return np.asarray(Image.fromarray(mask).transpose(TURNS[orientation])) if orientation in TURNS else mask
+    """What EXIF's `orientation` does to a picture, done to its mask (H, W, ...) of any type."""
+    if orientation > 4:
+        mask = mask.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        mask = mask[::-1]
+    return mask[:, ::-1] if orientation in (2, 3, 6, 7) else mask
 
 
 def _whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes, what: str, max_pixels: int) -> _T:
@@ -172,7 +215,19 @@ def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: 
     return Picture(np.array(_to_rgb(layer)), mode, grey, source.lossless, suffix, orientation, source.frames, warnings)
 
 
-def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[tuple[int, int, int]] | None) -> np.ndarray:
+def _decode_numbers(data: bytes, _: int | None, *, max_pixels: int) -> np.ndarray:
+    values = _values_of_mask(data, max_pixels, by_colour=False)
+    if values.ndim == 3:
+        values = values.astype(np.int64) @ np.array([65536, 256, 1])
+    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        raise BadPicture("mask holds values that are no whole numbers; give each object a number")
+    if values.min() < 0 or values.max() > np.iinfo(np.int32).max:
+        raise BadPicture(f"mask holds the value {values.min() if values.min() < 0 else values.max()}; objects are numbered from 1")
+    return values.astype(np.int64)
+
+
+def _values_of_mask(data: bytes, max_pixels: int, *, by_colour: bool) -> np.ndarray:
+    """Numbers (H, W) of any type, or colours (H, W, 3) where the mask has any or, `by_colour`, in any case."""
     source = load(data, max_pixels, 1)
     if source.frames > 1:
         raise BadPicture(f"mask holds {source.frames} pages or frames; store class ids in one (of several objects, merge their masks)")
@@ -181,13 +236,18 @@ def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[t
         if source.layout:
             values = turn_upright(values, source.layout.orientation)
     else:
-        values, alpha = _mask_values(source, data, by_colour=colours is not None)
+        values, alpha = _mask_values(source, data, by_colour=by_colour)
     if alpha is not None and alpha.min() < 255:
         raise BadPicture("mask has transparent pixels, which have no class; save it without transparency")
+    if not by_colour and values.ndim == 3 and (values.shape[2] == 1 or (values == values[..., :1]).all()):
+        return values[..., 0]
+    return values
+
+
+def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[tuple[int, int, int]] | None) -> np.ndarray:
+    values = _values_of_mask(data, max_pixels, by_colour=colours is not None)
     if colours is not None:
         return _by_colour(values, colours)
-    if values.ndim == 3 and (values == values[..., :1]).all():
-        values = values[..., 0]
     if values.ndim == 3:
         place = np.unravel_index((values != values[..., :1]).any(axis=2).argmax(), values.shape[:2])
         shown = _name(values[place]) if values.dtype == np.uint8 else "#804080"
@@ -201,7 +261,8 @@ def _decode_mask(data: bytes, _: int | None, *, max_pixels: int, colours: list[t
     if low < -1 or high > 255:
         raise BadPicture(
             f"mask holds the value {int(high if high > 255 else low)}; class ids are 0 to 254, 255 and -1 are unknown (write numbers of "
-            "classes, not of objects or of panoptic segments, and 1, not the largest value, for the only class)"
+            "classes, not of objects or of panoptic segments, and 1, not the largest value, for the only class; or set ingest.task to "
+            "instances if these are numbers of objects)"
         )
     return values.astype(np.int16).astype(np.uint8)  # -1 becomes 255
 

@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures."""
+"""Boxes and objects drawn on pictures, and depth in colours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 # Tableau's ten colours.
 COLOURS = bytes.fromhex("1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf")
+NEAR_TO_FAR = bytes.fromhex("fde725 5ec962 21918c 3b528b 440154")  # viridis, backwards
 LEAST_SIDE = 400  # pixels; smaller pictures are enlarged, so that thin lines do not hide small objects
 
 
@@ -25,3 +26,29 @@ def draw_boxes(picture: np.ndarray, corners: np.ndarray, classes: np.ndarray, ca
         if captions:
             draw.text((x1 + width + 1, y1 + width), captions[index], fill=colour)
     return np.asarray(image)
+
+
+def draw_objects(picture: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) tinted by the objects of `numbers` (H, W), in ten colours by their number, with their outlines in full colour."""
+    palette = np.frombuffer(COLOURS, np.uint8).reshape(-1, 3)
+    colours = palette[(numbers.astype(np.int64) - 1) % len(palette)]
+    around = np.pad(numbers, 1, mode="edge")
+    inner = np.ones(numbers.shape, bool)
+    for down, across in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        inner &= around[down : down + numbers.shape[0], across : across + numbers.shape[1]] == numbers
+    tinted = np.where(inner[..., None], picture // 2 + colours // 2, colours)
+    return np.where(numbers[..., None] > 0, tinted, picture).astype(np.uint8)
+
+
+def draw_depth(depth: np.ndarray, span: tuple[float, float] | None = None) -> np.ndarray:
+    """uint8 (H, W, 3) of float (H, W): yellow is near and violet far, by the logarithm between the ends of `span` (default: its own); what
+    is unknown, 0, is black."""
+    known = depth > 0
+    if not known.any():
+        return np.zeros((*depth.shape, 3), np.uint8)
+    low, high = np.log(span or (depth[known].min(), depth[known].max()))
+    share = ((np.log(np.where(known, depth, 1)) - low) / max(high - low, 1e-6)).clip(0, 1)
+    stops = np.frombuffer(NEAR_TO_FAR, np.uint8).reshape(-1, 3)
+    places = np.linspace(0, 1, len(stops))
+    colours = np.stack([np.interp(share, places, stops[:, channel]) for channel in range(3)], axis=2)
+    return np.where(known[..., None], colours, 0).astype(np.uint8)

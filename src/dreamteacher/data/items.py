@@ -19,14 +19,29 @@ TASKS = {
     "mask.png": "segmentation",
     "cls": "classification",
     "boxes.json": "detection",
+    "instances.png": "instances",
+    "labels.json": "multilabel",
+    "depth.tif": "depth",
 }  # suffix of a stored label -> the task that dataset.json names
+KINDS_OF_TASK: dict[str, tuple[LabelKind, ...]] = {  # of labels that a task learns from, the first that is there counts
+    "segmentation": ("masks",),
+    "classification": ("csv", "folders"),
+    "detection": ("boxes",),
+    "instances": ("masks", "boxes"),
+    "multilabel": ("csv",),
+    "depth": ("masks",),
+}
+AUTO = "auto"  # ingest.task: what the labels that are found are most often for
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 BOX_SUFFIXES = {".json", ".txt", ".xml"}  # of files that may hold boxes
 MOST_SUFFIXES = 50
 
 
 class BoxLabel(NamedTuple):
-    """The boxes of a picture as they are in the source. form: "coco", "voc", "yolo" (see `box_labels`), or "stored" (see `boxes.Boxes`)."""
+    """The boxes of a picture as they are in the source, of "coco" also the outlines.
+
+    form: "coco", "voc", "yolo" (see `box_labels`), or "stored" (see `boxes.Boxes`).
+    """
 
     form: str
     data: bytes
@@ -36,7 +51,7 @@ class BoxLabel(NamedTuple):
 class Item:
     """One picture as found: its bytes, with a mask's bytes, boxes or a class (name or number) if it has a label; or why it is useless.
 
-    incoming: it arrived by itself, beside the source: for training only, without a label.
+    incoming: it arrived by itself, beside the source: for training only, without a label. stored: the mask is as ingest stores it.
     """
 
     name: str
@@ -47,6 +62,7 @@ class Item:
     boxes: BoxLabel | None = None
     problem: str | None = None
     incoming: bool = False
+    stored: bool = False
 
 
 class PassedOver:
@@ -101,7 +117,7 @@ class Found:
     classes: None if the source does not say. labels: their kind; wanted: they were looked for. where: where they lie, in words. has_val:
     the source has its own validation split.
     counts, passed_over: what was seen and left out; notes: what else may be a mistake, a line each; complete once the items are read.
-    arrived: of the second place, whose pictures are among the items.
+    arrived: of the second place, whose pictures are among the items. task: a key of KINDS_OF_TASK, or AUTO.
     """
 
     items: Iterator[Item]
@@ -114,6 +130,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     wanted: bool = True
     arrived: Found | None = None
+    task: str = AUTO
 
 
 @contextmanager

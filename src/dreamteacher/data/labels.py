@@ -6,11 +6,14 @@ import csv
 import re
 import sqlite3
 from collections import defaultdict
+from collections.abc import Iterator
 
-from dreamteacher.data.class_list import ClassList, require_mask_classes
-from dreamteacher.data.items import LabelKind, utf8
+from dreamteacher.data.class_list import ClassList, require_mask_classes, require_two
+from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
+from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import class_name, nfc, tidy
+from dreamteacher.data.several_labels import has_columns, read_several
 from dreamteacher.data.table import FINDS_ITS_PICTURE, one
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
@@ -18,14 +21,41 @@ from dreamteacher.errors import UserError
 OTHER_LISTS = ("class_dict.csv", "label_colors.txt", "labelmap.txt", "_classes.csv", "label_class_dict.csv", "class_dict_seg.csv")
 PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
+MASK_WORDS = {
+    task: re.compile(word, re.IGNORECASE) for task, word in (("instances", "instance"), ("depth", "depth"))
+}  # task -> what folders or endings of its masks say, where there are such
+KINDS: tuple[LabelKind, ...] = ("csv", "masks", "boxes", "folders")  # of which the first that is there counts
+EXPECTED = {
+    "csv": "labels.csv",
+    "masks": "mask, such as masks/train/A.png for images/train/A.jpg",
+    "boxes": "boxes, neither in a COCO file that names its pictures nor in an .xml (Pascal VOC) or .txt (YOLO) for each",
+    "folders": "class folders",
+}
+
+
+def kinds_of_labels(labels: LabelKind, task: str) -> tuple[LabelKind, ...]:
+    """The kinds of labels that ingest.labels and ingest.task leave.
+
+    Raises:
+        UserError: none.
+    """
+    kinds = KINDS if task == AUTO else KINDS_OF_TASK[task]
+    if labels == "auto":
+        return kinds
+    if labels != "none" and labels not in kinds:
+        raise UserError(
+            f"ingest.task = {task} learns from labels of the kind {' or '.join(kinds)}, and ingest.labels is {labels}; set one to auto"
+        )
+    return (labels,)
+
 
 def kind_of_labels(
-    table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, *, is_list: bool, boxes: bool
+    table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, *, is_list: bool, boxes: bool, task: str = AUTO
 ) -> str:
     """The kind of labels that there is: csv, masks, boxes or folders, or none. boxes: there are some.
 
     Raises:
-        UserError: there are none of the kind that `labels` asks for, or masks and none is named as a picture is.
+        UserError: there are none of the kind that `labels` or `task` asks for, or masks and none is named as a picture is.
     """
     masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
     folders = [name for (name,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != ''")]
@@ -41,25 +71,28 @@ def kind_of_labels(
         "folders": len(named) > 1 or bool(classes and named),
     }
     if labels == "auto":
-        labels = next((kind for kind in ("csv", "masks", "boxes", "folders") if there[kind]), "none")
+        wanted = KINDS if task == AUTO else KINDS_OF_TASK[task]
+        labels = next((kind for kind in wanted if there[kind]), "none")
         (lost,) = table.execute("SELECT min(name) FROM files WHERE role = 'mask'").fetchone()
         if labels in ("none", "folders") and lost:
             raise UserError(
                 f"{tree}: no mask is named as a picture is (such as {lost}); call the mask of images/A.jpg "
                 "masks/A.png (merge several of one picture), or set ingest.labels to none"
             )
+        if labels == "none" and task != AUTO:
+            expected = " and no ".join(EXPECTED[kind] for kind in wanted)
+            others = ", ".join(kind for kind in KINDS if there[kind])
+            found = f" (there are labels of the kind {others})" if others else ""
+            raise UserError(f"ingest.task = {task}, but {tree} has no {expected}{found}; add labels, or set ingest.task to auto")
     elif labels != "none" and not (folders if labels == "folders" else there[labels]):
-        expected = {
-            "csv": "labels.csv",
-            "masks": "a mask such as masks/train/A.png for images/train/A.jpg",
-            "boxes": "boxes, neither in a COCO file that names its pictures nor in an .xml (Pascal VOC) or .txt (YOLO) for each",
-            "folders": "class folders",
-        }
-        raise UserError(f"ingest.labels = {labels}, but {tree} has no {expected[labels]}; add it or set ingest.labels to auto")
+        setting = f"ingest.labels = {labels}" if task == AUTO else f"ingest.task = {task}"
+        raise UserError(f"{setting}, but {tree} has no {EXPECTED[labels]}; add it or set {setting.partition(' ')[0]} to auto")
     return labels
 
 
-def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None) -> tuple[ClassList | None, dict[str, int]]:
+def read_labels(
+    table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None, task: str = AUTO
+) -> tuple[ClassList | None, dict[str, int]]:
     """The classes, and counts of labels without use; fills the table `labels`.
 
     Raises:
@@ -67,9 +100,11 @@ def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: Class
     """
     counts, names = {}, classes.names if classes else None
     if kind == "csv":
-        values = _read_csv(table, tree)
+        values = _read_csv(table, tree, several=task == "multilabel")
         if classes and classes.is_numbered_from_one and any(value.isdecimal() for value in values):
             raise UserError(f"{tree}/classes.txt is numbered from 1, and the numbers in labels.csv count from 0; write names in both")
+        if classes and task == "multilabel" and (strange := [value for value in values if value not in classes.names]):
+            raise UserError(f"{tree}/labels.csv names the class {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
         classes = classes or ClassList(values)
         counts["labels_without_picture"] = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
         if counts["labels_without_picture"] == one(table, "SELECT count(*) FROM labels") > 0:
@@ -79,7 +114,14 @@ def read_labels(table: sqlite3.Connection, tree: Tree, kind: str, classes: Class
         names, counts["folders_without_class"] = _classes_of_folders(table, tree, names)
         classes = ClassList(names)
     elif kind == "masks":
-        classes = require_mask_classes(classes, str(tree), _other_list(tree))
+        if task == "instances":
+            classes = classes or ClassList([ONLY_CLASS])
+            if not object_classes(classes):
+                raise UserError(f"{tree}/classes.txt names no class of objects; write one name on each line, or drop it")
+        elif task == "depth":
+            classes = None
+        else:
+            classes = require_mask_classes(classes, str(tree), _other_list(tree))
         counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
     return classes, counts
 
@@ -139,16 +181,43 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _read_csv(table: sqlite3.Connection, tree: Tree) -> list[str]:
-    """Fill the table `labels`; returns the different labels, numbers first."""
+def require_classes(classes: ClassList, kind: str, where: str, task: str) -> None:
+    """UserError where classes are told apart and there are fewer than two; objects and several labels need one, depth none."""
+    if kind != "boxes" and task not in ("instances", "depth", "multilabel"):
+        require_two(classes.names, where)
+
+
+def table_has_columns(tree: Tree) -> bool:
+    """Whether the columns of labels.csv are classes, so that a picture may have several."""
+    file = tree.open_text("labels.csv")
+    assert file, "the kind of labels is csv only where there is one"
+    with file, utf8(f"{tree}/labels.csv"):
+        try:
+            return has_columns(next(csv.reader(file), []))
+        except csv.Error:  # it is refused when it is read
+            return False
+
+
+def several_in_cells(table: sqlite3.Connection) -> Iterator[str]:
+    """A line on labels such as `cat;dog`, which may be two."""
+    found = table.execute("SELECT count(*), min(value) FROM labels WHERE value LIKE '%;%' OR value LIKE '%|%'").fetchone()
+    if found[0]:
+        yield f"{found[0]} labels of labels.csv, such as {found[1]!r}, may be several in one; if so, set ingest.task to multilabel"
+
+
+def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[str]:
+    """Fill the table `labels`; returns the different labels, numbers first; `several` of one picture see `read_several`."""
     file, where = tree.open_text("labels.csv"), f"{tree}/labels.csv"
     assert file, "the kind of labels is csv only where there is one"
     with file, utf8(where):
         rows = csv.DictReader(file)
         try:
-            if not {"path", "label"} <= set(rows.fieldnames or []):
+            fields = list(rows.fieldnames or [])
+            if "split" not in fields and several and (has_columns(fields) or {"path", "label"} <= set(fields)):
+                return read_several(table, rows, where)
+            if not {"path", "label"} <= set(fields) and not ("split" in fields and has_columns(fields)):
                 raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them")
-            if "split" in (rows.fieldnames or []):
+            if "split" in fields:
                 raise UserError(f"{where}: its column split is not read; lay the pictures into train/, val/ and test/, or drop the column")
             for line in rows:
                 name, value = (line["path"] or "").strip(), class_name(line["label"] or "")

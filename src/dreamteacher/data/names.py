@@ -62,8 +62,8 @@ def row(name: str, above: int | None = None) -> Row:
         return Row(name, f"{inner}/{stem}" if inner else stem, None, "boxes", 0, place)
     short = without_image_tail(stem)
     if role in ("mask", "mask?"):
-        if without_extra_tail(stem):
-            role = "extra"
+        if extra := without_extra_tail(stem):
+            role, short = "extra", extra
         elif tail := without_mask_tail(stem, in_mask_folder=True):
             short, rank = tail[0], rank + tail[1]
     elif role == "picture":

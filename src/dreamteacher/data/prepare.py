@@ -14,8 +14,16 @@ from dreamteacher.data.boxes import SUFFIX as BOXES
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, is_lossy, turn_upright
-from dreamteacher.data.items import IGNORE, Item
+from dreamteacher.data.depth import SUFFIX as DEPTH
+from dreamteacher.data.depth import read_depth, to_tiff
+from dreamteacher.data.instance_labels import object_classes, read_instance_mask, read_outlines, read_stored
+from dreamteacher.data.instances import SUFFIX as INSTANCES
+from dreamteacher.data.instances import boxes_of, to_png
+from dreamteacher.data.items import AUTO, IGNORE, Item
+from dreamteacher.data.several_labels import SUFFIX as LABELS
+from dreamteacher.data.several_labels import to_json, to_label
 
+DENSE = {"instances": (INSTANCES, to_png), "depth": (DEPTH, to_tiff)}  # task -> suffix and form of a map that is its label
 LARGEST_ID = 65535  # of a class that has no name
 
 
@@ -25,11 +33,12 @@ class Prepared:
 
     hashes: sha256 of the file, of the decoded pixels, of the stored pixels; equal pictures share at least one.
     histogram: int64 (3, 256) counts of the stored RGB values.
-    label: bytes of the stored label, with its suffix "mask.png", "cls" or "boxes.json"; cls: the class id if it is one; boxes: on the
-    stored picture, if it is those. mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
+    label: bytes of the stored label, with its suffix, a key of `items.TASKS`; cls: the class id if it is one; several: of each class 1, 0
+    or IGNORE, if it is those; boxes: on the stored picture, if it is those, or of its objects. mask_values: int64 (256) counts of the
+    stored mask's values, all 0 without a mask.
     frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
-    width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask at its own size as PNG where
-    the picture was reduced, else None. warnings: keys of `decode.WARNINGS`.
+    width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask or the objects at their own
+    size as PNG where the picture was reduced, else None. warnings: keys of `decode.WARNINGS`.
     """
 
     data: bytes
@@ -41,6 +50,7 @@ class Prepared:
     histogram: np.ndarray
     label: tuple[str, bytes] | None
     cls: int | None
+    several: tuple[int, ...] | None
     boxes: Boxes | None
     mask_values: np.ndarray
     frames: int
@@ -63,10 +73,11 @@ def prepare(
     max_pixels: int,
     min_side: int,
     short_side: int | None,
+    task: str = AUTO,
 ) -> Prepared:
     """Decode, check and encode an item; a picture whose shorter side exceeds `short_side` is reduced to it (antialiased; masks NEAREST).
 
-
+    `task`, as of `Found`, says what a mask holds.
     A mask is taken to lie on the picture as EXIF shows it; if only the picture as it lies in the file has the mask's size, on that.
     A mask without one known pixel, as it is or once it is reduced, is no label.
 
@@ -81,23 +92,36 @@ def prepare(
     warnings = picture.warnings
     height, width = picture.image.shape[:2]
     boxes: Boxes | None = None
-    if item.boxes:
+    dense, more = _read_dense(item, picture, classes, max_pixels, task=task) if task in DENSE else (None, ())
+    warnings = (*warnings, *more)
+    if item.boxes and task not in DENSE:
         stored = (height, width) if picture.orientation > 4 else (width, height)
         boxes, more = read_boxes(item.boxes, classes.names if classes else None, stored, picture.orientation)
         warnings = (*warnings, *more)
-    mask = None if item.mask is None else _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
-    cls = None if item.cls is None or mask is not None else _class_id(item.cls, classes.names if classes else None)
+    mask = None if item.mask is None or task in DENSE else _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
+    is_class = item.cls is not None and mask is None and task not in (*DENSE, "multilabel")
+    cls = _class_id(str(item.cls), classes.names if classes else None) if is_class else None
+    several = _labels(item.cls, classes.names if classes else None) if item.cls is not None and task == "multilabel" else None
     if mask is not None and (mask == IGNORE).all():
         mask, warnings = None, (*warnings, "mask_is_unknown")
     shrink = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
     size = (round(width * shrink), round(height * shrink))
-    pixels, full_mask = picture.image, mask
+    pixels, full_mask, full_dense = picture.image, mask, dense
     if shrink < 1:
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
         boxes = boxes and boxes.scaled(size[0] / width, size[1] / height)
+        dense = None if dense is None else np.asarray(Image.fromarray(dense).resize(size, Image.Resampling.NEAREST))
         mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         if mask is not None and (mask == IGNORE).all():
             mask, full_mask, warnings = None, None, (*warnings, "mask_vanished")
+    full_label = None
+    if shrink < 1 and full_mask is not None:
+        full_label = _encode_mask(full_mask)
+    elif shrink < 1 and full_dense is not None:
+        full_label = DENSE[task][1](full_dense)
+    boxes = boxes_of(dense) if dense is not None and task == "instances" else boxes
+    label = _label(mask, cls, boxes) if task not in DENSE else None if dense is None else (DENSE[task][0], DENSE[task][1](dense))
+    label = (LABELS, to_json(several)) if several is not None else label
     data, suffix = _encode(picture, pixels, item.data)
     decoded = _hash(picture.image)
     return Prepared(
@@ -108,17 +132,39 @@ def prepare(
         mode=picture.mode,
         hashes=(hashlib.sha256(item.data).digest(), decoded, _hash(pixels) if shrink < 1 else decoded),
         histogram=np.array(Image.fromarray(pixels).histogram(), np.int64).reshape(3, 256),
-        label=_label(mask, cls, boxes),
+        label=label,
         cls=cls,
+        several=several,
         boxes=boxes,
         mask_values=_count(mask),
         frames=picture.frames,
         source_size=(width, height),
         reduced=shrink < 1,
         source_mask_values=_count(full_mask),
-        full_label=_encode_mask(full_mask) if shrink < 1 and full_mask is not None else None,
+        full_label=full_label,
         warnings=warnings,
     )
+
+
+def _read_dense(
+    item: Item, picture: Picture, classes: ClassList | None, max_pixels: int, *, task: str
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The map of objects or of depth on the upright picture, if it is labelled; keys of `decode.WARNINGS`."""
+    height, width = picture.image.shape[:2]
+    if task == "depth":
+        depth = None if item.mask is None else read_depth(item.mask, picture, max_pixels)
+        return (depth, ()) if depth is None or depth.any() else (None, ("mask_is_unknown",))
+    if item.boxes:
+        stored = (height, width) if picture.orientation > 4 else (width, height)
+        return read_outlines(item.boxes, classes.names if classes else [], stored, picture.orientation)
+    if item.mask is None:
+        return None, ()
+    if not item.stored:
+        return read_instance_mask(item.mask, picture, classes, max_pixels), ()
+    objects = read_stored(item.mask, object_classes(classes) if classes else None)
+    if objects.shape != (height, width):
+        raise BadPicture(f"its objects are on {objects.shape[1]} x {objects.shape[0]} pixels, its picture has {width} x {height}")
+    return objects, ()
 
 
 def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: int) -> np.ndarray:
@@ -154,6 +200,14 @@ def _class_id(cls: str, classes: list[str] | None) -> int:
         return int(cls)
     known = f"the {len(classes)} classes" if classes else "a class number (names need a classes.txt)"
     raise BadPicture(f"class {cls[:80]!r} is not {'one of ' if classes else ''}{known}")
+
+
+def _labels(value: str, classes: list[str] | None) -> tuple[int, ...]:
+    try:
+        return to_label(value, classes)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        known = f"the {len(classes)} classes" if classes else "the classes, which a classes.txt must name"
+        raise BadPicture(f"its labels {value[:80]!r} are not all of {known}") from error
 
 
 def _label(mask: np.ndarray | None, cls: int | None, boxes: Boxes | None) -> tuple[str, bytes] | None:

@@ -60,11 +60,14 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
     if tally.has_boxes:
         if empty_split := next((split for split in wanted if not tally.boxes[split]), None):
             raise UserError(
-                f"no labelled picture of {empty_split} has a box, so nothing could be "
+                f"no labelled picture of {empty_split} has {tally.a_box}, so nothing could be "
                 f"{'learnt' if empty_split == 'train' else 'measured'}; "
                 f"label more, put pictures with boxes into {empty_split}/, or set ingest.labels to none"
             )
-    elif tally.tasks:
+    elif tally.task == "multilabel":
+        if empty_split := next((split for split in wanted if not tally.classes[split]), None):
+            raise UserError(f"no picture of {empty_split} has any of the classes; label more, or set ingest.labels to none")
+    elif tally.tasks and tally.task != "depth":
         (ids,) = np.nonzero(tally.labels_of("train"))
         if len(ids) == 1:
             name = class_names(found, tally)[ids[0]]

@@ -17,14 +17,18 @@ import fsspec
 
 from dreamteacher.data.boxes import SUFFIX as BOXES
 from dreamteacher.data.class_list import parse_classes, require_mask_classes
+from dreamteacher.data.depth import SUFFIX as DEPTH
 from dreamteacher.data.formats import SUFFIXES, why_unread
-from dreamteacher.data.items import MASK_SUFFIXES, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
+from dreamteacher.data.instances import SUFFIX as INSTANCES
+from dreamteacher.data.items import AUTO, MASK_SUFFIXES, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning, without_mask_tail
 from dreamteacher.data.names import class_name
+from dreamteacher.data.several_labels import SUFFIX as SEVERAL
 from dreamteacher.data.trees import cannot_open, too_large
 from dreamteacher.errors import UserError
 
 _INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS}|boxes)", re.IGNORECASE)
+OWN = {"instances": INSTANCES, "depth": DEPTH}  # task -> suffix of its maps
 MOST_COMPARED = 1000  # names of a shard, by which masks of other names are found
 _IS_MASK = re.compile(rf"({MASK_TAILS})\.\w+", re.IGNORECASE)
 
@@ -53,7 +57,7 @@ def _glob(url: str) -> list[str]:
         raise cannot_open(url, error) from error
 
 
-def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int) -> Found:
+def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str = AUTO) -> Found:
     """`sources.find` for WebDataset shards; they are read one after the other as a stream."""
     common = os.path.commonpath([url.rpartition("/")[0] for url in urls])
     names = {url: url[len(common) :].lstrip("/") if url.startswith(common) else url.rpartition("/")[2] for url in urls}
@@ -79,13 +83,14 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int) -> Found:
             if splits[url] == "test":
                 counts["left_out_as_test"] += 1
             else:
-                for item in _read_shard(url, names[url], splits[url], labels, max_bytes=max_bytes, counts=counts, passed_over=passed_over):
-                    if item.mask is not None:
+                of_shard = names[url], splits[url], labels, task
+                for item in _read_shard(url, *of_shard, max_bytes=max_bytes, counts=counts, passed_over=passed_over):
+                    if item.mask is not None and task not in OWN:
                         require_mask_classes(classes, "the folder of the shards")
                     yield item
 
     kind, has_val = "shards" if labels != "none" else "none", "val" in splits.values()
-    return Found(items(), classes, kind, has_val, counts, "files of the shards", passed_over, wanted=labels != "none")
+    return Found(items(), classes, kind, has_val, counts, "files of the shards", passed_over, wanted=labels != "none", task=task)
 
 
 def _split_of(shard: str) -> str | None:
@@ -95,7 +100,15 @@ def _split_of(shard: str) -> str | None:
 
 
 def _read_shard(
-    url: str, shard: str, split: str | None, labels: LabelKind, *, max_bytes: int, counts: dict[str, int], passed_over: PassedOver
+    url: str,
+    shard: str,
+    split: str | None,
+    labels: LabelKind,
+    task: str,
+    *,
+    max_bytes: int,
+    counts: dict[str, int],
+    passed_over: PassedOver,
 ) -> Iterator[Item]:
     from webdataset.handlers import reraise_exception  # webdataset imports torch
     from webdataset.tariterators import group_by_keys
@@ -118,7 +131,10 @@ def _read_shard(
                 _refuse_masks_of_other_names(url, key, first)
                 suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
                 unread = next((suffix for suffix in sample if why_unread(f"{key}.{suffix}")), None)
-                counts["beside_masks"] += sum("." in suffix and suffix != BOXES and not _IS_MASK.fullmatch(suffix) for suffix in sample)
+                own = OWN.get(task, BOXES)
+                counts["beside_masks"] += sum(
+                    "." in suffix and suffix not in (BOXES, own) and not _IS_MASK.fullmatch(suffix) for suffix in sample
+                )
                 if suffix is None and unread is not None:
                     name = f"{shard}/{key}.{unread}"
                     yield Item(name, split, problem=why_unread(name))
@@ -130,7 +146,7 @@ def _read_shard(
                 for other in sample:  # beside scan.jpg there may be scan.png
                     if other != suffix and f".{other}" in SUFFIXES:
                         passed_over.add(f"{shard}/{key}.{other}")
-                yield _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels)
+                yield _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels, task=task)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # a damaged archive or a lost connection, in the words of any of five libraries
@@ -153,20 +169,23 @@ def _refuse_masks_of_other_names(url: str, key: str, first: set[str]) -> None:
     raise UserError(f"{url}: {key} looks like the mask of {posixpath.join(folder, picture)}; in shards masks are called KEY.mask.png")
 
 
-def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], labels: LabelKind) -> Item:
+def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], labels: LabelKind, *, task: str) -> Item:
     masks = [sample[key] for key in sample if _IS_MASK.fullmatch(key) and f".{key.rpartition('.')[2]}" in MASK_SUFFIXES]
+    if stored := OWN.get(task) in sample:
+        masks = [sample[OWN[task]]]
     mask = masks[0] if masks and labels in ("auto", "masks") else None
     boxes = sample.get(BOXES) if labels in ("auto", "boxes") else None
     for part in (sample[suffix], mask, boxes):
         if isinstance(part, OSError):
             return Item(name, split, problem=f"cannot be read: {part.strerror}")
     try:
-        cls = _class_of(sample)
+        cls = sample[SEVERAL].decode() if task == "multilabel" and SEVERAL in sample else _class_of(sample)
     except (ValueError, TypeError, AttributeError):
         return Item(name, split, problem="its .cls or .json cannot be read")
     if boxes is not None:
         return Item(name, split, sample[suffix], boxes=BoxLabel("stored", boxes))
-    return Item(name, split, sample[suffix], mask, cls if labels in ("auto", "folders", "csv") else None)
+    cls = cls if labels in ("auto", "folders", "csv") and task in (AUTO, "classification", "multilabel") else None
+    return Item(name, split, sample[suffix], mask, cls, stored=stored)
 
 
 def _members(url: str, split: str | None, stream: IO[bytes], max_bytes: int) -> Iterator[dict[str, Any]]:

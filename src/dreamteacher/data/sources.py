@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamteacher.data.box_labels import WORDS, BoxSource, find_boxes
-from dreamteacher.data.class_list import ClassList, alike, parse_classes, require_two
+from dreamteacher.data.class_list import ClassList, alike, parse_classes
 from dreamteacher.data.formats import SUFFIXES, why_unread
-from dreamteacher.data.items import BoxLabel, Found, Item, LabelKind, PassedOver, utf8
-from dreamteacher.data.labels import kind_of_labels, read_labels
+from dreamteacher.data.items import AUTO, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
+from dreamteacher.data.labels import (
+    MASK_WORDS,
+    kind_of_labels,
+    kinds_of_labels,
+    read_labels,
+    require_classes,
+    several_in_cells,
+    table_has_columns,
+)
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.lookalike import refuse_unknown_masks
 from dreamteacher.data.names import UNLABELLED, Row, read_list, row
@@ -88,8 +96,10 @@ def fingerprint(place: Place) -> str | None:
     return digest_in_any_order(os.fsencode(name) + b"\0" + sha256_of(posixpath.join(place.listing.parent, name)) for name in names)
 
 
-def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: bool = False) -> Found:
+def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: bool = False, task: str = AUTO) -> Found:
     """Look through `source` for pictures and for labels of the kind `labels`; "auto": labels.csv, else masks, boxes or class folders.
+
+    `task`, a key of KINDS_OF_TASK, limits the kinds, and says what a mask holds; AUTO: what is found decides.
 
     Split: the outermost folder with the name of one decides (`layout.SPLIT_WORDS`), else Pascal VOC's lists; pictures of the test split
     are left out and counted. Of shards, a word of their path. Files larger than `max_bytes` are not read. Labels:
@@ -110,19 +120,21 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
             look like masks and do not lie where masks are looked for.
     """
     place = look(source) if isinstance(source, str) else source
+    kinds = kinds_of_labels(labels, task)
+    labels = kinds[0] if len(kinds) == 1 else labels
     if place.urls or place.tree is None:
-        return find_in_shards(place.urls, labels, max_bytes)
+        return find_in_shards(place.urls, labels, max_bytes, task)
     tree, passed_over = place.tree, PassedOver()
     rows = read_list(place.listing) if place.listing else (row(name) for name in tree.pictures(passed_over))
-    table = open_table(_without_labels_that_are_not_read(rows, passed_over))
+    table = open_table(_without_labels_that_are_not_read(rows, passed_over, (".npy",) if task == "depth" else ()))
     class_list = _read_classes(tree)
     names = class_list.names if class_list else None
     respect_classes(table, names)
-    tell_masks_from_pictures(table)
+    tell_masks_from_pictures(table, MASK_WORDS.get(task))
     split_by_outer_folders(table)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
-            return find_in_shards(shards, labels, max_bytes)
+            return find_in_shards(shards, labels, max_bytes, task)
         if not may_be_empty:
             raise _no_pictures(table, place, passed_over)
     if labels == "boxes":  # masks are not asked for, nor Pascal VOC's lists of pictures that have some
@@ -130,14 +142,15 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     lists = split_by_lists(table, tree, passed_over.lists)
     for name in set(passed_over.lists) - set(lists):
         passed_over.add(name)
-    boxes = _find_boxes(table, tree, labels, names, max_bytes)
+    boxes = _find_boxes(table, tree, labels, names, max_bytes, task=task) if "boxes" in kinds else None
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
         refuse_unknown_masks(table, tree, max_bytes, names)
-    kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None, boxes=boxes is not None)
-    if class_list and kind != "boxes":
-        require_two(class_list.names, f"{tree}/classes.txt")
-    classes, counts = read_labels(table, tree, kind, class_list)
+    kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None, boxes=boxes is not None, task=task)
+    task = "multilabel" if task == AUTO and kind == "csv" and table_has_columns(tree) else task
+    if class_list:
+        require_classes(class_list, kind, f"{tree}/classes.txt", task)
+    classes, counts = read_labels(table, tree, kind, class_list, task)
     if boxes:
         classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
     _pass_over_box_files(table, boxes, passed_over)
@@ -150,10 +163,11 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     notes += _numbered_classes(table, boxes)
     if labels == "auto" and kind == "none":
         notes += _lost_classes(table, names)
+    notes += several_in_cells(table) if kind == "csv" and task == AUTO else ()
     if classes and kind in ("csv", "folders"):
         notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes.names)[:3]]
     items, where = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else ""), _where(table, kind, tree, boxes)
-    return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none")
+    return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task)
 
 
 def _no_pictures(table: sqlite3.Connection, place: Place, passed_over: PassedOver) -> UserError:
@@ -186,26 +200,28 @@ def _only_folder(table: sqlite3.Connection) -> str | None:
     return inside[0][0] if len(inside) > 1 and len({cls for cls, _ in inside}) == 1 else None
 
 
-def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOver) -> Iterator[Row]:
-    """A mask of a kind that is not read, such as .npy, is no mask; its picture may have another."""
+def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOver, read: tuple[str, ...]) -> Iterator[Row]:
+    """A mask of a kind that is not read, such as .npy, is no mask; its picture may have another. read: endings that are."""
     for each in rows:
-        if each.role != "picture" and why_unread(each.name):
+        if each.role != "picture" and why_unread(each.name) and not each.name.lower().endswith(read):
             passed_over.add(each.name)
         else:
             yield each
 
 
-def _find_boxes(table: sqlite3.Connection, tree: Tree, labels: LabelKind, names: list[str] | None, max_bytes: int) -> BoxSource | None:
+def _find_boxes(
+    table: sqlite3.Connection, tree: Tree, labels: LabelKind, names: list[str] | None, max_bytes: int, *, task: str
+) -> BoxSource | None:
     """The boxes, if they are what is wanted, or if nothing else says what labels there are."""
     if labels not in ("auto", "boxes") or not one(table, "SELECT EXISTS (SELECT 1 FROM box_files)"):
         return None
-    if labels == "auto":
+    if labels == "auto":  # with a task a table is none of its labels
         table_file = tree.open_text("labels.csv")
         if table_file:
             table_file.close()
-        if table_file or one(table, "SELECT EXISTS (SELECT 1 FROM pairs)"):
+        if (table_file and task == AUTO) or one(table, "SELECT EXISTS (SELECT 1 FROM pairs)"):
             return None
-    return find_boxes(table, tree, names, max_bytes)
+    return find_boxes(table, tree, names, max_bytes, outlines=task == "instances")
 
 
 def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Iterator[str]:

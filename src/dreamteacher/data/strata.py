@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dreamteacher.data.boxes import Boxes
+from dreamteacher.data.instances import unpack
 from dreamteacher.data.items import IGNORE
+from dreamteacher.errors import UserError
 
 if TYPE_CHECKING:
     from dreamteacher.data.dataset import ImageSet
@@ -83,7 +85,18 @@ def descriptor(image: np.ndarray) -> np.ndarray:
 
 
 def _classes(images: ImageSet, index: int) -> set[int]:
+    """The classes that a labelled picture shows.
+
+    Raises:
+        UserError: such labels have no classes.
+    """
     label = images.full_size_label(index)
     if isinstance(label, Boxes):
         return set(label.classes[~label.ignored].tolist())
-    return set(np.unique(label).tolist()) - {IGNORE}  # type: ignore[arg-type]
+    if images.form == "instances":
+        return set(unpack(label)[1].tolist())  # type: ignore[arg-type]
+    if images.form == "labels":
+        return {c for c, shown in enumerate(label) if shown == 1}  # type: ignore[arg-type]
+    if images.form == "mask":
+        return set(np.unique(label).tolist()) - {IGNORE}  # type: ignore[arg-type]
+    raise UserError(f"few_labels_by = class, but labels of the form {images.form} have no classes; take cluster or random")

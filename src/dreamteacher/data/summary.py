@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dreamteacher.data.decode import WARNINGS
+from dreamteacher.data.instance_labels import object_classes
 from dreamteacher.data.items import IGNORE, Found
 from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.settings.downstream import Ingest
@@ -49,11 +50,14 @@ READ = (
 
 def class_names(found: Found, tally: Tally) -> list[str]:
     """Names by id; numbers where the source has no names, none without labels."""
-    if not tally.task:
+    if not tally.task or tally.task == "depth":
         return []
+    if found.classes and tally.task == "instances" and found.labels != "boxes":
+        return object_classes(found.classes)
     if found.classes:
         return found.classes.mask_names if tally.masks else found.classes.names
-    return [str(i) for i in range(max(max(tally.classes[split], default=-1) for split in SPLITS) + 1)]
+    most = max(max(tally.classes[split], default=-1) for split in SPLITS) + 1
+    return [str(i) for i in range(tally.n_classes or most)]
 
 
 def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _labels(found: Found, tally: Tally) -> Iterator[str]:
         f"pictures are labelled, by {found.where}"
     )
     if without := " and ".join(f"{n} of {split}" for split in SPLITS if (n := counts[f"without_boxes_{split}"])):
-        yield f"labelled pictures without a box, which are taken to show none of the classes: {without}"
+        yield f"labelled pictures without {tally.a_box}, which are taken to show none of the classes: {without}"
     weights = {split: _weights(tally, split, len(names)) for split in SPLITS}
     pictures = {split: _padded(tally.labels_of(split), len(names)) for split in SPLITS}
     order = sorted(range(len(names)), key=lambda i: (-weights["train"][i], i))
@@ -124,7 +128,7 @@ def _labels(found: Found, tally: Tally) -> Iterator[str]:
 
 def _class_in(split: str, i: int, weights: dict[str, np.ndarray], pictures: dict[str, np.ndarray], tally: Tally) -> str:
     if tally.has_boxes:
-        return f"{weights[split][i]} boxes in {pictures[split][i]} pictures of {split}"
+        return f"{weights[split][i]} {tally.of_boxes} in {pictures[split][i]} pictures of {split}"
     share = f" with {weights[split][i] / max(weights[split].sum(), 1):.2%} of the pixels" if tally.masks and pictures[split][i] else ""
     return f"{pictures[split][i]} pictures of {split}{share}"
 

@@ -6,6 +6,7 @@ File names are plain text here: pathlib interns every part of a path, and Python
 from __future__ import annotations
 
 import posixpath
+import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -57,8 +58,23 @@ def one(table: sqlite3.Connection, query: str) -> int:
     return int(table.execute(query).fetchone()[0])
 
 
-def tell_masks_from_pictures(table: sqlite3.Connection) -> None:
-    """Give every file its final role, and every picture its masks (table `pairs`: the one that counts, and how many are as good)."""
+def _take_as_masks(table: sqlite3.Connection, words: re.Pattern[str]) -> None:
+    """Where files lie beside masks whose folder or ending says what a task learns from, such as instances, they are the masks."""
+    table.create_function("says", 1, lambda name: bool(words.search(posixpath.splitext(name)[0])), deterministic=True)
+    found = "role IN ('extra', 'extra?', 'extra tail') AND says(name)"
+    if one(table, f"SELECT EXISTS (SELECT 1 FROM files WHERE {found})"):
+        table.execute("UPDATE files SET role = 'extra' WHERE role IN ('mask', 'mask?', 'tail')")
+        roles = "CASE role WHEN 'extra?' THEN 'mask?' WHEN 'extra tail' THEN 'tail' ELSE 'mask' END"
+        table.execute(f"UPDATE files SET role = {roles} WHERE {found}")
+
+
+def tell_masks_from_pictures(table: sqlite3.Connection, words: re.Pattern[str] | None = None) -> None:
+    """Give every file its final role, and every picture its masks (table `pairs`: the one that counts, and how many are as good).
+
+    words: that folders or endings have, beside those of masks, where what they hold is wanted.
+    """
+    if words:
+        _take_as_masks(table, words)
     table.execute(f"UPDATE files AS m SET role = 'no mask' WHERE role = 'tail' AND NOT ({BY_TAIL})")
     are_masks = one(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE role = 'mask?' AND ({FINDS_ITS_PICTURE}))")
     table.execute("UPDATE files SET role = 'mask' WHERE role = 'tail' OR (role = 'mask?' AND ?)", [are_masks])

@@ -30,7 +30,7 @@ class Tally:
     to ignore. mask_values, source_values: int64 (256) pixels of each class, as stored and
     as they were before masks were reduced. pictures_with: int64 (256) masks that hold the class. shown, vanished: int64 (256) masks that
     held it before they were reduced, and those of them that do not any more. histogram: int64 (3, 256) of the train pictures. warnings:
-    of Prepared. sizes: of pictures that were reduced, before.
+    of Prepared. n_classes: of pictures that may have several. sizes: of pictures that were reduced, before.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -41,6 +41,7 @@ class Tally:
     pictures_with: dict[str, np.ndarray] = field(default_factory=lambda: _by_split(256))
     shown: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     vanished: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    n_classes: int = 0
     histogram: np.ndarray = field(default_factory=lambda: np.zeros((3, 256), np.int64))
     warnings: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -70,6 +71,9 @@ class Tally:
                 self.boxes[split].update(counted)
                 self.classes[split].update(counted.keys())
                 self.counts[f"without_boxes_{split}"] += not counted
+            elif picture.several is not None:
+                self.classes[split].update(i for i, value in enumerate(picture.several) if value == 1)
+                self.n_classes = len(picture.several)
             elif picture.cls is not None:
                 self.classes[split][picture.cls] += 1
             else:
@@ -113,8 +117,18 @@ class Tally:
 
     @property
     def has_boxes(self) -> bool:
-        """Whether the labels are boxes."""
-        return self.task == TASKS["boxes.json"]
+        """Whether the labels are boxes, or objects, which have some."""
+        return self.task in ("detection", "instances")
+
+    @property
+    def of_boxes(self) -> str:
+        """What they are called."""
+        return "boxes" if self.task == "detection" else "objects"
+
+    @property
+    def a_box(self) -> str:
+        """One of them."""
+        return "a box" if self.task == "detection" else "an object"
 
     def labels_of(self, split: str) -> np.ndarray:
         """int64 (n): labelled pictures of each class in a split (of masks: that hold the class), 255 = unknown left out."""

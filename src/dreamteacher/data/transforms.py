@@ -92,10 +92,11 @@ def pixel_crop(size: int, augmentation: Augmentation) -> Transform:
     return transform
 
 
-def box_crop(size: int, augmentation: Augmentation) -> Transform:
-    """For labels of boxes: as `pixel_crop`, but grey where the picture ends, since a reflection would show objects without boxes.
+def object_crop(size: int, augmentation: Augmentation) -> Transform:
+    """For labels of objects: as `pixel_crop`, but grey where the picture ends, since a reflection would show objects without boxes, or
+    one object twice. Pixels there are unknown.
 
-    Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": float32 (N, ROW)}.
+    Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": float32 (N, ROW) or int64 (size, size)}.
     """
     augment = _augment(augmentation)
 
@@ -106,10 +107,17 @@ def box_crop(size: int, augmentation: Augmentation) -> Transform:
         # Where the picture is smaller than the window, it lies anywhere in it.
         top, left = (int(drawn * (abs(length - side) + 1)) for drawn, length in zip((down, across), image.shape[:2], strict=True))
         top, left = (start if length >= side else -start for start, length in zip((top, left), image.shape[:2], strict=True))
-        window = np.full((side, side, 3), GREY, np.uint8)
-        shown = image[max(top, 0) : top + side, max(left, 0) : left + side]
-        window[max(-top, 0) :, max(-left, 0) :][: shown.shape[0], : shown.shape[1]] = shown
-        if isinstance(label, Boxes):
+
+        def cut(array: np.ndarray, outside: int) -> np.ndarray:
+            window = np.full((side, side, *array.shape[2:]), outside, array.dtype)
+            shown = array[max(top, 0) : top + side, max(left, 0) : left + side]
+            window[max(-top, 0) :, max(-left, 0) :][: shown.shape[0], : shown.shape[1]] = shown
+            return window
+
+        window = cut(image, GREY)
+        if isinstance(label, np.ndarray):
+            label = nearest(cut(label, unknown_value(label)), size, size)
+        elif isinstance(label, Boxes):
             label = label.cropped(top, left, side, side).scaled(size / side, size / side)
         return augment(_scale(window, size, size), label)
 
@@ -155,14 +163,14 @@ def _transposed(value: Tensor, label: Label) -> Tensor:
     """A picture, a mask, a class id or the rows of boxes, with rows and columns exchanged."""
     if value.ndim == 2 and isinstance(label, Boxes):
         return value[:, [1, 0, 3, 2, 4, 5]]
-    return value.mT.contiguous() if value.ndim else value
+    return value.mT.contiguous() if value.ndim > 1 else value
 
 
 def whole(multiple: int = 32, size: int | None = None) -> Transform:
     """The whole picture, for evaluation; with `size` first scaled (antialiased) so that its shorter side has `size` pixels.
 
     Returns a function Sample -> {"image": float32 (3, H, W) in [0, 1], "label"}: H and W are padded on the bottom and the right to
-    the next `multiple`, the picture by reflection, a mask by IGNORE.
+    the next `multiple`, the picture by reflection, a map by what means unknown.
     """
 
     def transform(sample: Sample) -> dict[str, Tensor]:
@@ -177,7 +185,7 @@ def whole(multiple: int = 32, size: int | None = None) -> Transform:
                 label = label.scaled(width / sample.image.shape[1], height / sample.image.shape[0])
         height, width = (-(-side // multiple) * multiple for side in image.shape[:2])
         if isinstance(label, np.ndarray):
-            label = np.pad(label, [(0, height - label.shape[0]), (0, width - label.shape[1])], constant_values=IGNORE)
+            label = np.pad(label, [(0, height - label.shape[0]), (0, width - label.shape[1])], constant_values=unknown_value(label))
         return _tensors(_pad(image, height, width), label)
 
     return transform
@@ -213,6 +221,11 @@ def two_views(size: int, augmentation: Augmentation) -> Transform:
     return transform
 
 
+def unknown_value(label: np.ndarray) -> int:
+    """What a map has where nothing is known: IGNORE, of depth 0."""
+    return 0 if label.dtype.kind == "f" else IGNORE
+
+
 def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """(H, W, 3) bilinear, antialiased."""
     from torchvision.transforms.v2 import functional as F
@@ -244,7 +257,8 @@ def _apply(transform: v2.Transform, image: np.ndarray, label: Label) -> dict[str
     picture = tv_tensors.Image(np.ascontiguousarray(image.transpose(2, 0, 1)))
     if isinstance(label, np.ndarray):
         picture, mask = transform(picture, tv_tensors.Mask(np.ascontiguousarray(label)))
-        return {"image": picture.as_subclass(Tensor), "label": mask.as_subclass(Tensor).long()}
+        values = mask.as_subclass(Tensor)
+        return {"image": picture.as_subclass(Tensor), "label": values if values.is_floating_point() else values.long()}
     if isinstance(label, Boxes):
         size = picture.shape[-2:]
         corners = tv_tensors.BoundingBoxes(torch.from_numpy(label.corners), format="XYXY", canvas_size=size)

@@ -146,7 +146,17 @@ def _examine(found: Survey, end: float) -> None:
         if time.monotonic() > end:
             found.complete = False
             break
-    found.task = TASKS["mask.png"] if masks else TASKS["boxes.json"] if boxes else TASKS["cls"] if classes else None
+    found.task = (
+        what.task
+        if what.task in TASKS.values() and found.labelled
+        else TASKS["mask.png"]
+        if masks
+        else TASKS["boxes.json"]
+        if boxes
+        else TASKS["cls"]
+        if classes
+        else None
+    )
     found.labels = None if what.labels == "shards" and not (found.complete or found.task) else what.labels
     found.where, found.has_val = what.where, what.has_val
     names = what.classes and (what.classes.mask_names if masks else what.classes.names)

@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from dreamteacher.data.boxes import MOST_DETECTIONS
-from dreamteacher.serving.contract import Contract, to_detections, to_mask, to_probabilities, to_shares
+from dreamteacher.data.instances import MOST as MOST_OBJECTS
+from dreamteacher.data.instances import group
+from dreamteacher.serving.contract import Contract, to_depth, to_detections, to_likelihoods, to_mask, to_probabilities, to_shares
 
 Outputs = Mapping[str, np.ndarray]
 Size = tuple[int, int]
@@ -89,6 +91,68 @@ class Classification:
 
 
 @dataclass(frozen=True, eq=False)
+class MultiLabel:
+    """Any number of classes for the picture. probabilities: float32 (K,), each in [0, 1] by itself."""
+
+    OUTPUTS: ClassVar = ("logits",)
+
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes of a probability of 0.5 or more."""
+        return [self.classes[i] for i in np.flatnonzero(self.probabilities >= 0.5)]
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> MultiLabel:
+        """See `to_answer`."""
+        return cls(to_likelihoods(outputs["logits"]), contract.classes)
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors`."""
+        return {"probabilities": ("TYPE_FP32", [classes])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures."""
+        return {"probabilities": self.probabilities}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> MultiLabel:
+        """The inverse of `to_tensors`."""
+        return cls(tensors["probabilities"], classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """A distance for each pixel. depth: float32 (H, W) in the picture's own size, in the unit of the labels that the model learned from."""
+
+    OUTPUTS: ClassVar = ("depth",)
+
+    depth: np.ndarray
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Depth:
+        """See `to_answer`."""
+        return cls(to_depth(outputs["depth"], prepared, size))
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors`."""
+        return {"depth": ("TYPE_FP32", [-1, -1])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures."""
+        return {"depth": self.depth}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Depth:
+        """The inverse of `to_tensors`."""
+        return cls(np.array(tensors["depth"]))
+
+
+@dataclass(frozen=True, eq=False)
 class Detections:
     """Objects in the picture, the likeliest first.
 
@@ -130,6 +194,47 @@ class Detections:
 
 
 @dataclass(frozen=True, eq=False)
+class Instances:
+    """Objects in the picture with their pixels, the likeliest first.
+
+    mask: uint16 (H, W) in the picture's own size: 0 where there is no object, else the number of one, from 1. labels: int64 (D,) of class
+    ids, and scores: float32 (D,) in [0, 1], of object 1, 2 and so on.
+    """
+
+    OUTPUTS: ClassVar = ("probabilities", "centres", "offsets")
+
+    mask: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Instances:
+        """See `to_answer`."""
+        return cls(*group(outputs["probabilities"], outputs["centres"], outputs["offsets"], prepared, size), contract.classes)
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors` and `Detections.tensors`."""
+        return {"mask": ("TYPE_UINT8", [-1]), "objects": ("TYPE_FP32", [MOST_OBJECTS, 2])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures: the mask as a PNG of 16 bits; rows of class id and score, and behind them rows of score 0."""
+        file = io.BytesIO()
+        Image.fromarray(self.mask.astype(np.uint16)).save(file, "PNG")
+        rows = np.column_stack([self.labels, np.maximum(self.scores, 1e-6)]).astype(np.float32)
+        padded = np.pad(rows, [(0, MOST_OBJECTS - len(rows)), (0, 0)])
+        return {"mask": np.frombuffer(file.getvalue(), np.uint8), "objects": padded}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Instances:
+        """The inverse of `to_tensors`."""
+        mask = np.asarray(Image.open(io.BytesIO(tensors["mask"].tobytes()), formats=("PNG",))).astype(np.uint16)
+        rows = tensors["objects"][tensors["objects"][:, 1] > 0]
+        return cls(mask, rows[:, 0].astype(np.int64), rows[:, 1], classes)
+
+
+@dataclass(frozen=True, eq=False)
 class Features:
     """What a backbone sees in a picture.
 
@@ -142,14 +247,36 @@ class Features:
     size: tuple[int, int]
 
 
-Prediction = Segmentation | Classification | Detections
-Answer = Prediction | Features
-ANSWERS: dict[str, type[Prediction]] = {"segmentation": Segmentation, "classification": Classification, "detection": Detections}
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """What a model of a task from another package computes, as it is.
+
+    outputs: by the names in its `Task.served`, of the prepared picture, which may be padded. prepared: (h, w) of it without the padding;
+    size: (H, W) of the picture itself.
+    """
+
+    outputs: dict[str, np.ndarray]
+    prepared: tuple[int, int]
+    size: tuple[int, int]
+
+
+Prediction = Segmentation | Classification | MultiLabel | Depth | Detections | Instances
+Answer = Prediction | Raw | Features
+ANSWERS: dict[str, type[Prediction]] = {
+    "segmentation": Segmentation,
+    "classification": Classification,
+    "detection": Detections,
+    "instances": Instances,
+    "multilabel": MultiLabel,
+    "depth": Depth,
+}
 
 
 def to_answer(contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Answer:
     """The result for one picture of `size` (H, W), prepared as (h, w), from a model's outputs for it (without the batch dimension)."""
     if contract.task in ANSWERS:
         return ANSWERS[contract.task].of_outputs(contract, outputs, prepared, size)
+    if contract.task != "features":
+        return Raw({name: np.array(values) for name, values in outputs.items()}, prepared, size)
     maps = {name: np.array(outputs[name]) for name in outputs if name != "embedding"}  # copies, or each would hold its whole batch
     return Features(maps, np.array(outputs["embedding"]), prepared)

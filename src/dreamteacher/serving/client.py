@@ -3,7 +3,7 @@
 How a picture is prepared comes from the server, so nothing else is needed here: numpy, Pillow and tritonclient, and no torch.
 
     with Client("127.0.0.1:8000", "dreamteacher") as client:
-        answer = client.predict("picture.jpg")  # Segmentation, Classification or Detections
+        answer = client.predict("picture.jpg")  # Segmentation, Classification, Detections ...
 
 Each call has one deadline (`timeout`, seconds). A call that finds no server, or one without room, is tried again up to `retries` times
 after pauses of 0.1, 0.2, 0.4, ... 5 s with jitter; all else is raised at once.
@@ -20,7 +20,18 @@ from typing import Any, Self, TypeVar, cast
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.formats import BadPicture
-from dreamteacher.serving.answers import Answer, Classification, Detections, Features, Prediction, Segmentation
+from dreamteacher.serving.answers import (
+    Answer,
+    Classification,
+    Depth,
+    Detections,
+    Features,
+    Instances,
+    MultiLabel,
+    Prediction,
+    Raw,
+    Segmentation,
+)
 from dreamteacher.serving.async_client import AsyncClient
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.requests import (
@@ -54,9 +65,13 @@ __all__ = [
     "Client",
     "Contract",
     "DeadlineExceeded",
+    "Depth",
     "Detections",
     "Features",
+    "Instances",
+    "MultiLabel",
     "Overloaded",
+    "Raw",
     "Refused",
     "Segmentation",
     "Unavailable",
@@ -111,7 +126,7 @@ class Client:
         return self.served(self.model).contract
 
     def predict(self, picture: Picture) -> Prediction:
-        """What the model says of a picture: a path, the bytes of a file, or uint8 RGB (H, W, 3).
+        """What the model says of a picture (a path, the bytes of a file, or uint8 RGB (H, W, 3)): the answer of its task, see `answers`.
 
         Raises:
             BadPicture: it is none, or it would become too large when it is prepared.

@@ -4,6 +4,7 @@ Triton's configuration carries it, clients and the served preprocessing follow i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,7 +18,6 @@ from dreamteacher.errors import UserError
 
 VERSION = 1  # of the form; one more when a reader of this one would prepare pictures wrongly
 VERSION_KEY = "contract_version"
-TASKS = ("segmentation", "classification", "detection", "features")
 MAX_PIXELS = 100_000_000  # of a picture as prepared: thin ones grow when they are scaled or padded
 DESCRIPTION = {  # of what version 1 always does, for whoever reads a file without this module
     "layout": "NCHW",
@@ -31,7 +31,8 @@ DESCRIPTION = {  # of what version 1 always does, for whoever reads a file witho
 class Contract:
     """The preprocessing of one exported model.
 
-    task: one of TASKS, "features" for a backbone. classes: names by class id. mean, std: of each channel of RGB in [0, 1].
+    task: its name, which may be that of another package, "features" for a backbone. classes: names by class id. mean, std: of each channel
+    of RGB in [0, 1].
     size: side of the example input, and the only one where `dynamic_size` is false. multiple: that height and width must be of.
     short_side: larger pictures are reduced to it, as ingest does; None: they are not. scale_to: short side at which the task is evaluated;
     None: as it is. interpolation: a name of Pillow's. strides: of the backbone's pyramid, fine to coarse.
@@ -100,7 +101,7 @@ def _are_channels(values: Any) -> bool:
 
 
 _KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {  # field -> how its text is read, and what it must be
-    "task": (str, lambda value: value in TASKS),
+    "task": (str, lambda value: bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,99}", value))),
     "classes": (_tuple, lambda values: all(isinstance(value, str) for value in values)),
     "mean": (_tuple, _are_channels),
     "std": (_tuple, lambda values: _are_channels(values) and all(value > 0 for value in values)),
@@ -197,6 +198,17 @@ def to_detections(
 def to_shares(mask: np.ndarray, classes: int) -> np.ndarray:
     """float32 (K,): the share of each class in a mask of class ids."""
     return (np.bincount(mask.ravel(), minlength=classes)[:classes] / mask.size).astype(np.float32)
+
+
+def to_likelihoods(logits: np.ndarray) -> np.ndarray:
+    """float32 (K,): the sigmoid of logits (K,)."""
+    return (1 / (1 + np.exp(-logits.astype(np.float64).clip(-500, 500)))).astype(np.float32)
+
+
+def to_depth(depth: np.ndarray, prepared: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """float32 (H, W) in the picture's own `size` (H, W); depth: (1, H', W') of the padded input, of which `prepared` (h, w) is it."""
+    own = np.ascontiguousarray(depth[0, : prepared[0], : prepared[1]], np.float32)
+    return own if own.shape == size else np.asarray(Image.fromarray(own).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def to_probabilities(logits: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ MODULES = (  # all that triton_pictures.py imports of ours, so that the server's
     "data/decode.py",
     "data/deep.py",
     "data/formats.py",
+    "data/instances.py",
     "data/items.py",
     "data/load.py",
     "data/metadata.py",

@@ -17,20 +17,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from dreamteacher.data.decode import SUFFIXES, BadPicture, decode
-from dreamteacher.data.drawing import COLOURS, draw_boxes
 from dreamteacher.errors import UserError
-from dreamteacher.serving.answers import Answer, Classification, Detections, Features, Segmentation
+from dreamteacher.serving.answers import Answer
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.contract import check_size
+from dreamteacher.serving.rendering import rendering_of, rendering_of_task
 from dreamteacher.serving.requests import TIMEOUT, Protocol
 
 Format = Literal["text", "jsonl", "csv"]
 
 AT_ONCE = 8  # batches under way, from which the server forms its own
-LEAST_SCORE = 0.5  # of detections that are printed and drawn; JSON lines have all
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -66,6 +64,10 @@ def predict(
     Segmentation: the share of each class; with `out` also STEM.mask.png (class ids, in the picture's own size) and STEM.overlay.png.
     Detection: the number of objects of each class whose score is 0.5 or more, as JSON lines all objects with their scores; with `out` also
     STEM.overlay.png.
+    Instances: the number of objects of each class, as JSON lines all of them with score and size; with `out` also STEM.instances.png (the
+    number of an object in each pixel, 16 bits) and STEM.overlay.png.
+    Multi-label: the classes of a probability of 0.5 or more; depth: its range, with `out` STEM.depth.tif (float32) and STEM.overlay.png; a
+    task of another package: the sizes of its outputs, with `out` STEM.outputs.npz.
     Classification: the three likeliest classes with their probabilities; as JSON lines and CSV all of them.
     `features` asks MODEL-backbone as well and writes STEM.npz: `strideS` (C, H/S, W/S) and `embedding` (C,), float32, of the
     picture as prepared, and `size`, its (H, W) unpadded. `batch` pictures share a request where their shapes allow.
@@ -120,7 +122,7 @@ def _ask(client: Client, rows: list[Row], features: bool) -> list[Row]:
     for row in good:
         for answer in row.answers:
             if row.place and row.picture is not None:
-                row.files |= _save(answer, row.picture, row.place)
+                row.files |= rendering_of(answer).save(answer, row.picture, row.place)
         row.data, row.picture = b"", None
     return rows
 
@@ -182,30 +184,6 @@ def _in_order(function: Callable[[_T], _R], items: Iterable[_T], at_once: int) -
             pool.shutdown(cancel_futures=True)
 
 
-def _save(answer: Answer, picture: np.ndarray, place: Path) -> dict[str, str]:
-    """Write what an answer has for files; {kind: file}."""
-    if isinstance(answer, Segmentation):
-        # Class 0, most often the background, is left as it is.
-        palette = np.frombuffer(bytes(3) + (COLOURS * 26)[: 255 * 3], np.uint8).reshape(256, 3)
-        image = Image.fromarray(answer.mask)
-        image.putpalette(palette.ravel().tolist())
-        image.save(f"{place}.mask.png")
-        blended = np.where(answer.mask[..., None] > 0, picture // 2 + palette[answer.mask] // 2, picture)
-        Image.fromarray(blended).save(f"{place}.overlay.png")
-        return {"mask": f"{place}.mask.png", "overlay": f"{place}.overlay.png"}
-    if isinstance(answer, Detections):
-        sure = answer.scores >= LEAST_SCORE
-        boxes, labels, scores = answer.boxes[sure], answer.labels[sure], answer.scores[sure]
-        captions = [f"{answer.classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-        Image.fromarray(draw_boxes(picture, boxes, labels, captions)).save(f"{place}.overlay.png")
-        return {"overlay": f"{place}.overlay.png"}
-    if isinstance(answer, Features):
-        arrays: dict[str, Any] = {**answer.maps, "embedding": answer.embedding, "size": np.array(answer.size)}
-        np.savez(f"{place}.npz", **arrays)
-        return {"features": f"{place}.npz"}
-    return {}
-
-
 def _as_text(row: Row) -> str:
     if row.error:
         return f"BAD {row.path}: {row.error}"
@@ -213,67 +191,38 @@ def _as_text(row: Row) -> str:
 
 
 def _words(answer: Answer, files: dict[str, str]) -> str:
-    if isinstance(answer, Classification):
-        values = answer.probabilities
-        return ", ".join(f"{answer.classes[i]} {values[i]:.3f}" for i in np.argsort(-values)[:3])
-    if isinstance(answer, Segmentation):
-        words = ", ".join(f"{name} {share:.1%}" for name, share in zip(answer.classes, answer.shares, strict=True))
-        return f"{words} -> {files['mask']}, {files['overlay']}" if "mask" in files else words
-    if isinstance(answer, Detections):
-        words = ", ".join(f"{name} {count}" for name, count in _counts(answer).items())
-        return f"{words} -> {files['overlay']}" if "overlay" in files else words
-    arrays = {**answer.maps, "embedding": answer.embedding}
-    words = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in arrays.items())
-    return f"{words} -> {files['features']}" if "features" in files else words
+    kind = rendering_of(answer)
+    written = ", ".join(files[name] for name in kind.files if name in files)
+    return f"{kind.words(answer)} -> {written}" if written else kind.words(answer)
 
 
-def _counts(answer: Detections) -> dict[str, int]:
-    """How many objects of each class are sure enough."""
-    counts = np.bincount(answer.labels[answer.scores >= LEAST_SCORE], minlength=len(answer.classes))
-    return dict(zip(answer.classes, counts.tolist(), strict=True))
-
-
-def _facts(row: Row) -> tuple[dict[str, str], dict[str, float]]:
-    """({picture, error, class, files}, {class: its share, probability or number of objects})."""
+def _facts(row: Row) -> tuple[dict[str, str], dict[str, float], dict[str, Any]]:
+    """({picture, error, columns of the answer, files}, {class: its share, probability or number of objects}, what JSON lines list)."""
     facts: dict[str, str] = {"picture": str(row.path)}
     values: dict[str, float] = {}
+    listed: dict[str, Any] = {}
     if row.error:
         facts["error"] = row.error
     for answer in row.answers:
-        if isinstance(answer, Classification):
-            facts["class"] = answer.best
-            values = dict(zip(answer.classes, answer.probabilities.tolist(), strict=True))
-        elif isinstance(answer, Segmentation):
-            values = dict(zip(answer.classes, answer.shares.tolist(), strict=True))
-        elif isinstance(answer, Detections):
-            values = {**_counts(answer)}
-    return facts | row.files, values
+        kind = rendering_of(answer)
+        facts |= kind.facts(answer)
+        values |= kind.values(answer)
+        listed |= kind.listed(answer)
+    return facts | row.files, values, listed
 
 
 def _as_json(row: Row) -> str:
-    facts, values = _facts(row)
-    name = "probabilities" if "class" in facts else "shares"
-    found: dict[str, Any] = {name: values} if values else {}
-    for answer in row.answers:
-        if isinstance(answer, Detections):
-            objects = zip(answer.labels, answer.scores.tolist(), answer.boxes.tolist(), strict=True)
-            listed = [{"class": answer.classes[label], "score": round(score, 4), "box": _rounded(box)} for label, score, box in objects]
-            found = {"detections": listed}
-    return json.dumps({**facts, **found}, ensure_ascii=False)
-
-
-def _rounded(box: list[float]) -> list[float]:
-    return [round(value, 2) for value in box]
+    facts, _, listed = _facts(row)
+    return json.dumps({**facts, **listed}, ensure_ascii=False)
 
 
 def _columns(task: str, out: Path | None, features: bool) -> list[str]:
-    drawn = {"segmentation": ["mask", "overlay"], "detection": ["overlay"]}.get(task, []) if out else []
-    files = [*drawn, *(["features"] * features)]
-    return ["picture", "error", *(["class"] if task == "classification" else []), *files]
+    kind = rendering_of_task(task)
+    return ["picture", "error", *kind.columns, *(kind.files if out else ()), *(["features"] * features)]
 
 
 def _as_csv(columns: list[str], classes: Sequence[str], row: Row) -> str:
-    facts, values = _facts(row)
+    facts, values, _ = _facts(row)
     return _csv_line([*(facts.get(name, "") for name in columns), *(values.get(name, "") for name in classes)])
 
 

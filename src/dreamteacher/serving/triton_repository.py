@@ -12,6 +12,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelDynam
 
 from dreamteacher.errors import UserError
 from dreamteacher.onnx_files import LOGITS, load
+from dreamteacher.serving.answers import ANSWERS
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.pictures_repository import SUFFIX, Tensors, pictures_config, write_pictures
 from dreamteacher.serving.pictures_repository import inputs as pictures_inputs
@@ -38,7 +39,7 @@ def write_repository(models: dict[str, Path], out: Path, *, backend: Backend, se
     backend: "onnxruntime" for Triton's own images; "python" for the tritonserver of the nvidia-pytriton wheel, which has that
     backend only: NAME/1/model.py then runs the file, on CPU. Each instance has publish.threads threads in both.
     Triton's model parameters carry the file's metadata, so that a client learns from the server how to prepare a picture.
-    With publish.pictures each task model gets a NAME-pictures, which takes the bytes of pictures, runs on the python backend in both
+    With publish.pictures each task of ours gets a NAME-pictures, which takes the bytes of pictures, runs on the python backend in both
     kinds of repository, and offers the embedding where NAME-backbone is in `models`.
 
     Returns the names of all models that were written.
@@ -56,7 +57,7 @@ def write_repository(models: dict[str, Path], out: Path, *, backend: Backend, se
         _write_config(folder, config, contract)
         if backend == "python":
             shutil.copyfile(Path(__file__).with_name("triton_model.py"), folder / VERSION / "model.py")
-        if settings.pictures and contract.task != "features":
+        if settings.pictures and contract.task in ANSWERS:
             backbone = load(models[f"{name}-backbone"]).graph if f"{name}-backbone" in models else None
             config = pictures_config(name, contract, _channels(backbone) if backbone else None, settings)
             _add_batching(config, settings)

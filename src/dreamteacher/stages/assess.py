@@ -201,7 +201,7 @@ class _Assessment:
 
     def _few(self, n: int, draw: int) -> list[int]:
         """The first `n` pictures of a draw, which those with more labels begin with, too."""
-        return few_labelled(self.images, n, draw, among=self.parts[draw][0])
+        return few_labelled(self.images, n, draw, self.params.few_labels_by, among=self.parts[draw][0])
 
     def _time(self) -> Speed:
         """Seconds of a step, of scoring, and of the rest of a training."""

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from dreamteacher.data.decode import BadPicture
-from dreamteacher.data.items import Found, Item
+from dreamteacher.data.items import AUTO, KINDS_OF_TASK, Found, Item
 from dreamteacher.data.prepare import Prepared, prepare
 from dreamteacher.data.quiet import quiet_c_libraries
 from dreamteacher.data.refusals import refuse
@@ -31,7 +31,7 @@ from dreamteacher.data.shards import ShardSet
 from dreamteacher.data.sources import find, fingerprint, inputs_of, look
 from dreamteacher.data.summary import class_names, make_report, summarise
 from dreamteacher.data.tally import SPLITS, Tally
-from dreamteacher.errors import resource_errors_in_one_line
+from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.settings.downstream import Ingest
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
@@ -58,6 +58,7 @@ def run(
             pictures, or of those that came in, quarantined; nothing is written then.
     """
     settings = params.ingest
+    task = _labels_as_of(settings.task)
     with resource_errors_in_one_line("ingest"):
         place = look(str(source or settings.source))
         beside = look(str(incoming)) if incoming else None
@@ -76,7 +77,7 @@ def run(
         if not stage.done:
             max_bytes = settings.max_pixels * 8 + 1_000_000
             with quiet_c_libraries():
-                found = find(place, settings.labels, max_bytes)
+                found = find(place, settings.labels, max_bytes, task=task)
                 if beside:
                     found.arrived = find(beside, "none", max_bytes, may_be_empty=True)
                     arrived = (replace(item, name=f"incoming/{item.name}", incoming=True) for item in found.arrived.items)
@@ -92,7 +93,7 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
     """The one pass over the pictures: shards, manifest.csv and quarantine.csv."""
     tally = Tally()
     (out / "shards").mkdir()
-    limits = {name: getattr(settings, name) for name in ("max_pixels", "min_side", "short_side")}
+    limits = {name: getattr(settings, name) for name in ("max_pixels", "min_side", "short_side")} | {"task": found.task}
     pictures = _show_progress(_in_threads(partial(_try_prepare, classes=found.classes, **limits), found.items), tally.counts)
     with ExitStack() as files:
         seen = files.enter_context(Seen())
@@ -132,7 +133,7 @@ def _row(name: str, picture: Prepared, split: str, shards: ShardSet) -> list[str
         files[picture.label[0]] = picture.full_label if split == "val" and picture.full_label else picture.label[1]
     digest = picture.hashes[0].hex()
     shard, places = shards.write(digest[:20], files)
-    label = "" if not picture.label else picture.cls if picture.cls is not None else "boxes" if picture.boxes is not None else "mask"
+    label = "" if not picture.label else picture.cls if picture.cls is not None else picture.label[0].partition(".")[0]
     label_place = places[picture.label[0]] if picture.label else ("", "")
     values = (name, digest, picture.width, picture.height, picture.mode, split, label, shard, *places[picture.suffix], *label_place)
     return [str(value) for value in values]
@@ -143,12 +144,31 @@ def _write_facts(settings: Ingest, found: Found, tally: Tally, out: Path) -> Non
     counts = tally.counts
     numbers = {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
     mean, std = _mean_and_std(tally.histogram)
-    facts = {"task": tally.task, "classes": class_names(found, tally), "counts": numbers, "channels": 3, "mean": mean, "std": std}
+    task = tally.task if settings.task in (AUTO, *KINDS_OF_TASK) else tally.task and settings.task
+    facts = {"task": task, "classes": class_names(found, tally), "counts": numbers, "channels": 3, "mean": mean, "std": std}
     _save_json(out / "dataset.json", facts | {"hash": tally.manifest.hexdigest()})
     lines = summarise(settings, found, tally)
     _save_json(out / "report.json", make_report(found, tally, lines))
     for line in lines:
         print(f"ingest: {line}", file=sys.stderr)
+
+
+def _labels_as_of(task: str) -> str:
+    """The task of ours whose labels a task learns from, or AUTO.
+
+    Raises:
+        UserError: there is no such task, or it does not say.
+    """
+    if task in (AUTO, *KINDS_OF_TASK):
+        return task
+    from dreamteacher.tasks.base import get_task  # which imports torch
+
+    labels = get_task(task).labels
+    if labels not in KINDS_OF_TASK:
+        raise UserError(
+            f"task {task!r} does not say whose labels it learns from: give it an attribute `labels`, one of {', '.join(KINDS_OF_TASK)}"
+        )
+    return labels
 
 
 def _split_of(picture: Prepared, val_fraction: float) -> str:

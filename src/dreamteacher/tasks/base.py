@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
 
 GROUP = "dreamteacher.tasks"  # of entry points, by which packages add tasks
-BUILT_IN = {name: f"dreamteacher.tasks.{name}:TASK" for name in ("segmentation", "classification", "detection")}
+BUILT_IN = {
+    name: f"dreamteacher.tasks.{name}:TASK" for name in ("segmentation", "classification", "detection", "instances", "multilabel", "depth")
+}
 Outputs = Tensor | dict[str, Tensor]  # of a head: one tensor, or several by name, each with the batch first
 Size = torch.Size | tuple[int, int]
 
@@ -46,6 +48,7 @@ class Task(ABC):
         classifies: what gets one of the data's classes; None: nothing, as in a regression. With classes, the interpreter, label
             distillation and the frozen read-outs apply: `head`'s outputs are then logits `(B, K, H, W)` or `(B, K)`.
         served: names of the outputs of `serve`, as an ONNX file has them.
+        labels: of a task from outside the package, the task of ours whose labels it learns from, where `ingest.task` names it.
         count: of a part of a batch, how many things the loss is a mean over (see `training.loop.train`); None: the pictures.
     """
 
@@ -53,6 +56,7 @@ class Task(ABC):
     title: str
     classifies: Literal["pixels", "pictures"] | None
     served: tuple[str, ...] = ("logits",)
+    labels: str = ""
     count: Callable[[dict[str, Tensor]], int] | None = None
 
     @abstractmethod
@@ -132,7 +136,7 @@ class NeckHead(nn.Module):
 
 @cache
 def get_task(name: str) -> Task:
-    """The task of a name: "segmentation", "classification", "detection", or that of an entry point of GROUP.
+    """The task of a name: one of BUILT_IN, or that of an entry point of GROUP.
 
     Raises:
         UserError: there is none of this name, or it cannot be loaded. See `plugins.load_plugin`.

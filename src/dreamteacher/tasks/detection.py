@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dreamteacher.data.boxes import Boxes, choose
 from dreamteacher.data.dataset import ROW
-from dreamteacher.data.transforms import Augmentation, Transform, box_crop
+from dreamteacher.data.transforms import Augmentation, Transform, object_crop
 from dreamteacher.errors import UserError
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
@@ -173,7 +173,7 @@ class Detection(Task):
             raise UserError(
                 f"detection needs crops of a multiple of {MULTIPLE} pixels, and finetune.resolution is {size}; choose such a one"
             )
-        return box_crop(size, augmentation)
+        return object_crop(size, augmentation)
 
     def picture_size(self, size: int) -> int | None:
         """None: the scale of a picture says how large its objects are."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.dataset import ImageSet, Label
+from dreamteacher.data.instances import unpack
 from dreamteacher.data.items import IGNORE
 from dreamteacher.errors import UserError
 
@@ -22,15 +23,18 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
     Raises:
         UserError: they show none at all, as sparse masks may after they were reduced to ingest.short_side.
     """
-    if images.form == "mask" and len(few) > MASKS:
+    if images.form in ("mask", "instances") and len(few) > MASKS:
         return
     missing = set(range(len(images.classes)))
     for index in few:
         if not missing:
             return
         missing -= _classes_of(images.label(index))
-    if len(missing) == len(images.classes) and images.form == "boxes":
-        raise UserError(f"none of the {len(few)} labelled pictures has a box, so there is nothing to learn; raise few_labels or label more")
+    if len(missing) == len(images.classes) and images.form in (things := {"boxes": "a box", "instances": "an object", "labels": "a class"}):
+        thing = things[images.form]
+        raise UserError(
+            f"none of the {len(few)} labelled pictures has {thing}, so there is nothing to learn; raise few_labels or label more"
+        )
     if len(missing) == len(images.classes):
         raise UserError(
             f"no pixel of the {len(few)} labelled pictures has a class, so there is nothing to learn; "
@@ -46,4 +50,8 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
 def _classes_of(label: Label) -> set[int]:
     if isinstance(label, Boxes):
         return set(label.classes[~label.ignored].tolist())
+    if isinstance(label, tuple):
+        return {i for i, value in enumerate(label) if value == 1}
+    if isinstance(label, np.ndarray) and label.dtype == np.int32:
+        return set(unpack(label)[1].tolist())
     return set(np.unique(label).tolist()) - {IGNORE} if isinstance(label, np.ndarray) else {int(label)}  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+"""Maps of depth: read from what people have, and stored."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from dreamteacher.data.decode import BadPicture, Picture, decode_values, turn_upright
+
+SUFFIX = "depth.tif"  # of a stored label
+NUMPY = b"\x93NUMPY"
+
+
+def read_depth(data: bytes, picture: Picture, max_pixels: int) -> np.ndarray:
+    """float32 (H, W) on `picture`, upright, in the file's unit; 0 where it is unknown: 0, negative, infinite, no number.
+
+    The file is a PNG or TIFF of one channel, whole numbers of any depth or floats, or a .npy of (H, W).
+
+    Raises:
+        BadPicture: it is damaged, of another size, in colours or in a lossy format.
+    """
+    values = _of_numpy(data, max_pixels) if data.startswith(NUMPY) else decode_values(data, max_pixels=max_pixels)
+    if values.ndim == 3:
+        raise BadPicture("its depth is in colours; store it in one channel of 16 bits or floats")
+    height, width = picture.image.shape[:2]
+    if picture.orientation > 4 and width != height and values.shape == (width, height):
+        values = turn_upright(values, picture.orientation)
+    if values.shape != (height, width):
+        raise BadPicture(f"its depth is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        depth = values.astype(np.float32)
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+
+
+def _of_numpy(data: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(file)
+        if kind.kind not in "uif" or len(shape) not in (2, 3) or not 0 < np.prod(shape, dtype=object) <= max_pixels:
+            raise BadPicture(f"its .npy holds {kind} {shape}; depth is numbers (H, W)")
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+    except BadPicture:
+        raise
+    except Exception as error:  # numpy's reader raises almost anything
+        raise BadPicture(f"damaged .npy: {type(error).__name__}") from error
+    return values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values[0] if values.ndim == 3 and len(values) == 1 else values
+
+
+def to_tiff(depth: np.ndarray) -> bytes:
+    """float32 (H, W) as a label is stored."""
+    file = io.BytesIO()
+    Image.fromarray(depth.astype(np.float32)).save(file, "TIFF", compression="tiff_adobe_deflate")
+    return file.getvalue()
+
+
+def from_tiff(data: bytes) -> np.ndarray:
+    """The inverse of `to_tiff`."""
+    return np.array(Image.open(io.BytesIO(data), formats=("TIFF",)), np.float32)

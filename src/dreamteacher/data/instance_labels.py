@@ -1,0 +1,149 @@
+"""The objects of one picture from what its source has: a mask that numbers them, or COCO's outlines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from dreamteacher.data.class_list import ClassList, is_void
+from dreamteacher.data.decode import BadPicture, Picture, decode_numbers, turn_upright
+from dreamteacher.data.instances import from_png, pack
+from dreamteacher.data.items import IGNORE, BoxLabel
+
+BACKGROUND = {"background", "bg", "_background_", "__background__"}  # as the first name of a list it is no class of objects
+THOUSAND = 1000  # class x 1000 + number, as Cityscapes counts; smaller values are no objects
+LARGEST = 65535  # number of an object
+ONLY_CLASS = "object"  # where the source names none
+
+
+def object_classes(classes: ClassList | None) -> list[str]:
+    """The names of the classes of objects, by id: without those that mean unknown, and without a background in the first line."""
+    names = [ONLY_CLASS] if classes is None else classes.names
+    return [name for i, name in enumerate(names) if not is_void(name) and not (i == 0 and name.lower() in BACKGROUND)]
+
+
+def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None, max_pixels: int) -> np.ndarray:
+    """The map of objects (see `instances`) of a mask that lies on `picture`, upright.
+
+    One class: each value but 0 is the number of an object. Several: a value is 1000 x the line of its class, from 0, + a number, as of
+    Cityscapes' instanceIds; values below 1000 are no objects.
+
+    Raises:
+        BadPicture: as `decode_numbers`; the mask is of another size, or has a value of no class.
+    """
+    height, width = picture.image.shape[:2]
+    values = decode_numbers(data, max_pixels=max_pixels)
+    if picture.orientation > 4 and width != height and values.shape == (width, height):
+        values = turn_upright(values, picture.orientation)
+    if values.shape != (height, width):
+        raise BadPicture(f"mask is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
+    names = object_classes(classes)
+    if len(names) == 1:
+        return _pack(values, np.zeros_like(values))
+    lines = classes.names if classes else []
+    ids = np.array([names.index(name) if name in names else -1 for name in lines])
+    line = values // THOUSAND
+    if line.max() >= len(lines):
+        raise BadPicture(
+            f"mask holds the value {int(values.max())}; of several classes an object is 1000 x the line of its class in classes.txt, from "
+            f"0, + its number, so at most {len(lines) * THOUSAND - 1}"
+        )
+    of_class = np.where(values >= THOUSAND, ids[line], -1)
+    return _pack(np.where(of_class >= 0, values, 0), of_class)
+
+
+def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The map of objects of COCO's polygons or run lengths, on the picture as it is shown, and keys of `decode.WARNINGS`.
+
+    Where objects overlap, the smaller lies above, as what hides a part of another most often is; crowds, below all, are unknown.
+
+    Args:
+        label: of `box_labels`, with its outlines.
+        classes: names by id.
+        stored: (width, height) of the picture before EXIF's orientation.
+        orientation: of EXIF.
+
+    Raises:
+        BadPicture: an outline is missing, or cannot be; the entry is of another size.
+    """
+    entry = json.loads(label.data)
+    upright = stored[::-1] if orientation > 4 else stored
+    size = tuple(int(side) if side else 0 for side in entry["size"])
+    turn = orientation > 4 and size == stored != upright
+    if all(size) and size != upright and not turn:
+        raise BadPicture(f"its outlines are for a picture of {size[0]} x {size[1]}, it has {upright[0]} x {upright[1]}")
+    width, height = stored if turn else upright
+    drawn: list[tuple[int, int, np.ndarray]] = []  # area, class or -1, mask
+    for (*_, name, crowd), outline in zip(entry["boxes"], entry["outlines"], strict=True):
+        try:
+            mask = _drawn(outline, height, width)
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise BadPicture(f"the outline of a {name!r} is neither a polygon nor run lengths of {width} x {height} pixels") from error
+        drawn.append((int(mask.sum()), -1 if crowd else classes.index(name), mask))
+    result = np.zeros((height, width), np.int32)
+    for number, (_, cls, mask) in enumerate(sorted(drawn, key=lambda each: (each[1] >= 0, -each[0])), 1):
+        result[mask] = ((cls + 1) << 16 | number) if cls >= 0 else IGNORE
+        if number == LARGEST:
+            raise BadPicture(f"it has more than {LARGEST} objects")
+    shown = len(np.unique(result[result > IGNORE]))
+    lost = shown < sum(cls >= 0 for _, cls, _ in drawn)
+    return (turn_upright(result, orientation) if turn else result), ("objects_hidden",) * lost
+
+
+def _drawn(outline: Any, height: int, width: int) -> np.ndarray:
+    """bool (H, W) of polygons, or of run lengths as a list or compressed, which pycocotools would not check."""
+    if isinstance(outline, list):
+        from pycocotools import mask as coco
+
+        polygons = [np.array(polygon, np.float64) for polygon in outline]
+        most = 2 * max(height, width)
+        if not polygons or any(each.ndim != 1 or len(each) < 6 or len(each) % 2 or not (abs(each) <= most).all() for each in polygons):
+            raise ValueError
+        return coco.decode(coco.frPyObjects([each.tolist() for each in polygons], height, width)).any(2)
+    counts = outline["counts"]
+    counts = _decompressed(counts) if isinstance(counts, str) else [int(count) for count in counts]
+    if [int(side) for side in outline["size"]] != [height, width] or min(counts, default=-1) < 0 or sum(counts) != height * width:
+        raise ValueError
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+
+
+def _decompressed(text: str) -> list[int]:
+    """COCO's run lengths: digits of 5 bits from the character 0, the lowest first; from the fourth on differences to the one but last."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        digit = ord(character) - ord("0")
+        if not 0 <= digit < 64 or shift > 60:
+            raise ValueError
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        value -= (digit & 16) << (shift - 4)
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts
+
+
+def read_stored(data: bytes, classes: list[str] | None) -> np.ndarray:
+    """What `instances.to_png` wrote; BadPicture where it is something else."""
+    try:
+        packed = from_png(data)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadPicture("its .instances.png is no PNG of objects") from error
+    largest = int(packed.max() >> 16)
+    if classes is not None and largest > len(classes):
+        raise BadPicture(f"an object is of class {largest - 1}, and there are {len(classes)} classes")
+    return packed
+
+
+def _pack(values: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Numbers are counted anew, so that any value may stand for an object."""
+    found, first, numbers = np.unique(values, return_index=True, return_inverse=True)
+    objects = len(found) - (found[0] == 0)
+    if objects > LARGEST:
+        raise BadPicture(f"it has more than {LARGEST} objects")
+    numbers = numbers.reshape(values.shape) + (found[0] != 0)
+    return pack(numbers, classes.ravel()[first[len(found) - objects :]]).astype(np.int32)

@@ -1,0 +1,150 @@
+"""Objects of a picture, pixel by pixel: how they are stored, and put together from a model's maps. Needs numpy and Pillow only.
+
+A map of objects is an integer array (H, W): 0 where there is none, IGNORE where it is unknown, else (class id + 1) x 65536 + number, and of
+predictions the score (0 to 65535) x 2^32 on top. So it is cut, flipped and scaled as any mask is.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from dreamteacher.data.boxes import Boxes
+from dreamteacher.data.items import IGNORE
+
+SUFFIX = "instances.png"  # of a stored label
+MOST = 1000  # objects that are found in a picture
+LEAST_HEAT = 0.2  # of a centre
+NEAR = 5  # pixels around a centre, within which no other is
+AT_ONCE = 1 << 22  # distances that are computed at once
+_CLASS, _SCORE, _UNIT = 16, 32, 65535
+
+
+def pack(numbers: np.ndarray, classes: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
+    """int64 map of objects: `numbers` (H, W) from 1, 0 for none; `classes` (N,) ids and `scores` (N,) in [0, 1] by number - 1."""
+    codes = np.zeros(len(classes) + 1, np.int64)
+    codes[1:] = ((classes.astype(np.int64) + 1) << _CLASS) + np.arange(1, len(classes) + 1)
+    if scores is not None:
+        codes[1:] += np.rint(scores * _UNIT).astype(np.int64) << _SCORE
+    return codes[numbers]
+
+
+def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The inverse of `pack`: numbers int64 (H, W), counted anew without gaps in the order of score, then of their codes; classes, scores.
+
+    What is unknown has no number.
+    """
+    codes, which = np.unique(packed, return_inverse=True)
+    real = codes > IGNORE
+    order = np.argsort(-(codes[real] >> _SCORE), kind="stable")
+    numbers = np.zeros(len(codes), np.int64)
+    numbers[np.flatnonzero(real)[order]] = np.arange(1, real.sum() + 1)
+    found = codes[real][order]
+    return numbers[which.reshape(packed.shape)], (found >> _CLASS & 0xFFFF) - 1, (found >> _SCORE) / _UNIT
+
+
+def to_png(packed: np.ndarray) -> bytes:
+    """A label as it is stored, an RGB PNG: red is the class id (255: unknown), green and blue the number (0: there is no object)."""
+    known = packed != IGNORE
+    red = np.where(known, np.maximum((packed >> _CLASS) - 1, 0), IGNORE)
+    green, blue = (packed >> 8 & 0xFF) * known, (packed & 0xFF) * known
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([red, green, blue], axis=2).astype(np.uint8)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def from_png(data: bytes) -> np.ndarray:
+    """The inverse of `to_png`, int32 (H, W)."""
+    red, green, blue = np.moveaxis(np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB")).astype(np.int32), 2, 0)
+    number = green << 8 | blue
+    return np.where(number > 0, (red + 1) << _CLASS | number, np.where(red == IGNORE, IGNORE, 0)).astype(np.int32)
+
+
+def boxes_of(packed: np.ndarray) -> Boxes:
+    """The objects' bounds and classes, by `unpack`'s numbers."""
+    numbers, classes, _ = unpack(packed)
+    corners = np.array([[packed.shape[1], packed.shape[0], 0, 0]] * len(classes), np.int64).reshape(-1, 4)
+    rows, columns = np.nonzero(numbers)
+    of = numbers[rows, columns] - 1
+    np.minimum.at(corners, (of, 0), columns)
+    np.minimum.at(corners, (of, 1), rows)
+    np.maximum.at(corners, (of, 2), columns + 1)
+    np.maximum.at(corners, (of, 3), rows + 1)
+    return Boxes(corners.astype(np.float32), classes, np.zeros(len(classes), bool))
+
+
+def group(
+    probabilities: np.ndarray, centres: np.ndarray, offsets: np.ndarray, own: tuple[int, int], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The objects of one picture (Cheng et al. 2020, arXiv 1911.10194, Sec 3.2): each pixel that shows one joins the centre it points to.
+
+    Args:
+        probabilities: (K + 1, H', W') of no object and of each class.
+        centres: (1, H', W') in [0, 1], highest in the middle of an object.
+        offsets: (2, H', W'), pixels down and to the right from a pixel to the middle of its object.
+        own: (h, w) of the upper left part of the maps that is the picture.
+        size: (H, W) that the objects are wanted in.
+
+    Returns:
+        numbers (H, W) from 1 in the order of score, 0 for none; classes int64 (D,); scores float32 (D,), D <= MOST.
+    """
+    peaks, heat = _peaks(centres[0, : own[0], : own[1]])
+    if not len(peaks):
+        return np.zeros(size, np.uint16), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    none = _resized(probabilities[0, : own[0], : own[1]], size)
+    rows, columns = np.nonzero(none < 0.5)
+    ratio = np.array([own[0] / size[0], own[1] / size[1]], np.float32)
+    votes = (np.stack([rows, columns], axis=1).astype(np.float32) + 0.5) * ratio - 0.5
+    votes += np.stack([_resized(plane[: own[0], : own[1]], size)[rows, columns] for plane in offsets], axis=1)
+    owners = _nearest(votes, peaks)
+    areas = np.bincount(owners, minlength=len(peaks))
+    by_class = [
+        np.bincount(owners, _resized(plane[: own[0], : own[1]], size)[rows, columns], len(peaks)) / np.maximum(areas, 1)
+        for plane in probabilities[1:]
+    ]
+    means = np.stack(by_class)
+    scores = np.where(areas > 0, means.max(0) * heat, -1)
+    order = np.argsort(-scores, kind="stable")[: int((areas > 0).sum())]
+    numbers = np.zeros(len(peaks), np.uint16)
+    numbers[order] = np.arange(1, len(order) + 1)
+    result = np.zeros(size, np.uint16)
+    result[rows, columns] = numbers[owners]
+    return result, means.argmax(0)[order], scores[order].astype(np.float32)
+
+
+def _peaks(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns (P, 2), and heat (P,), of the centres, the hottest first: pixels above LEAST_HEAT, the hottest within NEAR."""
+    highest = heat
+    for axis in (0, 1):
+        padded = np.pad(highest, [(NEAR, NEAR) if axis == each else (0, 0) for each in (0, 1)], constant_values=-1)
+        highest = np.lib.stride_tricks.sliding_window_view(padded, 2 * NEAR + 1, axis).max(-1)
+    found = np.argwhere((heat == highest) & (heat > LEAST_HEAT))
+    values = heat[found[:, 0], found[:, 1]]
+    order = np.argsort(-values, kind="stable")[: 4 * MOST]
+    places = found[order]
+    kept: list[int] = []
+    free = np.ones(len(places), bool)
+    for index, place in enumerate(places):  # of a plateau one pixel is taken
+        if free[index]:
+            kept.append(index)
+            if len(kept) == MOST:
+                break
+            free &= np.abs(places - place).max(1) > NEAR
+    return places[kept].astype(np.float32), values[order][kept]
+
+
+def _nearest(votes: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+    """Of each of the votes (P, 2) which of the peaks (C, 2) is nearest."""
+    lengths = (peaks**2).sum(1)
+    step = max(1, AT_ONCE // len(peaks))
+    parts = [(lengths - 2 * votes[first : first + step] @ peaks.T).argmin(1) for first in range(0, len(votes), step)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _resized(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if plane.shape == size:
+        return plane
+    image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))

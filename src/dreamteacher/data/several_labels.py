@@ -1,0 +1,117 @@
+"""labels.csv where a picture may have several labels: a column for each class, or several names in a cell or on several lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sqlite3
+
+from dreamteacher.data.items import IGNORE
+from dreamteacher.data.names import class_name, nfc, tidy
+from dreamteacher.errors import UserError
+
+SUFFIX = "labels.json"  # of a stored label
+YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+UNKNOWN = {"", "-1", "-1.0", "nan", "na", "?"}  # of a column: neither; empty and -1 as CheXpert has them
+SEPARATORS = re.compile("[;|,]")
+
+
+def has_columns(fields: list[str]) -> bool:
+    """Whether the columns of labels.csv are classes."""
+    return "path" in fields and "label" not in fields and len(fields) > 1
+
+
+def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) -> list[str]:
+    """Fill the table `labels`: value is {"yes": names, "unknown": names}; returns the classes, of columns in their order.
+
+    Raises:
+        UserError: a column holds another value, or two lines say different things of a picture.
+    """
+    fields = [field for field in rows.fieldnames or [] if field != "path"]
+    columns = {field: class_name(field) for field in fields} if "label" not in fields else None
+    if columns and (len(set(columns.values())) < len(columns) or "" in columns.values()):
+        raise UserError(f"{where}: two columns have the same name, or one has none; name each by its class")
+    for line in rows:
+        name = nfc(tidy((line["path"] or "").strip()))
+        at = f"{where}, line {rows.line_num}"
+        if columns is not None:
+            label = _of_columns(line, columns, at)
+        else:
+            names = dict.fromkeys(filter(None, map(class_name, SEPARATORS.split(line["label"] or ""))))
+            label = {"yes": sorted(names), "unknown": []} if names else None
+        if label is None:
+            continue
+        if not name:
+            raise UserError(f"{at}: there is a label without a path")
+        _insert(table, name, label, at if columns is not None else "")
+    if columns is not None:
+        return list(columns.values())
+    return sorted({name for (value,) in table.execute("SELECT value FROM labels") for name in json.loads(value)["yes"]})
+
+
+def _of_columns(line: dict[str, str], columns: dict[str, str], at: str) -> dict[str, list[str]] | None:
+    """None where no column says anything."""
+    label: dict[str, list[str]] = {"yes": [], "unknown": []}
+    for field, name in columns.items():
+        value = (line[field] or "").strip().lower()
+        if value not in YES | NO | UNKNOWN:
+            raise UserError(
+                f"{at}: the column {field!r} holds {line[field][:40]!r}, and a class has 1, 0 or nothing (unknown); if it holds names of "
+                "classes, call it label"
+            )
+        if value not in NO:
+            label["yes" if value in YES else "unknown"].append(name)
+    return None if len(label["unknown"]) == len(columns) else label
+
+
+def _insert(table: sqlite3.Connection, name: str, label: dict[str, list[str]], at: str) -> None:
+    """at: the line, where a second one of a picture may not differ; else their names are joined."""
+    if table.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (name, json.dumps(label))).rowcount:
+        return
+    (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [name]).fetchone()
+    if at and json.loads(other) != label:
+        raise UserError(f"{at}: {name} has other values than in a line before; keep one")
+    label["yes"] = sorted({*label["yes"], *json.loads(other)["yes"]})
+    table.execute("UPDATE labels SET value = ? WHERE name = ?", (json.dumps(label), name))
+
+
+def to_label(value: str, classes: list[str] | None) -> tuple[int, ...]:
+    """What `read_several` or `to_json` wrote, or names between SEPARATORS, of each class: 1, 0, or IGNORE where unknown.
+
+    Raises:
+        ValueError, KeyError, TypeError, IndexError: it is none of these, or names none of `classes`.
+    """
+    stored = json.loads(value) if value.startswith("{") else {"yes": SEPARATORS.split(value), "unknown": []}
+    if "labels" in stored:
+        label = from_json(value.encode())
+        if classes and len(label) != len(classes):
+            raise ValueError
+        return label
+    if classes is None:
+        raise ValueError
+    return _by_name(stored, classes)
+
+
+def _by_name(stored: dict[str, list[str]], classes: list[str]) -> tuple[int, ...]:
+    label = [0] * len(classes)
+    for kind, number in (("yes", 1), ("unknown", IGNORE)):
+        for name in stored[kind]:
+            label[classes.index(class_name(name))] = number
+    return tuple(label)
+
+
+def to_json(label: tuple[int, ...]) -> bytes:
+    """A label as it is stored: `{"labels": [class id, ...], "unknown": [class id, ...], "classes": their number}`."""
+    ids = {key: [i for i, each in enumerate(label) if each == number] for key, number in (("labels", 1), ("unknown", IGNORE))}
+    return json.dumps(ids | {"classes": len(label)}).encode()
+
+
+def from_json(data: bytes) -> tuple[int, ...]:
+    """The inverse of `to_json`."""
+    stored = json.loads(data)
+    label = [0] * int(stored["classes"])
+    for key, number in (("labels", 1), ("unknown", IGNORE)):
+        for i in stored[key]:
+            label[i] = number
+    return tuple(label)

@@ -1,0 +1,107 @@
+"""Multi-label classification: a linear head on the pooled embedding, binary cross entropy, mean average precision and F1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamteacher.data.items import IGNORE
+from dreamteacher.data.transforms import Augmentation, Transform, picture_crop
+from dreamteacher.settings.downstream import Finetune
+from dreamteacher.settings.pretraining import Interpreter
+from dreamteacher.tasks.base import Size, Task
+from dreamteacher.tasks.classification import ClassificationHead
+
+if TYPE_CHECKING:
+    from dreamteacher.report.figures import Panel
+
+LIKELY = 0.5  # probability from which a picture counts as having a label
+
+
+class Precisions:
+    """`map`, the mean over the classes that some picture has of their average precision, `f1`, likewise, `f1_micro`, of all labels
+    together, and `ap_CLASS` of those classes. F1 is at a probability of 0.5; what is unknown does not count."""
+
+    def __init__(self, classes: list[str]):
+        self.classes = classes
+        self._predicted: list[Tensor] = []
+        self._truth: list[Tensor] = []
+
+    def update(self, predicted: Tensor, truth: Tensor) -> None:
+        """Probabilities (K,), and 1, 0 or IGNORE (K,)."""
+        self._predicted.append(predicted.float().cpu())
+        self._truth.append(truth.cpu())
+
+    def compute(self) -> dict[str, float]:
+        """Figures of all pictures so far."""
+        from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
+
+        truth = torch.stack(self._truth) if self._truth else torch.zeros(0, len(self.classes))
+        seen = ((truth == 1).any(0)).nonzero().flatten().tolist()
+        if not seen:
+            return {}
+        predicted = torch.stack(self._predicted)
+        precision = {i: float(binary_average_precision(predicted[:, i], truth[:, i], ignore_index=IGNORE)) for i in seen}
+        f1 = [float(binary_f1_score(predicted[:, i], truth[:, i], LIKELY, ignore_index=IGNORE)) for i in seen]
+        micro = float(binary_f1_score(predicted.flatten(), truth.flatten(), LIKELY, ignore_index=IGNORE))
+        means = {"map": sum(precision.values()) / len(seen), "f1": sum(f1) / len(seen), "f1_micro": micro}
+        return means | {f"ap_{self.classes[i]}": value for i, value in precision.items()}
+
+
+def count_known(batch: dict[str, Tensor]) -> int:
+    """How many labels of a batch are known: those that the loss is a mean over."""
+    return int((batch["label"] != IGNORE).sum())
+
+
+class MultiLabel(Task):
+    """Any number of classes for a picture."""
+
+    figure, title, classifies = "map", "mAP", None
+    count = staticmethod(count_known)
+
+    def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
+        """Logits `(B, K)`."""
+        return ClassificationHead(channels[-1], classes)
+
+    def crop(self, size: int, augmentation: Augmentation) -> Transform:
+        """A part of the picture, scaled to the crop."""
+        return picture_crop(size, augmentation)
+
+    def picture_size(self, size: int) -> int | None:
+        """The crop's, to which training scales as well."""
+        return size
+
+    def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
+        """Binary cross entropy of `(B, K)` logits and labels, a mean over the known ones."""
+        known = (batch["label"] != IGNORE).float()
+        total = F.binary_cross_entropy_with_logits(outputs.float(), batch["label"].float() * known, known, reduction="sum")
+        return {"loss": total / batch["count"].clamp(min=1)}
+
+    def decode(self, output: Tensor, own: Size, size: Size) -> Tensor:
+        """Probabilities, `(K,)`, of logits."""
+        return output.sigmoid()
+
+    def score(self, classes: list[str]) -> Precisions:
+        """Of pictures."""
+        return Precisions(classes)
+
+    def agreement(self, exact: Tensor, rounded: Tensor) -> tuple[int, int]:
+        """Over the labels of all pictures: on the same side of LIKELY."""
+        equal = ((exact > 0) == (rounded > 0)) & rounded.isfinite()
+        return int(equal.sum()), equal.numel()
+
+    def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
+        """The picture below the words."""
+        lines = []
+        for name, label in labels.items():
+            values = np.asarray(label)
+            chosen = [classes[i] for i in np.flatnonzero((values >= LIKELY) & (values <= 1))]
+            lines.append(f"{name}: {', '.join(chosen) or 'none'}")
+        return [("\n".join(lines), image)]
+
+
+TASK = MultiLabel()
