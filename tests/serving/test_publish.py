@@ -183,18 +183,26 @@ def test_a_version_that_another_program_registered_counts_from_its_creation(proj
     assert registry.get_registered_model("cells").description == "ours"
 
 
-def start_step(name, project, folder):
-    """A pipeline's step `publish` in a pod of its own; the model is called `name`."""
+def start_step(name, project, folder, teacher="own"):
+    """A pipeline's step `publish` in a pod of its own; the model is called `name`, and builds on `teacher`, one of several."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DREAMTEACHER_TRACKING", "off")
-        for part, file in (("data", "manifest.csv"), ("teacher", "model"), ("features", "backbone"), ("evaluation", "metrics.json")):
+        for part, stage_name, params, file in (
+            ("data", "ingest", {}, "manifest.csv"),
+            ("other", "train-teacher", {"name": "other"}, "model"),
+            ("teacher", "train-teacher", {"name": "own"}, "model"),
+            ("features", "distill-features", {"recipe": "features"}, "backbone"),
+            ("evaluation", "evaluate", {}, "metrics.json"),
+        ):
             inputs = {{"teacher": "teachers/own", "features": "backbones/features"}.get(name, name): made[name] for name in made}
-            with open_stage(part, params={}, inputs=inputs if part == "evaluation" else {}, out=folder / part) as stage:
+            with open_stage(stage_name, params=params, inputs=inputs if part == "evaluation" else {}, out=folder / part) as stage:
                 (stage.tmp / file).write_text(json.dumps({"mix": {"miou_mean": 0.5, "n_seeds": 1}}))
             made[part] = folder / part
     made |= {"onnx": project / "onnx" / "segmentation", "out": folder / "triton"}
     artifacts = {place: SimpleNamespace(path=str(path), metadata={}) for place, path in made.items()}
+    of_all = {"teachers": [artifacts.pop("other"), artifacts.pop("teacher")], "backbones": [artifacts.pop("features")]}
+    artifacts |= of_all | {"teacher": teacher, "backbone": "features"}
     settings = PARAMS.publish.model_dump(mode="json") | {"name": name}
     publish_step.python_func(**artifacts, metrics=SimpleNamespace(log_metric=lambda *_: None), settings={"publish": settings})
 
@@ -234,6 +242,12 @@ def test_a_pipelines_publish_stores_what_a_retraining_starts_from(project, regis
     assert fetch_champion("whole", in_tmp / "champion") == "1"
     for part in ("teacher", "features", "evaluation"):
         assert digest_of(in_tmp / "champion" / part) == digest_of(in_tmp / "pod" / part)
+
+
+def test_a_model_without_a_teacher_is_published_though_no_retraining_can_start_from_it(project, registry, in_tmp, caplog):
+    start_step("alone", project, in_tmp / "pod", teacher="none")
+    assert int(registry.get_model_version_by_alias("alone", "challenger").version) == 1
+    assert "the recipe of alone has no teacher, so no retraining can start from version 1" in caplog.text
 
 
 def test_without_tracking_a_pipelines_publish_registers_nothing(project, registry, in_tmp, monkeypatch):
