@@ -131,11 +131,12 @@ def facts(curve: Curve = LEVEL, few: int = 20, longer: float = 0.0, **budget: An
         "scratch": now,
         "headroom": {"all": curve.at(434) - now, "double": curve.at(40) - now, "more": curve.at(160) - now},
         "spread": 0.012,
-        "changes": [{"name": "longer", "words": "3 times the steps", "settings": {"finetune.steps": 480}, "mean": now + longer, "gain": longer,
-                     "error": 0.001}],
+        "changes": [{"name": "longer", "words": "3 times the steps", "settings": {"finetune.steps": 480}, "mean": now + longer,
+                     "gain": longer, "error": 0.001}],
         "prediction": {"features": described(made)},
         "cost": {"machine": "2 CPU cores", "seconds": 700.0, "price": 0.1,
-                 "stages": [{"name": "finetune", "seconds": 700.0, "times": 9, "why": ""}, {"name": "x", "seconds": None, "times": 1, "why": "so"}]},
+                 "stages": [{"name": "finetune", "seconds": 700.0, "times": 9, "why": ""},
+                            {"name": "x", "seconds": None, "times": 1, "why": "so"}]},
     }  # fmt: skip
 
 
@@ -157,7 +158,8 @@ def test_what_costs_no_label_comes_first() -> None:
     said = verdict(facts(longer=0.05))
     assert [each["name"] for each in said["help"]] == ["longer", "more-labels"]
     assert said["warnings"] == [
-        "160 steps are too few: 3 times as many gain 5.0 points from scratch; raise finetune.steps first, it costs no label and no pretraining"
+        "160 steps are too few: 3 times as many gain 5.0 points from scratch; raise finetune.steps first, it costs no label and no "
+        "pretraining"
     ]
 
 

@@ -57,7 +57,7 @@ def run(chain: Chain, out: Path, few: int | None = 6, **changes: Any) -> dict[st
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-    """Instead of training, the figures of KNOWN, a point more in draw 1 and two points more with more steps; (labels, draw, steps) of each."""
+    """(labels, draw, steps) of each training; instead of it come the figures of KNOWN, a point more in draw 1, two with more steps."""
     done: list[tuple[int, int, int]] = []
 
     def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: int, place: Any) -> Any:
@@ -207,7 +207,7 @@ def test_too_few_labels_are_refused(chains: dict[str, Chain], tmp_path: Path, mo
         run(chains["segmentation"], tmp_path / "assess", few=11)
     labelled = ImageSet.labelled
     monkeypatch.setattr(ImageSet, "labelled", lambda images: labelled(images)[:4])
-    with pytest.raises(UserError, match="4 labelled train pictures are too few to hold some out .*; label 6 at least"):
+    with pytest.raises(UserError, match=r"4 labelled train pictures are too few to hold some out .*; label 6 at least"):
         run(chains["segmentation"], tmp_path / "assess", few=None)
 
 
