@@ -12,6 +12,7 @@ def distill_features(
     teacher: Input[Model],
     recipe: str,
     settings: dict,
+    changes: dict,
     out: Output[Model],
     page: Output[HTML],
     champion: Input[Model] = None,
@@ -20,9 +21,10 @@ def distill_features(
 
     Args:
         data: the data set of ingest.
-        teacher: the generator.
+        teacher: the generator; without stage.json where the method needs none.
         recipe: its name in the settings.
         settings: the sections of params.yaml that the stage reads.
+        changes: what the recipe changes of them.
         out: the backbone (timm folder) and its feature regressor.
         page: figures, settings, curves and pictures.
         champion: what fetch_champion got; its backbone is trained on, if there is one.
@@ -33,8 +35,11 @@ def distill_features(
     from dreamteacher.lifecycle.promotion import start_of
     from dreamteacher.report.step import tell
     from dreamteacher.settings.file import restore_params
+    from dreamteacher.stage import RECORD
 
-    params = restore_params(**settings)
-    inputs = {"data": data.path, "teacher": teacher.path, **start_of(champion, "features")}
+    params = restore_params(changes, **settings)
+    inputs = {"data": data.path, **start_of(champion, "features")}
+    if (Path(teacher.path) / RECORD).exists():
+        inputs["teacher"] = teacher.path
     launch("distill-features", params, inputs, out.path, recipe=recipe)
     tell(Path(out.path), out, page)

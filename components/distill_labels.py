@@ -29,7 +29,7 @@ def distill_labels(
         recipe: its name in the settings.
         seed: of the weights, the order and the noise.
         settings: the sections of params.yaml that the stage reads.
-        changes: what the recipe changes of labels.
+        changes: what the recipe changes of them.
         out: backbone, neck and head.
         page: figures, settings, curves and pictures.
     """
@@ -39,7 +39,7 @@ def distill_labels(
     from dreamteacher.report.step import tell
     from dreamteacher.settings.file import restore_params
 
-    params = restore_params(**settings | {"labels": settings["labels"] | changes})
+    params = restore_params(changes, **settings)
     inputs = {"data": data.path, "teacher": teacher.path, "features": features.path, "interpreter": interpreter.path}
     launch("distill-labels", params, inputs, out.path, recipe=recipe, seed=seed)
     tell(Path(out.path), out, page)

@@ -9,26 +9,30 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
     data: Input[Dataset],
-    teacher: Input[Model],
-    features: Input[Model],
-    distilled: Input[list[Model]],
-    mixed: Input[list[Model]],
     settings: dict,
     out: Output[Model],
     page: Output[HTML],
+    teacher: Input[Model] = None,
+    features: Input[Model] = None,
+    teachers: Input[list[Model]] = None,
+    backbones: Input[list[Model]] = None,
+    distilled: Input[list[Model]] = None,
+    mixed: Input[list[Model]] = None,
     fresh: Input[list[Model]] = None,
 ) -> None:
     """Compare all fine-tuned models on the untouched validation split.
 
     Args:
         data: the data set of ingest.
-        teacher: the generator.
-        features: the feature-distilled backbone.
-        distilled: models that started from the feature-distilled backbone.
-        mixed: models that started from label distillation.
         settings: the sections of params.yaml that the stage reads.
         out: figures of all models and means over seeds, curves, overlays.
         page: figures, settings, curves and pictures.
+        teacher: the generator, where there is one.
+        features: the backbone that was pretrained without labels, where there is one.
+        teachers: the generators, of all recipes.
+        backbones: what was pretrained without labels, by all recipes.
+        distilled: models that started from these.
+        mixed: models that started from label distillation.
         fresh: models that started from scratch or ImageNet.
     """
     from pathlib import Path
@@ -39,7 +43,9 @@ def evaluate(
     from dreamteacher.versioning import lay_out
 
     params = restore_params(**settings)
-    with lay_out([model.path for model in [teacher, features, *(fresh or []), *distilled, *mixed]]) as made:
+    lists = [teachers, backbones, distilled, mixed, fresh]  # KFP hands over None for an empty list
+    models = [model for model in [teacher, features, *(each for one in lists for each in one or [])] if model]
+    with lay_out([model.path for model in models]) as made:
         inputs = {name: made / name for name in ("teachers", "backbones", "finetuned")}
         run(params, data=Path(data.path), **inputs, out=Path(out.path), metrics=made / "metrics.json", plots=made / "plots")
     tell(Path(out.path), out, page)

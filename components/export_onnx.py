@@ -9,22 +9,22 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def export_onnx(
     data: Input[Dataset],
-    distilled: Input[list[Model]],
-    mixed: Input[list[Model]],
     settings: dict,
     out: Output[Model],
     page: Output[HTML],
+    distilled: Input[list[Model]] = None,
+    mixed: Input[list[Model]] = None,
     fresh: Input[list[Model]] = None,
 ) -> None:
     """Write one fine-tuned model and its backbone as ONNX, checked against torch.
 
     Args:
         data: the data set of ingest.
-        distilled: models that started from the feature-distilled backbone.
-        mixed: models that started from label distillation.
         settings: the sections of params.yaml that the stage reads: which of the models, and how.
         out: model.onnx and backbone.onnx.
         page: figures, settings, curves and pictures.
+        distilled: models that started from what was pretrained without labels.
+        mixed: models that started from label distillation.
         fresh: models that started from scratch or ImageNet.
     """
     from pathlib import Path
@@ -35,7 +35,7 @@ def export_onnx(
     from dreamteacher.versioning import lay_out
 
     params = restore_params(**settings)
-    with lay_out([model.path for model in [*(fresh or []), *distilled, *mixed]]) as made:
+    with lay_out([model.path for model in [*(fresh or []), *(distilled or []), *(mixed or [])]]) as made:
         chosen = made / "finetuned" / params.export.init / str(params.export.seed)
         run(params, data=Path(data.path), finetuned=chosen, out=Path(out.path))
     tell(Path(out.path), out, page)

@@ -12,6 +12,7 @@ def finetune(
     init: str,
     seed: int,
     settings: dict,
+    changes: dict,
     out: Output[Model],
     page: Output[HTML],
     backbone: Input[Model] = None,
@@ -23,6 +24,7 @@ def finetune(
         init: scratch, imagenet, or the name of a recipe.
         seed: draws the few labels and the random weights.
         settings: the sections of params.yaml that the stage reads.
+        changes: what the recipe changes of them: its student.
         out: the task model.
         page: figures, settings, curves and pictures.
         backbone: what the recipe made.
@@ -33,7 +35,7 @@ def finetune(
     from dreamteacher.report.step import tell
     from dreamteacher.settings.file import restore_params
 
-    params = restore_params(**settings)
+    params = restore_params(changes, **settings)
     inputs = {"data": data.path} | ({"backbone": backbone.path} if backbone else {})
     launch("finetune", params, inputs, out.path, init=init, seed=seed)
     tell(Path(out.path), out, page)

@@ -13,18 +13,18 @@ def record(
     overrides: list,
     run_id: str,
     data: Input[Dataset],
-    teacher: Input[Model],
-    features: Input[Model],
-    interpreters: Input[list[Model]],
-    labels: Input[list[Model]],
-    fresh: Input[list[Model]],
-    distilled: Input[list[Model]],
-    mixed: Input[list[Model]],
     evaluation: Input[Model],
     onnx: Input[Model],
     triton: Input[Model],
     report: Input[Artifact],
     page: Output[HTML],
+    teachers: Input[list[Model]] = None,
+    backbones: Input[list[Model]] = None,
+    interpreters: Input[list[Model]] = None,
+    labels: Input[list[Model]] = None,
+    fresh: Input[list[Model]] = None,
+    distilled: Input[list[Model]] = None,
+    mixed: Input[list[Model]] = None,
 ) -> str:
     """Put the outputs where dvc.yaml names them, push them by DVC, and commit dvc.lock on the branch runs/RUN_ID.
 
@@ -34,31 +34,33 @@ def record(
         overrides: the run's settings, which the branch's params.yaml gets.
         run_id: of this run.
         data: output of ingest.
-        teacher: output of train-teacher.
-        features: output of distill-features.
-        interpreters: outputs of train-interpreter.
-        labels: outputs of distill-labels.
-        fresh: models that started from scratch or ImageNet.
-        distilled: models that started from the feature-distilled backbone.
-        mixed: models that started from label distillation.
         evaluation: output of evaluate.
         onnx: output of export-onnx.
         triton: output of publish.
         report: output of report.
         page: where the run is recorded.
+        teachers: outputs of train-teacher.
+        backbones: outputs of distill-features.
+        interpreters: outputs of train-interpreter.
+        labels: outputs of distill-labels.
+        fresh: models that started from scratch or ImageNet.
+        distilled: models that started from what was pretrained without labels.
+        mixed: models that started from label distillation.
     """
     from pathlib import Path
 
     from dreamteacher.cluster.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
+    from dreamteacher.stage import RECORD
     from dreamteacher.stages.record import run
     from dreamteacher.steps import effect
 
     if not commit:
         write_facts(Path(page.path), "record", {"recorded": "nothing, as the project is a folder and no git repository"})
         return ""
-    single = [data, teacher, features, evaluation, onnx, triton, report]
-    outputs = [Path(artifact.path) for artifact in [*single, *interpreters, *labels, *fresh, *distilled, *mixed]]
+    lists = [teachers, backbones, interpreters, labels, fresh, distilled, mixed]  # KFP hands over None for an empty list
+    artifacts = [data, evaluation, onnx, triton, report, *(each for one in lists for each in one or [])]
+    outputs = [Path(artifact.path) for artifact in artifacts if (Path(artifact.path) / RECORD).exists()]  # not of the teacher `none`
     with effect("record") as done:
         recorded = run(git_url=git_url, commit=commit, overrides=overrides, outputs=outputs, run_id=run_id)
         done.update(recorded)

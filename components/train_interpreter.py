@@ -25,7 +25,7 @@ def train_interpreter(
         recipe: its name in the settings.
         seed: draws the few labels and the weights.
         settings: the sections of params.yaml that the stage reads.
-        changes: what the recipe changes of interpreter.
+        changes: what the recipe changes of them.
         out: the interpreter.
         page: figures, settings, curves and pictures.
     """
@@ -35,6 +35,6 @@ def train_interpreter(
     from dreamteacher.report.step import tell
     from dreamteacher.settings.file import restore_params
 
-    params = restore_params(**settings | {"interpreter": settings["interpreter"] | changes})
+    params = restore_params(changes, **settings)
     launch("train-interpreter", params, {"data": data.path, "teacher": teacher.path}, out.path, recipe=recipe, seed=seed)
     tell(Path(out.path), out, page)

@@ -11,6 +11,7 @@ def train_teacher(
     data: Input[Dataset],
     name: str,
     settings: dict,
+    changes: dict,
     out: Output[Model],
     page: Output[HTML],
     champion: Input[Model] = None,
@@ -21,7 +22,8 @@ def train_teacher(
         data: the data set of ingest.
         name: of the teacher in the settings.
         settings: the sections of params.yaml that the stage reads.
-        out: a diffusers pipeline with its taps and feature statistics.
+        changes: what the teacher changes of them.
+        out: a diffusers pipeline with its taps and feature statistics; of `none`, which stands for no teacher, an empty file.
         page: figures, settings, curves and pictures.
         champion: what fetch_champion got; its teacher is trained on, if there is one.
     """
@@ -29,8 +31,14 @@ def train_teacher(
 
     from dreamteacher.cluster.launch import launch
     from dreamteacher.lifecycle.promotion import start_of
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import tell, write_facts
     from dreamteacher.settings.file import restore_params
+    from dreamteacher.settings.schema import NO_TEACHER
 
-    launch("train-teacher", restore_params(**settings), {"data": data.path, **start_of(champion, "teacher")}, out.path, name=name)
+    if name == NO_TEACHER:
+        Path(out.path).mkdir(parents=True)
+        (Path(out.path) / "nothing").touch()
+        write_facts(Path(page.path), "train-teacher", {"teacher": "none, as the method needs none"})
+        return
+    launch("train-teacher", restore_params(changes, **settings), {"data": data.path, **start_of(champion, "teacher")}, out.path, name=name)
     tell(Path(out.path), out, page)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kfp.dsl import Model, ParallelFor, PipelineTask
+from kfp.dsl import ParallelFor, PipelineTask
 
 from components.distill_labels import distill_labels
 from components.finetune import finetune
@@ -22,13 +22,6 @@ STAGES = (
     "publish",
     "report",
 )
-
-
-class Pretrained(NamedTuple):
-    """What leaves the group pretrain."""
-
-    teacher: Model
-    features: Model
 
 
 class Tuned(NamedTuple):
@@ -52,6 +45,7 @@ def fine_tune(
     interpreter_settings: Any,
     labels_settings: Any,
     finetune_settings: Any,
+    changes: Any,
     parallelism: int,
 ) -> Tuned:
     """Fine-tune from `features` for all seeds, and from label distillation for all label recipes and seeds.
@@ -62,13 +56,14 @@ def fine_tune(
         teacher: the generator.
         features: the feature-distilled backbone.
         recipe: its name.
-        mixed: {"init", "seed", "interpreter", "labels"} of each label distillation; the last two are what its recipe changes.
+        mixed: {"init", "seed", "interpreter", "labels", "finetune"} of each label distillation; the last three are what its recipe changes.
         seeds: of the fine-tunings from `features`.
         interpreter_settings, labels_settings, finetune_settings: of train-interpreter, distill-labels and finetune.
+        changes: what the recipe changes of finetune_settings.
         parallelism: passes of a loop at once, 0: all.
     """
     with ParallelFor(seeds, name="fine-tune-features", parallelism=parallelism) as seed:
-        tuning = finetune(data=data, init=recipe, seed=seed, backbone=features, settings=finetune_settings)
+        tuning = finetune(data=data, init=recipe, seed=seed, backbone=features, settings=finetune_settings, changes=changes)
         from_features = step("finetune", tuning).outputs["out"]
     with ParallelFor(mixed, name="distill-and-fine-tune-labels", parallelism=parallelism) as item:
         given = {"data": data, "teacher": teacher, "recipe": item.init, "seed": item.seed}
@@ -78,6 +73,7 @@ def fine_tune(
         given |= {"features": features, "interpreter": interpreter}
         distilling = distill_labels(**given, settings=labels_settings, changes=item.labels)
         labels = step("distill-labels", distilling).outputs["out"]
-        tuning = finetune(data=data, init=item.init, seed=item.seed, backbone=labels, settings=finetune_settings)
+        own = {"settings": finetune_settings, "changes": item.finetune}
+        tuning = finetune(data=data, init=item.init, seed=item.seed, backbone=labels, **own)
         from_labels = step("finetune", tuning).outputs["out"]
     return Tuned(interpreter, labels, from_features, from_labels)

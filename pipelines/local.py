@@ -90,23 +90,32 @@ def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
 
 
 def _mend_kfp() -> None:
-    """Steps are forks. And three faults of kfp 2.17.0: in a ParallelFor its item stands for every parameter of the loop that is another
-    task's output, items that are one of several outputs of a task are not found, and neither is such an output in the condition of an If
-    without an Else."""
+    """Steps are forks. And five faults of kfp 2.17.0: in a ParallelFor its item stands for every parameter of the loop that is another
+    task's output or an outer loop's item; items that are one of several outputs of a task are not found, and neither is such an output in
+    the condition of an If without an Else; a loop without items has no outputs; and what loops within loops collect is a list of lists,
+    which on a cluster is one list."""
 
     def mended_pass(task: Any, item: Any, name: str) -> Any:
         made = _PASS_OF_KFP(task, item, name)
         for key, value in task.inputs.parameters.items():
-            if value.HasField("task_output_parameter"):
+            if key != task.parameter_iterator.item_input:
                 made.inputs.parameters[key].CopyFrom(value)
         return made
 
-    def mended_loop(*, task_spec: Any, io_store: Any, **given: Any) -> bool:
+    def mended_loop(*, task_name: str, task_spec: Any, io_store: Any, components: Any, **given: Any) -> bool:
+        outputs = components[task_spec.component_ref.name].output_definitions.artifacts
+        for key in outputs:
+            io_store.put_task_output(task_name, key, [])
         name = task_spec.parameter_iterator.items.input_parameter
         if (items := task_spec.inputs.parameters[name]).HasField("task_output_parameter"):
             source = items.task_output_parameter
             io_store.put_parent_input(name, io_store.get_task_output(source.producer_task, source.output_parameter_key))
-        return bool(_LOOP_OF_KFP(task_spec=task_spec, io_store=io_store, **given))
+        failed = bool(_LOOP_OF_KFP(task_name=task_name, task_spec=task_spec, io_store=io_store, components=components, **given))
+        for key in outputs:
+            passes = io_store.get_task_output(task_name, key)
+            flat = [each for one in passes for each in (one if isinstance(one, list) else [one])]
+            io_store.put_task_output(task_name, key, flat)
+        return failed
 
     def mended_output(self: IOStore, task_name: str, key: str, value: Any) -> None:
         _OUTPUT_OF_KFP(self, task_name, key, value)

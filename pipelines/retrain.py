@@ -20,12 +20,19 @@ from components.promote import promote
 from components.publish import publish
 from components.report import report
 from components.train_teacher import train_teacher
-from pipelines.chain import STAGES, Pretrained, Step, fine_tune
+from pipelines.chain import STAGES, Step, fine_tune
 
 # What leaves prepare: artifacts, and what else depends on the revision.
 RESOLVED: dict[str, type] = {"teacher": str, "recipe": str, "mixed": list, "seeds": list, **dict.fromkeys([*STAGES, "gate"], dict)}
 GIVEN: dict[str, type] = {"data": Dataset, "champion": Model, "drift": Artifact, "enough": bool}
 Prepared = NamedTuple("Prepared", [*GIVEN.items(), *RESOLVED.items()])  # type: ignore[misc]
+
+
+class Pretrained(NamedTuple):
+    """What leaves the group pretrain."""
+
+    teacher: Model
+    features: Model
 
 
 class Compared(NamedTuple):
@@ -65,9 +72,10 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         data: Input[Dataset], champion: Input[Model], name: str, recipe: str, teacher_settings: dict, distill_settings: dict
     ) -> Pretrained:
         """The champion's teacher and backbone, trained on."""
-        training = train_teacher(data=data, name=name, champion=champion, settings=teacher_settings)
+        training = train_teacher(data=data, name=name, champion=champion, settings=teacher_settings, changes={})
         teacher = step("train-teacher", training).outputs["out"]
-        distilling = distill_features(data=data, teacher=teacher, recipe=recipe, champion=champion, settings=distill_settings)
+        own = {"recipe": recipe, "settings": distill_settings, "changes": {}}
+        distilling = distill_features(data=data, teacher=teacher, champion=champion, **own)
         return Pretrained(teacher, step("distill-features", distilling).outputs["out"])
 
     @dsl.pipeline(name="compare")
@@ -95,6 +103,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             interpreter_settings=interpreter_settings,
             labels_settings=labels_settings,
             finetune_settings=finetune_settings,
+            changes={},
             parallelism=parallelism,
         )
 
@@ -114,6 +123,8 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         report_settings: dict,
         data: Input[Dataset],
         champion: Input[Model],
+        name: str,
+        recipe: str,
         teacher: Input[Model],
         features: Input[Model],
         evaluation: Input[Model],
@@ -126,8 +137,8 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         """The best model as ONNX, to the registry, and made champion if it passes the gates; and a report."""
         exporting = export_onnx(data=data, settings=export_settings, distilled=distilled, mixed=mixed)
         onnx = step("export-onnx", exporting).outputs["out"]
-        made = {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
-        registered = step("publish", publish(settings=publish_settings, **made))
+        made = {"data": data, "generator": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
+        registered = step("publish", publish(teacher=name, backbone=recipe, settings=publish_settings, **made))
         judging = gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, settings=gate_settings)
         verdict = step("gate", judging).outputs["out"]
         step("promote", promote(verdict=verdict, onnx=onnx, settings=publish_settings).after(registered))
@@ -170,6 +181,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
                     drift=found["drift"],
                     data=data,
                     champion=champion,
+                    **names,
                     **made,
                     **compared,
                 )

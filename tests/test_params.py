@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params
+from dreamteacher.settings.presets import LEVELS, NAMED, ShareOf
 from dreamteacher.settings.pretraining import Teacher
+from dreamteacher.settings.recipes import of_recipe
 from dreamteacher.settings.schema import Params
 from dreamteacher.settings.table import describe, known_keys, markdown
 from helpers import PROJECT
@@ -32,7 +34,7 @@ def test_unknown_setting_names_the_nearest_known_one(override, meant):
 
 
 def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
-    assert "known: seed, few_labels" in refusal("zzzzzzzz=1")
+    assert "known: preset, seed, few_labels" in refusal("zzzzzzzz=1")
 
 
 @pytest.mark.parametrize(
@@ -283,3 +285,51 @@ def test_of_kinds_that_are_imported_the_folder_says_what_fits_and_not_the_size()
     assert Params(teacher={"kind": "diffusers"}, **foreign).taps == [8, 64]
     with pytest.raises(ValueError, match=r"distill\.T = 1200 must be below teacher\.T_train = 1000"):
         Params(teacher={"kind": "edm"}, **foreign)
+
+
+@pytest.mark.parametrize("preset", list(NAMED))
+def test_a_presets_values_are_possible_at_every_size(preset: str) -> None:
+    for size in LEVELS:
+        params = Params(preset=preset, teacher={"size": size})
+        assert Params.model_validate(params.model_dump()) == params
+        for group, values in NAMED[preset].items():
+            for name, value in values.items():
+                if name != "size" and not isinstance(value, ShareOf):
+                    assert getattr(getattr(params, group), name) == value, f"{group}.{name}"
+
+
+def test_a_line_wins_over_the_preset_and_the_preset_over_kind_and_size() -> None:
+    paper = Params(preset="paper")
+    assert (paper.teacher.size, paper.teacher.batch_size, paper.distill.resolution) == ("adm-256", 256, 256)
+    assert (paper.distill.lr, paper.distill.steps, paper.distill.warmup_steps) == (4e-3, 164_000, 8_200)
+    small = Params(preset="paper", teacher={"size": "small"}, distill={"T": 150, "lr": 1e-4})
+    assert (small.distill.T, small.distill.lr, small.distill.steps, small.student.width) == (150, 1e-4, 10_000, 256)
+    assert Params().distill == Params(preset="demo").distill
+
+
+def test_a_share_follows_what_it_is_of() -> None:
+    assert Params(preset="best", finetune={"steps": 160}).finetune.head_steps == 40
+    assert Params(preset="best", finetune={"steps": 160, "head_steps": 0}).finetune.head_steps == 0
+
+
+def test_a_recipe_changes_what_the_preset_fills() -> None:
+    params = load_params(
+        None, ["preset=best", "teachers.ddpm={kind: ddpm}", "recipes.paper={teacher: ddpm, distill: {whitening: layernorm}}"]
+    )
+    assert of_recipe(params, "features").teacher.kind == "edm"
+    recipe = of_recipe(params, "paper")
+    assert (recipe.teacher.kind, recipe.distill.whitening, recipe.distill.encoding) == ("ddpm", "layernorm", "stratified")
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(UserError, match="preset = 'papre' is not possible"):
+        load_params(None, ["preset=papre"])
+
+
+def test_the_papers_values_are_documented() -> None:
+    """Each in the table of docs/recipes.md, with its place in the paper."""
+    text = (PROJECT / "docs/recipes.md").read_text()
+    for preset in ("paper", "best"):
+        for group, values in NAMED[preset].items():
+            for name in values:
+                assert f"`{group}.{name}`" in text, f"{preset}: {group}.{name}"

@@ -15,8 +15,9 @@ from types import FrameType
 from typing import Any
 
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
-from dreamteacher.graph import STAGES, TOOLS
+from dreamteacher.graph import STAGES, TOOLS, StageCommand
 from dreamteacher.serving.commands import add_commands
+from dreamteacher.settings.presets import NAMED
 from dreamteacher.teachers.commands import add_commands as add_teacher_commands
 
 
@@ -54,7 +55,9 @@ def _run_stage(options: argparse.Namespace) -> int:
     command = (STAGES | TOOLS)[options.command]
     if not command.trains and os.environ.get("RANK", "0") != "0":
         return 0
-    params = read_sections(options.params) if options.sections else load_params(options.params, options.set)
+    short = {setting: getattr(options, option.replace("-", "_")) for option, setting in command.settings.items()}
+    overrides = [*(options.set or []), *(f"{setting}={value}" for setting, value in short.items() if value is not None)]
+    params = read_sections(options.params) if options.sections else load_params(options.params, overrides)
     given: dict[str, Any] = {name: getattr(options, name) or _only(name, setting, params) for name, setting in command.named.items()}
     places = dict(given)
     if not options.sections:
@@ -123,7 +126,7 @@ def _pretrained(params: Any, init: str, seed: int) -> Path | None:
 def _run_init(options: argparse.Namespace) -> int:
     from dreamteacher.project.create import init
 
-    init(options.folder, options.source, options.hours)
+    init(options.folder, options.source, options.hours, options.preset)
     return 0
 
 
@@ -203,6 +206,13 @@ def _run_params(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_init(init: argparse.ArgumentParser) -> None:
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="of the project; made if it is not there")
+    init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
+    init.add_argument("--preset", choices=list(NAMED), default="demo", help="of the settings (default: %(default)s); see docs/recipes.md")
+    init.add_argument("--hours", type=_hours, help="that all of it may take on this machine (default: 1 on CPU, 8 on GPU)")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dreamteacher", description="Unlabelled pictures and a few labels in, a served image backbone out."
@@ -218,23 +228,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="settings (default: %(default)s)")
         command.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting, such as distill.T=250; may be given again")
 
-    init = add("init", _run_init, "make a project for your pictures")
-    init.add_argument("folder", type=Path, metavar="FOLDER", help="of the project; made if it is not there")
-    init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
-    init.add_argument("--hours", type=_hours, help="that all of it may take on this machine (default: 1 on CPU, 8 on GPU)")
+    _add_init(add("init", _run_init, "make a project for your pictures"))
     for name, stage in (STAGES | TOOLS).items():
         command = add(name, _run_stage, stage.help)
         add_params(command)
-        for option, setting in stage.named.items():
-            command.add_argument(f"--{option}", metavar="NAME", help=f"one of {setting} of the settings; default: the only one")
-        if stage.seed:
-            command.add_argument("--seed", type=_seed, default=0, help="draws the few labels and the random weights (default: 0)")
-        for option, text in stage.optional.items():
-            command.add_argument(f"--{option}", metavar="PATH", help=text)
-        for option, default in {**stage.inputs, "out": stage.out}.items():
-            command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
-        command.add_argument("--overwrite", action="store_true", help="replace what --out holds")
-        command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: params_file.read_sections
+        _add_stage_options(command, stage)
 
     repro = add("repro", _run_repro, "bring the project up to date as `dvc repro` does, with independent stages side by side")
     repro.add_argument("--jobs", type=_count, metavar="N", help="stages at a time; default: what cores and memory allow, 1 with a GPU")
@@ -269,6 +267,21 @@ def _parser() -> argparse.ArgumentParser:
     add_params(show)
     show.add_argument("--markdown", action="store_true", help="print all settings as the table of the documentation")
     return parser
+
+
+def _add_stage_options(command: argparse.ArgumentParser, stage: StageCommand) -> None:
+    for option, setting in stage.named.items():
+        command.add_argument(f"--{option}", metavar="NAME", help=f"one of {setting} of the settings; default: the only one")
+    for option, setting in stage.settings.items():
+        command.add_argument(f"--{option}", metavar="NUMBER", help=f"short for --set {setting}=NUMBER")
+    if stage.seed:
+        command.add_argument("--seed", type=_seed, default=0, help="draws the few labels and the random weights (default: 0)")
+    for option, text in stage.optional.items():
+        command.add_argument(f"--{option}", metavar="PATH", help=text)
+    for option, default in {**stage.inputs, "out": stage.out}.items():
+        command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
+    command.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: params_file.read_sections
 
 
 def _seed(text: str) -> int:

@@ -37,6 +37,7 @@ _GROUPS = {
     "train-interpreter": "interpreter",
     "distill-labels": "labels",
     "finetune": "finetune",
+    "assess": "finetune",
 }
 _LESS_MEMORY = {
     "ingest": "lower ingest.max_pixels, which is the largest picture that is decoded",
@@ -45,6 +46,7 @@ _LESS_MEMORY = {
     "train-interpreter": "raise interpreter.accumulate, or lower interpreter.batch_size, interpreter.resolution or interpreter.width",
     "distill-labels": "raise labels.accumulate, or lower labels.batch_size, distill.resolution or student.width",
     "finetune": "raise finetune.accumulate, or lower finetune.batch_size, finetune.resolution or student.width",
+    "assess": "lower finetune.batch_size, finetune.resolution, student.width, or evaluate.batch_size",
     "evaluate": "lower evaluate.batch_size, and ingest.short_side if single pictures are too large",
     "export-onnx": "lower export.size, or choose a smaller student.backbone",
 }

@@ -18,6 +18,7 @@ class StageCommand:
     inputs: dict[str, str] = field(default_factory=dict)
     optional: dict[str, str] = field(default_factory=dict)  # inputs without a default place, with their help
     named: dict[str, str] = field(default_factory=dict)  # further options, and the setting that holds what each may be
+    settings: dict[str, str] = field(default_factory=dict)  # options that are short for `--set`, and the setting of each
     seed: bool = False
     trains: bool = False  # by all processes of torchrun; other stages run in the first alone
 
@@ -108,6 +109,12 @@ STAGES = {
 
 # Commands that are stages in all but one thing: no other depends on what they write, so neither dvc nor the pipelines run them.
 TOOLS = {
+    "assess": StageCommand(
+        "say what pretraining will gain here, what else would, and what it costs, before it is run",
+        "artifacts/assess",
+        {"data": "artifacts/data"},
+        settings={"minutes": "assess.minutes", "price-per-hour": "assess.price_per_hour"},
+    ),
     "tune": StageCommand(
         "choose the noise step and the taps of a teacher",
         "artifacts/tune/{recipe}",

@@ -42,6 +42,7 @@ MAKERS = {
     "mix": "distill-labels",
     "teacher": "train-teacher",
     "evaluation": "evaluate",
+    "assess": "assess",
     "onnx": "export-onnx",
     "triton": "publish",
     "data": "ingest",

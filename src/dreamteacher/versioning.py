@@ -30,7 +30,7 @@ from dreamteacher.git_access import why_no_token, with_token, without_token
 from dreamteacher.graph import STAGES
 from dreamteacher.mlflow_server import without_password
 from dreamteacher.outages import GivenUp, NoAnswer, is_outage, patient
-from dreamteacher.stage import read_stage
+from dreamteacher.stage import RECORD, read_stage
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ class Place:
         return self.command[0] == "dreamteacher"
 
     def mark(self, folder: Path) -> bool:
-        """Make below `folder` what the command makes by `mkdir -p`, `touch` and `cp` of files; False, and nothing is done, if it does more.
+        """Make below `folder` what the command makes by `mkdir -p`, `touch` and `cp` of files.
+
+        False, and nothing is done, if it does more, or copies what is not there.
 
         dvc.yaml is whoever's who may push, so no shell gets its commands where secrets are.
         """
@@ -61,6 +63,8 @@ class Place:
         for step in steps:
             possible = step[:2] == ["mkdir", "-p"] or step[0] == "touch" or (step[0] == "cp" and len(step) == 3)
             names = step[2 if step[0] == "mkdir" else 1 :]
+            if step[0] == "cp" and not (folder / step[1]).is_file():  # of a recipe that the run did not have
+                return False
             if not possible or not all(re.fullmatch(r"[\w.@=+,/][\w.@=+,/-]*", name) for name in names):
                 return False
         for kind, *names in steps:
@@ -312,9 +316,14 @@ def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Pat
 
 @contextmanager
 def lay_out(outputs: list[str]) -> Iterator[Path]:
-    """A folder in which outputs of stages lie as in `artifacts`: teachers/NAME, finetuned/INIT/SEED, gate, ...; gone afterwards."""
+    """A folder in which outputs of stages lie as in `artifacts`: teachers/NAME, finetuned/INIT/SEED, gate, ...; gone afterwards.
+
+    What has no stage.json, such as what stands for no teacher, is left out.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         for output in outputs:
+            if not (Path(output) / RECORD).exists():
+                continue
             record = read_stage(Path(output))
             stage = record["stage"]
             out = STAGES[stage].out.format(**record["params"]) if stage in STAGES else f"artifacts/{stage}"

@@ -11,7 +11,7 @@ STAND_IN = """#!{python}
 import json, sys, types
 from pathlib import Path
 from dreamteacher import cli
-from dreamteacher.stage import open_stage
+from dreamteacher.stage import digest_of, open_stage
 
 READS = {{"ingest": ["ingest"], "train-teacher": ["seed", "teacher"], "distill-features": ["seed", "taps", "student", "distill"],
     "train-interpreter": ["few_labels", "taps", "interpreter"], "distill-labels": ["taps", "student", "distill", "labels"],
@@ -27,6 +27,8 @@ def run(params, *, out, overwrite, metrics=None, plots=None, **given):
     with open_stage(name, params={{**params.section(*READS[name]), **{{k: v for k, v in given.items() if k not in inputs}}}},
                     inputs=inputs, out=out, overwrite=overwrite) as stage:
         (stage.tmp / "model.safetensors").write_text(name + str(given.get("seed")))
+        if name == "distill-features":
+            (stage.tmp / "taught_by.json").write_text(digest_of(inputs["teacher"]))
         if plots:
             files = {{"finetune_loss.csv": "step,scratch,features,mix\\n1,3,2,1\\n", "teacher_loss/own.csv": "step,loss\\n1,2\\n",
                       "distill_quality/features.csv": "step,explained_variance\\n1,0.5\\n",

@@ -7,6 +7,7 @@ from pipeline import Project, fetch, find, head, url
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params, restore_params
+from dreamteacher.settings.recipes import of_recipe, of_teacher
 from dreamteacher.stages.find_commit import FILES, SECTIONS, resolve
 
 
@@ -83,6 +84,28 @@ def test_each_step_gets_the_sections_that_it_reads_and_nothing_else(origin: Proj
     assert "None" not in str(found.settings)
 
 
+def test_a_step_gets_what_its_teacher_or_recipe_changes_and_nothing_of_others(origin: Project):
+    overrides = ["teachers.large={size: small, pretrained: null}", "recipes.noisy={teacher: large, student: {width: 16}, distill: {T: 9}}"]
+    overrides += ["label_recipes.soft={features: noisy, labels: {tau: 2}}", "compare.inits=[scratch, features, soft]"]
+    found, params = find(url(origin), "v1", *overrides), load_params(origin.folder / "params.yaml", overrides)
+    assert [each["teacher"] for each in found.teachers] == ["own", "large"]
+    assert found.teachers[0]["changes"] == {}
+    large = restore_params(found.teachers[1]["changes"], **found.settings["train_teacher"])
+    assert large.section("teacher") == of_teacher(params, "large").section("teacher")
+    (noisy,) = found.recipes["large"]
+    resolved = of_recipe(params, "soft")
+    for step, changes in (("distill_features", noisy["distill"]), ("finetune", noisy["finetune"])):
+        assert restore_params(changes, **found.settings[step]).section(*SECTIONS[step]) == resolved.section(*SECTIONS[step])
+    assert noisy["finetune"] == {"student": {"width": 16}}
+    assert found.passes["features"] == {"seeds": [0], "mixed": []}
+    assert found.passes["noisy"]["seeds"] == []  # it is not compared itself
+    (soft,) = found.passes["noisy"]["mixed"]
+    assert restore_params(soft["labels"], **found.settings["distill_labels"]).section("labels", "distill") == resolved.section(
+        "labels", "distill"
+    )
+    assert list(found.params.label_recipes) == ["soft"]
+
+
 def test_what_is_compared_comes_from_the_settings_and_a_retraining_has_no_fresh_start(origin: Project):
     overrides = ["compare.inits=[scratch, imagenet, features, labels, mix]", "compare.seeds=[0, 3]"]
     overrides.append("label_recipes.labels={features: features, labels: {mode: labels}}")
@@ -100,8 +123,8 @@ def test_what_is_compared_comes_from_the_settings_and_a_retraining_has_no_fresh_
     ("overrides", "said"),
     [
         (["compare.inits=[features, mix]"], "add scratch or imagenet$"),
-        (["compare.inits=[scratch, features]"], "add one of label_recipes$"),
-        (["compare.inits=[scratch, mix]", "export.init=mix"], "add a recipe without labels$"),
+        (["compare.inits=[scratch]", "export.init=scratch"], "add a recipe$"),
+        (["recipes.team={teacher: ., distill: {method: team}}", "compare.inits=[scratch, team, features]"], "learns from all teachers"),
         ([{"a": 1}], "is no text; write it as"),
     ],
 )

@@ -52,6 +52,20 @@ def test_recorded_run_is_up_to_date_in_a_fresh_clone(origin: Project, outputs: l
     assert "finetune.lr=0.0123" in clone.run("git", "log", "-1", "--format=%B")
 
 
+def test_recipes_that_are_not_compared_are_left_to_dvc(origin: Project, outputs: list[Path], tmp_path: Path, caplog):
+    more = ["teachers.edm={kind: edm, pretrained: null}", "recipes.noisy={teacher: edm}", "label_recipes.labels={features: noisy}"]
+    done = record.run(git_url=url(origin), commit=head(origin), overrides=[*OVERRIDES, *more], outputs=outputs, run_id="more")
+    for stage in ("train-teacher@edm", "distill-features@noisy", "features-of@labels", "distill-labels@labels-0"):
+        assert f"stage {stage} of dvc.yaml is not recorded" in caplog.text
+    clone = Project(tmp_path / "clone", Path(origin.environment["PATH"].split(":")[0]))
+    origin.run("git", "clone", "-q", "-b", done["branch"], url(origin), str(clone.folder))
+    clone.run("dvc", "pull", "-q", "--allow-missing")
+    assert clone.repro() == sorted(
+        ["train-teacher --name edm", "distill-features --recipe noisy", "train-interpreter --recipe labels --seed 0",
+         "distill-labels --recipe labels --seed 0", "evaluate", "publish"]
+    )  # fmt: skip
+
+
 def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(origin: Project, outputs: list[Path], tmp_path: Path):
     folder = tmp_path / "other"
     other = Project(folder, Path(origin.environment["PATH"].split(":")[0]))

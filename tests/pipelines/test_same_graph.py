@@ -15,11 +15,11 @@ from dreamteacher.stages.find_commit import SECTIONS
 from helpers import PROJECT
 from pipelines import pretrain
 
-AROUND = {"find-commit", "fetch-data", "record", "finish"}  # steps of the pipeline that are no stages
+AROUND = {"find-commit", "fetch-data", "list-recipes", "list-passes", "record", "finish"}  # steps of the pipeline that are no stages
 # What DVC's interpreters and label distillations know of teacher and features is their record, which features-of copies.
 FEATURES_OF = {"train-interpreter": {"train-teacher"}, "distill-labels": {"train-teacher", "distill-features"}}
 MARKS = ("nothing", "no-teacher", "features-of")
-BY_NAME = {"teachers", "recipes", "label_recipes"}  # find-commit resolves them into the groups that they change
+BY_NAME = {"teachers", "recipes", "label_recipes", "preset"}  # find-commit resolves them into the groups that they change
 # What a step is given beside what dvc.yaml names: publish stores it with the registered version, which where DVC runs `promote` does;
 # report finds the interpreters where they lie, whose changes reach it through label distillation.
 BESIDE = {"publish": {"ingest", "train-teacher", "distill-features"}, "report": {"train-interpreter"}}
@@ -118,7 +118,7 @@ def test_kfp_and_dvc_have_the_same_graph(spec: dict[str, Any], tmp_path: Path) -
     [
         ("  publish:\n", "  deploy:\n"),  # a stage
         ("    deps: [artifacts/onnx, artifacts/evaluation]\n", "    deps: [artifacts/onnx]\n"),  # an edge
-        ("      params: [seed, taps, student, distill, ", "      params: [seed, student, distill, "),  # a setting
+        ("      params: [preset, seed, taps, student, distill, ", "      params: [preset, seed, student, distill, "),  # a setting
         ("    params: [export, ", "    params: [export, publish, "),
     ],
 )

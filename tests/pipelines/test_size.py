@@ -11,11 +11,11 @@ import yaml
 from argo_nodes import LIMIT
 from kfp.compiler import Compiler
 from kfp_cache import Kfp
-from test_cache import find_commit
+from test_cache import COMPUTED
 
 from components import IMAGE
 from dreamteacher.errors import UserError
-from dreamteacher.stages.find_commit import PASSES, resolve
+from dreamteacher.stages.find_commit import resolve
 from helpers import PROJECT
 from pipelines.__main__ import main
 from pipelines.resources import Profile
@@ -25,35 +25,61 @@ REAL = 197 / 152
 SPEC = 200_000  # bytes of the Workflow beside its nodes; 170 kB on that cluster
 
 
-def arguments(seeds: int, inits: str) -> dict[str, Any]:
-    settings = [f"compare.seeds={list(range(seeds))}", f"compare.inits=[{inits}]", "label_recipes.labels={features: features}"]
-    return {"git_url": str(PROJECT), "data_rev": "", "settings": settings}
+def arguments(seeds: int, *settings: str) -> dict[str, Any]:
+    return {"git_url": str(PROJECT), "data_rev": "", "settings": [f"compare.seeds={list(range(seeds))}", *settings]}
+
+
+def many(kind: str, *, teachers: int = 1, recipes: int = 1, labels: int = 0) -> list[str]:
+    """Settings of a comparison with so many of each."""
+    settings = [f"teachers.t{n}={{kind: pixels, pretrained: null}}" for n in range(teachers)]
+    settings += [f"recipes.r{n}={{teacher: t{n % teachers}, distill: {{T: {n + 1}}}}}" for n in range(recipes)]
+    settings += [f"label_recipes.l{n}={{features: r0, labels: {{tau: {n + 1}}}}}" for n in range(labels)]
+    inits = [*(["scratch"] if kind == "pretrain" else []), *(f"r{n}" for n in range(recipes)), *(f"l{n}" for n in range(labels))]
+    return [*settings, f"compare.inits=[{', '.join(inits)}]", "export.init=r0"]
 
 
 @pytest.mark.parametrize(
-    ("name", "inits"),
-    [("pretrain", "scratch, features, labels, mix"), ("retrain", "features, labels, mix")],
+    ("kind", "counts", "seeds"),
+    [
+        ("pretrain", {"labels": 2}, 9),
+        ("pretrain", {"labels": 7}, 3),
+        ("pretrain", {"teachers": 4, "recipes": 8, "labels": 2}, 3),
+        ("pretrain", {"teachers": 12, "recipes": 12, "labels": 1}, 1),
+        ("retrain", {"labels": 2}, 11),
+    ],
 )
-def test_the_largest_run_fits_and_not_by_far(name: str, inits: str, tmp_path: Path) -> None:
-    file = tmp_path / "package.yaml"
-    Compiler().compile(import_module(f"pipelines.{name}").build(Profile("single-gpu", IMAGE).apply), str(file))
-    spec, platform = yaml.safe_load_all(file.read_text())
-    spec["platforms"] = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    kfp = Kfp(find_commit)
-    kfp.run(spec, arguments(PASSES // len(inits.split(",")), inits))
+def test_the_largest_run_fits_and_not_by_far(kind: str, counts: dict[str, int], seeds: int, packages: dict[str, Any]) -> None:
+    kfp = Kfp(COMPUTED)
+    kfp.run(packages[kind], arguments(seeds, *many(kind, **counts)))
     size = kfp.nodes.size()[1] * REAL + SPEC
-    assert 0.7 * LIMIT < size < LIMIT, f"{len(kfp.nodes)} nodes, {kfp.nodes.size()} bytes"
+    assert 0.75 * LIMIT < size < LIMIT, f"{len(kfp.nodes)} nodes, {size / LIMIT}"
 
 
-def test_a_run_that_would_not_fit_is_refused_before_it_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    given = arguments(14, "scratch, features, mix")
-    words = f"14 seeds of 3 initialisations are 42 passes of the pipeline's loops, more than the {PASSES} that Argo can keep of one run"
-    with pytest.raises(UserError, match=words):
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Each compiled pipeline, with what its steps have in the cluster."""
+    made = {}
+    for name in ("pretrain", "retrain"):
+        file = tmp_path_factory.mktemp("compiled") / "package.yaml"
+        Compiler().compile(import_module(f"pipelines.{name}").build(Profile("single-gpu", IMAGE).apply), str(file))
+        made[name], platform = yaml.load_all(file.read_text(), yaml.CSafeLoader)
+        made[name]["platforms"] = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return made
+
+
+@pytest.mark.parametrize("counts", [{"labels": 9}, {"teachers": 9, "recipes": 17, "labels": 1}])
+def test_a_run_that_would_not_fit_is_refused(counts: dict[str, int]) -> None:
+    given = arguments(3, *many("pretrain", **counts))
+    with pytest.raises(UserError, match="more than the 670 that it has for one run; use fewer"):
         resolve(git_url=given["git_url"], data_rev="", overrides=given["settings"], pipeline="pretrain")
+
+
+def test_compile_refuses_it_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(f"compare: {{seeds: {list(range(14))}, inits: [scratch, features, mix]}}\n")
+    (tmp_path / "params.yaml").write_text(f"compare: {{seeds: {list(range(18))}, inits: [scratch, features, mix]}}\n")
     assert main(["compile"]) == 2
-    assert words in capsys.readouterr().err
+    assert (
+        "compare: 18 seeds of 3 initialisations are 1 teachers, 1 recipes, 18 label distillations, 36 fine-tunings, of which Argo would "
+        "keep 745 kB" in capsys.readouterr().err
+    )
     assert not (tmp_path / "pretrain.yaml").exists()

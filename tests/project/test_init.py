@@ -13,6 +13,8 @@ from dreamteacher import cli
 from dreamteacher.project import create, propose, survey
 from dreamteacher.project.machine import Machine, Speed
 from dreamteacher.settings.file import load_params
+from dreamteacher.settings.presets import NAMED
+from dreamteacher.settings.schema import Params
 from helpers import PROJECT
 
 CPU = Machine("cpu", "2 CPU cores", 8e9, False)
@@ -79,8 +81,9 @@ def test_a_project_has_all_that_dvc_and_the_stages_read(kind: str, tmp_path: Pat
             assert not setting or "$" in setting or setting in settings[group], key
     assert Path("mine/dvc.yaml").read_text() == (PROJECT / "dvc.yaml").read_text()
     assert Path("mine/.dvc/config").read_text() == (PROJECT / ".dvc/config").read_text()
-    first = "dvc repro distill-features" if kind == "unlabelled" else "dvc repro   "
+    first = "dvc repro distill-features" if kind == "unlabelled" else "dvc repro ingest"
     assert first in said.split("Next:")[1].splitlines()[3]
+    assert ("dreamteacher assess " in said) == (kind != "unlabelled"), "without labels it could only refuse"
     assert first in Path("mine/README.md").read_text()
     for line in survey.survey("pictures").lines()[1:]:
         assert line in said
@@ -173,6 +176,17 @@ def test_settings_are_possible_whatever_the_pictures(task: str | None, side: int
         assert params.export.size <= max(32, side)
 
 
+@pytest.mark.parametrize("preset", ["paper", "best"])
+def test_a_preset_is_left_what_it_says(preset: str, tmp_path: Path) -> None:
+    """Its lines are not written over by what is proposed, but for what the machine decides."""
+    values = propose.sizes(survey.survey(str(KINDS["segmentation"](tmp_path / "in"))), CPU, preset)
+    params = Params.model_validate(propose.propose(survey.survey(str(tmp_path / "in")), CPU, FAST, values).values)
+    assert (params.preset, params.teacher.size) == (preset, "tiny")
+    assert params.distill.objectives == NAMED[preset]["distill"]["objectives"]
+    assert params.student.width == NAMED[preset]["student"].get("width", 32)
+    assert params.student.backbone == "resnet18"
+
+
 def test_steps_fill_the_hours_that_the_user_has(tmp_path: Path) -> None:
     found = survey.Survey("p", "masks", "there", "segmentation", ["a", "b"], 5000, 2000, short_sides=Counter({128: 5000}))
     values = propose.sizes(found, CPU)
@@ -238,7 +252,7 @@ def test_a_huge_source_is_sampled_in_bounded_time(tmp_path: Path, monkeypatch: p
     assert (found.pictures, found.complete, found.labels) == (1000, False, None)
     assert found.short_side == 32
     assert found.lines()[0] == f"pictures: more than 1,000 in {pictures}"
-    assert "dvc repro  " in create._next(found)[0], "there may be labels"
+    assert "dvc repro ingest" in create._next(found)[0], "there may be labels"
 
 
 def test_a_large_source_is_examined_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
 from adm_reference import ADM
 from diffusers_models import MODELS
 from tiny_chain import Chain, brief_params
 
+from dreamteacher import cli
 from dreamteacher.errors import UserError
 from dreamteacher.settings.schema import Params
 from dreamteacher.stages import distill_features, distill_labels, evaluate, export_onnx, finetune, train_interpreter, train_teacher
@@ -91,3 +94,27 @@ def test_taps_steps_and_sizes_are_held_against_the_folder(chains: dict[str, Chai
     refused("T = 200 does not fit the teacher, which has 200 of them", [4], T=200)
     refused("pictures of 30x30 px do not fit the teacher: their sides must be multiples of 4", [4], resolution=30)
     assert json.loads((pretrained / "teacher.json").read_text())["steps"] == 200
+
+
+def test_a_folder_that_holds_another_teacher_than_its_digest_says_is_refused(
+    chains: dict[str, Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DVC and KFP know the path alone; by the digest, import-teacher's, they see another teacher in it."""
+    chain, source = chains["segmentation"], tmp_path / "model.pt"
+    torch.save(ADM(32, (1, 1, 2), 1, (4,), classes=3).state_dict(), source)
+    options = [f"--option={option}" for option in ("use_new_attention_order=False", "num_head_channels=16", "noise_schedule=linear")]
+    digests = []
+    for _ in range(2):
+        assert cli.main(["import-teacher", "adm", str(source), "--out", str(tmp_path / "teacher"), *options]) == 0
+        settings = yaml.safe_load(capsys.readouterr().out.partition("\n\n")[2])["teacher"]
+        assert (settings["kind"], settings["pretrained"]) == ("adm", str(tmp_path / "teacher"))
+        digests.append(settings["digest"])
+        if len(digests) == 1:
+            shutil.rmtree(tmp_path / "teacher")
+            torch.manual_seed(1)
+            torch.save(ADM(32, (1, 1, 2), 1, (4,), classes=3).state_dict(), source)
+    params = params_of(chain, "adm", tmp_path / "teacher")
+    named = [params.model_copy(update={"teacher": params.teacher.model_copy(update={"digest": digest})}) for digest in digests]
+    with pytest.raises(UserError, match=f"not the teacher that teacher.digest names; if it is meant, set teacher.digest: {digests[1]}"):
+        train_teacher.run(named[0], data=chain.root / "data", out=tmp_path / "out")
+    assert train_teacher.run(named[1], data=chain.root / "data", out=tmp_path / "out") == {"loss": 0.0}

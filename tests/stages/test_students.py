@@ -181,6 +181,37 @@ def test_a_run_stopped_before_at_or_after_the_backbone_is_freed_ends_with_the_sa
             assert path.read_bytes() == (tmp_path / "resumed" / path.relative_to(tmp_path / "whole")).read_bytes(), path
 
 
+def norms(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if key.endswith(("running_mean", "running_var"))}
+
+
+def test_pretrained_batch_norms_keep_the_statistics_of_all_pictures(
+    chains: dict[str, Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, begun = chains["segmentation"], start_of(monkeypatch)
+    recipes = {"scratch": None, "features": chain.root / "features", "mix": chain.root / "mix"}
+
+    def changed(init: str, **settings: Any) -> set[str]:
+        """The parts of the model whose statistics fine-tuning changed."""
+        params = brief_params(chain.source, finetune={"ema": None, **settings})
+        out = tmp_path / f"{init}-{len(settings)}-{settings.get('norm_eval')}"
+        given = {"backbone": recipes[init]} if recipes[init] else {}
+        finetune.run(params, data=chain.root / "data", init=init, seed=0, out=out, **given)
+        after = norms(load_task_model(out).state_dict())
+        parts = {"backbone": "backbone.", "neck": "head.neck.", "fuse": "head."}
+        differ = [
+            next(part for part, start in parts.items() if key.startswith(start)) for key in after if not torch.equal(after[key], begun[key])
+        ]
+        return set(differ)
+
+    everything = {"backbone", "neck", "fuse"}
+    assert changed("mix") == changed("features") == everything
+    assert changed("mix", norm_eval=True) == set()
+    assert changed("features", norm_eval=True) == {"neck", "fuse"}
+    assert changed("features", norm_eval=True, carry_neck=True) == {"fuse"}
+    assert changed("scratch", norm_eval=True) == everything
+
+
 def test_early_layers_learn_more_slowly(chains: dict[str, Chain], tmp_path: Path) -> None:
     """Adam's first step is as long as the rate."""
     chain = chains["segmentation"]

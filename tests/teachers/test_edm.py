@@ -142,3 +142,38 @@ def refused(**settings: Any) -> None:
 def test_what_does_not_fit_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"teacher\.resolution = 36 does not fit the 'tiny' U-Net: take a multiple of 8"):
         refused(resolution=36)
+
+
+def test_a_self_conditioned_network_learns_from_its_own_estimate_half_of_the_time() -> None:
+    torch.manual_seed(0)
+    generator = Generator(Teacher(resolution=16, self_conditioning=True, sample_steps=3))
+    denoiser, given = generator.build(), []
+    denoiser.unet.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].detach()))
+    generator.loss(denoiser, images(64), random())["loss"].backward()
+    first, second = given
+    assert first.shape[1] == second.shape[1] == 6
+    assert not first[:, 3:].any()
+    assert torch.equal(first[:, :3], second[:, :3])
+    conditioned = second[:, 3:].flatten(1).any(1)
+    assert 20 < int(conditioned.sum()) < 44
+    given.clear()
+    assert generator.sample(denoiser, 2, seed=0).shape == (2, 3, 16, 16)
+    assert not given[0][:, 3:].any()
+    assert all(each[:, 3:].any() for each in given[1:])
+
+
+def test_a_self_conditioned_teacher_teaches_the_pass_that_has_seen_the_first_ones_estimate(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    generator = Generator(Teacher(resolution=16, self_conditioning=True))
+    denoiser = generator.build().eval()
+    generator.save(copy.deepcopy(denoiser), tmp_path, {})
+    seen: list[Tensor] = []
+    denoiser.unet.conv_norm_out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    a = float(np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))[50])
+    sigma = torch.tensor([((1 - a) / a) ** 0.5] * 2)
+    noisy = images() * 2 - 1 + sigma[0] * random().normal((2, 3, 16, 16))
+    with torch.no_grad():
+        denoiser(noisy, sigma, estimate=denoiser(noisy, sigma))
+    lesson = open_folder(tmp_path, [1], Stochastic(50)).teach(images(), random())
+    torch.testing.assert_close(lesson.features[0], seen[1], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(seen[0], seen[1], rtol=1e-3, atol=1e-3)

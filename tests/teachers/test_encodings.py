@@ -141,6 +141,19 @@ def test_dreams_reach_any_step(T: int) -> None:
     assert encoded.clean.isfinite().all()
 
 
+def test_dreams_of_a_schedule_that_ends_in_noise_alone_are_of_the_distribution_too() -> None:
+    """Zero terminal SNR (Lin et al. 2023): the last step keeps nothing of a picture, and sqrt(alpha bar) = 0 divides nothing."""
+    network = Gaussian()
+    network.scheduler.alphas_cumprod[-1] = 0
+    encoded = Dream(100, 300).encode(network, torch.zeros(64, 3, 8, 8, dtype=torch.float64), random())  # type: ignore[arg-type]
+    assert network.asked[0] == 998
+    assert float(encoded.clean.mean()) == pytest.approx(Gaussian.MEAN, abs=0.02)
+    assert float(encoded.clean.std()) == pytest.approx(Gaussian.STD, abs=0.02)
+    Dream(998, 4).check(network.scheduler)
+    with pytest.raises(UserError, match="T = 999 of this teacher is noise alone; take 998 or less"):
+        Dream(999, 4).check(network.scheduler)
+
+
 @pytest.mark.parametrize("encoding", [Stochastic(100), Inversion(100, 5), Dream(100, 5), Stratified((0, 101))])
 def test_a_step_beyond_the_schedule_is_refused_by_every_encoding(encoding: Stochastic) -> None:
     with pytest.raises(UserError, match="noise step T = 100 does not fit the teacher, which has 100 of them"):

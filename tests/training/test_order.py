@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +42,9 @@ def test_seed_changes_order_and_augmentation() -> None:
     assert {seed for _, seed in one}.isdisjoint(seed for _, seed in other)
 
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
 class Data(list):
     in_memory = False
 
@@ -49,9 +53,20 @@ def test_auto_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Data()
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
-    assert choose_workers(data, "auto") == 3
-    assert choose_workers(data, 7) == 7
+    assert choose_workers(data, "auto", CPU) == 3
+    assert choose_workers(data, 7, CPU) == 7
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert choose_workers(data, "auto") == 1
+    assert choose_workers(data, "auto", CPU) == 1
     data.in_memory = True
-    assert choose_workers(data, "auto") == 0
+    assert choose_workers(data, "auto", CPU) == 0
+
+
+def test_a_gpu_gets_more_loaders_also_for_data_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would have nothing to do while crops are made for it."""
+    data = Data()
+    data.in_memory = True
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for count, workers in ((1, 0), (8, 7), (64, 16)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, count=count: set(range(count)))
+        assert choose_workers(data, "auto", GPU) == workers
+    assert choose_workers(data, 0, GPU) == 0

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from array import array
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.utils.data import default_collate
 
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.decode import BadPicture, decode, decode_mask
+from dreamteacher.data.strata import by_class, by_cluster, in_turns
 from dreamteacher.errors import UserError
 
 PLACE = ("offset", "length", "label_offset", "label_length", "height", "width")  # columns of the manifest
@@ -212,16 +212,25 @@ def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return mask[rows[:, None], columns]
 
 
-def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
+def few_labelled(
+    images: ImageSet,
+    n: int | None,
+    seed: int,
+    by: Literal["random", "class", "cluster"] = "random",
+    among: list[int] | None = None,
+) -> list[int]:
     """Indices, sorted, of `n` labelled pictures (None: all): the first `n` in an order by hash of seed and content.
 
+    `among`: only these labelled pictures are drawn from; None: all.
+
     The same pictures are drawn whatever their order, and most of them again when data is added. Of class ids each class gets
-    its equal share as far as it has pictures.
+    its equal share as far as it has pictures; with `by` so do, in masks and boxes, the classes that occur, or clusters of similar pictures
+    (see `strata`).
 
     Raises:
         UserError: fewer than `n` pictures are labelled.
     """
-    labelled = images.labelled()
+    labelled = images.labelled() if among is None else sorted(among)
     if n is None:
         return labelled
     if n > len(labelled):
@@ -229,12 +238,10 @@ def few_labelled(images: ImageSet, n: int | None, seed: int) -> list[int]:
             f"few_labels = {n}, but only {len(labelled)} of {len(images)} pictures have a label; label more or lower few_labels"
         )
     order = sorted(labelled, key=lambda i: hashlib.sha256(f"{seed}:{images.sha256(i)}".encode()).digest())
+    if by == "cluster":
+        return sorted(by_cluster(images, order, n))
     if images.form == "class":
-        turns: dict[int, int] = defaultdict(int)  # a picture's turn is its place among those of its class
-        turn = {}
-        for i in order:
-            label = int(images.label(i))  # type: ignore[arg-type]
-            turn[i] = turns[label]
-            turns[label] += 1
-        order.sort(key=lambda i: turn[i])  # stable: within a turn still by hash
+        order = in_turns(order, (int(images.label(i)) for i in order))  # type: ignore[arg-type]
+    elif by == "class":
+        return sorted(by_class(images, order, n))
     return sorted(order[:n])

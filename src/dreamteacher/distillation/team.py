@@ -15,6 +15,7 @@ from dreamteacher.students.neck import FeatureRegressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers.base import Lesson, Teacher
 from dreamteacher.training.randomness import StepRandom, derive_seed
+from dreamteacher.training.transfer import constant
 
 Rows = tuple[int, int]  # of a batch: from, to
 
@@ -153,9 +154,9 @@ def team_losses(
     shares = torch.stack([m.objective(regressed[name], lessons[name].features)["loss"] / m.scale for name, m in team.items()])
     # One draw for all parts of the step.
     generator = torch.Generator().manual_seed(derive_seed("teachers", random.seed, random.step))
-    counts = (torch.rand(len(team), generator=generator) >= drop).to(shares.device)
-    counts = counts | (torch.arange(len(team), device=shares.device) == shares.argmax())
-    weights = torch.tensor([member.weight for member in team.values()], device=shares.device) * counts
+    drawn = torch.rand(len(team), generator=generator) >= drop
+    counts = constant(drawn.tolist(), shares.device) | (torch.arange(len(team), device=shares.device) == shares.argmax())
+    weights = constant([member.weight for member in team.values()], shares.device) * counts
     loss = (weights * shares).sum() / weights.sum()
     return {"loss": loss, **{f"unlearned_{name}": share for name, share in zip(team, shares.unbind(), strict=True)}}
 

@@ -39,7 +39,8 @@ def standardize(taps: list[Tap], statistics: Statistics) -> Whitening:
     """
     measured = [[statistics[tap.name][key].float() for key in ("mean", "std")] for tap in taps]
     measured = [[mean, std.clamp(min=LEAST_SPREAD * float(std.quantile(0.75)))] for mean, std in measured]
-    return lambda maps: [standardize_whitening(m, mean.to(m), std.to(m)) for m, (mean, std) in zip(maps, measured, strict=True)]
+    moved = _beside_maps(measured)
+    return lambda maps: [standardize_whitening(m, *moved(place, m)) for place, m in enumerate(maps)]
 
 
 def phi_s(taps: list[Tap], statistics: Statistics) -> Whitening:
@@ -47,17 +48,27 @@ def phi_s(taps: list[Tap], statistics: Statistics) -> Whitening:
 
     Distances are kept up to one scale, unlike with `standardize`, which makes a channel of noise as loud as one of content.
     """
-    measured = [(statistics[tap.name]["mean"].float(), statistics[tap.name]["matrix"].float()) for tap in taps]
+    moved = _beside_maps([[statistics[tap.name][key].float() for key in ("mean", "matrix")] for tap in taps])
 
     def whiten(maps: list[Tensor]) -> list[Tensor]:
         whitened = []
-        for m, (mean, matrix) in zip(maps, measured, strict=True):
+        for place, m in enumerate(maps):
+            mean, matrix = moved(place, m)
             with torch.autocast(m.device.type, enabled=False):
-                centred = (m - mean.to(m)[:, None, None]).flatten(2)
-                whitened.append((matrix.to(m) @ centred).view_as(m))
+                whitened.append((matrix @ (m - mean[:, None, None]).flatten(2)).view_as(m))
         return whitened
 
     return whiten
+
+
+def _beside_maps(measured: list[list[Tensor]]) -> Callable[[int, Tensor], list[Tensor]]:
+    """Of the tap at a place, what was measured, on the device of its maps. It is copied once: the host waits for such a copy."""
+
+    def moved(place: int, maps: Tensor) -> list[Tensor]:
+        measured[place] = [each.to(maps) for each in measured[place]]
+        return measured[place]
+
+    return moved
 
 
 KINDS: dict[str, Callable[[list[Tap], Statistics], Whitening]] = {

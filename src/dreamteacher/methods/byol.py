@@ -10,7 +10,7 @@ from dreamteacher.data.dataset import Samples
 from dreamteacher.methods.contrast import Encoder, Momentum, ViewNetwork, Views, projector, unit
 from dreamteacher.students.backbone import Backbone
 
-MOMENTUM = 0.996  # at the first step; a cosine brings it to 1 at the last
+FIRST_MOMENTUM = 0.996  # a cosine brings it to 1 at the last step
 CHANNELS = 256  # of projections
 
 
@@ -39,13 +39,11 @@ class BYOL(Views):
 
     def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
         """Projector and predictor; published hidden width: 4096, twice ResNet-50's embedding."""
-        return Network(backbone, self.settings.projector or 2 * backbone.channels[-1], self._base())
+        return Network(backbone, self.settings.projector or 2 * backbone.channels[-1], self.momentum(FIRST_MOMENTUM))
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """The momentum encoder follows, ever more slowly."""
         assert isinstance(model, Network)
-        model.momentum.average.decay = 1 - (1 - self._base()) * (math.cos(math.pi * step / self.settings.steps) + 1) / 2
+        first = self.momentum(FIRST_MOMENTUM)
+        model.momentum.average.decay = 1 - (1 - first) * (math.cos(math.pi * step / self.settings.steps) + 1) / 2
         model.momentum.update(model.encoder, step)
-
-    def _base(self) -> float:
-        return MOMENTUM if self.settings.momentum is None else self.settings.momentum

@@ -37,6 +37,10 @@ class Views(Method):
         """Channels inside the projector: as many as the embedding has, which of ResNet-50 are the published 2048."""
         return self.settings.projector or backbone.channels[-1]
 
+    def momentum(self, published: float) -> float:
+        """The momentum encoder's decay: as published where the settings leave it open."""
+        return published if self.settings.momentum is None else self.settings.momentum
+
     def queue_size(self, published: int, samples: Samples) -> int:
         """As published where the settings leave it open, but no larger than an epoch, or pictures would meet their own older keys."""
         return min(published, len(samples)) if self.settings.queue is None else self.settings.queue

@@ -76,4 +76,5 @@ class MAE(Method):
         images, ratio = batch["image"], self.settings.mask_ratio or MASK_RATIO
         cells = cells_of(images.shape[2], self.side, "mae")
         masks = random_masks(random, len(images), cells, ratio)
-        return {"loss": hidden_error(model(images, masks, hidden_count(cells, ratio)), images, masks, self.side)}
+        hidden = hidden_count(cells, ratio)
+        return {"loss": hidden_error(model(images, masks, hidden), images, masks, hidden, self.side)}

@@ -53,7 +53,18 @@ def standardised(targets: Tensor) -> Tensor:
     return (targets - targets.mean(2, keepdim=True)) / (targets.var(2, keepdim=True) + 1e-6).sqrt()
 
 
-def hidden_error(predicted: Tensor, images: Tensor, masks: Tensor, side: int) -> Tensor:
-    """Mean squared error of predicted patches `(B, n, P)` against the standardised ones of pictures, where `(B, h, w)` hides them."""
+def where_true(masks: Tensor, count: int) -> Tensor:
+    """The places in `masks.flatten()` of its True values, of which there are `count`: int64 `(count,)`, in their order.
+
+    Indexing by a mask gives the same, but makes the host wait for the device to learn how many they are.
+    """
+    return torch.nonzero_static(masks.flatten(), size=count)[:, 0]
+
+
+def hidden_error(predicted: Tensor, images: Tensor, masks: Tensor, hidden: int, side: int) -> Tensor:
+    """Mean squared error of predicted patches `(B, n, P)` against the standardised ones of pictures, where `(B, h, w)` hides them.
+
+    `hidden`: patches of each picture that are.
+    """
     error = (predicted.float() - standardised(patches(images, side))).square().mean(2)
-    return error[masks.flatten(1)].mean()
+    return error.flatten()[where_true(masks, len(masks) * hidden)].mean()

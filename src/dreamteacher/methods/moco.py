@@ -36,7 +36,7 @@ class MoCo(Views):
 
     def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
         """A projector on the embedding, and the momentum encoder."""
-        momentum = MOMENTUM if self.settings.momentum is None else self.settings.momentum
+        momentum = self.momentum(MOMENTUM)
         queue, temperature = self.queue_of_negatives(samples), self.settings.temperature or TEMPERATURE
         return self.network(backbone, self.hidden(backbone), momentum, queue, temperature)
 

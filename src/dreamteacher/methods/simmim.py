@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import Samples
 from dreamteacher.methods.base import Method, normal
-from dreamteacher.methods.masking import cells_of, enlarge, random_masks
+from dreamteacher.methods.masking import cells_of, enlarge, hidden_count, random_masks, where_true
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.training.randomness import StepRandom
 
@@ -51,6 +51,8 @@ class SimMIM(Method):
         """Eq 1, over hidden pixels."""
         images = batch["image"]
         cells = cells_of(images.shape[2], self.cell, "simmim")
-        masks = enlarge(random_masks(random, len(images), cells, self.settings.mask_ratio or MASK_RATIO), self.cell)
+        ratio = self.settings.mask_ratio or MASK_RATIO
+        masks = enlarge(random_masks(random, len(images), cells, ratio), self.cell)
         error = (model(images, masks).float() - normal(images, self.backbone)).abs().mean(1, keepdim=True)
-        return {"loss": error[masks].mean()}
+        hidden = where_true(masks, len(images) * hidden_count(cells, ratio) * self.cell**2)
+        return {"loss": error.flatten()[hidden].mean()}

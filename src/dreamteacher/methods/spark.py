@@ -13,7 +13,7 @@ from dreamteacher.data.dataset import Samples
 from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, normal
 from dreamteacher.methods.denoising import Pixels
-from dreamteacher.methods.masking import cells_of, hidden_error, patches, random_masks
+from dreamteacher.methods.masking import cells_of, hidden_count, hidden_error, patches, random_masks, where_true
 from dreamteacher.settings.pretraining import Student
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.training.randomness import StepRandom
@@ -31,10 +31,10 @@ class SparseConvolutions(TorchFunctionMode):
 
     SPREADING = (F.conv2d, torch.max_pool2d, F.avg_pool2d)
 
-    def __init__(self, seen: Tensor):
-        """`seen`: bool `(B, h, w)`, of cells."""
+    def __init__(self, seen: Tensor, count: int):
+        """`seen`: bool `(B, h, w)`, of cells; `count`: those of each picture that are."""
         super().__init__()
-        self.seen = seen
+        self.seen, self.count = seen, count
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Call `func` of what is seen."""
@@ -51,8 +51,16 @@ class SparseConvolutions(TorchFunctionMode):
 
     def _batch_norm(self, func: Any, maps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         seen = self.at(maps.shape[2:])[:, 0]
-        values = func(maps.movedim(1, -1)[seen], *args, **kwargs)
+        places = self._places(seen)
+        values = func(maps.movedim(1, -1).flatten(0, 2)[places], *args, **kwargs)
         return values.new_zeros(*seen.shape, values.shape[1]).masked_scatter(seen[..., None], values).movedim(-1, 1)
+
+    def _places(self, seen: Tensor) -> Tensor:
+        """Those of `seen.flatten()` that are True; the host knows their number, unless cells have no whole number of places."""
+        down, across = (divmod(seen.shape[axis], self.seen.shape[axis]) for axis in (1, 2))
+        if down[1] or across[1]:
+            return seen.flatten().nonzero()[:, 0]
+        return where_true(seen, len(seen) * self.count * down[0] * across[0])
 
 
 class Network(nn.Module):
@@ -65,9 +73,9 @@ class Network(nn.Module):
         self.hidden = nn.ParameterList(nn.Parameter(0.02 * torch.randn(1, channels, 1, 1)) for channels in backbone.channels)
         self.decoder = Pixels(backbone, student)
 
-    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Pictures `(B, 3, H, W)` in [0, 1], of which cells `(B, h, w)` are hidden, to predicted values of all pixels."""
-        sparse = SparseConvolutions(~masks)
+    def forward(self, images: Tensor, masks: Tensor, hidden: int) -> Tensor:
+        """Pictures `(B, 3, H, W)` in [0, 1], of each of which `hidden` cells of `(B, h, w)` are, to predicted values of all pixels."""
+        sparse = SparseConvolutions(~masks, masks[0].numel() - hidden)
         with sparse:
             levels = [norm(maps) for norm, maps in zip(self.norms, self.backbone(normal(images, self.backbone)), strict=True)]
         filled = [torch.where(sparse.at(maps.shape[2:]), maps, hidden) for maps, hidden in zip(levels, self.hidden, strict=True)]
@@ -95,5 +103,6 @@ class SparK(Method):
         """Of hidden cells alone."""
         images = batch["image"]
         cells = cells_of(images.shape[2], self.cell, "spark")
-        masks = random_masks(random, len(images), cells, self.settings.mask_ratio or MASK_RATIO)
-        return {"loss": hidden_error(patches(model(images, masks), self.cell), images, masks, self.cell)}
+        ratio = self.settings.mask_ratio or MASK_RATIO
+        masks, hidden = random_masks(random, len(images), cells, ratio), hidden_count(cells, ratio)
+        return {"loss": hidden_error(patches(model(images, masks, hidden), self.cell), images, masks, hidden, self.cell)}

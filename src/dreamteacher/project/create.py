@@ -32,7 +32,7 @@ ARCHIVES = {".zip", ".7z", ".rar", ".gz", ".bz2", ".xz"}
 DVC_CONFIG = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"
 
 
-def init(folder: Path, source: str, hours: float | None = None) -> None:
+def init(folder: Path, source: str, hours: float | None = None, preset: str = "demo") -> None:
     """Look at `source`, propose settings for this machine, and make `folder` a project. Nothing that exists is changed but ignore files,
     to which missing lines are added.
 
@@ -40,6 +40,7 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
         folder: made if it is not there; it may lie in a git repository.
         source: of the pictures, relative to the current folder.
         hours: that the whole chain may take here; default propose.HOURS.
+        preset: of the settings.
 
     Raises:
         UserError: `folder` is a project already or cannot be one, or the pictures cannot be used.
@@ -58,7 +59,7 @@ def init(folder: Path, source: str, hours: float | None = None) -> None:
     print("".join(f"  {line}\n" for line in found.lines()), end="")
     found.source = place
     machine = look()
-    values = propose.sizes(found, machine)
+    values = propose.sizes(found, machine, preset)
     print(f"timing training steps on this {'GPU' if machine.device == 'cuda' else 'CPU'}", flush=True)
     proposal = propose.propose(found, machine, measure(_checked(values), machine), values, hours)
     print(f"  {machine.line()}; the whole takes about {_duration(proposal.hours)} here")
@@ -201,6 +202,8 @@ def _next(found: Survey, add: str | None = None) -> list[str]:
     commit = [*([f"dvc add {shlex.quote(add)}"] if add else []), 'git add . && git commit -m "first run"']
     if found.may_have_labels:
         return [
+            "dvc repro ingest              # reads the pictures; quick",
+            "dreamteacher assess           # in about ten minutes: what pretraining will gain here, what else would, what it costs",
             "dvc repro                     # trains, compares, exports; stop it at any time, it resumes",
             *commit,
             "dreamteacher serve            # answers for pictures; see also: dreamteacher predict --help",
@@ -220,7 +223,7 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: b
         f"# {folder.absolute().name}",
         "A [DreamTeacher](https://arxiv.org/abs/2307.07487) project, made by `dreamteacher init`. What it found:",
         "\n".join(f"* {line}" for line in found.lines()),
-        f"The next commands; on {machine} the first takes about {_duration(hours)}:",
+        f"The next commands; on {machine} all of the chain takes about {_duration(hours)}:",
         "\n".join(f"    {line}" for line in commands),
     ]
     if found.may_have_labels:

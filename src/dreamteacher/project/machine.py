@@ -66,7 +66,7 @@ def measure(params: Params, machine: Machine) -> Speed:
     unet = generator.build().to(device)
     some = min(16, params.teacher.batch_size)
     crops = torch.rand(some, 3, params.teacher.resolution, params.teacher.resolution, device=device)
-    teacher = _seconds(lambda: generator.loss(unet, crops, random)["loss"], unet, device) / some
+    teacher = step_seconds(lambda: generator.loss(unet, crops, random)["loss"], unet, device) / some
 
     strides = None if params.taps == "auto" else list(params.taps)
     frozen = DiffusionTeacher(unet, generator.scheduler, get_encoding(params.distill), strides)
@@ -79,10 +79,10 @@ def measure(params: Params, machine: Machine) -> Speed:
         lesson = frozen.teach(crops, random)
         return objective(student(normalize(lesson.images, backbone.mean, backbone.std), lesson.step), lesson.features)["loss"]
 
-    return Speed(teacher, _seconds(distil, student, device) / some)
+    return Speed(teacher, step_seconds(distil, student, device) / some)
 
 
-def _seconds(loss: Callable[[], torch.Tensor], model: torch.nn.Module, device: torch.device) -> float:
+def step_seconds(loss: Callable[[], torch.Tensor], model: torch.nn.Module, device: torch.device) -> float:
     """Seconds for one forward and backward pass, in the precision and layout of training."""
     precision = choose_precision("auto", device)
     model.to(memory_format=choose_layout(device, precision))

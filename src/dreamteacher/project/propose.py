@@ -7,19 +7,23 @@ from typing import Any
 
 import yaml
 
+from dreamteacher.project.cost import START, picture_seconds
 from dreamteacher.project.machine import Machine, Speed
 from dreamteacher.project.survey import Survey
+from dreamteacher.settings.presets import NAMED
 from dreamteacher.settings.schema import Params
 from dreamteacher.tasks.base import get_task
 
 HOURS = {"cpu": 1.0, "cuda": 8.0}  # the budget unless the user names one
-START = 10.0  # seconds that a stage takes apart from its steps
 # Shares of the budget, over all seeds. Most goes to the generator: what it has not learnt, nothing after it can distil.
 SHARES = {"teacher": 0.5, "distill": 0.2, "interpreter": 0.07, "labels": 0.08, "finetune": 0.15}
 PASSES = {"teacher": 2000, "distill": 1000, "interpreter": 300, "labels": 300, "finetune": 200}  # over the pictures; more gain nothing
 LEAST = {"teacher": 500, "distill": 200, "interpreter": 200, "labels": 100, "finetune": 200}  # steps below which nothing is learnt
 
 MARGIN = 8  # pixels; of a crop of less than 64 it would leave one cell of the coarsest tap
+
+# Of what a preset names, what the machine decides.
+BUDGET = {"teacher": ("size",), "student": ("backbone", "finest_stride")}
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Proposal:
     budget: float
 
 
-def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
-    """The settings that follow from the pictures and the kind of machine, without any steps."""
+def sizes(found: Survey, machine: Machine, preset: str = "demo") -> dict[str, Any]:
+    """The settings that follow from the pictures and the kind of machine, without any steps; what `preset` says otherwise is left to it."""
     gpu = machine.device == "cuda"
     natural = found.short_side
     of_task = {"classification": 224 if gpu else 64, "segmentation": 512 if gpu else 256, "detection": 512 if gpu else 256}
@@ -48,8 +52,10 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
     if not found.has_val and found.labels is not None:
         ingest["val_fraction"] = own_val if found.task else 0.0
     values: dict[str, Any] = {
+        "preset": preset,
         "seed": 0,
         "few_labels": None,
+        "few_labels_by": "random",
         "taps": "auto",
         "teachers": {"own": {}},
         "recipes": {"features": {"teacher": "own"}},
@@ -57,7 +63,7 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
         "ingest": ingest,
         "teacher": {"size": "small" if gpu else "tiny", "resolution": min(crop, 64)},
         "student": {"backbone": "resnet50" if gpu else "resnet18", "finest_stride": 4 if stored > 128 else 2, "width": 256 if gpu else 32},
-        "distill": {"resolution": distilled} | ({"margin": MARGIN} if distilled >= 64 else {}),
+        "distill": {"resolution": distilled, "augment": "natural"} | ({"margin": MARGIN} if distilled >= 64 else {}),
         "interpreter": {"width": 256 if gpu else 64, "batch_size": 16, "lr": 2e-3, "resolution": min(crop, 64)},
         "labels": {"batch_size": 32, "lr": 2e-3},
         "finetune": {"resolution": crop, "augment": "natural", "batch_size": 16 if gpu else 8},
@@ -70,6 +76,9 @@ def sizes(found: Survey, machine: Machine) -> dict[str, Any]:
         values["teacher"]["accumulate"] = 2 if machine.memory > 20e9 else 4
     if found.complete and found.train < 4 * Params().distill.monitor_images:
         values["distill"]["monitor_images"] = max(1, found.train // 8)
+    for group, named in NAMED[preset].items():
+        kept = BUDGET.get(group, ())
+        values[group] = {key: value for key, value in values.get(group, {}).items() if key in kept or key not in named}
     return values
 
 
@@ -96,18 +105,7 @@ def _steps(found: Survey, params: Params, speed: Speed, budget: float) -> tuple[
     if not found.may_have_labels:
         often |= {"interpreter": 0, "labels": 0, "finetune": 0}
 
-    def area(group: str) -> float:
-        return (getattr(params, group).resolution / params.distill.resolution) ** 2
-
-    # The generator's forward pass is a third of its training; fine-tuning has no generator, but a head on the neck.
-    generator = speed.teacher / 3 * (params.distill.resolution / params.teacher.resolution) ** 2
-    cost = {
-        "teacher": speed.teacher,
-        "distill": speed.features,
-        "interpreter": 1.5 * generator * area("interpreter"),
-        "labels": 1.3 * speed.features,
-        "finetune": max(speed.features - generator, speed.features / 3) * area("finetune"),
-    }
+    cost = picture_seconds(params, speed)
     pictures = max(1, found.train)
     seen = {"teacher": pictures, "distill": pictures, "labels": pictures} | dict.fromkeys(
         ("interpreter", "finetune"), max(1, found.labelled or pictures)
@@ -134,7 +132,9 @@ def _two_digits(value: float) -> int:
 
 
 COMMENTS = {
+    "preset": "fills what no line names; paper: to the letter; best: what the evidence ranks above it",
     "few_labels": "labelled train pictures that are used, drawn by seed; null: all",
+    "few_labels_by": "how they are drawn; class, cluster: all classes or kinds of pictures are among them",
     "taps": "decoder levels of the generator to learn from, by stride",
     "source": "a folder, a list of paths, WebDataset shards, or an address of them",
     "short_side": "larger pictures are reduced to it, pixels; null: they are kept as they are",
@@ -157,6 +157,7 @@ COMMENTS = {
     "name": "of the model in Triton and MLflow",
 }
 OF_GROUP = {
+    "distill": {"augment": "as finetune.augment, for methods that compare views, such as simclr"},
     "teacher": {"resolution": "side of the crops it learns from, pixels"},
     "finetune": {"resolution": "side of the training crops, pixels"},
     "export": {"size": "side of the example input, pixels"},

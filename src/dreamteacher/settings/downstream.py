@@ -60,6 +60,11 @@ class Finetune(Training):
     carry_neck: bool = Field(
         False, description="of recipes without labels: the head's neck starts from that of the feature regressor too; for tasks with a neck"
     )
+    norm_eval: bool = Field(
+        False,
+        description="batch norms of what is pretrained (the backbone, of label_recipes also neck and head, a carried neck) keep their "
+        "statistics of all pictures and normalise by them, instead of those of the few labelled ones; scratch has none to keep",
+    )
 
 
 class Evaluate(Section):
@@ -68,6 +73,23 @@ class Evaluate(Section):
     batch_size: Positive = Field(8, description="pictures at once")
     overlays: Count = Field(8, description="pictures drawn with their predictions")
     knn_k: Positive = Field(20, description="neighbours of the frozen kNN read-out")
+
+
+class Assess(Section):
+    """What `dreamteacher assess` spends to say what to expect of pretraining; no stage of the chain reads it."""
+
+    minutes: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="about how long it may take here; trainings are as many, and as long up to finetune.steps, as fit"
+    )
+    steps: Positive | None = Field(
+        None, description="optimiser steps of a training, whatever the minutes; null: finetune.steps, or as many as fit into the minutes"
+    )
+    draws: Annotated[int, Field(ge=2)] = Field(
+        3, description="draws of the few labels and random weights, over which means and spreads are taken; at most"
+    )
+    price_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of this machine, in any currency, by which the cost of the chain is told; null: only its time is"
+    )
 
 
 class Export(Section):

@@ -61,14 +61,16 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
         raise UserError(f"{where}: a value contains itself") from None
 
 
-def restore_params(**sections: Any) -> Params:
+def restore_params(changes: dict[str, Any] | None = None, **sections: Any) -> Params:
     """Settings of which only some sections are known, as a pipeline hands them to a step: what `Params.section` gave, or YAML text of it;
-    a value that is null may be the word "null".
+    a value that is null may be the word "null". `changes`, of a teacher or a recipe, are those of `recipes.changes`.
 
     They were checked with all others when the run began, and without those a check across groups would say nothing. The rest has its
     defaults, and the step does not read it.
     """
     plain = {name: _with_null(yaml.load(value, _Yaml) if isinstance(value, str) else value) for name, value in sections.items()}
+    for name, change in _with_null(changes or {}).items():
+        plain[name] = {**plain[name], **change} if isinstance(change, dict) else change
     types: dict[str, Any] = {name: Params.model_fields[name].annotation for name in plain}
     checked = {}
     for name, value in plain.items():

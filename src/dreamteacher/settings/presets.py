@@ -1,10 +1,13 @@
-"""What follows teacher.size wherever the settings leave it open. The values of `tiny`, the demo, are the defaults in pretraining.py.
+"""What follows preset, teacher.kind and teacher.size wherever the settings leave it open, the first of them that says something.
+
+The values of `demo` and `tiny` are the defaults in pretraining.py.
 
 Plain numbers, apart from the networks themselves (teachers/unet.py), because reading settings must not import torch.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 LEVELS = {"tiny": 5, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
@@ -49,6 +52,86 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 BY_KIND: dict[str, dict[str, dict[str, Any]]] = {
     "stylegan2": {"teacher": {"lr": 2e-3, "betas": (0.0, 0.99), "clip": None, "warmup_steps": 0, "ema": 0.999}},
 }
+
+
+@dataclass(frozen=True)
+class ShareOf:
+    """Of another setting of the same group, rounded."""
+
+    share: float
+    setting: str
+
+
+# What `preset` fills. docs/recipes.md has for each value of `paper` its place in the paper, and how contradictions were resolved; for each
+# of `best` its evidence. The budget (pictures, batch, steps) is that of teacher.size, which `paper` sets to the paper's; BY_SIZE has what
+# the paper adds to it.
+NAMED: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {},
+    "paper": {
+        "teacher": {"kind": "ddpm", "size": "adm-256", "prediction": "epsilon", "T_train": 1000, "weight_decay": 0.0},
+        "student": {"backbone": "resnet50", "finest_stride": 4, "width": 256, "neck": "fpn-ppm"},
+        "distill": {
+            "method": "features",
+            "encoding": "stochastic",
+            "T": 50,
+            "whitening": "layernorm",
+            "objectives": {"mse": 1.0, "at": 10.0},
+            "margin": 0,
+            "optimizer": "adamw",
+            "lr": 4e-3,
+            "weight_decay": 0.05,
+            "betas": (0.9, 0.95),
+            "ema": None,
+        },
+        "interpreter": {
+            "encoding": "stochastic",
+            "T": 50,
+            "width": 256,
+            "dropout": 0.1,
+            "dice_weight": 3.0,
+            "mirror": True,
+            "optimizer": "adamw",
+            "lr": 4e-3,
+            "weight_decay": 0.05,
+            "betas": (0.9, 0.95),
+        },
+        "labels": {"mode": "mix", "tau": 4.0, "label_weight": 1.0, "optimizer": "adamw", "lr": 4e-3, "weight_decay": 0.05},
+        "finetune": {"backbone_lr_scale": 1.0, "layer_decay": 1.0, "head_steps": 0, "carry_neck": False},
+    },
+    "best": {
+        "teacher": {"kind": "edm"},
+        "student": {"neck": "fpn-ppm"},
+        "distill": {
+            "method": "features",
+            "encoding": "stratified",
+            "strata": [10, 110, 210, 310],
+            "whitening": "standardize",
+            "objectives": {"cosine": 0.9, "smooth_l1": 0.1, "global": 1.0},
+            "ema": 0.999,
+        },
+        "labels": {"tau": 1.0},
+        "finetune": {"carry_neck": True, "head_steps": ShareOf(0.25, "steps"), "layer_decay": 0.9, "ema": 0.99},
+    },
+}
+BY_SIZE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    # Tab 17, BDD100K: 600 epochs of 70,000 pictures by 256, of which 30 warm up.
+    ("paper", "adm-256"): {
+        "distill": {"steps": 164_000, "warmup_steps": 8_200},
+        "labels": {"steps": 164_000, "warmup_steps": 8_200, "batch_size": 256, "accumulate": 8},
+    },
+}
+
+
+def fills(preset: str, *, kind: str | None, size: str | None, default_kind: str, default_size: str) -> dict[str, dict[str, Any]]:
+    """{group: {setting: value}} for what is left open; `kind` and `size` of the teacher are None where they are themselves."""
+    named = NAMED[preset]
+    kind = kind or named.get("teacher", {}).get("kind", default_kind)
+    size = size or named.get("teacher", {}).get("size", default_size)
+    filled: dict[str, dict[str, Any]] = {}
+    for values in (PRESETS[size], BY_KIND.get(kind, {}), named, BY_SIZE.get((preset, size), {})):  # the last wins
+        for group, of_group in values.items():
+            filled.setdefault(group, {}).update(of_group)
+    return filled
 
 
 def strides(size: str) -> list[int]:

@@ -34,10 +34,20 @@ class Teacher(Training):
         description="a teacher that is taken as it is instead of training one: nuclei, which comes with the package, or the folder of a "
         "teacher of the same size, or of any that `dreamteacher import-teacher` made; null: train",
     )
+    digest: str | None = Field(
+        None,
+        description="sha256 of the folder in teacher.pretrained, as `dreamteacher import-teacher` prints it; another one is refused. By it "
+        "DVC and KFP see that the folder holds another teacher, which its path does not tell; null: whatever it holds is taken",
+    )
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
         description="what the U-Net of a ddpm predicts: the noise, or v (Salimans & Ho 2022), which gives good samples after fewer steps "
         f"({by_size('teacher', 'prediction')})",
+    )
+    self_conditioning: bool = Field(
+        False,
+        description="the U-Net of an edm also gets its own estimate of the picture (Chen et al. 2022), half of the time in training; to "
+        "teach, that of a first pass: a third more time to train, about twice as much to teach",
     )
     resolution: Positive = Field(64, description=f"side of the random crops it learns from, pixels ({by_size('teacher', 'resolution')})")
     T_train: Positive = Field(1000, description="diffusion steps of the linear schedule, betas 1e-4 to 2e-2 (Tab 16)")
@@ -157,8 +167,8 @@ class Distill(Training, EncodingSettings):
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
-        description="decay of the momentum encoder of moco, byol and densecl, which short runs reach step by step; null: as published, "
-        "0.996 (byol) or 0.999",
+        description="decay of the momentum encoder of moco and densecl, which short runs reach step by step, and that at the first step of "
+        "byol, which rises to 1 at the last; null: as published, 0.999, and 0.996 of byol",
     )
     queue: Count | None = Field(
         None,

@@ -59,6 +59,21 @@ def base_of(params: Params, name: str) -> str:
     return params.label_recipes[name].features if name in params.label_recipes else name
 
 
+def bases(params: Params) -> list[str]:
+    """The recipes without labels that compare.inits are, or build on."""
+    return list(dict.fromkeys(base_of(params, init) for init in params.compare.inits if init not in FRESH))
+
+
+def changes(params: Params, resolved: Params, *sections: str) -> dict[str, Any]:
+    """What `resolved`, as a teacher or a recipe has them, changes of `sections` of `params`; `restore_params` takes it over them."""
+    before, after = params.section(*sections), resolved.section(*sections)
+    return {
+        name: {key: inner for key, inner in value.items() if inner != before[name][key]} if isinstance(value, dict) else value
+        for name, value in after.items()
+        if value != before[name]
+    }
+
+
 def check(params: Params) -> None:
     """UserError where the settings of a teacher or a recipe are impossible."""
     for name in params.teachers:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dreamteacher.settings.downstream import Evaluate, Export, Finetune, Ingest, Publish, Retrain
-from dreamteacher.settings.presets import BY_KIND, PRESETS, SIZED, auto_taps, strides
+from dreamteacher.settings.downstream import Assess, Evaluate, Export, Finetune, Ingest, Publish, Retrain
+from dreamteacher.settings.presets import SIZED, ShareOf, auto_taps, fills, strides
 from dreamteacher.settings.pretraining import Distill, Interpreter, Labels, Student, Teacher, Tune
 from dreamteacher.settings.section import Name, Positive, Section
 
@@ -59,9 +59,19 @@ class Compare(Section):
 class Params(Section):
     """All settings of a project."""
 
+    preset: Literal["demo", "paper", "best"] = Field(
+        "demo",
+        description="what fills settings that no line names: demo: the defaults here; paper: the paper to the letter; best: what the "
+        "evidence ranks above it (docs/recipes.md); `dreamteacher params` prints the values",
+    )
     seed: int = Field(0, description="seed of the stages that run once (teacher, features)")
     few_labels: Positive | None = Field(
         None, description="how many labelled train pictures the interpreter and fine-tuning may see, drawn by seed; null: all"
+    )
+    few_labels_by: Literal["random", "class", "cluster"] = Field(
+        "random",
+        description="what the draw of few_labels balances: random: class ids alone; class: also which classes occur in masks or boxes; "
+        "cluster: kinds of pictures, by colours and brightness, so that few labels show all kinds and draws differ less",
     )
     taps: Taps = Field(
         "auto",
@@ -92,13 +102,18 @@ class Params(Section):
     publish: Publish = Publish()
     retrain: Retrain = Retrain()
     tune: Tune = Tune()
+    assess: Assess = Assess()
 
     @model_validator(mode="after")
     def _follow_the_size(self) -> Params:
-        """What is left open is that of teacher.size and teacher.kind."""
-        for name, values in [*PRESETS[self.teacher.size].items(), *BY_KIND.get(self.teacher.kind, {}).items()]:
+        """What is left open is that of preset, teacher.kind and teacher.size."""
+        chosen = {key: getattr(self.teacher, key) if key in self.teacher.model_fields_set else None for key in ("kind", "size")}
+        for name, values in fills(self.preset, **chosen, default_kind=self.teacher.kind, default_size=self.teacher.size).items():
             group = getattr(self, name)
             left_open = {key: value for key, value in values.items() if key not in group.model_fields_set}
+            for key, value in left_open.items():
+                if isinstance(value, ShareOf):
+                    left_open[key] = round(value.share * left_open.get(value.setting, getattr(group, value.setting)))
             followed = group.model_copy(update=left_open)
             followed.__pydantic_fields_set__ = set(group.model_fields_set)  # still open: another teacher may have another size
             self.__dict__[name] = followed  # frozen, but not complete before this

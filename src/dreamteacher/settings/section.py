@@ -41,6 +41,8 @@ class Training(Section):
     clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm; null: no clipping")
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the averaged weights; null: none are kept")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the device computes it fast, else fp32")
-    workers: Count | Literal["auto"] = Field("auto", description="loader processes; auto: 0 where the decoded set fits in memory")
+    workers: Count | Literal["auto"] = Field(
+        "auto", description="loader processes; auto: 0 where the decoded set fits in memory and no GPU is used"
+    )
     checkpoint_every: Positive = Field(500, description="steps between checkpoints; the last three are kept")
     log_every: Positive = Field(25, description="steps between records")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from dreamteacher.methods.base import Method, get_method
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.pretraining import Distill
 from dreamteacher.settings.schema import Params
-from dreamteacher.stage import open_stage
+from dreamteacher.stage import digest_of, open_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom, derive_seed
 
 COLLAPSED = 0.02
+TAUGHT_BY = "taught_by.json"  # the teacher's digest: by it dvc.yaml tells train-interpreter whether there is another teacher
 NO_RESULT = {"step", "lr", "grad_norm"}  # columns of the curves that say nothing of the backbone
 
 
@@ -77,6 +79,8 @@ def run(
         if this_process().is_main_process:
             method.save(trained.ema or method.kept(trained.model), stage.tmp)
             write_table(trained.history, stage.tmp / "curves.csv")
+            if kind.needs_teacher and teacher and "teacher" in inputs:
+                (stage.tmp / TAUGHT_BY).write_text(json.dumps({"teacher": digest_of(teacher)}) + "\n")
         stage.metrics.update({key: value for key, value in trained.history[-1].items() if key not in NO_RESULT})
         stage.metrics["pictures"] = settings.steps * settings.batch_size
     return stage.metrics

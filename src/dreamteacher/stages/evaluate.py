@@ -20,8 +20,8 @@ from dreamteacher.distillation.whitening import load_whitening
 from dreamteacher.errors import UserError
 from dreamteacher.report.figures import pca_colours, save_bars, save_panels
 from dreamteacher.report.tables import write_table
-from dreamteacher.settings.recipes import base_of
-from dreamteacher.settings.schema import FRESH, Params
+from dreamteacher.settings.recipes import bases
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.students.neck import REGRESSOR_FILE, load_regressor
@@ -74,7 +74,7 @@ def run(
             are of another run and `overwrite` is not set.
     """
     models = {(init, seed): finetuned / init / str(seed) for init in params.compare.inits for seed in params.compare.seeds}
-    recorded = params.section("few_labels", "evaluate") | {"inits": params.compare.inits, "seeds": params.compare.seeds}
+    recorded = params.section("few_labels", "few_labels_by", "evaluate") | {"inits": params.compare.inits, "seeds": params.compare.seeds}
     pretrained = _pretrained(params, teachers, backbones)
     inputs = {"data": data}
     for recipe in pretrained:
@@ -128,9 +128,8 @@ class _Pretrained:
 
 def _pretrained(params: Params, teachers: Path, backbones: Path) -> list[_Pretrained]:
     """The recipes without labels that the compared initialisations are, or build on."""
-    names = dict.fromkeys(base_of(params, init) for init in params.compare.inits if init not in FRESH)
     found = []
-    for name in names:
+    for name in bases(params):
         teacher = params.recipes[name].one_teacher
         found.append(_Pretrained(name, teachers / teacher if teacher else None, backbones / name))
     return found
@@ -202,7 +201,7 @@ def _read_out(
             backbone = load_backbone(backbones[row["init"]] / BACKBONE_FOLDER)
         else:
             continue
-        few = few_labelled(train, params.few_labels, row["seed"])
+        few = few_labelled(train, params.few_labels, row["seed"], params.few_labels_by)
         settings, device = params.evaluate, this_process().device
         figures = read_out(backbone, train, few, val, size=size, k=settings.knn_k, batch_size=settings.batch_size, device=device)
         words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())

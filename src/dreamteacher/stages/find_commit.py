@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import posixpath
 import tempfile
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreamteacher.errors import UserError
 from dreamteacher.files import digest_in_any_order, walk
-from dreamteacher.settings.recipes import base_of, of_recipe
-from dreamteacher.settings.schema import FRESH, Params
+from dreamteacher.settings.recipes import base_of, bases, changes, of_recipe
+from dreamteacher.settings.schema import ALL_TEACHERS, FRESH, Params
 from dreamteacher.stages.fetch_data import FILES, check_source, parts_of, settings_of
 from dreamteacher.versioning import Clone
 
@@ -29,10 +29,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "compare_data": ("distill", "retrain"),
     "train_teacher": ("seed", "teacher"),
     "distill_features": ("seed", "taps", "student", "distill"),
-    "train_interpreter": ("few_labels", "taps", "interpreter"),
+    "train_interpreter": ("few_labels", "few_labels_by", "taps", "interpreter"),
     "distill_labels": ("taps", "student", "distill", "labels"),
-    "finetune": ("few_labels", "student", "finetune"),
-    "evaluate": ("few_labels", "recipes", "label_recipes", "compare", "evaluate"),
+    "finetune": ("few_labels", "few_labels_by", "student", "finetune"),
+    "evaluate": ("few_labels", "few_labels_by", "recipes", "label_recipes", "compare", "evaluate"),
     "export_onnx": ("export",),
     "publish": ("publish",),
     "report": ("teachers", "recipes", "label_recipes", "compare"),
@@ -48,12 +48,15 @@ class Resolved:
         commit: that `data_rev` is now; "" for a folder.
         source: ingest.source, a place in the project.
         data_version: the last commit that changed what lies there; for a folder FILES and a digest of names, sizes and times.
-        params: all settings that the run reads, of its recipe.
-        teacher, recipe: names of the teacher and of the recipe without labels.
+        params: all settings that the run reads; of a retraining, those of its recipe.
+        teacher, recipe: names of what export.init builds on.
         settings: {step: its sections of them}, as plain data without null, which KFP's local runner does not take.
         fresh: {"init", "seed"} of each fine-tuning from random or ImageNet weights.
-        mixed: the same of each label distillation, with what its recipe changes: {"init", "seed", "interpreter", "labels"}.
-        seeds: of the fine-tunings from feature distillation.
+        teachers: {"teacher", "changes"} of each teacher; changes are what it, or below a recipe, has otherwise than `settings`.
+        recipes: {teacher: {"recipe", "distill", "finetune"} of each recipe without labels that learns from it}, the last two as changes.
+        passes: {recipe: {"seeds", "mixed"}}: seeds of the fine-tunings from it, and {"init", "seed", "interpreter", "labels", "finetune"}
+            of each label distillation that builds on it, the last three as changes.
+        seeds, mixed: those of `recipe`.
     """
 
     commit: str
@@ -64,8 +67,11 @@ class Resolved:
     recipe: str
     settings: dict[str, dict[str, Any]]
     fresh: list[dict[str, Any]]
-    mixed: list[dict[str, Any]]
+    teachers: list[dict[str, Any]]
+    recipes: dict[str, list[dict[str, Any]]]
+    passes: dict[str, dict[str, list[Any]]]
     seeds: list[int]
+    mixed: list[dict[str, Any]]
 
 
 def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str) -> Resolved:
@@ -100,71 +106,98 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
     if pipeline == "retrain":
         inits = [init for init in params.compare.inits if init not in FRESH]
         params = params.model_copy(update={"compare": params.compare.model_copy(update={"inits": inits})})
-    recipe = check_comparison(params, pipeline)
-    resolved = of_recipe(params, recipe).model_copy(update=_compared(params, recipe))
+    check_comparison(params, pipeline)
+    params = params.model_copy(update=_compared(params))
+    if pipeline == "retrain":
+        params = of_recipe(params, bases(params)[0])
+    recipe = base_of(params, params.export.init)
+    teachers: dict[str, dict[str, Any]] = {}
+    recipes: dict[str, list[dict[str, Any]]] = {}
+    passes: dict[str, dict[str, list[Any]]] = {}
+    for name, own in params.recipes.items():
+        resolved = of_recipe(params, name)
 
-    def items(group: Container[str], settings: Callable[[str], dict[str, Any]] = lambda init: {}) -> list[dict[str, Any]]:
-        inits = [init for init in params.compare.inits if init in group]
-        return [{"init": init, "seed": seed, **settings(init)} for init in inits for seed in params.compare.seeds]
+        def changed(step: str, resolved: Params = resolved) -> dict[str, Any]:
+            return _without_null(changes(params, resolved, *SECTIONS[step]))
 
-    def changes(name: str) -> dict[str, Any]:  # and not all settings, which would stand in every pass of a loop
-        own = params.label_recipes[name]
-        return {"interpreter": _without_null(own.interpreter), "labels": _without_null(own.labels)}
-
+        teachers.setdefault(own.teacher, {"teacher": own.teacher, "changes": changed("train_teacher")})
+        of_loop = {"recipe": name, "distill": changed("distill_features"), "finetune": changed("finetune")}
+        recipes.setdefault(own.teacher, []).append(of_loop)
+        mixed = []
+        for init in [init for init in params.compare.inits if init in params.label_recipes and base_of(params, init) == name]:
+            of_labels = of_recipe(params, init)
+            steps = {"interpreter": "train_interpreter", "labels": "distill_labels", "finetune": "finetune"}
+            changed_by_labels = {key: changed(step, of_labels) for key, step in steps.items()}
+            mixed += [{"init": init, "seed": seed, **changed_by_labels} for seed in params.compare.seeds]
+        passes[name] = {"seeds": list(params.compare.seeds) if name in params.compare.inits else [], "mixed": mixed}
     return Resolved(
         commit=commit,
         source=source,
         data_version=version,
-        params=resolved,
+        params=params,
         teacher=params.recipes[recipe].teacher,
         recipe=recipe,
-        settings={step: _without_null(resolved.section(*sections)) for step, sections in SECTIONS.items()},
-        fresh=items(FRESH),
-        mixed=items(params.label_recipes, changes),
-        seeds=list(params.compare.seeds),
+        settings={step: _without_null(params.section(*sections)) for step, sections in SECTIONS.items()},
+        fresh=[{"init": init, "seed": seed} for init in params.compare.inits if init in FRESH for seed in params.compare.seeds],
+        teachers=list(teachers.values()),
+        recipes=recipes,
+        passes=passes,
+        **passes[recipe],
     )
 
 
-PASSES = 33  # of a run's loops: Argo keeps all nodes of a run in one object of at most 1 MiB (tests/pipelines/test_size.py)
+# Argo keeps all nodes of a run in one object of at most 1 MiB; what a pass of each loop takes of it, kB, and what is left beside the rest
+# (tests/pipelines/test_size.py).
+PASS_KB = {"teachers": 17, "recipes": 26, "label distillations": 25, "fine-tunings": 7}
+ROOM_KB = 670
 
 
-def check_comparison(params: Params, pipeline: str) -> str:
-    """The recipe without labels that a pipeline runs.
+def check_comparison(params: Params, pipeline: str) -> None:
+    """What a pipeline can compare.
 
     Raises:
-        UserError: compare.inits names several, or a loop of the pipeline would have no pass, which KFP cannot collect, or more passes than
-            Argo can keep.
+        UserError: a loop of the pipeline would have no pass, which KFP cannot collect, or the loops more passes than Argo can keep; a
+            recipe learns from all teachers, or a retraining has several recipes without labels, or one without a teacher.
     """
-    inits = [init for init in params.compare.inits if pipeline == "pretrain" or init not in FRESH]
-    wanted: dict[str, Iterable[str]] = {"a recipe without labels": params.recipes, "one of label_recipes": params.label_recipes}
-    if pipeline == "pretrain":
-        wanted["scratch or imagenet"] = FRESH
+    retrain = pipeline == "retrain"
+    inits = [init for init in params.compare.inits if not retrain or init not in FRESH]
+    wanted: dict[str, Iterable[str]] = {"a recipe": [*params.recipes, *params.label_recipes], "scratch or imagenet": FRESH}
+    if retrain:
+        wanted = {"a recipe without labels": params.recipes, "one of label_recipes": params.label_recipes}
     for name, group in wanted.items():
         if not set(inits) & set(group):
-            raise UserError(f"compare.inits = {params.compare.inits}: a pipeline compares a recipe without labels, at least one of "
-                            f"label_recipes, and before a first champion one of scratch and imagenet; add {name}")  # fmt: skip
-    used = list(dict.fromkeys(base_of(params, init) for init in inits if init not in FRESH))
-    if len(used) > 1:
+            raise UserError(
+                f"compare.inits = {params.compare.inits}: a retraining compares a recipe without labels and at least one of label_recipes, "
+                f"the pipeline pretrain a recipe and one of scratch and imagenet; add {name}"
+            )
+    used = bases(params)
+    if retrain and len(used) > 1:
         raise UserError(
-            f"compare.inits = {params.compare.inits} needs the recipes {', '.join(used)}: a pipeline runs one without labels and the "
-            "label_recipes that build on it; name fewer, or compare by `dvc repro`"
+            f"compare.inits = {params.compare.inits} needs the recipes {', '.join(used)}: a retraining goes on from the champion, which "
+            "was made by one of them; name that one and the label_recipes that build on it"
         )
-    if not params.recipes[used[0]].one_teacher:
-        raise UserError(f"recipes.{used[0]} has no teacher of its own, and a pipeline trains one; compare with it by `dvc repro`")
-    if params.recipes[used[0]].student:
-        raise UserError(f"recipes.{used[0]}.student: a pipeline has one student for all; set it in the group student")
-    if (passes := len(inits) * len(params.compare.seeds)) > PASSES:
+    for name in used:
+        if params.recipes[name].teacher == ALL_TEACHERS:
+            raise UserError(
+                f"recipes.{name} learns from all teachers, of which KFP can give a step either one or all that its cache then takes for "
+                "one; leave it out of compare.inits, and compare with it by `dvc repro`"
+            )
+        if retrain and not params.recipes[name].one_teacher:
+            raise UserError(f"recipes.{name} has no teacher of its own, and a retraining trains one; compare with it by `dvc repro`")
+    seeds, with_labels = len(params.compare.seeds), sum(init in params.label_recipes for init in inits)
+    counts = [len({params.recipes[name].teacher for name in used}), len(used), with_labels * seeds, (len(inits) - with_labels) * seeds]
+    if (size := sum(count * each for count, each in zip(counts, PASS_KB.values(), strict=True))) > ROOM_KB:
+        passes = ", ".join(f"{count} {loop}" for count, loop in zip(counts, PASS_KB, strict=True))
         raise UserError(
-            f"compare: {len(params.compare.seeds)} seeds of {len(inits)} initialisations are {passes} passes of the pipeline's loops, more "
-            f"than the {PASSES} that Argo can keep of one run; use fewer of them, or `dvc repro`, which has no such limit"
+            f"compare: {seeds} seeds of {len(inits)} initialisations are {passes}, of which Argo would keep {size} kB, more than the "
+            f"{ROOM_KB} that it has for one run; use fewer of them, or `dvc repro`, which has no such limit"
         )
-    return used[0]
 
 
-def _compared(params: Params, recipe: str) -> dict[str, Any]:
+def _compared(params: Params) -> dict[str, Any]:
     """The recipes of a run alone, so that another one changes nothing that its steps read."""
     with_labels = {name: each for name, each in params.label_recipes.items() if name in params.compare.inits}
-    return {"recipes": {recipe: params.recipes[recipe]}, "label_recipes": with_labels}
+    return {"recipes": {name: params.recipes[name] for name in bases(params)}, "label_recipes": with_labels}
 
 
 def _without_null(value: Any) -> Any:

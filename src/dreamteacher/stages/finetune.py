@@ -16,12 +16,13 @@ from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.base import get_task
-from dreamteacher.tasks.finetuning import freeze_backbone, pretrained_rates, start_from_features
+from dreamteacher.tasks.finetuning import freeze_backbone, keep_statistics, pretrained_parts, pretrained_rates, start_from_features
 from dreamteacher.tasks.model import TaskModel, is_task_model, load_task_model, normalize, save_task_model
 from dreamteacher.tasks.unseen import check_labels
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.run import Place, Trained
 
 
 def run(
@@ -30,7 +31,7 @@ def run(
     """Fine-tune on the few labelled pictures that `seed` draws; `out` gets a task model and `curves.csv`.
 
     Args:
-        params: settings; `finetune`, `student` and `few_labels` are read.
+        params: settings; `finetune`, `student`, `few_labels` and `few_labels_by` are read.
         data: data set made by ingest.
         init: scratch, imagenet, or the name of the recipe that made `backbone`; `seed` draws the weights that are random.
         seed: of the few labels, the random weights and the order.
@@ -41,8 +42,7 @@ def run(
     Returns:
         `loss` over the last records and `n_labels`.
     """
-    settings = params.finetune
-    recorded = {**params.section("few_labels", "student", "finetune"), "init": init, "seed": seed}
+    recorded = {**params.section("few_labels", "few_labels_by", "student", "finetune"), "init": init, "seed": seed}
     inputs = {"data": data} if backbone is None else {"data": data, "backbone": backbone}
     with open_stage("finetune", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
@@ -50,33 +50,44 @@ def run(
         images = ImageSet(data, "train")
         if images.task is None:
             raise UserError(f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to fine-tune")
-        task = get_task(images.task)
-        few = few_labelled(images, params.few_labels, seed)
+        few = few_labelled(images, params.few_labels, seed, params.few_labels_by)
         check_labels(images, few)
-        torch.manual_seed(seed)
-        model = _build(params, images, init, backbone)
-
-        def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            freeze_backbone(model, random.step < head_steps)
-            return task.loss(model(normalize(batch["image"], mean, std)), batch, settings)
-
-        mean, std = model.mean, model.std
-        head_steps = 0 if init == "scratch" else settings.head_steps
-        trained = train(
-            model,
-            step,
-            Samples(images, task.crop(settings.resolution, AUGMENTATIONS[settings.augment]), few),
-            settings,
-            stage,
-            seed=seed,
-            count=task.count,
-            rates=None if init == "scratch" else pretrained_rates(model, settings, distilled=init != "imagenet"),
-        )
+        trained = fit(params, images, few, init=init, seed=seed, backbone=backbone, place=stage)
         if this_process().is_main_process:
             save_task_model(cast(TaskModel, trained.ema or trained.model), stage.tmp)
             write_table(trained.history, stage.tmp / "curves.csv")
         stage.metrics.update(loss=trained.last_loss(), n_labels=len(few))
     return stage.metrics
+
+
+def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: int, place: Place, backbone: Path | None = None) -> Trained:
+    """Train a task model on the pictures `few` of `images`, all of which are labelled; `place` holds its checkpoints.
+
+    `init`, `seed` and `backbone` are those of `run`; `finetune` and `student` of the settings are read.
+    """
+    settings, task = params.finetune, get_task(str(images.task))
+    torch.manual_seed(seed)
+    model = _build(params, images, init, backbone)
+
+    def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        freeze_backbone(model, random.step < head_steps)
+        keep_statistics(model, keeping)
+        return task.loss(model(normalize(batch["image"], mean, std)), batch, settings)
+
+    mean, std = model.mean, model.std
+    head_steps = 0 if init == "scratch" else settings.head_steps
+    with_head = backbone is not None and is_task_model(backbone)
+    keeping = pretrained_parts(init, with_head=with_head, carry_neck=settings.carry_neck) if settings.norm_eval else []
+    return train(
+        model,
+        step,
+        Samples(images, task.crop(settings.resolution, AUGMENTATIONS[settings.augment]), few),
+        settings,
+        place,
+        seed=seed,
+        count=task.count,
+        rates=None if init == "scratch" else pretrained_rates(model, settings, distilled=init != "imagenet"),
+    )
 
 
 def _build(params: Params, images: ImageSet, init: str, folder: Path | None) -> TaskModel:

@@ -15,7 +15,7 @@ from dreamteacher.report.card import ABOUT, model_card
 from dreamteacher.serving.delivery import keep_repository
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.settings.schema import Params
-from dreamteacher.stage import digest_of, open_stage, read_stage
+from dreamteacher.stage import RECORD, digest_of, open_stage, read_stage
 from dreamteacher.tracking import is_on, sync
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Pat
     A step of a pipeline ends with this, since its records of what MLflow did not take end with its pod: they are sent now, and while MLflow
     does not answer, it is waited for. Without tracking nothing is done.
 
+    Of a recipe without a teacher, where `teacher` is missing, nothing is stored that a retraining could start from.
+
     Returns the version; None without tracking.
 
     Raises:
@@ -72,7 +74,10 @@ def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Pat
     except UserError as error:  # of another stage's records, it may be
         log.warning("%s", error)
     version = choose(params.publish.name, sha256=digest_of(onnx / MODEL_FILE))
-    store(params.publish.name, version, {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation})
+    if (teacher / RECORD).exists():
+        store(params.publish.name, version, {"data": data, "teacher": teacher, "features": features, "evaluation": evaluation})
+    else:
+        log.warning("the recipe of %s has no teacher, so no retraining can start from version %s", params.publish.name, version)
     keep_repository(params.publish.name, version, repository)
     return version
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from dreamteacher.settings.file import save_overrides
+from dreamteacher.settings.recipes import bases
+from dreamteacher.settings.schema import Params
 from dreamteacher.stages.evaluate import copy_results
 from dreamteacher.steps import announce
-from dreamteacher.versioning import Clone, inside, put
+from dreamteacher.versioning import Clone, Place, inside, put
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +22,7 @@ def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path],
 
     The branch starts at `commit`, the one that the run's data came from, and has the run's settings in params.yaml, its dvc.lock and its
     metrics; models and data go to DVC's remote. `outputs` are complete stage outputs in any order: each tells by its stage.json where it
-    belongs. Started again, the step replaces the branch.
+    belongs. Recipes that are not compared, which a run passes over, are left to `dvc repro`. Started again, the step replaces the branch.
 
     Returns:
         `{"branch", "commit"}`.
@@ -34,11 +37,12 @@ def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path],
         settings, metrics, plots = (
             inside(clone.folder, name, f"{name} of git_url") for name in ("params.yaml", "metrics/evaluate.json", "plots/evaluate")
         )
-        source = save_overrides(settings, overrides).ingest.source
-        places = clone.places()
-        filled = put(outputs, places, clone.folder)
+        params = save_overrides(settings, overrides)
+        source, places = params.ingest.source, clone.places()
+        made = [place for place in places if not place.ours or _is_compared(place, params)]
+        filled = put(outputs, made, clone.folder)
         copy_results(filled["evaluate"], metrics, plots)
-        left = [place for place in places if not place.ours and not place.mark(clone.folder)]
+        left = [place for place in places if place not in made or (not place.ours and not place.mark(clone.folder))]
         for place in left:
             log.warning("stage %s of dvc.yaml is not recorded, since a run has no output of it; `dvc repro` makes it", place.stage)
         clone.get(source)  # what ingest read, which DVC compares
@@ -46,3 +50,10 @@ def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path],
         recorded = clone.push([place.stage for place in places if place not in left], branch, message)
     log.info("recorded on branch %s (%s)", branch, recorded[:12])
     return {"branch": branch, "commit": recorded}
+
+
+def _is_compared(place: Place, params: Params) -> bool:
+    """Whether the stage is one of the recipes in compare.inits, or of what they build on, or of no recipe."""
+    used = bases(params)
+    named = {"--name": [params.recipes[name].teacher for name in used], "--recipe": [*used, *params.compare.inits]}
+    return all(value in named.get(option, [value]) for option, value in pairwise(place.command))

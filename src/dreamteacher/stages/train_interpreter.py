@@ -21,6 +21,7 @@ from dreamteacher.teachers.base import dreams
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
+from dreamteacher.training.precision import move
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
@@ -36,7 +37,7 @@ def run(
         `loss` over the last records and `n_labels`, the labelled pictures used.
     """
     settings = params.interpreter
-    recorded = {**params.section("few_labels", "taps", "interpreter"), "recipe": recipe, "seed": seed}
+    recorded = {**params.section("few_labels", "few_labels_by", "taps", "interpreter"), "recipe": recipe, "seed": seed}
     inputs = {"data": data, "teacher": teacher}
     with open_stage("train-interpreter", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
@@ -52,13 +53,13 @@ def run(
                 f"{images.task} predicts no classes that an interpreter could read; drop label_recipes, and them from compare.inits"
             )
         strides = choose_strides(teacher, params.taps)
-        generator = open_teacher(teacher, strides, get_encoding(settings)).to(this_process().device)
+        generator = move(open_teacher(teacher, strides, get_encoding(settings)), this_process().device)
         if dreams(generator):
             raise UserError(
                 f"{teacher} makes pictures of its own and cannot encode labelled ones, so there is no label for its features; "
                 "drop label_recipes, and them from compare.inits, or take a teacher that encodes pictures"
             )
-        few = few_labelled(images, params.few_labels, seed)
+        few = few_labelled(images, params.few_labels, seed, params.few_labels_by)
         check_labels(images, few)
         torch.manual_seed(seed)
         channels, dense = [tap.channels for tap in generator.taps], task.classifies == "pixels"

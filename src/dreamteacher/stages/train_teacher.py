@@ -12,7 +12,7 @@ from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.schema import Params
-from dreamteacher.stage import open_stage
+from dreamteacher.stage import digest_of, open_stage
 from dreamteacher.teachers.base import Generator
 from dreamteacher.teachers.folder import find_pretrained, get_kind, read_facts
 from dreamteacher.teachers.importing import copy_teacher
@@ -36,6 +36,9 @@ def run(
     Returns:
         `loss`: what the kind minimises, over the last records or, of a pretrained teacher, over drawn pictures; 0 of a control and of an
             imported teacher, which are not trained here.
+
+    Raises:
+        UserError: teacher.pretrained is missing, damaged, of another kind, or not that of teacher.digest; or the kind is not trained here.
     """
     settings = params.teacher
     start = find_pretrained(settings.pretrained) if settings.pretrained else start
@@ -44,6 +47,8 @@ def run(
     with open_stage("train-teacher", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
+        if settings.digest and start and (found := digest_of(start)) != settings.digest:
+            raise UserError(f"{start} is not the teacher that teacher.digest names; if it is meant, set teacher.digest: {found}")
         kind, facts = get_kind(settings.kind), read_facts(start) if start else {}
         if start and facts["kind"] != settings.kind:
             raise UserError(f"{start} is a teacher of kind {facts['kind']!r}; set teacher.kind alike, or take no pretrained one")

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.data.boxes import Boxes, choose
+from dreamteacher.data.dataset import ROW
 from dreamteacher.data.transforms import Augmentation, Transform, box_crop
 from dreamteacher.errors import UserError
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.tasks.base import NeckHead, Size, Task
+from dreamteacher.training.transfer import constant
 
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
@@ -73,7 +75,7 @@ def assign(places: Tensor, rows: Tensor) -> Tensor:
     """Which box each place of a picture should predict (Sec 3.1 and 3.2 of FCOS).
 
     Args:
-        places: (3, A) of x, y and stride in pixels.
+        places: (3, A) of x, y and stride in pixels, fine to coarse.
         rows: (N, ROW) of boxes, as `dataset.label_tensor` makes them.
 
     Returns:
@@ -86,10 +88,10 @@ def assign(places: Tensor, rows: Tensor) -> Tensor:
     distances = torch.stack([x - x1, y - y1, x2 - x, y2 - y])  # (4, A, N)
     inside, farthest = distances.amin(0) > 0, distances.amax(0)
     near = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs()) < RADIUS * stride
-    levels, which = places[2].unique(return_inverse=True)
-    most = torch.cat([REACH * levels[:-1], levels.new_tensor([torch.inf])])
-    least = torch.cat([levels.new_zeros(1), most[:-1]])
-    fits = inside & near & (farthest > least[which, None]) & (farthest <= most[which, None]) & (classes >= 0) & (ignored == 0)
+    before = torch.cat([torch.zeros_like(stride[:1]), stride[:-1]])
+    finer = torch.where(stride > before, before, 0).cummax(0).values  # the stride of the next finer level
+    reached = (farthest > REACH * finer) & ((farthest <= REACH * stride) | (stride == stride[-1]))
+    fits = inside & near & reached & (classes >= 0) & (ignored == 0)
     areas, chosen = torch.where(fits, (x2 - x1) * (y2 - y1), torch.inf).min(1)
     uncounted = (inside & (ignored > 0) & (classes >= 0)).any(1)
     return torch.where(areas.isfinite(), chosen, torch.where(uncounted, UNCOUNTED, BACKGROUND))
@@ -97,22 +99,34 @@ def assign(places: Tensor, rows: Tensor) -> Tensor:
 
 def _losses(logits: Tensor, middle: Tensor, boxes: Tensor, places: Tensor, rows: Tensor) -> Tensor:
     """Focal, box and centre-ness loss of one picture, each a mean over the places that have a box; boxes and places in pixels."""
-    from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+    from torchvision.ops import sigmoid_focal_loss
 
+    rows = rows if len(rows) else rows.new_full((1, ROW), -1.0)
     chosen = assign(places, rows)
+    # Every place is computed, and those that do not count are left out of the sums: to compute only the others, the host would have to
+    # wait until it is known which.
     positive = chosen >= 0
-    rows_of = rows[chosen[positive]]
-    target = torch.zeros_like(logits)
-    target[rows_of[:, 4].long(), positive.nonzero().flatten()] = 1
-    count = positive.sum().clamp(min=1)
-    counted = chosen != UNCOUNTED
-    focal = sigmoid_focal_loss(logits[:, counted], target[:, counted], reduction="sum")
-    box = generalized_box_iou_loss(boxes[:, positive].T, rows_of[:, :4], reduction="sum")
-    x, y, _ = places[:, positive]
-    sides = torch.stack([x - rows_of[:, 0], rows_of[:, 2] - x, y - rows_of[:, 1], rows_of[:, 3] - y]).reshape(2, 2, -1)
-    centered = (sides.amin(1) / sides.amax(1)).prod(0).sqrt()
-    centre = F.binary_cross_entropy_with_logits(middle[0, positive], centered, reduction="sum")
-    return torch.stack([focal, box, centre]) / count
+    own = rows[chosen.clamp(min=0)]
+    target = (torch.arange(len(logits), device=logits.device)[:, None] == own[:, 4]) & positive
+    focal = sigmoid_focal_loss(logits, target.to(logits)).where(chosen != UNCOUNTED, 0)
+    box = giou_loss(boxes, own[:, :4].T).where(positive, 0)
+    x, y, _ = places
+    sides = torch.stack([x - own[:, 0], own[:, 2] - x, y - own[:, 1], own[:, 3] - y]).reshape(2, 2, -1)
+    centered = (sides.amin(1) / sides.amax(1)).prod(0).sqrt().where(positive, 0)
+    centre = F.binary_cross_entropy_with_logits(middle[0], centered, reduction="none").where(positive, 0)
+    return torch.stack([focal.sum(), box.sum(), centre.sum()]) / positive.sum().clamp(min=1)
+
+
+def giou_loss(boxes: Tensor, truth: Tensor) -> Tensor:
+    """1 - generalised intersection over union (Rezatofighi et al. 2019) of boxes `(4, A)` each: `(A,)` in [0, 2].
+
+    torchvision's indexes by a mask, for which the host waits.
+    """
+    inner = torch.minimum(boxes[2:], truth[2:]) - torch.maximum(boxes[:2], truth[:2])
+    outer = torch.maximum(boxes[2:], truth[2:]) - torch.minimum(boxes[:2], truth[:2])
+    shared, enclosing = inner.clamp(min=0).prod(0), outer.prod(0)
+    union = (boxes[2:] - boxes[:2]).prod(0) + (truth[2:] - truth[:2]).prod(0) - shared
+    return 1 - shared / (union + 1e-7) + (enclosing - union) / (enclosing + 1e-7)
 
 
 class AveragePrecision:
@@ -171,7 +185,7 @@ class Detection(Task):
         Each picture's is a mean over its own places with a box, as of torchvision's RetinaNet, so that the loss is the same however a batch
         is split.
         """
-        sides = torch.tensor(batch["image"].shape[:1:-1], device=outputs["boxes"].device)[:, None]  # (W, H)
+        sides = constant(batch["image"].shape[:1:-1], outputs["boxes"].device)[:, None]  # (W, H)
         places = outputs["places"] * sides.repeat(2, 1)
         places = torch.stack([places[:, 0], places[:, 1], places[:, 3]], dim=1)
         boxes = outputs["boxes"] * sides.repeat(2, 1)

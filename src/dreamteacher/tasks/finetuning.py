@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.downstream import Finetune
@@ -38,6 +39,27 @@ def pretrained_rates(model: TaskModel, settings: Finetune, distilled: bool) -> C
 def freeze_backbone(model: nn.Module, frozen: bool) -> None:
     """Freeze or free the backbone of a task model, which may be wrapped in DDP; see `Backbone.freeze`."""
     cast(TaskModel, getattr(model, "module", model)).backbone.freeze(frozen)
+
+
+def pretrained_parts(init: str, *, with_head: bool, carry_neck: bool) -> list[str]:
+    """Names of the parts of a task model that do not start from random weights; of the whole model (`with_head`): ""."""
+    if init == "scratch":
+        return []
+    if with_head:
+        return [""]
+    return ["backbone", "head.neck"] if carry_neck and init != "imagenet" else ["backbone"]
+
+
+def keep_statistics(model: nn.Module, parts: list[str]) -> None:
+    """Put the batch norms of these parts of a task model, which may be wrapped in DDP, in eval mode, as mmdetection's `norm_eval` does.
+
+    To be called after each `train()` of the model, which ends it.
+    """
+    task_model: nn.Module = getattr(model, "module", model)
+    for part in parts:
+        for module in task_model.get_submodule(part).modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
 
 def start_from_features(model: TaskModel, folder: Path, carry_neck: bool) -> None:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from dreamteacher.stage import RECORD, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backbone, save_backbone
 from dreamteacher.students.necks import DEFAULT, create_neck
 from dreamteacher.tasks.base import NeckHead, get_task
+from dreamteacher.training.transfer import constant
 
 TASK_FILE, HEAD_FILE = "task.json", "head.safetensors"
 
@@ -48,7 +48,7 @@ class TaskModel(nn.Module):
 def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """RGB `(B, 3, H, W)` in [0, 1] to (x - mean) / std a channel."""
     shape = (1, 3, 1, 1)
-    return (images - torch.tensor(mean, device=images.device).view(shape)) / torch.tensor(std, device=images.device).view(shape)
+    return (images - constant(mean, images.device).view(shape)) / constant(std, images.device).view(shape)
 
 
 def save_task_model(model: TaskModel, folder: Path) -> None:

@@ -30,7 +30,16 @@ CHUNK = 2048
 
 
 def read_out(
-    backbone: Backbone, train: ImageSet, few: list[int], val: ImageSet, *, size: int, k: int, batch_size: int, device: torch.device
+    backbone: Backbone,
+    train: ImageSet,
+    few: list[int],
+    val: ImageSet,
+    *,
+    size: int,
+    k: int,
+    batch_size: int,
+    device: torch.device,
+    among: list[int] | None = None,
 ) -> dict[str, float]:
     """Train on the pictures `few` of `train` (the support), measure on all labelled ones of `val` (the queries).
 
@@ -48,6 +57,7 @@ def read_out(
         k: neighbours.
         batch_size: pictures at once.
         device: where it is computed.
+        among: only these labelled pictures of `val` are the queries; None: all.
 
     Returns:
         The task's figure that counts, of both read-outs: `linear_FIGURE` and `knn_FIGURE`.
@@ -59,7 +69,7 @@ def read_out(
     backbone = backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     read = partial(_features, backbone, task, size=task.picture_size(size), batch_size=batch_size, device=device)
     support, labels = read(train, few, pixels=SUPPORT_PIXELS)
-    queries, truth = read(val, val.labelled(), pixels=QUERY_PIXELS)
+    queries, truth = read(val, val.labelled() if among is None else among, pixels=QUERY_PIXELS)
     if not len(labels) or not len(truth):
         of = "validation masks" if len(labels) else f"{len(few)} labelled pictures"
         raise UserError(

@@ -39,9 +39,17 @@ def _stack(bucket: dict[int, dict[str, Tensor]]) -> tuple[list[int], dict[str, T
 
 @torch.inference_mode()
 def score(
-    model: TaskModel, images: ImageSet, batch_size: int, device: torch.device, keep: Collection[int] = ()
+    model: TaskModel,
+    images: ImageSet,
+    batch_size: int,
+    device: torch.device,
+    *,
+    keep: Collection[int] = (),
+    among: list[int] | None = None,
 ) -> tuple[dict[str, float], dict[int, np.ndarray]]:
     """The figures of `model` on all labelled pictures of `images`, measured by the labels as they came (see `Task.decode`).
+
+    `among`: only on these labelled pictures.
 
     Returns:
         Figures in [0, 1], of which the first is the one that counts, and the predictions for the pictures in `keep` by index, as
@@ -53,7 +61,7 @@ def score(
     task = get_task(model.task)
     totals, kept = task.score(model.classes), {}
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for indices, batch in whole_batches(images, images.labelled(), batch_size, task.picture_size(model.size)):
+    for indices, batch in whole_batches(images, images.labelled() if among is None else among, batch_size, task.picture_size(model.size)):
         pictures = batch["image"].to(device, memory_format=torch.channels_last)
         outputs = model(normalize(pictures, model.mean, model.std))
         for place, index in enumerate(indices):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dreamteacher.teachers.augmentation import draw_parameters, transform
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.transfer import constant
 
 LARGEST = 0.8  # of p: beyond, changes leak into what is generated (Fig 4)
 PICTURES = 500_000  # in which p can go from 0 to 1
@@ -43,7 +44,7 @@ def recolour(images: Tensor, p: Tensor, random: StepRandom) -> Tensor:
 
     grey = torch.full((3, 3), 1 / 3, device=images.device)  # projection to the axis of greys
     a = 1 / math.sqrt(3)
-    cross = torch.tensor([[0, -a, a], [a, 0, -a], [-a, a, 0]], device=images.device)
+    cross = constant([[0, -a, a], [a, 0, -a], [-a, a, 0]], images.device)
     rest = torch.eye(3, device=images.device) - grey
     angle, saturation, negative = (values[:, None, None] for values in (angle, saturation, negative))
     # Along the axis: its sign. Across it: turned by the angle of the hue, and stretched.

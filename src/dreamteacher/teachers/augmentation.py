@@ -19,9 +19,8 @@ SHARE = 0.12  # of the pictures that each change is made to
 SCALE, SHIFT = 0.2 * math.log(2), 0.125  # standard deviations: of ln scale and ln stretch, and of the shift as a share of the side
 
 
-def draw_parameters(count: int, random: StepRandom, share: Tensor | None = None) -> Tensor:
-    """Parameters of `count` augmentations, `(count, 9)`; 0 where nothing is changed. `share`: of the pictures, for each change; SHARE."""
-    share = torch.tensor(SHARE, device=random.device) if share is None else share
+def draw_parameters(count: int, random: StepRandom, share: Tensor | float = SHARE) -> Tensor:
+    """Parameters of `count` augmentations, `(count, 9)`; 0 where nothing is changed. `share`: of the pictures, for each change."""
 
     def uniform() -> Tensor:
         return random.integers(0, 1 << 24, count) / (1 << 24)
@@ -47,10 +46,7 @@ def transform(images: Tensor, parameters: Tensor) -> Tensor:
 
     Flipped first, then scaled, turned counterclockwise, stretched (doubled along a direction is halved across it) and shifted.
     """
-    changed = parameters.ne(0).any(1)
-    if not changed.any():
-        return images
-    p = parameters[changed].float()
+    p = parameters.float()
     left, up, scale, cosine, sine, along, across, right, down = p.unbind(1)
     cosine = cosine + 1
     # The place in the source of each place in the result: the inverse of each change, the last one first.
@@ -61,11 +57,10 @@ def transform(images: Tensor, parameters: Tensor) -> Tensor:
     inverse = _rotation(cosine, sine) @ inverse
     inverse = _diagonal((-scale).exp() * (1 - 2 * left), (-scale).exp() * (1 - 2 * up)) @ inverse
     shift = inverse @ torch.stack([right, down], 1)[:, :, None] * -2  # the side is 2 in the coordinates of affine_grid
-    source = images[changed]
-    grid = F.affine_grid(torch.cat([inverse, shift], 2).to(source), list(source.shape), align_corners=False)
-    result = images.clone()
-    result[changed] = F.grid_sample(source, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return result
+    grid = F.affine_grid(torch.cat([inverse, shift], 2).to(images), list(images.shape), align_corners=False)
+    changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    # All are sampled: to sample only those that change, the host would have to wait until it is known which. The others stay to the bit.
+    return torch.where(parameters.ne(0).any(1)[:, None, None, None], changed, images)
 
 
 def _rotation(cosine: Tensor, sine: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -81,6 +82,35 @@ class Teacher(Protocol):
     def to(self, device: Any) -> Teacher:
         """On `device`, as torch's modules."""
         ...
+
+
+class FrozenTeacher(nn.Module):
+    """What teachers share whose network never learns and is the same whatever the encoding."""
+
+    def __init__(self, offered: list[Tap], strides: list[int] | None, encoding: Encoding):
+        """`strides` chooses taps of `offered`, None all. Call `freeze` once the network is there.
+
+        Raises:
+            UserError: a stride that is not offered.
+        """
+        super().__init__()
+        self.taps = choose_taps(offered, strides)
+        self.encoding = encoding
+
+    def freeze(self) -> None:
+        """No gradients, and eval mode."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def with_encoding(self, encoding: Encoding) -> Self:
+        """The same network, not a copy of it."""
+        other = copy(self)
+        other.encoding = encoding
+        return other
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval, whatever module holds it."""
+        return super().train(False)
 
 
 def dreams(teacher: Teacher) -> bool:

@@ -17,8 +17,11 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
 
 
 def _import_teacher(options: argparse.Namespace) -> int:
+    from dreamteacher.stage import digest_of
     from dreamteacher.teachers.importing import import_teacher
 
     import_teacher(options.kind, options.source, options.out, options.option)
-    print(f"teacher of kind {options.kind}: {options.out}; set teacher.kind: {options.kind} and teacher.pretrained: {options.out}")
+    settings = {"kind": options.kind, "pretrained": str(options.out), "digest": digest_of(options.out)}
+    lines = "".join(f"  {name}: {value}\n" for name, value in settings.items())
+    print(f"{options.out} is a teacher of kind {options.kind}; in params.yaml:\n\nteacher:\n{lines}", end="")
     return 0

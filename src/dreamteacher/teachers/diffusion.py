@@ -123,10 +123,15 @@ class DenoisingTeacher(nn.Module):
         """See `encodings.Denoiser`."""
         raise NotImplementedError
 
+    def kept(self, steps: Tensor) -> Tensor:
+        """How much of the picture's variance is left at noise steps `(B,)`: `(B,)`."""
+        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(steps.device)  # stays there, as with its own `add_noise`
+        return self.scheduler.alphas_cumprod[steps]
+
     def noise_of(self, output: Tensor, noisy: Tensor, steps: Tensor) -> Tensor:
         """The noise that the network's output means. What a network says of the variance, behind its prediction, is passed over."""
         output = output[:, : noisy.shape[1]].float()
-        kept = self.scheduler.alphas_cumprod.to(noisy.device)[steps][:, None, None, None]
+        kept = self.kept(steps)[:, None, None, None]
         return {
             "epsilon": lambda: output,
             "v_prediction": lambda: kept.sqrt() * output + (1 - kept).sqrt() * noisy,

@@ -34,40 +34,52 @@ WEIGHTS, CONDITIONING = "unet/diffusion_pytorch_model.safetensors", "augmentatio
 
 
 class Denoiser(nn.Module):
-    """D of Eq 7: the U-Net with its inputs and outputs scaled, so that both have unit variance at every noise level."""
+    """D of Eq 7: the U-Net with its inputs and outputs scaled, so that both have unit variance at every noise level.
+
+    A U-Net of 6 channels is self-conditioned: the last 3 are an earlier estimate of the picture, or zeros.
+    """
 
     def __init__(self, unet: UNet2DModel):
         super().__init__()
         self.unet = unet
         self.conditioning = nn.Linear(PARAMETERS, _embedding_width(unet), bias=False)
 
-    def forward(self, noisy: Tensor, sigma: Tensor, parameters: Tensor | None = None) -> Tensor:
+    def forward(self, noisy: Tensor, sigma: Tensor, parameters: Tensor | None = None, estimate: Tensor | None = None) -> Tensor:
         """Denoise pictures.
 
         Args:
             noisy: `(B, 3, H, W)`, pictures in [-1, 1] plus noise.
             sigma: `(B,)`, standard deviation of the noise.
             parameters: `(B, 9)`, of the augmentation; None: none.
+            estimate: `(B, 3, H, W)`, what an earlier pass returned; None: nothing. Of no effect without self-conditioning.
 
         Returns:
             float32 `(B, 3, H, W)`.
         """
         if parameters is None:
             parameters = noisy.new_zeros(len(noisy), PARAMETERS)
-        return denoise(self.unet, noisy, sigma, self.conditioning(parameters))
+        return denoise(self.unet, noisy, sigma, self.conditioning(parameters), estimate)
 
 
-def denoise(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, conditioning: Tensor) -> Tensor:
+def denoise(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, conditioning: Tensor, estimate: Tensor | None = None) -> Tensor:
     """D of Eq 7 by the U-Net, given the embedding `(B, C)` of the augmentation; else as `Denoiser`."""
     level = sigma[:, None, None, None]
     total = level.square() + SIGMA_DATA**2
-    output = unet(*unet_input(noisy, sigma), class_labels=conditioning).sample.float()
+    output = unet(*unet_input(unet, noisy, sigma, estimate), class_labels=conditioning).sample.float()
     return SIGMA_DATA**2 / total * noisy + level * SIGMA_DATA / total.sqrt() * output
 
 
-def unet_input(noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """What the U-Net gets (Tab 1): c_in x noisy, and c_noise = ln(sigma) / 4, `(B,)`."""
-    return noisy / (sigma.square() + SIGMA_DATA**2).sqrt()[:, None, None, None], sigma.log() / 4
+def is_self_conditioned(unet: UNet2DModel) -> bool:
+    """Whether the U-Net takes an estimate of the picture beside the noisy one."""
+    return bool(unet.config.in_channels == 6)
+
+
+def unet_input(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, estimate: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the U-Net gets (Tab 1): c_in x noisy, beside an estimate of unit variance if it takes one; c_noise = ln(sigma) / 4, `(B,)`."""
+    scaled = noisy / (sigma.square() + SIGMA_DATA**2).sqrt()[:, None, None, None]
+    if is_self_conditioned(unet):
+        scaled = torch.cat([scaled, torch.zeros_like(scaled) if estimate is None else estimate / SIGMA_DATA], 1)
+    return scaled, sigma.log() / 4
 
 
 class Generator:
@@ -85,7 +97,8 @@ class Generator:
         Raises:
             UserError: the resolution does not fit the size.
         """
-        return Denoiser(build_unet(self.settings.size, self.settings.resolution, class_embed_type="identity"))
+        channels = {"in_channels": 6} if self.settings.self_conditioning else {}
+        return Denoiser(build_unet(self.settings.size, self.settings.resolution, class_embed_type="identity", **channels))
 
     def loss(self, network: nn.Module, images: Tensor, random: StepRandom) -> dict[str, Tensor]:
         """Weighted squared error of the denoised pictures at random noise levels (Eq 8), of pictures augmented at random (App F.2)."""
@@ -93,9 +106,17 @@ class Generator:
         pictures = transform(images, parameters) * 2 - 1
         sigma = (random.normal((len(images),)) * LOG_SIGMA_STD + LOG_SIGMA_MEAN).exp()
         level = sigma[:, None, None, None]
-        denoised = network(pictures + level * random.normal(images.shape), sigma, parameters)
+        noisy = pictures + level * random.normal(images.shape)
+        estimate = {"estimate": self._estimate(network, noisy, sigma, parameters, random)} if self.settings.self_conditioning else {}
+        denoised = network(noisy, sigma, parameters, **estimate)
         weight = (level.square() + SIGMA_DATA**2) / (level * SIGMA_DATA).square()
         return {"loss": (weight * (denoised - pictures).square()).mean()}
+
+    @torch.no_grad()
+    def _estimate(self, network: nn.Module, noisy: Tensor, sigma: Tensor, parameters: Tensor, random: StepRandom) -> Tensor:
+        """What a pass without an estimate returns, of half of the pictures; of the others zeros."""
+        kept = random.normal((len(noisy),)) > 0
+        return network(noisy, sigma, parameters) * kept[:, None, None, None]
 
     @torch.no_grad()
     def sample(self, network: nn.Module, count: int, seed: int) -> Tensor:
@@ -105,11 +126,15 @@ class Generator:
         levels = (SIGMA_MAX ** (1 / RHO) + ramp * (SIGMA_MIN ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO
         levels = torch.cat([levels, levels.new_zeros(1)])
         x = torch.randn((count, 3, side, side), generator=torch.Generator().manual_seed(seed)).to(device) * levels[0]
+        earlier: dict[str, Tensor] = {}
         for now, after in pairwise(levels):
-            slope = (x - network(x, now.expand(count))) / now
+            denoised = network(x, now.expand(count), **earlier)
+            slope = (x - denoised) / now
+            if self.settings.self_conditioning:
+                earlier = {"estimate": denoised}
             euler = x + (after - now) * slope
             if after > 0:
-                slope = (slope + (euler - network(euler, after.expand(count))) / after) / 2
+                slope = (slope + (euler - network(euler, after.expand(count), **earlier)) / after) / 2
             x = x + (after - now) * slope
         return (x.cpu() / 2 + 0.5).clamp(0, 1)
 
@@ -137,9 +162,10 @@ class EDMTeacher(DiffusionTeacher):
     """A DiffusionTeacher whose U-Net is that of a Denoiser."""
 
     def forward_pass(self, unet: Any, noisy: Tensor, steps: Tensor) -> Tensor:
-        """Inputs are sqrt(a) x picture + sqrt(1 - a) x noise. See `DiffusionTeacher`."""
+        """Inputs are sqrt(a) x picture + sqrt(1 - a) x noise; a self-conditioned U-Net gets its own estimate. See `DiffusionTeacher`."""
         pictures, sigma, nothing = self._own_scale(noisy, steps)
-        return cast(Tensor, unet(*unet_input(pictures, sigma), class_labels=nothing).sample)
+        estimate = denoise(self.whole, pictures, sigma, nothing) if is_self_conditioned(unet) else None
+        return cast(Tensor, unet(*unet_input(unet, pictures, sigma, estimate), class_labels=nothing).sample)
 
     def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
         """See `encodings.Denoiser`: what differs from the denoised pictures, by sigma."""
@@ -148,7 +174,7 @@ class EDMTeacher(DiffusionTeacher):
 
     def _own_scale(self, noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures plus noise, its standard deviation `(B,)`, and the embedding of no augmentation."""
-        kept = self.scheduler.alphas_cumprod.to(noisy.device)[steps]
+        kept = self.kept(steps)
         nothing = noisy.new_zeros(len(noisy), _embedding_width(self.unet))
         return noisy / kept.sqrt()[:, None, None, None], ((1 - kept) / kept).sqrt(), nothing
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dreamteacher.errors import UserError
 from dreamteacher.settings.pretraining import EncodingSettings
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.transfer import constant
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -105,7 +106,7 @@ class Stratified:
 
     def encode(self, network: Denoiser, inputs: Tensor, random: StepRandom) -> Encoded:
         """q(x_t | x_0), t of each picture."""
-        edges = torch.tensor(self.edges, device=inputs.device)
+        edges = constant(self.edges, inputs.device)
         stratum = (random.positions(len(inputs)) + random.step) % (len(edges) - 1)
         low, width = edges[stratum], (edges[1:] - edges[:-1])[stratum]
         steps = low + random.integers(0, 2**31, len(inputs)) % width
@@ -135,19 +136,22 @@ class Inversion:
 class Dream:
     """Pictures that the teacher makes of noise by DDIM, in about `passes` steps, one of them at noise step `T` (Sec 3.1, "synthesised").
 
-    Their features are those of the pass at T on the way. Of the pictures that are given, only the size and number count.
+    Their features are those of the pass at T on the way. Of the pictures that are given, only the size and number count. A schedule that
+    ends in noise alone (zero terminal SNR) is entered one step before, since no picture can be told from noise alone.
     """
 
     T: int
     passes: int
 
     def check(self, scheduler: DDPMScheduler) -> None:
-        """0 <= T < steps of the schedule."""
+        """0 <= T < steps of the schedule, of which T has some of the picture."""
         _check_step(self.T, scheduler)
+        if _last_with_a_picture(scheduler) < self.T:
+            raise UserError(f"noise step T = {self.T} of this teacher is noise alone; take {self.T - 1} or less")
 
     def encode(self, network: Denoiser, inputs: Tensor, random: StepRandom) -> Encoded:
         """x_T and x_0 of one generative pass."""
-        last = network.scheduler.config.num_train_timesteps - 1
+        last = _last_with_a_picture(network.scheduler)
         above = max(1, round(self.passes * (last - self.T) / max(last, 1)))
         x = random.normal(inputs.shape)
         for before, after in pairwise(reversed([self.T, *_grid(self.T, last, above)])):
@@ -159,6 +163,11 @@ class Dream:
         return Encoded(at_T, torch.full((len(inputs),), self.T, device=inputs.device, dtype=torch.long), x)
 
 
+def _last_with_a_picture(scheduler: DDPMScheduler) -> int:
+    last = scheduler.config.num_train_timesteps - 1
+    return last if float(scheduler.alphas_cumprod[last]) > 0 else last - 1
+
+
 def _grid(low: int, high: int, passes: int) -> list[int]:
     """`passes` noise steps, or all where there are fewer, evenly from above `low` to `high`; high alone where they are equal."""
     return sorted({round(low + (high - low) * i / passes) for i in range(1, passes + 1)} - {low}) or [high]
@@ -166,7 +175,8 @@ def _grid(low: int, high: int, passes: int) -> list[int]:
 
 def _ddim_step(network: Denoiser, x: Tensor, before: int | None, after: int | None, at: int) -> Tensor:
     """From noise step `before` to `after` along the noise that is predicted at step `at`; None: no noise at all (Eq 12, sigma = 0)."""
-    now, then = (1.0 if step is None else float(network.scheduler.alphas_cumprod[step]) for step in (before, after))
+    kept = network.scheduler.alphas.cumprod(0)  # `alphas_cumprod` itself may be on the device, for which the host would have to wait
+    now, then = (1.0 if step is None else float(kept[step]) for step in (before, after))
     noise = network.predict_noise(x, torch.full((len(x),), at, device=x.device, dtype=torch.long))
     clean = (x - (1 - now) ** 0.5 * noise) / now**0.5
     return then**0.5 * clean + (1 - then) ** 0.5 * noise

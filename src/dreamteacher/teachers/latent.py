@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dreamteacher.teachers.diffusion import DiffusionTeacher
 from dreamteacher.teachers.encodings import Encoding
+from dreamteacher.training.transfer import constant
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
@@ -77,7 +78,7 @@ class LatentTeacher(DiffusionTeacher):
             more["encoder_hidden_states"] = self.prompt_embeds.expand(count, -1, -1)
         if hasattr(self, "pooled_prompt_embeds"):  # SDXL also gets the pictures' sizes, here those of pictures that were not cropped
             height, width = (side * self.space.stride for side in noisy.shape[2:])
-            sizes = torch.tensor([[height, width, 0, 0, height, width]], device=noisy.device, dtype=noisy.dtype)
+            sizes = constant([[height, width, 0, 0, height, width]], noisy.device, noisy.dtype)
             pooled = self.pooled_prompt_embeds.expand(count, -1)
             more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes.expand(count, -1)}
         return cast(Tensor, unet(noisy, steps, **more).sample)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.transfer import constant
 
 FILTER = (1, 3, 3, 1)  # of all resampling (App B), before normalisation
 GROUP = 4  # pictures of which the discriminator compares the standard deviation
@@ -19,7 +20,7 @@ AVERAGE_DECAY = 0.995  # of the running mean of w, to which truncation pulls
 
 
 def _kernel(channels: int, like: Tensor) -> Tensor:
-    taps = torch.tensor(FILTER, dtype=like.dtype, device=like.device)
+    taps = constant(FILTER, like.device, like.dtype)
     return (taps[:, None] * taps / taps.sum() ** 2).expand(channels, 1, -1, -1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreamteacher.teachers.base import Lesson, Tap, choose_taps
+from dreamteacher.teachers.base import FrozenTeacher, Lesson, Tap
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import damaged
 from dreamteacher.training.randomness import StepRandom
@@ -28,7 +27,7 @@ class Dreamer(Protocol):
         ...
 
 
-class SynthesisTeacher(nn.Module):
+class SynthesisTeacher(FrozenTeacher):
     """A frozen generator of pictures."""
 
     dreams = True
@@ -40,21 +39,9 @@ class SynthesisTeacher(nn.Module):
         Raises:
             UserError: a stride that the generator does not have.
         """
-        super().__init__()
-        self.taps = choose_taps(offered, strides)
-        self.network, self.encoding = network, encoding
-        self.requires_grad_(False)
-        self.eval()
-
-    def with_encoding(self, encoding: Encoding) -> SynthesisTeacher:
-        """The same network, which encodes nothing."""
-        other = copy(self)
-        other.encoding = encoding
-        return other
-
-    def train(self, mode: bool = True) -> SynthesisTeacher:
-        """Stay in eval, whatever module holds it."""
-        return cast(SynthesisTeacher, super().train(False))
+        super().__init__(offered, strides, encoding)
+        self.network = network
+        self.freeze()
 
     @torch.no_grad()
     def teach(self, images: Tensor, random: StepRandom) -> Lesson:

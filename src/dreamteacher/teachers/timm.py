@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-from copy import copy
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.errors import UserError, first_line
-from dreamteacher.teachers.base import Lesson, Tap, choose_taps
+from dreamteacher.teachers.base import FrozenTeacher, Lesson, Tap
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import read_facts, write_facts
 from dreamteacher.teachers.importing import check_options, read_checkpoint
 from dreamteacher.teachers.synthesis import fill, read_weights
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.transfer import constant
 
 WEIGHTS = "encoder.safetensors"
 WRAPPERS = ("teacher", "model_ema", "ema", "target_encoder", "state_dict", "model", "student", "encoder")  # keys of nested state dicts
@@ -74,7 +74,8 @@ class Encoder(nn.Module):
         if self.scale != 1:
             size = [round(side * self.scale) for side in images.shape[2:]]
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-        normalized = (images - images.new_tensor(self.mean)[:, None, None]) / images.new_tensor(self.std)[:, None, None]
+        mean, std = (constant(values, images.device, images.dtype)[:, None, None] for values in (self.mean, self.std))
+        normalized = (images - mean) / std
         plain = len({info["reduction"] for info in self.model.feature_info}) == 1  # then the last norm fits each map
         return self.model.forward_intermediates(normalized, indices=indices, norm=plain, intermediates_only=True)
 
@@ -85,7 +86,7 @@ class Encoder(nn.Module):
         return [torch.cat([maps[i] for i in self.levels[stride]], 1) for stride in strides]
 
 
-class EncoderTeacher(nn.Module):
+class EncoderTeacher(FrozenTeacher):
     """A frozen encoder. Pictures enter as they are, whatever the encoding."""
 
     def __init__(self, encoder: Encoder, strides: list[int] | None, encoding: Encoding):
@@ -94,22 +95,10 @@ class EncoderTeacher(nn.Module):
         Raises:
             UserError: a stride that the encoder does not have.
         """
-        super().__init__()
-        self.taps = choose_taps(encoder.taps, strides)
+        super().__init__(encoder.taps, strides, encoding)
         self.multiple = max(encoder.levels)
-        self.encoder, self.encoding = encoder, encoding
-        self.requires_grad_(False)
-        self.eval()
-
-    def with_encoding(self, encoding: Encoding) -> EncoderTeacher:
-        """The same encoder, as no encoding changes it."""
-        other = copy(self)
-        other.encoding = encoding
-        return other
-
-    def train(self, mode: bool = True) -> EncoderTeacher:
-        """Stay in eval, whatever module holds it."""
-        return cast(EncoderTeacher, super().train(False))
+        self.encoder = encoder
+        self.freeze()
 
     @torch.no_grad()
     def teach(self, images: Tensor, random: StepRandom) -> Lesson:

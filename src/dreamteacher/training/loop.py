@@ -70,7 +70,7 @@ def train(
     run = Run(model, step, settings, place, processes, seed=seed, count=count, rates=rates, after_step=after_step, kept=kept)
     with Display(run.title, settings.steps, processes.is_first) as display, stop_request(alone=processes.count == 1) as request:
         run.restore(display.say)
-        workers = choose_workers(data, settings.workers)
+        workers = choose_workers(data, settings.workers, run.device)
         display.say(_describe(run, workers))
         records = Records(run.checkpoints / "log.jsonl", run.done) if processes.is_first else None
         batches = Batches(

@@ -74,13 +74,17 @@ def draw_batches(data: Dataset, count: int, seed: int, device: torch.device) -> 
         yield torch.stack([data[item]["image"] for item in items[start : start + 16]]).to(device)
 
 
-def choose_workers(data: Dataset, workers: int | Literal["auto"]) -> int:
-    """Loader processes; auto: none for data with `in_memory` True, else up to 4, as this process' share of the cores allows."""
+def choose_workers(data: Dataset, workers: int | Literal["auto"], device: torch.device) -> int:
+    """Loader processes; auto: as many as this process' share of the cores allows, for a GPU up to 16, else up to 4.
+
+    On a CPU data with `in_memory` True get none. A GPU would have nothing to do while this process makes crops for it.
+    """
     if workers != "auto":
         return workers
-    if getattr(data, "in_memory", False):
+    gpu = device.type == "cuda"
+    if getattr(data, "in_memory", False) and not gpu:
         return 0
-    return max(0, min(4, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(0, min(16 if gpu else 4, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 @contextlib.contextmanager

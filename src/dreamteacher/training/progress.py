@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -63,6 +64,45 @@ class Pace:
         self._before += seconds
         self.restart()
         return values
+
+
+class Idle:
+    """Seconds in which a GPU had no step to compute, because the host still waited for data or was late with something else.
+
+    The host runs ahead of the GPU, so how long it waits itself says nothing of that. On a CPU, which is its own host, nothing is measured.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self._since: torch.cuda.Event | None = None
+        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def begins(self) -> None:
+        """All of a step has been queued, and when it is done the GPU is idle."""
+        if self.on_gpu:
+            self._since = self._now()
+
+    def ends(self) -> None:
+        """The next step follows."""
+        if self._since:
+            self._pairs.append((self._since, self._now()))
+
+    def read(self) -> float:
+        """Since the last reading. The GPU must be done with these steps."""
+        seconds = sum(begin.elapsed_time(end) for begin, end in self._pairs) / 1000
+        self._pairs.clear()
+        self.pauses()
+        return seconds
+
+    def pauses(self) -> None:
+        """What the host does until the next step is no wait: records, measurements, checkpoints."""
+        self._since = None
+
+    @staticmethod
+    def _now() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 class Display:

@@ -20,7 +20,7 @@ from dreamteacher.training.ema import create_ema, update_ema
 from dreamteacher.training.optim import Rate, create_optimizer, set_lr
 from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.processes import Processes
-from dreamteacher.training.progress import Pace
+from dreamteacher.training.progress import Idle, Pace
 from dreamteacher.training.randomness import StepRandom, derive_seed, seed_everything
 
 if TYPE_CHECKING:
@@ -133,19 +133,22 @@ class Run:
         self.history: list[Row] = []
         self.names: list[str] = []  # of the columns of `window` but the last, the gradient's norm
         self.window: list[Tensor] = []  # a row for each step since the last record, left on the device so that no step waits for it
+        self.idle = Idle(self.device)
 
     def fetch(self, loader: Iterator[Part]) -> list[Part]:
         """This process' parts of the next batch, on the CPU."""
         begin = time.perf_counter()
         parts = [next(loader) for _ in range(self.settings.accumulate)]
         pictures = sum(len(next(iter(part.values()))) for part in parts)
-        self.pace.add(pictures * self.processes.count, time.perf_counter() - begin)
+        self.pace.add(pictures * self.processes.count, 0.0 if self.idle.on_gpu else time.perf_counter() - begin)
         return parts
 
     def take_step(self, parts: list[Part]) -> None:
         """One optimiser step."""
+        self.idle.ends()
         losses = self.forward_backward(parts)
         norm = self.optimizer_step()
+        self.idle.begins()
         self.window.append(torch.cat([losses, norm.float().reshape(1)]))
         self.done += 1
 
@@ -223,13 +226,18 @@ class Run:
         return {**dict(zip(self.names, losses, strict=True)), "lr": self.lr, "grad_norm": norm}
 
     def read_clock(self) -> Row:
-        """What depends on the machine, since the last record and, `seconds` of training, in all; and how many `pictures` were seen."""
+        """What depends on the machine, since the last record and, `seconds` of training, in all; and how many `pictures` were seen.
+
+        To be called after `read_log`, which waits for the device.
+        """
+        self.pace.add(0, self.idle.read())
         return {**self.pace.read(), "seconds": self.pace.seconds(), "pictures": self.done * self.settings.batch_size}
 
     def evaluate(self, on_eval: Callable[[nn.Module, int], dict[str, float]]) -> Row:
         """What the first process measures, for all."""
         model = self.ema.module if self.ema else self.kept(self.bare)
         values: Row = {}
+        self.idle.pauses()
         with self.pace.paused():
             if self.processes.is_first:
                 model.eval()
@@ -247,6 +255,7 @@ class Run:
         if self.done == self.saved:  # a run that is stopped before its first step, perhaps with seconds to live
             return
         window = self.read_window()
+        self.idle.pauses()
         with self.pace.paused():
             if self.processes.is_first:
                 state: dict[str, Any] = {

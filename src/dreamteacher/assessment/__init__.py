@@ -1,0 +1,1 @@
+"""What to expect of a pretraining before it is run: which short trainings tell, and what follows from their figures."""

@@ -1,0 +1,89 @@
+"""Which of many labelled pictures a small draw takes, so that it looks like the whole: of each class, or of each kind of picture."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dreamteacher.data.boxes import Boxes
+from dreamteacher.data.items import IGNORE
+
+if TYPE_CHECKING:
+    from dreamteacher.data.dataset import ImageSet
+
+CANDIDATES = (
+    2000  # pictures, the first by hash, that are looked at to draw fewer: so many are decoded in seconds, of a million pictures too
+)
+MOST_CLUSTERS = 100
+GRID, BINS = 8, 8  # of the thumbnail, and of the histogram of each colour
+
+
+def by_class(images: ImageSet, order: list[int], n: int) -> list[int]:
+    """The first `n` of `order` of which each class gets its equal share as far as it has pictures; a picture counts for all that it shows.
+
+    Each in turn is the first in `order` that shows the class with the fewest so far. What shows no class comes last.
+    """
+    order = order[: max(CANDIDATES, n)]
+    shown = {i: _classes(images, i) for i in order}
+    waiting = {c: [i for i in order if c in shown[i]] for c in sorted(set().union(*shown.values()))}
+    counts, drawn = dict.fromkeys(waiting, 0), dict[int, None]()
+    while waiting and len(drawn) < n:
+        rarest = min(waiting, key=lambda c: counts[c])
+        left = [i for i in waiting.pop(rarest) if i not in drawn]
+        if left:
+            drawn[left[0]] = None
+            waiting[rarest] = left[1:]
+            for c in shown[left[0]]:
+                counts[c] += 1
+    return [*drawn, *(i for i in order if i not in drawn)][:n]
+
+
+def by_cluster(images: ImageSet, order: list[int], n: int) -> list[int]:
+    """The first `n` of `order` in turns over as many clusters of similar pictures, `MOST_CLUSTERS` at most: one of each, then another.
+
+    Similar are pictures of like colours and brightness at like places (see `descriptor`). The clusters of a set of up to `CANDIDATES`
+    pictures are the same for every order.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    order = order[: max(CANDIDATES, n)]
+    fixed = sorted(order, key=images.sha256)
+    described = np.stack([descriptor(images.read(i).image) for i in fixed])
+    for part in (slice(0, GRID**2), slice(GRID**2, None)):  # both parts count alike
+        described[:, part] /= np.sqrt(described[:, part].var(axis=0).sum()) or 1
+    _, cluster = kmeans2(described, min(n, MOST_CLUSTERS), iter=20, minit="++", missing="warn", rng=np.random.default_rng(0))
+    of = dict(zip(fixed, cluster.tolist(), strict=True))
+    return in_turns(order, [of[i] for i in order])[:n]
+
+
+def in_turns(order: list[int], group: Iterable[int]) -> list[int]:
+    """`order` rearranged: the first of each group, then the second of each, and so on; within a turn as before."""
+    turns: dict[int, int] = defaultdict(int)  # of a group, how many of it came
+    turn = {}
+    for i, g in zip(order, group, strict=True):
+        turn[i] = turns[g]
+        turns[g] += 1
+    return sorted(order, key=lambda i: turn[i])
+
+
+def descriptor(image: np.ndarray) -> np.ndarray:
+    """float64 (GRID^2 + 3 BINS,) of an RGB picture uint8 (H, W, 3): a grey thumbnail, and how often each colour has which intensity."""
+    rows, columns = (np.linspace(0, side, GRID + 1).astype(int) for side in image.shape[:2])
+    grey = image.mean(axis=2)
+    cells = [
+        [grey[top : max(bottom, top + 1), left : max(right, left + 1)].mean() for left, right in pairwise(columns)]
+        for top, bottom in pairwise(rows)
+    ]
+    counts = [np.bincount(image[..., c].ravel() // (256 // BINS), minlength=BINS) for c in range(3)]
+    return np.concatenate([np.ravel(cells) / 255, np.ravel(counts) / grey.size])
+
+
+def _classes(images: ImageSet, index: int) -> set[int]:
+    label = images.full_size_label(index)
+    if isinstance(label, Boxes):
+        return set(label.classes[~label.ignored].tolist())
+    return set(np.unique(label).tolist()) - {IGNORE}  # type: ignore[arg-type]
