@@ -167,6 +167,15 @@ def test_several_teachers_and_recipes_each_have_their_place(maker: Maker) -> Non
     assert "from-other features other resnet18" in page.text
 
 
+def test_a_recipe_of_a_team_shows_all_teachers_that_there_are(maker: Maker) -> None:
+    maker.data()
+    for name in ("own", "other"):
+        maker.teacher(name)
+    page = written(unlabelled(teachers={"own": {}, "other": {}}, recipes={"team": {"teacher": ".", "distill": {"method": "team"}}}))
+    assert "Teacher own" in page.text and "Teacher other" in page.text
+    assert "backbones/team is missing" in page.text
+
+
 def test_what_is_missing_is_named_with_its_command(maker: Maker) -> None:
     maker.data()
     page = written()

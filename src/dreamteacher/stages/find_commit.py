@@ -35,7 +35,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "evaluate": ("few_labels", "few_labels_by", "recipes", "label_recipes", "compare", "evaluate"),
     "export_onnx": ("export",),
     "publish": ("publish",),
-    "report": ("teachers", "recipes", "label_recipes", "compare"),
+    "report": ("recipes", "label_recipes", "compare"),
     "gate": ("export", "retrain"),
 }
 

@@ -9,7 +9,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.report.page import render
 from dreamteacher.report.run import Output, Run
 from dreamteacher.report.verdict import gains_of
-from dreamteacher.settings.schema import ALL_TEACHERS, Params
+from dreamteacher.settings.schema import ALL_TEACHERS, NO_TEACHER, Params
 from dreamteacher.stage import RECORD, digest_of, open_stage, read_stage
 
 PAGE = "report.html"
@@ -30,7 +30,7 @@ def run(params: Params, *, artifacts: Path, out: Path, overwrite: bool = False) 
     Raises:
         UserError: `artifacts` has no output of these settings, or one is damaged.
     """
-    recorded = params.section("teachers", "recipes", "label_recipes", "compare")
+    recorded = params.section("recipes", "label_recipes", "compare")
     found = _read(params, artifacts)
     if not found.found:
         raise UserError(f"{artifacts} holds no complete output of a stage; run `dreamteacher ingest` first, or name another --artifacts")
@@ -47,7 +47,7 @@ def _read(params: Params, artifacts: Path) -> Run:
     """The outputs that the settings name, and those that only some runs have."""
     found: dict[str, Output] = {}
     missing: dict[str, str] = {}
-    for place, command in _wanted(params):
+    for place, command in _wanted(params, artifacts):
         folder = artifacts / place
         if (folder / RECORD).exists():
             found[place] = Output(folder, read_stage(folder))
@@ -62,12 +62,14 @@ def _read(params: Params, artifacts: Path) -> Run:
     return run
 
 
-def _wanted(params: Params) -> Iterator[tuple[str, str]]:
+def _wanted(params: Params, artifacts: Path) -> Iterator[tuple[str, str]]:
     """(place below artifacts, command that makes it; "": only some runs have it), in the order of the chain."""
     yield "data", "dreamteacher ingest"
-    used = {recipe.teacher for recipe in params.recipes.values()}
-    for name in params.teachers:
-        yield f"teachers/{name}", f"dreamteacher train-teacher --name {name}" if used & {name, ALL_TEACHERS} else ""
+    for name in dict.fromkeys(recipe.teacher for recipe in params.recipes.values()):
+        if name == ALL_TEACHERS:
+            yield from ((f"teachers/{folder.name}", "") for folder in sorted((artifacts / "teachers").glob("*")))
+        elif name != NO_TEACHER:
+            yield f"teachers/{name}", f"dreamteacher train-teacher --name {name}"
     for name in params.recipes:
         yield f"backbones/{name}", f"dreamteacher distill-features --recipe {name}"
     for name in params.label_recipes:
