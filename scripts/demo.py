@@ -5,7 +5,8 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from dreamteacher.report.summary import table
+from dreamteacher.report.paired import gain_over
+from dreamteacher.report.summary import headline, table
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_server import running_triton
 from dreamteacher.settings.file import load_params
@@ -38,7 +39,13 @@ def main() -> None:
         predict(pictures, triton.http_url, params.publish.name, ANSWERS)
         predict(pictures, triton.grpc_url, params.publish.name, ANSWERS, protocol="grpc", features=True)
     print("\nOn the validation split, over the seeds of labels and initialisation:\n")
-    print(table(json.loads(Path("metrics/evaluate.json").read_text())))
+    metrics = json.loads(Path("metrics/evaluate.json").read_text())
+    print(table(metrics))
+    with Path("artifacts/evaluation/per_model.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for init in metrics:
+        if init != "scratch" and (gain := gain_over(rows, headline(metrics), init, "scratch")):
+            print(f"{init} over scratch on the same draws of labels: {gain.words}")
     print("\nWhere everything lies:")
     for what, place in PLACES.items():
         print(f"  {what:32} {place}")
