@@ -131,12 +131,13 @@ def test_predict_prints_and_draws_each_task(url: str, tmp_path: Path, capsys: py
     path, out = tmp_path / "a.png", tmp_path / "out"
     Image.fromarray(picture(40, 56)).save(path)
     lines: dict[str, dict[str, Any]] = {}
+    text = ""
     for name in ("instances", "depth", "multilabel"):
         predict([path], url, name, out / name, output="jsonl")
         lines[name] = json.loads(capsys.readouterr().out)
         predict([path], url, name, out / name)
         predict([path], url, name, out / name, output="csv")
-    text = capsys.readouterr().out
+        text += capsys.readouterr().out
     mask = np.asarray(Image.open(out / "instances/a.instances.png"))
     assert len(lines["instances"]["instances"]) == mask.max()
     assert [each["pixels"] for each in lines["instances"]["instances"]] == np.bincount(mask.ravel())[1:].tolist()

@@ -68,10 +68,10 @@ def boxes_of(packed: np.ndarray) -> Boxes:
     corners = np.array([[packed.shape[1], packed.shape[0], 0, 0]] * len(classes), np.int64).reshape(-1, 4)
     rows, columns = np.nonzero(numbers)
     of = numbers[rows, columns] - 1
-    np.minimum.at(corners, (of, 0), columns)
-    np.minimum.at(corners, (of, 1), rows)
-    np.maximum.at(corners, (of, 2), columns + 1)
-    np.maximum.at(corners, (of, 3), rows + 1)
+    np.minimum.at(corners[:, 0], of, columns)
+    np.minimum.at(corners[:, 1], of, rows)
+    np.maximum.at(corners[:, 2], of, columns + 1)
+    np.maximum.at(corners[:, 3], of, rows + 1)
     return Boxes(corners.astype(np.float32), classes, np.zeros(len(classes), bool))
 
 

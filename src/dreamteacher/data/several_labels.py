@@ -30,7 +30,7 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) ->
     """
     fields = [field for field in rows.fieldnames or [] if field != "path"]
     columns = {field: class_name(field) for field in fields} if "label" not in fields else None
-    if columns and (len(set(columns.values())) < len(columns) or "" in columns.values()):
+    if columns and (len(set(columns.values())) < len(fields) or "" in columns.values()):
         raise UserError(f"{where}: two columns have the same name, or one has none; name each by its class")
     for line in rows:
         name = nfc(tidy((line["path"] or "").strip()))

@@ -14,6 +14,7 @@ OF_CLASSES = {
     "miou": ("iou", "IoU"),
     "top1": ("accuracy", "Accuracy"),
     "ap": ("ap", "AP"),
+    "map": ("ap", "AP"),
 }  # the figure of a single class and its name, by that of all
 ABOUT = (
     "`dreamteacher publish` makes the versions of this model; each has a model card. The alias `champion` says which version to serve, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-TITLES = {"miou": "mIoU", "top1": "top-1", "ap": "AP"}  # of figures, in print; others go by their keys
+TITLES = {"miou": "mIoU", "top1": "top-1", "ap": "AP", "map": "mAP", "delta1": "δ < 1.25"}  # of figures, in print; others go by their keys
 
 
 def table(metrics: dict[str, dict[str, Any]]) -> str:
