@@ -125,7 +125,7 @@ class _Assessment:
         plan, tried, speed = self._plan()
         figures = self._measure(plan, tried)
         params, few = self.params, self.measured
-        curve = [
+        curve: list[dict[str, Any]] = [
             {"labels": n, "mean": fmean(values), "std": stdev(values), "draws": values}
             for n in self._numbers(plan)
             for values in [[figures[point] for point in plan.points if point.labels == n and not point.change]]
@@ -275,7 +275,7 @@ class _Assessment:
         seen = torch.zeros(classes, dtype=torch.long)
         for index in self._few(self.measured, 0):
             label = label_tensor(self.images.label(index))
-            seen += torch.bincount(label[label != IGNORE].flatten(), minlength=classes)  # type: ignore[index, union-attr]
+            seen += torch.bincount(label[label != IGNORE].flatten(), minlength=classes)  # type: ignore[index]
         total = self.task.score(self.images.classes)
         for index in self.parts[0][1]:
             truth = label_tensor(self.images.full_size_label(index))

@@ -190,8 +190,9 @@ class Instances(Task):
 
     def decode(self, output: dict[str, Tensor], own: Size, size: Size) -> Tensor:
         """A map of objects with their scores, int64 `(H, W)` of `size`: see `data.instances`."""
-        maps = (values[0].float().cpu().numpy() for values in self.serve({name: part[None] for name, part in output.items()}))
-        return torch.from_numpy(pack(*group(*maps, (own[0], own[1]), (size[0], size[1]))))
+        served = self.serve({name: part[None] for name, part in output.items()})
+        probabilities, centres, offsets = (values[0].float().cpu().numpy() for values in served)
+        return torch.from_numpy(pack(*group(probabilities, centres, offsets, (own[0], own[1]), (size[0], size[1]))))
 
     def score(self, classes: list[str]) -> MaskPrecision:
         """Of objects."""
