@@ -68,7 +68,7 @@ def pretrain(external: External, *, student: Student, images: Callable[[], Image
                 run(external.words(**values))
                 took = time.monotonic() - begin
                 save_backbone(load(student, made), stage.tmp / BACKBONE_FOLDER)
-            stage.metrics["seconds"] = round(took, 1)
+            stage.metrics["seconds"] = round(took, 2)
     return stage.metrics
 
 

@@ -25,7 +25,7 @@ def outputs(project: Project, origin: Project, tmp_path_factory: pytest.TempPath
     record.save_overrides(elsewhere.folder / "params.yaml", OVERRIDES)
     elsewhere.run("dvc", "repro", "-q")
     stages = sorted(path.parent for path in (elsewhere.folder / "artifacts").rglob("stage.json"))
-    assert len(stages) == 11
+    assert len(stages) == 12
     return [Path(shutil.copytree(stage, folder / "artifacts" / str(number))) for number, stage in enumerate(stages)]
 
 

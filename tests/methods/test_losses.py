@@ -103,13 +103,13 @@ def test_the_masked_share_is_exact_in_each_picture(cells: tuple[int, int], ratio
 
 def test_only_hidden_patches_count_and_each_is_standardised() -> None:
     images, masks, predicted = torch.rand(2, 3, 8, 8), torch.zeros(2, 2, 2, dtype=torch.bool), draw(2, 4, 48)
-    masks[0, 0, 1] = masks[1, 1, 0] = masks[1, 1, 1] = True
+    masks[0, 0, 1] = masks[0, 1, 1] = masks[1, 1, 0] = masks[1, 1, 1] = True
     errors = []
     for picture, row, column in masks.nonzero().tolist():
         patch = images[picture, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].double().permute(1, 2, 0).flatten().numpy()
         target = (patch - patch.mean()) / math.sqrt(patch.var(ddof=1) + 1e-6)
         errors.append(((predicted[picture, 2 * row + column].double().numpy() - target) ** 2).mean())
-    assert float(hidden_error(predicted, images, masks, 4)) == pytest.approx(np.mean(errors), rel=1e-5)
+    assert float(hidden_error(predicted, images, masks, 2, 4)) == pytest.approx(np.mean(errors), rel=1e-5)
     assert torch.equal(enlarge(masks, 4)[0, 0], torch.kron(masks[0].int(), torch.ones(4, 4, dtype=torch.int)).bool())
 
 
@@ -124,7 +124,7 @@ def test_sparse_convolutions_see_nothing_of_what_is_hidden(architecture: str) ->
 
     def look(images: Tensor, seen: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         backbone.load_state_dict(start)
-        sparse = SparseConvolutions(seen)
+        sparse = SparseConvolutions(seen, int(seen[0].sum()))
         with sparse, torch.no_grad():
             pyramid = backbone(images)
         return [maps * sparse.at(maps.shape[2:]) for maps in pyramid], [value.clone() for value in backbone.buffers()]

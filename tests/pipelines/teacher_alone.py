@@ -19,7 +19,7 @@ def build(*_, **__):
         found = find_commit(git_url=project, data_rev="", settings=[], pipeline="pretrain").outputs
         fetched = fetch_data(git_url=project, data_version=found["data_version"], source=found["source"])
         data = ingest(pictures=fetched.outputs["pictures"], settings=found["ingest"]).outputs["out"]
-        train_teacher(data=data, name=found["teacher"], settings=found["train_teacher"])
+        train_teacher(data=data, name=found["teacher"], settings=found["train_teacher"], changes={})
 
     return teacher_alone
 

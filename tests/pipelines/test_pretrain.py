@@ -45,11 +45,12 @@ def by_hand(several: Path) -> Path:
 def test_the_pipeline_makes_what_the_chain_makes_to_the_byte(pretrained: LocalRun, by_hand: Path) -> None:
     """Of all teachers, recipes and models: nothing is missing, and nothing is made that is not compared."""
     assert pretrained.code == 0, pretrained.said[-3000:]
+    apart = {"publish", "report"}  # whose outputs hold times
     records = [
-        sorted(path.read_bytes() for path in folder.rglob("stage.json") if b'"publish"' not in path.read_bytes())
+        sorted(path.read_bytes() for path in folder.rglob("stage.json") if json.loads(path.read_text())["stage"] not in apart)
         for folder in (pretrained.steps, by_hand)
     ]
-    assert len(records[0]) == len(CHAIN) - 1
+    assert len(records[0]) == len(CHAIN) - len(apart)
     assert records[0] == records[1]
     made = json.loads((pretrained.out("evaluate") / "metrics.json").read_text())
     assert list(made) == INITS

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dreamteacher.cli import main
 from dreamteacher.errors import UserError
+from dreamteacher.stage import digest_of
 from dreamteacher.teachers.importing import check_options, import_teacher, read_state_dict
 
 KIND = """
@@ -53,7 +55,9 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_a_foreign_checkpoint_becomes_a_teachers_folder(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "teachers/mine"
     assert main(["import-teacher", "foreign", str(checkpoint), "--out", str(out), "--option", "licence=CC BY-NC 4.0"]) == 0
-    assert f"set teacher.kind: foreign and teacher.pretrained: {out}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    settings = yaml.safe_load(printed.partition("\n\n")[2])
+    assert settings == {"teacher": {"kind": "foreign", "pretrained": str(out), "digest": digest_of(out)}}
     assert sorted(path.name for path in out.iterdir()) == ["teacher.json", "weights.safetensors"]
     facts = json.loads((out / "teacher.json").read_text())
     assert (facts["kind"], facts["source"], facts["licence"]) == ("foreign", str(checkpoint), "CC BY-NC 4.0")

@@ -19,8 +19,9 @@ SHARE = 0.12  # of the pictures that each change is made to
 SCALE, SHIFT = 0.2 * math.log(2), 0.125  # standard deviations: of ln scale and ln stretch, and of the shift as a share of the side
 
 
-def draw_parameters(count: int, random: StepRandom, share: Tensor | float = SHARE) -> Tensor:
-    """Parameters of `count` augmentations, `(count, 9)`; 0 where nothing is changed. `share`: of the pictures, for each change."""
+def draw_parameters(count: int, random: StepRandom, share: Tensor | float | None = None) -> Tensor:
+    """Parameters of `count` augmentations, `(count, 9)`; 0 where nothing is changed. `share`: of the pictures, for each change; SHARE."""
+    share = SHARE if share is None else share
 
     def uniform() -> Tensor:
         return random.integers(0, 1 << 24, count) / (1 << 24)

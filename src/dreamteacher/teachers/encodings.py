@@ -165,7 +165,12 @@ class Dream:
 
 def _last_with_a_picture(scheduler: DDPMScheduler) -> int:
     last = scheduler.config.num_train_timesteps - 1
-    return last if float(scheduler.alphas_cumprod[last]) > 0 else last - 1
+    return last if float(_kept(scheduler)[last]) > 0 else last - 1
+
+
+def _kept(scheduler: DDPMScheduler) -> Tensor:
+    """`alphas_cumprod` on the host, which else would have to wait for the device that it may be on."""
+    return scheduler.alphas.cumprod(0)
 
 
 def _grid(low: int, high: int, passes: int) -> list[int]:
@@ -175,7 +180,7 @@ def _grid(low: int, high: int, passes: int) -> list[int]:
 
 def _ddim_step(network: Denoiser, x: Tensor, before: int | None, after: int | None, at: int) -> Tensor:
     """From noise step `before` to `after` along the noise that is predicted at step `at`; None: no noise at all (Eq 12, sigma = 0)."""
-    kept = network.scheduler.alphas.cumprod(0)  # `alphas_cumprod` itself may be on the device, for which the host would have to wait
+    kept = _kept(network.scheduler)
     now, then = (1.0 if step is None else float(kept[step]) for step in (before, after))
     noise = network.predict_noise(x, torch.full((len(x),), at, device=x.device, dtype=torch.long))
     clean = (x - (1 - now) ** 0.5 * noise) / now**0.5
