@@ -21,6 +21,7 @@ from dreamteacher.distillation.objectives import (
     self_similarity,
     smooth_l1,
     soft_label_cross_entropy,
+    soft_label_dice,
     standardize_whitening,
 )
 
@@ -213,3 +214,23 @@ def test_explained_variance_is_one_for_the_target_and_zero_for_its_mean() -> Non
     array, noisy = target.double().numpy(), maps(4, 3, 5, 5, seed=9).double().numpy()
     spread = np.sum((array - array.mean((0, 2, 3), keepdims=True)) ** 2)
     assert explained_variance(torch.from_numpy(noisy).float(), target) == pytest.approx(1 - np.sum((noisy - array) ** 2) / spread, rel=1e-5)
+
+
+def test_dice_of_soft_labels_is_least_where_both_agree() -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(2, 3, 8, 8)
+    assert soft_label_dice(teacher, teacher).item() == pytest.approx(0, abs=1e-6)
+    student = teacher.clone().requires_grad_()
+    soft_label_dice(student, teacher).backward()
+    assert student.grad is not None and student.grad.abs().max() < 1e-6  # also where the labels are not sure
+    sharper = soft_label_dice(3 * teacher, teacher).item()
+    assert 0 < sharper < soft_label_dice(-teacher, teacher).item() <= 1
+
+
+def test_dice_of_sure_labels_is_the_share_of_overlap() -> None:
+    """Classes of 32 and 32 against 16 and 48 pixels, 16 and 32 of which overlap."""
+    student, teacher = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
+    for logits, rows in ((student, 4), (teacher, 2)):
+        logits[:, 0, :rows] = logits[:, 1, rows:] = 1000.0
+    expected = 1 - ((2 * 16 + 1) / (32 + 16 + 1) + (2 * 32 + 1) / (32 + 48 + 1)) / 2
+    assert soft_label_dice(student, teacher).item() == pytest.approx(expected, rel=1e-5)

@@ -75,6 +75,16 @@ def soft_label_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, tau
     return -(soft * (student_logits.float() / tau).log_softmax(1)).sum(1).mean()
 
 
+def soft_label_dice(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """1 - Dice of two soft segmentations, logits `(B, K, H, W)`, averaged over pictures and classes.
+
+    With squares in the denominator, as V-Net has it (Milletari et al. 2016): 0 where both are equal, of soft labels too.
+    """
+    student, teacher = student_logits.float().softmax(1), teacher_logits.float().softmax(1)
+    overlap, total = (student * teacher).sum((2, 3)), (student.square() + teacher.square()).sum((2, 3))
+    return 1 - ((2 * overlap + 1) / (total + 1)).mean()
+
+
 class ExplainedVariance:
     """Share of the variance of one tap's targets that the regressor explains; 1 is perfect, 0 no better than each channel's mean."""
 

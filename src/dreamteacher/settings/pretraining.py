@@ -231,6 +231,9 @@ class Labels(Training):
     )
     tau: Annotated[float, Field(gt=0)] = Field(4.0, description="temperature of both distributions (Eq 5)")
     label_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="lambda_ld of Eq 6")
+    dice_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the Dice loss on the soft labels beside their cross entropy; segmentation only; none in Eq 5"
+    )
 
 
 class Tune(Section):

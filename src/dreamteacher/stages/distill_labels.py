@@ -13,7 +13,7 @@ from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.features import create_regressor, feature_objective, student_options
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.distillation.mix import MixStudent
-from dreamteacher.distillation.objectives import soft_label_cross_entropy
+from dreamteacher.distillation.objectives import soft_label_cross_entropy, soft_label_dice
 from dreamteacher.distillation.whitening import layernorm, load_whitening
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
@@ -81,6 +81,8 @@ def run(
                 taught = again if again.images is lesson.images else lesson  # not of other pictures, which a generator has made
             logits, regressed = model(normalize(lesson.images, mean, std), taught.step)
             labels = soft_label_cross_entropy(logits, soft, settings.tau)
+            if settings.dice_weight and reader.dense:
+                labels = labels + settings.dice_weight * soft_label_dice(logits, soft)
             if not regressed:
                 return {"loss": labels}
             losses = objective(regressed, taught.features)
