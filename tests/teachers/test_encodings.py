@@ -144,7 +144,7 @@ def test_dreams_reach_any_step(T: int) -> None:
 def test_dreams_of_a_schedule_that_ends_in_noise_alone_are_of_the_distribution_too() -> None:
     """Zero terminal SNR (Lin et al. 2023): the last step keeps nothing of a picture, and sqrt(alpha bar) = 0 divides nothing."""
     network = Gaussian()
-    network.scheduler.alphas_cumprod[-1] = 0
+    network.scheduler.alphas[-1] = network.scheduler.alphas_cumprod[-1] = 0
     encoded = Dream(100, 300).encode(network, torch.zeros(64, 3, 8, 8, dtype=torch.float64), random())  # type: ignore[arg-type]
     assert network.asked[0] == 998
     assert float(encoded.clean.mean()) == pytest.approx(Gaussian.MEAN, abs=0.02)
