@@ -62,7 +62,7 @@ def test_recipes_that_are_not_compared_are_left_to_dvc(origin: Project, outputs:
     clone.run("dvc", "pull", "-q", "--allow-missing")
     assert clone.repro() == sorted(
         ["train-teacher --name edm", "distill-features --recipe noisy", "train-interpreter --recipe labels --seed 0",
-         "distill-labels --recipe labels --seed 0", "evaluate", "publish"]
+         "distill-labels --recipe labels --seed 0", "evaluate", "publish", "report"]
     )  # fmt: skip
 
 
