@@ -37,22 +37,11 @@ class Gain:
         return f"{points(self.mean)} points, {'one pair, so no interval' if math.isnan(self.half) else interval}"
 
 
-def paired(rows: Sequence[Row], figure: str, init: str, reference: str) -> tuple[float, float]:
-    """Mean over seeds of `init` - `reference`, which drew the same labels, and the half width of its 95 % interval by Student's t.
-
-    Seeds that one of the two lacks are left out. One pair has no interval: its half width is nan.
-
-    Raises:
-        ValueError: there is no pair.
-    """
-    gain = gain_over(rows, figure, init, reference)
-    if gain is None:
-        raise ValueError(f"{init} and {reference} have no seed with {figure} in common")
-    return gain.mean, gain.half
-
-
 def gain_over(rows: Sequence[Row], figure: str, init: str, reference: str) -> Gain | None:
-    """As `paired`; None without a pair."""
+    """The gain of `init` over `reference`, which drew the same labels, over seeds that both have; its 95 % interval is Student's t.
+
+    One pair has no interval: its half width is nan. None without a pair.
+    """
     by_seed = {(row["init"], int(row["seed"])): float(row[figure]) for row in rows if row.get(figure) not in (None, "")}
     pairs = [(value, by_seed[reference, seed]) for (name, seed), value in by_seed.items() if name == init and (reference, seed) in by_seed]
     gains = [value - other for value, other in pairs]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,9 @@ from dreamteacher.data.boxes import MOST_DETECTIONS
 from dreamteacher.data.instances import MOST as MOST_OBJECTS
 from dreamteacher.data.instances import group
 from dreamteacher.serving.contract import Contract, to_depth, to_detections, to_likelihoods, to_mask, to_probabilities, to_shares
+
+if TYPE_CHECKING:
+    from typing import Self  # newer than the Python of some servers, where this file is copied to
 
 Outputs = Mapping[str, np.ndarray]
 Size = tuple[int, int]
@@ -57,13 +60,31 @@ class Segmentation:
 
 
 @dataclass(frozen=True, eq=False)
-class Classification:
-    """A class for the picture. probabilities: float32 (K,), the sum is 1."""
+class _OfThePicture:
+    """A probability for each class. probabilities: float32 (K,)."""
 
     OUTPUTS: ClassVar = ("logits",)
 
     probabilities: np.ndarray
     classes: tuple[str, ...]
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors`."""
+        return {"probabilities": ("TYPE_FP32", [classes])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures."""
+        return {"probabilities": self.probabilities}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Self:
+        """The inverse of `to_tensors`."""
+        return cls(tensors["probabilities"], classes)
+
+
+class Classification(_OfThePicture):
+    """A class for the picture. probabilities: float32 (K,), the sum is 1."""
 
     @property
     def best(self) -> str:
@@ -75,29 +96,9 @@ class Classification:
         """See `to_answer`."""
         return cls(to_probabilities(outputs["logits"]), contract.classes)
 
-    @staticmethod
-    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
-        """See `Segmentation.tensors`."""
-        return {"probabilities": ("TYPE_FP32", [classes])}
 
-    def to_tensors(self) -> dict[str, np.ndarray]:
-        """The answer of NAME-pictures."""
-        return {"probabilities": self.probabilities}
-
-    @classmethod
-    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Classification:
-        """The inverse of `to_tensors`."""
-        return cls(tensors["probabilities"], classes)
-
-
-@dataclass(frozen=True, eq=False)
-class MultiLabel:
+class MultiLabel(_OfThePicture):
     """Any number of classes for the picture. probabilities: float32 (K,), each in [0, 1] by itself."""
-
-    OUTPUTS: ClassVar = ("logits",)
-
-    probabilities: np.ndarray
-    classes: tuple[str, ...]
 
     @property
     def labels(self) -> list[str]:
@@ -108,20 +109,6 @@ class MultiLabel:
     def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> MultiLabel:
         """See `to_answer`."""
         return cls(to_likelihoods(outputs["logits"]), contract.classes)
-
-    @staticmethod
-    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
-        """See `Segmentation.tensors`."""
-        return {"probabilities": ("TYPE_FP32", [classes])}
-
-    def to_tensors(self) -> dict[str, np.ndarray]:
-        """The answer of NAME-pictures."""
-        return {"probabilities": self.probabilities}
-
-    @classmethod
-    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> MultiLabel:
-        """The inverse of `to_tensors`."""
-        return cls(tensors["probabilities"], classes)
 
 
 @dataclass(frozen=True, eq=False)
