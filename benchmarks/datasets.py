@@ -5,6 +5,7 @@
 | name | FOLDER holds | task | split |
 | --- | --- | --- | --- |
 | dsb2018 | images/, instances/ (16-bit masks), index.csv with a column split | segmentation | as index.csv has it |
+| dsb2018-instances | the same | instances | the same |
 | camvid | train/, trainannot/, test/, testannot/, classes.txt (number and name) | segmentation | val: Seq05VD of test, a drive of its own |
 | bccd | JPEGImages/, Annotations/, ImageSets/Main/ (Pascal VOC) | detection | val: val and test |
 | tinyimagenet100 | train_a.npz, train_b.npz, val.npz: jpeg, offsets, labels, wnids | classification | as published |
@@ -77,6 +78,14 @@ def dsb2018(source: Path, out: Path) -> None:
             _pair(source / "images" / f"{row['name']}.jpg", (mask > 0).astype(np.uint8), out, row["split"])
 
 
+def dsb2018_instances(source: Path, out: Path) -> None:
+    """Each nucleus by a number of its own."""
+    with (source / "index.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            mask = np.asarray(Image.open(source / "instances" / f"{row['name']}.png"))
+            _pair(source / "images" / f"{row['name']}.jpg", mask, out, row["split"], "instances")
+
+
 def camvid(source: Path, out: Path) -> None:
     """11 classes, 255 unknown."""
     lines = [line.split(maxsplit=1) for line in (source / "classes.txt").read_text().splitlines()]
@@ -111,6 +120,7 @@ def cifar10(source: Path, out: Path) -> None:
 
 SETS: dict[str, Callable[[Path, Path], None]] = {
     "dsb2018": dsb2018,
+    "dsb2018-instances": dsb2018_instances,
     "camvid": camvid,
     "bccd": bccd,
     "tinyimagenet100": tinyimagenet100,
@@ -118,12 +128,12 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def _pair(picture: Path, mask: np.ndarray, out: Path, split: str) -> None:
-    """A picture's own bytes, and its mask beside it."""
-    for folder in ("images", "masks"):
+def _pair(picture: Path, mask: np.ndarray, out: Path, split: str, masks: str = "masks") -> None:
+    """A picture's own bytes, and its mask in the folder `masks` beside it."""
+    for folder in ("images", masks):
         (out / folder / split).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(picture, out / "images" / split / picture.name)
-    Image.fromarray(mask).save(out / "masks" / split / f"{picture.stem}.png")
+    Image.fromarray(mask).save(out / masks / split / f"{picture.stem}.png")
 
 
 def _unpack(file: Path, classes: str, out: Path, prefix: str) -> None:
