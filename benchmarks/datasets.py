@@ -5,7 +5,7 @@
 | name | FOLDER holds | task | split |
 | --- | --- | --- | --- |
 | dsb2018 | images/, instances/ (16-bit masks), index.csv with a column split | segmentation | as index.csv has it |
-| dsb2018-instances | the same | instances | the same |
+| dsb2018-instances | the same | instances (set ingest.task) | the same |
 | camvid | train/, trainannot/, test/, testannot/, classes.txt (number and name) | segmentation | val: Seq05VD of test, a drive of its own |
 | bccd | JPEGImages/, Annotations/, ImageSets/Main/ (Pascal VOC) | detection | val: val and test |
 | tinyimagenet100 | train_a.npz, train_b.npz, val.npz: jpeg, offsets, labels, wnids | classification | as published |
