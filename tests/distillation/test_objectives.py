@@ -216,6 +216,22 @@ def test_explained_variance_is_one_for_the_target_and_zero_for_its_mean() -> Non
     assert explained_variance(torch.from_numpy(noisy).float(), target) == pytest.approx(1 - np.sum((noisy - array) ** 2) / spread, rel=1e-5)
 
 
+def test_variance_within_pictures_counts_nothing_that_tells_pictures_apart() -> None:
+    looks, places = 10 * maps(4, 3, 1, 1), maps(4, 3, 5, 5)
+    places = places - places.mean((2, 3), keepdim=True)
+    explained = ExplainedVariance()
+    for picture in range(4):  # as batches of one
+        explained.update(looks[picture : picture + 1].expand(1, 3, 5, 5), (looks + places)[picture : picture + 1])
+    assert explained.compute() > 0.9
+    assert explained.within() == pytest.approx(0, abs=1e-5)
+    half = ExplainedVariance()
+    half.update(looks + 0.5 * places, looks + places)
+    assert half.within() == pytest.approx(0.75, abs=1e-5)
+    of_one_cell = ExplainedVariance()
+    of_one_cell.update(looks, 2 * looks)
+    assert of_one_cell.within() is None
+
+
 def test_dice_of_soft_labels_is_least_where_both_agree() -> None:
     torch.manual_seed(0)
     teacher = torch.randn(2, 3, 8, 8)

@@ -47,6 +47,7 @@ def test_quality_is_measured_on_pictures_that_it_never_learns_from(chain: Chain)
         "ev_stride4",
         "ev_stride8",
         "explained_variance",
+        "explained_within",
         "embedding_spread",
         "loss",
         "mse",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -119,9 +120,11 @@ class Quality:
             explained.update(r.float(), w)
 
     def compute(self) -> dict[str, float]:
-        """By stride of the taps, and their mean."""
+        """By stride of the taps, and their mean; `explained_within`: the mean of `ExplainedVariance.within`, of taps that have it."""
         values = {name: explained.compute() for name, explained in self._explained.items()}
-        return {**values, "explained_variance": sum(values.values()) / len(values)}
+        values["explained_variance"] = fmean(values.values())
+        within = [share for explained in self._explained.values() if (share := explained.within()) is not None]
+        return values | ({"explained_within": fmean(within)} if within else {})
 
 
 def embedding_spread(embedding: Tensor) -> float:

@@ -91,15 +91,31 @@ class ExplainedVariance:
     def __init__(self) -> None:
         self._count = 0
         self._residual, self._sum, self._squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        self._residual_within, self._squares_within = (torch.zeros((), dtype=torch.float64) for _ in range(2))
 
     def update(self, regressed: Tensor, whitened: Tensor) -> None:
         """Take in a batch, both `(B, C, h, w)`; sums are kept by channel, in float64."""
+        residual = regressed - whitened
         self._count += whitened.numel() // whitened.shape[1]
-        self._residual = self._residual + (regressed - whitened).square().sum(dtype=torch.float64).cpu()
+        self._residual = self._residual + residual.square().sum(dtype=torch.float64).cpu()
         self._sum = self._sum + whitened.sum((0, 2, 3), dtype=torch.float64).cpu()
         self._squares = self._squares + whitened.square().sum((0, 2, 3), dtype=torch.float64).cpu()
+        self._residual_within = self._residual_within + _around_own_mean(residual)
+        self._squares_within = self._squares_within + _around_own_mean(whitened)
 
     def compute(self) -> float:
-        """Over all pictures taken in."""
+        """Over all pictures taken in: of the variance between pictures and between the places of each."""
         total = (self._squares - self._sum.square() / self._count).sum()
         return float(1 - self._residual / total)
+
+    def within(self) -> float | None:
+        """Only of the variance between the places of each picture, which a regressor that merely tells pictures apart does not explain.
+
+        None where there is none, as in maps of one cell.
+        """
+        return float(1 - self._residual_within / self._squares_within) if self._squares_within else None
+
+
+def _around_own_mean(maps: Tensor) -> Tensor:
+    """Sum of the squares of `(B, C, h, w)` around the mean of each picture's channel, in float64."""
+    return (maps - maps.mean((2, 3), keepdim=True)).square().sum(dtype=torch.float64).cpu()

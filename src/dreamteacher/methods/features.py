@@ -64,7 +64,7 @@ class Features(Method):
             ) from error
 
     def measure(self, kept: nn.Module, batches: Iterable[tuple[Tensor, StepRandom]]) -> dict[str, float]:
-        """`explained_variance` of the whitened targets, also by tap, and `embedding_spread`."""
+        """`explained_variance` of the whitened targets, also by tap, `explained_within`, and `embedding_spread`: see `Quality`."""
         assert isinstance(kept, FeatureRegressor)
         quality, embeddings = Quality(self.generator.taps), []
         for images, random in batches:

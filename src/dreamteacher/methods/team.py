@@ -72,7 +72,7 @@ class Team(Method):
         return model
 
     def measure(self, kept: nn.Module, batches: Iterable[tuple[Tensor, StepRandom]]) -> dict[str, float]:
-        """`explained_variance_NAME` of each teacher's whitened targets, their mean, and `embedding_spread`."""
+        """`explained_variance` and `explained_within` of the whitened targets, also by teacher, and `embedding_spread`."""
         assert isinstance(kept, TeamRegressor)
         qualities, embeddings = {name: Quality(member.teacher.taps) for name, member in self.team.items()}, []
         for images, random in batches:
@@ -80,8 +80,12 @@ class Team(Method):
             lessons, regressed = attend(kept, self.team, images, random, mean=kept.backbone.mean, std=kept.backbone.std)
             for name, member in self.team.items():
                 qualities[name].update(*member.objective.compared(regressed[name], lessons[name].features))
-        values = {f"explained_variance_{name}": quality.compute()["explained_variance"] for name, quality in qualities.items()}
-        return {**values, "explained_variance": fmean(values.values()), "embedding_spread": embedding_spread(torch.cat(embeddings))}
+        values = {}
+        by_teacher = {name: quality.compute() for name, quality in qualities.items()}
+        for figure in ("explained_variance", "explained_within"):
+            shares = {f"{figure}_{name}": of_one[figure] for name, of_one in by_teacher.items() if figure in of_one}
+            values |= shares | ({figure: fmean(shares.values())} if shares else {})
+        return values | {"embedding_spread": embedding_spread(torch.cat(embeddings))}
 
     def save(self, kept: nn.Module, folder: Path) -> None:
         """`backbone/`, and the regressor of the first teacher."""

@@ -11,7 +11,7 @@ from dreamteacher.report.run import Output, Run, Table
 
 MAPS, OVERLAYS, SAMPLES = 4, 12, 1  # pictures of each recipe, comparison and teacher at most
 COLLAPSED = 0.02  # below this spread of embeddings all pictures look the same to the backbone
-VARIANCE = "explained_variance"
+VARIANCE, WITHIN = "explained_variance", "explained_within"
 PART = re.compile(rf"(ev|{VARIANCE})_(.+)")  # of a tap, or of a teacher of a team
 
 
@@ -50,9 +50,9 @@ def recipes(run: Run, album: Album) -> dict[str, Any]:
             for name in outputs} if run.evaluation else {}  # fmt: skip
     return {
         "table": Table(
-            ["recipe", "method", "teacher", "backbone", "steps", "explained variance", "embedding spread"],
+            ["recipe", "method", "teacher", "backbone", "steps", "explained variance", "within pictures", "embedding spread"],
             [_recipe(name, output, run) for name, output in outputs.items()],
-            frozenset({4, 5, 6}),
+            frozenset({4, 5, 6, 7}),
         ),
         "collapsed": [name for name, output in outputs.items() if output.metrics.get("embedding_spread", 1) < COLLAPSED],
         "explained": curves(shown, "step", "explained variance") if shown else None,
@@ -73,7 +73,7 @@ def _recipe(name: str, output: Output, run: Run) -> list[str]:
         teacher,
         settings["student"]["backbone"],
         str(settings["distill"]["steps"]),
-        f"{100 * figures[VARIANCE]:.1f} %" if VARIANCE in figures else "",
+        *(f"{100 * figures[share]:.1f} %" if share in figures else "" for share in (VARIANCE, WITHIN)),
         f"{figures['embedding_spread']:.2f}" if "embedding_spread" in figures else "",
     ]
 
