@@ -28,7 +28,7 @@ from dreamteacher.teachers.base import Tap
 from dreamteacher.teachers.encodings import encoding_of_pictures, get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
-from dreamteacher.training.precision import move
+from dreamteacher.training.precision import move_frozen
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
@@ -60,9 +60,9 @@ def run(
             return stage.metrics
         reader, facts = load_interpreter(interpreter)
         device = this_process().device
-        generator = move(open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(facts["encoding"])), device)
+        generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(facts["encoding"]), device)
         regressed_from = generator.with_encoding(encoding_of_pictures(params.distill))
-        reader = move(reader, device)
+        reader = move_frozen(reader, device)
         images = ImageSet(data, "train")
         _check_interpreter(interpreter, facts, data, images, generator.taps)
         torch.manual_seed(seed)

@@ -266,7 +266,7 @@ def _draw_features(val: ImageSet, teacher: Path, recipe: _Pretrained, shown: lis
     distill = read_stage(recipe.backbone)["params"]["distill"]
     device = this_process().device
     student = load_regressor(recipe.backbone)
-    generator = open_teacher(teacher, student.heads.strides, encoding_of_pictures(distill)).to(device)
+    generator = open_teacher(teacher, student.heads.strides, encoding_of_pictures(distill), device)
     student.eval().to(device)
     whiten = load_whitening(distill["whitening"], recipe.backbone, generator.taps)
     extension = 0 if dreams(generator) else -(-distill.get("margin", 0) // generator.multiple) * generator.multiple

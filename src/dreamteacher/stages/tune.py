@@ -62,7 +62,7 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, recipe: str = "
             images = ImageSet(data, "train")
             if len(images) < 2:
                 raise UserError(f"{data} has {len(images)} train pictures, which is too few to choose by; ingest more")
-            generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(0)).to(this_process().device)
+            generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(0), this_process().device)
             labelled = _labelled(params, images)
             rows = _measure(params, generator, images, labelled)
             best, taps, near, monotone = _choose(rows, "probe" if labelled else "teachable")
