@@ -19,6 +19,7 @@ from dreamteacher.assessment.changes import Change, changes, shortened, with_set
 from dreamteacher.assessment.draws import Draws
 from dreamteacher.assessment.plan import Plan, Point, Speed, make_plan
 from dreamteacher.assessment.verdict import duration
+from dreamteacher.files import replace_file
 from dreamteacher.settings.schema import Params
 from dreamteacher.tasks.base import NeckHead, get_task
 from dreamteacher.tasks.model import TaskModel
@@ -83,7 +84,7 @@ class Trainings:
             plan = make_plan(draws.measured, draws.numbers, settings.draws, tried, speed, steps=steps, seconds=seconds)
             if settings.steps:
                 plan = Plan(settings.steps, plan.points, plan.needed, plan.needed)
-            _write_whole(path, asdict(plan) | {"speed": asdict(speed)})
+            _keep(path, asdict(plan) | {"speed": asdict(speed)})
         log.info("assess: %d trainings of %d steps, about %s", len(plan.points), plan.steps, duration(plan.seconds))
         return plan, speed
 
@@ -135,7 +136,7 @@ class Trainings:
             model = self.train(params, few, point.draw, Untracked(f"assess {words}", folder))
             of_held, _ = score(model, self.draws.images, params.evaluate.batch_size, self.device, among=held)
             figures[point] = of_held[task.figure]
-            _write_whole(kept, {"figure": figures[point], "labels": point.labels, "draw": point.draw, "change": point.change})
+            _keep(kept, {"figure": figures[point], "labels": point.labels, "draw": point.draw, "change": point.change})
             shutil.rmtree(folder, ignore_errors=True)
             trained += weights[point]
             left = sum(weights[each] for each in plan.points[number:]) * (time.perf_counter() - begin) / trained
@@ -152,9 +153,7 @@ class Trainings:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _write_whole(path: Path, content: dict[str, Any]) -> None:
+def _keep(path: Path, content: dict[str, Any]) -> None:
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(content) + "\n")
-        temporary.replace(path)
+        replace_file(path, json.dumps(content) + "\n")

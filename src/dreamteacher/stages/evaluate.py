@@ -18,6 +18,7 @@ from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.data.transforms import whole
 from dreamteacher.distillation.whitening import load_whitening
 from dreamteacher.errors import UserError
+from dreamteacher.files import replace_file
 from dreamteacher.report.figures import pca_colours, save_bars, save_panels
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.recipes import bases
@@ -310,6 +311,4 @@ def _copy(source: Path, target: Path) -> None:
         return
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        replace_file(target, content)
