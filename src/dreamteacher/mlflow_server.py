@@ -225,9 +225,9 @@ def _register(client: MlflowClient, run: str, model: Path, record: dict[str, Any
     name, time = record["name"], record["time"]
     tags, description = record["tags"] | {PUBLISHED: str(time)}, record.get("description")
     _ensure_registered_model(client, name, record.get("about"))
-    known = client.search_model_versions(f"name = '{name}'")
-    newest = max(known, key=_published, default=None)
-    same = [version for version in known if "sha256" in tags and version.tags.get("sha256") == tags["sha256"]]
+    versions = client.search_model_versions(f"name = '{name}'")
+    newest = max(versions, key=_published, default=None)
+    same = [version for version in versions if "sha256" in tags and version.tags.get("sha256") == tags["sha256"]]
     if not same:
         _upload(client, run, model, "")
         source = f"{client.get_run(run).info.artifact_uri}/{model.name}"

@@ -57,8 +57,8 @@ class Place:
         name, *options = self.command[1:]
         if len(options) % 2:  # a flag, which no stage of a run was given
             return False
-        given = {key.removeprefix("--"): value for key, value in zip(options[::2], options[1::2], strict=True)}
-        return record["stage"] == name and all(str(record["params"].get(key)) == value for key, value in given.items())
+        wanted = {key.removeprefix("--"): value for key, value in zip(options[::2], options[1::2], strict=True)}
+        return record["stage"] == name and all(str(record["params"].get(key)) == value for key, value in wanted.items())
 
 
 def inside(folder: Path, name: str | Path, what: str) -> Path:

@@ -114,8 +114,8 @@ def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, ima
     classifies, classes = "pixels" if facts["shape"]["dense"] else "pictures", facts["shape"]["classes"]
     if (classifies, classes) != (get_task(images.task).classifies, len(images.classes)):
         trained = f"{classes} classes of {'segmentation' if facts['shape']['dense'] else 'classification'}"
-        given = f"{len(images.classes)} classes of {images.task}"
-        raise UserError(f"{interpreter} was trained for {trained}, {data} has {given}; run `dreamteacher train-interpreter` with this data")
+        found = f"{len(images.classes)} classes of {images.task}"
+        raise UserError(f"{interpreter} was trained for {trained}, {data} has {found}; run `dreamteacher train-interpreter` with this data")
     _check_taps(interpreter, "train-interpreter", facts["strides"], facts["shape"]["tap_channels"], taps)
 
 

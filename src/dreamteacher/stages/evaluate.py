@@ -275,8 +275,8 @@ def _draw_features(val: ImageSet, teacher: Path, recipe: _Pretrained, shown: lis
     for index in shown:
         sample = val.read(index)
         extended = np.pad(sample.image, [(extension, extension), (extension, extension), (0, 0)], mode="reflect")
-        given = whole(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
-        lesson = generator.teach(given, StepRandom(0, index, 0, 1, device))
+        padded = whole(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
+        lesson = generator.teach(padded, StepRandom(0, index, 0, 1, device))
         image: np.ndarray = sample.image if not dreams(generator) else lesson.images[0].movedim(0, 2).mul(255).byte().cpu().numpy()
         pictures.append(image)
         # The cells of the picture itself, by stride.

@@ -205,7 +205,7 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
 
 
 def _create(name: str, pretrained: bool) -> Any:
-    """timm's model, told to take pictures of any size where it has to be told (Swin)."""
+    """timm's model; one with a setting for pictures of any size gets it set (Swin)."""
     import timm
 
     model = timm.create_model(name, pretrained=pretrained, num_classes=0)
