@@ -34,7 +34,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "students": BASE,
     "assessment": {*BASE, "data", "files", "project", "report", "students", "tasks", "tracking", "training"},
     "report": {"errors", "clock", "data", "stage"},
-    "distillation": {*BASE, "plugins", "data", "training", "teachers", "students", "tasks"},
+    "distillation": {*BASE, "plugins", "data", "report", "stage", "training", "teachers", "students", "tasks"},
     "methods": {*BASE, "data", "plugins", "training", "teachers", "students", "distillation", "tasks"},
     "tasks": {*BASE, "data", "plugins", "training", "students", "report", "stage"},
     "serving": {*BASE, "lifecycle", "onnx_files",
