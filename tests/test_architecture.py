@@ -32,7 +32,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "plugins": {"errors"},
     "teachers": {*BASE, "files", "plugins", "stage", "training"},  # stage: the digest of a folder
     "students": BASE,
-    "assessment": {*BASE, "data", "files", "project", "report", "students", "tasks", "tracking", "training"},
+    "assessment": {*BASE, "data", "files", "project", "report", "stage", "students", "tasks", "tracking", "training"},
     "report": {"errors", "clock", "data", "stage"},
     "distillation": {*BASE, "plugins", "data", "report", "stage", "training", "teachers", "students", "tasks"},
     "methods": {*BASE, "data", "plugins", "training", "teachers", "students", "distillation", "tasks"},

@@ -76,7 +76,7 @@ def _run_stage(options: argparse.Namespace) -> int:
     if options.command == "finetune":
         inputs["backbone"] = inputs["backbone"] or _pretrained(params, **names)
     out = place("out", command.out)
-    gc.disable()  # what is imported stays: collecting on the way takes a tenth of the time
+    gc.disable()  # imports leave no garbage, and collecting it takes a tenth of their time
     run = import_module(f"dreamteacher.stages.{options.command.replace('-', '_')}").run
     gc.enable()
     metrics = run(params, **inputs, **names, out=out, overwrite=options.overwrite)

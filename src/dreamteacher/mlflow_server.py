@@ -107,7 +107,7 @@ def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal:
                 client.set_terminated(run, record["status"], record["time"])
                 above = client.get_run(run).data.tags.get("mlflow.parentRunId")
                 parent = client.get_run(above) if above else None
-                # One of KFP's pipelines is ended by KFP. Of ours, a later stage may have moved the end.
+                # KFP ends the parents that it made. Of a chain's parent, a later stage may have moved the end.
                 if parent and CHAIN in parent.data.tags and (parent.info.end_time or 0) <= record["time"]:
                     client.set_terminated(parent.info.run_id, record["status"], record["time"])
     except MlflowException as error:

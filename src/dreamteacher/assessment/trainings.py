@@ -21,6 +21,7 @@ from dreamteacher.assessment.plan import Plan, Point, Speed, make_plan
 from dreamteacher.assessment.verdict import duration
 from dreamteacher.files import replace_file
 from dreamteacher.settings.schema import Params
+from dreamteacher.stage import PASSED_OVER
 from dreamteacher.tasks.base import NeckHead, get_task
 from dreamteacher.tasks.model import TaskModel
 from dreamteacher.tasks.scoring import score
@@ -31,8 +32,6 @@ from dreamteacher.training.run import Place
 log = logging.getLogger(__name__)
 TIMED_PICTURES = 4  # pictures on which scoring is timed
 LONG = 5.0  # seconds; where a training of one step takes longer, fewer steps are timed
-# Settings of fine-tuning that leave the figure as it is.
-NO_EFFECT = ("workers", "checkpoint_every", "log_every")
 
 Train = Callable[[Params, list[int], int, Place], TaskModel]  # settings, pictures, seed, where its checkpoints are
 
@@ -147,8 +146,7 @@ class Trainings:
     def _key(self, params: Params, point: Point) -> str:
         """Digest of all that a training and its figure depend on."""
         plain = params.section("student", "finetune")
-        for name in NO_EFFECT:
-            plain["finetune"].pop(name)
+        plain["finetune"] = {name: value for name, value in plain["finetune"].items() if name not in PASSED_OVER}
         content = {**plain, "data": self.data_digest, "labels": point.labels, "draw": point.draw, "crossed": self.draws.crossed}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -38,7 +38,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 2e-2},
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
 }
-WITHOUT_EFFECT = ("dropout", "use_fp16", "use_checkpoint", "num_heads_upsample")  # on a frozen network in float32
+WITHOUT_EFFECT = ("dropout", "use_fp16", "use_checkpoint", "num_heads_upsample")  # none on a frozen network in float32
 OPTIONS = (*READABLE, *NEEDED, "image_size", "num_heads", "diffusion_steps", "class", *WITHOUT_EFFECT)
 
 

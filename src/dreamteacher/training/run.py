@@ -128,10 +128,10 @@ class Run:
         self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
         self.done = 0
-        self.saved = 0  # step of the newest checkpoint; none is needed of the first weights
+        self.saved = 0  # step of the newest checkpoint; the initial weights need none
         self.lr = 0.0
         self.history: list[Row] = []
-        self.names: list[str] = []  # of the columns of `window` but the last, the gradient's norm
+        self.names: list[str] = []  # of the columns of `window`, without the last, which is the gradient's norm
         self.window: list[Tensor] = []  # a row for each step since the last record, left on the device so that no step waits for it
         self.idle = Idle(self.device)
 
