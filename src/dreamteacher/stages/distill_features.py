@@ -23,9 +23,7 @@ from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom, derive_seed
 
 COLLAPSED = 0.02
-TAUGHT_BY = (
-    "taught_by.json"  # the teacher's digest, on which train-interpreter depends in dvc.yaml, so that it runs again with another teacher
-)
+TAUGHT_BY = "taught_by.json"  # the teacher's digest; train-interpreter depends on it in dvc.yaml
 NO_RESULT = {"step", "lr", "grad_norm"}  # columns of the curves that are no figures of the backbone
 
 

@@ -78,9 +78,7 @@ def run(
             taught = lesson
             if settings.mode == "mix" and regressed_from.encoding != generator.encoding:
                 again = regressed_from.teach(lesson.images, random)
-                taught = (
-                    again if again.images is lesson.images else lesson
-                )  # a generator that draws its own pictures has drawn others this time
+                taught = again if again.images is lesson.images else lesson  # a GAN has made other pictures this time
             logits, regressed = model(normalize(lesson.images, mean, std), taught.step)
             labels = soft_label_cross_entropy(logits, soft, settings.tau)
             if settings.dice_weight and reader.dense:
