@@ -24,7 +24,7 @@ def run(
     """Hold the exported model against `retrain.metric_floor`, the champion, export.tolerance and `retrain.latency_ms`.
 
     Both the mean over the seeds of the exported initialisation and the seed that is exported, which is what will be served, must reach
-    the floor and the champion. `champion` is what `serving.promotion.fetch_champion` wrote; None: there is none yet. `out` gets
+    the floor and the champion. `champion` is what `lifecycle.promotion.fetch_champion` wrote; None: there is none yet. `out` gets
     verdict.json: `passed`, `reason` (the gates that failed, or all of them), `champion` (its version, "" for none) and `checks`. A model
     that fails is no error. The latency is measured by the clock, so verdict.json, unlike all else that stages write, is not the same
     bytes each time; the figures returned are.
