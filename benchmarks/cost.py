@@ -175,8 +175,7 @@ class Bench:
                 network = generator.build()
                 folder.mkdir()
                 generator.save(network, folder, {"resolution": self.options.size})
-        teacher = teachers.open_teacher(folder, teachers.choose_strides(folder, params.taps), get_encoding(params.distill))
-        return teacher.to(self.device)
+        return teachers.open_teacher(folder, teachers.choose_strides(folder, params.taps), get_encoding(params.distill), self.device)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

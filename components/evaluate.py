@@ -37,15 +37,13 @@ def evaluate(
     """
     from pathlib import Path
 
+    from dreamteacher.cluster.artifacts import lay_out
     from dreamteacher.report.step import tell
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.evaluate import run
-    from dreamteacher.versioning import lay_out
 
     params = restore_params(**settings)
-    lists = [teachers, backbones, distilled, mixed, fresh]  # KFP hands over None for an empty list
-    models = [model for model in [teacher, features, *(each for one in lists for each in one or [])] if model]
-    with lay_out([model.path for model in models]) as made:
+    with lay_out(teacher, features, teachers, backbones, distilled, mixed, fresh) as made:
         inputs = {name: made / name for name in ("teachers", "backbones", "finetuned")}
         run(params, data=Path(data.path), **inputs, out=Path(out.path), metrics=made / "metrics.json", plots=made / "plots")
     tell(Path(out.path), out, page)

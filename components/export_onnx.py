@@ -29,13 +29,13 @@ def export_onnx(
     """
     from pathlib import Path
 
+    from dreamteacher.cluster.artifacts import lay_out
     from dreamteacher.report.step import tell
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.export_onnx import run
-    from dreamteacher.versioning import lay_out
 
     params = restore_params(**settings)
-    with lay_out([model.path for model in [*(fresh or []), *(distilled or []), *(mixed or [])]]) as made:
+    with lay_out(fresh, distilled, mixed) as made:
         chosen = made / "finetuned" / params.export.init / str(params.export.seed)
         run(params, data=Path(data.path), finetuned=chosen, out=Path(out.path))
     tell(Path(out.path), out, page)

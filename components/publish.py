@@ -39,17 +39,16 @@ def publish(
     """
     from pathlib import Path
 
+    from dreamteacher.cluster.artifacts import lay_out
     from dreamteacher.report.step import facts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stage import read_stage
     from dreamteacher.stages.publish import keep, run
     from dreamteacher.steps import effect
-    from dreamteacher.versioning import lay_out
 
     params = restore_params(**settings)
     made = {"onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
-    folders = [model.path for model in [generator, features, *(teachers or []), *(backbones or [])] if model]
-    with effect("publish") as done, lay_out(folders) as laid:
+    with effect("publish") as done, lay_out(generator, features, teachers, backbones) as laid:
         run(params, **made, out=Path(out.path))
         lineage = {"data": Path(data.path), "teacher": laid / "teachers" / teacher, "features": laid / "backbones" / backbone}
         version = keep(params, **made, **lineage, repository=Path(out.path))

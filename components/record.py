@@ -49,18 +49,17 @@ def record(
     """
     from pathlib import Path
 
+    from dreamteacher.cluster.artifacts import stage_outputs
     from dreamteacher.cluster.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
-    from dreamteacher.stage import RECORD
     from dreamteacher.stages.record import run
     from dreamteacher.steps import effect
 
     if not commit:
         write_facts(Path(page.path), "record", {"recorded": "nothing, as the project is a folder and no git repository"})
         return ""
-    lists = [teachers, backbones, interpreters, labels, fresh, distilled, mixed]  # KFP hands over None for an empty list
-    artifacts = [data, evaluation, onnx, triton, report, *(each for one in lists for each in one or [])]
-    outputs = [Path(artifact.path) for artifact in artifacts if (Path(artifact.path) / RECORD).exists()]  # not of the teacher `none`
+    single = data, evaluation, onnx, triton, report
+    outputs = stage_outputs(*single, teachers, backbones, interpreters, labels, fresh, distilled, mixed)
     with effect("record") as done:
         recorded = run(git_url=git_url, commit=commit, overrides=overrides, outputs=outputs, run_id=run_id)
         done.update(recorded)

@@ -48,15 +48,13 @@ def report(
     import shutil
     from pathlib import Path
 
+    from dreamteacher.cluster.artifacts import lay_out
     from dreamteacher.report.step import facts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.report import PAGE, run
-    from dreamteacher.versioning import lay_out
 
-    lists = [teachers, backbones, interpreters, labels, fresh, distilled, mixed]  # KFP hands over None for an empty list
-    single = [data, teacher, features, evaluation, drift, verdict]
-    outputs = [each for each in [*single, *(each for one in lists for each in one or [])] if each]
-    with lay_out([output.path for output in outputs]) as made:
+    single = data, teacher, features, evaluation, drift, verdict
+    with lay_out(*single, teachers, backbones, interpreters, labels, fresh, distilled, mixed) as made:
         run(restore_params(**settings), artifacts=made, out=Path(out.path))
     out.metadata.update(facts(Path(out.path)))
     Path(page.path).parent.mkdir(parents=True, exist_ok=True)

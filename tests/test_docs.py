@@ -66,6 +66,11 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_every_page_is_linked_from_another() -> None:
+    linked = {target.rpartition("/")[2] for page in PAGES for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())}
+    assert {page.name for page in PAGES} - {"README.md"} <= linked
+
+
 def test_every_module_that_the_explanation_names_exists() -> None:
     for file in re.findall(r"`((?:\w+/)*\w+\.py)", (ROOT / "docs/how-it-works.md").read_text()):
         assert (ROOT / "src/dreamteacher" / file).exists(), file

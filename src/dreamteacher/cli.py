@@ -58,28 +58,28 @@ def _run_stage(options: argparse.Namespace) -> int:
     short = {setting: getattr(options, option.replace("-", "_")) for option, setting in command.settings.items()}
     overrides = [*(options.set or []), *(f"{setting}={value}" for setting, value in short.items() if value is not None)]
     params = read_sections(options.params) if options.sections else load_params(options.params, overrides)
-    given: dict[str, Any] = {name: getattr(options, name) or _only(name, setting, params) for name, setting in command.named.items()}
-    places = dict(given)
+    names: dict[str, Any] = {name: getattr(options, name) or _only(name, setting, params) for name, setting in command.named.items()}
+    places = dict(names)
     if not options.sections:
-        params, of_recipe = _resolve(params, options.command, given)
+        params, of_recipe = _resolve(params, options.command, names)
         places |= of_recipe
     if command.seed:
-        given["seed"] = places["seed"] = options.seed
+        names["seed"] = places["seed"] = options.seed
 
     def place(name: str, default: str) -> Path:
         return getattr(options, name) or Path(default.format(params=params, **places))
 
     inputs: dict[str, Any] = {name: place(name, default) for name, default in command.inputs.items()}
     for name in command.optional:
-        given_place = getattr(options, name)
-        inputs[name] = Path(given_place) if given_place and "://" not in given_place else given_place
+        place_or_address = getattr(options, name)
+        inputs[name] = Path(place_or_address) if place_or_address and "://" not in place_or_address else place_or_address
     if options.command == "finetune":
-        inputs["backbone"] = inputs["backbone"] or _pretrained(params, **given)
+        inputs["backbone"] = inputs["backbone"] or _pretrained(params, **names)
     out = place("out", command.out)
-    gc.disable()  # what is imported stays: collecting on the way takes a tenth of the time
+    gc.disable()  # imports leave no garbage, and collecting it takes a tenth of their time
     run = import_module(f"dreamteacher.stages.{options.command.replace('-', '_')}").run
     gc.enable()
-    metrics = run(params, **inputs, **given, out=out, overwrite=options.overwrite)
+    metrics = run(params, **inputs, **names, out=out, overwrite=options.overwrite)
     if os.environ.get("RANK", "0") == "0":
         print(f"{options.command}: {out}")
         for name, value in metrics.items():
@@ -100,21 +100,21 @@ def _only(name: str, setting: str, params: Any) -> str:
     return str(names[0])
 
 
-def _resolve(params: Any, stage: str, given: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+def _resolve(params: Any, stage: str, names: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     """The settings of the teacher, recipe or initialisation that a stage is for, and what places may name of the recipe."""
     from dreamteacher.settings import recipes
 
-    if "name" in given:
-        return recipes.of_teacher(params, given["name"]), {}
-    if "recipe" in given:
+    if "name" in names:
+        return recipes.of_teacher(params, names["name"]), {}
+    if "recipe" in names:
         kinds = {True: "label_recipes", False: "recipes"}
-        wanted, found = (STAGES | TOOLS)[stage].named["recipe"], kinds[given["recipe"] in params.label_recipes]
-        resolved = recipes.of_recipe(params, given["recipe"])
+        wanted, found = (STAGES | TOOLS)[stage].named["recipe"], kinds[names["recipe"] in params.label_recipes]
+        resolved = recipes.of_recipe(params, names["recipe"])
         if wanted != found:
-            raise UserError(f"{stage} is for {wanted}, and {given['recipe']!r} is one of {found}")
-        features = recipes.base_of(params, given["recipe"])
+            raise UserError(f"{stage} is for {wanted}, and {names['recipe']!r} is one of {found}")
+        features = recipes.base_of(params, names["recipe"])
         return resolved, {"features": features, "teacher": params.recipes[features].teacher}
-    return (recipes.of_init(params, given["init"]), {}) if "init" in given else (params, {})
+    return (recipes.of_init(params, names["init"]), {}) if "init" in names else (params, {})
 
 
 def _pretrained(params: Any, init: str, seed: int) -> Path | None:

@@ -1,4 +1,4 @@
-"""Many files, one after the other: which there are, and a digest of them."""
+"""Files: which there are in a folder, digests of them, and replacing one at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 # What operating systems and network storage keep beside the user's files; in lower case.
 SYSTEM_FOLDERS = {
@@ -74,6 +75,13 @@ def sha256_of(path: str | os.PathLike[str]) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except PermissionError:
         return b""
+
+
+def replace_file(path: Path, content: bytes | str) -> None:
+    """Write `path` so that whoever reads it, also after a crash, finds the old content or the new one, and never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)
 
 
 def digest_in_any_order(parts: Iterable[bytes]) -> str:

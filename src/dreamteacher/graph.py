@@ -107,7 +107,7 @@ STAGES = {
     ),
 }
 
-# Commands that are stages in all but one thing: no other depends on what they write, so neither dvc nor the pipelines run them.
+# Commands that run as stages do, but that no stage depends on, so neither DVC nor the pipelines run them.
 TOOLS = {
     "assess": StageCommand(
         "say what pretraining will gain here, what else would, and what it costs, before it is run",

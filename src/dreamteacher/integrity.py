@@ -21,7 +21,7 @@ from dreamteacher.files import sha256_of
 log = logging.getLogger(__name__)
 LIMIT = 1 << 18  # lines in the state file, 33 bytes each; one a file
 SLOW = 10e9  # bytes; a check of more is announced
-_here: set[bytes] = set()  # what this process has checked, should the state file not be writable
+_here: set[bytes] = set()  # what this process has checked, in case the state file cannot be written
 
 
 def first_damaged(folder: Path, files: dict[str, str]) -> tuple[str, str] | None:

@@ -80,7 +80,7 @@ def refusals(action: str, call: Callable[[], Any]) -> Any:
         except (TypeError, ValueError, KeyError):
             why = error.reason
         advice = {403: "; the step's service account needs the role of k8s/base", 404: "; is Kubeflow Trainer v2 installed?"}
-        if "admission webhook" in str(why) or "exceeded quota" in str(why):  # 403 too, of a request that the role allows
+        if "admission webhook" in str(why) or "exceeded quota" in str(why):  # these are 403 as well, though the role allows the request
             advice = {}
         raise UserError(f"cannot {action}: {error.status} {' '.join(str(why).split())[:300]}{advice.get(error.status, '')}") from error
     except HTTPError as error:

@@ -107,7 +107,7 @@ def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal:
                 client.set_terminated(run, record["status"], record["time"])
                 above = client.get_run(run).data.tags.get("mlflow.parentRunId")
                 parent = client.get_run(above) if above else None
-                # One of KFP's pipelines is ended by KFP. Of ours, a later stage may have moved the end.
+                # KFP ends the parents that it made. Of a chain's parent, a later stage may have moved the end.
                 if parent and CHAIN in parent.data.tags and (parent.info.end_time or 0) <= record["time"]:
                     client.set_terminated(parent.info.run_id, record["status"], record["time"])
     except MlflowException as error:
@@ -225,9 +225,9 @@ def _register(client: MlflowClient, run: str, model: Path, record: dict[str, Any
     name, time = record["name"], record["time"]
     tags, description = record["tags"] | {PUBLISHED: str(time)}, record.get("description")
     _ensure_registered_model(client, name, record.get("about"))
-    known = client.search_model_versions(f"name = '{name}'")
-    newest = max(known, key=_published, default=None)
-    same = [version for version in known if "sha256" in tags and version.tags.get("sha256") == tags["sha256"]]
+    versions = client.search_model_versions(f"name = '{name}'")
+    newest = max(versions, key=_published, default=None)
+    same = [version for version in versions if "sha256" in tags and version.tags.get("sha256") == tags["sha256"]]
     if not same:
         _upload(client, run, model, "")
         source = f"{client.get_run(run).info.artifact_uri}/{model.name}"

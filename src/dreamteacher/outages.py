@@ -97,11 +97,11 @@ def patient(function: Callable[P, T]) -> Callable[P, T]:
     """
 
     @functools.wraps(function)
-    def waiting(*args: P.args, **given: P.kwargs) -> T:
+    def waiting(*args: P.args, **kwargs: P.kwargs) -> T:
         minutes, begin, pause = wait_minutes(), time.monotonic(), FIRST
         while True:
             try:
-                return function(*args, **given)
+                return function(*args, **kwargs)
             except NoAnswer as error:
                 left = begin + minutes * 60 - time.monotonic()
                 if left <= 0:

@@ -6,7 +6,6 @@ of every file, itself included, with which whatever is read is compared.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,11 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dreamteacher import clock, results
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
+from dreamteacher.folders import LOCK, empty, in_turn, locked, publish
 from dreamteacher.integrity import first_damaged, remember
 from dreamteacher.mlflow_server import DIGEST
 from dreamteacher.steps import announce
@@ -31,7 +31,6 @@ from dreamteacher.tracking import Tracker, open_tracker
 
 log = logging.getLogger(__name__)
 RECORD = "stage.json"
-LOCK = ".lock"
 LOG = "log.jsonl"  # what training.loop writes beside its checkpoints
 # Folder names of the default places, most telling first, to say which stage makes what is missing.
 MAKERS = {
@@ -103,7 +102,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
         elif int(os.environ.get("RANK", "0")) > 0:
             yield stage
         else:
-            with _locked(stage.tmp), _in_turn(checkpoints):
+            with locked(stage.tmp), in_turn(checkpoints):
                 if not overwrite and (made := _take(stage, digest)):
                     log.info("%s: taken from the store of results (%s)", stage.title, made)
                     yield stage
@@ -118,7 +117,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
                     text = _to_json(record | {"sha256": ZEROS})
                     (stage.tmp / RECORD).write_text(text.replace(ZEROS, _sha256(text.encode())))
                     remember(stage.tmp, files)
-                    _publish(stage.tmp, out)
+                    publish(stage.tmp, out)
                     results.keep(name, digest, out)
                     _remove(checkpoints)
                     stage.tracker.metrics(stage.metrics)
@@ -135,14 +134,14 @@ def _take(stage: Stage, digest: str) -> str | None:
         made = results.take(stage.name, digest, stage.tmp)
         if made:
             stage.metrics = read_stage(stage.tmp)["metrics"]
-            _publish(stage.tmp, stage.out)
+            publish(stage.tmp, stage.out)
             _remove(stage.checkpoints)
             stage.done = True
             return made
     except UserError as error:
         log.warning("%s: the result in the store is damaged, and computed again (%s)", stage.title, error)
         results.forget(stage.name, digest)
-    _empty(stage.tmp)
+    empty(stage.tmp)
     results.nothing_to_take()
     return None
 
@@ -227,86 +226,8 @@ def _is_complete(out: Path, digest: str) -> bool:
     return True
 
 
-@contextmanager
-def _locked(tmp: Path) -> Iterator[None]:
-    """An empty `tmp` that is this process' alone; removed when the body fails."""
-    try:
-        tmp.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # what /proc and its like say
-        raise UserError(f"no folder can be made in {tmp.parent}; name another --out") from error
-    with (tmp / LOCK).open("w") as lock:
-        if not (_lock(lock) and _is(lock, tmp / LOCK)):
-            raise UserError(f"another process is writing {tmp}; wait for it to end, or name another --out")
-        _empty(tmp)
-        try:
-            yield
-        except BaseException:
-            shutil.rmtree(tmp, ignore_errors=True)
-            raise
-
-
-def _empty(tmp: Path) -> None:
-    """Remove all but the lock."""
-    for left in tmp.iterdir():
-        if left.name != LOCK:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-@contextmanager
-def _in_turn(checkpoints: Path) -> Iterator[None]:
-    """The folder `checkpoints`, which two steps share if they compute the same for different places; the second waits for the first."""
-    while True:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = (checkpoints / LOCK).open("w")
-        except FileNotFoundError:  # the first was done in between
-            continue
-        with lock:
-            if not _lock(lock):
-                log.info("another process computes the same; waiting for %s", checkpoints)
-                fcntl.lockf(lock, fcntl.LOCK_EX)
-            if _is(lock, checkpoints / LOCK):  # the first removes the folder when it is done
-                yield
-                return
-
-
-def _lock(lock: IO[str]) -> bool:
-    """Whether this process has the lock now. Unlike flock it is not inherited by loader workers, which may outlive a killed stage."""
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _is(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _publish(tmp: Path, out: Path) -> None:
-    """Rename `tmp` to `out` once every byte is on disk; what stood there before goes only when the new is in place."""
-    (tmp / LOCK).unlink()
-    for path in [*tmp.rglob("*"), tmp]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    if out.is_symlink() or out.is_file():
-        out.unlink()
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    tmp.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _remove(checkpoints: Path) -> None:
-    """At once for those that wait for it; on NFS the open lock keeps the folder, empty, till the next time. Log and time stay."""
+    """Rename, then delete, so that waiting processes see it gone; log and time stay. NFS keeps it, empty, while the lock is open."""
     if (checkpoints / LOG).exists():
         (checkpoints / LOG).replace(checkpoints.with_suffix(".jsonl"))
     clock.keep(checkpoints)

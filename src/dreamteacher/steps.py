@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher.errors import first_line
+from dreamteacher.files import replace_file
 
 log = logging.getLogger(__name__)
 EFFECTS = ".effects"  # on the volume of runs, beside the runs' own folders, which their last steps remove
@@ -93,11 +94,9 @@ def _record(step: str, content: dict[str, Any]) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = folder / f".{step}.tmp"
-        fresh.write_text(json.dumps(content) + "\n")
-        fresh.replace(folder / f"{step}.json")
+        replace_file(folder / f"{step}.json", json.dumps(content) + "\n")
     except OSError as error:
-        log.warning("%s: finish cannot be told what became of it (%s)", step, first_line(error))
+        log.warning("%s: finish will not know what became of it (%s)", step, first_line(error))
 
 
 def _words(path: Path) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher.errors import Interrupted
+from dreamteacher.files import replace_file
 from dreamteacher.mlflow_server import DIGEST, client_of, find_or_create_run, has_run, logged_steps, replay, tracking_uri, without_password
 from dreamteacher.outages import reason, refusal
 from dreamteacher.project_root import project_folder
@@ -241,9 +242,7 @@ def _send(journal: Path) -> None:
         else:
             replay(client, cursor["run"], batch, journal, cursor["logged"])
         cursor["sent"] += len(batch)
-        fresh = cursor_file.with_suffix(".tmp")
-        fresh.write_text(json.dumps(cursor))
-        fresh.rename(cursor_file)
+        replace_file(cursor_file, json.dumps(cursor))
 
 
 @contextmanager

@@ -14,76 +14,22 @@ import os
 import posixpath
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.git_access import why_no_token, with_token, without_token
-from dreamteacher.graph import STAGES
 from dreamteacher.mlflow_server import without_password
 from dreamteacher.outages import GivenUp, NoAnswer, is_outage, patient
-from dreamteacher.stage import RECORD, read_stage
+from dreamteacher.places import Place, inside
 
 log = logging.getLogger(__name__)
 
-_CACHED = re.compile(r"/[0-9a-f]{2}/[0-9a-f]{30}$")  # a file in a cache of DVC, which may link to it instead of copying
 _PULLED_AT_ONCE = 500  # names on one command line
 _REMOTE = ("fetch", "push", "pull")  # commands of git and DVC that speak with a server
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where dvc.yaml wants the output of a stage."""
-
-    stage: str  # its name, such as finetune@mix-0
-    command: tuple[str, ...]  # what it runs
-    out: Path  # relative to the project
-
-    @property
-    def ours(self) -> bool:
-        """Whether the command is one of `dreamteacher`, which leaves a stage.json."""
-        return self.command[0] == "dreamteacher"
-
-    def mark(self, folder: Path) -> bool:
-        """Make below `folder` what the command makes by `mkdir -p`, `touch` and `cp` of files.
-
-        False, and nothing is done, if it does more, or copies what is not there.
-
-        dvc.yaml is whoever's who may push, so no shell gets its commands where secrets are.
-        """
-        steps = [list(words) for is_and, words in groupby(self.command, lambda word: word == "&&") if not is_and]
-        for step in steps:
-            possible = step[:2] == ["mkdir", "-p"] or step[0] == "touch" or (step[0] == "cp" and len(step) == 3)
-            names = step[2 if step[0] == "mkdir" else 1 :]
-            if step[0] == "cp" and not (folder / step[1]).is_file():  # of a recipe that the run did not have
-                return False
-            if not possible or not all(re.fullmatch(r"[\w.@=+,/][\w.@=+,/-]*", name) for name in names):
-                return False
-        for kind, *names in steps:
-            places = [inside(folder, name, f"dvc.yaml: {name} of stage {self.stage}") for name in names[kind == "mkdir" :]]
-            if kind == "cp":
-                shutil.copyfile(*places)
-                continue
-            for place in places:
-                place.touch() if kind == "touch" else place.mkdir(parents=True, exist_ok=True)
-        return True
-
-    def holds(self, folder: Path) -> bool:
-        """Whether the complete stage output `folder` is what this command makes."""
-        record = read_stage(folder)
-        name, *options = self.command[1:]
-        if len(options) % 2:  # a flag, which no stage of a run was given
-            return False
-        given = {key.removeprefix("--"): value for key, value in zip(options[::2], options[1::2], strict=True)}
-        return record["stage"] == name and all(str(record["params"].get(key)) == value for key, value in given.items())
 
 
 class Kept(NamedTuple):
@@ -277,60 +223,6 @@ class Clone:
             return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
             raise UserError(f"{command[0]} is not installed; the image needs it") from error
-
-
-def inside(folder: Path, name: str | Path, what: str) -> Path:
-    """`folder`/`name`, which lies in `folder` when all links are followed, or in a cache of DVC.
-
-    Raises:
-        UserError: it does not; `what` is how a user calls it.
-    """
-    place = folder / name
-    led_to = place.resolve()
-    if not led_to.is_relative_to(folder.resolve()) and not _CACHED.search(str(led_to)):
-        led = f"is a link to {led_to}" if place.is_symlink() else f"leads to {led_to}"
-        raise UserError(f"{what} {led}, out of the project; keep it inside, or copy there what it names")
-    return place
-
-
-def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Path]:
-    """Copy each stage output of a run to the place below `folder` that dvc.yaml names; {stage: its place there}.
-
-    Raises:
-        UserError: a stage of ours has no output among them, or an output has no place.
-    """
-    filled: dict[str, Path] = {}
-    for output in outputs:
-        place = next((place for place in places if place.ours and place.holds(output)), None)
-        if place is None:
-            raise UserError(f"{output} is of no stage of dvc.yaml; record a run whose settings are those of its params.yaml")
-        target = inside(folder, place.out, f"dvc.yaml: {place.out} of stage {place.stage}")
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(output, target)
-        filled[place.stage] = target
-    missing = [place.stage for place in places if place.ours and place.stage not in filled]
-    if missing:
-        raise UserError(f"the run has no output of {', '.join(missing)}, which dvc.yaml has; record every output of the run")
-    return filled
-
-
-@contextmanager
-def lay_out(outputs: list[str]) -> Iterator[Path]:
-    """A folder in which outputs of stages lie as in `artifacts`: teachers/NAME, finetuned/INIT/SEED, gate, ...; gone afterwards.
-
-    What has no stage.json, such as what stands for no teacher, is left out.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        for output in outputs:
-            if not (Path(output) / RECORD).exists():
-                continue
-            record = read_stage(Path(output))
-            stage = record["stage"]
-            out = STAGES[stage].out.format(**record["params"]) if stage in STAGES else f"artifacts/{stage}"
-            place = scratch / Path(out).relative_to("artifacts")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(Path(output).absolute(), target_is_directory=True)
-        yield Path(scratch)
 
 
 def _containing(path: str, outs: Iterable[str]) -> str | None:

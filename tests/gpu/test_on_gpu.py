@@ -35,7 +35,7 @@ from dreamteacher.teachers.folder import get_kind, open_teacher
 from dreamteacher.teachers.unet import build_unet
 from dreamteacher.tracking import Tracker
 from dreamteacher.training.loop import train
-from dreamteacher.training.precision import move
+from dreamteacher.training.precision import move_frozen
 from dreamteacher.training.randomness import StepRandom
 from dreamteacher.training.run import Run, Trained
 
@@ -123,7 +123,7 @@ def test_a_teachers_features_are_those_of_the_cpu(kind: str, tmp_path: Path, exa
     torch.manual_seed(0)
     generator.save(generator.build(), tmp_path, {"resolution": SIDE})
     images = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    there = move(open_teacher(tmp_path, None, Stochastic(50)), GPU).teach(images.to(GPU), Fixed("cuda"))
+    there = open_teacher(tmp_path, None, Stochastic(50), GPU).teach(images.to(GPU), Fixed("cuda"))
     here = open_teacher(tmp_path, None, Stochastic(50)).teach(images, Fixed("cpu"))
     for ours, theirs in zip(there.features, here.features, strict=True):
         close(ours, theirs)
@@ -164,7 +164,7 @@ def test_a_generator_learns_without_a_wait(kind: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("errors_where_the_host_waits")
 def test_a_student_learns_a_teachers_features_without_a_wait(tmp_path: Path) -> None:
     params = Params.model_validate({"student": {"width": 16}})
-    teacher = move(DiffusionTeacher(build_unet("tiny", SIDE), build_scheduler(1000), Stochastic(50), [4, 8]), GPU)
+    teacher = move_frozen(DiffusionTeacher(build_unet("tiny", SIDE), build_scheduler(1000), Stochastic(50), [4, 8]), GPU)
     backbone = create_backbone("resnet18")
     objective = feature_objective(params.distill, layernorm, teacher.taps)
 

@@ -70,5 +70,5 @@ def test_a_volume_that_cannot_be_written_stops_no_effect(tmp_path: Path, volume:
     volume.touch()
     with effect("publish") as done:
         done["version"] = "1"
-    assert "publish: finish cannot be told what became of it" in caplog.text
+    assert "publish: finish will not know what became of it" in caplog.text
     assert effects(RETRAIN)["publish"].startswith("not known")

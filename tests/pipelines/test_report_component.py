@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from components.report import report
+from dreamteacher.cluster.artifacts import stage_outputs
 from dreamteacher.stages.find_commit import SECTIONS
 from made_up_run import Maker, settings
 
@@ -47,3 +48,13 @@ def test_the_page_of_the_step_is_that_of_the_run(in_tmp: Path, retraining: bool)
     assert "not of a whole run" not in text
     assert ("40 pictures are new" in text and "Compared with champion version 3" in text) == retraining
     assert out.metadata["stage"] == "report" and out.metadata["features_gain"] == pytest.approx(0.31 / 3)
+
+
+def test_outputs_of_stages_are_found_among_what_kfp_passes(tmp_path: Path) -> None:
+    """None stands for an empty list and for an optional input; the teacher `none` is no output of a stage."""
+    made = [SimpleNamespace(path=str(tmp_path / name)) for name in ("data", "none", "features")]
+    for artifact in made:
+        Path(artifact.path).mkdir()
+    for artifact in (made[0], made[2]):
+        (Path(artifact.path) / "stage.json").touch()
+    assert stage_outputs(made[0], None, made[1:]) == [tmp_path / "data", tmp_path / "features"]

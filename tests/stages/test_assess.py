@@ -12,6 +12,7 @@ import torch
 from tiny_chain import TASKS, Chain, brief_params, draw
 
 from dreamteacher import cli
+from dreamteacher.assessment import trainings
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.holdout import hold_out, is_crossed
 from dreamteacher.errors import UserError
@@ -74,7 +75,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
         return {"miou": KNOWN[labels] + 0.01 * draw + 0.02 * (steps > 4)}, {}
 
     monkeypatch.setattr(assess, "fit", fit)
-    monkeypatch.setattr(assess, "score", score)
+    monkeypatch.setattr(trainings, "score", score)
     return done
 
 
@@ -114,7 +115,7 @@ def test_a_stopped_assessment_goes_on_and_another_repeats_nothing(
     chains: dict[str, Chain], tmp_path: Path, trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DREAMTEACHER_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    score, fit = assess.score, assess.fit
+    fit = assess.fit
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         if len(trained) == 3:
@@ -127,7 +128,7 @@ def test_a_stopped_assessment_goes_on_and_another_repeats_nothing(
     assert not (tmp_path / "assess").exists()
     begun = list(trained)
     monkeypatch.setattr(assess, "fit", fit)
-    monkeypatch.setattr(assess._Assessment, "_time", lambda self: pytest.fail("the plan of the first start is kept"))
+    monkeypatch.setattr(trainings.Trainings, "speed", lambda self: pytest.fail("the plan of the first start is kept"))
     facts = run(chains["segmentation"], tmp_path / "assess")
     assert trained[:3] == begun
     assert len(set(trained)) < len(trained), "changes of the rate have the same steps"
@@ -136,8 +137,12 @@ def test_a_stopped_assessment_goes_on_and_another_repeats_nothing(
     monkeypatch.undo()
     monkeypatch.setattr(machine, "SECONDS", 0)
     monkeypatch.setenv("DREAMTEACHER_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    monkeypatch.setattr(assess, "score", score)
-    monkeypatch.setattr(assess, "fit", lambda *_, place, **__: None if "timing" in place.title else pytest.fail("it is done"))
+    train = assess.fit
+
+    def timed_only(*args: Any, place: Any, **kwargs: Any) -> Any:
+        return train(*args, place=place, **kwargs) if "timing" in place.title else pytest.fail("it is done")
+
+    monkeypatch.setattr(assess, "fit", timed_only)
     assert run(chains["segmentation"], tmp_path / "again", price_per_hour=1.0)["curve"] == facts["curve"]
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from dreamteacher.data.dataset import ImageSet
+from dreamteacher.distillation import drawing
 from dreamteacher.errors import UserError
 from dreamteacher.report.figures import pca_colours
 from dreamteacher.report.tables import write_table
@@ -198,9 +199,7 @@ def test_all_drawings_and_curves_are_there_inside_and_outside(chain: Chain) -> N
 
 
 @pytest.mark.parametrize("margin", [0, 4])
-def test_feature_pictures_show_the_cells_of_the_picture_alone(
-    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, margin: int
-) -> None:
+def test_feature_pictures_show_the_cells_of_the_picture_alone(chain: Chain, monkeypatch: pytest.MonkeyPatch, margin: int) -> None:
     """Neither those of the padding to whole multiples nor, with distill.margin, those of the reflected surroundings."""
     shapes = []
 
@@ -208,15 +207,17 @@ def test_feature_pictures_show_the_cells_of_the_picture_alone(
         shapes.append([maps.shape[1:] for maps in (*reference, *others)])
         return pca_colours(reference, others)
 
-    monkeypatch.setattr(evaluate, "pca_colours", watched)
-    monkeypatch.setattr(evaluate, "read_stage", lambda _: {"params": {"distill": {"T": 5, "whitening": "layernorm", "margin": margin}}})
+    monkeypatch.setattr(drawing, "pca_colours", watched)
+    monkeypatch.setattr(drawing, "read_stage", lambda _: {"params": {"distill": {"T": 5, "whitening": "layernorm", "margin": margin}}})
     val = ImageSet(chain.root / "data", "val")
     shown = [next(i for i in range(len(val)) if val.size(i) == size) for size in ((40, 48), (33, 50))]
     (recipe,) = evaluate._pretrained(chain.params, chain.root, chain.root)
-    evaluate._draw_features(val, recipe.teacher, recipe, shown, tmp_path)
+    drawn = drawing.draw_features(val, shown, recipe.teacher, recipe.backbone, torch.device("cpu"))
     strides = [tap.stride for tap in decoder_taps(build_unet("tiny", SIDE))[2:]]
     assert shapes == [2 * [(-(-40 // s), 48 // s), (-(-33 // s), -(-50 // s))] for s in strides]
-    assert (tmp_path / "features_1.png").exists()
+    for above, below in drawn:
+        assert [title for title, _ in above] == ["picture", *(f"generator, stride {s}" for s in strides)]
+        assert [title for title, _ in below] == ["", *(f"student, stride {s}" for s in strides)]
 
 
 def test_a_second_run_gives_the_same_bytes(chain: Chain) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_chain import Chain, brief_params
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.distillation import whitening
+from dreamteacher.distillation.drawing import draw_features
 from dreamteacher.distillation.whitening import measure_statistics
 from dreamteacher.errors import UserError
 from dreamteacher.settings.pretraining import OBJECTIVES
-from dreamteacher.stages import distill_features, distill_labels, evaluate, train_interpreter
+from dreamteacher.stages import distill_features, distill_labels, train_interpreter
 from dreamteacher.students.neck import load_regressor
 from dreamteacher.training.run import Run
 
@@ -84,9 +86,9 @@ def test_each_encoding_teaches_features_labels_and_is_drawn(chains: dict[str, Ch
     folders = made | {"features": tmp_path / "features", "interpreter": tmp_path / "interpreter"}
     metrics = distill_labels.run(params, **folders, seed=0, out=tmp_path / "mix")
     assert set(metrics) == {"loss", "mse", "at", "labels"}
-    recipe = evaluate._Pretrained("features", chain.root / "teacher", tmp_path / "features")
-    evaluate._draw_features(ImageSet(chain.root / "data", "val"), chain.root / "teacher", recipe, [0], tmp_path)
-    assert (tmp_path / "features_0.png").exists()
+    val = ImageSet(chain.root / "data", "val")
+    (picture,) = draw_features(val, [0], chain.root / "teacher", tmp_path / "features", torch.device("cpu"))
+    assert [len(row) for row in picture] == [3, 3], "the picture and two taps, of generator and student"
 
 
 def test_the_mix_does_not_start_from_features_with_other_heads(chains: dict[str, Chain], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from dreamteacher.stage import read_stage
 PROCESSES = "DREAMTEACHER_PROCESSES"  # environment variable: processes on this machine, one for each GPU
 
 
-def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **given: Any) -> dict[str, float]:
+def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **extra: Any) -> dict[str, float]:
     """Run `stage` and return its metrics, as `dreamteacher.stages.STAGE.run` does.
 
     Args:
@@ -28,7 +28,7 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **given
         params: settings.
         inputs: {name of the stage's argument: folder}.
         out: folder to make.
-        given: the stage's further arguments (seed, mode, init).
+        extra: the stage's further arguments (seed, mode, init).
 
     Raises:
         UserError: whatever the stage says, or that its processes failed.
@@ -38,20 +38,20 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **given
         os.environ["DREAMTEACHER_CHECKPOINTS"] = f"{os.environ['DREAMTEACHER_RUNS']}/{os.environ['DREAMTEACHER_RUN']}/checkpoints"
     processes = int(os.environ.get(PROCESSES, "1"))
     nodes = settings_of(os.environ)
-    if (nodes or processes > 1) and _is_taken(stage, params, folders, Path(out), given):
+    if (nodes or processes > 1) and _is_taken(stage, params, folders, Path(out), extra):
         pass
     elif nodes:
         where = {"run_id": os.environ["DREAMTEACHER_RUN"], "namespace": os.environ["DREAMTEACHER_NAMESPACE"]}
-        run_stage(nodes, stage, params, inputs=folders, out=Path(out), **where, **given)
+        run_stage(nodes, stage, params, inputs=folders, out=Path(out), **where, **extra)
     elif processes > 1:
         with tempfile.TemporaryDirectory() as scratch:
-            words = arguments(stage, params, Path(scratch) / "params.yaml", {**folders, "out": Path(out)}, given)
+            words = arguments(stage, params, Path(scratch) / "params.yaml", {**folders, "out": Path(out)}, extra)
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
             done = subprocess.run([*torchrun, "--module", "dreamteacher.cli", *words], check=False)
         if done.returncode:
             raise UserError(f"{stage} failed in its {processes} processes (exit code {done.returncode}); the reason stands above")
     else:
-        _run(stage, params, folders, Path(out), given)
+        _run(stage, params, folders, Path(out), extra)
     metrics: dict[str, float] = read_stage(Path(out))["metrics"]
     return metrics
 
@@ -69,17 +69,17 @@ def remove_run_folder() -> str:
     return f"{folder} {'could not be removed' if folder.exists() else 'is removed'}"
 
 
-def _is_taken(stage: str, params: Params, folders: dict[str, Path], out: Path, given: dict[str, Any]) -> bool:
+def _is_taken(stage: str, params: Params, folders: dict[str, Path], out: Path, extra: dict[str, Any]) -> bool:
     """Whether the store of results had the output. It is asked here, once, and not by each of the processes."""
     if not results.store():
         return False
     try:
         with results.only_take():
-            _run(stage, params, folders, out, given)
+            _run(stage, params, folders, out, extra)
     except results.NothingToTake:
         return False
     return True
 
 
-def _run(stage: str, params: Params, folders: dict[str, Path], out: Path, given: dict[str, Any]) -> None:
-    import_module(f"dreamteacher.stages.{stage.replace('-', '_')}").run(params, **folders, **given, out=out)
+def _run(stage: str, params: Params, folders: dict[str, Path], out: Path, extra: dict[str, Any]) -> None:
+    import_module(f"dreamteacher.stages.{stage.replace('-', '_')}").run(params, **folders, **extra, out=out)

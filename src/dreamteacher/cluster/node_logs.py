@@ -46,10 +46,10 @@ def ending(text: str) -> Ending:
         own.pop()
     cause = re.search(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", "\n".join(report), re.S)
     code = int(cause[2]) if cause else None
-    said = list(dict.fromkeys(line.removeprefix("error: ") for line in own if line.startswith("error: "))) if code in (2, None) else []
-    errors = said + _raised(own)
+    reported = list(dict.fromkeys(line.removeprefix("error: ") for line in own if line.startswith("error: "))) if code in (2, None) else []
+    errors = reported + _raised(own)
     if error := next((each for each in errors if not _CONSEQUENCE.search(each)), None):
-        return Ending(error, own[-SHOWN:], False, code == 2 and error in said)
+        return Ending(error, own[-SHOWN:], False, code == 2 and error in reported)
     if cause and code and code < 0:
         error = f"the process of rank {cause[1]} was killed by signal {-code}" + (f" ({_SIGNALS[code]})" if code in _SIGNALS else "")
         return Ending(error, own[-SHOWN:], code == -15, False)

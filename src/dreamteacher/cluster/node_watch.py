@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 Pod = dict[str, Any]  # as the API has it
 CONTAINER = "node"  # of both runtimes
 INDEX = "batch.kubernetes.io/job-completion-index"
-NO_PROBLEM = {"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"}  # a crash is told by how it ended
+NO_PROBLEM = {"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"}  # a crash is reported by how it ended
 ADVICE = {  # what the reason or the message has in it -> what to do
     "ErrImagePull": "; check the image's name, and image_pull_secrets in resources.yaml",
     "CreateContainerConfigError": "; make it in this namespace, as docs/cluster.md says",
@@ -31,7 +31,7 @@ ADVICE = {  # what the reason or the message has in it -> what to do
     "affinity/selector": "; no node has the label of its pool, see docs/cluster.md",
 }
 REPEATED = 1200.0  # seconds within which controllers and kubelet repeat a warning whose cause is still there
-NO_PODS = 60.0  # seconds without a pod, after which that is said
+NO_PODS = 60.0  # seconds without a pod before that is reported
 
 
 class NodeWatch:
@@ -44,13 +44,13 @@ class NodeWatch:
 
         self._core, self._watch = CoreV1Api(client), Watch()
         self._name, self._namespace, self._nodes, self._start_min = name, namespace, nodes, start_min
-        self._endings: dict[str, tuple[float, Ending]] = {}  # of each node its last, and when
+        self._endings: dict[str, tuple[float, Ending]] = {}  # the last one of each node, and when it was seen
         self._final: tuple[str, Ending] | None = None
         self._handled: set[tuple[str, ...]] = set()
         self._said: set[str] = set()
-        self._positions: dict[str, tuple[Position, float]] = {}  # of each pod of node 0: how far its log is read, and when
+        self._positions: dict[str, tuple[Position, float]] = {}  # how far the log of each pod of node 0 is read, and when
         self._begun = time.monotonic()
-        self._stuck: float | None = None  # since when
+        self._stuck: float | None = None  # since when nodes cannot start
         self._complete = False
         self._first_lines = SHOWN if attached else 1000  # of a log that is read for the first time
 
@@ -90,7 +90,7 @@ class NodeWatch:
             if starting:
                 self._take_problems(newest, since)
             self._first_lines = 1000
-        except (ApiException, HTTPError) as error:  # of an API that is away the job's own state is asked next, with patience
+        except (ApiException, HTTPError) as error:  # if the API does not answer, the next request, for the job's state, waits for it
             self._say(f"the pods of TrainJob {self._name} cannot be watched: {_why(error)}")
         if self._final:
             node, how = self._final

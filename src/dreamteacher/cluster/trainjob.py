@@ -83,21 +83,21 @@ def settings_of(environment: Mapping[str, str]) -> Nodes | None:
 
 
 def run_stage(
-    nodes: Nodes, stage: str, params: Params, *, inputs: dict[str, Path], out: Path, run_id: str, namespace: str, **given: str | int
+    nodes: Nodes, stage: str, params: Params, *, inputs: dict[str, Path], out: Path, run_id: str, namespace: str, **extra: str | int
 ) -> None:
     """Run `dreamteacher STAGE` on the nodes and put its output in `out`.
 
-    `given` are the stage's further options (seed, mode, init). A step that is retried attaches to the job that its predecessor
+    `extra` are the stage's further options (seed, mode, init). A step that is retried attaches to the job that its predecessor
     created, which is left alone when the step is killed; when the job ends it is deleted.
 
     Raises:
         UserError: an input is missing, or the job failed (how each node failed is logged), was deleted, cannot be created or cannot start.
     """
     begun = time.monotonic()
-    name = name_of(run_id, stage, params, inputs, given)
+    name = name_of(run_id, stage, params, inputs, extra)
     room = Path(nodes.mount) / run_id / name
     places = {key: _share(path, room / "inputs" / key) for key, path in inputs.items()}
-    words = arguments(stage, params, room / "params.yaml", {**places, "out": room / "out"}, given)
+    words = arguments(stage, params, room / "params.yaml", {**places, "out": room / "out"}, extra)
     client = api_client()
     job = manifest(nodes, name, run_id, namespace, words, own_runtime=has_own_runtime(client, namespace))
     run(client, job, begun=begun, start_min=nodes.start_min)
@@ -105,24 +105,24 @@ def run_stage(
     shutil.rmtree(room)
 
 
-def arguments(stage: str, params: Params, settings: Path, places: Mapping[str, Path], given: Mapping[str, str | int]) -> list[str]:
+def arguments(stage: str, params: Params, settings: Path, places: Mapping[str, Path], extra: Mapping[str, str | int]) -> list[str]:
     """What `dreamteacher` is called with to run `stage` in other processes, from its inputs to its output `out`, both in `places`.
 
     `params` are written to the file `settings` for them.
     """
     write_sections(settings, params)
-    options = {"params": settings, **places, **given}
+    options = {"params": settings, **places, **extra}
     return [stage, "--sections", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
 
-def name_of(run_id: str, stage: str, params: Params, inputs: Mapping[str, Path], given: Mapping[str, str | int]) -> str:
+def name_of(run_id: str, stage: str, params: Params, inputs: Mapping[str, Path], extra: Mapping[str, str | int]) -> str:
     """The job's name: the same for each try of a step, and another for another step of the run, other settings or other inputs.
 
     Raises:
         UserError: an input is missing or incomplete.
     """
     digests = {key: digest_of(path) for key, path in inputs.items()}
-    recorded = json.dumps([run_id, stage, params.model_dump(mode="json"), digests, given], sort_keys=True)
+    recorded = json.dumps([run_id, stage, params.model_dump(mode="json"), digests, extra], sort_keys=True)
     return f"{stage}-{hashlib.sha256(recorded.encode()).hexdigest()[:10]}"  # JobSet appends to it, and a label holds 63 characters
 
 

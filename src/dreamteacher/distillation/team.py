@@ -167,7 +167,7 @@ def _join(lessons: dict[str, Lesson]) -> tuple[Tensor, dict[str, Rows]]:
     begins: list[int] = []
     rows = {}
     for name, lesson in lessons.items():
-        place = next((i for i, known in enumerate(pictures) if known is lesson.images), len(pictures))
+        place = next((i for i, batch in enumerate(pictures) if batch is lesson.images), len(pictures))
         if place == len(pictures):
             begins.append(sum(map(len, pictures)))
             pictures.append(lesson.images)

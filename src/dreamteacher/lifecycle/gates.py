@@ -14,8 +14,8 @@ import onnxruntime
 
 from dreamteacher.onnx_files import INPUT
 
-ROUNDS = 3  # of latency: the best of them is that which other work on the machine disturbed least
-TRIES, PAUSE = 5, 20.0  # what looks too slow is timed again, seconds later, since other work may last longer than the rounds
+ROUNDS = 3  # of timing; the best counts, since other work on the machine disturbed it least
+TRIES, PAUSE = 5, 20.0  # a model that looks too slow is timed again some seconds later, in case other work outlasted the rounds
 
 
 @dataclass(frozen=True)

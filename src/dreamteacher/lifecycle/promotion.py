@@ -85,7 +85,7 @@ def promote(name: str, *, version: str, compared_with: str | None = None) -> Ser
         old = aliases.get(CHAMPION)
         if compared_with not in (None, old or "") and old != version:
             return _served(client, name)
-        if LEAVING in aliases:  # of an interrupted rollback, which is not to be finished now
+        if LEAVING in aliases:  # left by an interrupted rollback, which this promotion overrides
             client.delete_registered_model_alias(name, LEAVING)
         if old != version:
             if old:

@@ -19,7 +19,6 @@ from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_re
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.order import draw_batches
-from dreamteacher.training.precision import move
 from dreamteacher.training.randomness import StepRandom
 
 
@@ -34,7 +33,7 @@ class Features(Method):
     def __init__(self, params: Params, teacher: Path | None, scratch: Path, device: torch.device):
         super().__init__(params, teacher, scratch, device)
         assert teacher is not None
-        self.generator = move(open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(self.settings)), device)
+        self.generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(self.settings), device)
 
     def build(self, backbone: Backbone, samples: Samples) -> FeatureRegressor:
         """Backbone, neck and heads; what whitening needs is measured on train pictures."""

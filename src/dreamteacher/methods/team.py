@@ -21,7 +21,6 @@ from dreamteacher.students.neck import save_regressor
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import TAPS_FILE, choose_strides, open_teacher
 from dreamteacher.training.order import draw_batches
-from dreamteacher.training.precision import move
 from dreamteacher.training.randomness import StepRandom
 
 
@@ -37,7 +36,7 @@ class Team(Method):
         assert teacher is not None
         encoding = get_encoding(self.settings)
         self.generators = {
-            name: move(open_teacher(place, choose_strides(place, params.taps), encoding), device)
+            name: open_teacher(place, choose_strides(place, params.taps), encoding, device)
             for name, place in _places(params, teacher).items()
         }
 

@@ -18,12 +18,12 @@ def assessment(run: Run) -> dict[str, Any]:
     predicted = run.found["assess"].json(ASSESSMENT) if "assess" in run.found else {}
     if not predicted:
         return {}
-    said = predicted["verdict"]
+    verdict = predicted["verdict"]
     return {
-        "verdict": said["words"],
-        "because": said["because"],
-        "help": [f"{each['words']}: {points(each['gain'])} points" for each in said["help"]],
-        "warnings": said["warnings"],
+        "verdict": verdict["words"],
+        "because": verdict["because"],
+        "help": [f"{each['words']}: {points(each['gain'])} points" for each in verdict["help"]],
+        "warnings": verdict["warnings"],
         "gains": _gains(run, predicted),
         "costs": _costs(run, predicted["cost"]["stages"]),
     }
@@ -57,6 +57,6 @@ def _costs(run: Run, stages: list[dict[str, Any]]) -> Table:
         ]  # fmt: skip
         clocks = [clock_of(stage, output.record["digest"]) for output in outputs]
         spent = sum(clock["seconds"] for clock in clocks) if clocks and all(clocks) else None
-        told = duration(each["seconds"]) if each["seconds"] is not None else "not measured"
-        rows.append([each["name"], told, duration(spent) if spent is not None else "not on record"])
+        predicted_time = duration(each["seconds"]) if each["seconds"] is not None else "not measured"
+        rows.append([each["name"], predicted_time, duration(spent) if spent is not None else "not on record"])
     return Table(["stage", "predicted", "came"], rows, frozenset({1, 2}))

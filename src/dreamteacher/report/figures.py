@@ -24,7 +24,7 @@ def save_panels(rows: Sequence[Sequence[Panel]], path: Path) -> None:
     above = 0.1 + 0.14 * lines  # inches for the titles
     tall = (SIDE + above) * len(rows)
     figure = Figure(figsize=(across * len(rows[0]), tall))
-    # By hand, for matplotlib's own layouts draw everything twice.
+    # Placed by hand, since matplotlib's own layouts draw everything twice.
     figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=1 - above / tall, wspace=0.03, hspace=above / SIDE)
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, panels in zip(grid, rows, strict=True):

@@ -31,6 +31,6 @@ def constant_prediction(figure: str, report: Mapping[str, Any]) -> Floor | None:
         return None
     of_train = train if any(train.values()) else val
     chosen = max(of_train, key=lambda name: of_train[name])
-    share = val.get(chosen, 0) / total  # of a class that is predicted everywhere this is its IoU, too, and that of the others is 0
+    share = val.get(chosen, 0) / total  # accuracy of predicting this class everywhere, and its IoU; the IoU of all others is 0
     classes = sum(count > 0 for count in val.values()) if figure == "miou" else 1
     return Floor(share / classes, f"“{chosen}” everywhere" if figure == "miou" else f"always “{chosen}”")

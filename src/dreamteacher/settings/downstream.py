@@ -94,7 +94,7 @@ class Assess(Section):
         3, description="draws of the few labels and random weights, over which means and spreads are taken; at most"
     )
     price_per_hour: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="of this machine, in any currency, by which the cost of the chain is told; null: only its time is"
+        None, description="of this machine, in any currency, to price the chain; null: time only"
     )
 
 

@@ -23,7 +23,7 @@ class Teacher(Training):
 
     kind: str = Field(
         "ddpm",
-        description="ddpm: as the paper's; edm: Karras et al. 2022, told of its augmentation; docs/teachers.md lists "
+        description="ddpm: as the paper's; edm: Karras et al. 2022, conditioned on its augmentation; docs/teachers.md lists "
         "the others, also those that are imported",
     )
     size: Literal["tiny", "small", "adm-256"] = Field(
@@ -97,7 +97,7 @@ class EncodingSettings(Section):
     encoding: Literal["stochastic", "ddim", "stratified", "dream"] = Field(
         "stochastic",
         description="stochastic: noise drawn anew, to step T (best of Tab 10); ddim: deterministic inversion to T; stratified: for each "
-        "picture a step of its own, drawn from strata in turn, which the student's heads are told; dream: pictures that the teacher makes",
+        "picture a step of its own, drawn from strata in turn, which the student's heads see; dream: pictures that the teacher makes",
     )
     T: Count = Field(50, description="noise step of the encoding")
     strata: Annotated[list[Count], Field(min_length=2)] = Field(
@@ -243,4 +243,4 @@ class Tune(Section):
         "auto", description="noise steps that are tried; auto: shares of teacher.T_train from 0 to a half"
     )
     images: Annotated[int, Field(ge=2)] = Field(64, description="train pictures, drawn by seed, of which no label is read")
-    noises: Annotated[int, Field(ge=2)] = Field(2, description="passes for each picture and step, by which the share of the noise is told")
+    noises: Annotated[int, Field(ge=2)] = Field(2, description="passes for each picture and step, which tell noise from signal")

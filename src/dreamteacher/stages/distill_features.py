@@ -23,8 +23,8 @@ from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom, derive_seed
 
 COLLAPSED = 0.02
-TAUGHT_BY = "taught_by.json"  # the teacher's digest: by it dvc.yaml tells train-interpreter whether there is another teacher
-NO_RESULT = {"step", "lr", "grad_norm"}  # columns of the curves that say nothing of the backbone
+TAUGHT_BY = "taught_by.json"  # the teacher's digest; train-interpreter depends on it in dvc.yaml
+NO_RESULT = {"step", "lr", "grad_norm"}  # columns of the curves that are no figures of the backbone
 
 
 def run(

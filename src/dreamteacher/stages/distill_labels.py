@@ -28,7 +28,7 @@ from dreamteacher.teachers.base import Tap
 from dreamteacher.teachers.encodings import encoding_of_pictures, get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
-from dreamteacher.training.precision import move
+from dreamteacher.training.precision import move_frozen
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
@@ -60,9 +60,9 @@ def run(
             return stage.metrics
         reader, facts = load_interpreter(interpreter)
         device = this_process().device
-        generator = move(open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(facts["encoding"])), device)
+        generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(facts["encoding"]), device)
         regressed_from = generator.with_encoding(encoding_of_pictures(params.distill))
-        reader = move(reader, device)
+        reader = move_frozen(reader, device)
         images = ImageSet(data, "train")
         _check_interpreter(interpreter, facts, data, images, generator.taps)
         torch.manual_seed(seed)
@@ -78,7 +78,7 @@ def run(
             taught = lesson
             if settings.mode == "mix" and regressed_from.encoding != generator.encoding:
                 again = regressed_from.teach(lesson.images, random)
-                taught = again if again.images is lesson.images else lesson  # not of other pictures, which a generator has made
+                taught = again if again.images is lesson.images else lesson  # a GAN has made other pictures this time
             logits, regressed = model(normalize(lesson.images, mean, std), taught.step)
             labels = soft_label_cross_entropy(logits, soft, settings.tau)
             if settings.dice_weight and reader.dense:
@@ -114,8 +114,8 @@ def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, ima
     classifies, classes = "pixels" if facts["shape"]["dense"] else "pictures", facts["shape"]["classes"]
     if (classifies, classes) != (get_task(images.task).classifies, len(images.classes)):
         trained = f"{classes} classes of {'segmentation' if facts['shape']['dense'] else 'classification'}"
-        given = f"{len(images.classes)} classes of {images.task}"
-        raise UserError(f"{interpreter} was trained for {trained}, {data} has {given}; run `dreamteacher train-interpreter` with this data")
+        found = f"{len(images.classes)} classes of {images.task}"
+        raise UserError(f"{interpreter} was trained for {trained}, {data} has {found}; run `dreamteacher train-interpreter` with this data")
     _check_taps(interpreter, "train-interpreter", facts["strides"], facts["shape"]["tap_channels"], taps)
 
 

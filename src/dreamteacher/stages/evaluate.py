@@ -5,36 +5,30 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 
 from dreamteacher.data.dataset import ImageSet, few_labelled
-from dreamteacher.data.transforms import whole
-from dreamteacher.distillation.whitening import load_whitening
+from dreamteacher.distillation.drawing import draw_features
 from dreamteacher.errors import UserError
-from dreamteacher.report.figures import pca_colours, save_bars, save_panels
+from dreamteacher.files import replace_file
+from dreamteacher.report.figures import save_bars, save_panels
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.recipes import bases
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
-from dreamteacher.students.neck import REGRESSOR_FILE, load_regressor
+from dreamteacher.students.neck import REGRESSOR_FILE
 from dreamteacher.tasks.base import Task, get_task
-from dreamteacher.tasks.model import load_task_model, normalize
+from dreamteacher.tasks.model import load_task_model
 from dreamteacher.tasks.readout import read_out
 from dreamteacher.tasks.scoring import score
-from dreamteacher.teachers.base import dreams
-from dreamteacher.teachers.encodings import encoding_of_pictures
-from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.checkpoint import writing
 from dreamteacher.training.processes import this_process
-from dreamteacher.training.randomness import StepRandom
 
 log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
@@ -103,7 +97,9 @@ def run(
             shown = _spread_over(val, min(PCA_PICTURES, params.evaluate.overlays))
             for recipe in pretrained if shown else []:
                 if recipe.teacher and (recipe.backbone / REGRESSOR_FILE).exists():  # which only feature distillation leaves
-                    _draw_features(val, recipe.teacher, recipe, shown, stage.tmp / "pca")
+                    drawn = draw_features(val, shown, recipe.teacher, recipe.backbone, this_process().device)
+                    for number, picture in enumerate(drawn):
+                        save_panels(picture, stage.tmp / "pca" / f"{recipe.name}_{number}.png")
             for name in ("results.png", "overlays"):
                 if (stage.tmp / name).exists():
                     stage.tracker.artifact(stage.tmp / name)
@@ -256,43 +252,6 @@ def _draw_predictions(task: Task, val: ImageSet, predictions: dict[str, dict[int
         save_panels([task.draw(sample.image, labels, val.classes)], folder / f"{number}.png")
 
 
-@torch.inference_mode()
-def _draw_features(val: ImageSet, teacher: Path, recipe: _Pretrained, shown: list[int], folder: Path) -> None:
-    """The generator's features and, below, the student's regression of them, in the same colours, at the settings of distillation.
-
-    Pictures are extended by reflection as far as distill.margin, so that all that is shown lies as deep inside as what was distilled.
-    A generator that makes pictures of its own is shown on these.
-    """
-    distill = read_stage(recipe.backbone)["params"]["distill"]
-    device = this_process().device
-    student = load_regressor(recipe.backbone)
-    generator = open_teacher(teacher, student.heads.strides, encoding_of_pictures(distill)).to(device)
-    student.eval().to(device)
-    whiten = load_whitening(distill["whitening"], recipe.backbone, generator.taps)
-    extension = 0 if dreams(generator) else -(-distill.get("margin", 0) // generator.multiple) * generator.multiple
-    pictures, targets, regressed = [], [], []
-    for index in shown:
-        sample = val.read(index)
-        extended = np.pad(sample.image, [(extension, extension), (extension, extension), (0, 0)], mode="reflect")
-        given = whole(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
-        lesson = generator.teach(given, StepRandom(0, index, 0, 1, device))
-        image: np.ndarray = sample.image if not dreams(generator) else lesson.images[0].movedim(0, 2).mul(255).byte().cpu().numpy()
-        pictures.append(image)
-        # The cells of the picture itself, by stride.
-        cells = {s: [slice(extension // s, extension // s + -(-side // s)) for side in image.shape[:2]] for s in student.heads.strides}
-        maps = whiten([m[:, :, *cells[tap.stride]] for m, tap in zip(lesson.features, generator.taps, strict=True)])
-        targets.append([m[0].cpu().numpy() for m in maps])
-        pyramid = student.backbone(normalize(lesson.images, student.backbone.mean, student.backbone.std))
-        maps = student.regress(pyramid, lesson.images.shape[2:], lesson.step)
-        regressed.append([m[0][:, *cells[tap.stride]].cpu().numpy() for m, tap in zip(maps, generator.taps, strict=True)])
-    coloured = [pca_colours([t[tap] for t in targets], [r[tap] for r in regressed]) for tap in range(len(generator.taps))]
-    for number in range(len(shown)):
-        names = [f"stride {tap.stride}" for tap in generator.taps]
-        above = [("picture", pictures[number]), *((f"generator, {n}", c[0][number]) for n, c in zip(names, coloured, strict=True))]
-        below = [("", None), *((f"student, {n}", c[1][number]) for n, c in zip(names, coloured, strict=True))]
-        save_panels([above, below], folder / f"{recipe.name}_{number}.png")
-
-
 def copy_results(out: Path, metrics: Path, plots: Path) -> None:
     """Copy an evaluation's metrics and plots where they are missing or differ, each file at once; remove those that it does not have."""
     files = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (RECORD, METRICS_FILE)]
@@ -310,6 +269,4 @@ def _copy(source: Path, target: Path) -> None:
         return
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        replace_file(target, content)

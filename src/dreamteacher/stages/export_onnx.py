@@ -71,31 +71,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
         if stage.done:
             return stage.metrics
         model = load_task_model(finetuned)
-        made, found = read_stage(finetuned)["params"], json.loads((data / "dataset.json").read_text())
-        contract = Contract(
-            task=model.task,
-            classes=tuple(model.classes),
-            mean=tuple(model.mean),
-            std=tuple(model.std),
-            size=settings.size,
-            multiple=MULTIPLE,
-            short_side=read_stage(data)["params"]["ingest"]["short_side"],
-            scale_to=get_task(model.task).picture_size(model.size),
-            interpolation="bilinear",
-            strides=tuple(model.backbone.strides),
-        )
-        facts = {
-            "architecture": model.backbone.name,
-            "init": made["init"],
-            "seed": json.dumps(made["seed"]),
-            "trained": json.dumps(
-                {"few_labels": made["few_labels"], "finetune": {key: made["finetune"][key] for key in FINETUNE_SETTINGS}}
-            ),
-            "data_hash": found["hash"],
-            "counts": json.dumps(found["counts"]),
-            "git_revision": git_revision(),
-            "dreamteacher_version": version("dreamteacher"),
-        }
+        contract, facts = _contract(model, data, settings.size), _facts(model, finetuned, data)
         metrics = {}
         if settings.precision == "fp16":
             facts["precision"] = settings.precision
@@ -126,6 +102,38 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             "dynamic_size": float(not any(done.fixed_because for done in exported.values())),
         }
         return stage.metrics
+
+
+def _contract(model: TaskModel, data: Path, size: int) -> Contract:
+    """How pictures are prepared for `model`."""
+    return Contract(
+        task=model.task,
+        classes=tuple(model.classes),
+        mean=tuple(model.mean),
+        std=tuple(model.std),
+        size=size,
+        multiple=MULTIPLE,
+        short_side=read_stage(data)["params"]["ingest"]["short_side"],
+        scale_to=get_task(model.task).picture_size(model.size),
+        interpolation="bilinear",
+        strides=tuple(model.backbone.strides),
+    )
+
+
+def _facts(model: TaskModel, finetuned: Path, data: Path) -> dict[str, str]:
+    """Where the model comes from, for the files' metadata."""
+    made, found = read_stage(finetuned)["params"], json.loads((data / "dataset.json").read_text())
+    settings = {"few_labels": made["few_labels"], "finetune": {key: made["finetune"][key] for key in FINETUNE_SETTINGS}}
+    return {
+        "architecture": model.backbone.name,
+        "init": made["init"],
+        "seed": json.dumps(made["seed"]),
+        "trained": json.dumps(settings),
+        "data_hash": found["hash"],
+        "counts": json.dumps(found["counts"]),
+        "git_revision": git_revision(),
+        "dreamteacher_version": version("dreamteacher"),
+    }
 
 
 def _check_half(model: TaskModel, data: Path, least: float) -> float:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from dreamteacher.errors import UserError
 from dreamteacher.files import walk
+from dreamteacher.places import inside
 from dreamteacher.settings.file import load_params
 from dreamteacher.settings.schema import Params
-from dreamteacher.versioning import Clone, inside
+from dreamteacher.versioning import Clone
 
 FILES = "files:"  # begins the data version of a folder that is taken as it is
 

@@ -91,18 +91,8 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
             raise UserError(f'settings: {each!r} is no text; write it as "KEY.KEY=VALUE", such as "distill.T=250"')
     if not git_url:
         raise UserError("git_url is empty; name the project's git repository")
-    with tempfile.TemporaryDirectory() as scratch:
-        clone = None if not data_rev and Path(git_url).is_dir() else Clone(git_url, data_rev, Path(scratch) / "project")
-        folder = clone.folder if clone else Path(git_url)
-        where = f"revision {clone.commit[:12]} of git_url" if clone else str(folder.absolute())
-        params = settings_of(folder, overrides, where)
-        source = params.ingest.source
-        if clone:
-            version = clone.last_change(parts_of(clone, source))
-        else:
-            check_source(folder, source)
-            version = FILES + _digest_of_files(folder / source)
-        commit = clone.commit if clone else ""
+    commit, version, params = _read_project(git_url, data_rev, overrides)
+    source = params.ingest.source
     if pipeline == "retrain":
         inits = [init for init in params.compare.inits if init not in FRESH]
         params = params.model_copy(update={"compare": params.compare.model_copy(update={"inits": inits})})
@@ -111,9 +101,41 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
     if pipeline == "retrain":
         params = of_recipe(params, bases(params)[0])
     recipe = base_of(params, params.export.init)
+    teachers, recipes, passes = _loops(params)
+    return Resolved(
+        commit=commit,
+        source=source,
+        data_version=version,
+        params=params,
+        teacher=params.recipes[recipe].teacher,
+        recipe=recipe,
+        settings={step: _without_null(params.section(*sections)) for step, sections in SECTIONS.items()},
+        fresh=[{"init": init, "seed": seed} for init in params.compare.inits if init in FRESH for seed in params.compare.seeds],
+        teachers=teachers,
+        recipes=recipes,
+        passes=passes,
+        **passes[recipe],
+    )
+
+
+def _read_project(git_url: str, data_rev: str, overrides: list[str]) -> tuple[str, str, Params]:
+    """The commit ("" of a folder), the version of its pictures, and its settings."""
+    with tempfile.TemporaryDirectory() as scratch:
+        clone = None if not data_rev and Path(git_url).is_dir() else Clone(git_url, data_rev, Path(scratch) / "project")
+        folder = clone.folder if clone else Path(git_url)
+        params = settings_of(folder, overrides, f"revision {clone.commit[:12]} of git_url" if clone else str(folder.absolute()))
+        if clone:
+            return clone.commit, clone.last_change(parts_of(clone, params.ingest.source)), params
+        check_source(folder, params.ingest.source)
+        return "", FILES + _digest_of_files(folder / params.ingest.source), params
+
+
+def _loops(params: Params) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]], dict[str, dict[str, list[Any]]]]:
+    """The `teachers`, `recipes` and `passes` of Resolved."""
     teachers: dict[str, dict[str, Any]] = {}
     recipes: dict[str, list[dict[str, Any]]] = {}
     passes: dict[str, dict[str, list[Any]]] = {}
+    seeds = list(params.compare.seeds)
     for name, own in params.recipes.items():
         resolved = of_recipe(params, name)
 
@@ -128,22 +150,9 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
             of_labels = of_recipe(params, init)
             steps = {"interpreter": "train_interpreter", "labels": "distill_labels", "finetune": "finetune"}
             changed_by_labels = {key: changed(step, of_labels) for key, step in steps.items()}
-            mixed += [{"init": init, "seed": seed, **changed_by_labels} for seed in params.compare.seeds]
-        passes[name] = {"seeds": list(params.compare.seeds) if name in params.compare.inits else [], "mixed": mixed}
-    return Resolved(
-        commit=commit,
-        source=source,
-        data_version=version,
-        params=params,
-        teacher=params.recipes[recipe].teacher,
-        recipe=recipe,
-        settings={step: _without_null(params.section(*sections)) for step, sections in SECTIONS.items()},
-        fresh=[{"init": init, "seed": seed} for init in params.compare.inits if init in FRESH for seed in params.compare.seeds],
-        teachers=list(teachers.values()),
-        recipes=recipes,
-        passes=passes,
-        **passes[recipe],
-    )
+            mixed += [{"init": init, "seed": seed, **changed_by_labels} for seed in seeds]
+        passes[name] = {"seeds": seeds if name in params.compare.inits else [], "mixed": mixed}
+    return list(teachers.values()), recipes, passes
 
 
 # Argo keeps all nodes of a run in one object of at most 1 MiB; what a pass of each loop takes of it, kB, and what is left beside the rest

@@ -24,7 +24,7 @@ def run(
     """Hold the exported model against `retrain.metric_floor`, the champion, export.tolerance and `retrain.latency_ms`.
 
     Both the mean over the seeds of the exported initialisation and the seed that is exported, which is what will be served, must reach
-    the floor and the champion. `champion` is what `serving.promotion.fetch_champion` wrote; None: there is none yet. `out` gets
+    the floor and the champion. `champion` is what `lifecycle.promotion.fetch_champion` wrote; None: there is none yet. `out` gets
     verdict.json: `passed`, `reason` (the gates that failed, or all of them), `champion` (its version, "" for none) and `checks`. A model
     that fails is no error. The latency is measured by the clock, so verdict.json, unlike all else that stages write, is not the same
     bytes each time; the figures returned are.
@@ -40,11 +40,11 @@ def run(
     with open_stage("gate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
-        told = read_metadata(onnx / MODEL_FILE)
-        figure, by_seed = _figures(evaluation, told["init"])
-        seed = json.loads(told["seed"])
+        exported = read_metadata(onnx / MODEL_FILE)
+        figure, by_seed = _figures(evaluation, exported["init"])
+        seed = json.loads(exported["seed"])
         if seed not in by_seed:
-            raise UserError(f"{evaluation} has no figures of init {told['init']}, seed {seed}; add the seed to compare.seeds")
+            raise UserError(f"{evaluation} has no figures of init {exported['init']}, seed {seed}; add the seed to compare.seeds")
         judged = {"": list(by_seed.values()), " of the served model": [by_seed[seed]]}
         checks = [check_floor(f"floor{which}", figure, values, settings.metric_floor) for which, values in judged.items()]
         stage.metrics = {"figure": checks[0].value, "served_figure": by_seed[seed]}
@@ -80,12 +80,12 @@ def _figures(evaluation: Path, init: str) -> tuple[str, dict[int, float]]:
 
 def _champion(champion: Path, figure: str) -> tuple[str, OverSeeds]:
     """The champion's version, and its figures."""
-    known = about(champion)
+    stored = about(champion)
     try:
-        return known["version"], OverSeeds(known[f"{figure}_mean"], known[f"{figure}_std"], known["n_seeds"])
+        return stored["version"], OverSeeds(stored[f"{figure}_mean"], stored[f"{figure}_std"], stored["n_seeds"])
     except KeyError as missing:
         raise UserError(
-            f"what is stored with version {known['version']}, the champion, has no {missing} of init {known['init']} to compare with; "
+            f"what is stored with version {stored['version']}, the champion, has no {missing} of init {stored['init']} to compare with; "
             "make and promote a champion anew (`dvc repro`, `dreamteacher promote`)"
         ) from None
 

@@ -71,7 +71,7 @@ def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Pat
         patient(sync)()
     except GivenUp:
         raise
-    except UserError as error:  # of another stage's records, it may be
+    except UserError as error:  # perhaps about records of another stage, which do not stop this one
         log.warning("%s", error)
     version = choose(params.publish.name, sha256=digest_of(onnx / MODEL_FILE))
     if (teacher / RECORD).exists():

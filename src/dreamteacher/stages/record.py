@@ -7,12 +7,13 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
+from dreamteacher.places import Place, inside, put
 from dreamteacher.settings.file import save_overrides
 from dreamteacher.settings.recipes import bases
 from dreamteacher.settings.schema import Params
 from dreamteacher.stages.evaluate import copy_results
 from dreamteacher.steps import announce
-from dreamteacher.versioning import Clone, Place, inside, put
+from dreamteacher.versioning import Clone
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from dreamteacher.teachers.base import dreams
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
-from dreamteacher.training.precision import move
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
@@ -53,7 +52,7 @@ def run(
                 f"{images.task} predicts no classes that an interpreter could read; drop label_recipes, and them from compare.inits"
             )
         strides = choose_strides(teacher, params.taps)
-        generator = move(open_teacher(teacher, strides, get_encoding(settings)), this_process().device)
+        generator = open_teacher(teacher, strides, get_encoding(settings), this_process().device)
         if dreams(generator):
             raise UserError(
                 f"{teacher} makes pictures of its own and cannot encode labelled ones, so there is no label for its features; "

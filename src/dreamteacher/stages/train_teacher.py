@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
+from dreamteacher.settings.pretraining import Teacher
 from dreamteacher.settings.schema import Params
-from dreamteacher.stage import digest_of, open_stage
+from dreamteacher.stage import Stage, digest_of, open_stage
 from dreamteacher.teachers.base import Generator
 from dreamteacher.teachers.folder import find_pretrained, get_kind, read_facts
 from dreamteacher.teachers.importing import copy_teacher
@@ -20,6 +22,7 @@ from dreamteacher.training.loop import train
 from dreamteacher.training.order import draw_batches
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.run import Trained
 
 LOSS_PICTURES = 256  # over which the loss of a pretrained teacher is measured
 
@@ -47,11 +50,7 @@ def run(
     with open_stage("train-teacher", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if stage.done:
             return stage.metrics
-        if settings.digest and start and (found := digest_of(start)) != settings.digest:
-            raise UserError(f"{start} is not the teacher that teacher.digest names; if it is meant, set teacher.digest: {found}")
-        kind, facts = get_kind(settings.kind), read_facts(start) if start else {}
-        if start and facts["kind"] != settings.kind:
-            raise UserError(f"{start} is a teacher of kind {facts['kind']!r}; set teacher.kind alike, or take no pretrained one")
+        kind, facts = get_kind(settings.kind), _facts_of(start, settings)
         if settings.pretrained and start and "source" in facts:  # imported
             if this_process().is_main_process:
                 copy_teacher(start, stage.tmp)
@@ -70,32 +69,12 @@ def run(
             generator.load_weights(network, start)
         images = ImageSet(data, "train")
         samples = Samples(images, pretrain_crop(settings.resolution))
-
-        def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            return generator.loss(model, batch["image"], random)
-
-        def draw(model: nn.Module, step: int) -> dict[str, float]:
-            if settings.samples and step < settings.steps:
-                path = stage.checkpoints / f"samples_{step:06}.png"
-                _save_grid(generator.sample(model, settings.samples, params.seed), path)
-                stage.tracker.artifact(path, "samples")
-            return {}
-
         if settings.pretrained or not generator.trains:
             network = network.to(this_process().device).eval()
             loss = _mean_loss(generator, network, samples, params.seed) if generator.trains else 0.0
             history = [{"step": 0, "loss": loss}]
         else:
-            trained = train(
-                network,
-                step,
-                samples,
-                settings,
-                stage,
-                seed=params.seed,
-                on_eval=draw,
-                eval_every=settings.sample_every,
-            )
+            trained = _train(generator, network, samples, params, stage)
             network, loss, history = trained.ema or trained.model, trained.last_loss(), trained.history
         if this_process().is_main_process:
             write_table(history, stage.tmp / "curves.csv")
@@ -109,6 +88,39 @@ def run(
             generator.save(network.cpu(), stage.tmp, {"resolution": settings.resolution, "trained_on": trained_on})
         stage.metrics["loss"] = loss
     return stage.metrics
+
+
+def _facts_of(start: Path | None, settings: Teacher) -> dict[str, Any]:
+    """`teacher.json` of the teacher that is started from; {} without one.
+
+    Raises:
+        UserError: it is not that of teacher.digest, or of another kind.
+    """
+    if start is None:
+        return {}
+    if settings.digest and (found := digest_of(start)) != settings.digest:
+        raise UserError(f"{start} is not the teacher that teacher.digest names; if it is meant, set teacher.digest: {found}")
+    facts = read_facts(start)
+    if facts["kind"] != settings.kind:
+        raise UserError(f"{start} is a teacher of kind {facts['kind']!r}; set teacher.kind alike, or take no pretrained one")
+    return facts
+
+
+def _train(generator: Generator, network: nn.Module, samples: Samples, params: Params, stage: Stage) -> Trained:
+    """Train `network`; a grid of its samples is logged every teacher.sample_every steps."""
+    settings = params.teacher
+
+    def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        return generator.loss(model, batch["image"], random)
+
+    def draw(model: nn.Module, step: int) -> dict[str, float]:
+        if settings.samples and step < settings.steps:
+            path = stage.checkpoints / f"samples_{step:06}.png"
+            _save_grid(generator.sample(model, settings.samples, params.seed), path)
+            stage.tracker.artifact(path, "samples")
+        return {}
+
+    return train(network, step, samples, settings, stage, seed=params.seed, on_eval=draw, eval_every=settings.sample_every)
 
 
 @torch.no_grad()

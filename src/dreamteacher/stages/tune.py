@@ -23,11 +23,11 @@ from dreamteacher.training.order import draw_batches
 from dreamteacher.training.processes import this_process
 
 log = logging.getLogger(__name__)
-SHARES = (0, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # of the schedule: the steps of `auto`
+SHARES = (0, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # noise steps that `auto` tries, as shares of the schedule
 PROBE_PICTURES, PROBE_CROPS = 64, 4  # labelled pictures at most, and crops of each
-WORTH = 0.5  # of the share of the best tap, at the chosen step: a tap with less to learn is left out
-NEAR = 0.01  # by which a step may score less than the best and still count as good as it: so much is noise with few labels
-RISE = 0.05  # of its range, by which a curve must rise above its beginning to have a peak
+WORTH = 0.5  # a tap is kept whose teachable share at the chosen step is at least this part of the best tap's
+NEAR = 0.01  # steps that score this close to the best count as equally good: with few labels that much is noise
+RISE = 0.05  # a curve has a peak if it rises above its beginning by more than this part of its range
 SUGGESTION = "suggestion.txt"
 
 Row = dict[str, float]  # T, stride and figures of one tap at one step
@@ -62,7 +62,7 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, recipe: str = "
             images = ImageSet(data, "train")
             if len(images) < 2:
                 raise UserError(f"{data} has {len(images)} train pictures, which is too few to choose by; ingest more")
-            generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(0)).to(this_process().device)
+            generator = open_teacher(teacher, choose_strides(teacher, params.taps), Stochastic(0), this_process().device)
             labelled = _labelled(params, images)
             rows = _measure(params, generator, images, labelled)
             best, taps, near, monotone = _choose(rows, "probe" if labelled else "teachable")
@@ -93,7 +93,7 @@ def _measure(params: Params, generator: Teacher, images: ImageSet, labelled: lis
     crop = pretrain_crop(params.distill.resolution)
     some, few = Samples(images, crop), Samples(images, pretrain_crop(params.distill.resolution, params.interpreter.mirror), labelled)
     batches = list(draw_batches(some, settings.images, params.seed, device))
-    if len(batches) < 2:  # of which one explains the other
+    if len(batches) < 2:  # one batch explains the other
         batches = list(batches[0].chunk(2))
     rows: list[Row] = []
     for T in sorted({round(share * params.teacher.T_train) for share in SHARES} if settings.T == "auto" else set(settings.T)):

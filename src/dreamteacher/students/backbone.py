@@ -21,7 +21,7 @@ FINEST = 4  # stride of the pyramid's first level in the paper (Sec 3.1: l = 2, 
 FINEST_KEY = "finest_stride"  # in config.json; timm passes over it
 BACKBONE_FOLDER = "backbone"  # where an artifact with more in it keeps its backbone
 PYRAMID_FILE = "pyramid.safetensors"  # beside timm's files, of a backbone with one resolution; timm passes over it
-PROBES = (64, 96), (128, 160)  # pictures; who takes both takes any size; by the second the pyramid is measured
+PROBES = (64, 96), (128, 160)  # pictures; a model that accepts both is taken to accept any size; strides are measured on the second
 TOLERANCE = 0.25  # by which a map may differ from its share of the picture, for convolutions without padding
 
 
@@ -205,7 +205,7 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
 
 
 def _create(name: str, pretrained: bool) -> Any:
-    """timm's model, told to take pictures of any size where it has to be told (Swin)."""
+    """timm's model; one with a setting for pictures of any size gets it set (Swin)."""
     import timm
 
     model = timm.create_model(name, pretrained=pretrained, num_classes=0)

@@ -13,7 +13,7 @@ def layer_scales(model: Any, decay: float) -> dict[str, float]:
     """
     from timm.optim import param_groups_layer_decay
 
-    # With a head, as timm counts from it; models that were made without one would have their last block as the head.
+    # timm counts layers from the head; without one it would take the last block for it.
     headed = copy.deepcopy(model)
     headed.reset_classifier(1)
     names = {parameter: name for name, parameter in headed.named_parameters()}

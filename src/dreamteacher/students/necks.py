@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from dreamteacher.errors import UserError
 
-DEFAULT = "fpn-ppm"  # of regressor.json and task.json without a neck's name, from before there were others
+DEFAULT = "fpn-ppm"  # also of files without a neck's name, from before there were others
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:

@@ -52,10 +52,8 @@ class Accuracy:
         return {"top1": float(top1), **{f"accuracy_{self.classes[i]}": float(by_class[i]) for i in truth.unique().tolist()}}
 
 
-class Classification(Task):
-    """One class for a picture."""
-
-    figure, title, classifies = "top1", "top-1 accuracy", "pictures"
+class PictureTask(Task):
+    """What tasks share that predict for a picture as a whole, from its embedding."""
 
     def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
         """Logits `(B, K)`."""
@@ -68,6 +66,12 @@ class Classification(Task):
     def picture_size(self, size: int) -> int | None:
         """The crop's, to which training scales as well."""
         return size
+
+
+class Classification(PictureTask):
+    """One class for a picture."""
+
+    figure, title, classifies = "top1", "top-1 accuracy", "pictures"
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Cross entropy of `(B, K)` logits and `(B,)` labels, averaged over the pictures."""

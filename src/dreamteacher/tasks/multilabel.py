@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dreamteacher.data.items import IGNORE
-from dreamteacher.data.transforms import Augmentation, Transform, picture_crop
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
-from dreamteacher.tasks.base import Size, Task
-from dreamteacher.tasks.classification import ClassificationHead
+from dreamteacher.tasks.base import Size
+from dreamteacher.tasks.classification import PictureTask
 
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
@@ -57,23 +56,11 @@ def count_known(batch: dict[str, Tensor]) -> int:
     return int((batch["label"] != IGNORE).sum())
 
 
-class MultiLabel(Task):
+class MultiLabel(PictureTask):
     """Any number of classes for a picture."""
 
     figure, title, classifies = "map", "mAP", None
     count = staticmethod(count_known)
-
-    def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
-        """Logits `(B, K)`."""
-        return ClassificationHead(channels[-1], classes)
-
-    def crop(self, size: int, augmentation: Augmentation) -> Transform:
-        """A part of the picture, scaled to the crop."""
-        return picture_crop(size, augmentation)
-
-    def picture_size(self, size: int) -> int | None:
-        """The crop's, to which training scales as well."""
-        return size
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Binary cross entropy of `(B, K)` logits and labels, a mean over the known ones."""

@@ -38,7 +38,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 2e-2},
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
 }
-WITHOUT_EFFECT = ("dropout", "use_fp16", "use_checkpoint", "num_heads_upsample")  # on a frozen network in float32
+WITHOUT_EFFECT = ("dropout", "use_fp16", "use_checkpoint", "num_heads_upsample")  # none on a frozen network in float32
 OPTIONS = (*READABLE, *NEEDED, "image_size", "num_heads", "diffusion_steps", "class", *WITHOUT_EFFECT)
 
 
@@ -59,14 +59,14 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     check_options(options, OPTIONS)
     state, digest = without_prefix(read_state_dict(Path(source))), sha256_of(source).hex()
     found = read_flags(state, source)
-    given = KNOWN.get(digest, {}) | options
-    _compare(found, given, source)
-    chosen = _choose(given, source)
+    flags = KNOWN.get(digest, {}) | options
+    _compare(found, flags, source)
+    chosen = _choose(flags, source)
     with torch.device("meta"):
         unet = build(found, chosen)
     weights = to_diffusers(state, found, chosen)
     if "label_emb.weight" in state:
-        weights["time_embedding.linear_2.bias"] += class_embedding(state["label_emb.weight"].float(), given.get("class", "mean"))
+        weights["time_embedding.linear_2.bias"] += class_embedding(state["label_emb.weight"].float(), flags.get("class", "mean"))
     check_shapes(weights, unet.state_dict(), source)
     unet.load_state_dict(weights, assign=True)
     scheduler = DDPMScheduler(
@@ -77,7 +77,7 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(out, safe_serialization=True)
     taps = decoder_taps(unet)
     facts = {"sha256": digest, "flags": found | chosen, "resolution": chosen["image_size"], "trained_on": None}
-    facts |= {"multiple": taps[-1].stride, "steps": chosen["diffusion_steps"], "class": given.get("class", "mean")}
+    facts |= {"multiple": taps[-1].stride, "steps": chosen["diffusion_steps"], "class": flags.get("class", "mean")}
     write_facts(out, "adm", taps, facts)
 
 
@@ -97,11 +97,11 @@ def set_heads(unet: UNet2DModel, heads: int | None) -> None:
             module.heads = heads
 
 
-def _compare(found: dict[str, Any], given: dict[str, str], source: str) -> None:
+def _compare(found: dict[str, Any], flags: dict[str, str], source: str) -> None:
     """UserError where an option says something else than the state dict."""
-    size = _number("image_size", given["image_size"]) if given.get("image_size") else None
+    size = _number("image_size", flags["image_size"]) if flags.get("image_size") else None
     for flag in READABLE:
-        text, actual = given.get(flag, ""), found[flag]
+        text, actual = flags.get(flag, ""), found[flag]
         stated: Any
         if not text:  # guided-diffusion's default of channel_mult, which follows image_size
             continue
@@ -120,11 +120,11 @@ def _compare(found: dict[str, Any], given: dict[str, str], source: str) -> None:
             raise UserError(f"--option {flag}={text} does not fit {source}, whose state dict has {_show(actual)}; leave it out or mend it")
 
 
-def _choose(given: dict[str, str], source: str) -> dict[str, Any]:
+def _choose(flags: dict[str, str], source: str) -> dict[str, Any]:
     """What the state dict does not show."""
-    needed = {flag: given.get(flag, "") for flag in NEEDED}
+    needed = {flag: flags.get(flag, "") for flag in NEEDED}
     if needed["num_head_channels"] in ("", "-1"):  # guided-diffusion's default, with which num_heads counts
-        needed["num_head_channels"] = "-1" if given.get("num_heads") else ""
+        needed["num_head_channels"] = "-1" if flags.get("num_heads") else ""
     if missing := [flag for flag, value in needed.items() if not value]:
         raise UserError(
             f"{source} is not known by its sha256, and its state dict does not show {', '.join(missing)}; give them as it was trained: "
@@ -137,10 +137,10 @@ def _choose(given: dict[str, str], source: str) -> dict[str, Any]:
     return {
         "use_new_attention_order": _truth("use_new_attention_order", needed["use_new_attention_order"]),
         "num_head_channels": None if by_number else _number("num_head_channels", needed["num_head_channels"]),
-        "num_heads": _number("num_heads", given["num_heads"]) if by_number else None,
+        "num_heads": _number("num_heads", flags["num_heads"]) if by_number else None,
         "noise_schedule": schedule,
-        "diffusion_steps": _number("diffusion_steps", given.get("diffusion_steps", "1000")),
-        "image_size": _number("image_size", given["image_size"]) if given.get("image_size") else None,
+        "diffusion_steps": _number("diffusion_steps", flags.get("diffusion_steps", "1000")),
+        "image_size": _number("image_size", flags["image_size"]) if flags.get("image_size") else None,
     }
 
 

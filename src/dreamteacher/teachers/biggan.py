@@ -124,7 +124,7 @@ def read_deep(folder: Path, truncation: float) -> BigGAN:
             weights[name] = value.T
         elif name.startswith("start."):  # rows are (H, W, C) there, (C, H, W) here
             weights[name] = value.unflatten(0, (SIDE, SIDE, -1)).movedim(2, 0).flatten(0, 2)
-        elif name.startswith("out."):  # of all its outputs three are used
+        elif name.startswith("out."):  # only three of its outputs are used
             weights[name] = value[:3]
         elif name.endswith(".gamma"):
             weights[name] = value.reshape(())

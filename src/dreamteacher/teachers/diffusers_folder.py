@@ -93,13 +93,13 @@ def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> 
     network = _read(facts["model"], folder, "network")
     if not facts["autoencoder"]:
         return DiffusionTeacher(network, scheduler, encoding, strides)
-    given = (network, scheduler, encoding, strides, Latents(_read(facts["autoencoder"], folder, "autoencoder")))
+    parts = (network, scheduler, encoding, strides, Latents(_read(facts["autoencoder"], folder, "autoencoder")))
     prompt = read_embedding(read_checkpoint(folder / PROMPT_FILE), str(folder)) if (folder / PROMPT_FILE).exists() else {}
     if facts["model"] == "DiTTransformer2DModel":
-        return DiTTeacher(*given, blocks=facts["blocks"], label=facts["class"])
+        return DiTTeacher(*parts, blocks=facts["blocks"], label=facts["class"])
     if facts["model"] == "SD3Transformer2DModel":
-        return FlowTeacher(*given, blocks=facts["blocks"], prompt=prompt)
-    return LatentTeacher(*given, prompt=prompt)
+        return FlowTeacher(*parts, blocks=facts["blocks"], prompt=prompt)
+    return LatentTeacher(*parts, prompt=prompt)
 
 
 class _Source:
@@ -127,20 +127,20 @@ class _Source:
         """Where a part may lie: below its name, or in old repositories beside model_index.json."""
         return [part, ""] if not self.local else [part if (Path(self.source) / part).is_dir() else ""]
 
-    def find(self, known: tuple[str, ...], what: str) -> tuple[str, str]:
-        """Class and name of the part whose class is among `known`."""
+    def find(self, usable: tuple[str, ...], what: str) -> tuple[str, str]:
+        """Class and name of the part whose class is among `usable`."""
         parts = {part: entry[1] for part, entry in self.index.items() if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[1]}
         for part, name in parts.items():
-            if ALIASES.get(name, name) in known:
+            if ALIASES.get(name, name) in usable:
                 return ALIASES.get(name, name), part
-        raise UserError(f"{self.source} has no {what} that can teach: {', '.join(known)} can, it has {', '.join(parts.values())}")
+        raise UserError(f"{self.source} has no {what} that can teach: {', '.join(usable)} can, it has {', '.join(parts.values())}")
 
     def load(self, name: str, part: str) -> Any:
         """A part, in float32, all of whose weights were found."""
         for place in self._places(part):
-            given = {"subfolder": place or None, "torch_dtype": torch.float32, **self.more}
+            options = {"subfolder": place or None, "torch_dtype": torch.float32, **self.more}
             try:
-                model, found = _class(name).from_pretrained(self.source, **given, output_loading_info=True)
+                model, found = _class(name).from_pretrained(self.source, **options, output_loading_info=True)
                 break
             except (OSError, ValueError, KeyError, RuntimeError, TypeError) as caught:
                 error = caught

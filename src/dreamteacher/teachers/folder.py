@@ -7,15 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+import torch
+
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.plugins import load_plugin
 from dreamteacher.settings.presets import auto_taps
 from dreamteacher.teachers.base import Generator, Tap, Teacher
 from dreamteacher.teachers.encodings import Encoding
+from dreamteacher.training.precision import move_frozen
 
 if TYPE_CHECKING:
     from dreamteacher.settings.pretraining import Teacher as Settings
 
+CPU = torch.device("cpu")
 TAPS_FILE = "teacher.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 OWN = ("ddpm", "edm", "random", "pixels", "adm", "stylegan2", "biggan", "icgan", "timm")
@@ -32,7 +36,7 @@ class Kind(Protocol):
         ...
 
     def open_folder(self, folder: Path, strides: list[int] | None, encoding: Encoding) -> Teacher:
-        """See `open_teacher`."""
+        """On the CPU. See `open_teacher`."""
         ...
 
     def import_weights(self, source: str, out: Path, options: dict[str, str]) -> None:
@@ -49,13 +53,13 @@ def get_kind(name: str) -> Kind:
     return cast(Kind, load_plugin(ENTRY_POINTS, name, KINDS, "kind of teacher"))
 
 
-def open_teacher(folder: Path, strides: list[int] | None, encoding: Encoding) -> Teacher:
-    """The frozen teacher in `folder`, with taps at `strides` (None: all).
+def open_teacher(folder: Path, strides: list[int] | None, encoding: Encoding, device: torch.device = CPU) -> Teacher:
+    """The frozen teacher in `folder` on `device`, with taps at `strides` (None: all).
 
     Raises:
         UserError: the folder holds no teacher, a damaged one, one of an unknown kind, or one that the strides or the encoding do not fit.
     """
-    return get_kind(read_facts(folder)["kind"]).open_folder(folder, strides, encoding)
+    return move_frozen(get_kind(read_facts(folder)["kind"]).open_folder(folder, strides, encoding), device)
 
 
 def write_facts(folder: Path, kind: str, taps: list[Tap], facts: dict[str, Any]) -> None:

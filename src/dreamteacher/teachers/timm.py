@@ -139,14 +139,14 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     checkpoint = options.get("weights")
     pretrained = options.get("pretrained") != "false" and checkpoint is None
     name = f"local-dir:{source}" if Path(source).is_dir() else source
-    encoder, given = _create(name, pretrained, int(options.get("blocks", 1)))
+    encoder, config = _create(name, pretrained, int(options.get("blocks", 1)))
     model = encoder.model
     if checkpoint:
         _load(model, Path(checkpoint))
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / WEIGHTS)
     network = {
         "architecture": model.pretrained_cfg["architecture"],
-        "options": given,
+        "options": config,
         "blocks": int(options.get("blocks", 1)),
         "mean": encoder.mean,
         "std": encoder.std,
@@ -165,12 +165,12 @@ def _create(name: str, pretrained: bool, blocks: int) -> tuple[Encoder, dict[str
     if not schema and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3) or ["see timm.list_models()"]
         raise UserError(f"timm has no model {name!r}, and there is no such folder; near: {', '.join(near)}")
-    given: dict[str, Any] = {}
+    config: dict[str, Any] = {}
     try:
         if schema == "local-dir":
-            given = load_model_config_from_path(place)[2]
+            config = load_model_config_from_path(place)[2]
         elif schema:
-            given = load_model_config_from_hf(place)[2]
+            config = load_model_config_from_hf(place)[2]
         model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # no file, no network, or an unknown architecture: each has its own type
         raise UserError(
@@ -178,14 +178,14 @@ def _create(name: str, pretrained: bool, blocks: int) -> tuple[Encoder, dict[str
         ) from error
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"{name} offers no maps (forward_intermediates); choose another model")
-    given = {key: value for key, value in given.items() if key not in ("num_classes", "pretrained")}
+    config = {key: value for key, value in config.items() if key not in ("num_classes", "pretrained")}
     state, why = model.state_dict(), "it takes none"
     for sizes in ANY_SIZE:
         try:
-            other: Any = timm.create_model(model.pretrained_cfg["architecture"], pretrained=False, num_classes=0, **given, **sizes)
+            other: Any = timm.create_model(model.pretrained_cfg["architecture"], pretrained=False, num_classes=0, **config, **sizes)
             other.load_state_dict(state)
             other.pretrained_cfg = model.pretrained_cfg
-            return Encoder(other.eval(), blocks), {**given, **sizes}
+            return Encoder(other.eval(), blocks), {**config, **sizes}
         except Exception as error:  # each family has its own way to refuse a size, or the option
             why = why if isinstance(error, TypeError) else first_line(error)
     raise UserError(

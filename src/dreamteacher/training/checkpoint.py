@@ -64,7 +64,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(
     folder: Path, usable: Callable[[dict[str, Any]], bool], say: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole and `usable`, or None; `say` is told of each that is passed over, and why."""
+    """The newest checkpoint that is whole and `usable`, or None; `say` gets a line for each that is passed over, with the reason."""
     for path in list_checkpoints(folder):
         try:
             state = read_checkpoint(path)

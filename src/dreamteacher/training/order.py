@@ -1,4 +1,4 @@
-"""Which picture stands where: an endless order of the samples that any step can be entered at."""
+"""Which picture comes when: an endless sample order that can start at any step."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def choose_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_form
     return torch.contiguous_format if device.type == "cpu" and dtype == torch.bfloat16 else torch.channels_last
 
 
-def move(module: Any, device: torch.device) -> Any:
+def move_frozen(module: Any, device: torch.device) -> Any:
     """A frozen `module` on `device`; on a GPU with the convolutions' weights in the layout of the pictures.
 
     cuDNN would bring them into it again at each call. On a CPU they stay as they are.

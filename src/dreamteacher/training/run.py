@@ -114,24 +114,24 @@ class Run:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # crops have one size
 
-        self.given = model
+        self.model = model
         # Statistics over all processes' pictures; on a copy, since the result should be loadable without a process group.
         sync = processes.count > 1 and self.device.type == "cuda"
         alone = settings.batch_size == settings.accumulate * processes.count and not sync
         if alone and any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules()):
             raise UserError(f"{self.title}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
-        self.bare: nn.Module = _sync_batchnorm(model) if sync else model
-        self.bare.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.ema = create_ema(kept(self.bare), settings.ema) if settings.ema is not None else None
-        self.wrapped = processes.wrap(self.bare)
-        self.optimizer = create_optimizer(self.bare, settings, rates)
+        self.module: nn.Module = _sync_batchnorm(model) if sync else model
+        self.module.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.ema = create_ema(kept(self.module), settings.ema) if settings.ema is not None else None
+        self.ddp = processes.wrap(self.module)
+        self.optimizer = create_optimizer(self.module, settings, rates)
         self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
         self.done = 0
-        self.saved = 0  # step of the newest checkpoint; none is needed of the first weights
+        self.saved = 0  # step of the newest checkpoint; the initial weights need none
         self.lr = 0.0
         self.history: list[Row] = []
-        self.names: list[str] = []  # of the columns of `window` but the last, the gradient's norm
+        self.names: list[str] = []  # of the columns of `window`, without the last, which is the gradient's norm
         self.window: list[Tensor] = []  # a row for each step since the last record, left on the device so that no step waits for it
         self.idle = Idle(self.device)
 
@@ -162,10 +162,10 @@ class Run:
             part = micro * processes.count + processes.rank
             random = StepRandom(self.seed, self.done, part, len(parts) * processes.count, self.device)
             seed_everything(derive_seed("step", self.seed, self.done, part), self.device)
-            share = contextlib.nullcontext() if micro == len(parts) - 1 else processes.accelerator.no_sync(self.wrapped)
+            share = contextlib.nullcontext() if micro == len(parts) - 1 else processes.accelerator.no_sync(self.ddp)
             with share:
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    losses = self.step(self.wrapped, batch, random)
+                    losses = self.step(self.ddp, batch, random)
                 (losses["loss"] / len(parts)).backward()
             self.names = list(losses)
             total = total + torch.stack([value.detach().float() for value in losses.values()]) / len(parts)
@@ -192,9 +192,9 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.after_step:
-            self.after_step(self.bare, self.done)
+            self.after_step(self.module, self.done)
         if self.ema:
-            update_ema(self.ema, self.kept(self.bare), self.done)
+            update_ema(self.ema, self.kept(self.module), self.done)
         return norm
 
     def read_window(self) -> Tensor:
@@ -235,7 +235,7 @@ class Run:
 
     def evaluate(self, on_eval: Callable[[nn.Module, int], dict[str, float]]) -> Row:
         """What the first process measures, for all."""
-        model = self.ema.module if self.ema else self.kept(self.bare)
+        model = self.ema.module if self.ema else self.kept(self.module)
         values: Row = {}
         self.idle.pauses()
         with self.pace.paused():
@@ -243,7 +243,7 @@ class Run:
                 model.eval()
                 with torch.no_grad():
                     values = {key: float(value) for key, value in on_eval(model, self.done).items()}
-                self.bare.train()
+                self.module.train()
             return self.processes.from_first(values)
 
     def save(self) -> None:
@@ -260,7 +260,7 @@ class Run:
             if self.processes.is_first:
                 state: dict[str, Any] = {
                     "step": self.done,
-                    "model": self.bare.state_dict(),
+                    "model": self.module.state_dict(),
                     "ema": self.ema.module.state_dict() if self.ema else None,
                     "optimizer": self.optimizer.state_dict(),
                     "window": window,
@@ -278,7 +278,7 @@ class Run:
         if not path:
             return
         state = found[1] if found else read_checkpoint(path)
-        self.bare.load_state_dict(state["model"])
+        self.module.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -289,19 +289,19 @@ class Run:
 
     def fits(self, state: dict[str, Any]) -> bool:
         """Whether a checkpoint's weights are this model's by name and shape."""
-        shapes = {key: value.shape for key, value in self.bare.state_dict().items()}
+        shapes = {key: value.shape for key, value in self.module.state_dict().items()}
         return shapes == {key: value.shape for key, value in state["model"].items()} and (state["ema"] is None) == (self.ema is None)
 
     def result(self) -> Trained:
         """Hand the models back as they came: on the CPU, contiguous."""
         self.optimizer.zero_grad()
-        if self.bare is not self.given:
-            self.given.load_state_dict(self.bare.state_dict())
+        if self.module is not self.model:
+            self.model.load_state_dict(self.module.state_dict())
         ema = self.ema.module if self.ema else None
-        for model in (self.given, ema):
+        for model in (self.model, ema):
             if model is not None:
                 model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return Trained(self.given, ema, self.history)
+        return Trained(self.model, ema, self.history)
 
 
 def _sync_batchnorm(model: nn.Module) -> nn.Module:
