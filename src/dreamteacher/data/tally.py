@@ -117,18 +117,18 @@ class Tally:
 
     @property
     def has_boxes(self) -> bool:
-        """Whether the labels are boxes, or objects, which have some."""
-        return self.task in ("detection", "instances")
+        """Whether the labels are boxes, or objects or keypoints, which are counted as those are."""
+        return self.task in ("detection", "instances", "keypoints")
 
     @property
     def of_boxes(self) -> str:
         """What they are called."""
-        return "boxes" if self.task == "detection" else "objects"
+        return {"detection": "boxes", "keypoints": "keypoints"}.get(str(self.task), "objects")
 
     @property
     def a_box(self) -> str:
         """One of them."""
-        return "a box" if self.task == "detection" else "an object"
+        return {"detection": "a box", "keypoints": "a keypoint"}.get(str(self.task), "an object")
 
     def labels_of(self, split: str) -> np.ndarray:
         """int64 (n): labelled pictures of each class in a split (of masks: that hold the class), 255 = unknown left out."""
