@@ -142,13 +142,13 @@ def maps(height: int = 8, width: int = 16) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def test_objects_are_the_peaks_that_say_different_things() -> None:
-    found = choose_objects(*maps(), (32, 64), (30, 60), (60, 120))
+    found = choose_objects(*maps(), (32, 64), (30, 60), size=(60, 120))
     assert found.shape == (2, 7)
     assert found[:, 0].tolist() == pytest.approx([0.9, 0.6])
     assert found[0, 1:].tolist() == [16, 16, 1, 40, 16, 0.5]
     assert found[1, 1:].tolist() == [80, 40, 0.25, 120, 40, 1]  # cut at the picture's border
-    assert choose_objects(*maps(), (32, 64), (30, 20), (30, 20)).shape == (1, 7)  # what is in the padding is nothing
-    assert choose_objects(maps()[0] * 0, *maps()[1:], (32, 64), (30, 60), (30, 60)).shape == (0, 7)
+    assert choose_objects(*maps(), (32, 64), (30, 20), size=(30, 20)).shape == (1, 7)  # what is in the padding is nothing
+    assert choose_objects(maps()[0] * 0, *maps()[1:], (32, 64), (30, 60), size=(30, 60)).shape == (0, 7)
 
 
 def test_every_form_of_labels_can_be_held_out() -> None:

@@ -177,7 +177,9 @@ def test_a_keypoint_that_is_wrong_costs_its_picture_alone(tmp_path: Path) -> Non
     path.write_text(json.dumps(content))
     run(source, tmp_path / "out", task="keypoints", max_bad_fraction=0.5)
     assert list(reasons(tmp_path / "out")) == ["train/0.png"]
-    assert any(line.startswith("1 pictures have keypoints more than 2 pixels beyond the border") for line in report(tmp_path / "out")["summary"])
+    assert any(
+        line.startswith("1 pictures have keypoints more than 2 pixels beyond the border") for line in report(tmp_path / "out")["summary"]
+    )
 
 
 def test_flips_of_keypoints_without_their_other_side_are_refused_before_training(tmp_path: Path) -> None:

@@ -41,9 +41,7 @@ class BoxSource(NamedTuple):
     body: Body | None = None
 
 
-def find_boxes(
-    table: sqlite3.Connection, tree: Tree, classes: list[str] | None, max_bytes: int, detail: Detail = ""
-) -> BoxSource | None:
+def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None, max_bytes: int, detail: Detail = "") -> BoxSource | None:
     """The boxes that there are: of COCO (table `labels`), else of files named as the pictures are (table `pairs`); None if there are none.
 
     classes: of classes.txt, which then says all classes and their order. detail: of objects that is wanted, too, which COCO alone has.

@@ -62,15 +62,14 @@ def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coc
         return None
     table.execute("CREATE TABLE coco_pictures (file INTEGER, id TEXT, name TEXT, size TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
     table.execute(
-        "CREATE TABLE coco_boxes (file INTEGER, picture TEXT, x REAL, y REAL, w REAL, h REAL, category INTEGER, crowd INTEGER, "
-        "detail TEXT)"
+        "CREATE TABLE coco_boxes (file INTEGER, picture TEXT, x REAL, y REAL, w REAL, h REAL, category INTEGER, crowd INTEGER, detail TEXT)"
     )
     table.execute("CREATE TABLE coco_names (file INTEGER, id INTEGER, name TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
     categories: dict[tuple[int, int, str], None] = {}
     bodies: dict[str, Body] = {}
     used = []
     for number, name in enumerate(files):
-        of_file = _import(table, tree, number, name, detail, bodies)
+        of_file = _import(table, tree, number, name, detail, bodies=bodies)
         if of_file is not None:
             used.append(name)
             categories |= dict.fromkeys((identity, number, text) for identity, text in of_file.items())
@@ -108,7 +107,7 @@ def _is_coco(tree: Tree, name: str) -> bool:
 
 
 def _import(
-    table: sqlite3.Connection, tree: Tree, number: int, name: str, detail: Detail, bodies: dict[str, Body]
+    table: sqlite3.Connection, tree: Tree, number: int, name: str, detail: Detail, *, bodies: dict[str, Body]
 ) -> dict[int, str] | None:
     """Copy pictures and boxes of a file into the tables; its categories, or None if it holds no annotations with boxes.
 

@@ -33,7 +33,7 @@ CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in
 # boxes or keypoints, or none.
 Label = int | tuple[int, ...] | np.ndarray | Boxes | Keypoints | None
 LabelForm = Literal["class", "mask", "boxes", "instances", "labels", "depth", "keypoints"]
-FORMS = ("mask", "boxes", "instances", "labels", "depth", "keypoints")  # as the manifest's column label has them; else it is empty or a class id
+FORMS = ("mask", "boxes", "instances", "labels", "depth", "keypoints")  # as the column label has them; else it is empty or a class id
 ROW = 6  # numbers of a box in a batch: x1, y1, x2, y2, class, ignored; -1: there is none
 
 
@@ -195,7 +195,7 @@ class Samples(torch.utils.data.Dataset):
 
 
 def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch: each tensor stacked; labels of boxes `(N, ROW)` and of keypoints are first filled up to the most of the batch, by rows of -1."""
+    """A batch: each tensor stacked; labels of boxes `(N, ROW)` and of keypoints are first filled up to the longest, by rows of -1."""
     if items[0].get("label", torch.empty(0)).ndim == 2:
         labels = _equally_long([item["label"] for item in items])
         items = [{**item, "label": label} for item, label in zip(items, labels, strict=True)]

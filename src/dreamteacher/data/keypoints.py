@@ -35,7 +35,7 @@ class Body(NamedTuple):
 class Keypoints:
     """All objects of a picture; none is a label too.
 
-    corners: float32 (N, 4) of x1, y1, x2, y2 in pixels, the picture from (0, 0) to (width, height). areas: float32 (N,), pixels of an object.
+    corners: float32 (N, 4) of x1, y1, x2, y2 in pixels, the picture from (0, 0) to (width, height). areas: float32 (N,), in pixels.
     ignored: bool (N,), of crowds. points: float32 (N, P, 3) of x, y and 0 (not labelled), 1 (hidden) or 2 (visible), as COCO has them.
     body: which they are.
     """
@@ -61,13 +61,14 @@ class Keypoints:
 
     def to_json(self) -> bytes:
         """`{"boxes": [[x1, y1, x2, y2], ...], "areas": [...], "iscrowd": [0 or 1, ...], "keypoints": [[[x, y, v], ...], ...]}`."""
-        corners, points = ([[float(f"{value:.3f}") for value in row.ravel()] for row in values] for values in (self.corners, self.points))
-        stored = {"boxes": corners, "areas": [round(float(area), 3) for area in self.areas], "iscrowd": self.ignored.astype(int).tolist()}
-        return json.dumps(stored | {"keypoints": [list(zip(*[iter(row)] * 3, strict=True)) for row in points]}).encode()
+        named = {"boxes": self.corners, "areas": self.areas, "keypoints": self.points}
+        stored = {name: values.astype(np.float64).round(3).tolist() for name, values in named.items()}
+        return json.dumps(stored | {"iscrowd": self.ignored.astype(int).tolist()}).encode()
 
     def rows(self) -> np.ndarray:
         """float32 (N, OBJECT + 3 P), the points behind each object."""
-        return np.column_stack([self.corners, self.areas, self.ignored, self.points.reshape(len(self.corners), 3 * len(self.body.names))]).astype(np.float32)
+        points = self.points.reshape(len(self.corners), 3 * len(self.body.names))
+        return np.column_stack([self.corners, self.areas, self.ignored, points]).astype(np.float32)
 
     def labelled(self) -> np.ndarray:
         """bool (N, P): where there is a keypoint."""
@@ -167,7 +168,7 @@ def _mirrored_names(name: str) -> list[tuple[str, ...]]:
 
 
 def choose_objects(
-    centres: np.ndarray, points: np.ndarray, seen: np.ndarray, padded: tuple[int, int], own: tuple[int, int], size: tuple[int, int]
+    centres: np.ndarray, points: np.ndarray, seen: np.ndarray, padded: tuple[int, int], own: tuple[int, int], *, size: tuple[int, int]
 ) -> np.ndarray:
     """The objects of one picture: the peaks of the map of centres, without those whose keypoints lie where a better one has them.
 
@@ -180,7 +181,7 @@ def choose_objects(
         size: (H, W) that the keypoints are wanted in.
 
     Returns:
-        float32 (D, 1 + 3 P): the score of an object, and of each keypoint x and y in pixels of `size` and `seen`; the best first, D <= MOST.
+        float32 (D, 1 + 3 P): an object's score, and of each keypoint x and y in pixels of `size` and `seen`; the best first, D <= MOST.
     """
     heat = centres[0]
     around = np.pad(heat, 1, constant_values=-1)

@@ -71,6 +71,16 @@ def pretrain_crop(size: int, mirror: bool = True) -> Transform:
     return transform
 
 
+def with_class(crop: Transform, none: int) -> Transform:
+    """A transform Sample -> {"image", "class"}: what `crop` makes of the picture, and its class id, int64 `()`; `none` without one."""
+
+    def transform(sample: Sample) -> dict[str, Tensor]:
+        cls = none if sample.label is None else int(sample.label)  # type: ignore[arg-type]
+        return {"image": crop(replace(sample, label=None))["image"], "class": torch.tensor(cls)}
+
+    return transform
+
+
 def pixel_crop(size: int, augmentation: Augmentation) -> Transform:
     """For labels of pixels: a random crop (reflected where the picture ends), whose scale is 0.5 to 2 (log-uniform) with `scale`, else 1.
 

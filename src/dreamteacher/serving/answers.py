@@ -236,8 +236,8 @@ class Instances:
 class Keypoints:
     """Keypoints of the objects in the picture, the likeliest object first.
 
-    points: float32 (D, P, 2) of x and y in pixels of the picture itself, which lies from (0, 0) to (W, H). seen: float32 (D, P) in [0, 1], how
-    likely each is in the picture. scores: float32 (D,) in [0, 1]; choose a threshold for yours, as D may be up to 100 with low scores.
+    points: float32 (D, P, 2) of x and y in pixels of the picture itself, which lies from (0, 0) to (W, H). seen: float32 (D, P) in [0, 1],
+    how likely each is in the picture. scores: float32 (D,) in [0, 1]; choose a threshold for yours, as D may be up to 100 with low scores.
     classes: names of the P keypoints; skeleton: pairs of them, by number, between which a line is drawn.
     """
 

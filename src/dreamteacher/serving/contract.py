@@ -36,8 +36,8 @@ class Contract:
     of RGB in [0, 1].
     size: side of the example input, and the only one where `dynamic_size` is false. multiple: that height and width must be of.
     short_side: larger pictures are reduced to it, as ingest does; None: they are not. scale_to: short side at which the task is evaluated;
-    None: as it is. interpolation: a name of Pillow's. strides: of the backbone's pyramid, fine to coarse. skeleton: pairs of classes that are
-    keypoints, between which a line is drawn.
+    None: as it is. interpolation: a name of Pillow's. strides: of the backbone's pyramid, fine to coarse. skeleton: pairs of classes that
+    are keypoints, between which a line is drawn.
     """
 
     task: str
@@ -207,7 +207,7 @@ def to_detections(
 def to_keypoints(outputs: Mapping[str, np.ndarray], prepared: tuple[int, int], size: tuple[int, int], contract: Contract) -> np.ndarray:
     """float32 (D, 1 + 3 P) of objects in the picture's own `size` (H, W); see `keypoints.choose_objects`."""
     padded = -(-prepared[0] // contract.multiple) * contract.multiple, -(-prepared[1] // contract.multiple) * contract.multiple
-    return choose_objects(outputs["centres"], outputs["points"], outputs["seen"], padded, prepared, size)
+    return choose_objects(outputs["centres"], outputs["points"], outputs["seen"], padded, prepared, size=size)
 
 
 def to_shares(mask: np.ndarray, classes: int) -> np.ndarray:

@@ -207,9 +207,7 @@ _RENDERINGS: dict[type, Rendering] = {
         save=_save_objects,
         files=("instances", "overlay"),
     ),
-    Keypoints: Rendering(
-        words=_say_keypoints, values=_count_keypoints, listed=_list_keypoints, save=_save_keypoints, files=("overlay",)
-    ),
+    Keypoints: Rendering(words=_say_keypoints, values=_count_keypoints, listed=_list_keypoints, save=_save_keypoints, files=("overlay",)),
     MultiLabel: Rendering(
         words=lambda answer: (
             ", ".join(f"{name} {answer.probabilities[answer.classes.index(name)]:.3f}" for name in answer.labels) or "none of the classes"

@@ -39,10 +39,8 @@ LEAST_SIDE = 8.0  # pixels: smaller objects count like such ones
 SHOWN = 0.3  # least score of an object that is drawn, or that fp16 must keep
 LIKELY = 0.5  # probability from which a keypoint counts as there
 CLOSE = 0.2  # of PCK: share of the longer side of an object's box
-COCO = (
-    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist "
-    "left_hip right_hip left_knee right_knee left_ankle right_ankle"
-).split()
+_PAIRS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+COCO = ["nose", *(f"{side}_{part}" for part in _PAIRS for side in ("left", "right"))]
 COCO_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000  # pycocotools, Params.setKpParams
 
 
@@ -61,8 +59,9 @@ class KeypointsHead(NeckHead):
         """The neck's outputs to maps at the resolution of its finest level.
 
         Returns:
-            `centres` (B, 1, h, w): logits. `points` (B, 2 P, h, w): x and y of each keypoint of the object whose centre is there, as fractions
-            of the picture. `seen` (B, P, h, w): logits of whether it is in the picture. `places` (B, 2, h, w): x, y of the middle of a cell.
+            `centres` (B, 1, h, w): logits. `points` (B, 2 P, h, w): x and y of each keypoint of the object whose centre is there, as
+            fractions of the picture. `seen` (B, P, h, w): logits of whether it is in the picture. `places` (B, 2, h, w): x, y of a cell's
+            middle.
         """
         fused = self.fuse(at_finest(levels))
         height, width = fused.shape[2:]
@@ -196,8 +195,8 @@ class KeypointTask(Task):
             return
         if lonely := without_partner(names):
             raise UserError(
-                f"keypoint {lonely[0]!r} has no other side among {', '.join(names)}, so nobody knows what it is in a mirrored picture; rename "
-                "it, or set finetune.augment to no-flip"
+                f"keypoint {lonely[0]!r} has no other side among {', '.join(names)}, so nobody knows what it is in a mirrored picture; "
+                "rename it, or set finetune.augment to no-flip"
             )
         if not has_sides(names):
             log.warning("no keypoint has left or right in its name, so that all keep theirs in mirrored pictures; if they must not, set "
@@ -229,7 +228,7 @@ class KeypointTask(Task):
         served = self.serve({name: part[None] for name, part in output.items()})
         centres, points, seen = (values[0].float().cpu().numpy() for values in served)
         padded = -(-own[0] // MULTIPLE) * MULTIPLE, -(-own[1] // MULTIPLE) * MULTIPLE
-        return torch.from_numpy(choose_objects(centres, points, seen, padded, (own[0], own[1]), (size[0], size[1])))
+        return torch.from_numpy(choose_objects(centres, points, seen, padded, (own[0], own[1]), size=(size[0], size[1])))
 
     def score(self, classes: list[str]) -> KeypointPrecision:
         """Of objects and their keypoints."""
