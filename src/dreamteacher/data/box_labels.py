@@ -123,7 +123,12 @@ def _yolo_names(tree: Tree) -> list[str] | None:
         if not name.endswith(("yaml", "yml")):
             return [class_name(line) for line in text.splitlines() if line.strip()]
         try:
-            names = yaml.safe_load(text)["names"]
+            content = yaml.safe_load(text)
+            names = content["names"]
+            if "kpt_shape" in content:  # some such lines would be read as polygons
+                raise UserError(
+                    f"{tree}/{name} has kpt_shape: its labels are YOLO's poses, which are not read; convert them to COCO's JSON"
+                )
             if isinstance(names, dict):
                 if sorted(names) != list(range(len(names))):
                     raise ValueError("the numbers of names are not 0, 1, 2 and so on")

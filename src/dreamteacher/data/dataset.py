@@ -79,7 +79,7 @@ class ImageSet:
             raise UserError(f"{folder} holds no data set ({error.filename} is missing); run `dreamteacher ingest` first") from error
         self.task: str | None = facts["task"]
         self.classes: list[str] = facts["classes"]
-        self.body = Body(tuple(self.classes), tuple(map(tuple, facts.get("skeleton", ()))))
+        self.body = Body(tuple(self.classes), tuple((first, second) for first, second in facts.get("skeleton", ())))
         self.mean: list[float] = facts["mean"]
         self.std: list[float] = facts["std"]
         self._hashes = np.frombuffer(hashes, np.uint8).reshape(-1, hashlib.sha256().digest_size)

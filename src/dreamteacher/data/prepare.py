@@ -22,7 +22,7 @@ from dreamteacher.data.instances import boxes_of, to_png
 from dreamteacher.data.items import AUTO, IGNORE, Item
 from dreamteacher.data.keypoint_labels import read_keypoints
 from dreamteacher.data.keypoints import SUFFIX as KEYPOINTS
-from dreamteacher.data.keypoints import Body
+from dreamteacher.data.keypoints import Body, Keypoints
 from dreamteacher.data.several_labels import SUFFIX as LABELS
 from dreamteacher.data.several_labels import to_json, to_label
 
@@ -100,7 +100,7 @@ def prepare(
     dense, more = _read_dense(item, picture, classes, max_pixels, task=task) if task in DENSE else (None, ())
     warnings = (*warnings, *more)
     stored = (height, width) if picture.orientation > 4 else (width, height)
-    keypoints = None
+    keypoints: Keypoints | None = None
     if item.boxes and body:
         keypoints, more = read_keypoints(item.boxes, body, stored, picture.orientation)
         warnings = (*warnings, *more)

@@ -79,7 +79,7 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
             raise
         raise cannot_open(urls[0], error) from error
     passed_over = PassedOver()
-    if task == "keypoints" and classes is None:
+    if task == "keypoints" and classes is None and labels != "none":
         raise UserError(f"ingest.task = keypoints needs the names of the keypoints, a line each, in {where}; add it")
 
     def items() -> Iterator[Item]:
@@ -94,9 +94,9 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
                     yield item
 
     kind, has_val = "shards" if labels != "none" else "none", "val" in splits.values()
-    body = Body(tuple(classes.names)) if classes and task == "keypoints" else None
-    facts = {"wanted": labels != "none", "task": task, "body": body}
-    return Found(items(), classes, kind, has_val, counts, "files of the shards", passed_over, **facts)
+    found = Found(items(), classes, kind, has_val, counts, "files of the shards", passed_over, wanted=labels != "none", task=task)
+    found.body = Body(tuple(classes.names)) if classes and task == "keypoints" else None
+    return found
 
 
 def _split_of(shard: str) -> str | None:

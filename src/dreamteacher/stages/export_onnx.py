@@ -83,7 +83,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             scale_to=get_task(model.task).picture_size(model.size),
             interpolation="bilinear",
             strides=tuple(model.backbone.strides),
-            skeleton=tuple(map(tuple, found.get("skeleton", ()))),
+            skeleton=tuple((first, second) for first, second in found.get("skeleton", ())),
         )
         facts = {
             "architecture": model.backbone.name,

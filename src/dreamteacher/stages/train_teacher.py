@@ -74,8 +74,8 @@ def run(
         network = _build(generator, params.seed, start)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            classes = {"classes": batch["class"]} if settings.conditional else {}
-            return generator.loss(model, batch["image"], random, **classes)
+            loss: Any = generator.loss  # of some kinds it takes classes, too
+            return loss(model, batch["image"], random, **({"classes": batch["class"]} if settings.conditional else {}))
 
         def draw(model: nn.Module, step: int) -> dict[str, float]:
             if settings.samples and step < settings.steps:

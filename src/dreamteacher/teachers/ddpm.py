@@ -131,7 +131,7 @@ class Generator:
         device, shape = next(network.parameters()).device, (count, 3, settings.resolution, settings.resolution)
         pictures = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
         labels = {"class_labels": each_in_turn(count, self.classes, device)} if self.classes else {}
-        estimate = None
+        estimate: Tensor | None = None
         for t in scheduler.timesteps:
             inputs = beside(pictures, estimate) if settings.self_conditioning else pictures
             step = scheduler.step(network(inputs, t, **labels).sample, t, pictures)
