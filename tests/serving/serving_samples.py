@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,9 +31,9 @@ def make_model(task: str, seed: int = 0) -> TaskModel:
     return model
 
 
-def make_data(folder: Path, short_side: int | None = 48) -> Path:
+def make_data(folder: Path, short_side: int | None = 48, **facts: Any) -> Path:
     with open_stage("ingest", params={"ingest": {"short_side": short_side}}, inputs={}, out=folder) as stage:
-        (stage.tmp / "dataset.json").write_text(json.dumps({"hash": "d" * 64, "counts": COUNTS}))
+        (stage.tmp / "dataset.json").write_text(json.dumps({"hash": "d" * 64, "counts": COUNTS, **facts}))
     return folder
 
 

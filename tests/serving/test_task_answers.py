@@ -17,7 +17,7 @@ from torch import Tensor
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.instances import unpack
 from dreamteacher.data.transforms import whole
-from dreamteacher.serving.client import Client, Depth, Instances, MultiLabel, Raw
+from dreamteacher.serving.client import Client, Depth, Instances, Keypoints, MultiLabel, Raw
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_repository import check_repository, write_repository
 from dreamteacher.serving.triton_server import running_triton
@@ -27,7 +27,13 @@ from dreamteacher.tasks import base
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize
 from dreamteacher.tasks.segmentation import Segmentation
 
-CLASSES = {"instances": ["cell", "platelet"], "multilabel": ["cat", "dog", "cow"], "depth": [], "edges": ["in", "out"]}
+CLASSES = {
+    "instances": ["cell", "platelet"],
+    "multilabel": ["cat", "dog", "cow"],
+    "depth": [],
+    "keypoints": ["nose", "left_eye", "right_eye"],
+    "edges": ["in", "out"],
+}
 
 
 class Edges(Segmentation):
@@ -63,8 +69,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 with torch.no_grad():
                     model.head.classify.bias[1] += 2
                     model.head.center[-1].weight.normal_(std=1)
+            if name == "keypoints":  # likewise
+                with torch.no_grad():
+                    model.head.center[-1].weight.normal_(std=1)
+                    model.head.point[-1].weight.normal_(std=0.1)
             make_finetuned(folder / "finetuned" / name, model)
-            export_onnx.run(PARAMS, data=folder / "data", finetuned=folder / "finetuned" / name, out=folder / "onnx" / name)
+            data = make_data(folder / "data-of-keypoints", short_side=None, skeleton=[[0, 1]]) if name == "keypoints" else folder / "data"
+            export_onnx.run(PARAMS, data=data, finetuned=folder / "finetuned" / name, out=folder / "onnx" / name)
             models[name] = folder / "onnx" / name / "model.onnx"
         write_repository(models, folder / "triton", backend="python", settings=PARAMS.publish)
         yield folder
@@ -87,7 +98,7 @@ def by_torch(folder: Path, name: str, image: np.ndarray) -> Any:
 
 
 def test_a_task_of_another_package_has_no_model_that_takes_files(folder: Path) -> None:
-    assert check_repository(folder / "triton") == sorted([*CLASSES, "instances-pictures", "multilabel-pictures", "depth-pictures"])
+    assert check_repository(folder / "triton") == sorted([*CLASSES, *(f"{name}-pictures" for name in CLASSES if name != "edges")])
 
 
 @pytest.mark.parametrize("kind", ["", "-pictures"])
@@ -113,6 +124,22 @@ def test_the_client_answers_as_evaluation_does(folder: Path, url: str, kind: str
     assert several.labels == [name for name, value in zip(CLASSES["multilabel"], expected, strict=True) if value >= 0.5]
 
 
+@pytest.mark.parametrize("kind", ["", "-pictures"])
+def test_keypoints_are_those_of_evaluation(folder: Path, url: str, kind: str) -> None:
+    image = picture(40, 56)
+    with Client(url, f"keypoints{kind}") as client:
+        found = client.predict(image)
+    expected = by_torch(folder, "keypoints", image)
+    assert isinstance(found, Keypoints)
+    assert (found.classes, found.skeleton) == (tuple(CLASSES["keypoints"]), ((0, 1),))
+    assert len(found.scores) == len(expected) > 1
+    assert np.allclose(found.scores, expected[:, 0], atol=1e-3)
+    assert np.allclose(found.points, expected[:, 1:].reshape(-1, 3, 3)[:, :, :2], atol=0.05)
+    assert np.allclose(found.seen, expected[:, 3::3], atol=1e-3)
+    assert found.points.min() >= 0
+    assert found.points[:, :, 0].max() <= 56
+
+
 def test_a_task_of_another_package_answers_with_its_outputs(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Client(url, "edges") as client:
         answer = client.predict(picture(40, 56))
@@ -132,7 +159,7 @@ def test_predict_prints_and_draws_each_task(url: str, tmp_path: Path, capsys: py
     Image.fromarray(picture(40, 56)).save(path)
     lines: dict[str, dict[str, Any]] = {}
     text = ""
-    for name in ("instances", "depth", "multilabel"):
+    for name in ("instances", "depth", "multilabel", "keypoints"):
         predict([path], url, name, out / name, output="jsonl")
         lines[name] = json.loads(capsys.readouterr().out)
         predict([path], url, name, out / name)
@@ -147,5 +174,9 @@ def test_predict_prints_and_draws_each_task(url: str, tmp_path: Path, capsys: py
     assert f"-> {out}/instances/a.instances.png, {out}/instances/a.overlay.png" in text
     assert "picture,error,labels,cat,dog,cow" in text
     assert "picture,error,depth,overlay" in text
-    for name in ("instances", "depth"):
+    first = lines["keypoints"]["objects"][0]
+    assert list(first["keypoints"]) == CLASSES["keypoints"]
+    assert set(first["keypoints"]["nose"]) == {"x", "y", "seen"}
+    assert "keypoints -> " in text
+    for name in ("instances", "depth", "keypoints"):
         assert np.asarray(Image.open(out / name / "a.overlay.png")).std() > 0

@@ -18,7 +18,7 @@ from tiny_chain import brief_params
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.decode import BadPicture, decode
-from dreamteacher.data.depth import from_tiff, read_depth, to_tiff
+from dreamteacher.data.depth import DepthCounts, from_tiff, read_depth, to_tiff
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.several_labels import from_json, to_json
 from dreamteacher.errors import UserError
@@ -156,6 +156,31 @@ def test_depth_goes_through_the_chain(tmp_path: Path) -> None:
         assert set(np.unique(label[:, 5:]).tolist()) <= {1, 2, 3, 4, 5}
     run(source, tmp_path / "auto")
     assert facts(tmp_path / "auto")["task"] is None
+
+
+def test_ingest_and_evaluation_say_in_which_unit_depth_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(draw_depth(tmp_path / "source"), tmp_path / "out", task="depth")
+    found = report(tmp_path / "out")
+    assert found["depth"]["val"] == {"min": 1, "median": pytest.approx(3, rel=0.02), "max": 5}
+    assert any(line.startswith("depth in val is 1 to 5, half of it below 3") for line in found["summary"])
+    score = depth.TASK.score([])
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            score.update(torch.tensor([[1.2, 3.0]]), torch.tensor([[250.0, 7000.0]]))
+            score.compute()
+    assert [record.getMessage()[:57] for record in caplog.records] == ["the depth that is measured against is 250 to 7000, half of"[:57]]
+
+
+def test_the_middle_of_many_depths_is_known_without_keeping_them() -> None:
+    together, apart = DepthCounts(), DepthCounts()
+    values = np.random.default_rng(0).lognormal(3, 2, (40, 50)).astype(np.float32)
+    values[:3] = 0
+    together.add(values)
+    for row in values[::-1]:
+        apart.add(row)
+    assert together.span() == apart.span()
+    assert together.span()["median"] == pytest.approx(np.median(values[3:]), rel=0.015)
+    assert DepthCounts().span() == {}
 
 
 def test_depth_that_cannot_be_costs_its_picture_alone(tmp_path: Path) -> None:

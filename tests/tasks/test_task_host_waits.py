@@ -20,6 +20,7 @@ LABELS = {  # of a batch of 4: shape and type
     "segmentation": ((4, SIDE, SIDE), torch.long),
     "classification": ((4,), torch.long),
     "detection": ((4, 5, 6), torch.float32),
+    "keypoints": ((4, 5, 6 + 9), torch.float32),
 }
 
 

@@ -48,7 +48,8 @@ def test_what_is_no_task_is_refused_in_one_line(package: None) -> None:
     for name, line in {
         "segmentatoin": "no task is called 'segmentatoin'; name segmentation, or install the package that offers it",
         "my_task": "name my-task, or",
-        "x": "name class or classification or depth or detection or gone or instances or lost or multilabel or my-task or segmentation, or",
+        "x": "name class or classification or depth or detection or gone or instances or keypoints or lost or multilabel or my-task or "
+        "segmentation, or",
         "tasks_of_mine:TASK": "no task is called 'tasks_of_mine:TASK'",  # a file from elsewhere must not import what it likes
         "lost": "'lost' cannot be loaded (module 'tasks_of_mine' has no attribute 'OTHER'); install tasks_of_mine:OTHER again",
         "gone": "cannot be loaded (No module named 'no_such_module'); install no_such_module:TASK again",

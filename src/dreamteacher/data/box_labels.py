@@ -12,10 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
-from dreamteacher.data.boxes import SUFFIX, Boxes
-from dreamteacher.data.coco import read_coco
+from dreamteacher.data.boxes import SUFFIX, TOLERANCE, Boxes
+from dreamteacher.data.coco import Detail, read_coco
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.items import BoxLabel
+from dreamteacher.data.keypoints import Body
 from dreamteacher.data.names import class_name
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
@@ -25,44 +26,51 @@ WORDS = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}
 NAME_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "obj.names", "labels/classes.txt", "labels/train/classes.txt", "train/classes.txt")
 LOOKED_INTO = 20  # label files of a form that decide whether it is one
 MOST_CLASSES = 10_000
-TOLERANCE = 2.0  # pixels beyond the picture that rounding explains
 OUTSIDE = 0.01  # of the picture, likewise in fractions
 Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name or number of the class, ignored
 
 
 class BoxSource(NamedTuple):
-    """form: a key of WORDS. files: some that hold the boxes. names: of the classes, by id; None where there are numbers only."""
+    """form: a key of WORDS. files: some that hold the boxes. names: of the classes, by id; None where there are numbers only. body: of the
+    objects, where keypoints are wanted; their names are the classes then."""
 
     form: str
     files: list[str]
     names: list[str] | None
     counts: dict[str, int]
+    body: Body | None = None
 
 
-def find_boxes(
-    table: sqlite3.Connection, tree: Tree, classes: list[str] | None, max_bytes: int, outlines: bool = False
-) -> BoxSource | None:
+def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None, max_bytes: int, detail: Detail = "") -> BoxSource | None:
     """The boxes that there are: of COCO (table `labels`), else of files named as the pictures are (table `pairs`); None if there are none.
 
-    classes: of classes.txt, which then says all classes and their order. outlines: of objects are wanted, too, which COCO alone has.
+    classes: of classes.txt, which then says all classes and their order. detail: of objects that is wanted, too, which COCO alone has.
 
     Raises:
-        UserError: see `read_coco`; there are boxes without outlines; a list of names cannot be understood; classes.txt lacks a class.
+        UserError: see `read_coco`; there are boxes without the detail; a list of names cannot be understood; classes.txt lacks a class.
     """
-    if found := read_coco(table, tree, outlines):
-        files, names, counts = found
+    if found := read_coco(table, tree, detail):
+        files, names, counts, body = found
+        if body and classes and classes != names:
+            raise UserError(
+                f"{tree}/classes.txt lists other names than the keypoints of {files[0]}, {', '.join(names[:3])} and so on; drop it"
+            )
         if classes and (strange := [name for name in names if name not in classes]):
             raise UserError(f"{tree}/{files[0]} names the category {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
-        return BoxSource("coco", files, classes or names, counts)
+        return BoxSource("coco", files, classes or names, counts, body)
     for suffix, form in FORMS.items():
         pairs = "files AS p JOIN box_files AS b ON b.key = p.key WHERE p.role = 'picture' AND b.suffix = ?"
         first = [name for (name,) in table.execute(f"SELECT DISTINCT b.name FROM {pairs} ORDER BY 1 LIMIT {LOOKED_INTO}", [suffix])]
         if not any(_looks_right(form, data) for data in tree.read(first, max_bytes) if isinstance(data, bytes)):
             continue
-        if outlines:
+        if detail:
+            task, learns, add = {
+                "outlines": ("instances", "masks or COCO's outlines", "masks"),
+                "keypoints": ("keypoints", "COCO's keypoints", "such a file"),
+            }[detail]
             raise UserError(
-                f"ingest.task = instances learns from masks or COCO's outlines, and {tree} has boxes of {WORDS[form]} (as {first[0]}); "
-                "add masks, or set ingest.task to detection"
+                f"ingest.task = {task} learns from {learns}, and {tree} has boxes of {WORDS[form]} (as {first[0]}); "
+                f"add {add}, or set ingest.task to detection"
             )
         table.execute("DELETE FROM pairs")
         table.execute(
@@ -115,7 +123,12 @@ def _yolo_names(tree: Tree) -> list[str] | None:
         if not name.endswith(("yaml", "yml")):
             return [class_name(line) for line in text.splitlines() if line.strip()]
         try:
-            names = yaml.safe_load(text)["names"]
+            content = yaml.safe_load(text)
+            names = content["names"]
+            if "kpt_shape" in content:  # some such lines would be read as polygons
+                raise UserError(
+                    f"{tree}/{name} has kpt_shape: its labels are YOLO's poses, which are not read; convert them to COCO's JSON"
+                )
             if isinstance(names, dict):
                 if sorted(names) != list(range(len(names))):
                     raise ValueError("the numbers of names are not 0, 1, 2 and so on")

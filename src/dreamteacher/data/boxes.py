@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SUFFIX = "boxes.json"  # of a stored label
+TOLERANCE = 2.0  # pixels beyond the picture that rounding explains
 VISIBLE = 0.4  # least share of a box inside a crop; of a box that shows less nothing is learnt
 LEAST_SCORE, MOST_OVERLAP, MOST_CANDIDATES, MOST_DETECTIONS = 0.05, 0.6, 1000, 100  # the last as COCO counts
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import sqlite3
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, Literal, NamedTuple
 
 from dreamteacher.data.items import utf8
+from dreamteacher.data.keypoint_labels import bounds_of, count_of, read_body, the_body
+from dreamteacher.data.keypoints import Body
 from dreamteacher.data.layout import split_and_rest
 from dreamteacher.data.names import class_name, nfc, tidy
 from dreamteacher.data.trees import Tree
@@ -17,21 +20,31 @@ from dreamteacher.errors import UserError
 CHUNK = 1 << 20  # characters
 PEEKED = 1 << 16
 MOST_FILES = 100  # of more JSON files without a picture of their name, each is that of something else
+Detail = Literal["", "outlines", "keypoints"]  # of objects, beside their boxes
 ORDER = ("val", "val?", "test", None, "train")  # of a picture that several files name, the first says its split
 
 
-def read_coco(table: sqlite3.Connection, tree: Tree, outlines: bool = False) -> tuple[list[str], list[str], dict[str, int]] | None:
-    """Fill the table `labels` from the COCO files below the source: value is {"size", "boxes"}, as `box_labels` reads it, and with
-    `outlines` also those, as `instance_labels` reads them.
+class Coco(NamedTuple):
+    """Names of the files, class names by category id (of keypoints: theirs), counts; body: of the objects, where keypoints are wanted."""
+
+    files: list[str]
+    names: list[str]
+    counts: dict[str, int]
+    body: Body | None = None
+
+
+def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coco | None:
+    """Fill the table `labels` from the COCO files below the source: value is {"size", "boxes"}, as `box_labels` reads it, and with a
+    `detail` also that, under its name, as `instance_labels` or `keypoint_labels` reads it.
 
     Pictures are found by `file_name`: from the root, from the file's folder, by the end of their path, by name alone. One whose folders
     name no split takes that of the file's name, such as instances_val2017.json.
 
     Returns:
-        Names of the files, class names by category id, counts; None if there is no such file, or it names no picture.
+        None if there is no such file, or it names no picture.
 
     Raises:
-        UserError: a file is damaged, two differ about a picture, a name fits several pictures, or no object has an outline.
+        UserError: a file is damaged, two differ about a picture, a name fits several pictures, or no object has the `detail`.
     """
     candidates = [
         name
@@ -41,33 +54,38 @@ def read_coco(table: sqlite3.Connection, tree: Tree, outlines: bool = False) -> 
         )
     ]
     found = [name for name in candidates if _is_coco(tree, name)] if len(candidates) <= MOST_FILES else []
-    instances = [name for name in found if posixpath.basename(name).startswith("instances")]  # beside them: keypoints, stuff, captions
-    files = sorted(instances or found, key=lambda name: (ORDER.index(_split_of(name)), name))
+    # One folder has instances_val2017.json, person_keypoints_val2017.json, and files of stuff and captions.
+    word = re.compile(".*keypoints" if detail == "keypoints" else "instances")
+    preferred = [name for name in found if word.match(posixpath.basename(name))]
+    files = sorted(preferred or found, key=lambda name: (ORDER.index(_split_of(name)), name))
     if not files:
         return None
     table.execute("CREATE TABLE coco_pictures (file INTEGER, id TEXT, name TEXT, size TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
     table.execute(
-        "CREATE TABLE coco_boxes (file INTEGER, picture TEXT, x REAL, y REAL, w REAL, h REAL, category INTEGER, crowd INTEGER, "
-        "outline TEXT)"
+        "CREATE TABLE coco_boxes (file INTEGER, picture TEXT, x REAL, y REAL, w REAL, h REAL, category INTEGER, crowd INTEGER, detail TEXT)"
     )
     table.execute("CREATE TABLE coco_names (file INTEGER, id INTEGER, name TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
     categories: dict[tuple[int, int, str], None] = {}
+    bodies: dict[str, Body] = {}
     used = []
     for number, name in enumerate(files):
-        of_file = _import(table, tree, number, name, outlines)
+        of_file = _import(table, tree, number, name, detail, bodies=bodies)
         if of_file is not None:
             used.append(name)
             categories |= dict.fromkeys((identity, number, text) for identity, text in of_file.items())
     if not used:
         return None
-    if outlines and not table.execute("SELECT EXISTS (SELECT 1 FROM coco_boxes WHERE outline NOT NULL)").fetchone()[0]:
-        raise UserError(f"{tree}/{used[0]} has boxes and no `segmentation` of an object; add outlines, or set ingest.task to detection")
-    counts = _find_pictures(table, tree, files, outlines)
+    if detail and not table.execute("SELECT EXISTS (SELECT 1 FROM coco_boxes WHERE detail NOT NULL)").fetchone()[0]:
+        key, what = {"outlines": ("segmentation", "outlines"), "keypoints": ("keypoints", "them")}[detail]
+        raise UserError(f"{tree}/{used[0]} has boxes and no `{key}` of an object; add {what}, or set ingest.task to detection")
+    body = the_body(bodies, f"{tree}/{used[0]}") if detail == "keypoints" else None
+    counts = _find_pictures(table, tree, files, detail, list(bodies))
     if not table.execute("SELECT EXISTS (SELECT 1 FROM labels)").fetchone()[0]:
         (named,) = table.execute("SELECT min(name) FROM coco_pictures").fetchone()
         (there,) = table.execute("SELECT min(name) FROM files WHERE role = 'picture'").fetchone()
         raise UserError(f"{tree}/{used[0]} names none of the pictures: it says {named!r}, and a picture is {there!r}; put them there")
-    return used, list(dict.fromkeys(text for *_, text in sorted(categories))), counts
+    names = list(body.names) if body else list(dict.fromkeys(text for *_, text in sorted(categories)))
+    return Coco(used, names, counts, body)
 
 
 def _split_of(name: str) -> str | None:
@@ -88,8 +106,13 @@ def _is_coco(tree: Tree, name: str) -> bool:
     return start.startswith("{") and any(f'"{key}"' in start for key in ("images", "annotations", "categories"))
 
 
-def _import(table: sqlite3.Connection, tree: Tree, number: int, name: str, outlines: bool) -> dict[int, str] | None:
-    """Copy pictures and boxes of a file into the tables; its categories, or None if it holds no annotations with boxes."""
+def _import(
+    table: sqlite3.Connection, tree: Tree, number: int, name: str, detail: Detail, *, bodies: dict[str, Body]
+) -> dict[int, str] | None:
+    """Copy pictures and boxes of a file into the tables; its categories, or None if it holds no annotations with boxes.
+
+    bodies: gets those of categories with keypoints, by name.
+    """
     where = f"{tree}/{name}"
     categories: dict[int, str] = {}
     boxed = False
@@ -99,18 +122,19 @@ def _import(table: sqlite3.Connection, tree: Tree, number: int, name: str, outli
         with file, utf8(where):
             for key, element in elements(file):
                 if key == "categories":
-                    categories[int(element["id"])] = class_name(str(element["name"]))
+                    category = categories[int(element["id"])] = class_name(str(element["name"]))
+                    if detail == "keypoints" and (body := read_body(element)) and bodies.setdefault(category, body) != body:
+                        raise UserError(f"{where}: the category {category!r} has other keypoints than in a file before; make them alike")
                 elif key == "images":
                     path = tidy(str(element["file_name"]).replace("\\", "/"))
                     row = (number, str(element["id"]), nfc(path), json.dumps([element.get("width"), element.get("height")]))
                     if table.execute("INSERT OR IGNORE INTO coco_pictures VALUES (?, ?, ?, ?)", row).rowcount == 0:
                         raise UserError(f"{where}: two pictures have the id {element['id']}; give each its own")
-                elif key == "annotations" and (box := _box(element) or ([0.0] * 4 if outlines and element.get("segmentation") else None)):
+                elif key == "annotations" and (box := _box(element, detail)):
                     boxed = True
                     crowd = bool(element.get("iscrowd") or element.get("ignore"))
                     box_row = (number, str(element["image_id"]), *box, int(element["category_id"]), crowd)
-                    outline = json.dumps(element["segmentation"]) if outlines and element.get("segmentation") else None
-                    table.execute("INSERT INTO coco_boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*box_row, outline))
+                    table.execute("INSERT INTO coco_boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*box_row, _detail(element, detail)))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
@@ -129,8 +153,17 @@ def _import(table: sqlite3.Connection, tree: Tree, number: int, name: str, outli
     return categories
 
 
-def _box(element: dict[str, Any]) -> list[float] | None:
-    """x, y, width, height; of polygons their bounds."""
+def _detail(element: dict[str, Any], detail: Detail) -> str | None:
+    """What an annotation has of it, as JSON."""
+    if detail == "outlines" and element.get("segmentation"):
+        return json.dumps(element["segmentation"])
+    if detail == "keypoints" and count_of(element):
+        return json.dumps({"points": element["keypoints"], "area": element.get("area")})
+    return None
+
+
+def _box(element: dict[str, Any], detail: Detail = "") -> list[float] | None:
+    """x, y, width, height; of polygons their bounds, and of keypoints; of run lengths alone all 0."""
     if box := element.get("bbox"):
         if len(box) != 4:
             raise ValueError(f"a bbox has {len(box)} numbers")
@@ -139,11 +172,16 @@ def _box(element: dict[str, Any]) -> list[float] | None:
     if isinstance(polygons, list) and polygons and isinstance(polygons[0], list):
         xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
         return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    return None
+    if detail == "keypoints":
+        return bounds_of(element)
+    return [0.0] * 4 if detail == "outlines" and polygons else None
 
 
-def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], outlines: bool) -> dict[str, int]:
-    """Give each listed picture its row of `labels`, also without boxes; and pictures without a split that of their file."""
+def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], detail: Detail, with_keypoints: list[str]) -> dict[str, int]:
+    """Give each listed picture its row of `labels`, also without boxes; and pictures without a split that of their file.
+
+    Where keypoints are wanted, objects of other categories than those `with_keypoints` are left out.
+    """
     table.create_function("basename", 1, lambda name: nfc(posixpath.basename(name)), deterministic=True)
     table.execute("CREATE INDEX by_basename ON files (basename(name)) WHERE role = 'picture'")
     table.execute("CREATE INDEX coco_by_picture ON coco_boxes (file, picture)")
@@ -155,12 +193,14 @@ def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], outl
             missing += 1
             continue
         boxes = table.execute(
-            "SELECT x, y, w, h, n.name, crowd, outline FROM coco_boxes AS b JOIN coco_names AS n ON n.file = b.file AND n.id = category "
+            "SELECT x, y, w, h, n.name, crowd, detail FROM coco_boxes AS b JOIN coco_names AS n ON n.file = b.file AND n.id = category "
             "WHERE b.file = ? AND picture = ? ORDER BY b.rowid",
             (number, identity),
         ).fetchall()
+        if detail == "keypoints":
+            boxes = [(*row[:-1], row[-1] or '{"points": null, "area": null}') for row in boxes if row[4] in with_keypoints]
         entry = {"size": json.loads(size), "boxes": [row[:-1] for row in boxes]}
-        value = json.dumps(entry | ({"outlines": [json.loads(row[-1] or "null") for row in boxes]} if outlines else {}))
+        value = json.dumps(entry | ({detail: [json.loads(row[-1] or "null") for row in boxes]} if detail else {}))
         if table.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (nfc(there), value)).rowcount == 0:
             (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [nfc(there)]).fetchone()
             if _objects(other) != _objects(value):
@@ -175,7 +215,8 @@ def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], outl
 def _objects(value: str) -> list[str]:
     """Of an entry, in any order of its objects the same."""
     entry = json.loads(value)
-    return sorted(str(each) for each in zip(entry["boxes"], entry.get("outlines", entry["boxes"]), strict=True))
+    details = entry.get("outlines") or entry.get("keypoints") or entry["boxes"]
+    return sorted(str(each) for each in zip(entry["boxes"], details, strict=True))
 
 
 def _the_picture(table: sqlite3.Connection, tree: Tree, file: str, name: str) -> str | None:

@@ -21,6 +21,7 @@ from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.decode import BadPicture, decode, decode_mask
 from dreamteacher.data.depth import from_tiff
 from dreamteacher.data.instances import from_png
+from dreamteacher.data.keypoints import Body, Keypoints
 from dreamteacher.data.several_labels import from_json
 from dreamteacher.data.strata import by_class, by_cluster, in_turns
 from dreamteacher.errors import UserError
@@ -29,11 +30,11 @@ PLACE = ("offset", "length", "label_offset", "label_length", "height", "width") 
 UNLIMITED = 1 << 62  # pixels; ingest has checked the sizes
 CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory
 # Class id, or of each class 1, 0 or IGNORE, or a map (H, W): uint8 with IGNORE, int32 of `data.instances`, float32 of `data.depth`; or
-# boxes, or none.
-Label = int | tuple[int, ...] | np.ndarray | Boxes | None
-LabelForm = Literal["class", "mask", "boxes", "instances", "labels", "depth"]
-FORMS = ("mask", "boxes", "instances", "labels", "depth")  # as the manifest's column label has them; else it is empty or a class id
-ROW = 6  # numbers of a box in a batch: x1, y1, x2, y2, class, ignored; class -1: there is none
+# boxes or keypoints, or none.
+Label = int | tuple[int, ...] | np.ndarray | Boxes | Keypoints | None
+LabelForm = Literal["class", "mask", "boxes", "instances", "labels", "depth", "keypoints"]
+FORMS = ("mask", "boxes", "instances", "labels", "depth", "keypoints")  # as the column label has them; else it is empty or a class id
+ROW = 6  # numbers of a box in a batch: x1, y1, x2, y2, class, ignored; -1: there is none
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class ImageSet:
             raise UserError(f"{folder} holds no data set ({error.filename} is missing); run `dreamteacher ingest` first") from error
         self.task: str | None = facts["task"]
         self.classes: list[str] = facts["classes"]
+        self.body = Body(tuple(self.classes), tuple((first, second) for first, second in facts.get("skeleton", ())))
         self.mean: list[float] = facts["mean"]
         self.std: list[float] = facts["std"]
         self._hashes = np.frombuffer(hashes, np.uint8).reshape(-1, hashlib.sha256().digest_size)
@@ -128,6 +130,8 @@ class ImageSet:
             return Boxes.from_json(data)
         if self.form == "mask":
             return decode_mask(data, max_pixels=UNLIMITED)
+        if self.form == "keypoints":
+            return Keypoints.from_json(data, self.body)
         read: dict[str, Callable[[bytes], Label]] = {"instances": from_png, "labels": from_json, "depth": from_tiff}
         return read.get(self.form, int)(data)
 
@@ -191,7 +195,7 @@ class Samples(torch.utils.data.Dataset):
 
 
 def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch: each tensor stacked; labels of boxes `(N, ROW)` are first filled up to the most of the batch, by rows of class -1."""
+    """A batch: each tensor stacked; labels of boxes `(N, ROW)` and of keypoints are first filled up to the longest, by rows of -1."""
     if items[0].get("label", torch.empty(0)).ndim == 2:
         labels = _equally_long([item["label"] for item in items])
         items = [{**item, "label": label} for item, label in zip(items, labels, strict=True)]
@@ -206,8 +210,11 @@ def _equally_long(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def label_tensor(label: Label) -> Tensor | None:
-    """As a label stands in a batch: int64 `()`, `(K,)` or `(H, W)`; of depth float32 `(H, W)`, of boxes `(N, ROW)`; None without one."""
-    if isinstance(label, Boxes):
+    """As a label stands in a batch: int64 `()`, `(K,)` or `(H, W)`; of depth float32 `(H, W)`, of boxes `(N, ROW)`; None without one.
+
+    Of keypoints float32 `(N, OBJECT + 3 P)`, as `Keypoints.rows` has them.
+    """
+    if isinstance(label, (Boxes, Keypoints)):
         return torch.from_numpy(label.rows())
     if isinstance(label, np.ndarray):
         return torch.from_numpy(label if label.dtype.kind == "f" else label.astype(np.int64))

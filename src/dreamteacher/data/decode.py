@@ -54,6 +54,8 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
     "boxes_empty": "pictures have boxes without an extent, or wholly outside; those boxes were dropped",
     "boxes_outside": "pictures have boxes that reach more than 2 pixels beyond the border, and were cut (are they of other pictures?)",
     "boxes_repeated": "pictures have a box more than once; one was kept",
+    "keypoints_outside": "pictures have keypoints more than 2 pixels beyond the border, which count as not labelled (are they of other "
+    "pictures?)",
     "objects_hidden": "pictures have objects that lie wholly below others, or cover no pixel, and were dropped",
     "mask_vanished": "masks lost their last known pixel when they were reduced and count as no label; raise ingest.short_side",
 }

@@ -11,6 +11,7 @@ from dreamteacher.data.decode import BadPicture, Picture, decode_values, turn_up
 
 SUFFIX = "depth.tif"  # of a stored label
 NUMPY = b"\x93NUMPY"
+OCTAVES, PARTS = 40, 32  # of the counts by which the middle of many depths is known to 1 %: from 2^-40 to 2^40
 
 
 def read_depth(data: bytes, picture: Picture, max_pixels: int) -> np.ndarray:
@@ -48,6 +49,35 @@ def _of_numpy(data: bytes, max_pixels: int) -> np.ndarray:
     except Exception as error:  # numpy's reader raises almost anything
         raise BadPicture(f"damaged .npy: {type(error).__name__}") from error
     return values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values[0] if values.ndim == 3 and len(values) == 1 else values
+
+
+class DepthCounts:
+    """Smallest, middle and largest of many depths, in memory that does not grow with them; the same in any order."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(2 * OCTAVES * PARTS, np.int64)
+        self._least, self._most = np.inf, 0.0
+
+    def add(self, depth: np.ndarray) -> None:
+        """A map (H, W); what is unknown, 0, does not count."""
+        known = depth[depth > 0]
+        if known.size:
+            places = ((np.log2(known.astype(np.float64)) + OCTAVES) * PARTS).astype(np.int64).clip(0, len(self._counts) - 1)
+            self._counts += np.bincount(places, minlength=len(self._counts))
+            self._least, self._most = min(self._least, float(known.min())), max(self._most, float(known.max()))
+
+    def span(self) -> dict[str, float]:
+        """`min`, `median` and `max`, in the maps' unit; nothing where no depth is known."""
+        if not self._counts.any():
+            return {}
+        middle = int(np.searchsorted(self._counts.cumsum(), self._counts.sum() / 2))
+        median = min(max(2 ** ((middle + 0.5) / PARTS - OCTAVES), self._least), self._most)
+        return {name: float(f"{value:.4g}") for name, value in (("min", self._least), ("median", median), ("max", self._most))}
+
+
+def in_words(span: dict[str, float]) -> str:
+    """What `DepthCounts.span` returned."""
+    return "{min:g} to {max:g}, half of it below {median:.3g}".format(**span)
 
 
 def to_tiff(depth: np.ndarray) -> bytes:

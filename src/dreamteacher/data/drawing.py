@@ -1,4 +1,4 @@
-"""Boxes and objects drawn on pictures, and depth in colours."""
+"""Boxes, objects and keypoints drawn on pictures, and depth in colours."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ LEAST_SIDE = 400  # pixels; smaller pictures are enlarged, so that thin lines do
 
 def draw_boxes(picture: np.ndarray, corners: np.ndarray, classes: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:
     """uint8 (H, W, 3), perhaps enlarged, with the outlines of boxes (N, 4) in the colours of their class ids (N,), and captions in them."""
-    factor = max(1, -(-LEAST_SIDE // min(picture.shape[:2])))
-    image = Image.fromarray(picture).resize((picture.shape[1] * factor, picture.shape[0] * factor), Image.Resampling.NEAREST)
+    image, factor = _enlarged(picture)
     draw = ImageDraw.Draw(image)
     width = max(1, min(image.size) // 250)
     palette = np.frombuffer(COLOURS, np.uint8).reshape(-1, 3)
@@ -25,6 +24,29 @@ def draw_boxes(picture: np.ndarray, corners: np.ndarray, classes: np.ndarray, ca
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=width)
         if captions:
             draw.text((x1 + width + 1, y1 + width), captions[index], fill=colour)
+    return np.asarray(image)
+
+
+def draw_keypoints(picture: np.ndarray, points: np.ndarray, skeleton: Sequence[tuple[int, int]], least: float) -> np.ndarray:
+    """uint8 (H, W, 3), perhaps enlarged, with the keypoints (N, P, 3) of N objects: x, y, and drawn where the third is `least` or more.
+
+    Lines of the skeleton have the colour of their object, keypoints that of their number.
+    """
+    image, factor = _enlarged(picture)
+    draw = ImageDraw.Draw(image)
+    palette = [tuple(colour) for colour in np.frombuffer(COLOURS, np.uint8).reshape(-1, 3).tolist()]
+    width = max(1, min(image.size) // 200)
+    for number, of_object in enumerate(points):
+        places = [(x * factor, y * factor) if seen >= least else None for x, y, seen in of_object.tolist()]
+        for first, second in skeleton:
+            ends = places[first], places[second]
+            if ends[0] and ends[1]:
+                draw.line((*ends[0], *ends[1]), fill=palette[number % len(palette)], width=width)
+        for which, place in enumerate(places):
+            if place:
+                x, y = place
+                box = (x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width)
+                draw.ellipse(box, fill=palette[which % len(palette)], outline=(255, 255, 255))
     return np.asarray(image)
 
 
@@ -52,3 +74,10 @@ def draw_depth(depth: np.ndarray, span: tuple[float, float] | None = None) -> np
     places = np.linspace(0, 1, len(stops))
     colours = np.stack([np.interp(share, places, stops[:, channel]) for channel in range(3)], axis=2)
     return np.where(known[..., None], colours, 0).astype(np.uint8)
+
+
+def _enlarged(picture: np.ndarray) -> tuple[Image.Image, int]:
+    """The picture, whole times as large if it is small, and how many."""
+    factor = max(1, -(-LEAST_SIDE // min(picture.shape[:2])))
+    size = picture.shape[1] * factor, picture.shape[0] * factor
+    return Image.fromarray(picture).resize(size, Image.Resampling.NEAREST), factor

@@ -10,8 +10,9 @@ from dreamteacher.data.dataset import ImageSet
 SHARE = 0.3  # of the labelled pictures, at most
 FOLDS = 3
 # As many as a figure needs to be steady, and no more than it needs: a class id is one thing to be right about, a mask or boxes are many.
-MOST = {"class": 400, "mask": 100, "boxes": 100}
-LEAST = {"class": 60, "mask": 20, "boxes": 20}
+FORMS = ("mask", "boxes", "instances", "depth", "keypoints")
+MOST: dict[str, int] = {"class": 400, "labels": 400} | dict.fromkeys(FORMS, 100)
+LEAST: dict[str, int] = {"class": 60, "labels": 60} | dict.fromkeys(FORMS, 20)
 
 
 def hold_out(images: ImageSet, draw: int) -> tuple[list[int], list[int]]:

@@ -12,6 +12,7 @@ from dreamteacher.errors import UserError
 
 if TYPE_CHECKING:
     from dreamteacher.data.class_list import ClassList
+    from dreamteacher.data.keypoints import Body
 
 LabelKind = Literal["auto", "none", "folders", "masks", "csv", "boxes"]
 IGNORE = 255  # mask value that no loss or metric counts
@@ -22,6 +23,7 @@ TASKS = {
     "instances.png": "instances",
     "labels.json": "multilabel",
     "depth.tif": "depth",
+    "keypoints.json": "keypoints",
 }  # suffix of a stored label -> the task that dataset.json names
 KINDS_OF_TASK: dict[str, tuple[LabelKind, ...]] = {  # of labels that a task learns from, the first that is there counts
     "segmentation": ("masks",),
@@ -30,6 +32,7 @@ KINDS_OF_TASK: dict[str, tuple[LabelKind, ...]] = {  # of labels that a task lea
     "instances": ("masks", "boxes"),
     "multilabel": ("csv",),
     "depth": ("masks",),
+    "keypoints": ("boxes",),
 }
 AUTO = "auto"  # ingest.task: what the labels that are found are most often for
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
@@ -38,9 +41,9 @@ MOST_SUFFIXES = 50
 
 
 class BoxLabel(NamedTuple):
-    """The boxes of a picture as they are in the source, of "coco" also the outlines.
+    """The boxes of a picture as they are in the source, of "coco" also the outlines or keypoints.
 
-    form: "coco", "voc", "yolo" (see `box_labels`), or "stored" (see `boxes.Boxes`).
+    form: "coco", "voc", "yolo" (see `box_labels`), or "stored" (see `boxes.Boxes`, `keypoints.Keypoints`).
     """
 
     form: str
@@ -117,7 +120,7 @@ class Found:
     classes: None if the source does not say. labels: their kind; wanted: they were looked for. where: where they lie, in words. has_val:
     the source has its own validation split.
     counts, passed_over: what was seen and left out; notes: what else may be a mistake, a line each; complete once the items are read.
-    arrived: of the second place, whose pictures are among the items. task: a key of KINDS_OF_TASK, or AUTO.
+    arrived: of the second place, whose pictures are among the items. task: a key of KINDS_OF_TASK, or AUTO. body: of keypoints.
     """
 
     items: Iterator[Item]
@@ -131,6 +134,7 @@ class Found:
     wanted: bool = True
     arrived: Found | None = None
     task: str = AUTO
+    body: Body | None = None
 
 
 @contextmanager

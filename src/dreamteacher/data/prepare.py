@@ -20,6 +20,9 @@ from dreamteacher.data.instance_labels import object_classes, read_instance_mask
 from dreamteacher.data.instances import SUFFIX as INSTANCES
 from dreamteacher.data.instances import boxes_of, to_png
 from dreamteacher.data.items import AUTO, IGNORE, Item
+from dreamteacher.data.keypoint_labels import read_keypoints
+from dreamteacher.data.keypoints import SUFFIX as KEYPOINTS
+from dreamteacher.data.keypoints import Body, Keypoints
 from dreamteacher.data.several_labels import SUFFIX as LABELS
 from dreamteacher.data.several_labels import to_json, to_label
 
@@ -34,8 +37,8 @@ class Prepared:
     hashes: sha256 of the file, of the decoded pixels, of the stored pixels; equal pictures share at least one.
     histogram: int64 (3, 256) counts of the stored RGB values.
     label: bytes of the stored label, with its suffix, a key of `items.TASKS`; cls: the class id if it is one; several: of each class 1, 0
-    or IGNORE, if it is those; boxes: on the stored picture, if it is those, or of its objects. mask_values: int64 (256) counts of the
-    stored mask's values, all 0 without a mask.
+    or IGNORE, if it is those; boxes: on the stored picture, if it is those, or of its objects, or its
+    keypoints; depth: the stored map. mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
     frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
     width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask or the objects at their own
     size as PNG where the picture was reduced, else None. warnings: keys of `decode.WARNINGS`.
@@ -52,6 +55,7 @@ class Prepared:
     cls: int | None
     several: tuple[int, ...] | None
     boxes: Boxes | None
+    depth: np.ndarray | None
     mask_values: np.ndarray
     frames: int
     reduced: bool
@@ -74,10 +78,11 @@ def prepare(
     min_side: int,
     short_side: int | None,
     task: str = AUTO,
+    body: Body | None = None,
 ) -> Prepared:
     """Decode, check and encode an item; a picture whose shorter side exceeds `short_side` is reduced to it (antialiased; masks NEAREST).
 
-    `task`, as of `Found`, says what a mask holds.
+    `task` and `body`, as of `Found`, say what a mask or a list of objects holds.
     A mask is taken to lie on the picture as EXIF shows it; if only the picture as it lies in the file has the mask's size, on that.
     A mask without one known pixel, as it is or once it is reduced, is no label.
 
@@ -94,8 +99,12 @@ def prepare(
     boxes: Boxes | None = None
     dense, more = _read_dense(item, picture, classes, max_pixels, task=task) if task in DENSE else (None, ())
     warnings = (*warnings, *more)
-    if item.boxes and task not in DENSE:
-        stored = (height, width) if picture.orientation > 4 else (width, height)
+    stored = (height, width) if picture.orientation > 4 else (width, height)
+    keypoints: Keypoints | None = None
+    if item.boxes and body:
+        keypoints, more = read_keypoints(item.boxes, body, stored, picture.orientation)
+        warnings = (*warnings, *more)
+    elif item.boxes and task not in DENSE:
         boxes, more = read_boxes(item.boxes, classes.names if classes else None, stored, picture.orientation)
         warnings = (*warnings, *more)
     mask = None if item.mask is None or task in DENSE else _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
@@ -110,6 +119,7 @@ def prepare(
     if shrink < 1:
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
         boxes = boxes and boxes.scaled(size[0] / width, size[1] / height)
+        keypoints = keypoints and keypoints.scaled(size[0] / width, size[1] / height)
         dense = None if dense is None else np.asarray(Image.fromarray(dense).resize(size, Image.Resampling.NEAREST))
         mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         if mask is not None and (mask == IGNORE).all():
@@ -122,6 +132,8 @@ def prepare(
     boxes = boxes_of(dense) if dense is not None and task == "instances" else boxes
     label = _label(mask, cls, boxes) if task not in DENSE else None if dense is None else (DENSE[task][0], DENSE[task][1](dense))
     label = (LABELS, to_json(several)) if several is not None else label
+    if keypoints:
+        boxes, label = keypoints.as_boxes(), (KEYPOINTS, keypoints.to_json())
     data, suffix = _encode(picture, pixels, item.data)
     decoded = _hash(picture.image)
     return Prepared(
@@ -136,6 +148,7 @@ def prepare(
         cls=cls,
         several=several,
         boxes=boxes,
+        depth=dense if task == "depth" else None,
         mask_values=_count(mask),
         frames=picture.frames,
         source_size=(width, height),

@@ -21,13 +21,15 @@ from dreamteacher.data.depth import SUFFIX as DEPTH
 from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.instances import SUFFIX as INSTANCES
 from dreamteacher.data.items import AUTO, MASK_SUFFIXES, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
+from dreamteacher.data.keypoints import SUFFIX as KEYPOINTS
+from dreamteacher.data.keypoints import Body
 from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning, without_mask_tail
 from dreamteacher.data.names import class_name
 from dreamteacher.data.several_labels import SUFFIX as SEVERAL
 from dreamteacher.data.trees import cannot_open, too_large
 from dreamteacher.errors import UserError
 
-_INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS}|boxes)", re.IGNORECASE)
+_INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS}|boxes|keypoints)", re.IGNORECASE)
 OWN = {"instances": INSTANCES, "depth": DEPTH}  # task -> suffix of its maps
 MOST_COMPARED = 1000  # names of a shard, by which masks of other names are found
 _IS_MASK = re.compile(rf"({MASK_TAILS})\.\w+", re.IGNORECASE)
@@ -77,6 +79,8 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
             raise
         raise cannot_open(urls[0], error) from error
     passed_over = PassedOver()
+    if task == "keypoints" and classes is None and labels != "none":
+        raise UserError(f"ingest.task = keypoints needs the names of the keypoints, a line each, in {where}; add it")
 
     def items() -> Iterator[Item]:
         for url in sorted(urls, key=lambda url: (splits[url] != "val", names[url])):
@@ -90,7 +94,9 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
                     yield item
 
     kind, has_val = "shards" if labels != "none" else "none", "val" in splits.values()
-    return Found(items(), classes, kind, has_val, counts, "files of the shards", passed_over, wanted=labels != "none", task=task)
+    found = Found(items(), classes, kind, has_val, counts, "files of the shards", passed_over, wanted=labels != "none", task=task)
+    found.body = Body(tuple(classes.names)) if classes and task == "keypoints" else None
+    return found
 
 
 def _split_of(shard: str) -> str | None:
@@ -131,7 +137,7 @@ def _read_shard(
                 _refuse_masks_of_other_names(url, key, first)
                 suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
                 unread = next((suffix for suffix in sample if why_unread(f"{key}.{suffix}")), None)
-                own = OWN.get(task, BOXES)
+                own = KEYPOINTS if task == "keypoints" else OWN.get(task, BOXES)
                 counts["beside_masks"] += sum(
                     "." in suffix and suffix not in (BOXES, own) and not _IS_MASK.fullmatch(suffix) for suffix in sample
                 )
@@ -174,7 +180,7 @@ def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], lab
     if stored := OWN.get(task) in sample:
         masks = [sample[OWN[task]]]
     mask = masks[0] if masks and labels in ("auto", "masks") else None
-    boxes = sample.get(BOXES) if labels in ("auto", "boxes") else None
+    boxes = sample.get(KEYPOINTS if task == "keypoints" else BOXES) if labels in ("auto", "boxes") else None
     for part in (sample[suffix], mask, boxes):
         if isinstance(part, OSError):
             return Item(name, split, problem=f"cannot be read: {part.strerror}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dreamteacher.data.box_labels import WORDS, BoxSource, find_boxes
 from dreamteacher.data.class_list import ClassList, alike, parse_classes
+from dreamteacher.data.coco import Detail
 from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.items import AUTO, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.labels import (
@@ -167,7 +168,8 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if classes and kind in ("csv", "folders"):
         notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes.names)[:3]]
     items, where = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else ""), _where(table, kind, tree, boxes)
-    return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task)
+    body = boxes.body if boxes else None
+    return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task, body=body)
 
 
 def _no_pictures(table: sqlite3.Connection, place: Place, passed_over: PassedOver) -> UserError:
@@ -221,7 +223,8 @@ def _find_boxes(
             table_file.close()
         if (table_file and task == AUTO) or one(table, "SELECT EXISTS (SELECT 1 FROM pairs)"):
             return None
-    return find_boxes(table, tree, names, max_bytes, outlines=task == "instances")
+    details: dict[str, Detail] = {"instances": "outlines", "keypoints": "keypoints"}
+    return find_boxes(table, tree, names, max_bytes, details.get(task, ""))
 
 
 def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Iterator[str]:
@@ -242,7 +245,7 @@ def _pass_over_box_files(table: sqlite3.Connection, boxes: BoxSource | None, pas
 def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None) -> str:
     """Where labels were found, in words."""
     if boxes:
-        return f"boxes of {WORDS[boxes.form]} (such as {boxes.files[0]})"
+        return f"{'keypoints' if boxes.body else 'boxes'} of {WORDS[boxes.form]} (such as {boxes.files[0]})"
     if kind == "masks":
         query = "SELECT picture, mask FROM pairs JOIN files ON name = picture ORDER BY split IS 'test', picture LIMIT 1"
         picture, mask = table.execute(query).fetchone()

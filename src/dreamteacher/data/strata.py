@@ -12,6 +12,7 @@ import numpy as np
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.instances import unpack
 from dreamteacher.data.items import IGNORE
+from dreamteacher.data.keypoints import Keypoints
 from dreamteacher.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _classes(images: ImageSet, index: int) -> set[int]:
         UserError: such labels have no classes.
     """
     label = images.full_size_label(index)
+    label = label.as_boxes() if isinstance(label, Keypoints) else label
     if isinstance(label, Boxes):
         return set(label.classes[~label.ignored].tolist())
     if images.form == "instances":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dreamteacher.data.decode import WARNINGS
+from dreamteacher.data.depth import in_words
 from dreamteacher.data.instance_labels import object_classes
 from dreamteacher.data.items import IGNORE, Found
 from dreamteacher.data.tally import SPLITS, Tally
@@ -84,6 +85,8 @@ def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
             split: dict(zip(names, _padded(tally.labels_of(split), len(names)).tolist(), strict=True)) for split in SPLITS if tally.task
         },
     }
+    if depths := {split: span for split in SPLITS if (span := tally.depths[split].span())}:
+        report["depth"] = depths
     return report | {"summary": lines, "examples": tally.examples}
 
 
@@ -112,6 +115,9 @@ def _labels(found: Found, tally: Tally) -> Iterator[str]:
         f"{tally.task}: {counts['labelled_train']} of {counts['train']} train pictures and {counts['labelled_val']} of {counts['val']} val "
         f"pictures are labelled, by {found.where}"
     )
+    for split in SPLITS:
+        if span := tally.depths[split].span():
+            yield f"depth in {split} is {in_words(span)}, in the unit of the maps, which rmse has too"
     if without := " and ".join(f"{n} of {split}" for split in SPLITS if (n := counts[f"without_boxes_{split}"])):
         yield f"labelled pictures without {tally.a_box}, which are taken to show none of the classes: {without}"
     weights = {split: _weights(tally, split, len(names)) for split in SPLITS}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dreamteacher.data.depth import DepthCounts
 from dreamteacher.data.items import TASKS, Item
 from dreamteacher.data.prepare import Prepared
 from dreamteacher.data.seen import Kept
@@ -30,7 +31,7 @@ class Tally:
     to ignore. mask_values, source_values: int64 (256) pixels of each class, as stored and
     as they were before masks were reduced. pictures_with: int64 (256) masks that hold the class. shown, vanished: int64 (256) masks that
     held it before they were reduced, and those of them that do not any more. histogram: int64 (3, 256) of the train pictures. warnings:
-    of Prepared. n_classes: of pictures that may have several. sizes: of pictures that were reduced, before.
+    of Prepared. depths: of maps of it. n_classes: of pictures that may have several. sizes: of pictures that were reduced, before.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -41,6 +42,7 @@ class Tally:
     pictures_with: dict[str, np.ndarray] = field(default_factory=lambda: _by_split(256))
     shown: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     vanished: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    depths: dict[str, DepthCounts] = field(default_factory=lambda: {split: DepthCounts() for split in SPLITS})
     n_classes: int = 0
     histogram: np.ndarray = field(default_factory=lambda: np.zeros((3, 256), np.int64))
     warnings: Counter[str] = field(default_factory=Counter)
@@ -76,6 +78,8 @@ class Tally:
                 self.n_classes = len(picture.several)
             elif picture.cls is not None:
                 self.classes[split][picture.cls] += 1
+            elif picture.depth is not None:
+                self.depths[split].add(picture.depth)
             else:
                 self._add_mask(picture, split)
 
@@ -117,18 +121,18 @@ class Tally:
 
     @property
     def has_boxes(self) -> bool:
-        """Whether the labels are boxes, or objects, which have some."""
-        return self.task in ("detection", "instances")
+        """Whether the labels are boxes, or objects or keypoints, which are counted as those are."""
+        return self.task in ("detection", "instances", "keypoints")
 
     @property
     def of_boxes(self) -> str:
         """What they are called."""
-        return "boxes" if self.task == "detection" else "objects"
+        return {"detection": "boxes", "keypoints": "keypoints"}.get(str(self.task), "objects")
 
     @property
     def a_box(self) -> str:
         """One of them."""
-        return "a box" if self.task == "detection" else "an object"
+        return {"detection": "a box", "keypoints": "a keypoint"}.get(str(self.task), "an object")
 
     def labels_of(self, split: str) -> np.ndarray:
         """int64 (n): labelled pictures of each class in a split (of masks: that hold the class), 255 = unknown left out."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.dataset import Label, Sample, label_tensor, nearest
 from dreamteacher.data.items import IGNORE
+from dreamteacher.data.keypoints import Keypoints
 from dreamteacher.settings.section import Augment
 
 if TYPE_CHECKING:
@@ -62,10 +63,20 @@ def pretrain_crop(size: int, mirror: bool = True) -> Transform:
         label = sample.label
         if isinstance(label, np.ndarray):
             label = _pad(label, size, size)[top : top + size, left : left + size][:, ::step]
-        elif isinstance(label, Boxes):
+        elif isinstance(label, (Boxes, Keypoints)):
             label = label.cropped(top, left, size, size)
             label = label.mirrored(size) if step < 0 else label
         return _tensors(image, label)
+
+    return transform
+
+
+def with_class(crop: Transform, none: int) -> Transform:
+    """A transform Sample -> {"image", "class"}: what `crop` makes of the picture, and its class id, int64 `()`; `none` without one."""
+
+    def transform(sample: Sample) -> dict[str, Tensor]:
+        cls = none if sample.label is None else int(sample.label)  # type: ignore[arg-type]
+        return {"image": crop(replace(sample, label=None))["image"], "class": torch.tensor(cls)}
 
     return transform
 
@@ -117,7 +128,7 @@ def object_crop(size: int, augmentation: Augmentation) -> Transform:
         window = cut(image, GREY)
         if isinstance(label, np.ndarray):
             label = nearest(cut(label, unknown_value(label)), size, size)
-        elif isinstance(label, Boxes):
+        elif isinstance(label, (Boxes, Keypoints)):
             label = label.cropped(top, left, side, side).scaled(size / side, size / side)
         return augment(_scale(window, size, size), label)
 
@@ -150,6 +161,8 @@ def _augment(augmentation: Augmentation, first: Sequence[v2.Transform] = ()) -> 
     composed = v2.Compose(steps)
 
     def augment(image: np.ndarray, label: Label) -> dict[str, Tensor]:
+        if isinstance(label, Keypoints):
+            return _apply_to_keypoints(composed, image, label, turn=augmentation.turn)
         item = _apply(composed, image, label)
         # Together with both flips a transposition gives all eight orientations of a square.
         if augmentation.turn and torch.rand(()) < 0.5:
@@ -181,7 +194,7 @@ def whole(multiple: int = 32, size: int | None = None) -> Transform:
             image = _scale(image, height, width)
             if isinstance(label, np.ndarray):
                 label = nearest(label, height, width)
-            elif isinstance(label, Boxes):
+            elif isinstance(label, (Boxes, Keypoints)):
                 label = label.scaled(width / sample.image.shape[1], height / sample.image.shape[0])
         height, width = (-(-side // multiple) * multiple for side in image.shape[:2])
         if isinstance(label, np.ndarray):
@@ -269,3 +282,20 @@ def _apply(transform: v2.Transform, image: np.ndarray, label: Label) -> dict[str
     if (tensor := label_tensor(label)) is not None:
         item["label"] = tensor
     return item
+
+
+def _apply_to_keypoints(transform: v2.Transform, image: np.ndarray, label: Keypoints, *, turn: bool) -> dict[str, Tensor]:
+    """As `_apply` of flips, and half of the time a transposition, where left and right change their names."""
+    from torchvision import tv_tensors
+
+    picture = tv_tensors.Image(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    height, width = picture.shape[-2:]
+    corner = tv_tensors.BoundingBoxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), format="XYXY", canvas_size=(height, width))  # tells of flips
+    picture, corner = transform(picture, corner)
+    left, top = corner[0, :2].tolist()
+    label = label.mirrored(width) if left else label
+    label = label.upside_down(height) if top else label
+    changed = picture.as_subclass(Tensor)
+    if turn and torch.rand(()) < 0.5:
+        changed, label = changed.mT.contiguous(), label.transposed()
+    return {"image": changed, "label": torch.from_numpy(label.rows())}

@@ -15,8 +15,7 @@ from dreamteacher.limits import cores, memory_limit
 from dreamteacher.settings.schema import Params
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.model import normalize
-from dreamteacher.teachers.ddpm import Generator
-from dreamteacher.teachers.diffusion import DiffusionTeacher
+from dreamteacher.teachers.ddpm import DDPMTeacher, Generator
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.randomness import StepRandom
@@ -69,7 +68,7 @@ def measure(params: Params, machine: Machine) -> Speed:
     teacher = step_seconds(lambda: generator.loss(unet, crops, random)["loss"], unet, device) / some
 
     strides = None if params.taps == "auto" else list(params.taps)
-    frozen = DiffusionTeacher(unet, generator.scheduler, get_encoding(params.distill), strides)
+    frozen = DDPMTeacher(unet, generator.scheduler, get_encoding(params.distill), strides)
     backbone = create_backbone(params.student.backbone, finest=params.student.finest_stride)
     student = create_regressor(backbone, frozen.taps, params.student, params.distill).to(device)
     objective = feature_objective(params.distill, layernorm, frozen.taps)

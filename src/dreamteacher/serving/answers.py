@@ -16,7 +16,18 @@ from PIL import Image
 from dreamteacher.data.boxes import MOST_DETECTIONS
 from dreamteacher.data.instances import MOST as MOST_OBJECTS
 from dreamteacher.data.instances import group
-from dreamteacher.serving.contract import Contract, to_depth, to_detections, to_likelihoods, to_mask, to_probabilities, to_shares
+from dreamteacher.data.keypoints import MOST as MOST_BODIES
+from dreamteacher.data.keypoints import Skeleton
+from dreamteacher.serving.contract import (
+    Contract,
+    to_depth,
+    to_detections,
+    to_keypoints,
+    to_likelihoods,
+    to_mask,
+    to_probabilities,
+    to_shares,
+)
 
 if TYPE_CHECKING:
     from typing import Self  # newer than the Python of some servers, where this file is copied to
@@ -53,10 +64,10 @@ class Segmentation:
         return {"mask": np.frombuffer(file.getvalue(), np.uint8), "shares": self.shares}
 
     @classmethod
-    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Segmentation:
+    def of_tensors(cls, tensors: Outputs, contract: Contract) -> Segmentation:
         """The inverse of `to_tensors`."""
         mask = np.asarray(Image.open(io.BytesIO(tensors["mask"].tobytes()), formats=("PNG",)))
-        return cls(mask, tensors["shares"], classes)
+        return cls(mask, tensors["shares"], contract.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +89,9 @@ class _OfThePicture:
         return {"probabilities": self.probabilities}
 
     @classmethod
-    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Self:
+    def of_tensors(cls, tensors: Outputs, contract: Contract) -> Self:
         """The inverse of `to_tensors`."""
-        return cls(tensors["probabilities"], classes)
+        return cls(tensors["probabilities"], contract.classes)
 
 
 class Classification(_OfThePicture):
@@ -134,7 +145,7 @@ class Depth:
         return {"depth": self.depth}
 
     @classmethod
-    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Depth:
+    def of_tensors(cls, tensors: Outputs, contract: Contract) -> Depth:
         """The inverse of `to_tensors`."""
         return cls(np.array(tensors["depth"]))
 
@@ -170,10 +181,10 @@ class Detections:
         return {"detections": np.pad(rows, [(0, MOST_DETECTIONS - len(rows)), (0, 0)])}
 
     @classmethod
-    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Detections:
+    def of_tensors(cls, tensors: Outputs, contract: Contract) -> Detections:
         """The inverse of `to_tensors`."""
         rows = tensors["detections"]
-        return cls._of_rows(rows[rows[:, 5] > 0], classes)
+        return cls._of_rows(rows[rows[:, 5] > 0], contract.classes)
 
     @classmethod
     def _of_rows(cls, rows: np.ndarray, classes: tuple[str, ...]) -> Detections:
@@ -214,11 +225,55 @@ class Instances:
         return {"mask": np.frombuffer(file.getvalue(), np.uint8), "objects": padded}
 
     @classmethod
-    def of_tensors(cls, tensors: Outputs, classes: tuple[str, ...]) -> Instances:
+    def of_tensors(cls, tensors: Outputs, contract: Contract) -> Instances:
         """The inverse of `to_tensors`."""
         mask = np.asarray(Image.open(io.BytesIO(tensors["mask"].tobytes()), formats=("PNG",))).astype(np.uint16)
         rows = tensors["objects"][tensors["objects"][:, 1] > 0]
-        return cls(mask, rows[:, 0].astype(np.int64), rows[:, 1], classes)
+        return cls(mask, rows[:, 0].astype(np.int64), rows[:, 1], contract.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Keypoints:
+    """Keypoints of the objects in the picture, the likeliest object first.
+
+    points: float32 (D, P, 2) of x and y in pixels of the picture itself, which lies from (0, 0) to (W, H). seen: float32 (D, P) in [0, 1],
+    how likely each is in the picture. scores: float32 (D,) in [0, 1]; choose a threshold for yours, as D may be up to 100 with low scores.
+    classes: names of the P keypoints; skeleton: pairs of them, by number, between which a line is drawn.
+    """
+
+    OUTPUTS: ClassVar = ("centres", "points", "seen")
+
+    points: np.ndarray
+    seen: np.ndarray
+    scores: np.ndarray
+    classes: tuple[str, ...]
+    skeleton: Skeleton
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Keypoints:
+        """See `to_answer`."""
+        return cls._of_rows(to_keypoints(outputs, prepared, size, contract), contract)
+
+    @staticmethod
+    def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
+        """See `Segmentation.tensors` and `Detections.tensors`."""
+        return {"objects": ("TYPE_FP32", [MOST_BODIES, 1 + 3 * classes])}
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The answer of NAME-pictures: rows of score and of x, y and `seen` of each keypoint, and behind them rows of score 0."""
+        of_points = np.concatenate([self.points, self.seen[:, :, None]], axis=2).reshape(len(self.scores), 3 * len(self.classes))
+        rows = np.column_stack([self.scores, of_points]).astype(np.float32)
+        return {"objects": np.pad(rows, [(0, MOST_BODIES - len(rows)), (0, 0)])}
+
+    @classmethod
+    def of_tensors(cls, tensors: Outputs, contract: Contract) -> Keypoints:
+        """The inverse of `to_tensors`."""
+        return cls._of_rows(tensors["objects"][tensors["objects"][:, 0] > 0], contract)
+
+    @classmethod
+    def _of_rows(cls, rows: np.ndarray, contract: Contract) -> Keypoints:
+        of_points = rows[:, 1:].reshape(len(rows), len(contract.classes), 3)
+        return cls(of_points[:, :, :2], of_points[:, :, 2], rows[:, 0], contract.classes, contract.skeleton)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +302,7 @@ class Raw:
     size: tuple[int, int]
 
 
-Prediction = Segmentation | Classification | MultiLabel | Depth | Detections | Instances
+Prediction = Segmentation | Classification | MultiLabel | Depth | Detections | Instances | Keypoints
 Answer = Prediction | Raw | Features
 ANSWERS: dict[str, type[Prediction]] = {
     "segmentation": Segmentation,
@@ -256,6 +311,7 @@ ANSWERS: dict[str, type[Prediction]] = {
     "instances": Instances,
     "multilabel": MultiLabel,
     "depth": Depth,
+    "keypoints": Keypoints,
 }
 
 

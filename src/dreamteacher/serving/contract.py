@@ -14,6 +14,7 @@ from PIL import Image
 
 from dreamteacher.data.boxes import choose
 from dreamteacher.data.formats import BadPicture
+from dreamteacher.data.keypoints import choose_objects
 from dreamteacher.errors import UserError
 
 VERSION = 1  # of the form; one more when a reader of this one would prepare pictures wrongly
@@ -35,7 +36,8 @@ class Contract:
     of RGB in [0, 1].
     size: side of the example input, and the only one where `dynamic_size` is false. multiple: that height and width must be of.
     short_side: larger pictures are reduced to it, as ingest does; None: they are not. scale_to: short side at which the task is evaluated;
-    None: as it is. interpolation: a name of Pillow's. strides: of the backbone's pyramid, fine to coarse.
+    None: as it is. interpolation: a name of Pillow's. strides: of the backbone's pyramid, fine to coarse. skeleton: pairs of classes that
+    are keypoints, between which a line is drawn.
     """
 
     task: str
@@ -49,10 +51,11 @@ class Contract:
     interpolation: str
     strides: tuple[int, ...]
     dynamic_size: bool = True
+    skeleton: tuple[tuple[int, int], ...] = ()
 
     def to_metadata(self) -> dict[str, str]:
         """The texts that an ONNX file and Triton's parameters hold; `from_metadata` reads them back."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if self.skeleton or field.name != "skeleton"}
         return {
             VERSION_KEY: str(VERSION),
             **{name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()},
@@ -73,6 +76,7 @@ class Contract:
                 f"{where} has version {metadata[VERSION_KEY][:20]} of the preprocessing contract and this dreamteacher reads up to "
                 f"{VERSION}; update dreamteacher here (pip install --upgrade dreamteacher)"
             )
+        metadata = {"skeleton": "[]", **metadata}
         missing = [field.name for field in fields(cls) if field.name not in metadata]
         if missing:
             raise UserError(f"{where} does not say how pictures are prepared (no {missing[0]!r}); serve what `dreamteacher publish` wrote")
@@ -90,6 +94,10 @@ class Contract:
 
 def _tuple(text: str) -> tuple[Any, ...]:
     return tuple(json.loads(text))
+
+
+def _pairs(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple((int(a), int(b)) for a, b in json.loads(text))
 
 
 def _is_count(value: Any) -> bool:
@@ -112,6 +120,7 @@ _KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {  # fie
     "interpolation": (str, lambda value: value.upper() in Image.Resampling.__members__),
     "strides": (_tuple, lambda values: all(map(_is_count, values))),
     "dynamic_size": (json.loads, lambda value: isinstance(value, bool)),
+    "skeleton": (_pairs, lambda pairs: all(end >= 0 for pair in pairs for end in pair)),
 }
 
 
@@ -193,6 +202,12 @@ def to_detections(
     """
     padded = -(-prepared[0] // contract.multiple) * contract.multiple, -(-prepared[1] // contract.multiple) * contract.multiple
     return choose(scores, boxes, padded, prepared, size)
+
+
+def to_keypoints(outputs: Mapping[str, np.ndarray], prepared: tuple[int, int], size: tuple[int, int], contract: Contract) -> np.ndarray:
+    """float32 (D, 1 + 3 P) of objects in the picture's own `size` (H, W); see `keypoints.choose_objects`."""
+    padded = -(-prepared[0] // contract.multiple) * contract.multiple, -(-prepared[1] // contract.multiple) * contract.multiple
+    return choose_objects(outputs["centres"], outputs["points"], outputs["seen"], padded, prepared, size=size)
 
 
 def to_shares(mask: np.ndarray, classes: int) -> np.ndarray:

@@ -22,6 +22,7 @@ MODULES = (  # all that triton_pictures.py imports of ours, so that the server's
     "data/formats.py",
     "data/instances.py",
     "data/items.py",
+    "data/keypoints.py",
     "data/load.py",
     "data/metadata.py",
     "data/tiff.py",

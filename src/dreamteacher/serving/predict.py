@@ -66,6 +66,7 @@ def predict(
     STEM.overlay.png.
     Instances: the number of objects of each class, as JSON lines all of them with score and size; with `out` also STEM.instances.png (the
     number of an object in each pixel, 16 bits) and STEM.overlay.png.
+    Keypoints: the number of objects and of their keypoints, as JSON lines with x, y and scores; with `out` also STEM.overlay.png.
     Multi-label: the classes of a probability of 0.5 or more; depth: its range, with `out` STEM.depth.tif (float32) and STEM.overlay.png; a
     task of another package: the sizes of its outputs, with `out` STEM.outputs.npz.
     Classification: the three likeliest classes with their probabilities; as JSON lines and CSV all of them.

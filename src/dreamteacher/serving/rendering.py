@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.drawing import COLOURS, draw_boxes, draw_depth, draw_objects
+from dreamteacher.data.drawing import COLOURS, draw_boxes, draw_depth, draw_keypoints, draw_objects
 from dreamteacher.serving.answers import (
     ANSWERS,
     Answer,
@@ -18,12 +18,14 @@ from dreamteacher.serving.answers import (
     Detections,
     Features,
     Instances,
+    Keypoints,
     MultiLabel,
     Raw,
     Segmentation,
 )
 
-LEAST_SCORE = 0.5  # of objects that are counted and drawn; JSON lines have all
+LEAST_SCORE = 0.5  # of objects or keypoints that are counted and drawn; JSON lines have all
+LEAST_OBJECT = 0.3  # of objects with keypoints, as in evaluation
 
 Files = dict[str, str]
 
@@ -122,6 +124,36 @@ def _save_objects(answer: Instances, picture: np.ndarray, place: Path) -> Files:
     return {"instances": f"{place}.instances.png", "overlay": f"{place}.overlay.png"}
 
 
+def _sure_objects(answer: Keypoints) -> np.ndarray:
+    return np.flatnonzero(answer.scores >= LEAST_OBJECT)
+
+
+def _count_keypoints(answer: Keypoints) -> dict[str, Any]:
+    """In how many of the objects that are sure enough each keypoint is."""
+    return _by_class(answer.classes, (answer.seen[_sure_objects(answer)] >= LEAST_SCORE).sum(0))
+
+
+def _say_keypoints(answer: Keypoints) -> str:
+    of_objects = (answer.seen[_sure_objects(answer)] >= LEAST_SCORE).sum(1).tolist()
+    found = f" with {', '.join(map(str, of_objects))} of {len(answer.classes)} keypoints" if of_objects else ""
+    return f"{len(of_objects)} object{'' if len(of_objects) == 1 else 's'}{found}"
+
+
+def _list_keypoints(answer: Keypoints) -> dict[str, Any]:
+    objects = []
+    for score, points, seen in zip(answer.scores.tolist(), answer.points.tolist(), answer.seen.tolist(), strict=True):
+        of_points = zip(answer.classes, points, seen, strict=True)
+        named = {name: {"x": round(x, 2), "y": round(y, 2), "seen": round(share, 4)} for name, (x, y), share in of_points}
+        objects.append({"score": round(score, 4), "keypoints": named})
+    return {"objects": objects}
+
+
+def _save_keypoints(answer: Keypoints, picture: np.ndarray, place: Path) -> Files:
+    points = np.concatenate([answer.points, answer.seen[:, :, None]], axis=2)[_sure_objects(answer)]
+    Image.fromarray(draw_keypoints(picture, points, answer.skeleton, LEAST_SCORE)).save(f"{place}.overlay.png")
+    return {"overlay": f"{place}.overlay.png"}
+
+
 def _range(answer: Depth) -> dict[str, float]:
     low, middle, high = np.quantile(answer.depth, [0, 0.5, 1]).tolist()
     return {"min": round(low, 4), "median": round(middle, 4), "max": round(high, 4)}
@@ -175,6 +207,7 @@ _RENDERINGS: dict[type, Rendering] = {
         save=_save_objects,
         files=("instances", "overlay"),
     ),
+    Keypoints: Rendering(words=_say_keypoints, values=_count_keypoints, listed=_list_keypoints, save=_save_keypoints, files=("overlay",)),
     MultiLabel: Rendering(
         words=lambda answer: (
             ", ".join(f"{name} {answer.probabilities[answer.classes.index(name)]:.3f}" for name in answer.labels) or "none of the classes"

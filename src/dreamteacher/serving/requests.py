@@ -286,7 +286,7 @@ def to_answers(served: Served, request: Request, outputs: Mapping[str, np.ndarra
     """{index in the batch: answer} from a request's outputs, of which it keeps copies."""
     if served.takes_files:
         (index,), contract = request.indices, served.contract
-        return {index: ANSWERS[contract.task].of_tensors({name: array[0] for name, array in outputs.items()}, contract.classes)}
+        return {index: ANSWERS[contract.task].of_tensors({name: array[0] for name, array in outputs.items()}, contract)}
     return {
         index: to_answer(served.contract, {name: array[i] for name, array in outputs.items()}, request.prepared[i], request.sizes[i])
         for i, index in enumerate(request.indices)

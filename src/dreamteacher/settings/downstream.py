@@ -24,8 +24,9 @@ class Ingest(Section):
     task: str = Field(
         "auto",
         pattern=r"^[A-Za-z][A-Za-z0-9_-]*$",
-        description="what is learned from the labels: segmentation, classification, detection, instances, multilabel, depth, or a task of "
-        "another package; auto: classes of masks or of pictures, several where labels.csv has a column for each, or boxes, as labels are",
+        description="what is learned from the labels: segmentation, classification, detection, instances, keypoints, multilabel, depth, or "
+        "a task of another package; auto: classes of masks or of pictures, several where labels.csv has a column for each, or boxes, as "
+        "labels are",
     )
     val_fraction: Fraction = Field(
         0.1, description="share of the pictures kept for the final figure, by content hash, where the source has no train/ and val/"

@@ -46,8 +46,13 @@ class Teacher(Training):
     )
     self_conditioning: bool = Field(
         False,
-        description="the U-Net of an edm also gets its own estimate of the picture (Chen et al. 2022), half of the time in training; to "
-        "teach, that of a first pass: a third more time to train, about twice as much to teach",
+        description="the U-Net of a ddpm or edm also gets its own estimate of the picture (Chen et al. 2022), half of the time in "
+        "training; to teach, that of a first pass: a third more time to train, about twice as much to teach",
+    )
+    conditional: bool = Field(
+        False,
+        description="a ddpm or edm is told the class of each train picture that has one (class folders, labels.csv), 9 times of 10; its "
+        "features are taken without a class. It sees all labels, not few_labels of them",
     )
     resolution: Positive = Field(64, description=f"side of the random crops it learns from, pixels ({by_size('teacher', 'resolution')})")
     T_train: Positive = Field(1000, description="diffusion steps of the linear schedule, betas 1e-4 to 2e-2 (Tab 16)")
@@ -231,6 +236,12 @@ class Labels(Training):
     )
     tau: Annotated[float, Field(gt=0)] = Field(4.0, description="temperature of both distributions (Eq 5)")
     label_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="lambda_ld of Eq 6")
+    dreams: Fraction = Field(
+        0.0,
+        description="share of the steps whose pictures the teacher, a diffusion model, makes of noise, with the interpreter's labels for "
+        "them, as DatasetGAN's; the others are of train pictures",
+    )
+    passes: Positive = Field(20, description="about how many passes of the generator a picture of labels.dreams takes")
     dice_weight: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the Dice loss on the soft labels beside their cross entropy; segmentation only; none in Eq 5"
     )

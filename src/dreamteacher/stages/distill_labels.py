@@ -17,15 +17,16 @@ from dreamteacher.distillation.objectives import soft_label_cross_entropy, soft_
 from dreamteacher.distillation.whitening import layernorm, load_whitening
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
-from dreamteacher.settings.pretraining import Student
+from dreamteacher.settings.pretraining import Labels, Student
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import TaskModel, normalize, save_task_model
-from dreamteacher.teachers.base import Tap
-from dreamteacher.teachers.encodings import encoding_of_pictures, get_encoding
+from dreamteacher.teachers.base import Tap, Teacher
+from dreamteacher.teachers.diffusion import DenoisingTeacher
+from dreamteacher.teachers.encodings import Dream, Inversion, Stochastic, encoding_of_pictures, get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.precision import move_frozen
@@ -62,6 +63,7 @@ def run(
         device = this_process().device
         generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(facts["encoding"]), device)
         regressed_from = generator.with_encoding(encoding_of_pictures(params.distill))
+        dreamer = _dreaming(generator, settings) if settings.dreams else generator
         reader = move_frozen(reader, device)
         images = ImageSet(data, "train")
         _check_interpreter(interpreter, facts, data, images, generator.taps)
@@ -72,11 +74,13 @@ def run(
         objective = feature_objective(params.distill, whiten, generator.taps)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            lesson = generator.teach(batch["image"], random)
+            # Of every so many steps one: floor(step x share) has grown.
+            source = dreamer if int((random.step + 1) * settings.dreams) > int(random.step * settings.dreams) else generator
+            lesson = source.teach(batch["image"], random)
             with torch.no_grad():
                 soft = reader(lesson.features, tuple(lesson.images.shape[2:]))
             taught = lesson
-            if settings.mode == "mix" and regressed_from.encoding != generator.encoding:
+            if settings.mode == "mix" and regressed_from.encoding != source.encoding:
                 again = regressed_from.teach(lesson.images, random)
                 taught = again if again.images is lesson.images else lesson  # a GAN has made other pictures this time
             logits, regressed = model(normalize(lesson.images, mean, std), taught.step)
@@ -101,6 +105,19 @@ def run(
             write_table(trained.history, stage.tmp / "curves.csv")
         stage.metrics.update({k: v for k, v in trained.history[-1].items() if k in ("loss", *params.distill.objectives, "labels")})
     return stage.metrics
+
+
+def _dreaming(generator: Teacher, settings: Labels) -> Teacher:
+    """The generator where it makes its own pictures, whose features are those at the interpreter's noise step.
+
+    Raises:
+        UserError: it makes none, or the interpreter reads no single noise step.
+    """
+    if not isinstance(generator, DenoisingTeacher):
+        raise UserError("labels.dreams needs a teacher that is a diffusion model, which makes pictures of noise; set it to 0")
+    if not isinstance(generator.encoding, (Stochastic, Inversion)):
+        raise UserError("labels.dreams needs an interpreter of one noise step; set it to 0, or interpreter.encoding to stochastic")
+    return generator.with_encoding(Dream(generator.encoding.T, settings.passes))
 
 
 def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, images: ImageSet, taps: list[Tap]) -> None:

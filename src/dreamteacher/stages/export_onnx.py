@@ -117,6 +117,7 @@ def _contract(model: TaskModel, data: Path, size: int) -> Contract:
         scale_to=get_task(model.task).picture_size(model.size),
         interpolation="bilinear",
         strides=tuple(model.backbone.strides),
+        skeleton=tuple((first, second) for first, second in json.loads((data / "dataset.json").read_text()).get("skeleton", ())),
     )
 
 

@@ -67,6 +67,7 @@ def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: in
     """
     settings, task = params.finetune, get_task(str(images.task))
     torch.manual_seed(seed)
+    task.check(images.classes, AUGMENTATIONS[settings.augment])
     model = _build(params, images, init, backbone)
 
     def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:

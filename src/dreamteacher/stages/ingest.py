@@ -94,7 +94,8 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
     tally = Tally()
     (out / "shards").mkdir()
     limits = {name: getattr(settings, name) for name in ("max_pixels", "min_side", "short_side")} | {"task": found.task}
-    pictures = _show_progress(_in_threads(partial(_try_prepare, classes=found.classes, **limits), found.items), tally.counts)
+    work = partial(_try_prepare, classes=found.classes, body=found.body, **limits)
+    pictures = _show_progress(_in_threads(work, found.items), tally.counts)
     with ExitStack() as files:
         seen = files.enter_context(Seen())
         shards = {s: files.enter_context(ShardSet(out / "shards", s, settings.shard_mb * 1_000_000)) for s in SPLITS}
@@ -146,6 +147,7 @@ def _write_facts(settings: Ingest, found: Found, tally: Tally, out: Path) -> Non
     mean, std = _mean_and_std(tally.histogram)
     task = tally.task if settings.task in (AUTO, *KINDS_OF_TASK) else tally.task and settings.task
     facts = {"task": task, "classes": class_names(found, tally), "counts": numbers, "channels": 3, "mean": mean, "std": std}
+    facts |= {"skeleton": found.body.skeleton} if found.body else {}
     _save_json(out / "dataset.json", facts | {"hash": tally.manifest.hexdigest()})
     lines = summarise(settings, found, tally)
     _save_json(out / "report.json", make_report(found, tally, lines))

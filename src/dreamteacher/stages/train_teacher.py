@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet, Samples
-from dreamteacher.data.transforms import pretrain_crop
+from dreamteacher.data.transforms import Transform, pretrain_crop, with_class
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.pretraining import Teacher
@@ -23,6 +24,8 @@ from dreamteacher.training.order import draw_batches
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 from dreamteacher.training.run import Trained
+
+log = logging.getLogger(__name__)
 
 LOSS_PICTURES = 256  # over which the loss of a pretrained teacher is measured
 
@@ -41,7 +44,8 @@ def run(
             imported teacher, which are not trained here.
 
     Raises:
-        UserError: teacher.pretrained is missing, damaged, of another kind, or not that of teacher.digest; or the kind is not trained here.
+        UserError: teacher.pretrained is missing, damaged, of another kind, or not that of teacher.digest; or the kind is not trained here,
+            or not told of classes, or there are none.
     """
     settings = params.teacher
     start = find_pretrained(settings.pretrained) if settings.pretrained else start
@@ -63,12 +67,9 @@ def run(
                 "SOURCE --out FOLDER`, and set teacher.pretrained to it"
             )
         generator = kind.Generator(settings)
-        torch.manual_seed(params.seed)
-        network = generator.build()
-        if start:
-            generator.load_weights(network, start)
         images = ImageSet(data, "train")
-        samples = Samples(images, pretrain_crop(settings.resolution))
+        samples = Samples(images, _crop(generator, images, params))
+        network = _build(generator, params.seed, start)
         if settings.pretrained or not generator.trains:
             network = network.to(this_process().device).eval()
             loss = _mean_loss(generator, network, samples, params.seed) if generator.trains else 0.0
@@ -85,7 +86,8 @@ def run(
             trained_on = {"pictures": len(images), "digest": images.digest()} if generator.trains else None
             if settings.pretrained:
                 trained_on = facts.get("trained_on")
-            generator.save(network.cpu(), stage.tmp, {"resolution": settings.resolution, "trained_on": trained_on})
+            told = {"classes": images.classes} if settings.conditional else {}
+            generator.save(network.cpu(), stage.tmp, {"resolution": settings.resolution, "trained_on": trained_on, **told})
         stage.metrics["loss"] = loss
     return stage.metrics
 
@@ -111,7 +113,8 @@ def _train(generator: Generator, network: nn.Module, samples: Samples, params: P
     settings = params.teacher
 
     def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        return generator.loss(model, batch["image"], random)
+        loss: Any = generator.loss  # of some kinds it takes classes, too
+        return loss(model, batch["image"], random, **({"classes": batch["class"]} if settings.conditional else {}))
 
     def draw(model: nn.Module, step: int) -> dict[str, float]:
         if settings.samples and step < settings.steps:
@@ -121,6 +124,40 @@ def _train(generator: Generator, network: nn.Module, samples: Samples, params: P
         return {}
 
     return train(network, step, samples, settings, stage, seed=params.seed, on_eval=draw, eval_every=settings.sample_every)
+
+
+def _build(generator: Generator, seed: int, start: Path | None) -> nn.Module:
+    """The network with the weights of `start`, or random ones."""
+    torch.manual_seed(seed)
+    network = generator.build()
+    if start:
+        generator.load_weights(network, start)
+    return network
+
+
+def _crop(generator: Any, images: ImageSet, params: Params) -> Transform:
+    """The crops to train on, with teacher.conditional also their classes, of which the generator is told how many there are.
+
+    Raises:
+        UserError: it cannot be told, or the labels are no classes of pictures.
+    """
+    crop = pretrain_crop(params.teacher.resolution)
+    if not params.teacher.conditional:
+        return crop
+    if not hasattr(generator, "classes"):
+        raise UserError(f"a teacher of kind {params.teacher.kind!r} cannot be told of classes; set teacher.conditional = false")
+    labelled = len(images.labelled())
+    if images.form != "class" or not labelled:
+        found = f"labels of {images.task}" if images.task else "no labels"
+        raise UserError(
+            f"teacher.conditional needs pictures with a class each (class folders or labels.csv), and the data set has {found}; set it to "
+            "false"
+        )
+    if params.few_labels is not None and labelled > params.few_labels:
+        log.warning("the teacher is told the classes of %d pictures, more than few_labels = %d: what it teaches is compared with what has "
+                    "seen fewer labels", labelled, params.few_labels)  # fmt: skip
+    generator.classes = len(images.classes)
+    return with_class(crop, generator.classes)
 
 
 @torch.no_grad()

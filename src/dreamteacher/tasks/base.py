@@ -15,7 +15,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.plugins import load_plugin
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
-from dreamteacher.students.necks import DEFAULT, Neck, create_neck
+from dreamteacher.students.necks import DEFAULT, Neck, create_neck, resize
 
 if TYPE_CHECKING:
     from dreamteacher.data.transforms import Augmentation, Transform
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 GROUP = "dreamteacher.tasks"  # of entry points, by which packages add tasks
 BUILT_IN = {
-    name: f"dreamteacher.tasks.{name}:TASK" for name in ("segmentation", "classification", "detection", "instances", "multilabel", "depth")
+    name: f"dreamteacher.tasks.{name}:TASK"
+    for name in ("segmentation", "classification", "detection", "instances", "multilabel", "depth", "keypoints")
 }
 Outputs = Tensor | dict[str, Tensor]  # of a head: one tensor, or several by name, each with the batch first
 Size = torch.Size | tuple[int, int]
@@ -99,6 +100,14 @@ class Task(ABC):
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
         """A row of panels: the picture, uint8 `(H, W, 3)`, with its truth and predictions by name."""
 
+    def check(self, classes: list[str], augmentation: Augmentation) -> None:
+        """Refuse a training whose labels would not stay true.
+
+        Raises:
+            UserError: nobody knows what the augmentation makes of a class.
+        """
+        return
+
     def serve(self, outputs: Any) -> tuple[Tensor, ...]:
         """What an exported model computes from the head's outputs: of each name in `served` a tensor whose first two sizes are known."""
         return (outputs,)
@@ -132,6 +141,16 @@ class NeckHead(nn.Module):
     def from_neck(self, levels: list[Tensor], size: Size) -> Any:
         """The neck's outputs to those of the head."""
         raise NotImplementedError
+
+
+def convolved(inputs: int, width: int) -> list[nn.Module]:
+    """A 3x3 convolution to `width` channels, normalised, with ReLU."""
+    return [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+
+
+def at_finest(levels: list[Tensor]) -> Tensor:
+    """All levels `(B, C, h, w)` of a neck, fine to coarse, at the resolution of the finest, one behind the other in the channels."""
+    return torch.cat([levels[0], *(resize(level, levels[0].shape[2:]) for level in levels[1:])], dim=1)
 
 
 @cache

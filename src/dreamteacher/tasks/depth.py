@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamteacher.data.depth import DepthCounts, in_words
 from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
@@ -18,6 +21,8 @@ from dreamteacher.tasks.segmentation import SegmentationHead
 
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
+
+log = logging.getLogger(__name__)
 
 INVARIANCE = 0.5  # share of a picture's common scale error that costs nothing (λ of Eq 4)
 UNIT_STEP = 64.0  # of the one number that all logarithms share: metres and millimetres are far apart, and Adam's steps are small
@@ -43,10 +48,12 @@ class DepthErrors:
 
     def __init__(self) -> None:
         self._figures: list[tuple[float, float, float]] = []
+        self._labels = DepthCounts()
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
         """Depths, float `(H, W)`; nothing is counted where `truth` is 0."""
         predicted, truth = predicted.cpu().double(), truth.cpu().double()
+        self._labels.add(truth.numpy())
         found, there = predicted[truth > 0], truth[truth > 0]
         if len(there):
             ratio = torch.maximum(found / there, there / found.clamp(min=1e-12))
@@ -59,8 +66,14 @@ class DepthErrors:
         """Figures of all pictures so far."""
         if not self._figures:
             return {}
+        _say_unit(in_words(self._labels.span()))
         means = np.mean(self._figures, axis=0).tolist()
         return dict(zip(("delta1", "abs_rel", "rmse"), means, strict=True))
+
+
+@lru_cache(maxsize=1)  # once for all models that are measured on the same labels
+def _say_unit(span: str) -> None:
+    log.info("the depth that is measured against is %s; rmse is in the same unit, and delta1 and abs_rel have none", span)
 
 
 class Depth(Task):

@@ -56,14 +56,25 @@ class FcosHead(NeckHead):
         """
         logits = self.classify(levels).transpose(1, 2)
         distances, middle = self.regress(levels)  # in cells, from the place to left, top, right, bottom
-        places = torch.cat([_places(level) for level in levels]).t().expand(logits.shape[0], -1, -1)
+        places = torch.cat([places_of(level) for level in levels]).t().expand(logits.shape[0], -1, -1)
         x, y, width, height = places.unbind(1)
         left, top, right, bottom = distances.float().unbind(2)
         boxes = torch.stack([x - left * width, y - top * height, x + right * width, y + bottom * height], dim=1)
         return {"logits": logits, "middle": middle.transpose(1, 2), "boxes": boxes, "places": places}
 
 
-def _places(level: Tensor) -> Tensor:
+def crop_of_whole_cells(size: int, augmentation: Augmentation, task: str) -> Transform:
+    """`object_crop` where cells of the neck's levels are as wide as high.
+
+    Raises:
+        UserError: with this size they are not.
+    """
+    if size % MULTIPLE:
+        raise UserError(f"{task} needs crops of a multiple of {MULTIPLE} pixels, and finetune.resolution is {size}; choose such a one")
+    return object_crop(size, augmentation)
+
+
+def places_of(level: Tensor) -> Tensor:
     """`(h * w, 4)`: x, y, width and height of each cell of a level `(B, C, h, w)`, x and y of its middle, as fractions of the picture."""
     y = (torch.arange(level.shape[2], device=level.device) + 0.5) / level.shape[2]
     x = (torch.arange(level.shape[3], device=level.device) + 0.5) / level.shape[3]
@@ -169,11 +180,7 @@ class Detection(Task):
 
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
         """A window of the picture, about at its own scale."""
-        if size % MULTIPLE:
-            raise UserError(
-                f"detection needs crops of a multiple of {MULTIPLE} pixels, and finetune.resolution is {size}; choose such a one"
-            )
-        return object_crop(size, augmentation)
+        return crop_of_whole_cells(size, augmentation, "detection")
 
     def picture_size(self, size: int) -> int | None:
         """None: the scale of a picture says how large its objects are."""

@@ -7,8 +7,6 @@ objects that touch each other apart; a pixel belongs to one object, so of object
 
 from __future__ import annotations
 
-from contextlib import redirect_stdout
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +21,8 @@ from dreamteacher.data.transforms import Augmentation, Transform, object_crop
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.students.necks import resize
-from dreamteacher.tasks.base import NeckHead, Size, Task
+from dreamteacher.tasks.base import NeckHead, Size, Task, at_finest, convolved
+from dreamteacher.tasks.coco_figures import coco_precision
 from dreamteacher.tasks.segmentation import count_labelled
 
 if TYPE_CHECKING:
@@ -40,20 +39,15 @@ class InstancesHead(NeckHead):
 
     def __init__(self, channels: list[int], width: int, classes: int):
         super().__init__(channels, width)
-
-        def convolved(inputs: int) -> list[nn.Module]:
-            return [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-
-        self.fuse = nn.Sequential(*convolved(width * len(channels)))
+        self.fuse = nn.Sequential(*convolved(width * len(channels), width))
         self.classify = nn.Conv2d(width, classes + 1, 1)
-        self.center = nn.Sequential(*convolved(width), nn.Conv2d(width, 1, 1))
-        self.point = nn.Sequential(*convolved(width), nn.Conv2d(width, 2, 1))
+        self.center = nn.Sequential(*convolved(width, width), nn.Conv2d(width, 1, 1))
+        self.point = nn.Sequential(*convolved(width, width), nn.Conv2d(width, 2, 1))
 
     def from_neck(self, levels: list[Tensor], size: Size) -> dict[str, Tensor]:
         """The neck's outputs to `logits` (B, K + 1, H, W), of no object and of each class, `centres` (B, 1, H, W), logits too, and
         `offsets` (B, 2, H, W), pixels down and to the right."""
-        finest = levels[0].shape[2:]
-        fused = self.fuse(torch.cat([levels[0], *(resize(level, finest) for level in levels[1:])], dim=1))
+        fused = self.fuse(at_finest(levels))
         maps = {"logits": self.classify(fused), "centres": self.center(fused), "offsets": self.point(fused) * UNIT}
         return {name: resize(values, size) for name, values in maps.items()}
 
@@ -126,31 +120,11 @@ class MaskPrecision:
         """Figures of all pictures so far."""
         if not self._truth:
             return {}
-        precision = self._coco_precision()
+        precision = coco_precision("segm", self._truth, self._found, self._sizes, classes=len(self.classes), most=MOST_OBJECTS)
         by_class = {i: float(precision[:, :, i].mean()) for i in sorted({annotation["category_id"] for annotation in self._truth})}
         ap50, ap75 = (float(np.mean([precision[at, :, i].mean() for i in by_class])) for at in (0, 5))
         figures = {"ap": float(np.mean(list(by_class.values()))), "ap50": ap50, "ap75": ap75, "precision": float(np.mean(self._precision))}
         return figures | {f"ap_{self.classes[number]}": value for number, value in by_class.items()}
-
-    def _coco_precision(self) -> np.ndarray:
-        """(overlaps, recalls, classes)."""
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
-        sides = []
-        with redirect_stdout(StringIO()):
-            for annotations in (self._truth, self._found):
-                side = COCO()
-                images = [{"id": number, "height": size[0], "width": size[1]} for number, size in enumerate(self._sizes, 1)]
-                side.dataset = {"images": images, "annotations": [dict(each) for each in annotations]}
-                side.dataset["categories"] = [{"id": number} for number in range(len(self.classes))]
-                side.createIndex()
-                sides.append(side)
-            evaluation = COCOeval(*sides, "segm")
-            evaluation.params.maxDets, evaluation.params.areaRng, evaluation.params.areaRngLbl = [MOST_OBJECTS], [[0, 1e10]], ["all"]
-            evaluation.evaluate()
-            evaluation.accumulate()
-        return evaluation.eval["precision"][:, :, :, 0, 0]
 
 
 class Instances(Task):

@@ -14,7 +14,7 @@ from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.students.necks import resize
-from dreamteacher.tasks.base import NeckHead, Size, Task
+from dreamteacher.tasks.base import NeckHead, Size, Task, at_finest, convolved
 
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
@@ -27,16 +27,12 @@ class SegmentationHead(NeckHead):
 
     def __init__(self, channels: list[int], width: int, classes: int):
         super().__init__(channels, width)
-        self.fuse = nn.Sequential(
-            nn.Conv2d(width * len(channels), width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
+        self.fuse = nn.Sequential(*convolved(width * len(channels), width))
         self.classify = nn.Conv2d(width, classes, 1)
 
     def from_neck(self, levels: list[Tensor], size: Size) -> Tensor:
         """The neck's outputs to logits `(B, K, H, W)`."""
-        finest = levels[0].shape[2:]
-        fused = self.fuse(torch.cat([levels[0], *(resize(level, finest) for level in levels[1:])], dim=1))
-        return resize(self.classify(fused), size)
+        return resize(self.classify(self.fuse(at_finest(levels))), size)
 
 
 def count_labelled(batch: dict[str, Tensor]) -> int:

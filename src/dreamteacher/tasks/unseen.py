@@ -10,10 +10,12 @@ from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.dataset import ImageSet, Label
 from dreamteacher.data.instances import unpack
 from dreamteacher.data.items import IGNORE
+from dreamteacher.data.keypoints import Keypoints
 from dreamteacher.errors import UserError
 
 log = logging.getLogger(__name__)
 
+THINGS = {"boxes": "a box", "instances": "an object", "labels": "a class", "keypoints": "a keypoint"}  # of forms that may be empty
 MASKS = 2000  # of more masks none is read: it would take minutes, and a class that they all lack is unlikely
 
 
@@ -30,8 +32,8 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
         if not missing:
             return
         missing -= _classes_of(images.label(index))
-    if len(missing) == len(images.classes) and images.form in (things := {"boxes": "a box", "instances": "an object", "labels": "a class"}):
-        thing = things[images.form]
+    if len(missing) == len(images.classes) and images.form in THINGS:
+        thing = THINGS[images.form]
         raise UserError(
             f"none of the {len(few)} labelled pictures has {thing}, so there is nothing to learn; raise few_labels or label more"
         )
@@ -48,6 +50,7 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
 
 
 def _classes_of(label: Label) -> set[int]:
+    label = label.as_boxes() if isinstance(label, Keypoints) else label
     if isinstance(label, Boxes):
         return set(label.classes[~label.ignored].tolist())
     if isinstance(label, tuple):

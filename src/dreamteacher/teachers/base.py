@@ -123,6 +123,8 @@ class Generator(Protocol):
 
     Attributes:
         trains: whether it is trained at all; a control is not, and gets neither `loss` nor `sample` asked.
+        classes: optional, of a kind that can be told of the pictures' classes: how many there are, 0 by default. Where it is set, `loss`
+            also gets `classes` `(B,)`, their ids, and this number for a picture without one.
     """
 
     trains: bool

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
+from dreamteacher.teachers.conditioning import beside, each_in_turn, half_of_the_time, is_self_conditioned, no_class, some_without
 from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import damaged, write_facts
@@ -29,16 +30,42 @@ def build_scheduler(steps: int, prediction: str = "epsilon") -> DDPMScheduler:
     return DDPMScheduler(num_train_timesteps=steps, prediction_type=prediction, **betas)
 
 
-def denoising_loss(unet: nn.Module, scheduler: DDPMScheduler, images: Tensor, random: StepRandom) -> Tensor:
+def denoising_loss(
+    unet: nn.Module,
+    scheduler: DDPMScheduler,
+    images: Tensor,
+    random: StepRandom,
+    *,
+    self_conditioning: bool = False,
+    **classes: Tensor,
+) -> Tensor:
     """Mean squared error of the prediction at random steps; images `(B, 3, H, W)` in [0, 1].
 
     epsilon: the noise (DDPM, Ho et al. 2020, Eq 14). v_prediction: sqrt(a_t) noise - sqrt(1 - a_t) picture (Salimans & Ho 2022, App D).
+
+    self_conditioning: the U-Net gets its own estimate of half of the pictures. classes: `class_labels` `(B,)` of a U-Net that takes them.
     """
     pictures, noise = images * 2 - 1, random.normal(images.shape)
     steps = random.integers(0, scheduler.config.num_train_timesteps, len(images))
     noisy = scheduler.add_noise(pictures, noise, steps)
     target = noise if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(pictures, noise, steps)
-    return nn.functional.mse_loss(unet(noisy, steps).sample.float(), target)
+    if self_conditioning:
+
+        def predict() -> Tensor:
+            output = unet(beside(noisy, None), steps, **classes).sample.float()
+            return estimate_picture(output, noisy, scheduler.alphas_cumprod[steps], scheduler.config.prediction_type)
+
+        noisy_and_estimate = beside(noisy, half_of_the_time(predict, len(images), random))
+        return nn.functional.mse_loss(unet(noisy_and_estimate, steps, **classes).sample.float(), target)
+    return nn.functional.mse_loss(unet(noisy, steps, **classes).sample.float(), target)
+
+
+def estimate_picture(output: Tensor, noisy: Tensor, kept: Tensor, prediction: str) -> Tensor:
+    """The picture `(B, 3, H, W)` in [-1, 1] that an output, epsilon or v, at inputs `noisy` means; kept: `(B,)`, a of their noise steps."""
+    kept = kept[:, None, None, None]
+    if prediction == "epsilon":
+        return ((noisy - (1 - kept).sqrt() * output) / kept.sqrt()).clamp(-1, 1)
+    return (kept.sqrt() * noisy - (1 - kept).sqrt() * output).clamp(-1, 1)
 
 
 def check_schedule(scheduler: DDPMScheduler, folder: Path) -> None:
@@ -60,9 +87,13 @@ def check_schedule(scheduler: DDPMScheduler, folder: Path) -> None:
 
 
 class Generator:
-    """How a DDPM is trained: `settings.size`, `resolution`, `T_train` and `prediction` say which one."""
+    """How a DDPM is trained: `settings.size`, `resolution`, `T_train`, `prediction` and `self_conditioning` say which one.
 
-    kind, trains = "ddpm", True
+    Attributes:
+        classes: of pictures that it is told of; 0: none.
+    """
+
+    kind, trains, classes = "ddpm", True, 0
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -74,15 +105,24 @@ class Generator:
         Raises:
             UserError: the resolution does not fit the size.
         """
-        return build_unet(self.settings.size, self.settings.resolution)
+        options = {"in_channels": 6} if self.settings.self_conditioning else {}
+        options |= {"num_class_embeds": self.classes + 1} if self.classes else {}
+        return build_unet(self.settings.size, self.settings.resolution, **options)
 
-    def loss(self, network: nn.Module, images: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """See `denoising_loss`."""
-        return {"loss": denoising_loss(network, self.scheduler, images, random)}
+    def loss(self, network: nn.Module, images: Tensor, random: StepRandom, classes: Tensor | None = None) -> dict[str, Tensor]:
+        """See `denoising_loss`. classes: `(B,)` ids, `self.classes` for none; None: none of any picture."""
+        self_conditioning, labels = self.settings.self_conditioning, self._labels(len(images), images.device)
+        if classes is not None:
+            labels = {"class_labels": some_without(classes, self.classes, random)}
+        return {"loss": denoising_loss(network, self.scheduler, images, random, self_conditioning=self_conditioning, **labels)}
+
+    def _labels(self, count: int, device: Any) -> dict[str, Tensor]:
+        """What a U-Net that takes classes gets where there are none."""
+        return {"class_labels": no_class(count, self.classes, device)} if self.classes else {}
 
     @torch.no_grad()
     def sample(self, network: nn.Module, count: int, seed: int) -> Tensor:
-        """Pictures `(count, 3, side, side)` in [0, 1], by DDIM (Song et al. 2021) in `sample_steps` steps."""
+        """Pictures `(count, 3, side, side)` in [0, 1], of each class in turn, by DDIM (Song et al. 2021) in `sample_steps` steps."""
         from diffusers import DDIMScheduler
 
         settings = self.settings
@@ -90,8 +130,12 @@ class Generator:
         scheduler.set_timesteps(min(settings.sample_steps, settings.T_train))
         device, shape = next(network.parameters()).device, (count, 3, settings.resolution, settings.resolution)
         pictures = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+        labels = {"class_labels": each_in_turn(count, self.classes, device)} if self.classes else {}
+        estimate: Tensor | None = None
         for t in scheduler.timesteps:
-            pictures = scheduler.step(network(pictures, t).sample, t, pictures).prev_sample
+            inputs = beside(pictures, estimate) if settings.self_conditioning else pictures
+            step = scheduler.step(network(inputs, t, **labels).sample, t, pictures)
+            pictures, estimate = step.prev_sample, step.pred_original_sample
         return (pictures.cpu() / 2 + 0.5).clamp(0, 1)
 
     def load_weights(self, network: nn.Module, folder: Path) -> None:
@@ -112,6 +156,20 @@ class Generator:
         write_facts(folder, self.kind, decoder_taps(unet), facts)
 
 
-def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> DiffusionTeacher:
+class DDPMTeacher(DiffusionTeacher):
+    """A DiffusionTeacher that gets its own estimate of the picture if it was trained so, and no class if it was told of some."""
+
+    def forward_pass(self, unet: Any, noisy: Tensor, steps: Tensor) -> Tensor:
+        """See `DiffusionTeacher`."""
+        embedded = unet.config.num_class_embeds
+        labels = {"class_labels": no_class(len(noisy), embedded - 1, noisy.device)} if embedded else {}
+        if not is_self_conditioned(unet):
+            return cast(Tensor, unet(noisy, steps, **labels).sample)
+        output = self.whole(beside(noisy, None), steps, **labels).sample.float()
+        estimate = estimate_picture(output, noisy, self.kept(steps), self.scheduler.config.prediction_type)
+        return cast(Tensor, unet(beside(noisy, estimate), steps, **labels).sample)
+
+
+def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> DDPMTeacher:
     """The frozen teacher of a folder that `Generator.save` wrote. See `folder.open_teacher`."""
-    return DiffusionTeacher(read_unet(folder), read_scheduler(folder), encoding, strides)
+    return DDPMTeacher(read_unet(folder), read_scheduler(folder), encoding, strides)

@@ -6,45 +6,60 @@ for both kinds.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dreamteacher.errors import UserError
 from dreamteacher.teachers.augmentation import PARAMETERS, draw_parameters, transform
+from dreamteacher.teachers.conditioning import beside, each_in_turn, half_of_the_time, is_self_conditioned, no_class, some_without
 from dreamteacher.teachers.ddpm import build_scheduler, check_schedule
 from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps
 from dreamteacher.teachers.encodings import Encoding
-from dreamteacher.teachers.folder import write_facts
+from dreamteacher.teachers.folder import damaged, write_facts
 from dreamteacher.teachers.unet import build_unet, load_weights, read_scheduler, read_unet
 from dreamteacher.training.randomness import StepRandom
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DModel
+    from diffusers import DDPMScheduler, UNet2DModel
 
     from dreamteacher.settings.pretraining import Teacher as Settings
 
 SIGMA_DATA = 0.5  # of pictures in [-1, 1]
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the noise levels in training (Tab 1)
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # of the noise levels in sampling (Eq 5)
-WEIGHTS, CONDITIONING = "unet/diffusion_pytorch_model.safetensors", "augmentation.safetensors"
+WEIGHTS, CONDITIONING, CLASSES = "unet/diffusion_pytorch_model.safetensors", "augmentation.safetensors", "classes.safetensors"
 
 
 class Denoiser(nn.Module):
     """D of Eq 7: the U-Net with its inputs and outputs scaled, so that both have unit variance at every noise level.
 
     A U-Net of 6 channels is self-conditioned: the last 3 are an earlier estimate of the picture, or zeros.
+
+    Attributes:
+        classes: embeddings `(K + 1, C)` of the classes that it is told of, and of none; None: of none at all.
     """
 
-    def __init__(self, unet: UNet2DModel):
+    def __init__(self, unet: UNet2DModel, classes: int = 0):
         super().__init__()
         self.unet = unet
         self.conditioning = nn.Linear(PARAMETERS, _embedding_width(unet), bias=False)
+        self.classes = nn.Embedding(classes + 1, _embedding_width(unet)) if classes else None
 
-    def forward(self, noisy: Tensor, sigma: Tensor, parameters: Tensor | None = None, estimate: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        parameters: Tensor | None = None,
+        estimate: Tensor | None = None,
+        classes: Tensor | None = None,
+    ) -> Tensor:
         """Denoise pictures.
 
         Args:
@@ -52,40 +67,44 @@ class Denoiser(nn.Module):
             sigma: `(B,)`, standard deviation of the noise.
             parameters: `(B, 9)`, of the augmentation; None: none.
             estimate: `(B, 3, H, W)`, what an earlier pass returned; None: nothing. Of no effect without self-conditioning.
+            classes: `(B,)`, ids of the classes; None: none.
 
         Returns:
             float32 `(B, 3, H, W)`.
         """
         if parameters is None:
             parameters = noisy.new_zeros(len(noisy), PARAMETERS)
-        return denoise(self.unet, noisy, sigma, self.conditioning(parameters), estimate)
+        conditioning = self.conditioning(parameters)
+        if self.classes is not None:
+            none = self.classes.num_embeddings - 1
+            conditioning = conditioning + self.classes(no_class(len(noisy), none, noisy.device) if classes is None else classes)
+        return denoise(self.unet, noisy, sigma, conditioning, estimate)
 
 
 def denoise(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, conditioning: Tensor, estimate: Tensor | None = None) -> Tensor:
-    """D of Eq 7 by the U-Net, given the embedding `(B, C)` of the augmentation; else as `Denoiser`."""
+    """D of Eq 7 by the U-Net, given the embedding `(B, C)` of augmentation and class; else as `Denoiser`."""
     level = sigma[:, None, None, None]
     total = level.square() + SIGMA_DATA**2
     output = unet(*unet_input(unet, noisy, sigma, estimate), class_labels=conditioning).sample.float()
     return SIGMA_DATA**2 / total * noisy + level * SIGMA_DATA / total.sqrt() * output
 
 
-def is_self_conditioned(unet: UNet2DModel) -> bool:
-    """Whether the U-Net takes an estimate of the picture beside the noisy one."""
-    return bool(unet.config.in_channels == 6)
-
-
 def unet_input(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, estimate: Tensor | None) -> tuple[Tensor, Tensor]:
     """What the U-Net gets (Tab 1): c_in x noisy, beside an estimate of unit variance if it takes one; c_noise = ln(sigma) / 4, `(B,)`."""
     scaled = noisy / (sigma.square() + SIGMA_DATA**2).sqrt()[:, None, None, None]
     if is_self_conditioned(unet):
-        scaled = torch.cat([scaled, torch.zeros_like(scaled) if estimate is None else estimate / SIGMA_DATA], 1)
+        scaled = beside(scaled, None if estimate is None else estimate / SIGMA_DATA)
     return scaled, sigma.log() / 4
 
 
 class Generator:
-    """How it is trained: `settings.size`, `resolution` and `T_train` say which one."""
+    """How it is trained: `settings.size`, `resolution`, `T_train` and `self_conditioning` say which one.
 
-    trains = True
+    Attributes:
+        classes: of pictures that it is told of; 0: none.
+    """
+
+    trains, classes = True, 0
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -98,43 +117,42 @@ class Generator:
             UserError: the resolution does not fit the size.
         """
         channels = {"in_channels": 6} if self.settings.self_conditioning else {}
-        return Denoiser(build_unet(self.settings.size, self.settings.resolution, class_embed_type="identity", **channels))
+        return Denoiser(build_unet(self.settings.size, self.settings.resolution, class_embed_type="identity", **channels), self.classes)
 
-    def loss(self, network: nn.Module, images: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """Weighted squared error of the denoised pictures at random noise levels (Eq 8), of pictures augmented at random (App F.2)."""
+    def loss(self, network: nn.Module, images: Tensor, random: StepRandom, classes: Tensor | None = None) -> dict[str, Tensor]:
+        """Weighted squared error of the denoised pictures at random noise levels (Eq 8), of pictures augmented at random (App F.2).
+
+        classes: `(B,)` ids, `self.classes` for none; None: none of any picture.
+        """
         parameters = draw_parameters(len(images), random)
         pictures = transform(images, parameters) * 2 - 1
         sigma = (random.normal((len(images),)) * LOG_SIGMA_STD + LOG_SIGMA_MEAN).exp()
         level = sigma[:, None, None, None]
         noisy = pictures + level * random.normal(images.shape)
-        estimate = {"estimate": self._estimate(network, noisy, sigma, parameters, random)} if self.settings.self_conditioning else {}
-        denoised = network(noisy, sigma, parameters, **estimate)
+        more = {} if classes is None else {"classes": some_without(classes, self.classes, random)}
+        if self.settings.self_conditioning:
+            more["estimate"] = half_of_the_time(partial(network, noisy, sigma, parameters, **more), len(images), random)
+        denoised = network(noisy, sigma, parameters, **more)
         weight = (level.square() + SIGMA_DATA**2) / (level * SIGMA_DATA).square()
         return {"loss": (weight * (denoised - pictures).square()).mean()}
 
     @torch.no_grad()
-    def _estimate(self, network: nn.Module, noisy: Tensor, sigma: Tensor, parameters: Tensor, random: StepRandom) -> Tensor:
-        """What a pass without an estimate returns, of half of the pictures; of the others zeros."""
-        kept = random.normal((len(noisy),)) > 0
-        return network(noisy, sigma, parameters) * kept[:, None, None, None]
-
-    @torch.no_grad()
     def sample(self, network: nn.Module, count: int, seed: int) -> Tensor:
-        """Pictures `(count, 3, side, side)` in [0, 1], by Heun's method in `sample_steps` steps (Algorithm 1)."""
+        """Pictures `(count, 3, side, side)` in [0, 1], of each class in turn, by Heun's method in `sample_steps` steps (Algorithm 1)."""
         steps, side, device = self.settings.sample_steps, self.settings.resolution, next(network.parameters()).device
         ramp = torch.linspace(0, 1, steps, device=device)
         levels = (SIGMA_MAX ** (1 / RHO) + ramp * (SIGMA_MIN ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO
         levels = torch.cat([levels, levels.new_zeros(1)])
         x = torch.randn((count, 3, side, side), generator=torch.Generator().manual_seed(seed)).to(device) * levels[0]
-        earlier: dict[str, Tensor] = {}
+        more = {"classes": each_in_turn(count, self.classes, device)} if self.classes else {}
         for now, after in pairwise(levels):
-            denoised = network(x, now.expand(count), **earlier)
+            denoised = network(x, now.expand(count), **more)
             slope = (x - denoised) / now
             if self.settings.self_conditioning:
-                earlier = {"estimate": denoised}
+                more["estimate"] = denoised
             euler = x + (after - now) * slope
             if after > 0:
-                slope = (slope + (euler - network(euler, after.expand(count), **earlier)) / after) / 2
+                slope = (slope + (euler - network(euler, after.expand(count), **more)) / after) / 2
             x = x + (after - now) * slope
         return (x.cpu() / 2 + 0.5).clamp(0, 1)
 
@@ -142,11 +160,17 @@ class Generator:
         """In float32 whatever they are stored in.
 
         Raises:
-            UserError: `folder` holds a damaged teacher, or one of another size or noise schedule.
+            UserError: `folder` holds a damaged teacher, or one of another size, noise schedule or other classes.
         """
         denoiser = cast(Denoiser, network)
+        if (folder / CLASSES).exists() != bool(self.classes):
+            raise UserError(
+                f"{folder} was trained with{'out' if self.classes else ''} classes; set teacher.conditional alike, or start anew"
+            )
         load_weights(denoiser.unet, folder, WEIGHTS)
         load_weights(denoiser.conditioning, folder, CONDITIONING)
+        if denoiser.classes is not None:
+            load_weights(denoiser.classes, folder, CLASSES)
         check_schedule(self.scheduler, folder)
 
     def save(self, network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
@@ -155,11 +179,24 @@ class Generator:
         denoiser.unet.save_pretrained(folder / "unet", safe_serialization=True)
         self.scheduler.save_pretrained(folder / "scheduler")
         save_file(denoiser.conditioning.state_dict(), folder / CONDITIONING)
+        if denoiser.classes is not None:
+            save_file(denoiser.classes.state_dict(), folder / CLASSES)
         write_facts(folder, "edm", decoder_taps(denoiser.unet), facts)
 
 
 class EDMTeacher(DiffusionTeacher):
-    """A DiffusionTeacher whose U-Net is that of a Denoiser."""
+    """A DiffusionTeacher whose U-Net is that of a Denoiser.
+
+    Attributes:
+        no_class: `(C,)`, the embedding of no class; of a Denoiser without classes zeros.
+    """
+
+    no_class: Tensor
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler, encoding: Encoding, strides: list[int] | None = None):
+        """See `DiffusionTeacher`."""
+        super().__init__(unet, scheduler, encoding, strides)
+        self.register_buffer("no_class", torch.zeros(_embedding_width(unet)))
 
     def forward_pass(self, unet: Any, noisy: Tensor, steps: Tensor) -> Tensor:
         """Inputs are sqrt(a) x picture + sqrt(1 - a) x noise; a self-conditioned U-Net gets its own estimate. See `DiffusionTeacher`."""
@@ -173,15 +210,21 @@ class EDMTeacher(DiffusionTeacher):
         return (pictures - denoise(self.whole, pictures, sigma, nothing)) / sigma[:, None, None, None]
 
     def _own_scale(self, noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures plus noise, its standard deviation `(B,)`, and the embedding of no augmentation."""
+        """Pictures plus noise, its standard deviation `(B,)`, and the embedding of no augmentation and no class."""
         kept = self.kept(steps)
-        nothing = noisy.new_zeros(len(noisy), _embedding_width(self.unet))
+        nothing = self.no_class.to(noisy).expand(len(noisy), -1)
         return noisy / kept.sqrt()[:, None, None, None], ((1 - kept) / kept).sqrt(), nothing
 
 
 def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> EDMTeacher:
     """The frozen teacher of a folder that `Generator.save` wrote. See `folder.open_teacher`."""
-    return EDMTeacher(read_unet(folder), read_scheduler(folder), encoding, strides)
+    teacher = EDMTeacher(read_unet(folder), read_scheduler(folder), encoding, strides)
+    if (folder / CLASSES).exists():
+        try:
+            teacher.no_class.copy_(load_file(folder / CLASSES)["weight"][-1])
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise damaged(folder, error) from error
+    return teacher
 
 
 def _embedding_width(unet: UNet2DModel) -> int:

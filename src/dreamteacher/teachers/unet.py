@@ -78,7 +78,10 @@ def load_weights(module: nn.Module, folder: Path, file: str) -> None:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{folder} is a teacher of another size than teacher.size; start from one of that size, or without") from error
+        raise UserError(
+            f"{folder} is a teacher of another size than teacher.size (or of another teacher.self_conditioning or number of classes); "
+            "start from one of that size, or without"
+        ) from error
 
 
 def class_embedding(table: Tensor, choice: str) -> Tensor:
