@@ -24,7 +24,7 @@ import argparse
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -43,6 +43,7 @@ from dreamteacher.settings.downstream import Publish
 from serving_load import Measured, Raw, closed_loop, open_loop, percentiles
 from serving_models import NAME, make_models, sample_pictures
 
+MODELS = (NAME, f"{NAME}-backbone", f"{NAME}-pictures")
 CLIENTS = (1, 8, 32)
 AT = 8  # clients at which configurations are compared
 PARTS = ("compare", "sweep", "overload")
@@ -56,6 +57,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--repeats", type=int, help="default: 5, with --quick 1")
     parser.add_argument("--seconds", type=float, help="of each measurement; default: 1.5, with --quick 0.7")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="of compare")
+    parser.add_argument("--clients", nargs="+", type=int, default=CLIENTS, help="of compare")
     parser.add_argument("--short-side", type=int, help="to which pictures are enlarged for compare, up to 256; default: as they are, 128")
     parser.add_argument("--instances", type=int, default=Publish().instances)
     parser.add_argument("--threads", type=int, default=Publish().threads)
@@ -71,7 +74,13 @@ def main() -> None:
         os.chdir(folder)  # the server's log
         models = make_models(Path(folder) / "models", settings)
         if "compare" in arguments.only:
-            results["compare"] = compare(models, settings, sample_pictures(arguments.short_side), repeats, seconds)
+            files = sample_pictures(arguments.short_side)
+            amount = {"clients": arguments.clients, "repeats": repeats, "seconds": seconds}
+            with served(models, settings) as triton:
+                results["compare"] = {
+                    name: compare(triton, name, models[name.removesuffix("-pictures")], settings, files, **amount)
+                    for name in arguments.models
+                }
             draw_compare(results["compare"], out / "compare.png")
         if "sweep" in arguments.only:
             results["sweep"] = sweep(models, repeats=1 if arguments.quick else 2, seconds=seconds, quick=arguments.quick)
@@ -95,36 +104,29 @@ def served(models: dict[str, Path], settings: Publish, **variants: Publish) -> I
         yield stack.enter_context(running_triton(Path(folder) / "local"))
 
 
-def compare(models: dict[str, Path], settings: Publish, files: list[bytes], repeats: int, seconds: float) -> dict[str, Any]:
-    """{model: {clients: figures}}"""
-    pictures: list[Any] = [decode(data).image for data in files]
-    found: dict[str, Any] = {}
-    with served(models, settings) as triton:
-        for model, path, items in (
-            (NAME, models[NAME], pictures),
-            (f"{NAME}-backbone", models[f"{NAME}-backbone"], pictures),
-            (f"{NAME}-pictures", models[NAME], files),
-        ):
-            with ExitStack() as stack:
-                client = stack.enter_context(Client(triton.grpc_url, model.removesuffix("-backbone"), protocol="grpc"))
-                asks: dict[str, Callable[[Any], object]] = {"served": client.features if model.endswith("backbone") else client.predict}
-                for name, batch in (("raw", 1), ("raw batched", 16)):
-                    raw = Raw(path, settings.instances, settings.threads, batch)
-                    stack.callback(raw.close)
-                    asks[name] = raw.ask
-                for ask in asks.values():  # the client learns the size of answers, onnxruntime claims its memory
-                    closed_loop(ask, items, AT, max(1.0, seconds))
-                found[model] = {}
-                for clients in CLIENTS:
-                    rounds = [
-                        {
-                            name: closed_loop(ask, items, clients, seconds, triton if name == "served" else None)
-                            for name, ask in asks.items()
-                        }
-                        for _ in range(repeats)
-                    ]
-                    found[model][clients] = summary(rounds, server_prepares=model.endswith("-pictures"))
-                    print(f"{model:18s} {clients:2d} clients  {in_words(found[model][clients])}", flush=True)
+def compare(
+    triton: Triton, model: str, path: Path, settings: Publish, files: list[bytes], *, clients: Sequence[int], repeats: int, seconds: float
+) -> dict[int, Any]:
+    """{clients: figures} of a served model. path: of the ONNX file that it runs."""
+    takes_files = model.endswith("-pictures")
+    items: list[Any] = files if takes_files else [decode(data).image for data in files]
+    found: dict[int, Any] = {}
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(triton.grpc_url, model.removesuffix("-backbone"), protocol="grpc"))
+        asks: dict[str, Callable[[Any], object]] = {"served": client.features if model.endswith("backbone") else client.predict}
+        for name, batch in (("raw", 1), ("raw batched", 16)):
+            raw = Raw(path, settings.instances, settings.threads, batch)
+            stack.callback(raw.close)
+            asks[name] = raw.ask
+        for ask in asks.values():  # the client learns the size of answers, onnxruntime claims its memory
+            closed_loop(ask, items, AT, max(1.0, seconds))
+        for count in clients:
+            rounds = [
+                {name: closed_loop(ask, items, count, seconds, triton if name == "served" else None) for name, ask in asks.items()}
+                for _ in range(repeats)
+            ]
+            found[count] = summary(rounds, server_prepares=takes_files)
+            print(f"{model:18s} {count:2d} clients  {in_words(found[count])}", flush=True)
     return found
 
 
