@@ -9,7 +9,8 @@ serving.json, the plots compare.png, sweep.png and overload.png, and params.yaml
 compare: NAME, NAME-backbone and NAME-pictures with 1, 8 and 32 clients. `raw` does the same work without a server: the same file, pictures
 prepared and outputs read by the same functions, as many instances and threads, as many requests under way; single pictures and batches of
 what waits, of which the faster counts. Served and raw take turns, and the median of the repeats counts. Clients and server share the
-cores, so the CPU time of each is given, too.
+cores, so the share of raw is given by CPU time, too: of clients and server, and of the server alone beside what raw takes for the same part
+of the work, as if the clients ran elsewhere.
 
 sweep: instances x threads x batching at 8 clients. The best configuration is the one with the lowest p95 among those whose throughput is
 within 5 % of the highest.
@@ -23,7 +24,7 @@ import argparse
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,7 @@ from dreamteacher.settings.downstream import Publish
 from serving_load import Measured, Raw, closed_loop, open_loop, percentiles
 from serving_models import NAME, make_models, sample_pictures
 
+MODELS = (NAME, f"{NAME}-backbone", f"{NAME}-pictures")
 CLIENTS = (1, 8, 32)
 AT = 8  # clients at which configurations are compared
 PARTS = ("compare", "sweep", "overload")
@@ -55,6 +57,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--repeats", type=int, help="default: 5, with --quick 1")
     parser.add_argument("--seconds", type=float, help="of each measurement; default: 1.5, with --quick 0.7")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="of compare")
+    parser.add_argument("--clients", nargs="+", type=int, default=CLIENTS, help="of compare")
+    parser.add_argument("--short-side", type=int, help="to which pictures are enlarged for compare, up to 256; default: as they are, 128")
     parser.add_argument("--instances", type=int, default=Publish().instances)
     parser.add_argument("--threads", type=int, default=Publish().threads)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving"))
@@ -64,12 +69,18 @@ def main() -> None:
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     settings = Publish(name=NAME, instances=arguments.instances, threads=arguments.threads)
-    results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "settings": settings.model_dump()}
+    results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "short_side": arguments.short_side, "settings": settings.model_dump()}
     with TemporaryDirectory(prefix="serving-") as folder:
         os.chdir(folder)  # the server's log
         models = make_models(Path(folder) / "models", settings)
         if "compare" in arguments.only:
-            results["compare"] = compare(models, settings, repeats, seconds)
+            files = sample_pictures(arguments.short_side)
+            amount = {"clients": arguments.clients, "repeats": repeats, "seconds": seconds}
+            with served(models, settings) as triton:
+                results["compare"] = {
+                    name: compare(triton, name, models[name.removesuffix("-pictures")], settings, files, **amount)
+                    for name in arguments.models
+                }
             draw_compare(results["compare"], out / "compare.png")
         if "sweep" in arguments.only:
             results["sweep"] = sweep(models, repeats=1 if arguments.quick else 2, seconds=seconds, quick=arguments.quick)
@@ -93,42 +104,37 @@ def served(models: dict[str, Path], settings: Publish, **variants: Publish) -> I
         yield stack.enter_context(running_triton(Path(folder) / "local"))
 
 
-def compare(models: dict[str, Path], settings: Publish, repeats: int, seconds: float) -> dict[str, Any]:
-    """{model: {clients: figures}}"""
-    files = sample_pictures()
-    pictures: list[Any] = [decode(data).image for data in files]
-    found: dict[str, Any] = {}
-    with served(models, settings) as triton:
-        for model, path, items in (
-            (NAME, models[NAME], pictures),
-            (f"{NAME}-backbone", models[f"{NAME}-backbone"], pictures),
-            (f"{NAME}-pictures", models[NAME], files),
-        ):
-            with ExitStack() as stack:
-                client = stack.enter_context(Client(triton.grpc_url, model.removesuffix("-backbone"), protocol="grpc"))
-                asks: dict[str, Callable[[Any], object]] = {"served": client.features if model.endswith("backbone") else client.predict}
-                for name, batch in (("raw", 1), ("raw batched", 16)):
-                    raw = Raw(path, settings.instances, settings.threads, batch)
-                    stack.callback(raw.close)
-                    asks[name] = raw.ask
-                for ask in asks.values():  # the client learns the size of answers, onnxruntime claims its memory
-                    closed_loop(ask, items, AT, max(1.0, seconds))
-                found[model] = {}
-                for clients in CLIENTS:
-                    rounds = [
-                        {
-                            name: closed_loop(ask, items, clients, seconds, triton if name == "served" else None)
-                            for name, ask in asks.items()
-                        }
-                        for _ in range(repeats)
-                    ]
-                    found[model][clients] = summary(rounds)
-                    print(f"{model:18s} {clients:2d} clients  {in_words(found[model][clients])}", flush=True)
+def compare(
+    triton: Triton, model: str, path: Path, settings: Publish, files: list[bytes], *, clients: Sequence[int], repeats: int, seconds: float
+) -> dict[int, Any]:
+    """{clients: figures} of a served model. path: of the ONNX file that it runs."""
+    takes_files = model.endswith("-pictures")
+    items: list[Any] = files if takes_files else [decode(data).image for data in files]
+    found: dict[int, Any] = {}
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(triton.grpc_url, model.removesuffix("-backbone"), protocol="grpc"))
+        asks: dict[str, Callable[[Any], object]] = {"served": client.features if model.endswith("backbone") else client.predict}
+        for name, batch in (("raw", 1), ("raw batched", 16)):
+            raw = Raw(path, settings.instances, settings.threads, batch)
+            stack.callback(raw.close)
+            asks[name] = raw.ask
+        for ask in asks.values():  # the client learns the size of answers, onnxruntime claims its memory
+            closed_loop(ask, items, AT, max(1.0, seconds))
+        for count in clients:
+            rounds = [
+                {name: closed_loop(ask, items, count, seconds, triton if name == "served" else None) for name, ask in asks.items()}
+                for _ in range(repeats)
+            ]
+            found[count] = summary(rounds, server_prepares=takes_files)
+            print(f"{model:18s} {count:2d} clients  {in_words(found[count])}", flush=True)
     return found
 
 
-def summary(rounds: list[dict[str, Measured]]) -> dict[str, Any]:
-    """Medians over the rounds, latencies over all of them together, and served throughput as a share of that of the faster raw."""
+def summary(rounds: list[dict[str, Measured]], *, server_prepares: bool) -> dict[str, Any]:
+    """Medians over the rounds, latencies over all of them together, and served throughput as a share of that of the faster raw.
+
+    server_prepares: the server does all that raw does, not only what the model computes.
+    """
     figures: dict[str, Any] = {}
     for name in rounds[0]:
         each = [measured[name].figures() for measured in rounds]
@@ -137,9 +143,12 @@ def summary(rounds: list[dict[str, Measured]]) -> dict[str, Any]:
     best = max(("raw", "raw batched"), key=lambda name: figures[name]["throughput"])
     shares = [measured["served"].throughput / measured[best].throughput for measured in rounds]
     served_cpu = figures["served"]["cpu_ms"] + figures["served"]["server_cpu_ms"]
+    raw_cpu = {name: figures[name]["cpu_ms"] for name in ("raw", "raw batched")}
+    of_server = {name: cpu if server_prepares else cpu - figures[name]["asking_cpu_ms"] for name, cpu in raw_cpu.items()}
     return figures | {
         "share_of_raw": {"median": round(median(shares), 3), "least": round(min(shares), 3), "most": round(max(shares), 3)},
-        "share_of_raw_by_cpu_time": round(min(figures[name]["cpu_ms"] for name in ("raw", "raw batched")) / served_cpu, 3),
+        "share_of_raw_by_cpu_time": round(min(raw_cpu.values()) / served_cpu, 3),
+        "share_of_raw_by_server_cpu_time": round(min(of_server.values()) / figures["served"]["server_cpu_ms"], 3),
         "client_share_of_cpu": round(figures["served"]["cpu_ms"] / served_cpu, 3),
     }
 
@@ -147,10 +156,12 @@ def summary(rounds: list[dict[str, Measured]]) -> dict[str, Any]:
 def in_words(figures: dict[str, Any]) -> str:
     served, share = figures["served"], figures["share_of_raw"]
     raw = max(figures["raw"]["throughput"], figures["raw batched"]["throughput"])
+    raw_cpu = min(figures["raw"]["cpu_ms"], figures["raw batched"]["cpu_ms"])
     return (
         f"{served['throughput']:6.1f}/s  p50 {served['p50_ms']:6.1f}  p95 {served['p95_ms']:6.1f}  p99 {served['p99_ms']:6.1f} ms  "
         f"raw {raw:6.1f}/s  share {share['median']:.2f} ({share['least']:.2f} to {share['most']:.2f}), "
-        f"by CPU time {figures['share_of_raw_by_cpu_time']:.2f}; client {figures['client_share_of_cpu']:.0%} of the CPU time"
+        f"by CPU time {figures['share_of_raw_by_cpu_time']:.2f}, without clients {figures['share_of_raw_by_server_cpu_time']:.2f}; "
+        f"CPU time {served['server_cpu_ms']:.1f} ms server, {served['cpu_ms']:.1f} client, {raw_cpu:.1f} raw"
     )
 
 

@@ -27,11 +27,13 @@ from dreamteacher.serving.triton_server import Triton
 
 @dataclass
 class Measured:
-    """Of a stretch of load. latencies: seconds of each request. cpu: seconds of this process. server_cpu: of the server's processes."""
+    """Of a stretch of load. latencies: seconds of each request. cpu: seconds of this process, asking: those of the threads that ask.
+    server_cpu: of the server's processes."""
 
     seconds: float
     latencies: list[float]
     cpu: float
+    asking: float
     server_cpu: float = 0.0
 
     @property
@@ -46,6 +48,7 @@ class Measured:
             "throughput": round(self.throughput, 2),
             **percentiles(self.latencies),
             "cpu_ms": round(1000 * self.cpu / count, 2),
+            "asking_cpu_ms": round(1000 * self.asking / count, 2),
             "server_cpu_ms": round(1000 * self.server_cpu / count, 2),
         }
 
@@ -58,21 +61,24 @@ def percentiles(latencies: list[float]) -> dict[str, float]:
 def closed_loop(ask: Callable[[Any], object], items: list[Any], clients: int, seconds: float, triton: Triton | None = None) -> Measured:
     """`clients` threads that each ask again as soon as they are answered."""
     latencies: list[list[float]] = [[] for _ in range(clients)]
+    asking = [0.0] * clients
     server, own, start = server_cpu(triton), time.process_time(), time.perf_counter()
     end = start + seconds
 
     def work(client: int) -> None:
-        index = client * len(items) // clients
+        index, before = client * len(items) // clients, time.thread_time()
         while (begun := time.perf_counter()) < end:
             ask(items[index % len(items)])
             latencies[client].append(time.perf_counter() - begun)
             index += 1
+        asking[client] = time.thread_time() - before
 
     with ThreadPoolExecutor(clients) as pool:
         for done in [pool.submit(work, client) for client in range(clients)]:
             done.result()
     took = time.perf_counter() - start
-    return Measured(took, [each for one in latencies for each in one], time.process_time() - own, server_cpu(triton) - server)
+    answered = [each for one in latencies for each in one]
+    return Measured(took, answered, time.process_time() - own, sum(asking), server_cpu(triton) - server)
 
 
 @dataclass

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from dreamteacher.onnx_files import BACKBONE_FILE, MODEL_FILE
 from dreamteacher.settings.downstream import Export, Publish
@@ -44,6 +46,14 @@ def make_models(folder: Path, publish: Publish, *, seed: int = 0) -> dict[str, P
     return {NAME: folder / "onnx" / MODEL_FILE, f"{NAME}-backbone": folder / "onnx" / BACKBONE_FILE}
 
 
-def sample_pictures() -> list[bytes]:
-    """The files of the sample, whose sizes differ: 128 x 128 to 128 x 270."""
-    return [path.read_bytes() for path in sorted(SAMPLES.rglob("*.jpg"))]
+def sample_pictures(short_side: int | None = None) -> list[bytes]:
+    """The files of the sample, whose sizes differ: 128 x 128 to 128 x 270; or all enlarged to a short side."""
+    files = [path.read_bytes() for path in sorted(SAMPLES.rglob("*.jpg"))]
+    return files if short_side is None else [_enlarged(data, short_side) for data in files]
+
+
+def _enlarged(data: bytes, short_side: int) -> bytes:
+    picture, file = Image.open(io.BytesIO(data)), io.BytesIO()
+    scale = short_side / min(picture.size)
+    picture.resize((round(picture.width * scale), round(picture.height * scale))).save(file, "JPEG", quality=90)
+    return file.getvalue()

@@ -49,6 +49,20 @@ def test_answers_are_typed_and_those_of_the_model(triton, tmp_path, kind, protoc
 
 
 @pytest.mark.parametrize(("kind", "protocol"), KINDS)
+def test_only_the_maps_that_are_wanted_are_sent(triton, kind, protocol):
+    picture = pixels(40, 300)
+    with connect(kind, protocol, triton) as client:
+        for maps in (["stride32", "stride8"], [], None, ["stride8"], []):  # by shared memory, too, once their sizes are known
+            features = client.features(picture, maps)
+            whole = client.features(picture)
+            assert list(features.maps) == [name for name in whole.maps if maps is None or name in maps]
+            assert all(np.abs(features.maps[name] - whole.maps[name]).max() < 1e-5 for name in features.maps)
+            assert np.abs(features.embedding - whole.embedding).max() < 1e-5
+        with pytest.raises(UserError, match=r"'cells-backbone' has no map 'stride64'; it has stride4, stride8, stride16, stride32$"):
+            client.features(picture, ["stride64"])
+
+
+@pytest.mark.parametrize(("kind", "protocol"), KINDS)
 def test_a_model_that_takes_files_is_sent_the_files(triton, tmp_path, kind, protocol):
     picture = pixels(130, 200)
     Image.fromarray(picture).save(tmp_path / "a.webp", quality=50)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeVar, cast
 
@@ -25,6 +25,7 @@ from dreamteacher.serving.requests import (
     Served,
     explain,
     is_foreseen,
+    only_maps,
     read_config,
     to_answers,
     to_requests,
@@ -75,21 +76,21 @@ class AsyncClient:
         """As `Client.predict_batch`."""
         return cast(list[Prediction], await self._batch(self.model, pictures))
 
-    async def features(self, picture: Picture) -> Features:
+    async def features(self, picture: Picture, maps: Collection[str] | None = None) -> Features:
         """As `Client.features`."""
-        return (await self.features_batch([picture]))[0]
+        return (await self.features_batch([picture], maps))[0]
 
-    async def features_batch(self, pictures: Sequence[Picture]) -> list[Features]:
+    async def features_batch(self, pictures: Sequence[Picture], maps: Collection[str] | None = None) -> list[Features]:
         """As `Client.features_batch`."""
-        return cast(list[Features], await self._batch(f"{self.model}-backbone", pictures))
+        return cast(list[Features], await self._batch(f"{self.model}-backbone", pictures, maps))
 
     async def served(self, model: str) -> Served:
         """As `Client.served`."""
         return await self._describe(model, Attempts(self.timeout, self.retries))
 
-    async def _batch(self, model: str, pictures: Sequence[Picture]) -> list[Answer]:
+    async def _batch(self, model: str, pictures: Sequence[Picture], maps: Collection[str] | None = None) -> list[Answer]:
         attempts = Attempts(self.timeout, self.retries)
-        served = await self._describe(model, attempts)
+        served = only_maps(await self._describe(model, attempts), maps)
         requests = await asyncio.to_thread(to_requests, pictures, served)
 
         at_once = asyncio.Semaphore(AT_ONCE)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeVar, cast
 
@@ -52,6 +52,7 @@ from dreamteacher.serving.requests import (
     Unavailable,
     explain,
     is_foreseen,
+    only_maps,
     read_config,
     to_answers,
     to_requests,
@@ -142,21 +143,25 @@ class Client:
         """`predict` for several pictures, which share requests where their prepared shapes allow; all are held in memory."""
         return cast(list[Prediction], self._batch(self.model, pictures))
 
-    def features(self, picture: Picture) -> Features:
-        """What MODEL-backbone sees in a picture; raises as `predict`."""
-        return self.features_batch([picture])[0]
+    def features(self, picture: Picture, maps: Collection[str] | None = None) -> Features:
+        """What MODEL-backbone sees in a picture; raises as `predict`.
 
-    def features_batch(self, pictures: Sequence[Picture]) -> list[Features]:
+        maps: the names of the maps that are wanted, such as ["stride16"]; []: only the embedding, which is a thousandth of the bytes; None:
+        all.
+        """
+        return self.features_batch([picture], maps)[0]
+
+    def features_batch(self, pictures: Sequence[Picture], maps: Collection[str] | None = None) -> list[Features]:
         """`features` for several pictures."""
-        return cast(list[Features], self._batch(f"{self.model}-backbone", pictures))
+        return cast(list[Features], self._batch(f"{self.model}-backbone", pictures, maps))
 
     def served(self, model: str) -> Served:
         """The server's description of a model, asked for once a minute, so that a client follows a rollout."""
         return self._describe(model, Attempts(self.timeout, self.retries))
 
-    def _batch(self, model: str, pictures: Sequence[Picture]) -> list[Answer]:
+    def _batch(self, model: str, pictures: Sequence[Picture], maps: Collection[str] | None = None) -> list[Answer]:
         attempts = Attempts(self.timeout, self.retries)
-        served = self._describe(model, attempts)
+        served = only_maps(self._describe(model, attempts), maps)
         answers: dict[int, Answer] = {}
         for request in to_requests(pictures, served):
             answers |= self._infer(served, request, attempts.fresh())

@@ -43,7 +43,13 @@ def write_pictures(folder: Path, version: str, config: ModelConfig) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         (copy.parent / "__init__.py").write_text('"""Part of a copy that `dreamteacher publish` made."""\n')  # some stores lose empty files
         shutil.copyfile(SOURCE / module, copy)
-    shutil.copyfile(SOURCE / "serving/triton_pictures.py", place / "model.py")
+    copy_code("triton_pictures.py", place)
+
+
+def copy_code(module: str, place: Path) -> None:
+    """Copy a module of this package for Triton's python backend into a version's folder as its model.py, with what it reads tensors by."""
+    shutil.copyfile(SOURCE / "serving" / module, place / "model.py")
+    shutil.copyfile(SOURCE / "serving/triton_tensors.py", place / "triton_tensors.py")
 
 
 def pictures_config(name: str, contract: Contract, embedding: int | None, settings: Publish) -> ModelConfig:

@@ -7,8 +7,8 @@ import io
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
@@ -227,6 +227,21 @@ def read_config(address: Address, model: str, config: dict[str, Any]) -> Served:
     if takes_files:
         outputs = tuple(output for output in outputs if output != "embedding")  # which costs a run of the backbone
     return Served(model, contract, name, outputs, max(1, int(config.get("max_batch_size", 1))), takes_files, time.monotonic())
+
+
+def only_maps(served: Served, maps: Collection[str] | None) -> Served:
+    """A backbone that is asked for these maps and the embedding; None: for all maps.
+
+    Raises:
+        UserError: it has no such map.
+    """
+    if maps is None:
+        return served
+    for name in maps:
+        if name not in served.outputs:
+            has = ", ".join(output for output in served.outputs if output != "embedding")
+            raise UserError(f"model {served.model!r} has no map {name!r}; it has {has}")
+    return replace(served, outputs=tuple(name for name in served.outputs if name in maps or name == "embedding"))
 
 
 def read_picture(picture: Picture) -> np.ndarray:

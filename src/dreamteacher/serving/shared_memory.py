@@ -112,9 +112,10 @@ class Passage:
         self.model, self._library, self._served, self._images, self._regions = served.model, library, served, images, regions
         self._places: dict[str, tuple[int, int]] = {}  # output -> its offset in the region and its bytes
         end = _aligned(images.nbytes)
-        for name, length in {} if served.takes_files else regions.answers.get(self._key, {}).items():
-            self._places[name] = end, length * len(images)
-            end += _aligned(length * len(images))
+        lengths = {} if served.takes_files else regions.answers.get(self._key, {})
+        for name in served.outputs if set(served.outputs) <= set(lengths) else ():
+            self._places[name] = end, lengths[name] * len(images)
+            end += _aligned(lengths[name] * len(images))
         self.region = regions.take(end)
 
     @property
@@ -160,7 +161,8 @@ class Passage:
             return {name: self._view(result.get_output(name), self._places[name][0]) for name in self._served.outputs}
         outputs = {name: result.as_numpy(name) for name in self._served.outputs}
         if not self._served.takes_files:
-            self._regions.answers[self._key] = {name: array[0].nbytes for name, array in outputs.items()}
+            lengths = {name: array[0].nbytes for name, array in outputs.items()}
+            self._regions.answers[self._key] = self._regions.answers.get(self._key, {}) | lengths
         return outputs
 
     def _view(self, output: Any, offset: int) -> np.ndarray:

@@ -1,27 +1,17 @@
-"""The model of a local Triton repository: onnxruntime behind Triton's python backend. Copied there as `1/model.py`.
-
-Tensors go in and out by DLPack: with numpy 2, the numpy calls of the backend of Triton 24.10 and older return empty or wrong
-tensors without an error; with numpy 1, its DLPack calls crash.
-"""
+"""The model of a local Triton repository: onnxruntime behind Triton's python backend. Copied there as `1/model.py`."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
-NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
+sys.dont_write_bytecode = True  # the repository is as it was published, and may be read-only
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-def read(tensor):
-    """A tensor of Triton's as a numpy array."""
-    return np.from_dlpack(tensor) if NUMPY_2 else tensor.as_numpy()
-
-
-def write(name, array):
-    """A numpy array as a tensor of Triton's."""
-    return pb_utils.Tensor.from_dlpack(name, array) if NUMPY_2 else pb_utils.Tensor(name, array)
+from triton_tensors import read, write  # noqa: E402
 
 
 class TritonPythonModel:
@@ -46,7 +36,8 @@ class TritonPythonModel:
         images = [read(pb_utils.get_input_tensor_by_name(request, self.input)) for request in requests]
         responses = [self._refusal(part) for part in images]
         good = [index for index, refusal in enumerate(responses) if refusal is None]
-        for index, response in zip(good, self._run([images[index] for index in good]), strict=True):
+        wanted = [requests[index].requested_output_names() for index in good]
+        for index, response in zip(good, self._run([images[index] for index in good], wanted), strict=True):
             responses[index] = response
         return responses
 
@@ -59,13 +50,19 @@ class TritonPythonModel:
         text = f"{words}; send less, or publish with a larger publish.max_request_pixels"
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG))
 
-    def _run(self, images):
+    def _run(self, images, wanted):
+        """Responses with the outputs that each request wants; the others are not copied."""
         if not images:
             return []
+        names = [name for name in self.outputs if any(name in each for each in wanted)]
         try:
-            results = self.session.run(self.outputs, {self.input: np.concatenate(images)})
+            results = self.session.run(names, {self.input: np.concatenate(images)})
         except Exception as error:  # the server goes on, these requests learn why
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))) for _ in images]
-        ends = np.cumsum([len(part) for part in images])[:-1]
-        parts = zip(*(np.split(result, ends) for result in results), strict=True)
-        return [pb_utils.InferenceResponse([write(n, a) for n, a in zip(self.outputs, part, strict=True)]) for part in parts]
+        responses, start = [], 0
+        for part, own in zip(images, wanted, strict=True):
+            end = start + len(part)
+            tensors = [write(name, result[start:end]) for name, result in zip(names, results, strict=True) if name in own]
+            responses.append(pb_utils.InferenceResponse(tensors))
+            start = end
+        return responses

@@ -4,7 +4,7 @@ Decodes, prepares and answers exactly as `dreamteacher predict` does, and asks N
 the same server. Needs numpy and Pillow in the server's Python, and no dreamteacher there.
 
 The bytes are a UINT8 tensor (1, number of bytes), one picture a request; Triton batches requests of different lengths. They are no
-BYTES tensor: those cannot pass by DLPack, and with numpy 2 the backend of Triton 24.10 and older reads them wrongly (see triton_model).
+BYTES tensor: those cannot pass by DLPack, and with numpy 2 the backend of Triton 24.10 and older reads them wrongly (see triton_tensors).
 """
 
 import json
@@ -24,23 +24,12 @@ except ImportError as error:
     advice = "install it in the image (pip install pillow), or publish with publish.pictures = false"
     raise ImportError(f"NAME-pictures needs Pillow in Triton's Python; {advice}") from error
 
+from triton_tensors import read, write  # noqa: E402
+
 from dreamteacher.data.decode import BadPicture, decode  # noqa: E402
 from dreamteacher.serving.answers import ANSWERS  # noqa: E402
 from dreamteacher.serving.contract import Contract, prepare  # noqa: E402
 from dreamteacher.serving.sampling import Sampler  # noqa: E402
-
-NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
-
-
-def read(tensor):
-    """A tensor of Triton's as a numpy array."""
-    return np.from_dlpack(tensor) if NUMPY_2 else tensor.as_numpy()
-
-
-def write(name, array):
-    """A numpy array as a tensor of Triton's."""
-    array = np.array(array, order="C")  # DLPack takes no read-only array
-    return pb_utils.Tensor.from_dlpack(name, array) if NUMPY_2 else pb_utils.Tensor(name, array)
 
 
 class Failed(Exception):
@@ -124,7 +113,8 @@ class TritonPythonModel:
                     if set(wanted[i]) - {"embedding"}:
                         of_picture = {name: answers[name][i] for name in self.kind.OUTPUTS}
                         outputs |= self.kind.of_outputs(self.contract, of_picture, prepared, size).to_tensors()
-                    tensors = [write(name, outputs[name][None]) for name in wanted[i]]
+                    # Copies, since DLPack takes no read-only array.
+                    tensors = [write(name, np.array(outputs[name][None], order="C")) for name in wanted[i]]
                     responses[index] = pb_utils.InferenceResponse(tensors)
             except Exception as error:  # memory is short, or the model behind refuses
                 failed = error if isinstance(error, Failed) else Failed(_words(error), pb_utils.TritonError.INTERNAL)

@@ -14,7 +14,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.onnx_files import LOGITS, load
 from dreamteacher.serving.answers import ANSWERS
 from dreamteacher.serving.contract import Contract
-from dreamteacher.serving.pictures_repository import SUFFIX, Tensors, pictures_config, write_pictures
+from dreamteacher.serving.pictures_repository import SUFFIX, Tensors, copy_code, pictures_config, write_pictures
 from dreamteacher.serving.pictures_repository import inputs as pictures_inputs
 from dreamteacher.serving.pictures_repository import outputs as pictures_outputs
 from dreamteacher.settings.downstream import Publish
@@ -56,7 +56,7 @@ def write_repository(models: dict[str, Path], out: Path, *, backend: Backend, se
         shutil.copyfile(path, folder / VERSION / "model.onnx")
         _write_config(folder, config, contract)
         if backend == "python":
-            shutil.copyfile(Path(__file__).with_name("triton_model.py"), folder / VERSION / "model.py")
+            copy_code("triton_model.py", folder / VERSION)
         if settings.pictures and contract.task in ANSWERS:
             backbone = load(models[f"{name}-backbone"]).graph if f"{name}-backbone" in models else None
             config = pictures_config(name, contract, _channels(backbone) if backbone else None, settings)
