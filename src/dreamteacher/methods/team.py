@@ -79,7 +79,7 @@ class Team(Method):
             lessons, regressed = attend(kept, self.team, images, random, mean=kept.backbone.mean, std=kept.backbone.std)
             for name, member in self.team.items():
                 qualities[name].update(*member.objective.compared(regressed[name], lessons[name].features))
-        values = {}
+        values: dict[str, float] = {}
         by_teacher = {name: quality.compute() for name, quality in qualities.items()}
         for figure in ("explained_variance", "explained_within"):
             shares = {f"{figure}_{name}": of_one[figure] for name, of_one in by_teacher.items() if figure in of_one}

@@ -153,7 +153,9 @@ class KeypointPrecision:
         with_some = np.flatnonzero(labelled.any(1))
         found = found[: len(with_some)]
         pairs = [
-            (float(likeness(there[i, labelled[i], :2], found[j][None, labelled[i]])[0]), i, j) for i in with_some for j in range(len(found))
+            (float(likeness(there[i, labelled[i], :2], found[j][None, labelled[i]])[0]), i, j)
+            for i in with_some.tolist()
+            for j in range(len(found))
         ]
         taken: set[tuple[str, int]] = set()
         for _, i, j in sorted(pairs, reverse=True):
