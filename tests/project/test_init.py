@@ -156,7 +156,7 @@ def test_for_boxes_nothing_is_proposed_that_detection_lacks(tmp_path: Path) -> N
     values = propose.sizes(found, CPU)
     assert values["compare"]["inits"] == ["scratch", "features"]
     assert values["label_recipes"] == {}
-    assert values["finetune"]["resolution"] % 32 == 0
+    assert values["finetune"]["resolution"] == 128
 
 
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
