@@ -67,6 +67,23 @@ def test_each_overlay_is_right_as_it_is(name: str):
     assert len({each["metadata"].get("namespace") for each in found if each["kind"] != "Namespace"}) == 1
 
 
+def test_one_triton_of_several_models_is_right(copy: Path):
+    path = "/spec/template/metadata/annotations/dreamteacher.io~1model"
+    patch = {"target": {"kind": "Deployment"}, "patch": f'[{{"op": "replace", "path": "{path}", "value": "nuclei,roads"}}]'}
+    components = ("network-policies", "monitoring", "sampling")
+    found = overlay(copy, "production", resources=["serving", "serving/canary"], components=components, patches=[patch])
+    check(found)
+    tritons = [each["spec"]["template"] for each in found if each["kind"] == "Deployment"]
+    assert len(tritons) == 2  # the canary's, too
+    for template in tritons:
+        assert template["metadata"]["annotations"]["dreamteacher.io/model"] == "nuclei,roads"
+        (fetching,) = template["spec"]["initContainers"]
+        assert "$(MODEL)" in fetching["command"]
+        assert {"fieldPath": "metadata.annotations['dreamteacher.io/model']"} in [
+            each.get("valueFrom", {}).get("fieldRef") for each in fetching["env"] if each["name"] == "MODEL"
+        ]
+
+
 COMBINATIONS = [(patching, ()) for patching in powerset(*PATCHING)]
 COMBINATIONS += [(patching, ADDING) for patching in powerset(*PATCHING) if len(patching) in (1, len(PATCHING))]
 
