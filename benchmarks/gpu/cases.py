@@ -28,7 +28,7 @@ from dreamteacher.teachers.diffusion import DiffusionTeacher
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import get_kind
 from dreamteacher.teachers.unet import build_unet
-from dreamteacher.training.precision import move
+from dreamteacher.training.precision import move_frozen
 from dreamteacher.training.randomness import StepRandom
 from dreamteacher.training.run import Part, Step
 
@@ -77,7 +77,7 @@ def distillation(size: str, backbone: str) -> Callable[[int, bool, torch.device]
     def build(side: int, dry: bool, device: torch.device) -> Work:
         params = Params.model_validate({"student": {"backbone": "test_resnet" if dry else backbone, "width": 16 if dry else 256}})
         unet = build_unet("tiny" if dry else size, side)
-        teacher = move(DiffusionTeacher(unet, build_scheduler(1000), Stochastic(50), [4, 8]), device)
+        teacher = move_frozen(DiffusionTeacher(unet, build_scheduler(1000), Stochastic(50), [4, 8]), device)
         student = create_backbone(params.student.backbone)
         objective = feature_objective(params.distill, layernorm, teacher.taps)
 
