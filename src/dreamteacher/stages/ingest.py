@@ -146,7 +146,7 @@ def _write_facts(settings: Ingest, found: Found, tally: Tally, out: Path) -> Non
     numbers = {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
     mean, std = _mean_and_std(tally.histogram)
     task = tally.task if settings.task in (AUTO, *KINDS_OF_TASK) else tally.task and settings.task
-    facts = {"task": task, "classes": class_names(found, tally), "counts": numbers, "channels": 3, "mean": mean, "std": std}
+    facts: dict[str, Any] = {"task": task, "classes": class_names(found, tally), "counts": numbers, "channels": 3, "mean": mean, "std": std}
     facts |= {"skeleton": found.body.skeleton} if found.body else {}
     _save_json(out / "dataset.json", facts | {"hash": tally.manifest.hexdigest()})
     lines = summarise(settings, found, tally)
