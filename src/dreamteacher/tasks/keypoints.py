@@ -150,7 +150,7 @@ class KeypointPrecision:
         """Each object gets the one found that is likest it, no two the same."""
         labelled = there[:, :, 2] > 0
         self._hits[1] += labelled.sum(0)
-        with_some = np.flatnonzero(labelled.any(1))
+        with_some: list[int] = np.flatnonzero(labelled.any(1)).tolist()
         found = found[: len(with_some)]
         pairs = [
             (float(likeness(there[i, labelled[i], :2], found[j][None, labelled[i]])[0]), i, j)
