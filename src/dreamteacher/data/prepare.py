@@ -16,10 +16,11 @@ from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, is_lossy, turn_upright
 from dreamteacher.data.depth import SUFFIX as DEPTH
 from dreamteacher.data.depth import read_depth, to_tiff
-from dreamteacher.data.instance_labels import object_classes, read_instance_mask, read_outlines, read_stored
+from dreamteacher.data.instance_labels import in_pieces, object_classes, read_instance_mask, read_outlines, read_stored
 from dreamteacher.data.instances import SUFFIX as INSTANCES
 from dreamteacher.data.instances import boxes_of, to_png
 from dreamteacher.data.items import AUTO, IGNORE, Item
+from dreamteacher.data.object_files import read_object_files
 from dreamteacher.data.several_labels import SUFFIX as LABELS
 from dreamteacher.data.several_labels import to_json, to_label
 
@@ -157,10 +158,13 @@ def _read_dense(
     if item.boxes:
         stored = (height, width) if picture.orientation > 4 else (width, height)
         return read_outlines(item.boxes, classes.names if classes else [], stored, picture.orientation)
+    if item.parts:
+        return read_object_files(item.parts, picture, max_pixels)
     if item.mask is None:
         return None, ()
     if not item.stored:
-        return read_instance_mask(item.mask, picture, classes, max_pixels), ()
+        objects = read_instance_mask(item.mask, picture, classes, max_pixels)
+        return objects, ("one_number_in_pieces",) * in_pieces(objects)
     objects = read_stored(item.mask, object_classes(classes) if classes else None)
     if objects.shape != (height, width):
         raise BadPicture(f"its objects are on {objects.shape[1]} x {objects.shape[0]} pixels, its picture has {width} x {height}")
@@ -181,12 +185,16 @@ def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: in
                 f"{error.reason} (its format is lossy, such as JPEG, which changes ids and colours; store masks as PNG)"
             ) from error
         raise
+    if classes.colours is None and is_lossy(data):
+        raise BadPicture("mask is in a lossy format, such as JPEG, which changes ids; store masks as PNG")
     return classes.mask_ids()[mask]
 
 
 def _check(mask: np.ndarray, width: int, height: int, classes: list[str]) -> None:
     if mask.shape != (height, width):
-        raise BadPicture(f"mask is {mask.shape[1]} x {mask.shape[0]}, its picture {width} x {height}")
+        raise BadPicture(
+            f"mask is {mask.shape[1]} x {mask.shape[0]}, its picture {width} x {height}; make them equal (masks with nearest neighbour)"
+        )
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     strange = [int(value) for value in values if value >= len(classes) and value != IGNORE]
     if strange:

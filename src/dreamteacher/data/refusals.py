@@ -57,12 +57,23 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
             "the masks hold only 0 and 255, and 255 means unknown: write class ids (1 for the object, not 255), or name the colours in "
             "classes.txt, such as: background #000000 in its first line and object #ffffff in its second"
         )
+    numbered = counts["labelled_train"] + counts["labelled_val"] - counts["without_boxes_train"] - counts["without_boxes_val"]
+    if tally.task == "instances" and 2 * tally.warnings["one_number_in_pieces"] > numbered:
+        raise UserError(
+            f"{tally.warnings['one_number_in_pieces']} of {numbered} masks hold one number in several pieces, so they do not tell objects "
+            "apart: give each object its own number (scipy.ndimage.label, where they do not touch), or set ingest.task to segmentation"
+        )
     if tally.has_boxes:
         if empty_split := next((split for split in wanted if not tally.boxes[split]), None):
             raise UserError(
                 f"no labelled picture of {empty_split} has {tally.a_box}, so nothing could be "
                 f"{'learnt' if empty_split == 'train' else 'measured'}; "
-                f"label more, put pictures with boxes into {empty_split}/, or set ingest.labels to none"
+                f"label more, put pictures with {tally.of_boxes} into {empty_split}/, or set ingest.labels to none"
+                + (
+                    " (of several classes in classes.txt an object is 1000 x the line of its class, from 0, + its number)"
+                    if tally.task == "instances"
+                    else ""
+                )
             )
     elif tally.task == "multilabel":
         if empty_split := next((split for split in wanted if not tally.classes[split]), None):
