@@ -27,6 +27,7 @@ NAME_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "obj.names", "labels/clas
 LOOKED_INTO = 20  # label files of a form that decide whether it is one
 MOST_CLASSES = 10_000
 TOLERANCE = 2.0  # pixels beyond the picture that rounding explains
+SMALLEST = 8  # pixels of a side, above which boxes within one pixel are fractions
 OUTSIDE = 0.01  # of the picture, likewise in fractions
 Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name or number of the class, ignored
 
@@ -90,6 +91,15 @@ def _looks_right(form: str, data: bytes) -> bool:
         return False
 
 
+def why_no_yolo(data: bytes) -> str | None:
+    """What is wrong in a text that begins as labels of YOLO do; None of any other, and where nothing is."""
+    try:
+        list(_yolo_lines(data))
+    except BadPicture as error:
+        return error.reason if data[:1].isdigit() else None
+    return None
+
+
 def _has_polygon(data: bytes) -> bool:
     return any(len(line.split()) > 5 for line in data.decode("utf-8", "replace").splitlines())
 
@@ -123,13 +133,20 @@ def _yolo_names(tree: Tree) -> list[str] | None:
         if not name.endswith(("yaml", "yml")):
             return [class_name(line) for line in text.splitlines() if line.strip()]
         try:
-            names = yaml.load(text, yaml.BaseLoader)["names"]  # all is text: `no` and 1.0 are names of classes, too
+            stored = yaml.load(text, yaml.BaseLoader)  # all is text: `no` and 1.0 are names of classes, too
+            if "kpt_shape" in stored:
+                raise UserError(f"{tree}/{name}: kpt_shape says that the labels are keypoints; boxes and polygons are read")
+            names = stored["names"]
             if isinstance(names, dict):
                 if sorted(map(int, names)) != list(range(len(names))):
                     raise ValueError("the numbers of names are not 0, 1, 2 and so on")
                 names = [name for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
             if not names or not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
                 raise ValueError("names is no list of names")
+            if stored.get("nc", str(len(names))) != str(len(names)):
+                raise ValueError(f"nc is {stored['nc']}, and {len(names)} are named")
+        except UserError:
+            raise
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{tree}/{name} does not name the classes ({' '.join(str(error).split())[:100]}); write names: [CLASS, ...]"
@@ -165,6 +182,8 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
     numbers = np.array([row[:4] for row in rows], np.float64).reshape(-1, 4)
     if not np.isfinite(numbers).all():
         raise BadPicture("a box holds a number that is not finite")
+    if label.form not in ("yolo", "stored") and len(numbers) and numbers[:, 2:].max() <= 1 and min(upright) > SMALLEST:
+        raise BadPicture("its boxes lie within one pixel, as fractions would; write them in pixels")
     classes_of = np.array([class_id(row[4], classes) for row in rows], np.int64)
     boxes = Boxes(numbers.astype(np.float32), classes_of, np.array([row[5] for row in rows], bool))
     if turn:
@@ -292,7 +311,7 @@ def _yolo_lines(data: bytes) -> Iterator[tuple[int, list[float]]]:
         if not words:
             continue
         try:
-            number_of_class, values = int(words[0]), [float(word) for word in words[1:]]
+            number_of_class, values = int(words[0].removesuffix(".0")), [float(word) for word in words[1:]]
         except ValueError as error:
             raise BadPicture(f"its .txt, line {number}: {line[:40]!r} is not a class number and numbers") from error
         if number_of_class < 0 or len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):

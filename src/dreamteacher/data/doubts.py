@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 
-from dreamteacher.data.box_labels import BoxSource
+from dreamteacher.data.box_labels import BoxSource, why_no_yolo
 from dreamteacher.data.class_list import ClassList, alike
 from dreamteacher.data.items import PassedOver
 from dreamteacher.data.labels import MASK_WORDS
@@ -68,8 +68,11 @@ def other_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) 
         if file is None:
             continue
         with file, suppress(UnicodeDecodeError):
-            if tool := name_the_tool(file.read(LOOKED_INTO).encode()):
+            head = file.read(LOOKED_INTO).encode()
+            if tool := name_the_tool(head):
                 found.append(f"{name} is of {tool[0]}, and is not read: {tool[1]}")
+            elif name.lower().endswith(".txt") and (reason := why_no_yolo(head)):
+                found.append(f"{name} is no label of YOLO: {reason}")
     return found
 
 

@@ -16,6 +16,7 @@ from dreamteacher.data.tiff import Layout
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+MOST_ZEROS = 64  # bytes in a row, more than which no JPEG holds before its end
 # `_check_size` below compares the header's size with the caller's own limit before any pixel is decoded, which may be higher than Pillow's.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -45,6 +46,8 @@ def load(data: bytes, max_pixels: int, min_side: int) -> Source:
     """
     if data[:4] in TIFF_MARKS:
         return _load_tiff(data, max_pixels, min_side)
+    if data[:2] == b"\xff\xd8" and data[-MOST_ZEROS:] == bytes(MOST_ZEROS) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise BadPicture("its end is zero bytes, as of a copy that was not finished; copy it again")
     image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.width, image.height, max_pixels, min_side)
     mode, lossless, frames = image.mode, _is_lossless(image, data), _count_frames(image, data)

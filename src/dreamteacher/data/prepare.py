@@ -23,6 +23,7 @@ from dreamteacher.data.items import AUTO, IGNORE, Item
 from dreamteacher.data.object_files import read_object_files
 from dreamteacher.data.several_labels import SUFFIX as LABELS
 from dreamteacher.data.several_labels import to_json, to_label
+from dreamteacher.data.signs import thin_between, thumbnail
 
 DENSE = {"instances": (INSTANCES, to_png), "depth": (DEPTH, to_tiff)}  # task -> suffix and form of a map that is its label
 LARGEST_ID = 65535  # of a class that has no name
@@ -39,7 +40,8 @@ class Prepared:
     stored mask's values, all 0 without a mask.
     frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
     width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask or the objects at their own
-    size as PNG where the picture was reduced, else None. warnings: keys of `decode.WARNINGS`.
+    size as PNG where the picture was reduced, else None. thin, thumbnail: as of `signs`, of the mask before it was reduced and of the
+    stored picture. warnings: keys of `decode.WARNINGS`.
     """
 
     data: bytes
@@ -59,6 +61,8 @@ class Prepared:
     source_size: tuple[int, int]
     source_mask_values: np.ndarray
     full_label: bytes | None
+    thin: np.ndarray
+    thumbnail: np.ndarray
     warnings: tuple[str, ...]
 
     @property
@@ -143,6 +147,8 @@ def prepare(
         reduced=shrink < 1,
         source_mask_values=_count(full_mask),
         full_label=full_label,
+        thin=np.zeros(256, np.int64) if full_mask is None else thin_between(full_mask),
+        thumbnail=thumbnail(pixels),
         warnings=warnings,
     )
 

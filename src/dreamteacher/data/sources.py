@@ -184,7 +184,8 @@ def _naming_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver
     try:
         yield
     except UserError as error:
-        raise UserError("; ".join([str(error), *other_tools(table, tree, passed_over)])) from error
+        others = [f"passed over: {passed_over.words()}"] if passed_over.by_suffix else []
+        raise UserError("; ".join([str(error), *others, *other_tools(table, tree, passed_over)])) from error
 
 
 def _no_pictures(table: sqlite3.Connection, place: Place, passed_over: PassedOver) -> UserError:

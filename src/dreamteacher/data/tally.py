@@ -12,6 +12,7 @@ import numpy as np
 from dreamteacher.data.items import TASKS, Item
 from dreamteacher.data.prepare import Prepared
 from dreamteacher.data.seen import Kept
+from dreamteacher.data.signs import alike
 
 EXAMPLES = 1000  # duplicates and leaks that report.json names; all are counted
 MOST_SIZES = 1000  # sizes of pictures that are told apart
@@ -29,7 +30,8 @@ class Tally:
     counts: by name. classes: labelled pictures of each class, of boxes those that show it. boxes: of each class, without those of regions
     to ignore. mask_values, source_values: int64 (256) pixels of each class, as stored and
     as they were before masks were reduced. pictures_with: int64 (256) masks that hold the class. shown, vanished: int64 (256) masks that
-    held it before they were reduced, and those of them that do not any more. histogram: int64 (3, 256) of the train pictures. warnings:
+    held it before they were reduced, and those of them that do not any more. thin: as of Prepared. before: split and thumbnail of the
+    picture before, which is a neighbour by name. histogram: int64 (3, 256) of the train pictures. warnings:
     of Prepared. n_classes: of pictures that may have several. sizes: of pictures that were reduced, before.
     """
 
@@ -41,6 +43,8 @@ class Tally:
     pictures_with: dict[str, np.ndarray] = field(default_factory=lambda: _by_split(256))
     shown: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     vanished: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    thin: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    before: tuple[str, np.ndarray] | None = None
     n_classes: int = 0
     histogram: np.ndarray = field(default_factory=lambda: np.zeros((3, 256), np.int64))
     warnings: Counter[str] = field(default_factory=Counter)
@@ -54,6 +58,9 @@ class Tally:
         """A picture that is kept."""
         self.counts[split] += 1
         self.warnings.update(picture.warnings)
+        if self.before and self.before[0] != split and alike(self.before[1], picture.thumbnail):
+            self.counts["alike_across_splits"] += 1
+        self.before = split, picture.thumbnail
         if split == "train":
             self.histogram += picture.histogram
         if picture.frames > 1:
@@ -84,6 +91,7 @@ class Tally:
         self.mask_values[split] += after
         self.source_values += before
         self.pictures_with[split] += before > 0
+        self.thin += picture.thin
         if picture.reduced:
             self.shown += before > 0
             self.vanished += (before > 0) & (after == 0)
