@@ -113,6 +113,22 @@ def test_of_a_palette_in_another_order_the_dark_greys_are_the_ids(tmp_path: Path
     assert np.array_equal(ImageSet(tmp_path / "colours/out", "train").label(0), np.array([2, 0, 1])[ids])
 
 
+def test_palettes_that_a_tool_has_put_in_order_do_not_number_classes(tmp_path: Path) -> None:
+    colours = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
+    source = masks(tmp_path / "s", mask_of(0))
+    for i, order in enumerate(([0, 1, 2], [0, 2, 1], [2, 0, 1], [0, 1, 2])):
+        ids = np.zeros((20, 24), np.uint8)
+        ids[:5], ids[5:9] = 1, 2
+        mask = Image.fromarray(np.argsort(order).astype(np.uint8)[ids])
+        mask.putpalette(colours[order].ravel().tolist())
+        save(mask, source / f"masks/{i}.png")
+    with pytest.raises(UserError, match=r"2 masks give a colour of their palette another number than masks before do"):
+        run(source, tmp_path / "out")
+    (source / "classes.txt").write_text("background #000000\nroad #800000\ncar #008000\n")
+    run(source, tmp_path / "out")
+    assert all(np.array_equal(ImageSet(tmp_path / "out", "train").label(i), ids) for i in range(4))
+
+
 def test_a_class_that_is_only_the_smoothed_edge_of_another_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = np.zeros((96, 96), np.uint8)
     values[20:60, 30:70] = 2

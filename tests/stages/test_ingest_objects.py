@@ -61,6 +61,16 @@ def test_a_mask_for_each_object_is_an_object(name: str, tmp_path: Path) -> None:
     assert any("a file for each object" in line for line in report(tmp_path / "out")["summary"])
 
 
+def test_masks_of_pictures_that_are_missing_are_no_objects_of_another(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        save(picture(split == "val"), tmp_path / f"s/images/{split}/a.png")
+        for name in "abc":
+            save(Image.fromarray(numbered()), tmp_path / f"s/masks/{split}/{name}.png")
+    run(tmp_path / "s", tmp_path / "out", task="instances")
+    assert areas(tmp_path / "out") == AREAS
+    assert report(tmp_path / "out")["masks_without_picture"] == 4
+
+
 def test_without_a_task_masks_of_objects_are_refused_with_the_setting_that_reads_them(tmp_path: Path) -> None:
     for i in range(4):
         save(picture(i), tmp_path / "s" / LAYOUTS["Data Science Bowl 2018"][0].format(i=i))

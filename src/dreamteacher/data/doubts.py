@@ -20,15 +20,17 @@ LOOKED_INTO = 1 << 15  # characters of a file, by which it is named
 NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write where nothing is
 
 
-def doubts(table: sqlite3.Connection, kind: str, boxes: BoxSource | None, classes: ClassList | None) -> Iterator[str]:
-    """Of labels that were found. kind: of them, as `labels.kind_of_labels` returns it."""
+def doubts(
+    table: sqlite3.Connection, kind: str, boxes: BoxSource | None, classes: ClassList | None, counts: dict[str, int]
+) -> Iterator[str]:
+    """Of labels that were found. kind, counts: as `labels.kind_of_labels` and `labels.read_labels` return them."""
     yield from _numbered_classes(table, boxes)
     if classes and kind in ("csv", "folders"):
         for name, other in alike(classes.names)[:3]:
             how = "differ in capitals only" if name.casefold() == other.casefold() else "are the same number"
             yield f"classes {name!r} and {other!r} {how}; are they one?"
     if classes and kind == "csv":
-        yield from _doubtful(table, classes.names)
+        yield from _doubtful(table, classes.names, counts)
 
 
 def why_no_labels(table: sqlite3.Connection, tree: Tree, names: list[str] | None, passed_over: PassedOver) -> Iterator[str]:
@@ -91,10 +93,10 @@ def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Ite
         yield f"{n} files of boxes (such as {boxes.files[0]}) give classes by number; name them in data.yaml or classes.txt"
 
 
-def _doubtful(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
+def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int]) -> Iterator[str]:
     """Lines on what labels.csv says of no picture, and on classes that may be none."""
-    lost = table.execute("SELECT min(name) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)").fetchone()[0]
-    if lost:
+    if counts["labels_without_picture"]:
+        (lost,) = table.execute("SELECT min(name) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)").fetchone()
         yield f"labels.csv names {lost!r}, for one, and there is no such picture (capitals count)"
     if wrong := [name for name in names if name.lower() in NO_CLASSES]:
         yield f"{wrong[0]!r} in labels.csv was taken as a class; leave the label of pictures without one empty"

@@ -59,7 +59,7 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
 def _refuse_interpolated(values: np.ndarray) -> None:
     """BadPicture where most numbers cover no square of 2 x 2 pixels and touch others, as in pictures and at smoothed edges."""
     shown = values > 0
-    codes = np.unique(values[shown])
+    codes = np.unique(values[shown]) if values.max() >= MANY else ()
     if len(codes) < MANY:
         return
     left, right = values[:, :-1], values[:, 1:]
@@ -83,8 +83,8 @@ def in_pieces(packed: np.ndarray) -> bool:
     from scipy.ndimage import label
 
     objects = packed > IGNORE
-    codes = np.unique(packed[objects])
-    return len(codes) == 1 and label(objects, np.ones((3, 3), int))[1] > 1
+    codes = packed[objects]
+    return codes.size > 0 and codes.min() == codes.max() and label(objects, np.ones((3, 3), int))[1] > 1
 
 
 def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -46,7 +46,7 @@ def load(data: bytes, max_pixels: int, min_side: int) -> Source:
     """
     if data[:4] in TIFF_MARKS:
         return _load_tiff(data, max_pixels, min_side)
-    if data[:2] == b"\xff\xd8" and data[-MOST_ZEROS:] == bytes(MOST_ZEROS) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+    if data[:2] == b"\xff\xd8" and data[-MOST_ZEROS:] == bytes(MOST_ZEROS) and data.find(b"\xff\xd9", _start_of_scan(data)) < 0:
         raise BadPicture("its end is zero bytes, as of a copy that was not finished; copy it again")
     image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.width, image.height, max_pixels, min_side)
@@ -55,6 +55,16 @@ def load(data: bytes, max_pixels: int, min_side: int) -> Source:
     if deep is None:
         image.load()
     return Source(image, deep, None, mode, lossless, frames)
+
+
+def _start_of_scan(data: bytes) -> int:
+    """Where the pixels of a JPEG begin, behind the preview that EXIF may hold; its length if they are not found."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xDA:
+            return at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return len(data)
 
 
 def _load_tiff(data: bytes, max_pixels: int, min_side: int) -> Source:

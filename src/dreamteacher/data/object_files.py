@@ -13,7 +13,7 @@ from dreamteacher.data.instance_labels import THOUSAND
 from dreamteacher.data.instances import pack
 from dreamteacher.data.items import AUTO
 from dreamteacher.data.labels import MASK_WORDS
-from dreamteacher.data.layout import without_image_tail
+from dreamteacher.data.layout import meaning, without_image_tail
 from dreamteacher.data.table import BY_TAIL, FINDS_ITS_PICTURE, tell_masks_from_pictures
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
@@ -55,6 +55,7 @@ def masks_number_objects(table: sqlite3.Connection, tree: Tree) -> bool:
 
 def take_object_folders(table: sqlite3.Connection) -> None:
     """Make masks of what lies in folders such as mask/ or labels/, where the first files are each of a picture, and none has its name."""
+    table.execute("CREATE INDEX pictures_by_key ON files (key) WHERE role = 'picture'")
     maybe = "SELECT name, key FROM files AS m WHERE role = 'mask?'"
     first = table.execute(f"{maybe} ORDER BY name LIMIT {LOOKED_AT}").fetchall()
     if first and all(_picture_of(table, key) for _, key in first) and not table.execute(f"{maybe} AND ({FINDS_ITS_PICTURE})").fetchone():
@@ -123,9 +124,12 @@ def _picture_of(table: sqlite3.Connection, key: str) -> str | None:
         if len(found) == 1:
             return str(found[0][0])
     folder = key.rpartition("/")[0]
+    if not folder or meaning(folder.rpartition("/")[2]).split is not None:
+        return None
     query = "SELECT name FROM files WHERE role = 'picture' AND key >= ? AND key < ? LIMIT 2"
-    found = table.execute(query, (f"{folder}/", f"{folder}0")).fetchall() if folder else []  # "0" is the sign behind "/"
-    return str(found[0][0]) if len(found) == 1 else None
+    found = table.execute(query, (f"{folder}/", f"{folder}0")).fetchall()  # "0" is the sign behind "/"
+    paired = "SELECT EXISTS (SELECT 1 FROM pairs WHERE picture = ?)"
+    return str(found[0][0]) if len(found) == 1 and not table.execute(paired, found[0]).fetchone()[0] else None
 
 
 def _candidates(key: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from dreamteacher.data.items import AUTO, IGNORE, Item
 from dreamteacher.data.object_files import read_object_files
 from dreamteacher.data.several_labels import SUFFIX as LABELS
 from dreamteacher.data.several_labels import to_json, to_label
-from dreamteacher.data.signs import thin_between, thumbnail
+from dreamteacher.data.signs import numbers_of_colours, thin_between, thumbnail
 
 DENSE = {"instances": (INSTANCES, to_png), "depth": (DEPTH, to_tiff)}  # task -> suffix and form of a map that is its label
 LARGEST_ID = 65535  # of a class that has no name
@@ -41,7 +41,7 @@ class Prepared:
     frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
     width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask or the objects at their own
     size as PNG where the picture was reduced, else None. thin, thumbnail: as of `signs`, of the mask before it was reduced and of the
-    stored picture. warnings: keys of `decode.WARNINGS`.
+    stored picture. palette: of the mask, the number of each colour. warnings: keys of `decode.WARNINGS`.
     """
 
     data: bytes
@@ -63,6 +63,7 @@ class Prepared:
     full_label: bytes | None
     thin: np.ndarray
     thumbnail: np.ndarray
+    palette: dict[int, int]
     warnings: tuple[str, ...]
 
     @property
@@ -103,7 +104,9 @@ def prepare(
         stored = (height, width) if picture.orientation > 4 else (width, height)
         boxes, more = read_boxes(item.boxes, classes.names if classes else None, stored, picture.orientation)
         warnings = (*warnings, *more)
-    mask = None if item.mask is None or task in DENSE else _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
+    mask, palette = None, {}
+    if item.mask is not None and task not in DENSE:
+        mask, palette = _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
     is_class = item.cls is not None and mask is None and task not in (*DENSE, "multilabel")
     cls = _class_id(str(item.cls), classes.names if classes else None) if is_class else None
     several = _labels(item.cls, classes.names if classes else None) if item.cls is not None and task == "multilabel" else None
@@ -149,6 +152,7 @@ def prepare(
         full_label=full_label,
         thin=np.zeros(256, np.int64) if full_mask is None else thin_between(full_mask),
         thumbnail=thumbnail(pixels),
+        palette=palette,
         warnings=warnings,
     )
 
@@ -177,8 +181,8 @@ def _read_dense(
     return objects, ()
 
 
-def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: int) -> np.ndarray:
-    """The mask as it lies on the upright picture, checked, in the ids of `classes.mask_names`."""
+def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: int) -> tuple[np.ndarray, dict[int, int]]:
+    """The mask as it lies on the upright picture, checked, in the ids of `classes.mask_names`; of its palette the number of each colour."""
     height, width = picture.image.shape[:2]
     try:
         mask = decode_mask(data, max_pixels=max_pixels, colours=classes.colours)
@@ -193,7 +197,7 @@ def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: in
         raise
     if classes.colours is None and is_lossy(data):
         raise BadPicture("mask is in a lossy format, such as JPEG, which changes ids; store masks as PNG")
-    return classes.mask_ids()[mask]
+    return classes.mask_ids()[mask], {} if classes.colours else numbers_of_colours(data, mask)
 
 
 def _check(mask: np.ndarray, width: int, height: int, classes: list[str]) -> None:

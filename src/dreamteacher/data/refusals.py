@@ -51,6 +51,12 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
             f"{'trained' if empty == 'train' else 'measured'} by them; put pictures into folders train/ and val/ with labels in both, "
             f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none"
         )
+    if counts["other_palettes"] > settings.max_bad_fraction * (counts["labelled_train"] + counts["labelled_val"]):
+        raise UserError(
+            f"{counts['other_palettes']} masks give a colour of their palette another number than masks before do, so the numbers are no "
+            "classes: write the colour of each class behind its name in classes.txt, such as: road #804080, or, if they are, save masks as "
+            "grey"
+        )
     values = tally.mask_values["train"] + tally.mask_values["val"]
     if values[IGNORE] and values[0] and not values[1:IGNORE].any():
         raise UserError(

@@ -169,7 +169,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if has_val and kind != "none":
         counts["outside_of_splits"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
     notes = [f"the splits are those of {', '.join(lists[:4])}"] if lists else []
-    notes += doubts(table, kind, boxes, classes)
+    notes += doubts(table, kind, boxes, classes, counts)
     if labels == "auto" and kind == "none":
         notes += why_no_labels(table, tree, names, passed_over)
     notes += several_in_cells(table) if kind == "csv" and task == AUTO else ()

@@ -45,7 +45,8 @@ LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
     ".mat": "arrays",
 }
 READ = (
-    "labels are read from masks (masks/A.png for images/A.jpg), boxes (COCO files, Annotations/A.xml, labels/A.txt), class folders, "
+    "labels are read from masks (masks/A.png for images/A.jpg), boxes (COCO files, Annotations/A.xml, labels/A.txt, A.json of labelme), "
+    "class folders, "
     "labels.csv (columns path, label), and, in shards, KEY.mask.png, KEY.boxes.json or KEY.cls"
 )
 
@@ -175,6 +176,8 @@ def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
             f"{n_val} labelled pictures were drawn for val, and all figures rest on them; raise ingest.val_fraction "
             f"({settings.val_fraction:g}) or put labelled pictures of each class into a folder val/"
         )
+    if n := tally.counts["other_palettes"]:
+        yield f"{n} masks give a colour of their palette another number than masks before do; are the numbers or the colours the classes?"
     for i, name in enumerate(names if tally.masks else []):
         if tally.source_values[i] >= FEW and tally.thin[i] > THIN * tally.source_values[i]:
             yield (
