@@ -217,6 +217,29 @@ def test_no_text_after_set_is_a_defect(overrides):
         assert str(error)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ingest:\n  val_fraction: 0.1\n  val_fraction: 0.2\n", "'val_fraction' is there twice, line 3"),
+        ("ingest:\n  val_fraction: 0.3\nteacher:\n  steps: 5\ningest:\n  short_side: 128\n", "'ingest' is there twice, line 5"),
+        ("teacher:\n  steps: 0100\n", "0100 means other numbers to other programs"),
+        ("teacher:\n  steps: 1:30\n", "1:30 means other numbers to other programs"),
+        ("teacher:\n  steps: on\n", "teacher.steps = True is not possible: Value error, true and false"),
+        ("ingest:\n  labels: no\n", "ingest.labels = False is not possible: Value error, true and false"),
+        (
+            "ingest.val_fraction: 0.3\n",
+            "'ingest.val_fraction' is one key; write the group 'ingest', and below it, indented, 'val_fraction'",
+        ),
+    ],
+)
+def test_what_yaml_would_read_as_something_else_is_refused(text, words, tmp_path):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_params(tmp_path / "params.yaml")
+    assert words in str(error.value)
+    assert load_params(PROJECT / "params.yaml", ["publish.gpu=yes", "teacher.steps=0x10"]).teacher.steps == 16
+
+
 @pytest.mark.parametrize("text", ["[" * 5000, "&a [*a]", "&a {T: *a}"])
 def test_pathological_yaml_is_refused(text):
     refusal(f"distill={text}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import os
 import posixpath
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -26,13 +28,14 @@ def walk(
     passed_over: is called with "system" or "unreadable" and the name of each folder that is not entered: one of SYSTEM_FOLDERS, or one
     that this user may not read. `root` itself must be readable. on_link: is called with the path of each link before it is followed.
 
-    Links are followed, and a folder is entered once: a link may lead to one above it. Entry by entry, as os.walk would hold the names
-    of a folder of a million pictures; plain text, as pathlib interns every part of a path, and Python 3.12 never frees what is interned.
+    Links are followed, after all that is no link, and a folder is entered once, as a link may lead to one above it. Entry by entry, as
+    os.walk would hold the names of a folder of a million pictures; plain text, as pathlib interns every part of a path, and Python 3.12
+    never frees what is interned.
     """
-    waiting, visited = [os.fspath(root)], set()
+    waiting, links, visited = [os.fspath(root)], deque[str](), set()
     top, above = waiting[0], len(posixpath.join(root, ""))
-    while waiting:
-        folder = waiting.pop()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.popleft()
         try:
             here = os.stat(folder)  # noqa: PTH116 - see above
             if (here.st_dev, here.st_ino) in visited:
@@ -53,6 +56,8 @@ def walk(
                 if _is_folder(entry):
                     if entry.name.lower() in SYSTEM_FOLDERS:
                         passed_over("system", entry.path[above:])
+                    elif entry.is_symlink():
+                        bisect.insort(links, entry.path)
                     else:
                         waiting.append(entry.path)
                 elif entry.is_symlink() or entry.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -18,14 +18,16 @@ from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.items import BoxLabel
 from dreamteacher.data.keypoints import Body
 from dreamteacher.data.names import class_name
+from dreamteacher.data.tool_labels import Shape, is_labelme, is_supervisely, labelme, supervisely
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-FORMS = {".xml": "voc", ".txt": "yolo"}  # of a file beside each picture
-WORDS = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}
+FORMS = (("voc", ".xml"), ("yolo", ".txt"), ("labelme", ".json"), ("supervisely", ".json"))  # of a file for each picture
+WORDS = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO", "labelme": "labelme", "supervisely": "Supervisely"}
 NAME_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "obj.names", "labels/classes.txt", "labels/train/classes.txt", "train/classes.txt")
 LOOKED_INTO = 20  # label files of a form that decide whether it is one
 MOST_CLASSES = 10_000
+SMALLEST = 8  # pixels of a side, above which boxes within one pixel are fractions
 OUTSIDE = 0.01  # of the picture, likewise in fractions
 Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name or number of the class, ignored
 
@@ -44,7 +46,8 @@ class BoxSource(NamedTuple):
 def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None, max_bytes: int, detail: Detail = "") -> BoxSource | None:
     """The boxes that there are: of COCO (table `labels`), else of files named as the pictures are (table `pairs`); None if there are none.
 
-    classes: of classes.txt, which then says all classes and their order. detail: of objects that is wanted, too, which COCO alone has.
+    classes: of classes.txt, which then says all classes and their order. detail: of objects that is wanted, too: outlines, which Pascal
+    VOC has not, or keypoints, which COCO alone has.
 
     Raises:
         UserError: see `read_coco`; there are boxes without the detail; a list of names cannot be understood; classes.txt lacks a class.
@@ -58,19 +61,21 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
         if classes and (strange := [name for name in names if name not in classes]):
             raise UserError(f"{tree}/{files[0]} names the category {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
         return BoxSource("coco", files, classes or names, counts, body)
-    for suffix, form in FORMS.items():
+    for form, suffix in FORMS:
         pairs = "files AS p JOIN box_files AS b ON b.key = p.key WHERE p.role = 'picture' AND b.suffix = ?"
         first = [name for (name,) in table.execute(f"SELECT DISTINCT b.name FROM {pairs} ORDER BY 1 LIMIT {LOOKED_INTO}", [suffix])]
-        if not any(_looks_right(form, data) for data in tree.read(first, max_bytes) if isinstance(data, bytes)):
+        contents = [data for data in tree.read(first, max_bytes) if isinstance(data, bytes)]
+        if not any(_looks_right(form, data) for data in contents):
             continue
-        if detail:
-            task, learns, add = {
-                "outlines": ("instances", "masks or COCO's outlines", "masks"),
-                "keypoints": ("keypoints", "COCO's keypoints", "such a file"),
-            }[detail]
+        if detail == "keypoints":
             raise UserError(
-                f"ingest.task = {task} learns from {learns}, and {tree} has boxes of {WORDS[form]} (as {first[0]}); "
-                f"add {add}, or set ingest.task to detection"
+                f"ingest.task = keypoints learns from COCO's keypoints, and {tree} has boxes of {WORDS[form]} (as {first[0]}); "
+                "add such a file, or set ingest.task to detection"
+            )
+        if detail and (form == "voc" or (form == "yolo" and not any(_has_polygon(data) for data in contents))):
+            raise UserError(
+                f"ingest.task = instances learns from masks or outlines, and {tree} has boxes of {WORDS[form]} (as {first[0]}); "
+                "add masks, or set ingest.task to detection"
             )
         table.execute("DELETE FROM pairs")
         table.execute(
@@ -79,7 +84,7 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
             [suffix],
         )
         if not classes:
-            classes = _voc_names(table, tree, max_bytes) if form == "voc" else _yolo_names(tree)
+            classes = _yolo_names(tree) if form == "yolo" else _names_in_files(table, tree, max_bytes, form)
         without = table.execute(
             "SELECT count(*) FROM box_files WHERE suffix = ? AND name NOT IN (SELECT mask FROM pairs)", [suffix]
         ).fetchone()[0]
@@ -88,13 +93,28 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
 
 
 def _looks_right(form: str, data: bytes) -> bool:
+    if form in _IS:
+        return _IS[form](data)
     try:
         return bool(_VOC_ROOT in data and _voc(data)[1] is not None) if form == "voc" else bool(list(_yolo(data, 1, 1)))
     except BadPicture:
         return False
 
 
-def _voc_names(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> list[str]:
+def why_no_yolo(data: bytes) -> str | None:
+    """What is wrong in a text that begins as labels of YOLO do; None of any other, and where nothing is."""
+    try:
+        list(_yolo_lines(data))
+    except BadPicture as error:
+        return error.reason if data[:1].isdigit() else None
+    return None
+
+
+def _has_polygon(data: bytes) -> bool:
+    return any(len(line.split()) > 5 for line in data.decode("utf-8", "replace").splitlines())
+
+
+def _names_in_files(table: sqlite3.Connection, tree: Tree, max_bytes: int, form: str) -> list[str]:
     """Of all objects, sorted."""
     names: set[str] = set()
     query = table.execute("SELECT DISTINCT mask FROM pairs")
@@ -102,7 +122,7 @@ def _voc_names(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> list[st
         for data in tree.read(some, max_bytes):
             if isinstance(data, bytes):
                 try:
-                    names |= {str(row[4]) for row in _voc(data)[1]}
+                    names |= {str(row[4]) for row in _READ[form](data, (1, 1))[1]}
                 except BadPicture:  # its picture will be quarantined
                     continue
         if len(names) > MOST_CLASSES:
@@ -123,18 +143,22 @@ def _yolo_names(tree: Tree) -> list[str] | None:
         if not name.endswith(("yaml", "yml")):
             return [class_name(line) for line in text.splitlines() if line.strip()]
         try:
-            content = yaml.safe_load(text)
-            names = content["names"]
-            if "kpt_shape" in content:  # some such lines would be read as polygons
+            stored = yaml.load(text, yaml.BaseLoader)  # all is text: `no` and 1.0 are names of classes, too
+            if "kpt_shape" in stored:  # some such lines would be read as polygons
                 raise UserError(
                     f"{tree}/{name} has kpt_shape: its labels are YOLO's poses, which are not read; convert them to COCO's JSON"
                 )
+            names = stored["names"]
             if isinstance(names, dict):
-                if sorted(names) != list(range(len(names))):
+                if sorted(map(int, names)) != list(range(len(names))):
                     raise ValueError("the numbers of names are not 0, 1, 2 and so on")
-                names = [names[number] for number in range(len(names))]
-            if not names or not isinstance(names, list):
-                raise ValueError("names is no list")
+                names = [name for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
+            if not names or not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+                raise ValueError("names is no list of names")
+            if stored.get("nc", str(len(names))) != str(len(names)):
+                raise ValueError(f"nc is {stored['nc']}, and {len(names)} are named")
+        except UserError:
+            raise
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{tree}/{name} does not name the classes ({' '.join(str(error).split())[:100]}); write names: [CLASS, ...]"
@@ -144,6 +168,7 @@ def _yolo_names(tree: Tree) -> list[str] | None:
 
 
 _VOC_ROOT = b"<annotation"
+_IS = {"labelme": is_labelme, "supervisely": is_supervisely}
 
 
 def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, int], orientation: int) -> tuple[Boxes, tuple[str, ...]]:
@@ -169,7 +194,9 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
     numbers = np.array([row[:4] for row in rows], np.float64).reshape(-1, 4)
     if not np.isfinite(numbers).all():
         raise BadPicture("a box holds a number that is not finite")
-    classes_of = np.array([_class_id(row[4], classes) for row in rows], np.int64)
+    if label.form not in ("yolo", "stored") and len(numbers) and numbers[:, 2:].max() <= 1 and min(upright) > SMALLEST:
+        raise BadPicture("its boxes lie within one pixel, as fractions would; write them in pixels")
+    classes_of = np.array([class_id(row[4], classes) for row in rows], np.int64)
     boxes = Boxes(numbers.astype(np.float32), classes_of, np.array([row[5] for row in rows], bool))
     if turn:
         boxes = boxes.turned_upright(orientation, *stored)
@@ -194,7 +221,8 @@ def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]
     return Boxes.of_rows(rows[np.sort(first)]), tuple(warnings)
 
 
-def _class_id(named: str | int, classes: list[str] | None) -> int:
+def class_id(named: str | int, classes: list[str] | None) -> int:
+    """The id of a class by its name or number; BadPicture where there is none."""
     if isinstance(named, int) and named < (len(classes) if classes else MOST_CLASSES):
         return named
     if isinstance(named, str) and classes and named in classes:
@@ -242,7 +270,49 @@ def _read_yolo(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
     return None, list(_yolo(data, *upright))
 
 
+def _read_shapes(size_and_shapes: tuple[Any, list[Shape]]) -> tuple[Any, list[Row]]:
+    """The bounds of each outline."""
+    size, shapes = size_and_shapes
+    return size, [(*_bounds(shape.points), shape.name, False) for shape in shapes]
+
+
+def _bounds(points: list[float]) -> tuple[float, float, float, float]:
+    return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
+
+
+def outlines_of(label: BoxLabel, upright: tuple[int, int]) -> tuple[Any, list[tuple[str | int, Any, bool]]]:
+    """(Size of the picture as the label names it, of each object its class, its outline as COCO writes it, and whether it is a crowd).
+
+    Raises:
+        BadPicture: it cannot be understood, or an object has a box alone.
+    """
+    if label.form == "coco":
+        entry = json.loads(label.data)
+        return entry["size"], [(box[4], outline, bool(box[5])) for box, outline in zip(entry["boxes"], entry["outlines"], strict=True)]
+    if label.form == "yolo":
+        rows = [(number, values) for number, values in _yolo_lines(label.data)]
+        if any(len(values) == 4 for _, values in rows):
+            raise BadPicture(
+                "its .txt holds boxes, and objects are learnt from polygons; remove those lines or set ingest.task to detection"
+            )
+        sides = np.array(upright, np.float64)
+        return None, [(number, [(np.array(values).reshape(-1, 2) * sides).ravel().tolist()], False) for number, values in rows]
+    size, shapes = _SHAPES[label.form](label.data)
+    return size, [(shape.name, [shape.points], False) for shape in shapes]
+
+
 def _yolo(data: bytes, width: int, height: int) -> Iterator[Row]:
+    """Boxes on the picture, of polygons their bounds."""
+    for number_of_class, values in _yolo_lines(data):
+        if len(values) == 4:
+            x, y, w, h = values
+            x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+        else:
+            x1, y1, x2, y2 = _bounds(values)
+        yield x1 * width, y1 * height, x2 * width, y2 * height, number_of_class, False
+
+
+def _yolo_lines(data: bytes) -> Iterator[tuple[int, list[float]]]:
     """Lines `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...` of a polygon, in fractions of the picture."""
     try:
         lines = data.decode("utf-8-sig").splitlines()
@@ -253,19 +323,14 @@ def _yolo(data: bytes, width: int, height: int) -> Iterator[Row]:
         if not words:
             continue
         try:
-            number_of_class, values = int(words[0]), [float(word) for word in words[1:]]
+            number_of_class, values = int(words[0].removesuffix(".0")), [float(word) for word in words[1:]]
         except ValueError as error:
             raise BadPicture(f"its .txt, line {number}: {line[:40]!r} is not a class number and numbers") from error
         if number_of_class < 0 or len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
             raise BadPicture(f"its .txt, line {number} has {len(words)} numbers; a line is `class cx cy w h`, or a class and a polygon")
         if any(math.isfinite(value) and not -OUTSIDE <= value <= 1 + OUTSIDE for value in values):
             raise BadPicture(f"its .txt, line {number} holds {max(values):g}; numbers are fractions of the picture, from 0 to 1")
-        if len(values) == 4:
-            x, y, w, h = values
-            x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
-        else:
-            x1, y1, x2, y2 = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
-        yield x1 * width, y1 * height, x2 * width, y2 * height, number_of_class, False
+        yield number_of_class, values
 
 
 def _stored(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
@@ -279,4 +344,12 @@ def _stored(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
     ]
 
 
-_READ = {"coco": _coco, "voc": _read_voc, "yolo": _read_yolo, "stored": _stored}
+_SHAPES = {"labelme": labelme, "supervisely": supervisely}
+_READ: dict[str, Callable[[bytes, tuple[int, int]], tuple[Any, list[Row]]]] = {
+    "coco": _coco,
+    "voc": _read_voc,
+    "yolo": _read_yolo,
+    "labelme": lambda data, _: _read_shapes(labelme(data)),
+    "supervisely": lambda data, _: _read_shapes(supervisely(data)),
+    "stored": _stored,
+}

@@ -17,9 +17,13 @@ _HEX = re.compile(r"(.*[^\s,;])[\s,;]+#([0-9a-fA-F]{6})")
 _NUMBERS_BEHIND = re.compile(r"(.*?[^\s,;])[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
 _NUMBERS_BEFORE = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(.*\S)")
 _TWO_NUMBERS = re.compile(r"\d{1,3}[\s,;]+\d{1,3}[\s,;]+\D")  # of three, the first of which is no number of a class
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _NUMBERED = re.compile(r"(-1|\d+)[\s:,;]+(.*\S)")
 _LABEL_MAP = re.compile(r"([^#:]+):(\d{1,3},\d{1,3},\d{1,3}):[^:]*:[^:]*")  # of CVAT
 _HEADS = re.compile(r"name\s*,\s*r\s*,\s*g\s*,\s*b|pixel value\s*,\s*class|# label:color_rgb:parts:actions", re.IGNORECASE)
+_OTHER_HEADS = re.compile(
+    r"((id|index|class_?id|label_?id)[\s,;]+)?(class|label|category)?[_ ]?(name|label|classes|class)s?:?", re.IGNORECASE
+)
 # Names, without blanks and signs, that CamVid, Cityscapes, Mapillary, DeepGlobe, LoveDA and others give to what has no class.
 VOID_NAMES = {
     "void", "unlabelled", "unlabeled", "unknown", "undefined", "ignore", "ignored", "ignoreregion", "nodata", "dontcare", "outofroi",
@@ -98,6 +102,7 @@ def parse_classes(text: str, where: str) -> ClassList:
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if lines and _HEADS.fullmatch(lines[0]):
         del lines[0]
+    _refuse_other_lines(lines, where)
     maps = [_LABEL_MAP.fullmatch(line) for line in lines]
     if all(maps):
         lines = [f"{found[1]},{found[2]}" for found in maps if found]
@@ -107,14 +112,28 @@ def parse_classes(text: str, where: str) -> ClassList:
         names = names[:-n_unknown] + ["void"] * (n_unknown if colours else 0)
     names = [class_name(name) for name in names]
     classes = [name for name in names if not is_void(name)]
-    if not names or "" in names or len(set(classes)) < len(classes):
+    if not names or "" in names:
         raise _not_two(where)
+    if twice := next((name for i, name in enumerate(classes) if name in classes[:i]), None):
+        raise UserError(f"{where} names the class {twice!r} twice; give each line a name of its own")
     if colours and len(set(colours)) < len(colours):
-        twice = next(colour for colour in colours if colours.count(colour) > 1)
-        one, other, *rest = (name for name, colour in zip(names, colours, strict=True) if colour == twice)
+        shared = next(colour for colour in colours if colours.count(colour) > 1)
+        one, other, *rest = (name for name, colour in zip(names, colours, strict=True) if colour == shared)
         if not all(is_void(name) for name in (one, other, *rest)):
-            raise UserError(f"{where}: {one!r} and {other!r} have the same colour {twice}; give each class its own")
+            raise UserError(f"{where}: {one!r} and {other!r} have the same colour {shared}; give each class its own")
     return ClassList(names, colours)
+
+
+def _refuse_other_lines(lines: list[str], where: str) -> None:
+    """Lines count as ids, so one that names no class would move all others."""
+    for i, line in enumerate(lines):
+        if not line:
+            raise UserError(f"{where}: line {i + 1} is empty, and lines count as ids from 0; remove it, or name the class of id {i} in it")
+        if line.startswith("#") or (i == 0 and len(lines) > 2 and _OTHER_HEADS.fullmatch(line)):
+            what = "a comment" if line.startswith("#") else "the head of a table"
+            raise UserError(f"{where}: line {i + 1}, {line[:40]!r}, looks like {what}, and would be the class of id {i}; remove it")
+    if len(lines) == 1 and re.search(r"[,;\t]", lines[0]):
+        raise UserError(f"{where} has one line, {lines[0][:60]!r}; write each class on a line of its own, the first for id 0")
 
 
 def require_two(names: list[str], where: str) -> None:
@@ -156,11 +175,11 @@ def _colours_of(lines: list[str], where: str) -> tuple[list[str], list[Colour] |
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ in capitals only."""
+    """Pairs of names that differ in capitals, or in the spelling of a number, only."""
     seen: dict[str, str] = {}
     pairs = []
     for name in sorted(names):
-        other = seen.setdefault(name.casefold(), name)
+        other = seen.setdefault(str(float(name)) if _NUMBER.fullmatch(name) else name.casefold(), name)
         if other != name:
             pairs.append((other, name))
     return pairs

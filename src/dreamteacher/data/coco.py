@@ -209,7 +209,8 @@ def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], deta
                 )
         elif split := _split_of(files[number]):
             table.execute("UPDATE files SET split = ? WHERE name = ?", (split, there))
-    return {"boxes_without_picture": missing}
+    orphans = "SELECT count(*) FROM coco_boxes AS b WHERE NOT EXISTS (SELECT 1 FROM coco_pictures WHERE file = b.file AND id = picture)"
+    return {"boxes_without_picture": missing, "boxes_of_no_entry": table.execute(orphans).fetchone()[0]}
 
 
 def _objects(value: str) -> list[str]:

@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 VOC_BORDER = 0xE0E0C0  # the colour around objects in Pascal VOC's masks, index 255 of its palette
+MANY_COLOURS = 8  # that are not listed
+DARK = 64  # of 255; a palette of greys below holds ids, any other colours
 SMALL_BLOCK = 64 << 20  # bytes
 MOST_PROBED = 1 << 28  # pixels
 ORIENTATION = 0x0112  # EXIF's number of it
@@ -57,6 +59,7 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
     "keypoints_outside": "pictures have keypoints more than 2 pixels beyond the border, which count as not labelled (are they of other "
     "pictures?)",
     "objects_hidden": "pictures have objects that lie wholly below others, or cover no pixel, and were dropped",
+    "one_number_in_pieces": "masks hold one number in several pieces; if each is an object, give each its own number",
     "mask_vanished": "masks lost their last known pixel when they were reduced and count as no label; raise ingest.short_side",
 }
 
@@ -275,6 +278,8 @@ def _mask_values(source: Source, data: bytes, *, by_colour: bool) -> tuple[np.nd
     if not by_colour and image.mode in ("1", "L", "P"):
         values = np.asarray(image).astype(np.uint8)
         bits = source.layout.bits if source.layout else data[24] if image.format == "PNG" else 8
+        if image.mode == "P":
+            values = _of_dark_palette(image, values)
         if image.mode == "L" and bits < 8:  # Pillow spreads them over 0 to 255
             values //= 255 // ((1 << bits) - 1)
         return values, None
@@ -282,6 +287,15 @@ def _mask_values(source: Source, data: bytes, *, by_colour: bool) -> tuple[np.nd
         pixels = np.asarray(image.convert("RGBA"))
         return pixels[..., :3], pixels[..., 3]
     return np.asarray(_to_rgb(image)), None
+
+
+def _of_dark_palette(image: Image.Image, values: np.ndarray) -> np.ndarray:
+    """The greys of a palette that is too dark to be looked at: they are the ids, in another order since a tool made the file smaller."""
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    used = np.unique(values)
+    if used.max() >= len(palette) or (palette[used] != palette[used, :1]).any() or palette[used].max() >= DARK:
+        return values
+    return palette[:, 0][values]
 
 
 def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
@@ -301,6 +315,7 @@ def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.nd
         raise BadPicture(
             f"mask holds the colour #{int(found[most]):06x} in {int(counts[most])} pixels, which no class in classes.txt has"
             f"{f' (and {len(found) - 1} other such colours)' if len(found) > 1 else ''}"
+            f"{'; many colours are smoothed edges: resize masks with nearest neighbour' if len(found) > MANY_COLOURS else ''}"
         )
     return np.where(border, IGNORE, places).astype(np.uint8)
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dreamteacher.data.decode import BadPicture, Picture, decode_values, turn_upright
+from dreamteacher.data.deep import NO_VALUE
 
 SUFFIX = "depth.tif"  # of a stored label
 NUMPY = b"\x93NUMPY"
@@ -15,7 +16,8 @@ OCTAVES, PARTS = 40, 32  # of the counts by which the middle of many depths is k
 
 
 def read_depth(data: bytes, picture: Picture, max_pixels: int) -> np.ndarray:
-    """float32 (H, W) on `picture`, upright, in the file's unit; 0 where it is unknown: 0, negative, infinite, no number.
+    """float32 (H, W) on `picture`, upright, in the file's unit; 0 where it is unknown: 0, negative, infinite, no number, the largest
+    number of 16 or 32 bits, as sensors write what is too far.
 
     The file is a PNG or TIFF of one channel, whole numbers of any depth or floats, or a .npy of (H, W).
 
@@ -23,7 +25,7 @@ def read_depth(data: bytes, picture: Picture, max_pixels: int) -> np.ndarray:
         BadPicture: it is damaged, of another size, in colours or in a lossy format.
     """
     values = _of_numpy(data, max_pixels) if data.startswith(NUMPY) else decode_values(data, max_pixels=max_pixels)
-    if values.ndim == 3:
+    if values.ndim == 3 or _has_colours(data):
         raise BadPicture("its depth is in colours; store it in one channel of 16 bits or floats")
     height, width = picture.image.shape[:2]
     if picture.orientation > 4 and width != height and values.shape == (width, height):
@@ -32,7 +34,20 @@ def read_depth(data: bytes, picture: Picture, max_pixels: int) -> np.ndarray:
         raise BadPicture(f"its depth is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
     with np.errstate(over="ignore", invalid="ignore"):
         depth = values.astype(np.float32)
-    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+    known = np.isfinite(depth) & (depth > 0) & (depth < NO_VALUE)
+    if values.dtype.kind in "ui" and values.dtype.itemsize > 1:
+        known &= values != np.iinfo(values.dtype).max
+    return np.where(known, depth, np.float32(0))
+
+
+def _has_colours(data: bytes) -> bool:
+    """Whether a PNG or TIFF has a palette of colours, of which the numbers mean nothing."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "TIFF"))
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return image.mode == "P" and bool((palette != np.arange(len(palette), dtype=np.uint8)[:, None]).any())
 
 
 def _of_numpy(data: bytes, max_pixels: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 
@@ -51,6 +52,14 @@ for _name, _suffixes, _is_there, _remedy in _OPTIONAL:
         SUFFIXES |= _suffixes
     else:
         UNREAD |= dict.fromkeys(_suffixes, _remedy)
+
+NO_LISTS = {  # suffix of a file that is no list of paths -> what it is, and what to do
+    **dict.fromkeys((".zip", ".rar", ".7z", ".gz", ".bz2", ".xz", ".zst"), "an archive; unpack it and name the folder"),
+    **dict.fromkeys((".json", ".xml", ".yaml", ".yml", ".csv", ".tsv", ".parquet"), "a table or labels; name the folder of the pictures"),
+    **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy", ".mat", ".pkl"), "arrays; save them as pictures and name their folder"),
+    **dict.fromkeys((".mp4", ".avi", ".mov", ".mkv"), "a video; cut it into pictures (ffmpeg -i FILE %06d.png) and name their folder"),
+    **dict.fromkeys(SUFFIXES, "a picture; name the folder that it lies in"),
+}
 
 _AGAIN = "copy it again"
 _AVIF, _JP2, _HEIC = (
@@ -124,4 +133,5 @@ def name_what_it_is(data: bytes, what: str) -> str:
     return f"not a {what} in a known format ({', '.join(FORMATS)})"
 
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what cannot be read is said once, with the file's name
 Image.init()  # all readers are known at once, whichever picture comes first

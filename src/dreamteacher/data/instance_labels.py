@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
+from dreamteacher.data.box_labels import class_id, outlines_of
 from dreamteacher.data.class_list import ClassList, is_void
 from dreamteacher.data.decode import BadPicture, Picture, decode_numbers, turn_upright
 from dreamteacher.data.instances import from_png, pack
@@ -16,6 +16,7 @@ BACKGROUND = {"background", "bg", "_background_", "__background__"}  # as the fi
 THOUSAND = 1000  # class x 1000 + number, as Cityscapes counts; smaller values are no objects
 LARGEST = 65535  # number of an object
 ONLY_CLASS = "object"  # where the source names none
+MANY = 8  # numbers, of which most may not be without an area
 
 
 def object_classes(classes: ClassList | None) -> list[str]:
@@ -35,6 +36,7 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
     """
     height, width = picture.image.shape[:2]
     values = decode_numbers(data, max_pixels=max_pixels)
+    _refuse_interpolated(values)
     if picture.orientation > 4 and width != height and values.shape == (width, height):
         values = turn_upright(values, picture.orientation)
     if values.shape != (height, width):
@@ -54,34 +56,65 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
     return _pack(np.where(of_class >= 0, values, 0), of_class)
 
 
+def _refuse_interpolated(values: np.ndarray) -> None:
+    """BadPicture where most numbers cover no square of 2 x 2 pixels and touch others, as in pictures and at smoothed edges."""
+    shown = values > 0
+    codes = np.unique(values[shown]) if values.max() >= MANY else ()
+    if len(codes) < MANY:
+        return
+    left, right = values[:, :-1], values[:, 1:]
+    solid = (left == right)[:-1] & (left == right)[1:] & (left[:-1] == left[1:])
+    alone = np.setdiff1d(codes, values[:-1, :-1][solid])
+    touching = np.zeros(values.shape, bool)
+    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        differ = shown[one] & shown[other] & (values[one] != values[other])
+        touching[one] |= differ
+        touching[other] |= differ
+    thin = np.intersect1d(alone, values[touching])
+    if 2 * len(thin) > len(codes):
+        raise BadPicture(
+            f"mask holds {len(codes)} numbers, and {len(thin)} of them form no area, as in a picture or at smoothed edges; give each "
+            "object one number, and resize masks with nearest neighbour"
+        )
+
+
+def in_pieces(packed: np.ndarray) -> bool:
+    """Whether a map holds one object only, in several pieces that do not touch: perhaps objects that were not numbered."""
+    from scipy.ndimage import label
+
+    objects = packed > IGNORE
+    codes = packed[objects]
+    return codes.size > 0 and codes.min() == codes.max() and label(objects, np.ones((3, 3), int))[1] > 1
+
+
 def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The map of objects of COCO's polygons or run lengths, on the picture as it is shown, and keys of `decode.WARNINGS`.
+    """The map of objects of polygons or COCO's run lengths, on the picture as it is shown, and keys of `decode.WARNINGS`.
 
     Where objects overlap, the smaller lies above, as what hides a part of another most often is; crowds, below all, are unknown.
 
     Args:
         label: of `box_labels`, with its outlines.
-        classes: names by id.
+        classes: names by id; none where the label gives numbers.
         stored: (width, height) of the picture before EXIF's orientation.
         orientation: of EXIF.
 
     Raises:
         BadPicture: an outline is missing, or cannot be; the entry is of another size.
     """
-    entry = json.loads(label.data)
     upright = stored[::-1] if orientation > 4 else stored
-    size = tuple(int(side) if side else 0 for side in entry["size"])
+    named, objects = outlines_of(label, upright)
+    size = tuple(int(side) if side else 0 for side in named or (0, 0))
     turn = orientation > 4 and size == stored != upright
     if all(size) and size != upright and not turn:
         raise BadPicture(f"its outlines are for a picture of {size[0]} x {size[1]}, it has {upright[0]} x {upright[1]}")
     width, height = stored if turn else upright
     drawn: list[tuple[int, int, np.ndarray]] = []  # area, class or -1, mask
-    for (*_, name, crowd), outline in zip(entry["boxes"], entry["outlines"], strict=True):
+    for name, outline, crowd in objects:
         try:
             mask = _drawn(outline, height, width)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise BadPicture(f"the outline of a {name!r} is neither a polygon nor run lengths of {width} x {height} pixels") from error
-        drawn.append((int(mask.sum()), -1 if crowd else classes.index(name), mask))
+        drawn.append((int(mask.sum()), -1 if crowd else class_id(name, classes), mask))
     result = np.zeros((height, width), np.int32)
     for number, (_, cls, mask) in enumerate(sorted(drawn, key=lambda each: (each[1] >= 0, -each[0])), 1):
         result[mask] = ((cls + 1) << 16 | number) if cls >= 0 else IGNORE

@@ -55,6 +55,7 @@ class Item:
     """One picture as found: its bytes, with a mask's bytes, boxes or a class (name or number) if it has a label; or why it is useless.
 
     incoming: it arrived by itself, beside the source: for training only, without a label. stored: the mask is as ingest stores it.
+    parts: masks that show one object each, in place of `mask`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Item:
     problem: str | None = None
     incoming: bool = False
     stored: bool = False
+    parts: tuple[bytes, ...] = ()
 
 
 class PassedOver:

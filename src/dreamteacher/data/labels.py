@@ -7,20 +7,36 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
+from typing import IO
 
 from dreamteacher.data.class_list import ClassList, require_mask_classes, require_two
 from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
 from dreamteacher.data.layout import meaning
-from dreamteacher.data.names import class_name, nfc, tidy
-from dreamteacher.data.several_labels import has_columns, read_several
+from dreamteacher.data.names import class_name, nfc, slashes, tidy
+from dreamteacher.data.several_labels import has_columns, read_several, require_cells
 from dreamteacher.data.table import FINDS_ITS_PICTURE, one
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-OTHER_LISTS = ("class_dict.csv", "label_colors.txt", "labelmap.txt", "_classes.csv", "label_class_dict.csv", "class_dict_seg.csv")
+OTHER_LISTS = (
+    "Classes.txt",
+    "labels.txt",
+    "class_names.txt",
+    "names.txt",
+    "classes.csv",
+    "obj.names",
+    "class_dict.csv",
+    "label_colors.txt",
+    "labelmap.txt",
+    "_classes.csv",
+    "label_class_dict.csv",
+    "class_dict_seg.csv",
+)
 PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
+FEWEST = 10  # labels, of which some must be equal
 MASK_WORDS = {
     task: re.compile(word, re.IGNORECASE) for task, word in (("instances", "instance"), ("depth", "depth"))
 }  # task -> what folders or endings of its masks say, where there are such
@@ -28,7 +44,8 @@ KINDS: tuple[LabelKind, ...] = ("csv", "masks", "boxes", "folders")  # of which 
 EXPECTED = {
     "csv": "labels.csv",
     "masks": "mask, such as masks/train/A.png for images/train/A.jpg",
-    "boxes": "boxes, neither in a COCO file that names its pictures nor in an .xml (Pascal VOC) or .txt (YOLO) for each",
+    "boxes": "boxes, neither in a COCO file that names its pictures nor in an .xml (Pascal VOC), .txt (YOLO) or .json (labelme, "
+    "Supervisely) for each",
     "folders": "class folders",
 }
 
@@ -77,7 +94,8 @@ def kind_of_labels(
         if labels in ("none", "folders") and lost:
             raise UserError(
                 f"{tree}: no mask is named as a picture is (such as {lost}); call the mask of images/A.jpg "
-                "masks/A.png (merge several of one picture), or set ingest.labels to none"
+                "masks/A.png (of several of one picture: merge them or, if each shows one object, set ingest.task to instances), or set "
+                "ingest.labels to none"
             )
         if labels == "none" and task != AUTO:
             expected = " and no ".join(EXPECTED[kind] for kind in wanted)
@@ -101,6 +119,14 @@ def read_labels(
     counts, names = {}, classes.names if classes else None
     if kind == "csv":
         values = _read_csv(table, tree, several=task == "multilabel")
+        n_labels = one(table, "SELECT count(*) FROM labels")
+        if not n_labels:
+            raise UserError(f"{tree}/labels.csv labels no picture; write lines of path and label, or remove it")
+        if task != "multilabel" and len(values) == n_labels >= FEWEST:
+            raise UserError(
+                f"{tree}/labels.csv: each of its {n_labels} labels is another, such as {values[0]!r}, and a class needs several pictures; "
+                "write classes, or remove it"
+            )
         if classes and classes.is_numbered_from_one and any(value.isdecimal() for value in values):
             raise UserError(f"{tree}/classes.txt is numbered from 1, and the numbers in labels.csv count from 0; write names in both")
         if classes and task == "multilabel" and (strange := [value for value in values if value not in classes.names]):
@@ -193,16 +219,29 @@ def table_has_columns(tree: Tree) -> bool:
     assert file, "the kind of labels is csv only where there is one"
     with file, utf8(f"{tree}/labels.csv"):
         try:
-            return has_columns(next(csv.reader(file), []))
+            return has_columns(list(_rows(file).fieldnames or []))
         except csv.Error:  # it is refused when it is read
             return False
 
 
 def several_in_cells(table: sqlite3.Connection) -> Iterator[str]:
     """A line on labels such as `cat;dog`, which may be two."""
-    found = table.execute("SELECT count(*), min(value) FROM labels WHERE value LIKE '%;%' OR value LIKE '%|%'").fetchone()
+    several = "value LIKE '%;%' OR value LIKE '%|%' OR value LIKE '%,%' OR value LIKE '[%]'"
+    found = table.execute(f"SELECT count(*), min(value) FROM labels WHERE {several}").fetchone()
     if found[0]:
         yield f"{found[0]} labels of labels.csv, such as {found[1]!r}, may be several in one; if so, set ingest.task to multilabel"
+
+
+def _rows(file: IO[str]) -> csv.DictReader:
+    """The lines of a table by the names of its columns, which its first line has with commas, semicolons or tabs between them."""
+    head = file.readline()
+    heads = {mark: [field.strip() for field in next(csv.reader([head], delimiter=mark), [])] for mark in ",;\t"}
+    heads = {mark: [field.lower() if field.lower() in ("path", "label") else field for field in fields] for mark, fields in heads.items()}
+    mark = next((mark for mark, fields in heads.items() if "path" in fields), ",")
+    rows = csv.DictReader(chain([head], file), delimiter=mark, skipinitialspace=True)
+    if rows.fieldnames:  # reads the first line
+        rows.fieldnames = heads[mark]
+    return rows
 
 
 def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[str]:
@@ -210,27 +249,29 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[s
     file, where = tree.open_text("labels.csv"), f"{tree}/labels.csv"
     assert file, "the kind of labels is csv only where there is one"
     with file, utf8(where):
-        rows = csv.DictReader(file)
         try:
+            rows = _rows(file)
             fields = list(rows.fieldnames or [])
             if "split" not in fields and several and (has_columns(fields) or {"path", "label"} <= set(fields)):
                 return read_several(table, rows, where)
             if not {"path", "label"} <= set(fields) and not ("split" in fields and has_columns(fields)):
-                raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them")
+                shown = f"; it is {','.join(fields)[:80]!r}" if fields else ""
+                raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them{shown}")
             if "split" in fields:
                 raise UserError(f"{where}: its column split is not read; lay the pictures into train/, val/ and test/, or drop the column")
             for line in rows:
+                require_cells(line, f"{where}, line {rows.line_num}")
                 name, value = (line["path"] or "").strip(), class_name(line["label"] or "")
                 if value and not name:
                     raise UserError(f"{where}, line {rows.line_num}: there is a label without a path")
                 if not value:
                     continue
-                name = nfc(tidy(name))
+                name = nfc(tidy(slashes(name)))
                 if table.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (name, value)).rowcount == 0:
                     (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [name]).fetchone()
                     if other != value:
                         raise UserError(f"{where}, line {rows.line_num}: {name} is {value!r}, and {other!r} in a line before; keep one")
         except csv.Error as error:
-            raise UserError(f"{where}, line {rows.line_num}: {error}; write it as comma-separated values") from error
+            raise UserError(f"{where}: {error}; write it as comma-separated values") from error
     values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
     return sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))

@@ -60,12 +60,12 @@ MASK_TAILS = (
 )
 IN_MASK_FOLDERS = "l|lbl|m|jpg|jpeg|png|tif|tiff"  # of CamVid; and of tools that put .png behind the name of the picture
 EXTRA_TAILS = (
-    r"colou?rs?|instanceids|instancetrainids|instances?|polygons|vis|viz|overlay|preview|panoptic|label_?noboundary|parts_?\d*|depth"
-    r"|disparity"
+    r"colou?rs?|instanceids|instancetrainids|instances?(?:[._-]?\d+)?|polygons|vis|viz|overlay|preview|panoptic|label_?noboundary"
+    r"|parts_?\d*|depth|disparity"
 )
 _BEHIND = r"^(.+?)(?:[._-](?:gtfine|gtcoarse))?[._-]({})$"
 _IMAGE_TAIL = re.compile(_BEHIND.format(IMAGE_TAILS), re.IGNORECASE)
-_MASK_TAIL = re.compile(_BEHIND.format(MASK_TAILS), re.IGNORECASE)
+_MASK_TAIL = re.compile(_BEHIND.format(f"(?:{MASK_TAILS})(?:[._-]?\\d+)?"), re.IGNORECASE)  # 1_mask_7: of one object
 _TAIL_IN_MASKS = re.compile(_BEHIND.format(f"{MASK_TAILS}|{IN_MASK_FOLDERS}"), re.IGNORECASE)
 # First words of file names: img_1.jpg and mask_1.png.
 _IMAGE_HEAD = re.compile(r"^(?:img|image|im|rgb|sat|orig|original|photo|input|frame)[._-](.+)$", re.IGNORECASE)

@@ -16,6 +16,7 @@ from dreamteacher.data.tiff import Layout
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+MOST_ZEROS = 64  # bytes in a row, more than which no JPEG holds before its end
 # `_check_size` below compares the header's size with the caller's own limit before any pixel is decoded, which may be higher than Pillow's.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -45,6 +46,8 @@ def load(data: bytes, max_pixels: int, min_side: int) -> Source:
     """
     if data[:4] in TIFF_MARKS:
         return _load_tiff(data, max_pixels, min_side)
+    if data[:2] == b"\xff\xd8" and data[-MOST_ZEROS:] == bytes(MOST_ZEROS) and data.find(b"\xff\xd9", _start_of_scan(data)) < 0:
+        raise BadPicture("its end is zero bytes, as of a copy that was not finished; copy it again")
     image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.width, image.height, max_pixels, min_side)
     mode, lossless, frames = image.mode, _is_lossless(image, data), _count_frames(image, data)
@@ -52,6 +55,16 @@ def load(data: bytes, max_pixels: int, min_side: int) -> Source:
     if deep is None:
         image.load()
     return Source(image, deep, None, mode, lossless, frames)
+
+
+def _start_of_scan(data: bytes) -> int:
+    """Where the pixels of a JPEG begin, behind the preview that EXIF may hold; its length if they are not found."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xDA:
+            return at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return len(data)
 
 
 def _load_tiff(data: bytes, max_pixels: int, min_side: int) -> Source:

@@ -22,7 +22,7 @@ WINDOW = 600  # names that are compared with each other, in each of three places
 MOST_PAIRS = 8  # of places, and files of each, that are opened
 MOST_VALUES = 64  # of all masks together
 ALIKE_SIDES = 20  # files of one stem in a window that are compared
-_TAIL = re.compile(r"(.+?)[._-]([A-Za-z0-9]+)$")
+_TAIL = re.compile(r"(?<=.)[._-](?=[A-Za-z0-9])")  # the beginning of each last word, or last words
 Pair = tuple[str, str]
 Look = tuple[tuple[int, int], set[float], float]  # as _look returns it
 
@@ -66,8 +66,8 @@ def _refuse_masks_without_pictures(table: sqlite3.Connection, tree: Tree, max_by
 def _what_to_do(tree: Tree, pictures: str, masks: str, tail: str) -> str:
     if pictures == masks:
         return (
-            f"{tree}: files whose names end in {tail!r} look like masks of the pictures beside them; name them A_mask.png for A.jpg, or "
-            "take them away"
+            f"{tree}: files whose names end in {tail!r} look like masks of the pictures beside them; name them A_mask.png for A.jpg "
+            "(A_mask_0.png, A_mask_1.png and so on where each shows one object, and set ingest.task to instances), or take them away"
         )
     where = f"in {pictures}/" if pictures else "beside it"
     return (
@@ -102,10 +102,10 @@ def _collect(names: list[str], pairs: dict[tuple[str, str, str], list[Pair]]) ->
         for i, one in enumerate(files[:ALIKE_SIDES]):
             for other in files[i + 1 : ALIKE_SIDES]:
                 _add(one, other, "", pairs)
-        if (found := _TAIL.match(stem)) and found[1] in by_stem:
-            for one in by_stem[found[1]][:ALIKE_SIDES]:
+        for start in (found.start() for found in _TAIL.finditer(stem)):
+            for one in by_stem.get(stem[:start], [])[:ALIKE_SIDES]:
                 for other in files[:ALIKE_SIDES]:
-                    _add(one, other, stem[len(found[1]) :], pairs)
+                    _add(one, other, re.sub(r"\d+", "0", stem[start:]), pairs)
 
 
 def _add(one: str, other: str, tail: str, pairs: dict[tuple[str, str, str], list[Pair]]) -> None:

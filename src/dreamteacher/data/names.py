@@ -14,6 +14,7 @@ from typing import NamedTuple
 from dreamteacher.data.items import BOX_SUFFIXES, MASK_SUFFIXES, utf8
 from dreamteacher.data.layout import Meaning, meaning, without_extra_tail, without_image_tail, without_mask_tail
 
+_PICTURE_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
 UNLABELLED = {"unlabelled", "unlabeled"}
 LISTED_TAILS = ("", ".mask", "_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L", "_labelTrainIds", "_labelIds")
 
@@ -59,6 +60,8 @@ def row(name: str, above: int | None = None) -> Row:
     bare, suffix = posixpath.splitext(file)
     stem = nfc(bare)
     if suffix.lower() in BOX_SUFFIXES:
+        if suffix.lower() == ".json":  # A.jpg.json of A.jpg, as Supervisely writes it
+            stem = _PICTURE_SUFFIX.sub("", stem)
         return Row(name, f"{inner}/{stem}" if inner else stem, None, "boxes", 0, place)
     short = without_image_tail(stem)
     if role in ("mask", "mask?"):
@@ -155,7 +158,7 @@ def _mask_folders(root: str, folder: str) -> list[str]:
 def _lines(path: Path) -> Iterator[str]:
     remedy = "name a folder, a text file of paths, or WebDataset shards"
     with path.open(encoding="utf-8-sig") as lines, utf8(f"ingest.source: {path}", remedy):
-        yield from (tidy(line.strip()) for line in lines if line.strip() and not line.startswith("#"))
+        yield from (tidy(slashes(line.strip())) for line in lines if line.strip() and not line.startswith("#"))
 
 
 def _folders_of_all(listing: Path) -> int:
@@ -173,6 +176,11 @@ def _folders_of_all(listing: Path) -> int:
 def tidy(name: str) -> str:
     """Without `.` and doubled slashes; `..` stays, as a link may stand before it."""
     return name[: name.startswith("/")] + "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def slashes(name: str) -> str:
+    """A path as Windows writes it, with the signs of all others."""
+    return name if "/" in name else name.replace("\\", "/")
 
 
 def nfc(name: str) -> str:

@@ -16,15 +16,17 @@ from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, is_lossy, turn_upright
 from dreamteacher.data.depth import SUFFIX as DEPTH
 from dreamteacher.data.depth import read_depth, to_tiff
-from dreamteacher.data.instance_labels import object_classes, read_instance_mask, read_outlines, read_stored
+from dreamteacher.data.instance_labels import in_pieces, object_classes, read_instance_mask, read_outlines, read_stored
 from dreamteacher.data.instances import SUFFIX as INSTANCES
 from dreamteacher.data.instances import boxes_of, to_png
 from dreamteacher.data.items import AUTO, IGNORE, Item
 from dreamteacher.data.keypoint_labels import read_keypoints
 from dreamteacher.data.keypoints import SUFFIX as KEYPOINTS
 from dreamteacher.data.keypoints import Body, Keypoints
+from dreamteacher.data.object_files import read_object_files
 from dreamteacher.data.several_labels import SUFFIX as LABELS
 from dreamteacher.data.several_labels import to_json, to_label
+from dreamteacher.data.signs import numbers_of_colours, thin_between, thumbnail
 
 DENSE = {"instances": (INSTANCES, to_png), "depth": (DEPTH, to_tiff)}  # task -> suffix and form of a map that is its label
 LARGEST_ID = 65535  # of a class that has no name
@@ -41,7 +43,8 @@ class Prepared:
     keypoints; depth: the stored map. mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
     frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
     width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask or the objects at their own
-    size as PNG where the picture was reduced, else None. warnings: keys of `decode.WARNINGS`.
+    size as PNG where the picture was reduced, else None. thin, thumbnail: as of `signs`, of the mask before it was reduced and of the
+    stored picture. palette: of the mask, the number of each colour. warnings: keys of `decode.WARNINGS`.
     """
 
     data: bytes
@@ -62,6 +65,9 @@ class Prepared:
     source_size: tuple[int, int]
     source_mask_values: np.ndarray
     full_label: bytes | None
+    thin: np.ndarray
+    thumbnail: np.ndarray
+    palette: dict[int, int]
     warnings: tuple[str, ...]
 
     @property
@@ -107,7 +113,10 @@ def prepare(
     elif item.boxes and task not in DENSE:
         boxes, more = read_boxes(item.boxes, classes.names if classes else None, stored, picture.orientation)
         warnings = (*warnings, *more)
-    mask = None if item.mask is None or task in DENSE else _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
+    mask: np.ndarray | None = None
+    palette: dict[int, int] = {}
+    if item.mask is not None and task not in DENSE:
+        mask, palette = _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
     is_class = item.cls is not None and mask is None and task not in (*DENSE, "multilabel")
     cls = _class_id(str(item.cls), classes.names if classes else None) if is_class else None
     several = _labels(item.cls, classes.names if classes else None) if item.cls is not None and task == "multilabel" else None
@@ -155,6 +164,9 @@ def prepare(
         reduced=shrink < 1,
         source_mask_values=_count(full_mask),
         full_label=full_label,
+        thin=np.zeros(256, np.int64) if full_mask is None else thin_between(full_mask),
+        thumbnail=thumbnail(pixels),
+        palette=palette,
         warnings=warnings,
     )
 
@@ -170,18 +182,21 @@ def _read_dense(
     if item.boxes:
         stored = (height, width) if picture.orientation > 4 else (width, height)
         return read_outlines(item.boxes, classes.names if classes else [], stored, picture.orientation)
+    if item.parts:
+        return read_object_files(item.parts, picture, max_pixels)
     if item.mask is None:
         return None, ()
     if not item.stored:
-        return read_instance_mask(item.mask, picture, classes, max_pixels), ()
+        objects = read_instance_mask(item.mask, picture, classes, max_pixels)
+        return objects, ("one_number_in_pieces",) * in_pieces(objects)
     objects = read_stored(item.mask, object_classes(classes) if classes else None)
     if objects.shape != (height, width):
         raise BadPicture(f"its objects are on {objects.shape[1]} x {objects.shape[0]} pixels, its picture has {width} x {height}")
     return objects, ()
 
 
-def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: int) -> np.ndarray:
-    """The mask as it lies on the upright picture, checked, in the ids of `classes.mask_names`."""
+def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: int) -> tuple[np.ndarray, dict[int, int]]:
+    """The mask as it lies on the upright picture, checked, in the ids of `classes.mask_names`; of its palette the number of each colour."""
     height, width = picture.image.shape[:2]
     try:
         mask = decode_mask(data, max_pixels=max_pixels, colours=classes.colours)
@@ -194,12 +209,16 @@ def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: in
                 f"{error.reason} (its format is lossy, such as JPEG, which changes ids and colours; store masks as PNG)"
             ) from error
         raise
-    return classes.mask_ids()[mask]
+    if classes.colours is None and is_lossy(data):
+        raise BadPicture("mask is in a lossy format, such as JPEG, which changes ids; store masks as PNG")
+    return classes.mask_ids()[mask], {} if classes.colours else numbers_of_colours(data, mask)
 
 
 def _check(mask: np.ndarray, width: int, height: int, classes: list[str]) -> None:
     if mask.shape != (height, width):
-        raise BadPicture(f"mask is {mask.shape[1]} x {mask.shape[0]}, its picture {width} x {height}")
+        raise BadPicture(
+            f"mask is {mask.shape[1]} x {mask.shape[0]}, its picture {width} x {height}; make them equal (masks with nearest neighbour)"
+        )
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     strange = [int(value) for value in values if value >= len(classes) and value != IGNORE]
     if strange:

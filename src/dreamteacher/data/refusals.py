@@ -51,18 +51,35 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
             f"{'trained' if empty == 'train' else 'measured'} by them; put pictures into folders train/ and val/ with labels in both, "
             f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none"
         )
+    if counts["other_palettes"] > settings.max_bad_fraction * (counts["labelled_train"] + counts["labelled_val"]):
+        raise UserError(
+            f"{counts['other_palettes']} masks give a colour of their palette another number than masks before do, so the numbers are no "
+            "classes: write the colour of each class behind its name in classes.txt, such as: road #804080, or, if they are, save masks as "
+            "grey"
+        )
     values = tally.mask_values["train"] + tally.mask_values["val"]
     if values[IGNORE] and values[0] and not values[1:IGNORE].any():
         raise UserError(
             "the masks hold only 0 and 255, and 255 means unknown: write class ids (1 for the object, not 255), or name the colours in "
             "classes.txt, such as: background #000000 in its first line and object #ffffff in its second"
         )
+    numbered = counts["labelled_train"] + counts["labelled_val"] - counts["without_boxes_train"] - counts["without_boxes_val"]
+    if tally.task == "instances" and 2 * tally.warnings["one_number_in_pieces"] > numbered:
+        raise UserError(
+            f"{tally.warnings['one_number_in_pieces']} of {numbered} masks hold one number in several pieces, so they do not tell objects "
+            "apart: give each object its own number (scipy.ndimage.label, where they do not touch), or set ingest.task to segmentation"
+        )
     if tally.has_boxes:
         if empty_split := next((split for split in wanted if not tally.boxes[split]), None):
             raise UserError(
                 f"no labelled picture of {empty_split} has {tally.a_box}, so nothing could be "
                 f"{'learnt' if empty_split == 'train' else 'measured'}; "
-                f"label more, put pictures with boxes into {empty_split}/, or set ingest.labels to none"
+                f"label more, put pictures with {tally.of_boxes} into {empty_split}/, or set ingest.labels to none"
+                + (
+                    " (of several classes in classes.txt an object is 1000 x the line of its class, from 0, + its number)"
+                    if tally.task == "instances"
+                    else ""
+                )
             )
     elif tally.task == "multilabel":
         if empty_split := next((split for split in wanted if not tally.classes[split]), None):

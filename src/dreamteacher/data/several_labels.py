@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
 import sqlite3
+from contextlib import suppress
+from typing import Any
 
 from dreamteacher.data.items import IGNORE
-from dreamteacher.data.names import class_name, nfc, tidy
+from dreamteacher.data.names import class_name, nfc, slashes, tidy
 from dreamteacher.errors import UserError
 
 SUFFIX = "labels.json"  # of a stored label
 YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 UNKNOWN = {"", "-1", "-1.0", "nan", "na", "?"}  # of a column: neither; empty and -1 as CheXpert has them
+_CONTROLS = re.compile("[\x00-\x1f\x7f]")
 SEPARATORS = re.compile("[;|,]")
 
 
@@ -33,12 +37,13 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) ->
     if columns and (len(set(columns.values())) < len(fields) or "" in columns.values()):
         raise UserError(f"{where}: two columns have the same name, or one has none; name each by its class")
     for line in rows:
-        name = nfc(tidy((line["path"] or "").strip()))
+        name = nfc(tidy(slashes((line["path"] or "").strip())))
         at = f"{where}, line {rows.line_num}"
+        require_cells(line, at)
         if columns is not None:
             label = _of_columns(line, columns, at)
         else:
-            names = dict.fromkeys(filter(None, map(class_name, SEPARATORS.split(line["label"] or ""))))
+            names = dict.fromkeys(filter(None, map(class_name, _split(line["label"] or ""))))
             label = {"yes": sorted(names), "unknown": []} if names else None
         if label is None:
             continue
@@ -48,6 +53,22 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) ->
     if columns is not None:
         return list(columns.values())
     return sorted({name for (value,) in table.execute("SELECT value FROM labels") for name in json.loads(value)["yes"]})
+
+
+def require_cells(line: dict[str | None, Any], at: str) -> None:
+    """UserError unless a line has as many cells as there are columns, without control characters."""
+    if any(cell.strip() for cell in line.get(None) or ()):
+        raise UserError(f"{at}: it has more cells than the first line names columns; put a cell that holds a comma into double quotes")
+    if wrong := next((cell for cell in line.values() if isinstance(cell, str) and _CONTROLS.search(cell.strip())), None):
+        raise UserError(f"{at}: {wrong.strip()[:40]!r} holds a control character; remove it (is the file saved as UTF-8?)")
+
+
+def _split(text: str) -> list[str]:
+    """The names in a cell: between SEPARATORS, or in a list as Python and JSON write it."""
+    if text.strip().startswith("[") and text.strip().endswith("]"):
+        with suppress(ValueError, SyntaxError):
+            return [str(name) for name in ast.literal_eval(text.strip())]
+    return SEPARATORS.split(text)
 
 
 def _of_columns(line: dict[str, str], columns: dict[str, str], at: str) -> dict[str, list[str]] | None:

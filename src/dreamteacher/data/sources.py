@@ -6,16 +6,18 @@ import os
 import posixpath
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreamteacher.data.box_labels import WORDS, BoxSource, find_boxes
-from dreamteacher.data.class_list import ClassList, alike, parse_classes
+from dreamteacher.data.class_list import ClassList, parse_classes
 from dreamteacher.data.coco import Detail
-from dreamteacher.data.formats import SUFFIXES, why_unread
+from dreamteacher.data.doubts import doubts, other_tools, why_no_labels
+from dreamteacher.data.formats import NO_LISTS, SUFFIXES, why_unread
+from dreamteacher.data.instance_labels import object_classes
 from dreamteacher.data.items import AUTO, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.labels import (
-    MASK_WORDS,
     kind_of_labels,
     kinds_of_labels,
     read_labels,
@@ -23,9 +25,9 @@ from dreamteacher.data.labels import (
     several_in_cells,
     table_has_columns,
 )
-from dreamteacher.data.layout import meaning
 from dreamteacher.data.lookalike import refuse_unknown_masks
-from dreamteacher.data.names import UNLABELLED, Row, read_list, row
+from dreamteacher.data.names import Row, read_list, row
+from dreamteacher.data.object_files import parts_of, require_classes_of_objects, take_masks
 from dreamteacher.data.shard_source import are_shards, expand, find_in_shards
 from dreamteacher.data.table import (
     choose_the_val_split,
@@ -34,7 +36,6 @@ from dreamteacher.data.table import (
     respect_classes,
     split_by_lists,
     split_by_outer_folders,
-    tell_masks_from_pictures,
 )
 from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
 from dreamteacher.errors import UserError
@@ -64,6 +65,10 @@ def look(source: str) -> Place:
     path = Path(source)
     if not path.exists():
         raise UserError(f"ingest.source: {source} does not exist; name a folder, an address, a text file of paths, or WebDataset shards")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"ingest.source: {source} is neither a folder nor a file, but a pipe, a socket or a device; name a folder")
+    if not path.is_dir() and (what := NO_LISTS.get(path.suffix.lower())):
+        raise UserError(f"ingest.source: {source} is {what}")
     return Place(source, [], Folder(path), None) if path.is_dir() else Place(source, [], Folder(path.parent), path)
 
 
@@ -108,8 +113,9 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     - csv: labels.csv (columns path, label) in the folder or beside the list; a picture that it does not name has no label;
     - masks: images/train/A.jpg has masks/train/A.png; also train/masks/A.png, masks/train/A.png without images/, A_mask.png or
       A.mask.png beside A.jpg; folders and endings may have any of the names in `layout`;
-    - boxes: a COCO file such as annotations/instances_train.json, or A.xml (Pascal VOC) or A.txt (YOLO) where a mask of A.jpg might lie
-      (beside it, labels/, Annotations/), with the classes in data.yaml; a picture that is in no such file has no label;
+    - boxes: a COCO file such as annotations/instances_train.json, or A.xml (Pascal VOC), A.txt (YOLO, with the classes in data.yaml) or
+      A.json (labelme, Supervisely) where a mask of A.jpg might lie (beside it, labels/, Annotations/); a picture that is in no such
+      file has no label;
     - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none;
     - shards: KEY.mask.png, KEY.boxes.json, KEY.cls, or "label" or "cls" in KEY.json.
 
@@ -131,7 +137,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     class_list = _read_classes(tree)
     names = class_list.names if class_list else None
     respect_classes(table, names)
-    tell_masks_from_pictures(table, MASK_WORDS.get(task))
+    task, n_of_parts = take_masks(table, tree, labels, task)
     split_by_outer_folders(table)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
@@ -147,8 +153,11 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
         refuse_unknown_masks(table, tree, max_bytes, names)
-    kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None, boxes=boxes is not None, task=task)
+    with _naming_tools(table, tree, passed_over):
+        kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None, boxes=boxes is not None, task=task)
     task = "multilabel" if task == AUTO and kind == "csv" and table_has_columns(tree) else task
+    if task == "instances" and kind == "masks":
+        require_classes_of_objects(table, tree, object_classes(class_list), max_bytes, has_parts=n_of_parts > 0)
     if class_list:
         require_classes(class_list, kind, f"{tree}/classes.txt", task)
     classes, counts = read_labels(table, tree, kind, class_list, task)
@@ -161,15 +170,24 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if has_val and kind != "none":
         counts["outside_of_splits"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
     notes = [f"the splits are those of {', '.join(lists[:4])}"] if lists else []
-    notes += _numbered_classes(table, boxes)
+    notes += doubts(table, kind, boxes, classes, counts)
     if labels == "auto" and kind == "none":
-        notes += _lost_classes(table, names)
+        notes += why_no_labels(table, tree, names, passed_over)
     notes += several_in_cells(table) if kind == "csv" and task == AUTO else ()
-    if classes and kind in ("csv", "folders"):
-        notes += [f"classes {one!r} and {other!r} differ in capitals only; are they one?" for one, other in alike(classes.names)[:3]]
-    items, where = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else ""), _where(table, kind, tree, boxes)
+    items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
+    where = _where(table, kind, tree, boxes) + (", a file for each object" if n_of_parts and kind == "masks" else "")
     body = boxes.body if boxes else None
     return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task, body=body)
+
+
+@contextmanager
+def _naming_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) -> Iterator[None]:
+    """A UserError inside also says which tools wrote files that are not read."""
+    try:
+        yield
+    except UserError as error:
+        others = [f"passed over: {passed_over.words()}"] if passed_over.by_suffix else []
+        raise UserError("; ".join([str(error), *others, *other_tools(table, tree, passed_over)])) from error
 
 
 def _no_pictures(table: sqlite3.Connection, place: Place, passed_over: PassedOver) -> UserError:
@@ -180,26 +198,6 @@ def _no_pictures(table: sqlite3.Connection, place: Place, passed_over: PassedOve
         f"no pictures in {place.source}{there}; pictures are files that end in .jpg, .png, .tif, .webp and the like: unpack tables and "
         f"arrays (.parquet, .npz, .h5) into such files; all endings: {', '.join(sorted(SUFFIXES))}"
     )
-
-
-def _lost_classes(table: sqlite3.Connection, names: list[str] | None) -> Iterator[str]:
-    """Why folders that may be classes are none. names: those in classes.txt."""
-    of_pictures = "FROM files WHERE role = 'picture'"
-    if wrapper := _only_folder(table):
-        yield f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it"
-    (folder,) = table.execute(f"SELECT min(class) {of_pictures} AND class != ''").fetchone()
-    if names and folder:
-        yield f"no folder has the name of a class: classes.txt says {names[0]!r}, and a folder is {folder!r}"
-    tops = table.execute(f"SELECT DISTINCT top {of_pictures} AND split NOT NULL AND class = '' ORDER BY top LIMIT 100")
-    around = [top for (top,) in tops if meaning(top).split is None and top.lower() not in UNLABELLED]
-    if len(around) > 1:
-        yield f"if {around[0]} and {around[1]} are classes, put them inside train/ and val/, not around them"
-
-
-def _only_folder(table: sqlite3.Connection) -> str | None:
-    """The folder that all pictures lie in, if they lie in several folders of it."""
-    inside = table.execute("SELECT DISTINCT class, below FROM files WHERE role = 'picture' LIMIT 1000").fetchall()
-    return inside[0][0] if len(inside) > 1 and len({cls for cls, _ in inside}) == 1 else None
 
 
 def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOver, read: tuple[str, ...]) -> Iterator[Row]:
@@ -227,12 +225,6 @@ def _find_boxes(
     return find_boxes(table, tree, names, max_bytes, details.get(task, ""))
 
 
-def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Iterator[str]:
-    if boxes and not boxes.names:
-        n = one(table, "SELECT count(*) FROM pairs")
-        yield f"{n} files of boxes (such as {boxes.files[0]}) give classes by number; name them in data.yaml or classes.txt"
-
-
 def _pass_over_box_files(table: sqlite3.Connection, boxes: BoxSource | None, passed_over: PassedOver) -> None:
     """Count the files that might have held boxes and are not read."""
     used = set(boxes.files) if boxes and boxes.form == "coco" else set()
@@ -253,7 +245,7 @@ def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | 
     return {"csv": f"{tree}/labels.csv", "folders": "class folders"}.get(kind, "")
 
 
-def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int, form: str) -> Iterator[Item]:
+def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int, form: str, *, has_parts: bool) -> Iterator[Item]:
     # of copies the first is kept, and that should be one with a label
     unlabelled = {
         "csv": "labels.value IS NULL",
@@ -279,7 +271,12 @@ def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int
             data, mask_data = contents[name], contents.get(mask)
             if mask and n_masks > 1:
                 what = "masks" if kind == "masks" else "files of boxes"
-                yield Item(name, split, problem=f"{n_masks} {what} belong to it (one is {mask}); keep the folder of one set of {what}")
+                yield Item(
+                    name,
+                    split,
+                    problem=f"{n_masks} {what} belong to it (one is {mask}); keep the folder of one set of {what}"
+                    f"{', or, if each shows one object, set ingest.task to instances' if kind == 'masks' else ''}",
+                )
                 continue
             if error := next((part for part in (data, mask_data) if isinstance(part, Exception)), None):
                 yield Item(name, split, problem=f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}")
@@ -289,7 +286,11 @@ def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int
                 yield Item(name, split, data, boxes=None if label is None else BoxLabel(form, label))
                 continue
             cls = {"csv": value, "folders": folder or None}.get(kind)
-            yield Item(name, split, data, mask_data, cls)
+            parts = tree.read(parts_of(table, name), max_bytes) if has_parts and mask else []
+            if error := next((part for part in parts if isinstance(part, Exception)), None):
+                yield Item(name, split, problem=f"a mask of it cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}")
+                continue
+            yield Item(name, split, data, mask_data, cls, parts=tuple(part for part in parts if isinstance(part, bytes)))
 
 
 def _read_classes(tree: Tree) -> ClassList | None:

@@ -15,6 +15,7 @@ from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.settings.downstream import Ingest
 
 FEW = 20  # labelled pictures in val, below which figures of single pictures decide
+THIN = 0.9  # of the pixels of a class
 MOST_CLASSES = 8  # that have a line of their own
 ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the number
     "unprintable_names": "files were passed over, as their names hold control characters or are not UTF-8",
@@ -23,6 +24,7 @@ ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the 
     "left_out_as_test": "pictures of the test split were left out",
     "outside_of_splits": "pictures lie neither in train nor in val; they are for training",
     "boxes_without_picture": "pictures with boxes, or files of boxes, have no picture here",
+    "boxes_of_no_entry": "boxes name an image_id that `images` lacks, and were dropped",
     "labels_without_picture": "lines of labels.csv name no picture",
     "masks_without_picture": "masks belong to no picture",
     "folders_without_class": "folders are not in classes.txt; their pictures have no label",
@@ -44,7 +46,8 @@ LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
     ".mat": "arrays",
 }
 READ = (
-    "labels are read from masks (masks/A.png for images/A.jpg), boxes (COCO files, Annotations/A.xml, labels/A.txt), class folders, "
+    "labels are read from masks (masks/A.png for images/A.jpg), boxes (COCO files, Annotations/A.xml, labels/A.txt, A.json of labelme), "
+    "class folders, "
     "labels.csv (columns path, label), and, in shards, KEY.mask.png, KEY.boxes.json or KEY.cls"
 )
 
@@ -179,6 +182,14 @@ def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
             f"{n_val} labelled pictures were drawn for val, and all figures rest on them; raise ingest.val_fraction "
             f"({settings.val_fraction:g}) or put labelled pictures of each class into a folder val/"
         )
+    if n := tally.counts["other_palettes"]:
+        yield f"{n} masks give a colour of their palette another number than masks before do; are the numbers or the colours the classes?"
+    for i, name in enumerate(names if tally.masks else []):
+        if tally.source_values[i] >= FEW and tally.thin[i] > THIN * tally.source_values[i]:
+            yield (
+                f"class {name!r} is nearly everywhere a thin line between a lower and a higher number, as where masks were resized with "
+                "smoothing; resize them with nearest neighbour"
+            )
     values = tally.mask_values["train"] + tally.mask_values["val"]
     unknown = values[IGNORE] / max(values.sum(), 1)
     if unknown > 0.5:
@@ -191,6 +202,11 @@ def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
         yield (
             f"{counts['files_of_many']} files hold {counts['pictures_in_them']} frames or pages, and only the first of each was taken; "
             "save the others as files of their own if they are to be used"
+        )
+    if not found.has_val and counts["alike_across_splits"] > max(2, counts["val"] / 2):
+        yield (
+            f"{counts['alike_across_splits']} pictures of train and val that follow each other by name look alike, as frames of a video "
+            "do, so that figures would be too good; put whole videos or scenes into a folder val/"
         )
     yield from _left_out(found, "")
     if found.arrived:

@@ -13,9 +13,11 @@ from dreamteacher.data.depth import DepthCounts
 from dreamteacher.data.items import TASKS, Item
 from dreamteacher.data.prepare import Prepared
 from dreamteacher.data.seen import Kept
+from dreamteacher.data.signs import alike
 
 EXAMPLES = 1000  # duplicates and leaks that report.json names; all are counted
 MOST_SIZES = 1000  # sizes of pictures that are told apart
+MOST_COLOURS = 1000  # of palettes, that are held against others
 SPLITS = ("train", "val")
 
 
@@ -28,10 +30,11 @@ class Tally:
     """Whole numbers, so that the order of adding does not show; as large for a million pictures as for ten.
 
     counts: by name. classes: labelled pictures of each class, of boxes those that show it. boxes: of each class, without those of regions
-    to ignore. mask_values, source_values: int64 (256) pixels of each class, as stored and
-    as they were before masks were reduced. pictures_with: int64 (256) masks that hold the class. shown, vanished: int64 (256) masks that
-    held it before they were reduced, and those of them that do not any more. histogram: int64 (3, 256) of the train pictures. warnings:
-    of Prepared. depths: of maps of it. n_classes: of pictures that may have several. sizes: of pictures that were reduced, before.
+    to ignore. mask_values, source_values: int64 (256) pixels of each class, as stored and as they were before masks were reduced.
+    pictures_with: int64 (256) masks that hold the class. shown, vanished: int64 (256) masks that held it before they were reduced, and
+    those of them that do not any more. thin, palette: as of Prepared. before: split and thumbnail of the picture before, which is a
+    neighbour by name. histogram: int64 (3, 256) of the train pictures. warnings: of Prepared. depths: of maps of it. n_classes: of
+    pictures that may have several. sizes: of pictures that were reduced, before.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -43,6 +46,9 @@ class Tally:
     shown: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     vanished: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     depths: dict[str, DepthCounts] = field(default_factory=lambda: {split: DepthCounts() for split in SPLITS})
+    thin: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    palette: dict[int, int] = field(default_factory=dict)
+    before: tuple[str, np.ndarray] | None = None
     n_classes: int = 0
     histogram: np.ndarray = field(default_factory=lambda: np.zeros((3, 256), np.int64))
     warnings: Counter[str] = field(default_factory=Counter)
@@ -56,6 +62,9 @@ class Tally:
         """A picture that is kept."""
         self.counts[split] += 1
         self.warnings.update(picture.warnings)
+        if self.before and self.before[0] != split and alike(self.before[1], picture.thumbnail):
+            self.counts["alike_across_splits"] += 1
+        self.before = split, picture.thumbnail
         if split == "train":
             self.histogram += picture.histogram
         if picture.frames > 1:
@@ -88,6 +97,10 @@ class Tally:
         self.mask_values[split] += after
         self.source_values += before
         self.pictures_with[split] += before > 0
+        self.thin += picture.thin
+        self.counts["other_palettes"] += any(self.palette.get(colour, n) != n for colour, n in picture.palette.items())
+        if len(self.palette) < MOST_COLOURS:
+            self.palette = picture.palette | self.palette
         if picture.reduced:
             self.shown += before > 0
             self.vanished += (before > 0) & (after == 0)

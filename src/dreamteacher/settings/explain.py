@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 from pydantic import ValidationError
 
@@ -20,7 +21,7 @@ def explain(error: ValidationError, where: str) -> str:
     if not problem["loc"]:
         return f"{where}: {problem['ctx']['error']}"
     location = [str(part) for part in problem["loc"]]
-    name = ".".join(part for part in location if part.replace("_", "").isalnum() and not part.startswith("function"))
+    name = ".".join(part for part in location if re.sub("[_.]", "", part).isalnum() and not part.startswith("function"))
     more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
     if name in MOVED and problem["type"] == "extra_forbidden":
         return f"{where}: {name} is now part of another setting; write {MOVED[name].format(problem['input'])}"
@@ -28,6 +29,9 @@ def explain(error: ValidationError, where: str) -> str:
         known = known_keys()
         if isinstance(problem["input"], dict) and problem["input"]:
             name += f".{next(iter(problem['input']))}"
+        if name in known:
+            group, _, key = name.rpartition(".")
+            return f"{where}: {name!r} is one key; write the group {group!r}, and below it, indented, {key!r}{more}"
         near = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == location[-1]]
         return f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}") + more
     shown = repr(problem["input"])

@@ -19,8 +19,27 @@ from dreamteacher.settings.table import describe
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` (no dot) as text; people, and DVC, mean the number."""
+    """YAML 1.1 reads `1e-3` (no dot) as text; people, and DVC, mean the number. It also lets the last of two equal keys win, and reads 010
+    as 8 and 1:30 as 90: these are refused."""
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A number that is the same to all readers."""
+        if re.match(r"[-+]?0[0-9_]*[0-9]$|.*:", node.value):
+            problem = f"{node.value} means other numbers to other programs; write it without a 0 in front and without colons, or in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_yaml_int(node)
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_yaml_int)
 
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 # PyYAML's constructors let these out for text such as 2020-13-45, 0x_ or brackets nested a thousand deep.

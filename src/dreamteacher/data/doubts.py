@@ -1,0 +1,102 @@
+"""What may be a mistake in a source, and why labels were not found: a line each."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+
+from dreamteacher.data.box_labels import BoxSource, why_no_yolo
+from dreamteacher.data.class_list import ClassList, alike
+from dreamteacher.data.items import PassedOver
+from dreamteacher.data.labels import MASK_WORDS
+from dreamteacher.data.layout import meaning
+from dreamteacher.data.names import UNLABELLED
+from dreamteacher.data.table import one
+from dreamteacher.data.tool_labels import name_the_tool
+from dreamteacher.data.trees import Tree
+
+LOOKED_INTO = 1 << 15  # characters of a file, by which it is named
+NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write where nothing is
+
+
+def doubts(
+    table: sqlite3.Connection, kind: str, boxes: BoxSource | None, classes: ClassList | None, counts: dict[str, int]
+) -> Iterator[str]:
+    """Of labels that were found. kind, counts: as `labels.kind_of_labels` and `labels.read_labels` return them."""
+    yield from _numbered_classes(table, boxes)
+    if classes and kind in ("csv", "folders"):
+        for name, other in alike(classes.names)[:3]:
+            how = "differ in capitals only" if name.casefold() == other.casefold() else "are the same number"
+            yield f"classes {name!r} and {other!r} {how}; are they one?"
+    if classes and kind == "csv":
+        yield from _doubtful(table, classes.names, counts)
+
+
+def why_no_labels(table: sqlite3.Connection, tree: Tree, names: list[str] | None, passed_over: PassedOver) -> Iterator[str]:
+    """What may be labels, where none were found. names: of classes.txt."""
+    yield from _lost_classes(table, names)
+    yield from other_tools(table, tree, passed_over)
+    yield from _other_tasks(table)
+
+
+def _lost_classes(table: sqlite3.Connection, names: list[str] | None) -> Iterator[str]:
+    """Why folders that may be classes are none. names: those in classes.txt."""
+    of_pictures = "FROM files WHERE role = 'picture'"
+    if wrapper := _only_folder(table):
+        yield f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it"
+    (folder,) = table.execute(f"SELECT min(class) {of_pictures} AND class != ''").fetchone()
+    if names and folder:
+        yield f"no folder has the name of a class: classes.txt says {names[0]!r}, and a folder is {folder!r}"
+    tops = table.execute(f"SELECT DISTINCT top {of_pictures} AND split NOT NULL AND class = '' ORDER BY top LIMIT 100")
+    around = [top for (top,) in tops if meaning(top).split is None and top.lower() not in UNLABELLED]
+    if len(around) > 1:
+        yield f"if {around[0]} and {around[1]} are classes, put them inside train/ and val/, not around them"
+
+
+def _only_folder(table: sqlite3.Connection) -> str | None:
+    """The folder that all pictures lie in, if they lie in several folders of it."""
+    inside = table.execute("SELECT DISTINCT class, below FROM files WHERE role = 'picture' LIMIT 1000").fetchall()
+    return inside[0][0] if len(inside) > 1 and len({cls for cls, _ in inside}) == 1 else None
+
+
+def other_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) -> list[str]:
+    """A line for each kind of files that may be labels, and that a known tool wrote which is not read, or not there."""
+    names = [name for (name,) in table.execute("SELECT min(name) FROM box_files GROUP BY suffix")]
+    names += [passed_over.by_suffix[".csv"][1]] if ".csv" in passed_over.by_suffix else []
+    found = []
+    for name in names:
+        file = tree.open_text(name)
+        if file is None:
+            continue
+        with file, suppress(UnicodeDecodeError):
+            head = file.read(LOOKED_INTO).encode()
+            if tool := name_the_tool(head):
+                found.append(f"{name} is of {tool[0]}, and is not read: {tool[1]}")
+            elif name.lower().endswith(".txt") and (reason := why_no_yolo(head)):
+                found.append(f"{name} is no label of YOLO: {reason}")
+    return found
+
+
+def _other_tasks(table: sqlite3.Connection) -> Iterator[str]:
+    """A line on maps of objects or depth beside pictures that have no label."""
+    for task, words in MASK_WORDS.items():
+        table.create_function("of_task", 1, lambda name, words=words: bool(words.search(name)))
+        n, first = table.execute("SELECT count(*), min(name) FROM files WHERE role = 'extra' AND of_task(name)").fetchone()
+        if n:
+            yield f"{n} files, such as {first}, are passed over; if they are labels of {task}, set ingest.task to {task}"
+
+
+def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Iterator[str]:
+    if boxes and not boxes.names:
+        n = one(table, "SELECT count(*) FROM pairs")
+        yield f"{n} files of boxes (such as {boxes.files[0]}) give classes by number; name them in data.yaml or classes.txt"
+
+
+def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int]) -> Iterator[str]:
+    """Lines on what labels.csv says of no picture, and on classes that may be none."""
+    if counts["labels_without_picture"]:
+        (lost,) = table.execute("SELECT min(name) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)").fetchone()
+        yield f"labels.csv names {lost!r}, for one, and there is no such picture (capitals count)"
+    if wrong := [name for name in names if name.lower() in NO_CLASSES]:
+        yield f"{wrong[0]!r} in labels.csv was taken as a class; leave the label of pictures without one empty"
