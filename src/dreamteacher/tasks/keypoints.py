@@ -153,9 +153,7 @@ class KeypointPrecision:
         with_some: list[int] = np.flatnonzero(labelled.any(1)).tolist()
         found = found[: len(with_some)]
         pairs = [
-            (float(likeness(there[i, labelled[i], :2], found[j][None, labelled[i]])[0]), i, j)
-            for i in with_some.tolist()
-            for j in range(len(found))
+            (float(likeness(there[i, labelled[i], :2], found[j][None, labelled[i]])[0]), i, j) for i in with_some for j in range(len(found))
         ]
         taken: set[tuple[str, int]] = set()
         for _, i, j in sorted(pairs, reverse=True):
