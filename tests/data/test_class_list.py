@@ -42,8 +42,8 @@ def test_each_line_is_a_class(text, names, colours):
     [
         ("a #000000\nb", "line 2, 'b', has no colour and others have; give each line one such as #804080"),
         ("a #804080\nb #804080", r"'a' and 'b' have the same colour \(128, 64, 128\)"),
-        ("a\na", "at least two different class names"),
-        ("a\n\nb", "at least two different class names"),
+        ("a\na", "names the class 'a' twice"),
+        ("a\n\nb", "line 2 is empty"),
         ("", "at least two different class names"),
     ],
 )

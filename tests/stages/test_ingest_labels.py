@@ -118,7 +118,7 @@ def test_wrong_masks_are_quarantined_with_file_and_value(tmp_path):
     run(source, out, max_bad_fraction=0.75)
     assert reasons(out).keys() == {"images/0.png", "images/1.png", "images/2.png"}
     assert reasons(out)["images/0.png"] == "mask holds the value 7; classes are 0 to 1, and 255 for unknown"
-    assert reasons(out)["images/1.png"] == "mask is 24 x 21, its picture 24 x 20"
+    assert reasons(out)["images/1.png"] == "mask is 24 x 21, its picture 24 x 20; make them equal (masks with nearest neighbour)"
     assert reasons(out)["images/2.png"].startswith("mask is in colours; write the colour of each class behind its name in classes.txt")
     assert report(out)["masks_without_picture"] == 1
 
@@ -193,7 +193,7 @@ def test_of_copies_one_with_a_label_is_kept_and_other_labels_are_reported(tmp_pa
         ("path,label\na/0.png,grün\n".encode("latin-1"), r"labels.csv is not UTF-8 text; save it as UTF-8"),
         ("path,label\na/0.png,1\n".encode("utf-16"), r"labels.csv is not UTF-8 text"),
         (b"path,label,split\na/0.png,1,val\n", r"its column split is not read; lay the pictures into train/, val/ and test/"),
-        (b"path;label\na/0.png;1\n", r"must name the columns path and label, with a comma"),
+        (b"path|label\na/0.png|1\n", r"must name the columns path and label, with a comma"),
         (b"path,label\n0.png,1\n1.png,2\n", r"names none of the pictures: it says '0.png', and a picture is 'a/0.png'; write paths so"),
     ],
 )

@@ -44,7 +44,6 @@ def test_tables_of_other_programs_are_read(text: str, tmp_path: Path) -> None:
     [
         ("path,label\na/1.png,cat,dog\n", "line 2: it has more cells than the first line names columns"),
         ("path,label\na/1.png,cat\0\n", r"line 2: 'cat\\x00' holds a control character"),
-        ("path,label\n", "labels.csv labels no picture"),
         ("path,label\n" + "".join(f"{i}.png,{i / 7:.3f}\n" for i in range(12)), "each of its 12 labels is another, such as '0.000'"),
         ("file,class\na/1.png,cat\n", "must name the columns path and label, with a comma between them; it is 'file,class'"),
     ],
@@ -61,6 +60,11 @@ def test_what_is_doubtful_in_a_table_is_said(tmp_path: Path, capsys: pytest.Capt
     assert "classes '1' and '1.0' are the same number; are they one?" in said
     assert "labels.csv names 'B/3.png', for one, and there is no such picture (capitals count)" in said
     assert "'nan' in labels.csv was taken as a class; leave the label of pictures without one empty" in said
+
+
+def test_a_table_without_labels_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(table(tmp_path / "s", "path,label\na/1.png,\n"), tmp_path / "out")
+    assert "labels.csv has no line with a label" in capsys.readouterr().err
 
 
 def test_lists_in_cells_are_several_labels(tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Ite
 
 def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int]) -> Iterator[str]:
     """Lines on what labels.csv says of no picture, and on classes that may be none."""
+    if not one(table, "SELECT EXISTS (SELECT 1 FROM labels)"):
+        yield "labels.csv has no line with a label"
     if counts["labels_without_picture"]:
         (lost,) = table.execute("SELECT min(name) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)").fetchone()
         yield f"labels.csv names {lost!r}, for one, and there is no such picture (capitals count)"

@@ -36,7 +36,7 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
     """
     height, width = picture.image.shape[:2]
     values = decode_numbers(data, max_pixels=max_pixels)
-    _refuse_interpolated(values)
+    refuse_interpolated(values)
     if picture.orientation > 4 and width != height and values.shape == (width, height):
         values = turn_upright(values, picture.orientation)
     if values.shape != (height, width):
@@ -56,7 +56,7 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
     return _pack(np.where(of_class >= 0, values, 0), of_class)
 
 
-def _refuse_interpolated(values: np.ndarray) -> None:
+def refuse_interpolated(values: np.ndarray) -> None:
     """BadPicture where most numbers cover no square of 2 x 2 pixels and touch others, as in pictures and at smoothed edges."""
     shown = values > 0
     codes = np.unique(values[shown]) if values.max() >= MANY else ()

@@ -120,8 +120,6 @@ def read_labels(
     if kind == "csv":
         values = _read_csv(table, tree, several=task == "multilabel")
         n_labels = one(table, "SELECT count(*) FROM labels")
-        if not n_labels:
-            raise UserError(f"{tree}/labels.csv labels no picture; write lines of path and label, or remove it")
         if task != "multilabel" and len(values) == n_labels >= FEWEST:
             raise UserError(
                 f"{tree}/labels.csv: each of its {n_labels} labels is another, such as {values[0]!r}, and a class needs several pictures; "

@@ -23,6 +23,7 @@ MOST_PAIRS = 8  # of places, and files of each, that are opened
 MOST_VALUES = 64  # of all masks together
 ALIKE_SIDES = 20  # files of one stem in a window that are compared
 _TAIL = re.compile(r"(?<=.)[._-](?=[A-Za-z0-9])")  # the beginning of each last word, or last words
+_NUMBER = re.compile(r"(?<=[._-])\d+$")
 Pair = tuple[str, str]
 Look = tuple[tuple[int, int], set[float], float]  # as _look returns it
 
@@ -102,10 +103,13 @@ def _collect(names: list[str], pairs: dict[tuple[str, str, str], list[Pair]]) ->
         for i, one in enumerate(files[:ALIKE_SIDES]):
             for other in files[i + 1 : ALIKE_SIDES]:
                 _add(one, other, "", pairs)
-        for start in (found.start() for found in _TAIL.finditer(stem)):
+        starts = [found.start() for found in _TAIL.finditer(stem)]
+        for start in starts:
+            tail = _NUMBER.sub("0", stem[start:])
             for one in by_stem.get(stem[:start], [])[:ALIKE_SIDES]:
                 for other in files[:ALIKE_SIDES]:
-                    _add(one, other, re.sub(r"\d+", "0", stem[start:]), pairs)
+                    if start == starts[-1] or posixpath.dirname(one) == posixpath.dirname(other):
+                        _add(one, other, tail, pairs)
 
 
 def _add(one: str, other: str, tail: str, pairs: dict[tuple[str, str, str], list[Pair]]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dreamteacher.data.decode import BadPicture, Picture, decode_numbers, turn_upright
-from dreamteacher.data.instance_labels import THOUSAND
+from dreamteacher.data.instance_labels import THOUSAND, refuse_interpolated
 from dreamteacher.data.instances import pack
 from dreamteacher.data.items import AUTO
 from dreamteacher.data.labels import MASK_WORDS
@@ -24,10 +24,10 @@ _NUMBERS = re.compile(r"instance[^/]*(/.*)?\.(png|tiff?|bmp|gif)$", re.IGNORECAS
 _LAST_WORD = re.compile(r"[\s._-]+[^\s._/-]*$")
 
 
-def take_masks(table: sqlite3.Connection, tree: Tree, labels: str, task: str) -> tuple[str, int]:
+def take_masks(table: sqlite3.Connection, tree: Tree, labels: str, task: str, max_bytes: int) -> tuple[str, int]:
     """Give every file its role and every picture its masks, by `task`; returns the task, which is instances where AUTO finds nothing but
     masks that say so, and how many pictures have a mask for each object (see `take_object_files`)."""
-    if task == AUTO and labels in ("auto", "masks") and masks_number_objects(table, tree):
+    if task == AUTO and labels in ("auto", "masks") and masks_number_objects(table, tree, max_bytes):
         task = "instances"
     if task == "instances":
         take_object_folders(table)
@@ -35,8 +35,8 @@ def take_masks(table: sqlite3.Connection, tree: Tree, labels: str, task: str) ->
     return task, take_object_files(table) if task == "instances" else 0
 
 
-def masks_number_objects(table: sqlite3.Connection, tree: Tree) -> bool:
-    """Whether the only labels that a source seems to have are masks whose folder or ending says instances."""
+def masks_number_objects(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> bool:
+    """Whether the only labels that a source seems to have are masks whose folder or ending says instances, and the first hold numbers."""
     table.create_function("numbers", 1, lambda name: bool(_NUMBERS.search(name)), deterministic=True)
     mask = (
         f"SELECT 1 FROM files AS m WHERE (role = 'mask' OR (role = 'mask?' AND ({FINDS_ITS_PICTURE})) OR (role = 'tail' AND ({BY_TAIL})))"
@@ -50,7 +50,17 @@ def masks_number_objects(table: sqlite3.Connection, tree: Tree) -> bool:
     other = tree.open_text("labels.csv")
     if other:
         other.close()
-    return other is None
+        return False
+    names = [name for (name,) in table.execute(numbered.replace("SELECT 1", "SELECT name", 1) + f" ORDER BY name LIMIT {LOOKED_AT}")]
+    return all(isinstance(data, bytes) and _numbers_objects(data) for data in tree.read(names, max_bytes))
+
+
+def _numbers_objects(data: bytes) -> bool:
+    try:
+        refuse_interpolated(decode_numbers(data))
+    except BadPicture:
+        return False
+    return True
 
 
 def take_object_folders(table: sqlite3.Connection) -> None:

@@ -137,7 +137,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     class_list = _read_classes(tree)
     names = class_list.names if class_list else None
     respect_classes(table, names)
-    task, n_of_parts = take_masks(table, tree, labels, task)
+    task, n_of_parts = take_masks(table, tree, labels, task, max_bytes)
     split_by_outer_folders(table)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
