@@ -114,8 +114,8 @@ def parse_classes(text: str, where: str) -> ClassList:
     classes = [name for name in names if not is_void(name)]
     if not names or "" in names:
         raise _not_two(where)
-    if twice := next((name for i, name in enumerate(classes) if name in classes[:i]), None):
-        raise UserError(f"{where} names the class {twice!r} twice; give each line a name of its own")
+    if repeated := next((name for i, name in enumerate(classes) if name in classes[:i]), None):
+        raise UserError(f"{where} names the class {repeated!r} twice; give each line a name of its own")
     if colours and len(set(colours)) < len(colours):
         shared = next(colour for colour in colours if colours.count(colour) > 1)
         one, other, *rest = (name for name, colour in zip(names, colours, strict=True) if colour == shared)

@@ -84,7 +84,7 @@ def in_pieces(packed: np.ndarray) -> bool:
 
     objects = packed > IGNORE
     codes = packed[objects]
-    return codes.size > 0 and codes.min() == codes.max() and label(objects, np.ones((3, 3), int))[1] > 1
+    return codes.size > 0 and bool(codes.min() == codes.max()) and label(objects, np.ones((3, 3), int))[1] > 1
 
 
 def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[str, ...]]:
