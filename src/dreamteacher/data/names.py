@@ -133,7 +133,7 @@ def read_list(path: Path) -> Iterator[Row]:
                     found = row(mask, above)
                     if found.role != "picture":
                         yield found
-            for boxes in (posixpath.join(place, stem + suffix) for suffix in (".xml", ".txt")):
+            for boxes in (posixpath.join(place, stem + suffix) for suffix in (".xml", ".txt", ".json")):
                 if os.path.isfile(posixpath.join(path.parent, boxes)):  # noqa: PTH113 - as above
                     yield row(boxes, above)
 
