@@ -13,14 +13,12 @@ import dvc.logger
 import dvc.repo.reproduce
 import dvc.stage.run
 import networkx  # noqa: F401 (so that no fork has to)
-import pytest
 import stand_in
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc.utils.serialize import _yaml
 
 from dreamteacher.stages import fetch_data
 from dreamteacher.stages.find_commit import Resolved, resolve
-from dreamteacher.versioning import Clone
 from forked import Forked
 
 dvc.cli.parse_args(["repro"])  # imports all commands
@@ -44,19 +42,6 @@ def _dvc(*words: str) -> int:
     _yaml.parse_yaml = lambda *text, **kind: deepcopy(parse(*text, **kind))
     dvc.logger.setup()  # to where this process writes
     return int(dvc.cli.main(list(words)))
-
-
-def run_dvc_in_forks(patch: pytest.MonkeyPatch) -> None:
-    """What a Clone starts as `python -m dvc` becomes a fork."""
-    start = Clone._try
-
-    def run(clone: Clone, *command: str) -> subprocess.CompletedProcess[str]:
-        if command[1:3] != ("-m", "dvc"):
-            return start(clone, *command)
-        forked = Forked(partial(_dvc, *command[3:]), clone.folder, clone._environment)
-        return subprocess.CompletedProcess(command, forked.wait(), forked.stdout, forked.stderr)
-
-    patch.setattr(Clone, "_try", run)
 
 
 class Project:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipeline import Project, find, head, run_dvc_in_forks, url
+from pipeline import Project, find, head, url
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params
@@ -30,12 +30,10 @@ def outputs(project: Project, origin: Project, tmp_path_factory: pytest.TempPath
 
 
 def test_recorded_run_is_up_to_date_in_a_fresh_clone(origin: Project, outputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    given = {"git_url": url(origin), "commit": head(origin), "overrides": OVERRIDES, "outputs": outputs, "run_id": "abc"}
-    with monkeypatch.context() as patch:
-        patch.setenv("HOME", "/proc")  # as a random user in a container finds it
-        record.run(**given)
-    run_dvc_in_forks(monkeypatch)
-    done = record.run(**given)  # a retried step replaces its branch
+    monkeypatch.setenv("HOME", "/proc")  # as a random user in a container finds it
+    for _ in range(2):  # a retried step replaces its branch
+        done = record.run(git_url=url(origin), commit=head(origin), overrides=OVERRIDES, outputs=outputs, run_id="abc")
+    monkeypatch.undo()
     assert done["branch"] == "runs/abc"
     clone = Project(tmp_path / "clone", Path(origin.environment["PATH"].split(":")[0]))
     origin.run("git", "clone", "-q", "-b", "runs/abc", url(origin), str(clone.folder))
@@ -54,12 +52,6 @@ def test_recorded_run_is_up_to_date_in_a_fresh_clone(origin: Project, outputs: l
     assert "finetune.lr=0.0123" in clone.run("git", "log", "-1", "--format=%B")
 
 
-@pytest.fixture
-def forked_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_dvc_in_forks(monkeypatch)
-
-
-@pytest.mark.usefixtures("forked_dvc")
 def test_recipes_that_are_not_compared_are_left_to_dvc(origin: Project, outputs: list[Path], tmp_path: Path, caplog):
     more = ["teachers.edm={kind: edm, pretrained: null}", "recipes.noisy={teacher: edm}", "label_recipes.labels={features: noisy}"]
     done = record.run(git_url=url(origin), commit=head(origin), overrides=[*OVERRIDES, *more], outputs=outputs, run_id="more")
@@ -74,7 +66,6 @@ def test_recipes_that_are_not_compared_are_left_to_dvc(origin: Project, outputs:
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("forked_dvc")
 def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(origin: Project, outputs: list[Path], tmp_path: Path):
     folder = tmp_path / "other"
     other = Project(folder, Path(origin.environment["PATH"].split(":")[0]))
@@ -113,7 +104,6 @@ def test_missing_and_foreign_outputs_are_refused(origin: Project, outputs: list[
     assert "runs/bad" not in origin.run("git", "ls-remote", url(origin))
 
 
-@pytest.mark.usefixtures("forked_dvc")
 def test_no_command_of_the_repository_is_run_and_its_links_lead_nowhere(
     origin: Project, outputs: list[Path], tmp_path: Path, secret: Path, caplog
 ):

@@ -12,7 +12,7 @@ from dreamteacher.students.neck import load_regressor
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import open_teacher
 
-SHORT = {**BRIEF, "steps": 1, "batch_size": 1}
+SHORT = {**BRIEF, "steps": 1, "batch_size": 2}
 
 
 def test_small_trains_at_its_full_width_and_teaches_by_its_own_taps(chains: dict[str, Chain], tmp_path: Path) -> None:
