@@ -104,7 +104,8 @@ def prepare(
         stored = (height, width) if picture.orientation > 4 else (width, height)
         boxes, more = read_boxes(item.boxes, classes.names if classes else None, stored, picture.orientation)
         warnings = (*warnings, *more)
-    mask, palette = None, {}
+    mask: np.ndarray | None = None
+    palette: dict[int, int] = {}
     if item.mask is not None and task not in DENSE:
         mask, palette = _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
     is_class = item.cls is not None and mask is None and task not in (*DENSE, "multilabel")
