@@ -6,7 +6,8 @@ from pathlib import Path
 
 import boto3
 import pytest
-from pipeline import STAND_IN, Project
+import stand_in
+from pipeline import Project
 
 from helpers import PROJECT, free_port, wait_for
 
@@ -14,7 +15,7 @@ from helpers import PROJECT, free_port, wait_for
 @pytest.fixture(scope="session")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tools")
-    (folder / "dreamteacher").write_text(STAND_IN.format(python=sys.executable))
+    (folder / "dreamteacher").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in.__file__}" "$@"\n')
     (folder / "dreamteacher").chmod(0o755)
     return folder
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,9 @@ import pytest
 import yaml
 from pipeline import Project
 from tiny_chain import brief_params, draw
+
+from dreamteacher import cli
+from forked import Forked
 
 REPRO = [sys.executable, "-m", "dreamteacher.cli", "repro"]
 TOY = """stages:
@@ -74,7 +78,7 @@ def test_only_what_changed_and_what_follows_runs(clean):
     log = clean.folder / "ran.log"
     clean.change("steps: 160", "steps: 170")
     log.unlink(missing_ok=True)
-    clean.run(*REPRO, "--jobs", "3")
+    assert repro(clean, "--jobs", "3").returncode == 0
     ran = sorted({line.split()[0] for line in log.read_text().splitlines()})
     assert ran == ["evaluate", "export-onnx", "finetune", "publish", "report"]
     assert clean.repro() == []
@@ -105,6 +109,13 @@ def test_a_signal_reaches_all_stages_and_none_is_left_behind(toy, signum):
     assert not psutil.wait_procs(below, timeout=5)[1]
 
 
+def repro(project: Project, *words: str) -> Forked:
+    """`dreamteacher repro WORDS`, as it goes on once it has imported what the stages need."""
+    done = Forked(partial(cli.main, ["repro", *words]), project.folder, project.environment)
+    done.wait()
+    return done
+
+
 @pytest.fixture
 def ours(tmp_path: Path) -> Project:
     """A project whose stages are our own commands, for which no shell is started: the one that is named here can start nothing."""
@@ -127,7 +138,8 @@ def ours(tmp_path: Path) -> Project:
 
 
 def test_our_own_stages_are_forks_and_give_the_bytes_of_started_ones(ours, tmp_path):
-    ours.run(*REPRO)
+    done = repro(ours)
+    assert done.returncode == 0, done.said
     made = [(ours.folder / f"artifacts/finetuned/scratch/{seed}/stage.json").read_bytes() for seed in (0, 1)]
     assert made[0] != made[1]
     again = str(tmp_path / "again")
@@ -137,10 +149,10 @@ def test_our_own_stages_are_forks_and_give_the_bytes_of_started_ones(ours, tmp_p
 
 def test_a_stage_of_ours_that_fails_says_why_in_one_line(ours):
     (ours.folder / "params.yaml").write_text("ingest: {source: nowhere}\n")
-    done = subprocess.run(REPRO, cwd=ours.folder, env=ours.environment, capture_output=True, text=True, check=False)
+    done = repro(ours)
     assert done.returncode != 0
-    assert "error: ingest.source: nowhere does not exist" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "error: ingest.source: nowhere does not exist" in done.said
+    assert "Traceback" not in done.said
 
 
 def test_a_folder_without_dvc_is_refused_in_one_line(tmp_path):
