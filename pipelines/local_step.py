@@ -19,9 +19,8 @@ from dreamteacher import forks
 
 # A server forks, as KFP runs the passes of a loop in threads, which forks of their process would not have.
 _FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["kfp.dsl.executor_main", "dreamteacher.cluster.launch", "dreamteacher.report.step", *forks.MODULES, "mlflow"]
-)
+MODULES = ["kfp.dsl.executor_main", "dreamteacher.cluster.launch", "dreamteacher.report.step", *forks.MODULES, "mlflow"]
+_FORKS.set_forkserver_preload(MODULES)
 LONGEST, SHORT = 60, ("/tmp", "/var/tmp", "/dev/shm")
 _signals: list[int] = []  # that came
 _running: set[BaseProcess] = set()

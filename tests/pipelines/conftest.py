@@ -66,4 +66,4 @@ def several(small_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def pretrained(several: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
     """The whole pretrain pipeline, run once."""
-    return run_local(several, tmp_path_factory.mktemp("runs") / "pretrain")
+    return run_local(several, tmp_path_factory.mktemp("runs") / "pretrain", anew=True)

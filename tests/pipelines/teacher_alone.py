@@ -1,8 +1,9 @@
-"""The first steps of the pretrain pipeline, up to the teacher, as a program: `python teacher_alone.py PROJECT ROOT`."""
+"""The first steps of the pretrain pipeline, up to the teacher."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
+
+from pipelines import local
 
 
 def build(*_, **__):
@@ -24,8 +25,7 @@ def build(*_, **__):
     return teacher_alone
 
 
-if __name__ == "__main__":
-    from pipelines import local
-
+def main(project: Path, root: Path) -> None:
+    """Run them as a program does: the process is not to be used for another pipeline."""
     local.import_module = lambda _: SimpleNamespace(build=build)
-    local.run_local("teacher-alone", Path(sys.argv[2]), {"project": sys.argv[1]})
+    local.run_local("teacher-alone", root, {"project": str(project)})

@@ -91,7 +91,7 @@ def test_a_failing_step_leaves_the_others_outputs_and_finish_runs(small_project:
 def test_a_long_name_of_the_folder_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
     """The socket of what steps are forked from may have a path of 107 bytes."""
     (tmp_path / ("long" * 30)).mkdir()
-    body = "from pipelines import local_step; local_step.prepare()"
+    body = "from pipelines import local_step; local_step._FORKS.set_forkserver_preload([]); local_step.prepare()"
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "TMPDIR": str(tmp_path / ("long" * 30))}
     done = subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import teacher_alone
 import yaml
+from local_runs import start_local
 
 from dreamteacher.settings.file import load_params
 from dreamteacher.stages import ingest, train_teacher
+from forked import Forked
 from helpers import PROJECT
 
 
@@ -32,18 +33,17 @@ def project(small_project: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def start(project: Path, root: Path, volume: Path) -> subprocess.Popen[str]:
+def start(project: Path, root: Path, volume: Path) -> Forked:
     """The pipeline, with the environment that pipelines/resources.py gives a step: a volume, and the name of the run on it."""
     packages = os.pathsep.join([str(PROJECT), str(PROJECT / "src")])
     environment = os.environ | {"PYTHONPATH": packages, "DREAMTEACHER_RUNS": str(volume), "DREAMTEACHER_RUN": "run-1"}
-    command = [sys.executable, teacher_alone.__file__, str(project), str(root)]
-    return subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start_local(partial(teacher_alone.main, project, root), project, environment)
 
 
-def kill_the_step(pipeline: subprocess.Popen[str], volume: Path) -> None:
+def kill_the_step(pipeline: Forked, volume: Path) -> None:
     """SIGKILL to the process of train-teacher as soon as a checkpoint of it is complete."""
     while not list(volume.glob("run-1/checkpoints/train-teacher/*/step-*")):
-        assert pipeline.poll() is None, pipeline.communicate()[0]
+        assert pipeline.returncode is None, pipeline.said
         time.sleep(0.05)
     for process in psutil.Process(pipeline.pid).children(recursive=True):
         process.kill()
@@ -55,28 +55,26 @@ def test_a_step_that_was_killed_and_then_stopped_gives_the_same_bytes(
     volume = tmp_path / "volume"
     first = start(project, tmp_path / "first", volume)
     kill_the_step(first, volume)
-    assert first.communicate()[0]
-    assert first.returncode != 0
+    assert first.wait() != 0
     assert not list((tmp_path / "first").rglob("train-teacher/out/stage.json"))
 
     second = start(project, tmp_path / "second", volume)
-    for line in second.stdout:
-        if "resumes after step" in line:
-            break
+    while "resumes after step" not in second.said:
+        assert second.returncode is None, second.said
+        time.sleep(0.05)
     below = psutil.Process(second.pid).children(recursive=True)
-    assert all("multiprocessing" in " ".join(process.cmdline()) for process in below)  # steps are forks, not new Pythons that import torch
+    ours = psutil.Process().cmdline()  # steps are forks, not new Pythons that import torch
+    assert all(process.cmdline() == ours or "resource_tracker" in process.cmdline()[-1] for process in below)
     second.terminate()
-    said = second.communicate()[0]
-    assert second.returncode == 128 + signal.SIGTERM, said
-    assert "stopped by signal 2 at step" in said  # what Ctrl-C sends to all, to each process
-    assert said.splitlines()[-1] == "stopped; start the same command again to go on"
+    assert second.wait() == 128 + signal.SIGTERM, second.said
+    assert "stopped by signal 2 at step" in second.said  # what Ctrl-C sends to all, to each process
+    assert second.said.splitlines()[-1] == "stopped; start the same command again to go on"
     left = psutil.wait_procs(below, timeout=5)[1]
     assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []  # those only wait for the container's first
 
     again = start(project, tmp_path / "again", volume)
-    said = again.communicate()[0]
-    assert again.returncode == 0, said
-    assert "resumes after step" in said
+    assert again.wait() == 0, again.said
+    assert "resumes after step" in again.said
     (resumed,) = (tmp_path / "again").rglob("train-teacher/out/stage.json")
 
     monkeypatch.chdir(project)
