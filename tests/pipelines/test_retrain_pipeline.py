@@ -31,8 +31,8 @@ Retrain = Callable[..., LocalRun]
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def registry(new_database: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
+    uri = new_database(tmp_path_factory.mktemp("registry"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.delenv("DREAMTEACHER_TRACKING")

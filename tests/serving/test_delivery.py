@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -21,17 +22,17 @@ MODELS = ["cells", "cells-backbone", "cells-pictures"]
 
 
 @pytest.fixture(scope="module")
-def published(project: Path, tmp_path_factory: pytest.TempPathFactory):
+def published(project: Path, new_database: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory):
     """(client, output of publish, registered as version 1 of cells with its repository; the folder of MLflow's artifacts)."""
     folder = tmp_path_factory.mktemp("published")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("DREAMTEACHER_TRACKING", "on")
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", uri := new_database(folder))
         onnx = project / "onnx" / "segmentation"
         publish.run(PARAMS, onnx=onnx, evaluation=project / "evaluation", out=folder / "triton")
         keep_repository("cells", "1", folder / "triton")
-        yield MlflowClient(f"sqlite:///{folder}/mlflow.db"), folder / "triton"
+        yield MlflowClient(uri), folder / "triton"
         mlflow.set_tracking_uri(None)
 
 

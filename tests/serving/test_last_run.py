@@ -1,6 +1,7 @@
 """Whether the schedule of retraining is alive: the age of MLflow's newest run."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ DAY = 86_400_000  # milliseconds
 
 
 @pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def client(new_database: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    uri = new_database(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "0")
-    return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    return MlflowClient(uri)
 
 
 def test_a_schedule_that_missed_its_day_is_an_error(client: MlflowClient, capsys: pytest.CaptureFixture[str]):

@@ -27,21 +27,13 @@ from dreamteacher.steps import effects
 from dreamteacher.tracking import UNSENT, sync
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A database with MLflow's tables, which take seconds to make."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def registry(in_tmp, database, monkeypatch):
+def registry(in_tmp, new_database, monkeypatch):
     """A client of the database that the stages of this test use."""
-    shutil.copy(database, in_tmp / "mlflow.db")
+    uri = new_database(in_tmp)
     monkeypatch.setenv("DREAMTEACHER_TRACKING", "on")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_tmp}/mlflow.db")
-    yield MlflowClient(f"sqlite:///{in_tmp}/mlflow.db")  # absolute: MLflow keeps a connection for each name
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    yield MlflowClient(uri)  # absolute: MLflow keeps a connection for each name
     mlflow.set_tracking_uri(None)
 
 

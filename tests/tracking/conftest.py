@@ -6,9 +6,9 @@ from helpers import free_port
 
 
 @pytest.fixture(scope="session")
-def database(tmp_path_factory):
-    """One for all, since MLflow takes seconds to make its tables."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def database(new_database, tmp_path_factory):
+    """One for all."""
+    return new_database(tmp_path_factory.mktemp("tracked"))
 
 
 @pytest.fixture(autouse=True)
