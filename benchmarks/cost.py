@@ -65,7 +65,7 @@ Case = tuple[str, str, Callable[[], Step]]  # part, name, and what prepares a st
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two steps of four pictures: for a look, no figures to publish")
+    parser.add_argument("--quick", action="store_true", help="one step of two pictures: for a look, no figures to publish")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: all")
     parser.add_argument("--teacher", action="append", default=[], metavar="NAME=FOLDER", help="a teacher's folder to measure, too")
     parser.add_argument("--backbone", default="resnet18", help="student (default: %(default)s)")
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cost"), help="without extension (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.batch, options.steps, options.repeats = 4, 2, 1
+        options.batch, options.steps, options.repeats = 2, 1, 1
     results: dict[str, Any] = {
         "machine": describe_machine(),
         "settings": {name: str(value) for name, value in vars(options).items() if name not in ("out", "only")},

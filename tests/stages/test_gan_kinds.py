@@ -31,7 +31,7 @@ def slim_gan(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings(chain: Chain, **teacher: Any) -> Params:
     compare = {"inits": ["scratch", "features"]}
     teacher = {"resolution": 32, "r1_gamma": 1.0, **teacher}
-    return brief_params(chain.source, teacher=teacher, compare=compare, export={"init": "features", "size": 32}, evaluate={"overlays": 1})
+    return brief_params(chain.source, teacher=teacher, compare=compare, export={"init": "features", "size": 32})
 
 
 def from_features_to_onnx(params: Params, chain: Chain, teacher: Path, root: Path) -> None:

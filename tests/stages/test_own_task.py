@@ -139,7 +139,7 @@ def test_it_is_finetuned_and_evaluated(chains: dict[str, Chain], data: Path, tmp
     assert list(figures["scratch"]) == ["fit_mean", "fit_std", "close_mean", "close_std", "n_seeds"]
     assert set(returned) == {f"{init}_{key}" for init in figures for key in ("fit_mean", "fit_std", "n_seeds")}
     assert "fit mean ± std" in table(figures)
-    assert len(list((tmp_path / "out/overlays").iterdir())) == 4
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 1
     assert (tmp_path / "out/results.png").exists()
 
     model, val, errors = dreamteacher.load(tmp_path / "finetuned/features/0"), ImageSet(data, "val"), []

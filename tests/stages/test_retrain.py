@@ -16,14 +16,14 @@ from dreamteacher.stages import distill_features, gate, promote, train_teacher
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory):
+def registry(new_database, tmp_path_factory):
     """A database, in which publish registers; nothing else is tracked."""
     folder = tmp_path_factory.mktemp("mlflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", uri := new_database(folder))
         patch.delenv("DREAMTEACHER_TRACKING")
-        yield MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        yield MlflowClient(uri)
     mlflow.set_tracking_uri(None)
 
 
@@ -43,12 +43,12 @@ def rounds(slim_unet, registry, tmp_path_factory) -> dict[str, Round]:
         made[name] = Round(root / name, source, incoming, settings(source, **changes))
         return made[name]
 
-    first = start("first").run()
+    first = start("first", finetune={"steps": 30}).run()
     assert first and first.promoted, first
     assert aliases(registry) == {"champion": 1}
 
     arrive(incoming, range(12), brightness=60)
-    second = start("more", regression_z=50).run()
+    second = start("more").run()
     assert second and second.promoted, second
     assert aliases(registry) == {"champion": 2, "previous": 1}
 

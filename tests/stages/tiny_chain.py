@@ -38,9 +38,10 @@ def brief_params(source: Path, **changes: dict[str, Any]) -> Params:
         "recipes": {"features": {"teacher": "teacher"}},
         "label_recipes": {name: {"features": "features", "labels": {"mode": name}} for name in ("labels", "mix")},
         "compare": {"inits": list(INITS), "seeds": [0]},
+        "evaluate": {"overlays": 1},  # a picture takes longer to draw than to learn from
         "export": {"init": "mix", "seed": 0},
     }
-    return Params(few_labels=6, taps=[4, 8], **{name: values | changes.get(name, {}) for name, values in settings.items()})
+    return Params(few_labels=6, taps=[4, 8], **{name: settings.get(name, {}) | changes.get(name, {}) for name in settings | changes})
 
 
 def draw(task: str, folder: Path) -> Path:
