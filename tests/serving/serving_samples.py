@@ -13,7 +13,12 @@ from dreamteacher.tasks.model import TaskModel, save_task_model
 
 SIZE = 32
 COUNTS = {"train": 40, "val": 10, "labelled_train": 30, "labelled_val": 10}
-PARAMS = Params(few_labels=20, export=Export(size=SIZE), publish=Publish(name="cells", max_batch_size=32, max_request_pixels=5_000_000))
+# One instance of each model, as each is a process that takes a second to start; as many requests may wait as with the usual two.
+PARAMS = Params(
+    few_labels=20,
+    export=Export(size=SIZE),
+    publish=Publish(name="cells", instances=1, max_queue=32, max_batch_size=32, max_request_pixels=5_000_000),
+)
 
 
 def make_model(task: str, seed: int = 0) -> TaskModel:

@@ -58,7 +58,7 @@ def test_production_batches_warms_up_and_sheds_load(production):
     assert policy.max_queue_size == 32 and not policy.default_timeout_microseconds
     assert config.model_warmup[0].batch_size == 32
     assert list(config.model_warmup[0].inputs["images"].dims) == [3, 32, 32]
-    assert [(group.kind, group.count) for group in config.instance_group] == [(model_config_pb2.ModelInstanceGroup.KIND_CPU, 2)]
+    assert [(group.kind, group.count) for group in config.instance_group] == [(model_config_pb2.ModelInstanceGroup.KIND_CPU, 1)]
     assert config.version_policy.latest.num_versions == 1
     assert not (production / "cells" / "1" / "model.py").exists()
 
