@@ -16,7 +16,7 @@ test: $(VENV)/.installed-test
 	ruff check --no-cache
 	ruff format --check
 	mypy
-	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Builds the image of docker/ and runs it as a cluster does; as root, because it may start a Docker engine.
 test-image: $(VENV)/.installed-test

@@ -13,7 +13,7 @@ import pytest
 
 from helpers import free_port, wait_for
 
-# `make test` has two processes, which take a file each (`--dist loadfile`).
+# `make test` has three processes, which take a file each (`--dist loadfile`): on two cores, as some wait for servers.
 FIRST = ("pipelines", "dvc", "stages", "tracking", "training")  # the slowest folders: who starts a long file last keeps the other waiting
 TOGETHER = {"dvc", "stages", "tracking"}  # as if they were one file: what their tests share takes up to 20 s to make
 

@@ -177,6 +177,6 @@ def test_predict_prints_and_draws_each_task(url: str, tmp_path: Path, capsys: py
     first = lines["keypoints"]["objects"][0]
     assert list(first["keypoints"]) == CLASSES["keypoints"]
     assert set(first["keypoints"]["nose"]) == {"x", "y", "seen"}
-    assert "keypoints -> " in text
+    assert f"-> {out}/keypoints/a.overlay.png" in text
     for name in ("instances", "depth", "keypoints"):
         assert np.asarray(Image.open(out / name / "a.overlay.png")).std() > 0

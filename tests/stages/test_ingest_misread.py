@@ -223,7 +223,7 @@ def test_boxes_of_no_listed_picture_are_counted(tmp_path: Path, capsys: pytest.C
     [
         ("0 0.5 0.5 0.2 0.2 0.9", "names: [a]", r"labels/0.txt is no label of YOLO: its .txt, line 1 has 6 numbers"),
         ("0 12 12 9 9", "names: [a]", r"line 1 holds 12; numbers are fractions of the picture"),
-        ("0 0.5 0.5 0.2 0.2 0.1 0.1 0.2 0.2", "kpt_shape: [2, 2]\nnames: [a]", r"kpt_shape says that the labels are keypoints"),
+        ("0 0.5 0.5 0.2 0.2 0.1 0.1 0.2 0.2", "kpt_shape: [2, 2]\nnames: [a]", "has kpt_shape: its labels are YOLO's poses"),
         ("0 0.5 0.5 0.2 0.2", "nc: 2\nnames: [a]", r"nc is 2, and 1 are named"),
     ],
 )

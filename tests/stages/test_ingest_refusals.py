@@ -85,7 +85,7 @@ def test_the_validation_split_stays_when_data_is_added(tmp_path):
 def test_nothing_to_train_on_is_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         run(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UserError, match="is not UTF-8 text; name a folder"):
+    with pytest.raises(UserError, match="is a picture; name the folder that it lies in"):
         run(save(picture(0), tmp_path / "one.png"), tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pictures in"):
