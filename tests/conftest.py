@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from helpers import free_port, wait_for
+
+hypothesis.settings.register_profile("loaded machine", deadline=None)  # an example may wait for a core
+hypothesis.settings.load_profile("loaded machine")
 
 # `make test` has three processes, which take a file each (`--dist loadfile`): on two cores, as some wait for servers.
 FIRST = ("pipelines", "dvc", "stages", "tracking", "training")  # the slowest folders: who starts a long file last keeps the other waiting

@@ -208,7 +208,7 @@ def test_malformed_set_is_one_line(override):
     assert "--set" in refusal(override)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.one_of(st.text(), st.builds("{}={}".format, st.sampled_from(known_keys()), st.text()), st.builds("{}={}".format, st.text(), st.text())), max_size=3))  # fmt: skip  # noqa: E501
 def test_no_text_after_set_is_a_defect(overrides):
     try:

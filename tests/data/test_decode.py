@@ -176,7 +176,7 @@ SEEDS = [
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # oddities of metadata
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     st.one_of(st.binary(max_size=200), st.tuples(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)))))
 )

@@ -123,7 +123,7 @@ FULL.update(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(LOSSLESS)), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=12))
 def test_random_damage_to_exif_never_costs_a_picture_that_pillow_can_load(form, damage):
     block = FULL.tobytes().removeprefix(b"Exif\0\0")

@@ -82,7 +82,7 @@ def numpy_mse(regressed: list[np.ndarray], whitened: list[np.ndarray]) -> float:
     return sum(np.sum((r - w) ** 2) / r.size for r, w in zip(regressed, whitened, strict=True)) / len(regressed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.sampled_from([1e-2, 1.0, 1e3]), st.integers(0, 99))
 def test_equations_1_and_2_are_those_of_numpy(batch: int, channels: int, side: int, scale: float, seed: int) -> None:
     shapes = [(batch, channels, 2 * side, side), (batch, channels + 1, side, side)]

@@ -20,7 +20,7 @@ from dreamteacher.students.necks import PyramidNeck, PyramidPooling, adaptive_po
 side = st.integers(1, 40)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(height=side, width=side, bins=st.integers(1, 8), seed=st.integers(0, 9))
 def test_adaptive_pool_is_torchs_own(height: int, width: int, bins: int, seed: int) -> None:
     maps = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -12,7 +12,7 @@ from dreamteacher.training.order import Batches, choose_workers, global_batch
 SIZES = {"length": st.integers(1, 30), "batch_size": st.integers(1, 12), "seed": st.integers(0, 100)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**SIZES)
 def test_every_epoch_visits_each_sample_once(length: int, batch_size: int, seed: int) -> None:
     items = [item for step in range(3 * length) for item in global_batch(length, batch_size, seed, step)]
@@ -21,7 +21,7 @@ def test_every_epoch_visits_each_sample_once(length: int, batch_size: int, seed:
     assert len({augmentation for _, augmentation in items}) == len(items)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(start=st.integers(0, 9), accumulate=st.integers(1, 3), processes=st.integers(1, 3), each=st.integers(1, 3), seed=st.integers(0, 9))
 def test_processes_and_parts_share_the_global_batch(start: int, accumulate: int, processes: int, each: int, seed: int) -> None:
     size = each * accumulate * processes

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dreamteacher.training.randomness import StepRandom, derive_seed, seed_everything
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(-5, 2**40), step=st.integers(0, 10**6), parts=st.integers(1, 6), each=st.integers(1, 5))
 def test_parts_are_slices_of_the_whole(seed: int, step: int, parts: int, each: int) -> None:
     whole = StepRandom(seed, step, 0, 1)
