@@ -157,8 +157,6 @@ def _yolo_names(tree: Tree) -> list[str] | None:
                 raise ValueError("names is no list of names")
             if stored.get("nc", str(len(names))) != str(len(names)):
                 raise ValueError(f"nc is {stored['nc']}, and {len(names)} are named")
-        except UserError:
-            raise
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{tree}/{name} does not name the classes ({' '.join(str(error).split())[:100]}); write names: [CLASS, ...]"

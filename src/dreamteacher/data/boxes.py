@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,13 +109,20 @@ def choose(scores: np.ndarray, corners: np.ndarray, padded: tuple[int, int], own
     boxes = boxes.clip(0, np.array([own[1], own[0]] * 2, np.float32))
     real = areas(boxes) > 0  # not in the padding alone
     boxes, classes, values = boxes[real], classes[real], values[real]
-    kept: list[int] = []
-    free = np.ones(len(boxes), bool)
-    for index in range(len(boxes)):
-        if free[index]:
-            kept.append(index)
-            if len(kept) == MOST_DETECTIONS:
-                break
-            free &= (classes != classes[index]) | (overlaps(boxes[index], boxes) <= MOST_OVERLAP)
+    kept = without_repeats(len(boxes), MOST_DETECTIONS, lambda i: (classes != classes[i]) | (overlaps(boxes[i], boxes) <= MOST_OVERLAP))
     boxes = boxes[kept] * np.array([size[1] / own[1], size[0] / own[0]] * 2, np.float32)
     return np.column_stack([boxes, classes[kept], values[kept]]).astype(np.float32)
+
+
+def without_repeats(count: int, most: int, differ: Callable[[int], np.ndarray]) -> list[int]:
+    """Greedy non-maximum suppression of `count` findings, the best first: the indices of those that differ from all kept before, `most` at
+    most. differ: of an index, bool (count,): which findings are another object than it."""
+    kept: list[int] = []
+    free = np.ones(count, bool)
+    for index in range(count):
+        if free[index]:
+            kept.append(index)
+            if len(kept) == most:
+                break
+            free &= differ(index)
+    return kept

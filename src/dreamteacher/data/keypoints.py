@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamteacher.data.boxes import Boxes
+from dreamteacher.data.boxes import Boxes, without_repeats
 
 SUFFIX = "keypoints.json"  # of a stored label
 OBJECT = 6  # numbers of an object before its keypoints: x1, y1, x2, y2, area, ignored
@@ -192,14 +192,7 @@ def choose_objects(
     rows, columns = rows[order], columns[order]
     places = points[:, rows, columns].T.reshape(len(rows), len(seen), 2).astype(np.float32) * np.array([padded[1], padded[0]], np.float32)
     places = places.clip(0, np.array([own[1], own[0]], np.float32))
-    kept: list[int] = []
-    free = np.ones(len(rows), bool)
-    for index in range(len(rows)):
-        if free[index]:
-            kept.append(index)
-            if len(kept) == MOST:
-                break
-            free &= likeness(places[index], places) < SAME
+    kept = without_repeats(len(rows), MOST, lambda i: likeness(places[i], places) < SAME)
     places = places[kept] * np.array([size[1] / own[1], size[0] / own[0]], np.float32)
     found = np.concatenate([places, seen[:, rows[kept], columns[kept]].T[:, :, None]], axis=2)
     return np.column_stack([heat[rows[kept], columns[kept]], found.reshape(len(kept), 3 * len(seen))]).astype(np.float32)

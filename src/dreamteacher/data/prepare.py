@@ -39,8 +39,8 @@ class Prepared:
     hashes: sha256 of the file, of the decoded pixels, of the stored pixels; equal pictures share at least one.
     histogram: int64 (3, 256) counts of the stored RGB values.
     label: bytes of the stored label, with its suffix, a key of `items.TASKS`; cls: the class id if it is one; several: of each class 1, 0
-    or IGNORE, if it is those; boxes: on the stored picture, if it is those, or of its objects, or its
-    keypoints; depth: the stored map. mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
+    or IGNORE, if it is those; boxes: on the stored picture, if it is those, or of its objects, or its keypoints;
+    depth: the stored map. mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
     frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
     width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask or the objects at their own
     size as PNG where the picture was reduced, else None. thin, thumbnail: as of `signs`, of the mask before it was reduced and of the
