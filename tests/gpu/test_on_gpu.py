@@ -199,15 +199,15 @@ def test_a_task_is_learned_in_bf16_without_a_wait(name: str, tmp_path: Path) -> 
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """Up to what kernels that add in any order change."""
+    """Up to what kernels change that add in any order: Adam makes whole steps of such differences in small gradients."""
     (tmp_path / "whole").mkdir(), (tmp_path / "parts").mkdir()
     _, whole = tune("classification", tmp_path / "whole", precision="fp32")
     with pytest.raises(Interrupted):
         tune("classification", tmp_path / "parts", precision="fp32", stop=4)
     _, parts = tune("classification", tmp_path / "parts", precision="fp32", stop=4)
     assert [row["step"] for row in parts.history] == [row["step"] for row in whole.history]
-    for ours, theirs in zip(parts.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
-        assert torch.allclose(ours.float(), theirs.float(), rtol=0.05, atol=2e-3)
+    ours, theirs = (torch.cat([value.float().flatten() for value in each.model.state_dict().values()]) for each in (parts, whole))
+    assert (ours - theirs).norm() <= 0.01 * theirs.norm()
 
 
 def test_a_model_that_was_trained_there_is_exported(tmp_path: Path) -> None:

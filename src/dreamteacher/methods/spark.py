@@ -52,8 +52,10 @@ class SparseConvolutions(TorchFunctionMode):
     def _batch_norm(self, func: Any, maps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         seen = self.at(maps.shape[2:])[:, 0]
         places = self._places(seen)
-        values = func(maps.movedim(1, -1).flatten(0, 2)[places], *args, **kwargs)
-        return values.new_zeros(*seen.shape, values.shape[1]).masked_scatter(seen[..., None], values).movedim(-1, 1)
+        # Of index_select and index_copy, unlike of indexing and masked_scatter, the host does not wait for the gradient.
+        values = func(maps.movedim(1, -1).flatten(0, 2).index_select(0, places), *args, **kwargs)
+        whole = values.new_zeros(seen.numel(), values.shape[1]).index_copy(0, places, values)
+        return whole.unflatten(0, seen.shape).movedim(-1, 1)
 
     def _places(self, seen: Tensor) -> Tensor:
         """Those of `seen.flatten()` that are True; the host knows their number, unless cells have no whole number of places."""

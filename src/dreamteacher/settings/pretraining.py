@@ -26,8 +26,9 @@ class Teacher(Training):
         description="ddpm: as the paper's; edm: Karras et al. 2022, conditioned on its augmentation; docs/teachers.md lists "
         "the others, also those that are imported",
     )
-    size: Literal["tiny", "small", "adm-256"] = Field(
-        "tiny", description="widths and depth of the U-Net: the demo's, a larger one, or the paper's (Tab 16); what follows is said at each"
+    size: Literal["tiny", "mini", "small", "adm-256"] = Field(
+        "tiny",
+        description="widths and depth of the U-Net: the demo's, two larger ones, or the paper's (Tab 16); what follows is said at each",
     )
     pretrained: str | None = Field(
         None,

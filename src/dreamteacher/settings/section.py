@@ -53,6 +53,9 @@ class Training(Section):
     clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm; null: no clipping")
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the averaged weights; null: none are kept")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the device computes it fast, else fp32")
+    compile: bool = Field(
+        False, description="torch.compile of the network that is trained: a minute before the first step, less time for each after it"
+    )
     workers: Count | Literal["auto"] = Field(
         "auto", description="loader processes; auto: 0 where the decoded set fits in memory and no GPU is used"
     )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dreamteacher.settings.pretraining import Teacher as Settings
 
 # Length of z, layers of the mapping, channels x resolution, most channels. small and adm-256: both networks of StyleGAN2-ADA.
-SIZES = {"tiny": (64, 2, 1024, 64), "small": (512, 2, 16384, 512), "adm-256": (512, 8, 32768, 512)}
+SIZES = {"tiny": (64, 2, 1024, 64), "mini": (256, 2, 8192, 256), "small": (512, 2, 16384, 512), "adm-256": (512, 8, 32768, 512)}
 DISCRIMINATOR = "discriminator.safetensors"
 LAZY = 16  # steps between regularisations of the discriminator
 

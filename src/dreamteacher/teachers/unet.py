@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Widths of the levels (stride 1, 2, 4, ...), residual blocks a level, and the strides that carry self-attention.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"widths": (16, 32, 48, 64, 96), "depth": 1, "attention": (8, 16), "head_dim": 32, "groups": 8, "dropout": 0.0},
+    "mini": {"widths": (64, 128, 192, 256), "depth": 1, "attention": (4, 8), "head_dim": 64, "groups": 32, "dropout": 0.1},
     "small": {"widths": (128, 256, 256, 256), "depth": 2, "attention": (4,), "head_dim": 64, "groups": 32, "dropout": 0.1},
     # Tab 16: 256 channels x (1, 1, 2, 2, 4, 4), attention at 32, 16 and 8 px of 256, up- and down-sampling by residual blocks.
     "adm-256": {

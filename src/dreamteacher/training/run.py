@@ -123,6 +123,8 @@ class Run:
         self.module: nn.Module = _sync_batchnorm(model) if sync else model
         self.module.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = create_ema(kept(self.module), settings.ema) if settings.ema is not None else None
+        if settings.compile:
+            self.module.compile()  # in place; the averaged copy is measured rarely, and stays as it is
         self.ddp = processes.wrap(self.module)
         self.optimizer = create_optimizer(self.module, settings, rates)
         self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -295,6 +297,7 @@ class Run:
     def result(self) -> Trained:
         """Hand the models back as they came: on the CPU, contiguous."""
         self.optimizer.zero_grad()
+        self.module._compiled_call_impl = None
         if self.module is not self.model:
             self.model.load_state_dict(self.module.state_dict())
         ema = self.ema.module if self.ema else None
