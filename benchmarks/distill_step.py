@@ -33,6 +33,7 @@ from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.report.summary import markdown
+from dreamteacher.settings.presets import LEVELS
 from dreamteacher.settings.schema import Params
 from dreamteacher.settings.section import Training
 from dreamteacher.stages import ingest
@@ -56,7 +57,7 @@ WARM = 3  # steps of each turn that are not counted
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="tiny", choices=("tiny", "small", "adm-256"), help="U-Net (default: %(default)s)")
+    parser.add_argument("--preset", default="tiny", choices=tuple(LEVELS), help="U-Net (default: %(default)s)")
     parser.add_argument("--backbone", default="resnet18", help="student (default: %(default)s)")
     parser.add_argument("--width", type=int, default=128, help="of the student's neck (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side of the crops, pixels (default: %(default)s)")

@@ -145,6 +145,7 @@ def test_where_mirrored_labels_are_untrue_the_interpreter_learns_none(augment):
 DEMO = {"teacher": (64, 32, 1, 1e-3, 4500, 0.999), "distill": (64, 32, 1, 2e-3, 150, None), "interpreter": (64, 16, 1, 2e-3, 100, None)}
 SIZES = {
     "tiny": DEMO,
+    "mini": {**DEMO, "teacher": (64, 256, 1, 5e-4, 20_000, 0.9995), "distill": (64, 64, 1, 2e-3, 4000, None)},
     "small": {**DEMO, "teacher": (64, 128, 1, 1e-4, 100_000, 0.9999), "distill": (64, 64, 1, 1e-3, 10_000, None)},
     "adm-256": {
         "teacher": (256, 256, 16, 1e-4, 80_000, 0.9999),

@@ -112,10 +112,13 @@ CASES = [
     Case("train ADM", 256, 16, generator("ddpm", "adm-256")),
     Case("fine-tune ResNet-50, classes", 224, 256, finetuning("classification", "resnet50")),
     Case("train EDM of 36M", 32, 512, generator("edm", "small")),
+    Case("train EDM of 15M", 32, 512, generator("edm", "mini")),
+    Case("train EDM of 15M, 128 px", 128, 64, generator("edm", "mini")),
     Case("distil ResNet-50 from ADM, compiled", 224, 64, distillation("adm-256", "resnet50"), compiled=True),
     Case("distil ViT-S from ADM", 224, 64, distillation("adm-256", "vit_small_patch16_224")),
     Case("fine-tune ResNet-50, pixels", 512, 16, finetuning("segmentation", "resnet50")),
     Case("train EDM of 36M, compiled", 32, 512, generator("edm", "small"), compiled=True),
+    Case("train EDM of 15M, compiled", 32, 512, generator("edm", "mini"), compiled=True),
 ]
 
 

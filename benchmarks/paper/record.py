@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,8 @@ def describe_session(words: list[str]) -> dict[str, Any]:
     machine = describe_machine() | {"processor": _processor(), "cores": os.cpu_count()}
     return {
         "machine": machine,
-        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        # A checkout that is not installed has no version; the commit says which it is.
+        "versions": {name: each.version for name in VERSIONS for each in distributions(name=name)} | {"python": platform.python_version()},
         "commit": git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else ""),
         "command": " ".join(["python -m benchmarks.paper", *map(without_paths, words)]),
     }

@@ -281,3 +281,17 @@ def test_learning_rate_by_parameter_name(tmp_path: Path) -> None:
 
 def test_interrupted_names_its_signal() -> None:
     assert "signal 15 at step 7" in str(Interrupted(15, 7))
+
+
+def test_what_is_compiled_learns_the_same_and_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the graph as it was captured; kernels made for it would round otherwise."""
+    compiled: list[nn.Module] = []
+
+    def capture(module: nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", capture)
+    made = run(tmp_path / "compiled", model=build(norm=False), settings={"compile": True})
+    assert compiled == [made.model] and made.model._compiled_call_impl is None
+    assert outcome(made) == outcome(run(tmp_path / "plain", model=build(norm=False)))
