@@ -75,7 +75,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "--external", action="append", default=[], metavar="NAME=COMMAND",
         help="one more: a command that reads pictures in {data} and leaves timm weights of {backbone} in {out}",
     )  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no stage after so long (default: no limit)")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no stage after so long; 0: ingest alone (default: no limit)"
+    )
     parser.add_argument("--as", dest="name", help="name of the result (default: TABLE)")
     parser.add_argument("--work", type=Path, default=Path("artifacts/paper"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
