@@ -16,8 +16,10 @@ from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params
 from dreamteacher.stages import ingest, train_teacher
-from dreamteacher.teachers.folder import find_pretrained, read_facts
+from dreamteacher.teachers.encodings import Stochastic
+from dreamteacher.teachers.folder import find_pretrained, open_teacher, read_facts
 from dreamteacher.tracking import Tracker
+from dreamteacher.training.randomness import StepRandom
 from helpers import PROJECT
 
 
@@ -115,7 +117,7 @@ def test_another_schedule_size_or_name_of_a_pretrained_teacher_is_refused_in_one
     assert "prediction_type = v_prediction, not epsilon; set teacher.prediction alike" in message(
         pretrained=str(halved), prediction="epsilon"
     )
-    assert "teacher.pretrained = 'cells' is neither a teacher's folder nor one of ['nuclei']" in message(pretrained="cells")
+    assert "teacher.pretrained = 'cells' is neither a teacher's folder nor one of ['nuclei', 'nuclei-256']" in message(pretrained="cells")
     assert "of another size than teacher.size" in message(pretrained="nuclei", T_train=1000)  # the tests' U-Net is a slim one
 
 
@@ -126,5 +128,10 @@ def test_the_teacher_of_the_sample_was_trained_on_its_train_pictures_alone(tmp_p
     assert trained_on == {"pictures": len(train), "digest": train.digest()}
 
 
-def test_the_teacher_of_the_sample_fits_into_five_megabytes() -> None:
-    assert sum(path.stat().st_size for path in find_pretrained("nuclei").rglob("*")) < 5_000_000
+@pytest.mark.parametrize("name", ["nuclei", "nuclei-256"])
+def test_a_teacher_of_the_package_teaches_and_fits_into_five_megabytes(name: str) -> None:
+    folder = find_pretrained(name)
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 5_000_000
+    features = open_teacher(folder, None, Stochastic(50)).teach(torch.rand(1, 3, 64, 64), StepRandom(0, 0, 0, 1, "cpu")).features
+    assert [maps.shape[2] for maps in features] == [64, 32, 16, 8, 4]
+    assert all(maps.isfinite().all() and maps.std() > 0 for maps in features)
