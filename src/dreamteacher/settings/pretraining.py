@@ -32,8 +32,8 @@ class Teacher(Training):
     )
     pretrained: str | None = Field(
         None,
-        description="a teacher that is taken as it is instead of training one: nuclei or nuclei-256, which come with the package, or the folder "
-        "of a teacher of the same size, or of any that `dreamteacher import-teacher` made; null: train",
+        description="a teacher that is taken as it is instead of training one: nuclei or nuclei-256, which come with the package, or the "
+        "folder of a teacher of the same size, or of any that `dreamteacher import-teacher` made; null: train",
     )
     digest: str | None = Field(
         None,
