@@ -95,7 +95,7 @@ def align_boxes(theirs: list[np.ndarray], ours: list[np.ndarray]) -> list[np.nda
     for picture in range(len(ours[0])):
         one, other = (np.concatenate([side[0][picture], side[1][picture]]).T for side in (theirs, ours))  # (A, K + 4)
         classes = ours[0].shape[1]
-        real, found = ((rows[:, :classes] > 0).any(1) for rows in (other, one))
+        real, found = (np.asarray((rows[:, :classes] > 0).any(1)) for rows in (other, one))
         nearest, alone, matched = np.zeros(len(other), int), ~real, np.zeros(len(one), bool)
         for row in np.flatnonzero(real):
             distance = np.abs(one - other[row]).max(1)

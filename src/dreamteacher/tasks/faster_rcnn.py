@@ -38,6 +38,8 @@ HIDDEN = 0.5  # share of an anchor or proposal in unknown regions from which on 
 class Anchors(AnchorGenerator):
     """torchvision's, in the middle of the cells of levels whose strides are known."""
 
+    cell_anchors: list[Tensor]
+
     def __init__(self, strides: list[int]):
         super().__init__(tuple((ANCHOR * stride,) for stride in strides), (RATIOS,) * len(strides))
         self.strides = strides
@@ -168,6 +170,12 @@ def in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
     return outputs.float() if isinstance(outputs, Tensor) else type(outputs)(in_float32(module, inputs, each) for each in outputs)
 
 
+def _chosen(scores: Tensor, boxes: Tensor) -> Tensor:
+    """See `boxes.choose`, in fractions of the input."""
+    values, corners = (part.nan_to_num().cpu().numpy() for part in (scores, boxes))
+    return torch.from_numpy(choose(values, corners, (1, 1), (1, 1), (1, 1)))
+
+
 def within(boxes: Tensor, limits: Tensor) -> Tensor:
     """Boxes (..., 4) cut at the borders; limits: width, height, width, height."""
     return torch.minimum(boxes.clamp(min=0), limits)
@@ -199,10 +207,7 @@ class FasterRcnn(Detection):
         """Over the objects that either finds: the same class, and about the same box."""
         same = found = 0
         for place in range(len(exact["scores"])):
-            one, other = (
-                torch.from_numpy(choose(*(side[name][place].nan_to_num().cpu().numpy() for name in ("scores", "boxes")), *[(1, 1)] * 3))
-                for side in (exact, rounded)
-            )
+            one, other = (_chosen(side["scores"][place], side["boxes"][place]) for side in (exact, rounded))
             one, other = one[one[:, 5] >= SHOWN], other[other[:, 5] >= SHOWN]
             fits = (box_iou(one[:, :4], other[:, :4]) >= SAME_BOX) & (one[:, None, 4] == other[None, :, 4])
             pairs = min(int(fits.any(0).sum()), int(fits.any(1).sum()))
