@@ -10,7 +10,7 @@ its folder, and `--transformer` is the backbone of methods that refuse the other
 * objective: a term and its gradient, on maps that are already there.
 * neck: a step of the student (forward, Eq 3, backward, optimiser) on a lesson that is already there.
 * method: a whole step, the teacher's pass included where there is one, on views that are already there.
-* loop: pictures per second of distillation through the training loop over those of teacher and student alone; at least 0.95 is wanted.
+* loop: how much of distillation through the training loop is teacher and student (see `loop_share`); at least 0.95 is wanted.
 
 Milliseconds are the median of `--repeats` turns. Memory is the peak of a step over what was there before it: of the accelerator, or on
 Linux CPUs of the process (to some MB; small steps may show 0). Writes OUT.json and OUT.md.
@@ -19,9 +19,7 @@ Linux CPUs of the process (to some MB; small steps may show 0). Writes OUT.json 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import re
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -34,7 +32,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from benchmarks.distill_step import clock, describe_machine, distillation, finish, take_turns
+from benchmarks.loop_share import loop_share, words
+from benchmarks.memory import peak
+from benchmarks.timing import clock, describe_machine
 from dreamteacher.data.dataset import ImageSet, Sample, Samples
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation import terms
@@ -58,7 +58,6 @@ from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
 PARTS = ("teacher", "encoding", "objective", "neck", "method", "loop")
-WANTED = 0.95  # of the loop
 Step = Callable[[int], None]
 Case = tuple[str, str, Callable[[], Step]]  # part, name, and what prepares a step
 
@@ -92,8 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
                 results["rows"].append({"part": part, "name": name, **bench.measure(prepare)})
                 print(_words(results["rows"][-1]), flush=True)
         if "loop" in options.only:
-            results["loop"] = bench.loop()
-            print(_verdict(results["loop"]))
+            results["loop"] = loop_share(Namespace(**vars(options), preset="tiny"), bench.samples, Path(folder))
+            print(words(results["loop"]))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(report(results))
@@ -260,39 +259,6 @@ class Bench:
 
         return step
 
-    def loop(self) -> dict[str, Any]:
-        """Distillation through the real loop over its parts, in turns (see `distill_step`)."""
-        options = Namespace(**{**vars(self.options), "preset": "tiny"})
-        speeds = take_turns(distillation(options, self.samples, self.folder), options)["img_per_s"]
-        parts = [1 / (1 / t + 1 / s) for t, s in zip(speeds["teacher alone"], speeds["student alone"], strict=True)]
-        ratio = median(loop / part for loop, part in zip(speeds["loop"], parts, strict=True))
-        return {"img_per_s": {name: median(values) for name, values in speeds.items()}, "ratio": ratio, "wanted": WANTED}
-
-
-def peak(step: Callable[[], None], device: torch.device) -> int | None:
-    """Bytes that a step takes beyond what is there before it; None where this machine does not tell."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        finish(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or else memory that was freed but not given back would hide a part
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _status("VmRSS")
-        step()
-        return max(0, _status("VmHWM") - before)
-    except (OSError, AttributeError):
-        return None
-
-
-def _status(name: str) -> int:
-    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-    if not match:
-        raise OSError(name)
-    return int(match[1]) * 1024
-
 
 def report(results: dict[str, Any]) -> str:
     """As Markdown."""
@@ -305,7 +271,7 @@ def report(results: dict[str, Any]) -> str:
     ]
     left_out = [f"* {row['part']} {row['name']}: {row['left_out']}" for row in results["rows"] if "left_out" in row]
     lines += ["", "Not measured:", "", *left_out] if left_out else []
-    lines += ["", _verdict(results["loop"])] if "loop" in results else []
+    lines += ["", words(results["loop"])] if "loop" in results else []
     return "\n".join(lines) + "\n"
 
 
@@ -317,10 +283,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _words(row: dict[str, Any]) -> str:
     part, name, ms, mb = _cells(row)
     return f"{part} {name}: {row['left_out']}" if "left_out" in row else f"{part} {name}: {ms} ms, {mb} MB a picture"
-
-
-def _verdict(loop: dict[str, Any]) -> str:
-    return f"distillation, loop / (teacher, then student): {loop['ratio']:.2f} (wanted: {loop['wanted']})"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from benchmarks.distill_step import describe_machine
+from benchmarks.timing import describe_machine
 from dreamteacher.errors import UserError
 from dreamteacher.stage import flat
 from dreamteacher.tracking import git

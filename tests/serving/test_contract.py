@@ -73,7 +73,7 @@ def test_a_later_version_is_refused_in_one_line_that_says_what_to_do():
 def test_values_that_cannot_be_are_named(key, text):
     with pytest.raises(UserError, match=f"says that '{key}' is .*export and publish it again"):
         Contract.from_metadata(CONTRACT.to_metadata() | {key: text}, "x")
-    for name in asdict(CONTRACT).keys() - {"skeleton"}:  # which a contract of other tasks does not hold
+    for name in asdict(CONTRACT).keys() - {"skeleton", "head"}:  # which a contract of other tasks does not hold
         with pytest.raises(UserError, match="serve what `dreamteacher publish` wrote"):
             Contract.from_metadata({k: v for k, v in CONTRACT.to_metadata().items() if k != name}, "x")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data_sets import write_masks_set
 from dreamteacher.data.dataset import ImageSet
+from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.half import half_agreement
 
 
@@ -24,6 +25,9 @@ class Weighs(nn.Module):
         self.layer = nn.Conv2d(3, len(weights), 1, bias=False)
         self.layer.weight.data.zero_()
         self.layer.weight.data[:, 0, 0, 0] = torch.tensor(weights)
+
+    def get_task(self) -> Task:
+        return get_task(self.task)
 
     def forward(self, normalized: Tensor) -> Tensor:
         return self.layer(normalized)

@@ -14,6 +14,7 @@ from data_sets import write_masks_set
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
 from dreamteacher.errors import UserError
+from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.scoring import score
 
 CPU = torch.device("cpu")
@@ -23,6 +24,9 @@ class ReadsColours(nn.Module):
     """A task model whose logits are the picture's own red, green and blue."""
 
     task, classes, size, mean, std = "segmentation", ["red", "green", "blue"], 32, [0.0] * 3, [1.0] * 3
+
+    def get_task(self) -> Task:
+        return get_task(self.task)
 
     def forward(self, normalized: Tensor) -> Tensor:
         return normalized

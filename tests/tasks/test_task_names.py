@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreamteacher.errors import UserError
+from dreamteacher.settings.downstream import HEADS, Finetune
 from dreamteacher.tasks.base import BUILT_IN, get_task
 
 ELSEWHERE = """
@@ -18,17 +19,26 @@ class Mine(Classification):
 
 TASK = Mine()
 """
+HEAD = """
+from dreamteacher.tasks.detection import Detection
+
+class Wide(Detection):
+    of = "detection"
+
+TASK = Wide()
+"""
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Another package's module, with an entry point `my-task`."""
     (tmp_path / "tasks_of_mine.py").write_text(ELSEWHERE)
+    (tmp_path / "heads_of_mine.py").write_text(HEAD)
     (tmp_path / "mine-1.0.dist-info").mkdir()
     (tmp_path / "mine-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (tmp_path / "mine-1.0.dist-info/entry_points.txt").write_text(
         "[dreamteacher.tasks]\nmy-task = tasks_of_mine:TASK\nlost = tasks_of_mine:OTHER\nclass = tasks_of_mine:Mine\n"
-        "gone = no_such_module:TASK\n"
+        "gone = no_such_module:TASK\n[dreamteacher.heads]\nwide = heads_of_mine:TASK\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     get_task.cache_clear()
@@ -42,6 +52,15 @@ def test_built_in_tasks_have_names() -> None:
 
 def test_others_are_found_by_entry_point(package: None) -> None:
     assert get_task("my-task").figure == "mine"
+
+
+def test_heads_are_found_by_entry_point_and_belong_to_a_task(package: None) -> None:
+    assert type(get_task("detection", Finetune(head="wide").head)).__name__ == "Wide"
+    assert {head: get_task(task, head).of for head, task in HEADS.items()} == HEADS
+    with pytest.raises(UserError, match=r"'wide' is a head for detection, and the labels are for instances; set it to auto or mask-rcnn"):
+        get_task("instances", "wide")
+    with pytest.raises(ValueError, match=r"there is no head 'wid'; name wide"):
+        Finetune(head="wid")
 
 
 def test_what_is_no_task_is_refused_in_one_line(package: None) -> None:

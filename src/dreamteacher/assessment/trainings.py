@@ -90,7 +90,7 @@ class Trainings:
     def changes(self, steps: int) -> dict[str, Change]:
         """What may be changed in trainings of `steps` steps."""
         images = self.draws.images
-        head = get_task(str(images.task)).head([8, 8, 8, 8], 8, len(images.classes))
+        head = get_task(str(images.task), self.params.finetune.head).head([8, 8, 8, 8], 8, len(images.classes))
         short_side = int(np.median([min(images.size(index)) for index in images.labelled()[:1000]]))
         return changes(shortened(self.params, steps), short_side, isinstance(head, NeckHead))
 

@@ -18,6 +18,7 @@ SUFFIX = "instances.png"  # of a stored label
 MOST = 1000  # objects that are found in a picture
 LEAST_HEAT = 0.2  # of a centre
 NEAR = 5  # pixels around a centre, within which no other is
+LEAST_SHOWN = 0.5  # of an object's pixels, else it is one that was found twice
 AT_ONCE = 1 << 22  # distances that are computed at once
 _CLASS, _SCORE, _UNIT = 16, 32, 65535
 
@@ -112,6 +113,47 @@ def group(
     result = np.zeros(size, np.uint16)
     result[rows, columns] = numbers[owners]
     return result, means.argmax(0)[order], scores[order].astype(np.float32)
+
+
+def paste(
+    found: tuple[np.ndarray, np.ndarray, np.ndarray], padded: tuple[int, int], own: tuple[int, int], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The objects of one picture from boxes with masks (He et al. 2017, arXiv 1703.06870): where several overlap, the likeliest lies above.
+
+    Args:
+        found: scores (K, D) of each class for each box, in [0, 1], a box without any is none; corners (4, D) of x1, y1, x2, y2 as fractions
+            of the model's input; masks (D, M, M) in [0, 1], each spread over its box.
+        padded: (H, W) of that input.
+        own: (h, w) of its upper left part that is the picture.
+        size: (H, W) that the objects are wanted in.
+
+    Returns:
+        As `group`. Objects of which less than LEAST_SHOWN is seen are left out.
+    """
+    scores, corners, masks = found
+    best = scores.max(0)
+    scale = np.array([padded[1] * size[1] / own[1], padded[0] * size[0] / own[0]] * 2, np.float32)
+    numbers, kept = np.zeros(size, np.uint16), []
+    for index in np.argsort(-best, kind="stable")[: int((best > 0).sum())]:
+        left, top, right, bottom = corners[:, index] * scale
+        rows, down = _samples(top, bottom, size[0], masks.shape[1])
+        columns, across = _samples(left, right, size[1], masks.shape[2])
+        inside = down @ masks[index] @ across.T >= 0.5
+        window = numbers[rows, columns]
+        free = inside & (window == 0)
+        if free.sum() > LEAST_SHOWN * inside.sum():
+            kept.append(index)
+            window[free] = len(kept)
+    return numbers, scores.argmax(0)[kept], best[kept].astype(np.float32)
+
+
+def _samples(low: float, high: float, length: int, cells: int) -> tuple[slice, np.ndarray]:
+    """The pixels below `length` whose middles lie from `low` to `high`, and how much of each of the `cells` between (pixels, cells) each
+    of them sees, by linear interpolation."""
+    first, last = max(int(np.ceil(low - 0.5)), 0), min(int(np.floor(high - 0.5)) + 1, length)
+    places = (np.arange(first, max(first, last)) + 0.5 - low) / max(high - low, 1e-6) * cells - 0.5
+    weights = (1 - np.abs(places.clip(0, cells - 1)[:, None] - np.arange(cells))).clip(0)
+    return slice(first, max(first, last)), weights.astype(np.float32)
 
 
 def _peaks(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,11 +15,12 @@ from PIL import Image
 
 from dreamteacher.data.boxes import MOST_DETECTIONS
 from dreamteacher.data.instances import MOST as MOST_OBJECTS
-from dreamteacher.data.instances import group
+from dreamteacher.data.instances import group, paste
 from dreamteacher.data.keypoints import MOST as MOST_BODIES
 from dreamteacher.data.keypoints import Skeleton
 from dreamteacher.serving.contract import (
     Contract,
+    padded_size,
     to_depth,
     to_detections,
     to_keypoints,
@@ -232,6 +233,18 @@ class Instances:
         return cls(mask, rows[:, 0].astype(np.int64), rows[:, 1], contract.classes)
 
 
+class MaskedInstances(Instances):
+    """What Mask R-CNN says: boxes, each with a small mask."""
+
+    OUTPUTS: ClassVar = ("scores", "boxes", "masks")
+
+    @classmethod
+    def of_outputs(cls, contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Instances:
+        """See `to_answer`."""
+        found = outputs["scores"], outputs["boxes"], outputs["masks"]
+        return Instances(*paste(found, padded_size(prepared, contract), prepared, size), contract.classes)
+
+
 @dataclass(frozen=True, eq=False)
 class Keypoints:
     """Keypoints of the objects in the picture, the likeliest object first.
@@ -313,12 +326,18 @@ ANSWERS: dict[str, type[Prediction]] = {
     "depth": Depth,
     "keypoints": Keypoints,
 }
+OF_HEADS: dict[str, type[Prediction]] = {"mask-rcnn": MaskedInstances}  # whose outputs are not those of the task's own head
+
+
+def kind_of(contract: Contract) -> type[Prediction]:
+    """How the outputs of a model of one of our tasks become an answer."""
+    return OF_HEADS.get(contract.head, ANSWERS[contract.task])
 
 
 def to_answer(contract: Contract, outputs: Outputs, prepared: Size, size: Size) -> Answer:
     """The result for one picture of `size` (H, W), prepared as (h, w), from a model's outputs for it (without the batch dimension)."""
     if contract.task in ANSWERS:
-        return ANSWERS[contract.task].of_outputs(contract, outputs, prepared, size)
+        return kind_of(contract).of_outputs(contract, outputs, prepared, size)
     if contract.task != "features":
         return Raw({name: np.array(values) for name, values in outputs.items()}, prepared, size)
     maps = {name: np.array(outputs[name]) for name in outputs if name != "embedding"}  # copies, or each would hold its whole batch

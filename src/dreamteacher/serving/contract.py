@@ -37,7 +37,7 @@ class Contract:
     size: side of the example input, and the only one where `dynamic_size` is false. multiple: that height and width must be of.
     short_side: larger pictures are reduced to it, as ingest does; None: they are not. scale_to: short side at which the task is evaluated;
     None: as it is. interpolation: a name of Pillow's. strides: of the backbone's pyramid, fine to coarse. skeleton: pairs of classes that
-    are keypoints, between which a line is drawn.
+    are keypoints, between which a line is drawn. head: where it is not the task's own, its name, as its outputs may be others.
     """
 
     task: str
@@ -52,10 +52,11 @@ class Contract:
     strides: tuple[int, ...]
     dynamic_size: bool = True
     skeleton: tuple[tuple[int, int], ...] = ()
+    head: str = ""
 
     def to_metadata(self) -> dict[str, str]:
         """The texts that an ONNX file and Triton's parameters hold; `from_metadata` reads them back."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if self.skeleton or field.name != "skeleton"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) or field.name not in _LATER}
         return {
             VERSION_KEY: str(VERSION),
             **{name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()},
@@ -76,7 +77,7 @@ class Contract:
                 f"{where} has version {metadata[VERSION_KEY][:20]} of the preprocessing contract and this dreamteacher reads up to "
                 f"{VERSION}; update dreamteacher here (pip install --upgrade dreamteacher)"
             )
-        metadata = {"skeleton": "[]", **metadata}
+        metadata = {**_LATER, **metadata}
         missing = [field.name for field in fields(cls) if field.name not in metadata]
         if missing:
             raise UserError(f"{where} does not say how pictures are prepared (no {missing[0]!r}); serve what `dreamteacher publish` wrote")
@@ -108,6 +109,7 @@ def _are_channels(values: Any) -> bool:
     return len(values) == 3 and all(isinstance(value, (int, float)) for value in values)
 
 
+_LATER = {"skeleton": "[]", "head": ""}  # fields that files without a value lack -> the text that they then have
 _KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {  # field -> how its text is read, and what it must be
     "task": (str, lambda value: bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,99}", value))),
     "classes": (_tuple, lambda values: all(isinstance(value, str) for value in values)),
@@ -120,6 +122,7 @@ _KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {  # fie
     "interpolation": (str, lambda value: value.upper() in Image.Resampling.__members__),
     "strides": (_tuple, lambda values: all(map(_is_count, values))),
     "dynamic_size": (json.loads, lambda value: isinstance(value, bool)),
+    "head": (str, lambda value: bool(re.fullmatch(r"([A-Za-z][A-Za-z0-9_.-]{0,99})?", value))),
     "skeleton": (_pairs, lambda pairs: all(end >= 0 for pair in pairs for end in pair)),
 }
 
@@ -175,6 +178,12 @@ def _scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
     return round(size[0] * scale), round(size[1] * scale)
 
 
+def padded_size(prepared: tuple[int, int], contract: Contract) -> tuple[int, int]:
+    """(H, W) of the model's input, of which `prepared` (h, w) is the picture."""
+    height, width = (-(-side // contract.multiple) * contract.multiple for side in prepared)
+    return height, width
+
+
 def to_mask(logits: np.ndarray, prepared: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """uint8 (H, W) of class ids in the picture's own `size` (H, W): the inverse of `prepare`.
 
@@ -200,14 +209,13 @@ def to_detections(
 
     scores (K, A) and boxes (4, A): of the padded input, of which `prepared` (h, w) is the picture.
     """
-    padded = -(-prepared[0] // contract.multiple) * contract.multiple, -(-prepared[1] // contract.multiple) * contract.multiple
-    return choose(scores, boxes, padded, prepared, size)
+    return choose(scores, boxes, padded_size(prepared, contract), prepared, size)
 
 
 def to_keypoints(outputs: Mapping[str, np.ndarray], prepared: tuple[int, int], size: tuple[int, int], contract: Contract) -> np.ndarray:
     """float32 (D, 1 + 3 P) of objects in the picture's own `size` (H, W); see `keypoints.choose_objects`."""
-    padded = -(-prepared[0] // contract.multiple) * contract.multiple, -(-prepared[1] // contract.multiple) * contract.multiple
-    return choose_objects(outputs["centres"], outputs["points"], outputs["seen"], padded, prepared, size=size)
+    maps = outputs["centres"], outputs["points"], outputs["seen"]
+    return choose_objects(*maps, padded_size(prepared, contract), prepared, size=size)
 
 
 def to_shares(mask: np.ndarray, classes: int) -> np.ndarray:

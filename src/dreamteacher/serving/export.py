@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from dreamteacher.serving.exportable import exportable_operators
 
 BATCHES = (1, 2, 5)  # batch sizes of the parity check
 MULTIPLE = 32  # height and width of the input are multiples of it
+Arrays = list[np.ndarray]
+Align = Callable[[Arrays, Arrays], Arrays]  # see `Task.align`
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,21 @@ class Exported:
     fixed_because: str | None
 
 
+def as_it_is(theirs: Arrays, ours: Arrays) -> Arrays:
+    """For outputs that have one order."""
+    return theirs
+
+
 def export(
-    module: nn.Module, path: Path, outputs: Sequence[str], *, size: int, opset: int, tolerance: float, metadata: dict[str, str]
+    module: nn.Module,
+    path: Path,
+    outputs: Sequence[str],
+    *,
+    size: int,
+    opset: int,
+    tolerance: float,
+    metadata: dict[str, str],
+    align: Align = as_it_is,
 ) -> Exported:
     """Write `module` to `path` as one ONNX file: input `images` float32 (N, 3, H, W), outputs named `outputs`, first dimension N.
 
@@ -58,10 +73,10 @@ def export(
         write = partial(_write, module, temporary, outputs, size=size, opset=opset, metadata=metadata)
         try:
             write(dynamic=True)
-            done = Exported(check_parity(temporary, module, sizes=[square, oblong], tolerance=tolerance), None)
+            done = Exported(check_parity(temporary, module, sizes=[square, oblong], tolerance=tolerance, align=align), None)
         except Exception as error:  # the module at another size and onnxruntime raise what they like
             write(dynamic=False)
-            done = Exported(check_parity(temporary, module, sizes=[square], tolerance=tolerance), first_line(error))
+            done = Exported(check_parity(temporary, module, sizes=[square], tolerance=tolerance, align=align), first_line(error))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -69,9 +84,17 @@ def export(
 
 
 def check_parity(
-    onnx_path: Path, module: nn.Module, *, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = BATCHES, tolerance: float
+    onnx_path: Path,
+    module: nn.Module,
+    *,
+    sizes: Sequence[tuple[int, int]],
+    batches: Sequence[int] = BATCHES,
+    tolerance: float,
+    align: Align = as_it_is,
 ) -> float:
     """Largest |onnxruntime - torch| in fp32 over every (H, W) of `sizes` with every N of `batches`, on standard normal input.
+
+    `align` brings what onnxruntime computed into the order of torch's (see `Task.align`).
 
     Raises:
         UserError: it is more than `tolerance` (or not a number), or a shape differs; names output, batch and size.
@@ -83,7 +106,9 @@ def check_parity(
     for height, width in sizes:
         for batch in batches:
             images = torch.randn(batch, 3, height, width, generator=random)
-            for output, theirs, ours in zip(names, session.run(None, {INPUT: images.numpy()}), _outputs(module, images), strict=True):
+            expected = _outputs(module, images)
+            found = align(session.run(None, {INPUT: images.numpy()}), expected)
+            for output, theirs, ours in zip(names, found, expected, strict=True):
                 where = f"{onnx_path.name}: output {output} for {batch} x 3 x {height} x {width}"
                 if theirs.shape != ours.shape:
                     raise UserError(f"{where} has shape {theirs.shape} in onnxruntime and {ours.shape} in torch; choose another backbone")

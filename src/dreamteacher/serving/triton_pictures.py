@@ -27,7 +27,7 @@ except ImportError as error:
 from triton_tensors import read, write  # noqa: E402
 
 from dreamteacher.data.decode import BadPicture, decode  # noqa: E402
-from dreamteacher.serving.answers import ANSWERS  # noqa: E402
+from dreamteacher.serving.answers import kind_of  # noqa: E402
 from dreamteacher.serving.contract import Contract, prepare  # noqa: E402
 from dreamteacher.serving.sampling import Sampler  # noqa: E402
 
@@ -56,7 +56,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.contract = Contract.from_metadata(parameters, config["name"])
-        self.kind = ANSWERS[self.contract.task]
+        self.kind = kind_of(self.contract)
         self.model, self.backbone = parameters["model"], parameters.get("backbone")
         self.max_pixels, self.max_request_pixels = int(parameters["max_pixels"]), int(parameters["max_request_pixels"])
         self.sampler = Sampler.from_environment(os.environ, config, self.max_pixels)

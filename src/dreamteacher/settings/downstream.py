@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+from importlib.metadata import entry_points
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dreamteacher.settings.section import Augment, Count, Fraction, Positive, Section, Training
+
+AUTO = "auto"
+HEADS = {"faster-rcnn": "detection", "mask-rcnn": "instances"}  # other heads than a task's own -> the task
+HEADS_GROUP = "dreamteacher.heads"  # of entry points, by which packages add heads
 
 
 class Ingest(Section):
@@ -42,6 +48,11 @@ class Finetune(Training):
     """The downstream task, the same budget for every initialisation."""
 
     resolution: Positive = Field(64, description="side of the training crops, pixels")
+    head: str = Field(
+        AUTO,
+        description="auto: the task's own, of one stage; faster-rcnn: two stages, for detection; mask-rcnn: two stages, for instances; or "
+        "a head of another package",
+    )
     augment: Augment = Field(
         "natural",
         description="random changes that leave the labels true: natural (roads, faces, products): scale, horizontal flips, brightness, "
@@ -72,6 +83,16 @@ class Finetune(Training):
         description="batch norms of what is pretrained (the backbone, of label_recipes also neck and head, a carried neck) keep their "
         "statistics of all pictures and normalise by them, instead of those of the few labelled ones; scratch has none to keep",
     )
+
+    @field_validator("head")
+    @classmethod
+    def _is_known(cls, head: str) -> str:
+        if head not in (known := [AUTO, *HEADS]):
+            known += sorted({point.name for point in entry_points(group=HEADS_GROUP)} - set(known))
+        if head not in known:
+            near = difflib.get_close_matches(head, known, 1) or known
+            raise ValueError(f"there is no head {head!r}; name {' or '.join(near)}")
+        return head
 
 
 class Evaluate(Section):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dreamteacher.settings.downstream import Assess, Evaluate, Export, Finetune, Ingest, Publish, Retrain
+from dreamteacher.settings.downstream import AUTO, HEADS, Assess, Evaluate, Export, Finetune, Ingest, Publish, Retrain
 from dreamteacher.settings.presets import SIZED, ShareOf, auto_taps, fills, strides
 from dreamteacher.settings.pretraining import Distill, Interpreter, Labels, Student, Teacher, Tune
 from dreamteacher.settings.section import Name, Positive, Section
@@ -194,6 +194,14 @@ class Params(Section):
                 f"finetune.head_steps = {self.finetune.head_steps} is more than finetune.steps = {self.finetune.steps}, of which they are "
                 "the first; lower it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _head_fits_the_task(self) -> Params:
+        """Where the settings name the task; else fine-tuning refuses the head (see `tasks.base.get_task`)."""
+        head, task = self.finetune.head, self.ingest.task
+        if task != AUTO and head in HEADS and HEADS[head] != task:
+            raise ValueError(f"finetune.head = {head!r} is a head for {HEADS[head]}, and ingest.task is {task!r}; set it to auto")
         return self
 
     @model_validator(mode="after")

@@ -14,11 +14,11 @@ from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
 from dreamteacher.onnx_files import BACKBONE_FILE, MODEL_FILE
 from dreamteacher.serving.contract import Contract
-from dreamteacher.serving.export import MULTIPLE, export
+from dreamteacher.serving.export import MULTIPLE, as_it_is, export
+from dreamteacher.settings.downstream import AUTO
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import Backbone
-from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.half import half_agreement
 from dreamteacher.tasks.model import TaskModel, load_task_model
 from dreamteacher.tracking import git
@@ -51,7 +51,7 @@ class Served(nn.Module):
 
     def forward(self, normalized: Tensor) -> tuple[Tensor, ...]:
         """`(B, 3, H, W)` to what `Task.serve` makes of the head's outputs."""
-        return get_task(self.model.task).serve(self.model(normalized))
+        return self.model.get_task().serve(self.model(normalized))
 
 
 def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
@@ -78,12 +78,12 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
             metrics["fp16_agreement"] = _check_half(model, data, settings.agreement)
         outputs = {
             BACKBONE_FILE: [*(f"stride{stride}" for stride in model.backbone.strides), "embedding"],
-            MODEL_FILE: list(get_task(model.task).served),
+            MODEL_FILE: list(model.get_task().served),
         }
         exported = {}
-        for name, module, task in (
-            (BACKBONE_FILE, PyramidAndEmbedding(model.backbone), "features"),
-            (MODEL_FILE, Served(model), model.task),
+        for name, module, task, align in (
+            (BACKBONE_FILE, PyramidAndEmbedding(model.backbone), "features", as_it_is),
+            (MODEL_FILE, Served(model), model.task, model.get_task().align),
         ):
             done = exported[name] = export(
                 module,
@@ -93,6 +93,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
                 opset=settings.opset,
                 tolerance=settings.tolerance,
                 metadata=facts | replace(contract, task=task).to_metadata(),
+                align=align,
             )
             sizes = f"only {settings.size} x {settings.size} ({done.fixed_because})" if done.fixed_because else "any picture size"
             log.info("%s: |onnxruntime - torch| <= %.2g, any batch size, %s", name, done.parity, sizes)
@@ -108,13 +109,14 @@ def _contract(model: TaskModel, data: Path, size: int) -> Contract:
     """How pictures are prepared for `model`."""
     return Contract(
         task=model.task,
+        head="" if model.head_name == AUTO else model.head_name,
         classes=tuple(model.classes),
         mean=tuple(model.mean),
         std=tuple(model.std),
         size=size,
         multiple=MULTIPLE,
         short_side=read_stage(data)["params"]["ingest"]["short_side"],
-        scale_to=get_task(model.task).picture_size(model.size),
+        scale_to=model.get_task().picture_size(model.size),
         interpolation="bilinear",
         strides=tuple(model.backbone.strides),
         skeleton=tuple((first, second) for first, second in json.loads((data / "dataset.json").read_text()).get("skeleton", ())),
@@ -138,7 +140,7 @@ def _facts(model: TaskModel, finetuned: Path, data: Path) -> dict[str, str]:
 
 
 def _check_half(model: TaskModel, data: Path, least: float) -> float:
-    found = half_agreement(model, ImageSet(data, "val"), get_task(model.task).picture_size(model.size), HALF_PICTURES)
+    found = half_agreement(model, ImageSet(data, "val"), model.get_task().picture_size(model.size), HALF_PICTURES)
     log.info("fp16 leaves %.2f %% of the decisions on validation pictures as they are", 100 * found)
     if found < least:
         raise UserError(

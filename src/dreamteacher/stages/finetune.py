@@ -65,7 +65,7 @@ def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: in
 
     `init`, `seed` and `backbone` are those of `run`; `finetune` and `student` of the settings are read.
     """
-    settings, task = params.finetune, get_task(str(images.task))
+    settings, task = params.finetune, get_task(str(images.task), params.finetune.head)
     torch.manual_seed(seed)
     task.check(images.classes, AUGMENTATIONS[settings.augment])
     model = _build(params, images, init, backbone)
@@ -73,7 +73,8 @@ def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: in
     def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         freeze_backbone(model, random.step < head_steps)
         keep_statistics(model, keeping)
-        return task.loss(model(normalize(batch["image"], mean, std)), batch, settings)
+        labels = [batch["label"]] if task.with_labels else []
+        return task.loss(model(normalize(batch["image"], mean, std), *labels), batch, settings)
 
     mean, std = model.mean, model.std
     head_steps = 0 if init == "scratch" else settings.head_steps
@@ -95,7 +96,7 @@ def _build(params: Params, images: ImageSet, init: str, folder: Path | None) -> 
     """The model with random weights, the same for every init of a seed, and then with those of `folder` over them."""
     student = create_backbone(params.student.backbone, init == "imagenet", params.student.finest_stride)
     shape = params.finetune.resolution, params.student.width
-    model = TaskModel(student, cast(str, images.task), images.classes, *shape, neck=params.student.neck)
+    model = TaskModel(student, cast(str, images.task), images.classes, *shape, neck=params.student.neck, head=params.finetune.head)
     if init in FRESH:
         return model.train()
     if folder is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dreamteacher.errors import UserError
 from dreamteacher.plugins import load_plugin
-from dreamteacher.settings.downstream import Finetune
+from dreamteacher.settings.downstream import AUTO, HEADS, HEADS_GROUP, Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.students.necks import DEFAULT, Neck, create_neck, resize
 
@@ -50,6 +50,8 @@ class Task(ABC):
             distillation and the frozen read-outs apply: `head`'s outputs are then logits `(B, K, H, W)` or `(B, K)`.
         served: names of the outputs of `serve`, as an ONNX file has them.
         labels: of a task from outside the package, the task of ours whose labels it learns from, where `ingest.task` names it.
+        of: of another head of a task (`finetune.head`), the name of that task; its answers are read and drawn as the task's.
+        with_labels: whether the head takes the labels in training, behind the pictures' size, and then returns its losses.
         count: of a part of a batch, how many things the loss is a mean over (see `training.loop.train`); None: the pictures.
     """
 
@@ -58,6 +60,8 @@ class Task(ABC):
     classifies: Literal["pixels", "pictures"] | None
     served: tuple[str, ...] = ("logits",)
     labels: str = ""
+    of: str = ""
+    with_labels: bool = False
     count: Callable[[dict[str, Tensor]], int] | None = None
 
     @abstractmethod
@@ -112,6 +116,10 @@ class Task(ABC):
         """What an exported model computes from the head's outputs: of each name in `served` a tensor whose first two sizes are known."""
         return (outputs,)
 
+    def align(self, theirs: list[np.ndarray], ours: list[np.ndarray]) -> list[np.ndarray]:
+        """What an exported model computed, in the order of what `serve` did in torch, to compare both: for heads that choose and sort."""
+        return theirs
+
     def agreement(self, exact: Any, rounded: Any) -> tuple[int, int]:
         """(decisions that are the same, decisions) in two outputs of the head; one that rests on an infinite value is not the same."""
         equal = (exact.argmax(1) == rounded.argmax(1)) & rounded.isfinite().all(1)
@@ -134,6 +142,10 @@ class NeckHead(nn.Module):
         super().__init__()
         self.neck: Neck = create_neck(DEFAULT, channels, width)
 
+    def see_strides(self, strides: list[int]) -> None:
+        """Take over what depends on the strides of the pyramid's levels, fine to coarse: nothing, in most heads."""
+        return
+
     def forward(self, pyramid: list[Tensor], size: Size) -> Any:
         """A pyramid, fine to coarse, of pictures of `size` (H, W) to outputs."""
         return self.from_neck(self.neck(pyramid), size)
@@ -154,13 +166,24 @@ def at_finest(levels: list[Tensor]) -> Tensor:
 
 
 @cache
-def get_task(name: str) -> Task:
-    """The task of a name: one of BUILT_IN, or that of an entry point of GROUP.
+def get_task(name: str, head: str = AUTO) -> Task:
+    """The task of a name, one of BUILT_IN or that of an entry point of GROUP; with `head`, as a head of HEADS or of HEADS_GROUP does it.
 
     Raises:
-        UserError: there is none of this name, or it cannot be loaded. See `plugins.load_plugin`.
+        UserError: there is none of this name, it cannot be loaded (see `plugins.load_plugin`), or the task has no such head.
     """
-    task = load_plugin(GROUP, name, BUILT_IN, "task")
+    if head == AUTO:
+        return _load(GROUP, name, BUILT_IN, "task")
+    built_in = {each: f"dreamteacher.tasks.{each.replace('-', '_')}:TASK" for each in HEADS}
+    task = _load(HEADS_GROUP, head, built_in, "head")
+    if task.of != name:
+        known = [AUTO, *(each for each, of in HEADS.items() if of == name)]
+        raise UserError(f"finetune.head = {head!r} is a head for {task.of}, and the labels are for {name}; set it to {' or '.join(known)}")
+    return task
+
+
+def _load(group: str, name: str, built_in: dict[str, str], noun: str) -> Task:
+    task = load_plugin(group, name, built_in, noun)
     if not isinstance(task, Task):
-        raise UserError(f"what task {name!r} names is no instance of a subclass of {Task.__module__}.Task; install its package again")
+        raise UserError(f"what {noun} {name!r} names is no instance of a subclass of {Task.__module__}.Task; install its package again")
     return task

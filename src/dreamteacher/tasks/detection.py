@@ -200,7 +200,7 @@ class Detection(Task):
         focal, box, centre = torch.stack([_losses(*of_one) for of_one in pictures]).mean(0)
         return {"loss": focal + box + centre, "focal": focal, "box": box, "centre": centre}
 
-    def serve(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def serve(self, outputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """`scores` (B, K, A) in [0, 1], the root of class times centre-ness, and `boxes` (B, 4, A), fractions of the input."""
         return (outputs["logits"].sigmoid() * outputs["middle"].sigmoid()).sqrt(), outputs["boxes"]
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import TaskModel, normalize
 from dreamteacher.tasks.scoring import whole_batches
 
@@ -35,7 +34,7 @@ def half_agreement(model: TaskModel, images: ImageSet, size: int | None, count: 
     """
     model.eval()
     half = _rounded(model)
-    task = get_task(model.task)
+    task = model.get_task()
     step = max(1, len(images) // count)
     same = total = 0
     for _, batch in whole_batches(images, list(range(0, len(images), step))[:count], BATCH, size):

@@ -7,6 +7,7 @@ objects that touch each other apart; a pixel belongs to one object, so of object
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,7 +133,7 @@ class Instances(Task):
 
     figure, title, classifies = "ap", "mask AP", None
     served = ("probabilities", "centres", "offsets")
-    count = staticmethod(count_labelled)
+    count: Callable[[dict[str, Tensor]], int] | None = staticmethod(count_labelled)
 
     def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
         """See `InstancesHead.from_neck`."""

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError, first_line
+from dreamteacher.settings.downstream import AUTO
 from dreamteacher.stage import RECORD, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, Backbone, load_backbone, save_backbone
 from dreamteacher.students.necks import DEFAULT, create_neck
-from dreamteacher.tasks.base import NeckHead, get_task
+from dreamteacher.tasks.base import NeckHead, Task, get_task
 from dreamteacher.training.transfer import constant
 
 TASK_FILE, HEAD_FILE = "task.json", "head.safetensors"
@@ -28,21 +29,32 @@ class TaskModel(nn.Module):
         classes: names, in the order of the logits.
         size: side of the crops it was trained on, pixels.
         neck: name of the neck under the heads that have one.
+        head_name: as `finetune.head`.
         mean, std: of the normalisation of RGB values in [0, 1] that `forward` expects.
     """
 
-    def __init__(self, backbone: Backbone, task: str, classes: list[str], size: int, width: int, *, neck: str = DEFAULT):
+    def __init__(self, backbone: Backbone, task: str, classes: list[str], size: int, width: int, *, neck: str = DEFAULT, head: str = AUTO):
         super().__init__()
         self.backbone = backbone
-        self.task, self.classes, self.size, self.width, self.neck = task, classes, size, width, neck
+        self.task, self.classes, self.size, self.width, self.neck, self.head_name = task, classes, size, width, neck, head
         self.mean, self.std = backbone.mean, backbone.std
-        self.head = get_task(task).head(backbone.channels, width, len(classes))
-        if isinstance(self.head, NeckHead) and neck != DEFAULT:
-            self.head.neck = create_neck(neck, backbone.channels, width)
+        self.head = self.get_task().head(backbone.channels, width, len(classes))
+        if isinstance(self.head, NeckHead):
+            self.head.see_strides(backbone.strides)
+            if neck != DEFAULT:
+                self.head.neck = create_neck(neck, backbone.channels, width)
 
-    def forward(self, normalized: Tensor) -> Any:
-        """`(B, 3, H, W)` to the head's outputs: logits `(B, K, H, W)` for segmentation, `(B, K)` for classification; see `Task.head`."""
-        return self.head(self.backbone(normalized), normalized.shape[2:])
+    def get_task(self) -> Task:
+        """What is predicted, as this head does it."""
+        return get_task(self.task, self.head_name)
+
+    def forward(self, normalized: Tensor, labels: Tensor | None = None) -> Any:
+        """`(B, 3, H, W)` to the head's outputs: logits `(B, K, H, W)` for segmentation, `(B, K)` for classification; see `Task.head`.
+
+        labels: as they stand in a batch, for heads that learn with them (`Task.with_labels`).
+        """
+        given = () if labels is None else (labels,)
+        return self.head(self.backbone(normalized), normalized.shape[2:], *given)
 
 
 def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
@@ -57,7 +69,7 @@ def save_task_model(model: TaskModel, folder: Path) -> None:
     save_backbone(model.backbone, folder / BACKBONE_FOLDER)
     save_file({k: v.contiguous() for k, v in model.head.state_dict().items()}, folder / HEAD_FILE)
     facts = {"task": model.task, "classes": model.classes, "size": model.size, "width": model.width, "neck": model.neck}
-    facts |= {"mean": model.mean, "std": model.std}
+    facts |= {"mean": model.mean, "std": model.std} | ({} if model.head_name == AUTO else {"head": model.head_name})
     (folder / TASK_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
@@ -80,7 +92,7 @@ def load_task_model(folder: Path | str) -> TaskModel:
     try:
         facts: dict[str, Any] = json.loads((folder / TASK_FILE).read_text())
         shape = facts["task"], facts["classes"], facts["size"], facts["width"]
-        model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), *shape, neck=facts.get("neck", DEFAULT))
+        model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), *shape, neck=facts.get("neck", DEFAULT), head=facts.get("head", AUTO))
         model.head.load_state_dict(load_file(folder / HEAD_FILE))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:  # of a copy without its stage.json
         raise UserError(f"{folder} is damaged ({first_line(error)}); copy it again") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamteacher.data.dataset import ImageSet, collate, label_tensor
 from dreamteacher.data.transforms import whole
 from dreamteacher.errors import UserError
-from dreamteacher.tasks.base import get_task, of_picture
+from dreamteacher.tasks.base import of_picture
 from dreamteacher.tasks.model import TaskModel, normalize
 
 PENDING = 8  # batches that wait at most for companions of their size
@@ -58,7 +58,7 @@ def score(
     Raises:
         UserError: there is no label to measure by.
     """
-    task = get_task(model.task)
+    task = model.get_task()
     totals, kept = task.score(model.classes), {}
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for indices, batch in whole_batches(images, images.labelled() if among is None else among, batch_size, task.picture_size(model.size)):

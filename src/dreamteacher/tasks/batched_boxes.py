@@ -1,0 +1,114 @@
+"""Boxes of a batch of pictures in tensors of one size, for torch and for ONNX: what torchvision does for one picture after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
+
+from dreamteacher.tasks.base import Size
+
+SAME = 1e-2  # fractions of the picture, or score, by which a box in ONNX may differ to be taken for the one in torch
+FLIPS = 0.2  # share of the boxes that only one of both may have; 2 % are usual, where hundreds score alike more; a wrong graph moves all
+
+
+class _NonMaximumSuppression(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
+        kept = torch.zeros_like(scores)
+        for corners, of_classes, of_kept in zip(boxes, scores, kept, strict=True):
+            for values, result in zip(of_classes, of_kept, strict=True):
+                (real,) = (values > 0).nonzero(as_tuple=True)
+                result[real[nms(corners[real], values[real], overlap)]] = 1
+        return kept
+
+    @staticmethod
+    def symbolic(g: Any, boxes: Any, scores: Any, overlap: float) -> Any:
+        """ONNX' operator takes a batch; it returns (batch, class, box) of each that is kept."""
+        least, threshold = torch.tensor([0.0]), torch.tensor([overlap])
+        most = g.op("Constant", value_t=torch.tensor([torch.iinfo(torch.int32).max]))
+        constants = (g.op("Constant", value_t=value) for value in (threshold, least))
+        kept = g.op("NonMaxSuppression", boxes, scores, most, *constants)
+        count = g.op("Gather", g.op("Shape", kept), g.op("Constant", value_t=torch.tensor([0])), axis_i=0)
+        ones = g.op("ConstantOfShape", count, value_t=torch.tensor([1.0]))
+        zeros = g.op("ConstantOfShape", g.op("Shape", scores), value_t=torch.tensor([0.0]))
+        return g.op("ScatterND", zeros, kept, ones).setType(scores.type())
+
+
+def not_suppressed(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
+    """1.0 for boxes that overlap no better one of their class and picture by more than `overlap`, else 0.0: `(B, K, A)`.
+
+    boxes: (B, A, 4) of x1, y1, x2, y2. scores: (B, K, A); one of 0 is none.
+    """
+    result: Tensor = _NonMaximumSuppression.apply(boxes.detach(), scores.detach(), overlap)
+    return result
+
+
+def pool_boxes(pool: MultiScaleRoIAlign, levels: list[Tensor], boxes: Tensor) -> Tensor:
+    """What `pool` makes of boxes `(B, A, 4)` in pixels, whose scales are set: `(B * A, C, side, side)`."""
+    pictures = torch.arange(boxes.shape[0], device=boxes.device).to(boxes)[:, None, None].expand(-1, boxes.shape[1], 1)
+    return pool_regions(pool, levels, torch.cat([pictures, boxes], 2).flatten(0, 1))
+
+
+def pool_regions(pool: MultiScaleRoIAlign, levels: list[Tensor], regions: Tensor) -> Tensor:
+    """As `pool_boxes`, of regions `(R, 5)`: the number of the picture, and the box in it."""
+    assert pool.scales is not None and pool.map_levels is not None, "see_strides sets them"
+    chosen = pool.map_levels([regions[:, 1:]])
+    pooled = torch.zeros(regions.shape[0], levels[0].shape[1], *pool.output_size, device=regions.device)
+    for number, (level, scale) in enumerate(zip(levels, pool.scales, strict=True)):
+        (here,) = (chosen == number).nonzero(as_tuple=True)
+        pooled = pooled.index_put((here,), roi_align(level, regions[here], pool.output_size, scale, pool.sampling_ratio).float())
+    return pooled
+
+
+def spans(boxes: Tensor, size: Size) -> Tensor:
+    """bool (H, W): the pixels that boxes `(N, 4)` cover together."""
+    y, x = (torch.arange(side, device=boxes.device) + 0.5 for side in size)
+    x1, y1, x2, y2 = boxes.T[:, :, None]
+    inside = ((y > y1) & (y < y2))[:, :, None] & ((x > x1) & (x < x2))[:, None]
+    return inside.any(0)
+
+
+def unknown_share(boxes: Tensor, unknown: Tensor) -> Tensor:
+    """`(A,)`: the share of each of the boxes `(A, 4)`, as far as it lies in the picture, that is `unknown`, bool (H, W)."""
+    height, width = unknown.shape
+    sums = torch.zeros(height + 1, width + 1, device=boxes.device)
+    sums[1:, 1:] = unknown.double().cumsum(0).cumsum(1)
+    x1, y1, x2, y2 = boxes.detach().round().long().T
+    x1, x2, y1, y2 = x1.clamp(0, width), x2.clamp(0, width), y1.clamp(0, height), y2.clamp(0, height)
+    return (sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1]) / ((x2 - x1) * (y2 - y1)).clamp(min=1)
+
+
+def align_boxes(theirs: list[np.ndarray], ours: list[np.ndarray]) -> list[np.ndarray]:
+    """`scores` (B, K, A), `boxes` (B, 4, A) and what else has A in the second place, in the order of `ours`.
+
+    Boxes are sorted and chosen by scores, and two programs that differ by 1e-6 exchange neighbours, or keep the other of two that overlap
+    by just the limit. Up to FLIPS of the boxes of a picture may therefore be in one of them only, and stand as in `ours`; with more, or
+    other shapes, all stay as they are.
+    """
+    if any(one.shape != other.shape for one, other in zip(theirs, ours, strict=True)):
+        return theirs
+    aligned = [values.copy() for values in theirs]
+    for picture in range(len(ours[0])):
+        one, other = (np.concatenate([side[0][picture], side[1][picture]]).T for side in (theirs, ours))  # (A, K + 4)
+        classes = ours[0].shape[1]
+        real, found = (np.asarray((rows[:, :classes] > 0).any(1)) for rows in (other, one))
+        nearest, alone, matched = np.zeros(len(other), int), ~real, np.zeros(len(one), bool)
+        for row in np.flatnonzero(real):
+            distance = np.abs(one - other[row]).max(1)
+            nearest[row] = distance.argmin()
+            alone[row] = distance[nearest[row]] > SAME
+            matched[nearest[row]] |= not alone[row]
+        flips = max((alone & real).sum(), (found & ~matched).sum())
+        if flips > max(FLIPS * max(real.sum(), found.sum()), 1):
+            return theirs
+        for values, wanted in zip(aligned, ours, strict=True):
+            axis = 0 if wanted.ndim > 3 else 1
+            ordered = np.take(values[picture], nearest, axis)
+            here = (slice(None),) * axis + (alone,)
+            ordered[here] = wanted[picture][here]
+            values[picture] = ordered
+    return aligned
