@@ -110,11 +110,11 @@ def test_of_a_palette_in_another_order_the_dark_greys_are_the_ids(tmp_path: Path
     ids[:5], ids[5:9] = 1, 2
     order = Image.fromarray(np.array([2, 0, 1], np.uint8)[ids])
     order.putpalette([1, 1, 1, 2, 2, 2, 0, 0, 0])
-    run(masks(tmp_path / "dark", order), tmp_path / "dark/out")
-    assert np.array_equal(ImageSet(tmp_path / "dark/out", "train").label(0), ids)
+    run(masks(tmp_path / "dark", order), tmp_path / "dark-out")
+    assert np.array_equal(ImageSet(tmp_path / "dark-out", "train").label(0), ids)
     order.putpalette([128, 0, 0, 0, 128, 0, 0, 0, 0])  # of colours the numbers count
-    run(masks(tmp_path / "colours", order), tmp_path / "colours/out")
-    assert np.array_equal(ImageSet(tmp_path / "colours/out", "train").label(0), np.array([2, 0, 1])[ids])
+    run(masks(tmp_path / "colours", order), tmp_path / "colours-out")
+    assert np.array_equal(ImageSet(tmp_path / "colours-out", "train").label(0), np.array([2, 0, 1])[ids])
 
 
 def test_palettes_that_a_tool_has_put_in_order_do_not_number_classes(tmp_path: Path) -> None:

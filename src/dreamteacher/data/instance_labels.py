@@ -8,9 +8,10 @@ import numpy as np
 
 from dreamteacher.data.box_labels import class_id, outlines_of
 from dreamteacher.data.class_list import ClassList, is_void
-from dreamteacher.data.decode import BadPicture, Picture, decode_numbers, turn_upright
+from dreamteacher.data.decode import BadPicture, Picture
 from dreamteacher.data.instances import from_png, pack
 from dreamteacher.data.items import IGNORE, BoxLabel
+from dreamteacher.data.masks import decode_numbers, turn_upright
 
 BACKGROUND = {"background", "bg", "_background_", "__background__"}  # as the first name of a list it is no class of objects
 THOUSAND = 1000  # class x 1000 + number, as Cityscapes counts; smaller values are no objects

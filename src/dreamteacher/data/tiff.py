@@ -44,6 +44,7 @@ from dreamteacher.data.tiff_tags import (
 _KINDS = {1: "unsigned integer", 2: "signed integer", 3: "float", 4: "unsigned integer", 5: "complex integer", 6: "complex"}
 # Lossless compressions, whose stream is the same bytes whatever the samples mean; the differences of a predictor are undone here.
 _PLAIN, _WITH_PREDICTOR = {1, 32773}, {5, 8, 32946, 34925, 50000}
+JPEG = {6, 7}  # compressions
 _COMPRESSIONS = {6: "old JPEG", 7: "JPEG", 34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 34887: "LERC", 50002: "JPEG XL"}
 _PHOTOMETRICS = {
     4: "a transparency mask",
