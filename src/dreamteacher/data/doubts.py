@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 
-from dreamteacher.data.box_labels import BoxSource, why_no_yolo
+from dreamteacher.data.box_labels import BoxSource
 from dreamteacher.data.class_list import ClassList, alike
 from dreamteacher.data.items import PassedOver
 from dreamteacher.data.labels import MASK_WORDS
@@ -15,6 +15,7 @@ from dreamteacher.data.names import UNLABELLED
 from dreamteacher.data.table import one
 from dreamteacher.data.tool_labels import name_the_tool
 from dreamteacher.data.trees import Tree
+from dreamteacher.data.yolo import why_no_yolo
 
 LOOKED_INTO = 1 << 15  # characters of a file, by which it is named
 NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write where nothing is

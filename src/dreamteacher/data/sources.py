@@ -29,14 +29,8 @@ from dreamteacher.data.lookalike import refuse_unknown_masks
 from dreamteacher.data.names import Row, read_list, row
 from dreamteacher.data.object_files import parts_of, require_classes_of_objects, take_masks
 from dreamteacher.data.shard_source import are_shards, expand, find_in_shards
-from dreamteacher.data.table import (
-    choose_the_val_split,
-    one,
-    open_table,
-    respect_classes,
-    split_by_lists,
-    split_by_outer_folders,
-)
+from dreamteacher.data.splits import choose_the_val_split, split_by_files, split_by_outer_folders
+from dreamteacher.data.table import one, open_table, respect_classes
 from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
 from dreamteacher.errors import UserError
 from dreamteacher.files import digest_in_any_order, sha256_of
@@ -146,9 +140,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
             raise _no_pictures(table, place, passed_over)
     if labels == "boxes":  # masks are not asked for, nor Pascal VOC's lists of pictures that have some
         table.execute("DELETE FROM pairs")
-    lists = split_by_lists(table, tree, passed_over.lists)
-    for name in set(passed_over.lists) - set(lists):
-        passed_over.add(name)
+    splits = split_by_files(table, tree, sorted(passed_over.lists))
     boxes = _find_boxes(table, tree, labels, names, max_bytes, task=task) if "boxes" in kinds else None
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
@@ -168,8 +160,10 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     counts["beside_masks"] = one(table, "SELECT count(*) FROM files WHERE role = 'extra'")
     counts["left_out_as_test"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
     if has_val and kind != "none":
-        counts["outside_of_splits"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
-    notes = [f"the splits are those of {', '.join(lists[:4])}"] if lists else []
+        outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
+        counts["outside_of_splits"] = splits.n_unlisted or one(table, outside)
+    notes = [f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []
+    notes += splits.notes
     notes += doubts(table, kind, boxes, classes, counts)
     if labels == "auto" and kind == "none":
         notes += why_no_labels(table, tree, names, passed_over)
