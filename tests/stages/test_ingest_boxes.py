@@ -123,8 +123,8 @@ def test_what_no_box_can_be_is_dropped_or_cut_and_said(tmp_path: Path) -> None:
     boxes = [(3, -5, 5, 15, 4), (3, 5, 5, 0, 4), (3, 100, 100, 5, 5), (3, 4, 4, 4, 4), (3, 4, 4, 4, 4), (90, 4, 4, 4, 4), (3, 9, 9, -3, 2)]
     coco_file(tmp_path / "in/boxes.json", {"0.png": boxes})
     run(tmp_path / "in", tmp_path / "out")
-    assert stored(tmp_path / "out")["0.png"] == [[0, 5, 10, 9, 0, 0], [4, 4, 8, 8, 0, 0], [4, 4, 8, 8, 1, 0]]
-    assert report(tmp_path / "out")["warnings"] == {"boxes_empty": 1, "boxes_outside": 1, "boxes_repeated": 1}
+    assert stored(tmp_path / "out")["0.png"] == [[0, 5, 10, 9, 0, 0], [4, 4, 8, 8, 0, 0], [4, 4, 8, 8, 1, 0], [6, 9, 9, 11, 0, 0]]
+    assert report(tmp_path / "out")["warnings"] == {"boxes_empty": 1, "boxes_outside": 1, "boxes_repeated": 1, "boxes_turned": 1}
 
 
 def test_a_picture_whose_boxes_cannot_be_understood_is_quarantined(tmp_path: Path) -> None:

@@ -268,3 +268,35 @@ def test_labels_in_files_that_are_not_read_are_named_where_a_task_wants_them(tmp
     (tmp_path / "s/depth/0.exr").write_bytes(b"v/1\x01")
     with pytest.raises(UserError, match=r"ingest.task = depth, but .* has no mask.*passed over: 1 .exr \(depth/0.exr\)"):
         run(tmp_path / "s", tmp_path / "out", task="depth")
+
+
+def test_objects_of_coco_without_a_box_have_that_of_their_outline(tmp_path: Path) -> None:
+    save(picture(0), tmp_path / "in/0.png")
+    runs = {"size": [20, 24], "counts": [43, 4, 16, 4, 413]}  # columns 2 and 3, rows 3 to 6
+    shapes: list[dict[str, Any]] = [
+        {"segmentation": runs},
+        {"segmentation": runs | {"counts": "[14`00]<"}, "bbox": []},
+        {"segmentation": [[5, 5, 9, 5, 9, 8]], "bbox": [0, 0, 0, 0]},
+        {"bbox": [1, 2, 3, 4]},
+        {"segmentation": [], "bbox": []},
+    ]
+    annotations = [{"id": i, "image_id": 1, "category_id": 1, **shape} for i, shape in enumerate(shapes)]
+    coco = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": annotations, "categories": [{"id": 1, "name": "car"}]}
+    (tmp_path / "in/coco.json").write_text(json.dumps(coco))
+    run(tmp_path / "in", tmp_path / "out")
+    boxes = ImageSet(tmp_path / "out", "train").label(0).corners.tolist()  # type: ignore[union-attr]
+    assert boxes == [[2, 3, 4, 7], [5, 5, 9, 8], [1, 2, 4, 6]]  # the second is the first once more
+    assert report(tmp_path / "out")["annotations_without_box"] == 1
+
+
+def test_boxes_of_pascal_voc_may_be_written_from_the_other_corner(tmp_path: Path) -> None:
+    corners = {"xmin": 14, "ymin": 9, "xmax": 5, "ymax": 6}
+    box = "".join(f"<{side}>{value}</{side}>" for side, value in corners.items())
+    for i, name in enumerate(("car", "Car")):
+        save(picture(i), tmp_path / "in" / f"{i}.png")
+        xml = f"<annotation><object><name>{name}</name><bndbox>{box}</bndbox></object></annotation>"
+        (tmp_path / "in" / f"{i}.xml").write_text(xml)
+    run(tmp_path / "in", tmp_path / "out")
+    assert ImageSet(tmp_path / "out", "train").label(0).corners.tolist() == [[4, 5, 14, 9]]  # type: ignore[union-attr]
+    assert report(tmp_path / "out")["warnings"] == {"boxes_turned": 2}
+    assert "classes 'Car' and 'car' differ in capitals only; are they one?" in report(tmp_path / "out")["summary"]

@@ -155,11 +155,14 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
     if label.form not in ("yolo", "stored") and len(numbers) and numbers[:, 2:].max() <= 1 and min(upright) > SMALLEST:
         raise BadPicture("its boxes lie within one pixel, as fractions would; write them in pixels")
     classes_of = np.array([class_id(row[4], classes) for row in rows], np.int64)
+    turned = (numbers[:, :2] > numbers[:, 2:]).any()
+    numbers = np.hstack([np.minimum(numbers[:, :2], numbers[:, 2:]), np.maximum(numbers[:, :2], numbers[:, 2:])])
     boxes = Boxes(numbers.astype(np.float32), classes_of, np.array([row[5] for row in rows], bool))
     if turn:
         boxes = boxes.turned_upright(orientation, *stored)
         width, height = upright
-    return _tidy(boxes, width, height)
+    boxes, warnings = _tidy(boxes, width, height)
+    return boxes, ("boxes_turned",) * bool(turned) + warnings
 
 
 def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]]:
@@ -215,13 +218,19 @@ def _voc(data: bytes) -> tuple[Any, list[Row]]:
             if box is None or not name:
                 raise ValueError("an object has no bndbox or no name")
             x1, y1, x2, y2 = (float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
-            if x1 >= x2 or y1 >= y2:
-                x2, y2 = x1 - 1, y1 - 1  # no extent, not a pixel
+            (x1, x2), (y1, y2) = _between_pixels(x1, x2), _between_pixels(y1, y2)
             ignored = (thing.findtext("difficult") or "0").strip() in ("1", "true")
-            rows.append((x1 - 1, y1 - 1, x2, y2, name, ignored))
+            rows.append((x1, y1, x2, y2, name, ignored))
     except (ElementTree.ParseError, ValueError) as error:
         raise BadPicture(f"its .xml is no Pascal VOC annotation: {error}") from error
     return size, rows
+
+
+def _between_pixels(first: float, last: float) -> tuple[float, float]:
+    """Where a span of pixels, which count from 1, begins and ends, either way round; of equal ones no extent, not a pixel."""
+    if first == last:
+        return first, first
+    return (first - 1, last) if first < last else (first, last - 1)
 
 
 def _read_yolo(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:

@@ -6,6 +6,7 @@ import json
 import posixpath
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from dreamteacher.data.keypoint_labels import bounds_of, count_of, read_body, th
 from dreamteacher.data.keypoints import Body
 from dreamteacher.data.layout import split_and_rest
 from dreamteacher.data.names import class_name, nfc, tidy
+from dreamteacher.data.run_lengths import bounds_of_runs
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
@@ -67,9 +69,10 @@ def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coc
     table.execute("CREATE TABLE coco_names (file INTEGER, id INTEGER, name TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
     categories: dict[tuple[int, int, str], None] = {}
     bodies: dict[str, Body] = {}
+    left_out: Counter[str] = Counter()
     used = []
     for number, name in enumerate(files):
-        of_file = _import(table, tree, number, name, detail, bodies=bodies)
+        of_file = _import(table, tree, number, name, detail, bodies=bodies, counts=left_out)
         if of_file is not None:
             used.append(name)
             categories |= dict.fromkeys((identity, number, text) for identity, text in of_file.items())
@@ -79,7 +82,7 @@ def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coc
         key, what = {"outlines": ("segmentation", "outlines"), "keypoints": ("keypoints", "them")}[detail]
         raise UserError(f"{tree}/{used[0]} has boxes and no `{key}` of an object; add {what}, or set ingest.task to detection")
     body = the_body(bodies, f"{tree}/{used[0]}") if detail == "keypoints" else None
-    counts = _find_pictures(table, tree, files, detail, list(bodies))
+    counts = _find_pictures(table, tree, files, detail, list(bodies)) | left_out
     if not table.execute("SELECT EXISTS (SELECT 1 FROM labels)").fetchone()[0]:
         (named,) = table.execute("SELECT min(name) FROM coco_pictures").fetchone()
         (there,) = table.execute("SELECT min(name) FROM files WHERE role = 'picture'").fetchone()
@@ -107,15 +110,15 @@ def _is_coco(tree: Tree, name: str) -> bool:
 
 
 def _import(
-    table: sqlite3.Connection, tree: Tree, number: int, name: str, detail: Detail, *, bodies: dict[str, Body]
+    table: sqlite3.Connection, tree: Tree, number: int, name: str, detail: Detail, *, bodies: dict[str, Body], counts: Counter[str]
 ) -> dict[int, str] | None:
     """Copy pictures and boxes of a file into the tables; its categories, or None if it holds no annotations with boxes.
 
-    bodies: gets those of categories with keypoints, by name.
+    bodies: gets those of categories with keypoints, by name. counts: gets how many annotations were left out.
     """
     where = f"{tree}/{name}"
     categories: dict[int, str] = {}
-    boxed = False
+    boxed, without = False, 0
     file = tree.open_text(name)
     assert file, "it was opened before"
     try:
@@ -130,7 +133,11 @@ def _import(
                     row = (number, str(element["id"]), nfc(path), json.dumps([element.get("width"), element.get("height")]))
                     if table.execute("INSERT OR IGNORE INTO coco_pictures VALUES (?, ?, ?, ?)", row).rowcount == 0:
                         raise UserError(f"{where}: two pictures have the id {element['id']}; give each its own")
-                elif key == "annotations" and (box := _box(element, detail)):
+                elif key == "annotations":
+                    box = _box(element, detail)
+                    if box is None:
+                        without += 1
+                        continue
                     boxed = True
                     crowd = bool(element.get("iscrowd") or element.get("ignore"))
                     box_row = (number, str(element["image_id"]), *box, int(element["category_id"]), crowd)
@@ -140,6 +147,7 @@ def _import(
             raise
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{where} is no COCO file of boxes ({what}); mend it, or set ingest.labels to another kind") from error
+    counts["annotations_without_box"] += without if boxed else 0
     if not boxed:  # captions, or a list of test pictures
         table.execute("DELETE FROM coco_pictures WHERE file = ?", [number])
         return None
@@ -163,18 +171,21 @@ def _detail(element: dict[str, Any], detail: Detail) -> str | None:
 
 
 def _box(element: dict[str, Any], detail: Detail = "") -> list[float] | None:
-    """x, y, width, height; of polygons their bounds, and of keypoints; of run lengths alone all 0."""
-    if box := element.get("bbox"):
-        if len(box) != 4:
-            raise ValueError(f"a bbox has {len(box)} numbers")
+    """x, y, width, height; without a bbox that has an extent the bounds of the outline, or of keypoints; None of neither."""
+    box = element.get("bbox")
+    if box and len(box) != 4:
+        raise ValueError(f"a bbox has {len(box)} numbers")
+    if box and (None in box or (float(box[2]) and float(box[3]))):
         return [float(value) for value in box]
-    polygons = element.get("segmentation")
-    if isinstance(polygons, list) and polygons and isinstance(polygons[0], list):
-        xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
+    outline = element.get("segmentation")
+    if isinstance(outline, list) and outline and isinstance(outline[0], list):
+        xs, ys = [x for p in outline for x in p[::2]], [y for p in outline for y in p[1::2]]
         return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    if detail == "keypoints":
-        return bounds_of(element)
-    return [0.0] * 4 if detail == "outlines" and polygons else None
+    if isinstance(outline, dict):
+        return bounds_of_runs(outline)
+    if box:
+        return [float(value) for value in box]
+    return bounds_of(element) if detail == "keypoints" else None
 
 
 def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], detail: Detail, with_keypoints: list[str]) -> dict[str, int]:

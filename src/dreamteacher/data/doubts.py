@@ -26,8 +26,9 @@ def doubts(
 ) -> Iterator[str]:
     """Of labels that were found. kind, counts: as `labels.kind_of_labels` and `labels.read_labels` return them."""
     yield from _numbered_classes(table, boxes)
-    if classes and kind in ("csv", "folders"):
-        for name, other in alike(classes.names)[:3]:
+    names = boxes.names if boxes and not boxes.body else classes.names if classes and kind in ("csv", "folders") else None
+    if names:
+        for name, other in alike(names)[:3]:
             how = "differ in capitals only" if name.casefold() == other.casefold() else "are the same number"
             yield f"classes {name!r} and {other!r} {how}; are they one?"
     if classes and kind == "csv":

@@ -24,6 +24,7 @@ ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the 
     "left_out_as_test": "pictures of the test split were left out",
     "outside_of_splits": "pictures lie neither in train nor in val; they are for training",
     "boxes_without_picture": "pictures with boxes, or files of boxes, have no picture here",
+    "annotations_without_box": "annotations of COCO files have neither bbox nor segmentation, and were dropped",
     "boxes_of_no_entry": "boxes name an image_id that `images` lacks, and were dropped",
     "labels_without_picture": "lines of labels.csv name no picture",
     "masks_without_picture": "masks belong to no picture",

@@ -156,6 +156,6 @@ def read_lines(data: bytes) -> Iterator[Line]:
             raise BadPicture(f"its .txt, line {number}: {line[:40]!r} is not a class number and numbers") from error
         if number_of_class < 0 or len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
             raise BadPicture(f"its .txt, line {number} has {len(words)} numbers; a line is `class cx cy w h`, or a class and a polygon")
-        if any(math.isfinite(value) and not -OUTSIDE <= value <= 1 + OUTSIDE for value in values):
-            raise BadPicture(f"its .txt, line {number} holds {max(values):g}; numbers are fractions of the picture, from 0 to 1")
+        if wrong := next((value for value in values if math.isfinite(value) and not -OUTSIDE <= value <= 1 + OUTSIDE), None):
+            raise BadPicture(f"its .txt, line {number} holds {wrong:g}; numbers are fractions of the picture, from 0 to 1")
         yield number_of_class, values
