@@ -26,6 +26,8 @@ TURNS = {  # EXIF's orientation -> what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 WARNINGS = {  # of Picture and Prepared -> words that follow a number
+    "bands_left_out": "pictures have more bands than are used: of three or more those that the file names red, green and blue, else the "
+    "first three, and of two the first, as grey (write others as pictures of their own: gdal_translate -b 4 -b 3 -b 2)",
     "alpha_is_not_transparency": "pictures say that their fourth band is transparency, but it does not look like it; they were composed "
     "on white (drop the band if it is another, such as near infrared)",
     "wholly_transparent": "pictures are wholly transparent and became white; drop their alpha band if it means nothing",
@@ -69,7 +71,8 @@ def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> 
     - Of several pictures (TIFF pages, animations) the first of full size is taken; `frames` counts them.
     - EXIF orientation is applied. Broken metadata never costs a picture.
     - Transparency is composed on white, the paper that such pictures are drawn for. A fourth band that is not called so is dropped.
-    - Of three bands or more the first three are red, green and blue; of one or two the first is grey.
+    - Of three bands or more those that GDAL's metadata names so, else the first three, are red, green and blue; of one or two the first is
+      grey.
     - More than 8 bits (integers or floats, grey or colour) are stretched from the picture's smallest value, over all bands together, to its
       largest, to 0..255, as ImageJ shows them: cameras fill 10 to 14 of 16 bits, so scaling by the type's range would leave
       near-black pictures. Pixels of no data (GDAL's tag, tRNS, NaN, infinite, -9999 and the like) count for neither end and become 0.
@@ -91,10 +94,10 @@ def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: 
     layer = _to_layer(source.deep) if source.deep else without_other_band(source, data)
     orientation = layout.orientation if layout else orientation or _orientation(image)
     suffix: str | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ("bands_left_out",) * bool(layout.leaves_out_bands if layout else not source.deep and layer is not image)
     if layer.has_transparency_data:
         layer = layer.convert("RGBA")
-        warnings = _doubt_alpha(layer)
+        warnings += _doubt_alpha(layer)
         layer = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     elif layer is image and mode in ("RGB", "L") and orientation == 1 and not is_stripped:
         is_png = image.format == "PNG" and data[24] == 8 and source.frames == 1

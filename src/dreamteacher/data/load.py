@@ -116,7 +116,7 @@ def _load_tiff(data: bytes, max_pixels: int, min_side: int) -> Source:
     layout = tiff.read_layout(data)
     _check_size(layout.width, layout.height, max_pixels, min_side)
     _check_size(*layout.tile, max_pixels, 1)  # a tile is decompressed as a whole, whatever part of it is picture
-    image = None if layout.is_deep else _open_tiff(data, layout)
+    image = None if layout.is_deep or layout.rgb != tiff.FIRST_THREE else _open_tiff(data, layout)
     if image is None or (layout.colours == 3 and image.mode == "L"):  # Pillow passes over bands in planes of their own
         deep = read_deep_tiff(data, layout, max_pixels)
         bands = f"x{layout.bands}" if layout.bands > 1 else ""
