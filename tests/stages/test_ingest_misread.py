@@ -159,6 +159,23 @@ def test_frames_of_a_video_on_both_sides_are_said(tmp_path: Path, capsys: pytest
     assert line not in capsys.readouterr().err
 
 
+def test_copies_that_were_saved_or_resized_again_are_said(tmp_path: Path) -> None:
+    """Whatever the folders say; and no other pictures, though all have the same ground."""
+    rows, columns = np.mgrid[:96, :96] / 96
+    ground = 200 * np.exp(-6 * ((rows - 0.5) ** 2 + (columns - 0.5) ** 2))
+    for i in range(40):
+        detail = np.kron(np.random.default_rng(i).normal(0, 12, (12, 12)), np.ones((8, 8)))
+        image = Image.fromarray((ground + detail).clip(0, 255).astype(np.uint8))
+        save(image, tmp_path / "in" / ("train" if i < 30 else "val") / f"{i:02}.png")
+        if i in (0, 20):
+            save(image.resize((48, 48), Image.Resampling.BILINEAR), tmp_path / "in/val" / f"small{i}.jpg", quality=80)
+    run(tmp_path / "in", tmp_path / "out")
+    assert report(tmp_path / "out")["near_copies"] == 2
+    pairs = [{"path": f"val/small{i}.jpg", "same_as": f"train/{i:02}.png"} for i in (0, 20)]
+    assert report(tmp_path / "out")["examples"]["near_copies"] == pairs
+    assert any(line.startswith("2 pictures of val look the same as one of train") for line in report(tmp_path / "out")["summary"])
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("set.zip", "an archive; unpack it"), ("a.jpg", "a picture; name the folder"), ("b.json", "a table or labels; name the folder")],

@@ -55,6 +55,7 @@ def test_duplicates_are_dropped_and_validation_pictures_leave_train(tmp_path):
     assert report(out)["examples"] == {
         "duplicates": [{"path": f"train/{name}", "same_as": "train/a.png", "labelled": False} for name in ("b.png", "c.bmp")],
         "leaks": [{"path": "train/d.png", "same_as": "val/z.bmp", "labelled": False}],
+        "near_copies": [],
     }
 
 

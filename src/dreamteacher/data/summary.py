@@ -69,7 +69,7 @@ def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
     """The content of report.json; `lines` are those of `summarise`."""
     counts, names = tally.counts, class_names(found, tally)
     weights = {split: _weights(tally, split, len(names)) for split in SPLITS}  # pixels, boxes or pictures of each class
-    report: dict[str, Any] = {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks")}
+    report: dict[str, Any] = {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks", "near_copies")}
     report |= {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
     report |= found.counts | {name: counts[name] for name in COPIES}
     report |= {name: counts[name] for name in ("reduced", "files_of_many", "pictures_in_them")}
@@ -208,6 +208,13 @@ def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
         yield (
             f"{counts['alike_across_splits']} pictures of train and val that follow each other by name look alike, as frames of a video "
             "do, so that figures would be too good; put whole videos or scenes into a folder val/"
+        )
+    if counts["near_copies"]:
+        first = tally.examples["near_copies"][0]
+        yield (
+            f"{counts['near_copies']} pictures of val look the same as one of train that was saved or resized again (such as "
+            f"{first['path']} and {first['same_as']}; all are in report.json), so that figures would be too good; take them out of one of "
+            "both"
         )
     yield from _left_out(found, "")
     if found.arrived:

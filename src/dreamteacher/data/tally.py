@@ -55,7 +55,7 @@ class Tally:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     tasks: set[str] = field(default_factory=set)
     reasons: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))  # examples: of the source, of what came in
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"duplicates": [], "leaks": []})
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"duplicates": [], "leaks": [], "near_copies": []})
     manifest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, picture: Prepared, split: str) -> None:
@@ -121,6 +121,12 @@ class Tally:
         if len(self.examples[kind]) < EXAMPLES:
             example = {"path": name, "same_as": other.name, "labelled": picture.label is not None}
             self.examples[kind].append(example | ({"label_lost": True} if lost else {}))
+
+    def add_near_copy(self, of_val: str, of_train: str) -> None:
+        """A picture of val that looks the same as one of train."""
+        self.counts["near_copies"] += 1
+        if len(self.examples["near_copies"]) < EXAMPLES:
+            self.examples["near_copies"].append({"path": of_val, "same_as": of_train})
 
     @property
     def task(self) -> str | None:

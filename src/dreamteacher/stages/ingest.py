@@ -23,6 +23,7 @@ from rich.console import Console
 
 from dreamteacher.data.decode import BadPicture
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, Found, Item
+from dreamteacher.data.near_copies import NearCopies
 from dreamteacher.data.prepare import Prepared, prepare
 from dreamteacher.data.quiet import quiet_c_libraries
 from dreamteacher.data.refusals import refuse
@@ -93,7 +94,7 @@ def run(
 
 def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
     """The one pass over the pictures: shards, manifest.csv and quarantine.csv."""
-    tally = Tally()
+    tally, near = Tally(), NearCopies()
     (out / "shards").mkdir()
     limits = {name: getattr(settings, name) for name in ("max_pixels", "min_side", "short_side")} | {"task": found.task}
     work = partial(_try_prepare, classes=found.classes, body=found.body, **limits)
@@ -123,9 +124,12 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
                 tally.drop(item.name, picture, "leaks" if (other.split, split) == ("val", "train") else "duplicates", other)
                 continue
             tally.add(picture, split)
+            near.add(split, picture.thumbnail, picture.hashes[0])
             row = _row(item.name, picture, split, shards[split])
             manifest.writerow(row)
             tally.manifest.update(("\x1f".join(row) + "\n").encode())
+        for of_val, of_train in near.pairs():
+            tally.add_near_copy(seen.name_of(of_val), seen.name_of(of_train))
     return tally
 
 
