@@ -127,3 +127,11 @@ def test_poses_without_a_data_yaml_are_not_taken_for_polygons(points: str, tmp_p
         path.write_text(f"0 .5 .5 .4 .4 {points}\n")
     with pytest.raises(UserError, match="hold a box and keypoints in each line: YOLO's poses, which are not read"):
         run(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["fold{}", "Fold_{}", "cv{}", "5-fold{}"])
+def test_folds_of_cross_validation_are_not_mixed(name: str, tmp_path: Path) -> None:
+    for i in range(8):
+        save(picture(i // 2), tmp_path / "in" / name.format(i % 2) / ("train" if i // 2 % 2 == i % 2 else "val") / f"{i}.png")
+    with pytest.raises(UserError, match=r"divide the pictures into train and val, each in another way; set ingest.source to one"):
+        run(tmp_path / "in", tmp_path / "out")

@@ -26,6 +26,7 @@ def doubts(
 ) -> Iterator[str]:
     """Of labels that were found. kind, counts: as `labels.kind_of_labels` and `labels.read_labels` return them."""
     yield from _numbered_classes(table, boxes)
+    yield from _shared_labels(table)
     names = boxes.names if boxes and not boxes.body else classes.names if classes and kind in ("csv", "folders") else None
     if names:
         for name, other in alike(names)[:3]:
@@ -87,6 +88,14 @@ def _other_tasks(table: sqlite3.Connection) -> Iterator[str]:
         n, first = table.execute("SELECT count(*), min(name) FROM files WHERE role = 'extra' AND of_task(name)").fetchone()
         if n:
             yield f"{n} files, such as {first}, are passed over; if they are labels of {task}, set ingest.task to {task}"
+
+
+def _shared_labels(table: sqlite3.Connection) -> Iterator[str]:
+    """A line on masks or boxes that are taken for several pictures, as those of A.jpg and A.png have one name."""
+    shared = "SELECT mask, min(picture) AS one, max(picture) AS other FROM pairs GROUP BY mask HAVING count(*) > 1"
+    n, label, first, other = table.execute(f"SELECT count(*), min(mask), one, other FROM ({shared})").fetchone()
+    if n:
+        yield f"{n} masks or files of boxes belong to several pictures (such as {label} to {first} and {other}); give each another name"
 
 
 def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Iterator[str]:

@@ -132,7 +132,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     names = class_list.names if class_list else None
     respect_classes(table, names)
     task, n_of_parts = take_masks(table, tree, labels, task, max_bytes)
-    split_by_outer_folders(table)
+    split_by_outer_folders(table, tree)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
             return find_in_shards(shards, labels, max_bytes, task)
@@ -152,13 +152,15 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         require_classes_of_objects(table, tree, object_classes(class_list), max_bytes, has_parts=n_of_parts > 0)
     if class_list:
         require_classes(class_list, kind, f"{tree}/classes.txt", task)
-    classes, counts = read_labels(table, tree, kind, class_list, task)
+    classes, counts, examples = read_labels(table, tree, kind, class_list, task)
     if boxes:
         classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
     _pass_over_box_files(table, boxes, passed_over)
-    counts["unprintable_names"] = passed_over.unprintable
-    counts["beside_masks"] = one(table, "SELECT count(*) FROM files WHERE role = 'extra'")
-    counts["left_out_as_test"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
+    counts |= {
+        "unprintable_names": passed_over.unprintable,
+        "beside_masks": one(table, "SELECT count(*) FROM files WHERE role = 'extra'"),
+        "left_out_as_test": one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'"),
+    }
     if has_val and kind != "none":
         outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
         counts["outside_of_splits"] = splits.n_unlisted or one(table, outside)
@@ -171,7 +173,9 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
     where = _where(table, kind, tree, boxes) + (", a file for each object" if n_of_parts and kind == "masks" else "")
     body = boxes.body if boxes else None
-    return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task, body=body)
+    return Found(
+        items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task, body=body, examples=examples
+    )
 
 
 @contextmanager

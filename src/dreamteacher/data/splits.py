@@ -17,9 +17,11 @@ from dreamteacher.data.names import nfc, row, slashes, tidy
 from dreamteacher.data.table import one
 from dreamteacher.data.trees import ALL_PICTURES, SPLIT_LIST, Tree
 from dreamteacher.data.yolo import YAML, read_yaml
+from dreamteacher.errors import UserError
 
 PROBED = 20  # lines of a list, by which the folder that its paths start from is found
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_FOLD = re.compile(r"(.*[-_. ])?k?(fold|cv|crossval)[-_. ]?\d+", re.IGNORECASE)
 _VERSION = re.compile(r"\d+$")
 ORDER = ("train", "test", "val?", "val")  # of a picture that several lists name, the last says its split
 
@@ -32,8 +34,13 @@ class Splits(NamedTuple):
     notes: list[str]
 
 
-def split_by_outer_folders(table: sqlite3.Connection) -> None:
-    """Outermost folders that differ in the word of a split alone, such as uavid_train and uavid_val, are these splits."""
+def split_by_outer_folders(table: sqlite3.Connection, tree: Tree) -> None:
+    """Outermost folders that differ in the word of a split alone, such as uavid_train and uavid_val, are these splits.
+
+    Raises:
+        UserError: outermost folders are folds of cross-validation, each with splits.
+    """
+    _refuse_folds(table, tree)
     families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for (top,) in table.execute("SELECT DISTINCT top FROM files WHERE split IS NULL LIMIT 1000"):
         if meaning(top).split is None and (found := split_and_rest(top)):
@@ -44,6 +51,16 @@ def split_by_outer_folders(table: sqlite3.Connection) -> None:
                 "UPDATE files SET split = ?, class = CASE class WHEN top THEN below ELSE class END WHERE split IS NULL AND top = ?",
                 [(split, top) for top, split in family.items()],
             )
+
+
+def _refuse_folds(table: sqlite3.Connection, tree: Tree) -> None:
+    """What is val in one fold is train in another."""
+    tops = table.execute("SELECT DISTINCT top FROM files WHERE role = 'picture' AND split NOT NULL ORDER BY top LIMIT 100")
+    folds = [top for (top,) in tops if _FOLD.fullmatch(top)]
+    if len(folds) > 1:
+        raise UserError(
+            f"{tree}: {folds[0]}, {folds[1]} and so on divide the pictures into train and val, each in another way; set ingest.source to one"
+        )
 
 
 def split_by_files(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> Splits:

@@ -191,6 +191,12 @@ def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
                 f"class {name!r} is nearly everywhere a thin line between a lower and a higher number, as where masks were resized with "
                 "smoothing; resize them with nearest neighbour"
             )
+    n_white, others = tally.counts["masks_of_0_and_255"], tally.counts["masks_without_255"]
+    if n_white and others and n_white + others == tally.counts["labelled_train"] + tally.counts["labelled_val"]:
+        yield (
+            f"{n_white} masks hold only 0 and 255, and the other {others} have no 255, which means unknown; if it is the object in those, "
+            "write its class id in all masks"
+        )
     values = tally.mask_values["train"] + tally.mask_values["val"]
     unknown = values[IGNORE] / max(values.sum(), 1)
     if unknown > 0.5:
@@ -237,7 +243,8 @@ def _left_out(found: Found, which: str) -> Iterator[str]:
             yield f"{count} {which}{text} (such as {example})"
     for name, text in ODDITIES.items():
         if found.counts.get(name):
-            yield f"{found.counts[name]} {which}{text}"
+            example = f" (such as {found.examples[name]})" if name in found.examples else ""
+            yield f"{found.counts[name]} {which}{text}{example}"
 
 
 def _weights(tally: Tally, split: str, n: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dreamteacher.data.depth import DepthCounts
-from dreamteacher.data.items import TASKS, Item
+from dreamteacher.data.items import IGNORE, TASKS, Item
 from dreamteacher.data.prepare import Prepared
 from dreamteacher.data.seen import Kept
 from dreamteacher.data.signs import alike
@@ -98,6 +98,8 @@ class Tally:
         self.source_values += before
         self.pictures_with[split] += before > 0
         self.thin += picture.thin
+        self.counts["masks_without_255"] += before[IGNORE] == 0
+        self.counts["masks_of_0_and_255"] += bool(before[IGNORE] and before[0] and not before[1:IGNORE].any())
         self.counts["other_palettes"] += any(self.palette.get(colour, n) != n for colour, n in picture.palette.items())
         if len(self.palette) < MOST_COLOURS:
             self.palette = picture.palette | self.palette
