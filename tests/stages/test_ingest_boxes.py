@@ -11,7 +11,7 @@ import pytest
 from ingest_sources import facts, manifest, mask_of, picture, reasons, report, run, save
 from PIL import Image
 
-from dreamteacher.data import coco
+from dreamteacher.data import json_elements
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
 
@@ -248,7 +248,7 @@ def test_a_damaged_coco_file_is_one_line(change: Any, problem: str, tmp_path: Pa
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_json_is_read_piece_by_piece(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coco, "CHUNK", chunk)
+    monkeypatch.setattr(json_elements, "CHUNK", chunk)
     content = {"info": {"year": 2017}, "images": [{"id": 123, "a": "]}"}, {"id": 4}], "n": 12345, "none": [], "numbers": [1, 23, 456]}
     with write(tmp_path / "a.json", json.dumps(content, indent=1)).open() as file:
         found = list(coco.elements(file))

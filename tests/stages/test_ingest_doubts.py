@@ -1,8 +1,9 @@
 """What may be a mistake in a source is said in a line that names the first of its kind."""
 
+import tarfile
 from pathlib import Path
 
-from ingest_sources import facts, mask_of, picture, report, run, save
+from ingest_sources import facts, mask_of, picture, reasons, report, run, save
 from PIL import Image
 
 
@@ -50,3 +51,28 @@ def test_numbers_with_a_point_are_classes_in_the_order_of_numbers(tmp_path: Path
     (tmp_path / "in/labels.csv").write_text(f"path,label\n{rows}")
     run(tmp_path / "in", tmp_path / "out")
     assert facts(tmp_path / "out")["classes"] == ["1.0", "2.0", "10.0"]
+
+
+def test_measured_values_are_said_to_be_taken_as_classes(tmp_path: Path) -> None:
+    for i in range(6):
+        save(picture(i), tmp_path / "in" / f"{i}.png")
+    rows = "".join(f"{i}.png,{value}\n" for i, value in enumerate((0.5, 1.25, 2) * 2))
+    (tmp_path / "in/labels.csv").write_text(f"path,label\n{rows}")
+    run(tmp_path / "in", tmp_path / "out")
+    said = "'0.5' in labels.csv and 1 other fractions are taken as classes; values are not learnt as such"
+    assert said in report(tmp_path / "out")["summary"]
+
+
+def test_links_in_shards_have_no_content_and_are_said(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in/train.tar", "w") as tar:
+        for i in range(4):
+            save(picture(i), tmp_path / f"{i}.png")
+            tar.add(tmp_path / f"{i}.png", f"{i}.png")
+        for kind, name in ((tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.png")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "0.png"
+            tar.addfile(link)
+    run(tmp_path / "in", tmp_path / "out", max_bad_fraction=0.5)
+    assert set(reasons(tmp_path / "out")) == {"train.tar/soft.png", "train.tar/hard.png"}
+    assert "a link in the tar, without content" in reasons(tmp_path / "out")["train.tar/hard.png"]

@@ -133,5 +133,5 @@ def test_poses_without_a_data_yaml_are_not_taken_for_polygons(points: str, tmp_p
 def test_folds_of_cross_validation_are_not_mixed(name: str, tmp_path: Path) -> None:
     for i in range(8):
         save(picture(i // 2), tmp_path / "in" / name.format(i % 2) / ("train" if i // 2 % 2 == i % 2 else "val") / f"{i}.png")
-    with pytest.raises(UserError, match=r"divide the pictures into train and val, each in another way; set ingest.source to one"):
+    with pytest.raises(UserError, match=r"divide pictures into train and val, each in another way; set ingest.source to one"):
         run(tmp_path / "in", tmp_path / "out")

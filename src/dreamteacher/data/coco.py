@@ -7,10 +7,10 @@ import posixpath
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dreamteacher.data.items import utf8
+from dreamteacher.data.json_elements import elements
 from dreamteacher.data.keypoint_labels import bounds_of, count_of, read_body, the_body
 from dreamteacher.data.keypoints import Body
 from dreamteacher.data.layout import split_and_rest
@@ -19,7 +19,6 @@ from dreamteacher.data.run_lengths import bounds_of_runs
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-CHUNK = 1 << 20  # characters
 PEEKED = 1 << 16
 MOST_FILES = 100  # of more JSON files without a picture of their name, each is that of something else
 Detail = Literal["", "outlines", "keypoints"]  # of objects, beside their boxes
@@ -247,69 +246,3 @@ def _the_picture(table: sqlite3.Connection, tree: Tree, file: str, name: str) ->
             f"{tree}/{file}: {name!r} may be {fitting[0][0]} or {fitting[1][0]}; write paths from the folder {tree} into file_name"
         )
     return fitting[0][0] if fitting else None
-
-
-def elements(file: IO[str]) -> Iterator[tuple[str, Any]]:
-    """(key, element) of each array in a JSON object, in their order, with one element in memory at a time; other values are left out.
-
-    Raises:
-        json.JSONDecodeError: it is no such object.
-    """
-    reader = _Reader(file)
-    reader.expect("{")
-    while reader.peek() != "}":
-        key = reader.value()
-        reader.expect(":")
-        if reader.peek() == "[":
-            reader.expect("[")
-            while reader.peek() != "]":
-                yield key, reader.value()
-                if reader.peek() != "]":
-                    reader.expect(",")
-            reader.expect("]")
-        else:
-            reader.value()
-        if reader.peek() != "}":
-            reader.expect(",")
-
-
-class _Reader:
-    """A JSON text, value by value."""
-
-    def __init__(self, file: IO[str]):
-        self._file, self._text, self._at, self._chunk = file, "", 0, CHUNK
-        self._decode = json.JSONDecoder().raw_decode
-
-    def peek(self) -> str:
-        """The next character that is no space."""
-        while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self._at += 1
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._more():
-                raise json.JSONDecodeError("the file ends early", self._text[-20:], self._at)
-
-    def expect(self, mark: str) -> None:
-        if self.peek() != mark:
-            raise json.JSONDecodeError(f"{mark!r} is missing", self._text, self._at)
-        self._at += 1
-
-    def value(self) -> Any:
-        self.peek()
-        self._chunk = CHUNK
-        while True:
-            try:
-                value, end = self._decode(self._text, self._at)
-                if end < len(self._text) or not self._more():  # of a number more digits may follow
-                    self._at = end
-                    return value
-            except json.JSONDecodeError:
-                if not self._more():
-                    raise
-
-    def _more(self) -> bool:
-        more = self._file.read(self._chunk)
-        self._text, self._at = self._text[self._at :] + more, 0
-        self._chunk *= 2  # a long element is decoded a few times only
-        return bool(more)

@@ -64,6 +64,12 @@ class Picture:
     frames: int = 1
     warnings: tuple[str, ...] = ()
 
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(width, height) as the file has them, before the picture was turned upright."""
+        height, width = self.image.shape[:2]
+        return (height, width) if self.orientation > 4 else (width, height)
+
 
 def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> Picture:
     """Decode a picture of any kind people have: JPEG (CMYK too), PNG, WebP, TIFF, BMP, GIF, PNM, AVIF, JPEG 2000, HEIC (with pillow-heif).

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from dreamteacher.data.box_labels import BoxSource
-from dreamteacher.data.class_list import ClassList, alike
+from dreamteacher.data.class_list import NUMBER, ClassList, alike
 from dreamteacher.data.items import PassedOver
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning
@@ -111,5 +111,7 @@ def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int
     if counts["labels_without_picture"]:
         (lost,) = table.execute("SELECT min(name) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)").fetchone()
         yield f"labels.csv names {lost!r}, for one, and there is no such picture (capitals count)"
+    if measured := [name for name in names if NUMBER.fullmatch(name) and not float(name).is_integer()]:
+        yield f"{measured[0]!r} in labels.csv and {len(measured) - 1} other fractions are taken as classes; values are not learnt as such"
     if wrong := [name for name in names if name.lower() in NO_CLASSES]:
         yield f"{wrong[0]!r} in labels.csv was taken as a class; leave the label of pictures without one empty"

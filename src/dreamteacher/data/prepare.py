@@ -106,13 +106,12 @@ def prepare(
     boxes: Boxes | None = None
     dense, more = _read_dense(item, picture, classes, max_pixels, task=task) if task in DENSE else (None, ())
     warnings = (*warnings, *more)
-    stored = (height, width) if picture.orientation > 4 else (width, height)
     keypoints: Keypoints | None = None
     if item.boxes and body:
-        keypoints, more = read_keypoints(item.boxes, body, stored, picture.orientation)
+        keypoints, more = read_keypoints(item.boxes, body, picture.stored_size, picture.orientation)
         warnings = (*warnings, *more)
     elif item.boxes and task not in DENSE:
-        boxes, more = read_boxes(item.boxes, classes.names if classes else None, stored, picture.orientation)
+        boxes, more = read_boxes(item.boxes, classes.names if classes else None, picture.stored_size, picture.orientation)
         warnings = (*warnings, *more)
     mask: np.ndarray | None = None
     palette: dict[int, int] = {}
@@ -181,8 +180,7 @@ def _read_dense(
         depth = None if item.mask is None else read_depth(item.mask, picture, max_pixels)
         return (depth, ()) if depth is None or depth.any() else (None, ("mask_is_unknown",))
     if item.boxes:
-        stored = (height, width) if picture.orientation > 4 else (width, height)
-        return read_outlines(item.boxes, classes.names if classes else [], stored, picture.orientation)
+        return read_outlines(item.boxes, classes.names if classes else [], picture.stored_size, picture.orientation)
     if item.parts:
         return read_object_files(item.parts, picture, max_pixels)
     if item.mask is None:

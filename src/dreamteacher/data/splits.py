@@ -59,12 +59,12 @@ def _refuse_folds(table: sqlite3.Connection, tree: Tree) -> None:
     folds = [top for (top,) in tops if _FOLD.fullmatch(top)]
     if len(folds) > 1:
         raise UserError(
-            f"{tree}: {folds[0]}, {folds[1]} and so on divide the pictures into train and val, each in another way; set ingest.source to one"
+            f"{tree}: {folds[0]}, {folds[1]} and so on divide pictures into train and val, each in another way; set ingest.source to one"
         )
 
 
 def split_by_files(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> Splits:
-    """Pictures whose folders name no split take that of the lists (Pascal VOC's ImageSets, train.txt and val.txt), else of data.yaml.
+    """Pictures whose folders name no split take that of lists (Pascal VOC's ImageSets, train.txt and val.txt), else of data.yaml.
 
     What several name is val before test before train; what none names is for training. lists: files that may be such.
     """

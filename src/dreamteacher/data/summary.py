@@ -218,7 +218,7 @@ def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
     if counts["near_copies"]:
         first = tally.examples["near_copies"][0]
         yield (
-            f"{counts['near_copies']} pictures of val look the same as one of train that was saved or resized again (such as "
+            f"{counts['near_copies']} pictures of val look the same as one of train, saved or resized again or the next frame (such as "
             f"{first['path']} and {first['same_as']}; all are in report.json), so that figures would be too good; take them out of one of "
             "both"
         )
