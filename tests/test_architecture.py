@@ -52,7 +52,8 @@ ROOMS = {  # room or module -> what it may import of ours
     "repro": {"errors", "forks", "graph", "limits", "tracking"},
     "forks": {"graph"},
     "graph": set(),
-    "cli": {*BASE, "lifecycle", "graph", "teachers", "stages", "tracking", "serving", "doctor", "project", "repro"},
+    "stage_commands": {*BASE, "graph", "stages"},
+    "cli": {*BASE, "stage_commands", "lifecycle", "graph", "teachers", "stages", "tracking", "serving", "doctor", "project", "repro"},
     "": {"tasks"},
 }  # fmt: skip
 

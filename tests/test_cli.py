@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamteacher import cli
+from dreamteacher import cli, stage_commands
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.settings.file import load_params
 from helpers import PROJECT
@@ -32,7 +32,7 @@ def stage(monkeypatch, in_tmp):
             return self.outcome
 
     noted = Noted()
-    monkeypatch.setattr(cli, "import_module", lambda name: setattr(noted, "name", name) or noted)
+    monkeypatch.setattr(stage_commands, "import_module", lambda name: setattr(noted, "name", name) or noted)
     return noted
 
 
@@ -152,9 +152,9 @@ def test_mistyped_setting_stops_before_anything_is_done(stage, capsys):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_outside_training_stops_with_its_code(sent, code, in_tmp):
     body = (
-        "import sys, time, types\nfrom dreamteacher import cli\n"
+        "import sys, time, types\nfrom dreamteacher import cli, stage_commands\n"
         "def run(params, **given): print('in', flush=True); time.sleep(60)\n"
-        "cli.import_module = lambda name: types.SimpleNamespace(run=run)\nsys.exit(cli.main(['ingest']))\n"
+        "stage_commands.import_module = lambda name: types.SimpleNamespace(run=run)\nsys.exit(cli.main(['ingest']))\n"
     )
     with subprocess.Popen([sys.executable, "-c", body], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "in\n"

@@ -133,6 +133,17 @@ def test_output_of_something_else_is_not_replaced_unless_told_to(what):
     assert [path.name for path in OUT.parent.iterdir()] == ["teacher"]
 
 
+@pytest.mark.parametrize("out", ["pictures", ".", "link"])
+def test_a_folder_that_is_read_is_never_replaced(out, in_tmp):
+    (in_tmp / "pictures").mkdir()
+    (in_tmp / "pictures/0.png").write_bytes(b"mine")
+    (in_tmp / "link").symlink_to(in_tmp / "pictures")
+    opened = open_stage("ingest", params={}, inputs={"source": Path("pictures")}, out=Path(out), overwrite=True)
+    with pytest.raises(UserError, match="is or holds pictures, which is read, and would be replaced; name another folder"), opened:
+        pass
+    assert (in_tmp / "pictures/0.png").read_bytes() == b"mine"
+
+
 def test_overwrite_makes_even_a_finished_output_anew():
     make("old")
     assert make("new", overwrite=True)

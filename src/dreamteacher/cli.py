@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import signal
@@ -15,9 +14,10 @@ from types import FrameType
 from typing import Any
 
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
-from dreamteacher.graph import STAGES, TOOLS, StageCommand
+from dreamteacher.graph import STAGES, TOOLS
 from dreamteacher.serving.commands import add_commands
 from dreamteacher.settings.presets import NAMED
+from dreamteacher.stage_commands import add_stage_options, run_stage
 from dreamteacher.teachers.commands import add_commands as add_teacher_commands
 
 
@@ -47,80 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     finally:
         signal.signal(signal.SIGTERM, before)  # while Python ends, an exception of ours would be a traceback
-
-
-def _run_stage(options: argparse.Namespace) -> int:
-    from dreamteacher.settings.file import load_params, read_sections
-
-    command = (STAGES | TOOLS)[options.command]
-    if not command.trains and os.environ.get("RANK", "0") != "0":
-        return 0
-    short = {setting: getattr(options, option.replace("-", "_")) for option, setting in command.settings.items()}
-    overrides = [*(options.set or []), *(f"{setting}={value}" for setting, value in short.items() if value is not None)]
-    params = read_sections(options.params) if options.sections else load_params(options.params, overrides)
-    names: dict[str, Any] = {name: getattr(options, name) or _only(name, setting, params) for name, setting in command.named.items()}
-    places = dict(names)
-    if not options.sections:
-        params, of_recipe = _resolve(params, options.command, names)
-        places |= of_recipe
-    if command.seed:
-        names["seed"] = places["seed"] = options.seed
-
-    def place(name: str, default: str) -> Path:
-        return getattr(options, name) or Path(default.format(params=params, **places))
-
-    inputs: dict[str, Any] = {name: place(name, default) for name, default in command.inputs.items()}
-    for name in command.optional:
-        place_or_address = getattr(options, name)
-        inputs[name] = Path(place_or_address) if place_or_address and "://" not in place_or_address else place_or_address
-    if options.command == "finetune":
-        inputs["backbone"] = inputs["backbone"] or _pretrained(params, **names)
-    out = place("out", command.out)
-    gc.disable()  # imports leave no garbage, and collecting it takes a tenth of their time
-    run = import_module(f"dreamteacher.stages.{options.command.replace('-', '_')}").run
-    gc.enable()
-    metrics = run(params, **inputs, **names, out=out, overwrite=options.overwrite)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{options.command}: {out}")
-        for name, value in metrics.items():
-            print(f"  {name} = {value:.6g}")
-    return 0
-
-
-def _only(name: str, setting: str, params: Any) -> str:
-    """What an option that is left out means: the only name that `setting` holds.
-
-    Raises:
-        UserError: it holds several, or none.
-    """
-    group, _, key = setting.partition(".")
-    names = list(getattr(getattr(params, group), key) if key else getattr(params, group))
-    if len(names) != 1:
-        raise UserError(f"which one? {setting} has {', '.join(names) or 'nothing'}: give --{name}")
-    return str(names[0])
-
-
-def _resolve(params: Any, stage: str, names: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-    """The settings of the teacher, recipe or initialisation that a stage is for, and what places may name of the recipe."""
-    from dreamteacher.settings import recipes
-
-    if "name" in names:
-        return recipes.of_teacher(params, names["name"]), {}
-    if "recipe" in names:
-        kinds = {True: "label_recipes", False: "recipes"}
-        wanted, found = (STAGES | TOOLS)[stage].named["recipe"], kinds[names["recipe"] in params.label_recipes]
-        resolved = recipes.of_recipe(params, names["recipe"])
-        if wanted != found:
-            raise UserError(f"{stage} is for {wanted}, and {names['recipe']!r} is one of {found}")
-        features = recipes.base_of(params, names["recipe"])
-        return resolved, {"features": features, "teacher": params.recipes[features].teacher}
-    return (recipes.of_init(params, names["init"]), {}) if "init" in names else (params, {})
-
-
-def _pretrained(params: Any, init: str, seed: int) -> Path | None:
-    """Where the backbone that fine-tuning from `init` starts from lies by default; None: it starts from none of ours."""
-    folder = Path("artifacts/backbones") / init
-    return folder / str(seed) if init in params.label_recipes else folder if init in params.recipes else None
 
 
 def _run_init(options: argparse.Namespace) -> int:
@@ -230,9 +156,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_init(add("init", _run_init, "make a project for your pictures"))
     for name, stage in (STAGES | TOOLS).items():
-        command = add(name, _run_stage, stage.help)
+        command = add(name, run_stage, stage.help)
         add_params(command)
-        _add_stage_options(command, stage)
+        add_stage_options(command, stage)
 
     repro = add("repro", _run_repro, "bring the project up to date as `dvc repro` does, with independent stages side by side")
     repro.add_argument("--jobs", type=_count, metavar="N", help="stages at a time; default: what cores and memory allow, 1 with a GPU")
@@ -267,27 +193,6 @@ def _parser() -> argparse.ArgumentParser:
     add_params(show)
     show.add_argument("--markdown", action="store_true", help="print all settings as the table of the documentation")
     return parser
-
-
-def _add_stage_options(command: argparse.ArgumentParser, stage: StageCommand) -> None:
-    for option, setting in stage.named.items():
-        command.add_argument(f"--{option}", metavar="NAME", help=f"one of {setting} of the settings; default: the only one")
-    for option, setting in stage.settings.items():
-        command.add_argument(f"--{option}", metavar="NUMBER", help=f"short for --set {setting}=NUMBER")
-    if stage.seed:
-        command.add_argument("--seed", type=_seed, default=0, help="draws the few labels and the random weights (default: 0)")
-    for option, text in stage.optional.items():
-        command.add_argument(f"--{option}", metavar="PATH", help=text)
-    for option, default in {**stage.inputs, "out": stage.out}.items():
-        command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
-    command.add_argument("--overwrite", action="store_true", help="replace what --out holds")
-    command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: params_file.read_sections
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
 
 
 def _count(text: str) -> int:

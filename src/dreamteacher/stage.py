@@ -85,10 +85,11 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
     Under torchrun (RANK > 0) nothing is written or tracked here; rank 0 does it for all.
 
     Raises:
-        UserError: an input is missing, incomplete or damaged, `out` holds something else or is damaged, another process is writing it, the
-            disk is full or a folder cannot be written.
+        UserError: an input is missing, incomplete or damaged, `out` holds an input or something else or is damaged, another process is
+            writing it, the disk is full or a folder cannot be written.
     """
     with resource_errors_in_one_line(name):
+        _refuse_to_replace(out, inputs)
         announce(_title(name, params), params)
         params = _without(params, PASSED_OVER)
         digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
@@ -122,6 +123,14 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
                     _remove(checkpoints)
                     stage.tracker.metrics(stage.metrics)
                     stage.tracker.artifact(out / RECORD)
+
+
+def _refuse_to_replace(out: Path, inputs: dict[str, Path]) -> None:
+    """`out` is replaced as a whole, and what lies in it is lost."""
+    place = out.resolve()
+    for path in inputs.values():
+        if place in (path.resolve(), *path.resolve().parents):
+            raise UserError(f"--out {out} is or holds {path}, which is read, and would be replaced; name another folder")
 
 
 def _title(name: str, params: dict[str, Any]) -> str:

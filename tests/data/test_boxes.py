@@ -8,7 +8,7 @@ import torch
 
 from dreamteacher.data.boxes import Boxes, choose
 from dreamteacher.data.dataset import Sample, collate
-from dreamteacher.data.decode import turn_upright
+from dreamteacher.data.masks import turn_upright
 from dreamteacher.data.transforms import AUGMENTATIONS, GREY, object_crop, pretrain_crop, whole
 
 BRIGHT = 250

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from picture_files import encoded, png16, tiff
 from PIL import Image, ImageCms, ImageFile
 
-from dreamteacher.data.decode import BadPicture, decode, decode_mask
+from dreamteacher.data.decode import BadPicture, decode
+from dreamteacher.data.masks import decode_mask
 
 RAMP = np.stack([np.tile(np.arange(0, 240, 5, np.uint8), (32, 1))] * 3, axis=2)  # 32 x 48, brighter to the right
 RAMP[:16, :, 0] = 200  # the upper half is red
@@ -203,7 +204,8 @@ LOW_MEMORY = """
 import io, resource
 import numpy as np
 from PIL import Image
-from dreamteacher.data.decode import BadPicture, decode, decode_mask
+from dreamteacher.data.decode import BadPicture, decode
+from dreamteacher.data.masks import decode_mask
 files = {}
 for form, options in (("JPEG", {}), ("PNG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True}), ("GIF", {})):
     buffer = io.BytesIO()

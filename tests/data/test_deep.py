@@ -126,14 +126,36 @@ FOREST[..., 3] = rng.integers(60, 200, (64, 64))  # near infrared
 def test_a_fourth_band_that_is_not_called_transparency_is_dropped(extra, planar):
     picture = decode(tiff(FOREST, photometric=2, extra=extra, planar=planar))
     assert np.array_equal(picture.image, FOREST[..., :3])
-    assert picture.warnings == ()
+    assert picture.warnings == ("bands_left_out",)
     deep = FOREST.astype(np.uint16) * 20
     assert np.array_equal(decode(tiff(deep, photometric=2, extra=extra, planar=planar)).image, stretched(deep[..., :3]))
+
+
+def gdal(*names: str, item: str = "COLORINTERP") -> dict[int, tuple[int, bytes]]:
+    """GDAL's metadata, which names bands."""
+    items = "".join(f'<Item name="{item}" sample="{i}" role="{item.lower()}">{name}</Item>' for i, name in enumerate(names))
+    return {42112: (2, f"<GDALMetadata>{items}</GDALMetadata>\0".encode())}
+
+
+@pytest.mark.parametrize("item", ["COLORINTERP", "DESCRIPTION"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("planar", [False, True])
+def test_bands_that_are_named_red_green_and_blue_are_these_whatever_their_order(item, dtype, planar):
+    satellite = FOREST[..., [3, 2, 1, 0]].astype(dtype) * (np.iinfo(dtype).max // 255)  # near infrared, blue, green, red
+    picture = decode(tiff(satellite, extra=(0, 0, 0), planar=planar, tags=gdal("Undefined", "Blue", "green", "Red", item=item)))
+    assert np.array_equal(picture.image, FOREST[..., :3] if dtype == np.uint8 else stretched(satellite[..., [3, 2, 1]]))
+    assert picture.warnings == ("bands_left_out",)
+
+
+@pytest.mark.parametrize("names", [("Blue", "Green", "Green", "Red"), ("Gray", "Undefined", "Undefined", "Undefined"), ("Red", "Green")])
+def test_names_that_do_not_say_all_three_colours_say_nothing(names):
+    assert np.array_equal(decode(tiff(FOREST, extra=(0,), photometric=2, tags=gdal(*names))).image, FOREST[..., :3])
 
 
 def test_a_second_band_beside_grey_is_dropped_unless_it_is_transparency():
     two = FOREST[..., [1, 3]]
     assert np.array_equal(decode(tiff(two)).image, np.full((64, 64, 3), 80))
+    assert decode(tiff(two)).warnings == ("bands_left_out",)
     assert np.array_equal(decode(tiff(two, extra=(0,))).image, np.full((64, 64, 3), 80))
     assert decode(tiff(two, extra=(2,))).image.max() > 100
 

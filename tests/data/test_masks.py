@@ -8,7 +8,8 @@ import pytest
 from picture_files import encoded, png16, png_chunk, tiff
 from PIL import Image
 
-from dreamteacher.data.decode import BadPicture, decode_mask
+from dreamteacher.data.decode import BadPicture
+from dreamteacher.data.masks import decode_mask, is_lossy
 
 IDS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 3
 COLOURS = [(0, 0, 0), (128, 64, 128), (255, 0, 0)]
@@ -65,6 +66,29 @@ def palette(ids: np.ndarray) -> Image.Image:
 )
 def test_colours_of_a_list_are_classes(data):
     assert np.array_equal(decode_mask(data, colours=COLOURS), IDS)
+
+
+def test_unknown_pixels_stay_so_where_a_tool_has_put_a_grey_palette_in_order():
+    ids = np.where(IDS == 2, 255, IDS).astype(np.uint8)
+    assert np.array_equal(decode_mask(encoded(Image.fromarray(ids), "GIF", optimize=True)), ids)
+
+
+def test_a_palette_that_was_never_filled_says_nothing():
+    image = Image.fromarray(IDS)
+    image.putpalette([0] * 768)
+    assert np.array_equal(decode_mask(encoded(image, "PNG")), IDS)
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), [("TIFF", {"compression": "jpeg"}), ("JPEG2000", {"irreversible": True}), ("JPEG", {}), ("AVIF", {})]
+)
+def test_lossy_formats_are_known_whatever_they_lie_in(form, options):
+    assert is_lossy(encoded(Image.fromarray(PAINTED), form, **options))
+
+
+@pytest.mark.parametrize(("form", "options"), [("TIFF", {"compression": "tiff_lzw"}), ("JPEG2000", {}), ("WEBP", {"lossless": True})])
+def test_other_formats_keep_values(form, options):
+    assert not is_lossy(encoded(Image.fromarray(PAINTED), form, **options))
 
 
 def test_a_palette_is_read_by_index_without_a_list():

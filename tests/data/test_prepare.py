@@ -95,6 +95,7 @@ def test_what_is_odd_of_the_picture_comes_along():
     infrared = tiff(np.dstack([PIXELS, PIXELS[..., 0] // 2 + 60]), photometric=2, extra=(2,))
     assert prepared(data=infrared).warnings == ("alpha_is_not_transparency",)
     of_boxes = {
+        "boxes_turned",
         "boxes_empty",
         "boxes_outside",
         "boxes_repeated",
@@ -102,7 +103,9 @@ def test_what_is_odd_of_the_picture_comes_along():
         "one_number_in_pieces",
         "keypoints_outside",
     }  # see test_ingest_boxes, test_instances
-    assert {"alpha_is_not_transparency", "wholly_transparent", "mask_is_unknown", "mask_vanished"} == set(WARNINGS) - of_boxes
+    assert {"bands_left_out", "alpha_is_not_transparency", "wholly_transparent", "mask_is_unknown", "mask_vanished"} == set(
+        WARNINGS
+    ) - of_boxes
     deep = prepared(data=tiff(PIXELS.astype(np.uint16) * 3, photometric=2))
     assert (deep.suffix, deep.mode) == ("png", "uint16x3")
     assert deep.histogram.sum() == 3 * 64 * 96

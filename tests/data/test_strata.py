@@ -38,8 +38,8 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
             (folder / below).mkdir(exist_ok=True)
             Image.fromarray(array).save(folder / below / f"{i:02}.png")
     (folder / "classes.txt").write_text("ground\nthing\nrare\nonce\n")
-    ingest.run(Params(ingest={"val_fraction": 0}), source=folder, out=folder / "data")
-    return ImageSet(folder / "data", "train")
+    ingest.run(Params(ingest={"val_fraction": 0}), source=folder, out=folder.with_name("of-masks"))
+    return ImageSet(folder.with_name("of-masks"), "train")
 
 
 def kinds(images: ImageSet, drawn: list[int]) -> Counter[int]:

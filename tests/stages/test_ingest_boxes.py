@@ -11,7 +11,7 @@ import pytest
 from ingest_sources import facts, manifest, mask_of, picture, reasons, report, run, save
 from PIL import Image
 
-from dreamteacher.data import coco
+from dreamteacher.data import json_elements
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
 
@@ -123,8 +123,8 @@ def test_what_no_box_can_be_is_dropped_or_cut_and_said(tmp_path: Path) -> None:
     boxes = [(3, -5, 5, 15, 4), (3, 5, 5, 0, 4), (3, 100, 100, 5, 5), (3, 4, 4, 4, 4), (3, 4, 4, 4, 4), (90, 4, 4, 4, 4), (3, 9, 9, -3, 2)]
     coco_file(tmp_path / "in/boxes.json", {"0.png": boxes})
     run(tmp_path / "in", tmp_path / "out")
-    assert stored(tmp_path / "out")["0.png"] == [[0, 5, 10, 9, 0, 0], [4, 4, 8, 8, 0, 0], [4, 4, 8, 8, 1, 0]]
-    assert report(tmp_path / "out")["warnings"] == {"boxes_empty": 1, "boxes_outside": 1, "boxes_repeated": 1}
+    assert stored(tmp_path / "out")["0.png"] == [[0, 5, 10, 9, 0, 0], [4, 4, 8, 8, 0, 0], [4, 4, 8, 8, 1, 0], [6, 9, 9, 11, 0, 0]]
+    assert report(tmp_path / "out")["warnings"] == {"boxes_empty": 1, "boxes_outside": 1, "boxes_repeated": 1, "boxes_turned": 1}
 
 
 def test_a_picture_whose_boxes_cannot_be_understood_is_quarantined(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_damaged_coco_file_is_one_line(change: Any, problem: str, tmp_path: Pa
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_json_is_read_piece_by_piece(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coco, "CHUNK", chunk)
+    monkeypatch.setattr(json_elements, "CHUNK", chunk)
     content = {"info": {"year": 2017}, "images": [{"id": 123, "a": "]}"}, {"id": 4}], "n": 12345, "none": [], "numbers": [1, 23, 456]}
     with write(tmp_path / "a.json", json.dumps(content, indent=1)).open() as file:
         found = list(coco.elements(file))

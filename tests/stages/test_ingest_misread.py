@@ -110,11 +110,11 @@ def test_of_a_palette_in_another_order_the_dark_greys_are_the_ids(tmp_path: Path
     ids[:5], ids[5:9] = 1, 2
     order = Image.fromarray(np.array([2, 0, 1], np.uint8)[ids])
     order.putpalette([1, 1, 1, 2, 2, 2, 0, 0, 0])
-    run(masks(tmp_path / "dark", order), tmp_path / "dark/out")
-    assert np.array_equal(ImageSet(tmp_path / "dark/out", "train").label(0), ids)
+    run(masks(tmp_path / "dark", order), tmp_path / "dark-out")
+    assert np.array_equal(ImageSet(tmp_path / "dark-out", "train").label(0), ids)
     order.putpalette([128, 0, 0, 0, 128, 0, 0, 0, 0])  # of colours the numbers count
-    run(masks(tmp_path / "colours", order), tmp_path / "colours/out")
-    assert np.array_equal(ImageSet(tmp_path / "colours/out", "train").label(0), np.array([2, 0, 1])[ids])
+    run(masks(tmp_path / "colours", order), tmp_path / "colours-out")
+    assert np.array_equal(ImageSet(tmp_path / "colours-out", "train").label(0), np.array([2, 0, 1])[ids])
 
 
 def test_palettes_that_a_tool_has_put_in_order_do_not_number_classes(tmp_path: Path) -> None:
@@ -157,6 +157,23 @@ def test_frames_of_a_video_on_both_sides_are_said(tmp_path: Path, capsys: pytest
     assert line in capsys.readouterr().err
     run(tmp_path / "photos", tmp_path / "two", val_fraction=0.3)
     assert line not in capsys.readouterr().err
+
+
+def test_copies_that_were_saved_or_resized_again_are_said(tmp_path: Path) -> None:
+    """Whatever the folders say; and no other pictures, though all have the same ground."""
+    rows, columns = np.mgrid[:96, :96] / 96
+    ground = 200 * np.exp(-6 * ((rows - 0.5) ** 2 + (columns - 0.5) ** 2))
+    for i in range(40):
+        detail = np.kron(np.random.default_rng(i).normal(0, 12, (12, 12)), np.ones((8, 8)))
+        image = Image.fromarray((ground + detail).clip(0, 255).astype(np.uint8))
+        save(image, tmp_path / "in" / ("train" if i < 30 else "val") / f"{i:02}.png")
+        if i in (0, 20):
+            save(image.resize((48, 48), Image.Resampling.BILINEAR), tmp_path / "in/val" / f"small{i}.jpg", quality=80)
+    run(tmp_path / "in", tmp_path / "out")
+    assert report(tmp_path / "out")["near_copies"] == 2
+    pairs = [{"path": f"val/small{i}.jpg", "same_as": f"train/{i:02}.png"} for i in (0, 20)]
+    assert report(tmp_path / "out")["examples"]["near_copies"] == pairs
+    assert any(line.startswith("2 pictures of val look the same as one of train") for line in report(tmp_path / "out")["summary"])
 
 
 @pytest.mark.parametrize(
@@ -268,3 +285,35 @@ def test_labels_in_files_that_are_not_read_are_named_where_a_task_wants_them(tmp
     (tmp_path / "s/depth/0.exr").write_bytes(b"v/1\x01")
     with pytest.raises(UserError, match=r"ingest.task = depth, but .* has no mask.*passed over: 1 .exr \(depth/0.exr\)"):
         run(tmp_path / "s", tmp_path / "out", task="depth")
+
+
+def test_objects_of_coco_without_a_box_have_that_of_their_outline(tmp_path: Path) -> None:
+    save(picture(0), tmp_path / "in/0.png")
+    runs = {"size": [20, 24], "counts": [43, 4, 16, 4, 413]}  # columns 2 and 3, rows 3 to 6
+    shapes: list[dict[str, Any]] = [
+        {"segmentation": runs},
+        {"segmentation": runs | {"counts": "[14`00]<"}, "bbox": []},
+        {"segmentation": [[5, 5, 9, 5, 9, 8]], "bbox": [0, 0, 0, 0]},
+        {"bbox": [1, 2, 3, 4]},
+        {"segmentation": [], "bbox": []},
+    ]
+    annotations = [{"id": i, "image_id": 1, "category_id": 1, **shape} for i, shape in enumerate(shapes)]
+    coco = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": annotations, "categories": [{"id": 1, "name": "car"}]}
+    (tmp_path / "in/coco.json").write_text(json.dumps(coco))
+    run(tmp_path / "in", tmp_path / "out")
+    boxes = ImageSet(tmp_path / "out", "train").label(0).corners.tolist()  # type: ignore[union-attr]
+    assert boxes == [[2, 3, 4, 7], [5, 5, 9, 8], [1, 2, 4, 6]]  # the second is the first once more
+    assert report(tmp_path / "out")["annotations_without_box"] == 1
+
+
+def test_boxes_of_pascal_voc_may_be_written_from_the_other_corner(tmp_path: Path) -> None:
+    corners = {"xmin": 14, "ymin": 9, "xmax": 5, "ymax": 6}
+    box = "".join(f"<{side}>{value}</{side}>" for side, value in corners.items())
+    for i, name in enumerate(("car", "Car")):
+        save(picture(i), tmp_path / "in" / f"{i}.png")
+        xml = f"<annotation><object><name>{name}</name><bndbox>{box}</bndbox></object></annotation>"
+        (tmp_path / "in" / f"{i}.xml").write_text(xml)
+    run(tmp_path / "in", tmp_path / "out")
+    assert ImageSet(tmp_path / "out", "train").label(0).corners.tolist() == [[4, 5, 14, 9]]  # type: ignore[union-attr]
+    assert report(tmp_path / "out")["warnings"] == {"boxes_turned": 2}
+    assert "classes 'Car' and 'car' differ in capitals only; are they one?" in report(tmp_path / "out")["summary"]

@@ -55,6 +55,7 @@ def test_duplicates_are_dropped_and_validation_pictures_leave_train(tmp_path):
     assert report(out)["examples"] == {
         "duplicates": [{"path": f"train/{name}", "same_as": "train/a.png", "labelled": False} for name in ("b.png", "c.bmp")],
         "leaks": [{"path": "train/d.png", "same_as": "val/z.bmp", "labelled": False}],
+        "near_copies": [],
     }
 
 
@@ -80,6 +81,13 @@ def test_the_validation_split_stays_when_data_is_added(tmp_path):
     run(source, tmp_path / "after", val_fraction=0.3, short_side=18)
     after = {row["path"]: row["split"] for row in manifest(tmp_path / "after")}
     assert {name: after[name] for name in before} == before
+
+
+def test_results_do_not_lie_among_the_pictures(tmp_path):
+    save_pictures(tmp_path / "in", "0.png", "1.png")
+    with pytest.raises(UserError, match=r"in/data/set lies in .*in, among the pictures; name a folder outside"):
+        run(tmp_path / "in", tmp_path / "in/data/set")
+    assert sorted(path.name for path in (tmp_path / "in").rglob("*")) == ["0.png", "1.png"]
 
 
 def test_nothing_to_train_on_is_said_in_one_line(tmp_path):
@@ -185,7 +193,7 @@ def test_memory_that_is_too_small_for_a_picture_is_one_line_and_loses_no_picture
         raise OSError("out of memory error when reading image file")
 
     monkeypatch.setattr("dreamteacher.data.decode.load", fail)
-    monkeypatch.setattr("dreamteacher.data.decode.np.empty", fail_to_allocate)
+    monkeypatch.setattr("dreamteacher.data.load.np.empty", fail_to_allocate)
     with pytest.raises(UserError, match=r"main memory is too small; lower ingest\.max_pixels"):
         run(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()

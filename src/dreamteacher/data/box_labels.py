@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-import yaml
 
+from dreamteacher.data import yolo
 from dreamteacher.data.boxes import SUFFIX, TOLERANCE, Boxes
 from dreamteacher.data.coco import Detail, read_coco
 from dreamteacher.data.formats import BadPicture
@@ -24,11 +24,9 @@ from dreamteacher.errors import UserError
 
 FORMS = (("voc", ".xml"), ("yolo", ".txt"), ("labelme", ".json"), ("supervisely", ".json"))  # of a file for each picture
 WORDS = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO", "labelme": "labelme", "supervisely": "Supervisely"}
-NAME_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "obj.names", "labels/classes.txt", "labels/train/classes.txt", "train/classes.txt")
 LOOKED_INTO = 20  # label files of a form that decide whether it is one
 MOST_CLASSES = 10_000
 SMALLEST = 8  # pixels of a side, above which boxes within one pixel are fractions
-OUTSIDE = 0.01  # of the picture, likewise in fractions
 Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name or number of the class, ignored
 
 
@@ -72,11 +70,13 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
                 f"ingest.task = keypoints learns from COCO's keypoints, and {tree} has boxes of {WORDS[form]} (as {first[0]}); "
                 "add such a file, or set ingest.task to detection"
             )
-        if detail and (form == "voc" or (form == "yolo" and not any(_has_polygon(data) for data in contents))):
+        if detail and (form == "voc" or (form == "yolo" and not any(yolo.has_polygon(data) for data in contents))):
             raise UserError(
                 f"ingest.task = instances learns from masks or outlines, and {tree} has boxes of {WORDS[form]} (as {first[0]}); "
                 "add masks, or set ingest.task to detection"
             )
+        if form == "yolo":
+            yolo.refuse_poses(contents, f"{tree}/{first[0]}")
         table.execute("DELETE FROM pairs")
         table.execute(
             f"INSERT OR IGNORE INTO pairs SELECT p.name, min(b.name), count(*) FROM {pairs} "
@@ -84,12 +84,18 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
             [suffix],
         )
         if not classes:
-            classes = _yolo_names(tree) if form == "yolo" else _names_in_files(table, tree, max_bytes, form)
+            classes = yolo.class_names(tree, _lists_of_classes(table)) if form == "yolo" else _names_in_files(table, tree, max_bytes, form)
         without = table.execute(
-            "SELECT count(*) FROM box_files WHERE suffix = ? AND name NOT IN (SELECT mask FROM pairs)", [suffix]
+            "SELECT count(*) FROM box_files WHERE suffix = ? AND name NOT IN (SELECT mask FROM pairs) AND name NOT LIKE '%/classes.txt'",
+            [suffix],
         ).fetchone()[0]
         return BoxSource(form, first, classes, {"boxes_without_picture": without})
     return None
+
+
+def _lists_of_classes(table: sqlite3.Connection) -> list[str]:
+    """Those that tools keep beside the texts of YOLO."""
+    return [name for (name,) in table.execute("SELECT name FROM box_files WHERE name LIKE '%/classes.txt' ORDER BY name LIMIT 100")]
 
 
 def _looks_right(form: str, data: bytes) -> bool:
@@ -99,19 +105,6 @@ def _looks_right(form: str, data: bytes) -> bool:
         return bool(_VOC_ROOT in data and _voc(data)[1] is not None) if form == "voc" else bool(list(_yolo(data, 1, 1)))
     except BadPicture:
         return False
-
-
-def why_no_yolo(data: bytes) -> str | None:
-    """What is wrong in a text that begins as labels of YOLO do; None of any other, and where nothing is."""
-    try:
-        list(_yolo_lines(data))
-    except BadPicture as error:
-        return error.reason if data[:1].isdigit() else None
-    return None
-
-
-def _has_polygon(data: bytes) -> bool:
-    return any(len(line.split()) > 5 for line in data.decode("utf-8", "replace").splitlines())
 
 
 def _names_in_files(table: sqlite3.Connection, tree: Tree, max_bytes: int, form: str) -> list[str]:
@@ -130,39 +123,6 @@ def _names_in_files(table: sqlite3.Connection, tree: Tree, max_bytes: int, form:
                 f"{tree}: the boxes have more than {MOST_CLASSES} class names, such as {min(names)!r}; list the classes in classes.txt"
             )
     return sorted(names)
-
-
-def _yolo_names(tree: Tree) -> list[str] | None:
-    """Those of data.yaml or of a list of another name."""
-    for name in NAME_LISTS:
-        file = tree.open_text(name)
-        if file is None:
-            continue
-        with file:
-            text = file.read()
-        if not name.endswith(("yaml", "yml")):
-            return [class_name(line) for line in text.splitlines() if line.strip()]
-        try:
-            stored = yaml.load(text, yaml.BaseLoader)  # all is text: `no` and 1.0 are names of classes, too
-            if "kpt_shape" in stored:  # some such lines would be read as polygons
-                raise UserError(
-                    f"{tree}/{name} has kpt_shape: its labels are YOLO's poses, which are not read; convert them to COCO's JSON"
-                )
-            names = stored["names"]
-            if isinstance(names, dict):
-                if sorted(map(int, names)) != list(range(len(names))):
-                    raise ValueError("the numbers of names are not 0, 1, 2 and so on")
-                names = [name for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
-            if not names or not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-                raise ValueError("names is no list of names")
-            if stored.get("nc", str(len(names))) != str(len(names)):
-                raise ValueError(f"nc is {stored['nc']}, and {len(names)} are named")
-        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{tree}/{name} does not name the classes ({' '.join(str(error).split())[:100]}); write names: [CLASS, ...]"
-            ) from error
-        return [class_name(str(name)) for name in names]
-    return None
 
 
 _VOC_ROOT = b"<annotation"
@@ -195,11 +155,14 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
     if label.form not in ("yolo", "stored") and len(numbers) and numbers[:, 2:].max() <= 1 and min(upright) > SMALLEST:
         raise BadPicture("its boxes lie within one pixel, as fractions would; write them in pixels")
     classes_of = np.array([class_id(row[4], classes) for row in rows], np.int64)
+    turned = (numbers[:, :2] > numbers[:, 2:]).any()
+    numbers = np.hstack([np.minimum(numbers[:, :2], numbers[:, 2:]), np.maximum(numbers[:, :2], numbers[:, 2:])])
     boxes = Boxes(numbers.astype(np.float32), classes_of, np.array([row[5] for row in rows], bool))
     if turn:
         boxes = boxes.turned_upright(orientation, *stored)
         width, height = upright
-    return _tidy(boxes, width, height)
+    boxes, warnings = _tidy(boxes, width, height)
+    return boxes, ("boxes_turned",) * bool(turned) + warnings
 
 
 def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]]:
@@ -255,13 +218,19 @@ def _voc(data: bytes) -> tuple[Any, list[Row]]:
             if box is None or not name:
                 raise ValueError("an object has no bndbox or no name")
             x1, y1, x2, y2 = (float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
-            if x1 >= x2 or y1 >= y2:
-                x2, y2 = x1 - 1, y1 - 1  # no extent, not a pixel
+            (x1, x2), (y1, y2) = _between_pixels(x1, x2), _between_pixels(y1, y2)
             ignored = (thing.findtext("difficult") or "0").strip() in ("1", "true")
-            rows.append((x1 - 1, y1 - 1, x2, y2, name, ignored))
+            rows.append((x1, y1, x2, y2, name, ignored))
     except (ElementTree.ParseError, ValueError) as error:
         raise BadPicture(f"its .xml is no Pascal VOC annotation: {error}") from error
     return size, rows
+
+
+def _between_pixels(first: float, last: float) -> tuple[float, float]:
+    """Where a span of pixels, which count from 1, begins and ends, either way round; of equal ones no extent, not a pixel."""
+    if first == last:
+        return first, first
+    return (first - 1, last) if first < last else (first, last - 1)
 
 
 def _read_yolo(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
@@ -288,7 +257,7 @@ def outlines_of(label: BoxLabel, upright: tuple[int, int]) -> tuple[Any, list[tu
         entry = json.loads(label.data)
         return entry["size"], [(box[4], outline, bool(box[5])) for box, outline in zip(entry["boxes"], entry["outlines"], strict=True)]
     if label.form == "yolo":
-        rows = [(number, values) for number, values in _yolo_lines(label.data)]
+        rows = [(number, values) for number, values in yolo.read_lines(label.data)]
         if any(len(values) == 4 for _, values in rows):
             raise BadPicture(
                 "its .txt holds boxes, and objects are learnt from polygons; remove those lines or set ingest.task to detection"
@@ -301,34 +270,13 @@ def outlines_of(label: BoxLabel, upright: tuple[int, int]) -> tuple[Any, list[tu
 
 def _yolo(data: bytes, width: int, height: int) -> Iterator[Row]:
     """Boxes on the picture, of polygons their bounds."""
-    for number_of_class, values in _yolo_lines(data):
+    for number_of_class, values in yolo.read_lines(data):
         if len(values) == 4:
             x, y, w, h = values
             x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
         else:
             x1, y1, x2, y2 = _bounds(values)
         yield x1 * width, y1 * height, x2 * width, y2 * height, number_of_class, False
-
-
-def _yolo_lines(data: bytes) -> Iterator[tuple[int, list[float]]]:
-    """Lines `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...` of a polygon, in fractions of the picture."""
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise BadPicture("its .txt is not UTF-8 text") from error
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words:
-            continue
-        try:
-            number_of_class, values = int(words[0].removesuffix(".0")), [float(word) for word in words[1:]]
-        except ValueError as error:
-            raise BadPicture(f"its .txt, line {number}: {line[:40]!r} is not a class number and numbers") from error
-        if number_of_class < 0 or len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
-            raise BadPicture(f"its .txt, line {number} has {len(words)} numbers; a line is `class cx cy w h`, or a class and a polygon")
-        if any(math.isfinite(value) and not -OUTSIDE <= value <= 1 + OUTSIDE for value in values):
-            raise BadPicture(f"its .txt, line {number} holds {max(values):g}; numbers are fractions of the picture, from 0 to 1")
-        yield number_of_class, values
 
 
 def _stored(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:

@@ -17,7 +17,7 @@ _HEX = re.compile(r"(.*[^\s,;])[\s,;]+#([0-9a-fA-F]{6})")
 _NUMBERS_BEHIND = re.compile(r"(.*?[^\s,;])[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
 _NUMBERS_BEFORE = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(.*\S)")
 _TWO_NUMBERS = re.compile(r"\d{1,3}[\s,;]+\d{1,3}[\s,;]+\D")  # of three, the first of which is no number of a class
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _NUMBERED = re.compile(r"(-1|\d+)[\s:,;]+(.*\S)")
 _LABEL_MAP = re.compile(r"([^#:]+):(\d{1,3},\d{1,3},\d{1,3}):[^:]*:[^:]*")  # of CVAT
 _HEADS = re.compile(r"name\s*,\s*r\s*,\s*g\s*,\s*b|pixel value\s*,\s*class|# label:color_rgb:parts:actions", re.IGNORECASE)
@@ -179,7 +179,7 @@ def alike(names: Iterable[str]) -> list[tuple[str, str]]:
     seen: dict[str, str] = {}
     pairs = []
     for name in sorted(names):
-        other = seen.setdefault(str(float(name)) if _NUMBER.fullmatch(name) else name.casefold(), name)
+        other = seen.setdefault(str(float(name)) if NUMBER.fullmatch(name) else name.casefold(), name)
         if other != name:
             pairs.append((other, name))
     return pairs

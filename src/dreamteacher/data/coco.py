@@ -6,18 +6,19 @@ import json
 import posixpath
 import re
 import sqlite3
-from collections.abc import Iterator
-from typing import IO, Any, Literal, NamedTuple
+from collections import Counter
+from typing import Any, Literal, NamedTuple
 
 from dreamteacher.data.items import utf8
+from dreamteacher.data.json_elements import elements
 from dreamteacher.data.keypoint_labels import bounds_of, count_of, read_body, the_body
 from dreamteacher.data.keypoints import Body
 from dreamteacher.data.layout import split_and_rest
 from dreamteacher.data.names import class_name, nfc, tidy
+from dreamteacher.data.run_lengths import bounds_of_runs
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-CHUNK = 1 << 20  # characters
 PEEKED = 1 << 16
 MOST_FILES = 100  # of more JSON files without a picture of their name, each is that of something else
 Detail = Literal["", "outlines", "keypoints"]  # of objects, beside their boxes
@@ -67,9 +68,10 @@ def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coc
     table.execute("CREATE TABLE coco_names (file INTEGER, id INTEGER, name TEXT, PRIMARY KEY (file, id)) WITHOUT ROWID")
     categories: dict[tuple[int, int, str], None] = {}
     bodies: dict[str, Body] = {}
+    left_out: Counter[str] = Counter()
     used = []
     for number, name in enumerate(files):
-        of_file = _import(table, tree, number, name, detail, bodies=bodies)
+        of_file = _import(table, tree, number, name, detail, bodies=bodies, counts=left_out)
         if of_file is not None:
             used.append(name)
             categories |= dict.fromkeys((identity, number, text) for identity, text in of_file.items())
@@ -79,7 +81,7 @@ def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coc
         key, what = {"outlines": ("segmentation", "outlines"), "keypoints": ("keypoints", "them")}[detail]
         raise UserError(f"{tree}/{used[0]} has boxes and no `{key}` of an object; add {what}, or set ingest.task to detection")
     body = the_body(bodies, f"{tree}/{used[0]}") if detail == "keypoints" else None
-    counts = _find_pictures(table, tree, files, detail, list(bodies))
+    counts = _find_pictures(table, tree, files, detail, list(bodies)) | left_out
     if not table.execute("SELECT EXISTS (SELECT 1 FROM labels)").fetchone()[0]:
         (named,) = table.execute("SELECT min(name) FROM coco_pictures").fetchone()
         (there,) = table.execute("SELECT min(name) FROM files WHERE role = 'picture'").fetchone()
@@ -107,15 +109,15 @@ def _is_coco(tree: Tree, name: str) -> bool:
 
 
 def _import(
-    table: sqlite3.Connection, tree: Tree, number: int, name: str, detail: Detail, *, bodies: dict[str, Body]
+    table: sqlite3.Connection, tree: Tree, number: int, name: str, detail: Detail, *, bodies: dict[str, Body], counts: Counter[str]
 ) -> dict[int, str] | None:
     """Copy pictures and boxes of a file into the tables; its categories, or None if it holds no annotations with boxes.
 
-    bodies: gets those of categories with keypoints, by name.
+    bodies: gets those of categories with keypoints, by name. counts: gets how many annotations were left out.
     """
     where = f"{tree}/{name}"
     categories: dict[int, str] = {}
-    boxed = False
+    boxed, without = False, 0
     file = tree.open_text(name)
     assert file, "it was opened before"
     try:
@@ -130,7 +132,11 @@ def _import(
                     row = (number, str(element["id"]), nfc(path), json.dumps([element.get("width"), element.get("height")]))
                     if table.execute("INSERT OR IGNORE INTO coco_pictures VALUES (?, ?, ?, ?)", row).rowcount == 0:
                         raise UserError(f"{where}: two pictures have the id {element['id']}; give each its own")
-                elif key == "annotations" and (box := _box(element, detail)):
+                elif key == "annotations":
+                    box = _box(element, detail)
+                    if box is None:
+                        without += 1
+                        continue
                     boxed = True
                     crowd = bool(element.get("iscrowd") or element.get("ignore"))
                     box_row = (number, str(element["image_id"]), *box, int(element["category_id"]), crowd)
@@ -140,6 +146,7 @@ def _import(
             raise
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{where} is no COCO file of boxes ({what}); mend it, or set ingest.labels to another kind") from error
+    counts["annotations_without_box"] += without if boxed else 0
     if not boxed:  # captions, or a list of test pictures
         table.execute("DELETE FROM coco_pictures WHERE file = ?", [number])
         return None
@@ -163,18 +170,21 @@ def _detail(element: dict[str, Any], detail: Detail) -> str | None:
 
 
 def _box(element: dict[str, Any], detail: Detail = "") -> list[float] | None:
-    """x, y, width, height; of polygons their bounds, and of keypoints; of run lengths alone all 0."""
-    if box := element.get("bbox"):
-        if len(box) != 4:
-            raise ValueError(f"a bbox has {len(box)} numbers")
+    """x, y, width, height; without a bbox that has an extent the bounds of the outline, or of keypoints; None of neither."""
+    box = element.get("bbox")
+    if box and len(box) != 4:
+        raise ValueError(f"a bbox has {len(box)} numbers")
+    if box and (None in box or (float(box[2]) and float(box[3]))):
         return [float(value) for value in box]
-    polygons = element.get("segmentation")
-    if isinstance(polygons, list) and polygons and isinstance(polygons[0], list):
-        xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
+    outline = element.get("segmentation")
+    if isinstance(outline, list) and outline and isinstance(outline[0], list):
+        xs, ys = [x for p in outline for x in p[::2]], [y for p in outline for y in p[1::2]]
         return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    if detail == "keypoints":
-        return bounds_of(element)
-    return [0.0] * 4 if detail == "outlines" and polygons else None
+    if isinstance(outline, dict):
+        return bounds_of_runs(outline)
+    if box:
+        return [float(value) for value in box]
+    return bounds_of(element) if detail == "keypoints" else None
 
 
 def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], detail: Detail, with_keypoints: list[str]) -> dict[str, int]:
@@ -236,69 +246,3 @@ def _the_picture(table: sqlite3.Connection, tree: Tree, file: str, name: str) ->
             f"{tree}/{file}: {name!r} may be {fitting[0][0]} or {fitting[1][0]}; write paths from the folder {tree} into file_name"
         )
     return fitting[0][0] if fitting else None
-
-
-def elements(file: IO[str]) -> Iterator[tuple[str, Any]]:
-    """(key, element) of each array in a JSON object, in their order, with one element in memory at a time; other values are left out.
-
-    Raises:
-        json.JSONDecodeError: it is no such object.
-    """
-    reader = _Reader(file)
-    reader.expect("{")
-    while reader.peek() != "}":
-        key = reader.value()
-        reader.expect(":")
-        if reader.peek() == "[":
-            reader.expect("[")
-            while reader.peek() != "]":
-                yield key, reader.value()
-                if reader.peek() != "]":
-                    reader.expect(",")
-            reader.expect("]")
-        else:
-            reader.value()
-        if reader.peek() != "}":
-            reader.expect(",")
-
-
-class _Reader:
-    """A JSON text, value by value."""
-
-    def __init__(self, file: IO[str]):
-        self._file, self._text, self._at, self._chunk = file, "", 0, CHUNK
-        self._decode = json.JSONDecoder().raw_decode
-
-    def peek(self) -> str:
-        """The next character that is no space."""
-        while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self._at += 1
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._more():
-                raise json.JSONDecodeError("the file ends early", self._text[-20:], self._at)
-
-    def expect(self, mark: str) -> None:
-        if self.peek() != mark:
-            raise json.JSONDecodeError(f"{mark!r} is missing", self._text, self._at)
-        self._at += 1
-
-    def value(self) -> Any:
-        self.peek()
-        self._chunk = CHUNK
-        while True:
-            try:
-                value, end = self._decode(self._text, self._at)
-                if end < len(self._text) or not self._more():  # of a number more digits may follow
-                    self._at = end
-                    return value
-            except json.JSONDecodeError:
-                if not self._more():
-                    raise
-
-    def _more(self) -> bool:
-        more = self._file.read(self._chunk)
-        self._text, self._at = self._text[self._at :] + more, 0
-        self._chunk *= 2  # a long element is decoded a few times only
-        return bool(more)

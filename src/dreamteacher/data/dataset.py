@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from dreamteacher.data.boxes import Boxes
-from dreamteacher.data.decode import BadPicture, decode, decode_mask
+from dreamteacher.data.decode import BadPicture, decode
 from dreamteacher.data.depth import from_tiff
 from dreamteacher.data.instances import from_png
 from dreamteacher.data.keypoints import Body, Keypoints
+from dreamteacher.data.masks import decode_mask
 from dreamteacher.data.several_labels import from_json
 from dreamteacher.data.strata import by_class, by_cluster, in_turns
 from dreamteacher.errors import UserError

@@ -54,7 +54,7 @@ def read_deep(image: Any, data: bytes) -> Deep | None:
 
 def read_deep_tiff(data: bytes, layout: Layout, max_pixels: int) -> Deep:
     """The values of a TIFF's first three bands (one of one or two), whatever Pillow can map. Errors: as `tiff.read_values`."""
-    bands = list(range(layout.colours))
+    bands = list(layout.rgb) if layout.colours == 3 else [0]
     values = tiff.read_values(data, layout, [*bands, *([layout.alpha] if layout.alpha is not None else [])], 8 * max_pixels)
     if layout.bits < 8:
         values = (values * (255 / ((1 << layout.bits) - 1))).round().astype(np.uint8)

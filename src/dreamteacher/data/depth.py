@@ -7,8 +7,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.decode import BadPicture, Picture, decode_values, turn_upright
+from dreamteacher.data.decode import BadPicture, Picture
 from dreamteacher.data.deep import NO_VALUE
+from dreamteacher.data.masks import decode_values, turn_upright
 
 SUFFIX = "depth.tif"  # of a stored label
 NUMPY = b"\x93NUMPY"

@@ -6,8 +6,8 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 
-from dreamteacher.data.box_labels import BoxSource, why_no_yolo
-from dreamteacher.data.class_list import ClassList, alike
+from dreamteacher.data.box_labels import BoxSource
+from dreamteacher.data.class_list import NUMBER, ClassList, alike
 from dreamteacher.data.items import PassedOver
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning
@@ -15,6 +15,7 @@ from dreamteacher.data.names import UNLABELLED
 from dreamteacher.data.table import one
 from dreamteacher.data.tool_labels import name_the_tool
 from dreamteacher.data.trees import Tree
+from dreamteacher.data.yolo import why_no_yolo
 
 LOOKED_INTO = 1 << 15  # characters of a file, by which it is named
 NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write where nothing is
@@ -25,8 +26,10 @@ def doubts(
 ) -> Iterator[str]:
     """Of labels that were found. kind, counts: as `labels.kind_of_labels` and `labels.read_labels` return them."""
     yield from _numbered_classes(table, boxes)
-    if classes and kind in ("csv", "folders"):
-        for name, other in alike(classes.names)[:3]:
+    yield from _shared_labels(table)
+    names = boxes.names if boxes and not boxes.body else classes.names if classes and kind in ("csv", "folders") else None
+    if names:
+        for name, other in alike(names)[:3]:
             how = "differ in capitals only" if name.casefold() == other.casefold() else "are the same number"
             yield f"classes {name!r} and {other!r} {how}; are they one?"
     if classes and kind == "csv":
@@ -87,6 +90,14 @@ def _other_tasks(table: sqlite3.Connection) -> Iterator[str]:
             yield f"{n} files, such as {first}, are passed over; if they are labels of {task}, set ingest.task to {task}"
 
 
+def _shared_labels(table: sqlite3.Connection) -> Iterator[str]:
+    """A line on masks or boxes that are taken for several pictures, as those of A.jpg and A.png have one name."""
+    shared = "SELECT mask, min(picture) AS one, max(picture) AS other FROM pairs GROUP BY mask HAVING count(*) > 1"
+    n, label, first, other = table.execute(f"SELECT count(*), min(mask), one, other FROM ({shared})").fetchone()
+    if n:
+        yield f"{n} masks or files of boxes belong to several pictures (such as {label} to {first} and {other}); give each another name"
+
+
 def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Iterator[str]:
     if boxes and not boxes.names:
         n = one(table, "SELECT count(*) FROM pairs")
@@ -100,5 +111,7 @@ def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int
     if counts["labels_without_picture"]:
         (lost,) = table.execute("SELECT min(name) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)").fetchone()
         yield f"labels.csv names {lost!r}, for one, and there is no such picture (capitals count)"
+    if measured := [name for name in names if NUMBER.fullmatch(name) and not float(name).is_integer()]:
+        yield f"{measured[0]!r} in labels.csv and {len(measured) - 1} other fractions are taken as classes; values are not learnt as such"
     if wrong := [name for name in names if name.lower() in NO_CLASSES]:
         yield f"{wrong[0]!r} in labels.csv was taken as a class; leave the label of pictures without one empty"

@@ -8,9 +8,11 @@ import numpy as np
 
 from dreamteacher.data.box_labels import class_id, outlines_of
 from dreamteacher.data.class_list import ClassList, is_void
-from dreamteacher.data.decode import BadPicture, Picture, decode_numbers, turn_upright
+from dreamteacher.data.decode import BadPicture, Picture
 from dreamteacher.data.instances import from_png, pack
 from dreamteacher.data.items import IGNORE, BoxLabel
+from dreamteacher.data.masks import decode_numbers, turn_upright
+from dreamteacher.data.run_lengths import decode_runs
 
 BACKGROUND = {"background", "bg", "_background_", "__background__"}  # as the first name of a list it is no class of objects
 THOUSAND = 1000  # class x 1000 + number, as Cityscapes counts; smaller values are no objects
@@ -135,29 +137,7 @@ def _drawn(outline: Any, height: int, width: int) -> np.ndarray:
         if not polygons or any(each.ndim != 1 or len(each) < 6 or len(each) % 2 or not (abs(each) <= most).all() for each in polygons):
             raise ValueError
         return coco.decode(coco.frPyObjects([each.tolist() for each in polygons], height, width)).any(2)
-    counts = outline["counts"]
-    counts = _decompressed(counts) if isinstance(counts, str) else [int(count) for count in counts]
-    if [int(side) for side in outline["size"]] != [height, width] or min(counts, default=-1) < 0 or sum(counts) != height * width:
-        raise ValueError
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
-
-
-def _decompressed(text: str) -> list[int]:
-    """COCO's run lengths: digits of 5 bits from the character 0, the lowest first; from the fourth on differences to the one but last."""
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        digit = ord(character) - ord("0")
-        if not 0 <= digit < 64 or shift > 60:
-            raise ValueError
-        value |= (digit & 31) << shift
-        shift += 5
-        if digit & 32:
-            continue
-        value -= (digit & 16) << (shift - 4)
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    return counts
+    return decode_runs(outline, height, width)
 
 
 def read_stored(data: bytes, classes: list[str] | None) -> np.ndarray:

@@ -122,7 +122,8 @@ class Found:
     classes: None if the source does not say. labels: their kind; wanted: they were looked for. where: where they lie, in words. has_val:
     the source has its own validation split.
     counts, passed_over: what was seen and left out; notes: what else may be a mistake, a line each; complete once the items are read.
-    arrived: of the second place, whose pictures are among the items. task: a key of KINDS_OF_TASK, or AUTO. body: of keypoints.
+    arrived: of the second place, whose pictures are among the items. examples: the first of what `counts` counts. task: a key of
+    KINDS_OF_TASK, or AUTO. body: of keypoints.
     """
 
     items: Iterator[Item]
@@ -137,6 +138,7 @@ class Found:
     arrived: Found | None = None
     task: str = AUTO
     body: Body | None = None
+    examples: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager

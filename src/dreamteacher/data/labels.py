@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import IO
 
-from dreamteacher.data.class_list import ClassList, require_mask_classes, require_two
+from dreamteacher.data.class_list import NUMBER, ClassList, require_mask_classes, require_two
 from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
 from dreamteacher.data.layout import meaning
@@ -110,13 +110,13 @@ def kind_of_labels(
 
 def read_labels(
     table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None, task: str = AUTO
-) -> tuple[ClassList | None, dict[str, int]]:
-    """The classes, and counts of labels without use; fills the table `labels`.
+) -> tuple[ClassList | None, dict[str, int], dict[str, str]]:
+    """The classes, and of labels without use how many there are and the first of a kind; fills the table `labels`.
 
     Raises:
         UserError: they cannot be understood, or folders may be splits and no classes.
     """
-    counts, names = {}, classes.names if classes else None
+    counts, examples, names = {}, {}, classes.names if classes else None
     if kind == "csv":
         values = _read_csv(table, tree, several=task == "multilabel")
         n_labels = one(table, "SELECT count(*) FROM labels")
@@ -135,8 +135,9 @@ def read_labels(
             named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
             raise UserError(f"{tree}/labels.csv names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
     elif kind == "folders":
-        names, counts["folders_without_class"] = _classes_of_folders(table, tree, names)
-        classes = ClassList(names)
+        names, strange = _classes_of_folders(table, tree, names)
+        classes, counts["folders_without_class"] = ClassList(names), len(strange)
+        examples |= {"folders_without_class": strange[0]} if strange else {}
     elif kind == "masks":
         if task == "instances":
             classes = classes or ClassList([ONLY_CLASS])
@@ -146,8 +147,10 @@ def read_labels(
             classes = None
         else:
             classes = require_mask_classes(classes, str(tree), _other_list(tree))
-        counts["masks_without_picture"] = one(table, f"SELECT count(*) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})")
-    return classes, counts
+        lost = f"SELECT count(*), min(name) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})"
+        counts["masks_without_picture"], first = table.execute(lost).fetchone()
+        examples |= {"masks_without_picture": first} if first else {}
+    return classes, counts, examples
 
 
 def _other_list(tree: Tree) -> str | None:
@@ -160,15 +163,15 @@ def _other_list(tree: Tree) -> str | None:
     return None
 
 
-def _classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> tuple[list[str], int]:
-    """The classes, and how many folders are none of them; what lies in such folders has no label from here on."""
+def _classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> tuple[list[str], list[str]]:
+    """The classes, and the folders that are none of them; what lies in such folders has no label from here on."""
     of_pictures = "FROM files WHERE role = 'picture'"
     names = [name for (name,) in table.execute(f"SELECT DISTINCT class {of_pictures} AND class != '' ORDER BY class")]
     if not classes:
         _refuse_unknown_splits(table, tree, names)
-    strange = set(names) - set(classes or names)
+    strange = sorted(set(names) - set(classes or names))
     table.executemany("UPDATE files SET class = '' WHERE class = ?", [(name,) for name in strange])
-    return classes or names, len(strange)
+    return classes or names, strange
 
 
 def _refuse_unknown_splits(table: sqlite3.Connection, tree: Tree, names: list[str]) -> None:
@@ -272,4 +275,4 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[s
         except csv.Error as error:
             raise UserError(f"{where}: {error}; write it as comma-separated values") from error
     values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
-    return sorted(values, key=lambda value: (0, int(value), "") if value.isdecimal() else (1, 0, value))
+    return sorted(values, key=lambda value: (0, float(value), value) if NUMBER.fullmatch(value) else (1, 0, value))

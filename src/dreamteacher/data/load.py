@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from dreamteacher.data import tiff
 from dreamteacher.data.deep import Deep, jpeg_2000_facts, read_deep, read_deep_tiff
-from dreamteacher.data.formats import FORMATS, BadPicture
+from dreamteacher.data.formats import FORMATS, BadPicture, name_what_it_is
+from dreamteacher.data.metadata import without_metadata
 from dreamteacher.data.tiff import Layout
+from dreamteacher.errors import is_memory_error
 
+SMALL_BLOCK = 64 << 20  # bytes
+MOST_PROBED = 1 << 28  # pixels
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 MOST_ZEROS = 64  # bytes in a row, more than which no JPEG holds before its end
 # `_check_size` below compares the header's size with the caller's own limit before any pixel is decoded, which may be higher than Pillow's.
 Image.MAX_IMAGE_PIXELS = None
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,42 @@ class Source:
     mode: str
     lossless: bool
     frames: int
+
+
+def whatever_the_metadata(read: Callable[[bytes, int | None], _T], data: bytes, what: str, max_pixels: int) -> _T:
+    """read(data, None); if the file seems damaged, once more without its metadata, which may be all that is, and with its orientation."""
+    if not data:
+        raise BadPicture(f"{what} is empty (0 bytes)")
+    try:
+        return read(data, None)
+    except BadPicture:
+        raise
+    except Exception as error:  # Pillow's parsers raise almost anything
+        _raise_if_memory_is_short(error, max_pixels)
+        first = error
+    try:
+        plain = without_metadata(data)
+        if plain:
+            return read(*plain)
+    except Exception as error:  # what is wrong is said of the whole file
+        _raise_if_memory_is_short(error, max_pixels)
+    if isinstance(first, UnidentifiedImageError):
+        raise BadPicture(name_what_it_is(data, what)) from first
+    words = re.sub(r"0x[0-9a-f]+|\s+", " ", str(first)).strip()[:200]
+    raise BadPicture(f"damaged {what}: {words or type(first).__name__}") from first
+
+
+def _raise_if_memory_is_short(error: Exception, max_pixels: int) -> None:
+    """A good picture must not be called damaged because memory for it could not be allocated, nor a damaged one end the stage.
+
+    Some libraries report an allocation that failed as damaged data, and some a damaged size as an allocation that failed. So
+    allocation is tried: as much as the largest picture needs, or, where the error says nothing of memory, a small block.
+    """
+    try:
+        claimed = is_memory_error(error) or "could not create decoder object" in str(error)  # the latter: WebP
+        np.empty(4 * min(max_pixels, MOST_PROBED) if claimed else SMALL_BLOCK, np.uint8)  # not filled, which would take 50 ms
+    except MemoryError:
+        raise MemoryError(str(error)) from error
 
 
 def load(data: bytes, max_pixels: int, min_side: int) -> Source:
@@ -71,7 +116,7 @@ def _load_tiff(data: bytes, max_pixels: int, min_side: int) -> Source:
     layout = tiff.read_layout(data)
     _check_size(layout.width, layout.height, max_pixels, min_side)
     _check_size(*layout.tile, max_pixels, 1)  # a tile is decompressed as a whole, whatever part of it is picture
-    image = None if layout.is_deep else _open_tiff(data, layout)
+    image = None if layout.is_deep or layout.rgb != tiff.FIRST_THREE else _open_tiff(data, layout)
     if image is None or (layout.colours == 3 and image.mode == "L"):  # Pillow passes over bands in planes of their own
         deep = read_deep_tiff(data, layout, max_pixels)
         bands = f"x{layout.bands}" if layout.bands > 1 else ""
@@ -125,3 +170,11 @@ def without_other_band(source: Source, data: bytes) -> Image.Image:
     ):
         return image.convert({"RGBA": "RGB", "LA": "L", "PA": "RGB"}[image.mode])
     return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of a picture of any of Pillow's pixel types."""
+    if image.mode == "LAB":
+        to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+        return to_rgb.apply(image)
+    return image.convert("RGB")

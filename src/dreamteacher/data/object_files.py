@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dreamteacher.data.decode import BadPicture, Picture, decode_numbers, turn_upright
+from dreamteacher.data.decode import BadPicture, Picture
 from dreamteacher.data.instance_labels import THOUSAND, refuse_interpolated
 from dreamteacher.data.instances import pack
 from dreamteacher.data.items import AUTO
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning, without_image_tail
+from dreamteacher.data.masks import decode_numbers, turn_upright
 from dreamteacher.data.table import BY_TAIL, FINDS_ITS_PICTURE, tell_masks_from_pictures
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError

@@ -13,7 +13,7 @@ from dreamteacher.data.box_labels import read_boxes
 from dreamteacher.data.boxes import SUFFIX as BOXES
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.class_list import ClassList
-from dreamteacher.data.decode import BadPicture, Picture, decode, decode_mask, is_lossy, turn_upright
+from dreamteacher.data.decode import BadPicture, Picture, decode
 from dreamteacher.data.depth import SUFFIX as DEPTH
 from dreamteacher.data.depth import read_depth, to_tiff
 from dreamteacher.data.instance_labels import in_pieces, object_classes, read_instance_mask, read_outlines, read_stored
@@ -23,10 +23,11 @@ from dreamteacher.data.items import AUTO, IGNORE, Item
 from dreamteacher.data.keypoint_labels import read_keypoints
 from dreamteacher.data.keypoints import SUFFIX as KEYPOINTS
 from dreamteacher.data.keypoints import Body, Keypoints
+from dreamteacher.data.masks import is_lossy, read_mask, turn_upright
 from dreamteacher.data.object_files import read_object_files
 from dreamteacher.data.several_labels import SUFFIX as LABELS
 from dreamteacher.data.several_labels import to_json, to_label
-from dreamteacher.data.signs import numbers_of_colours, thin_between, thumbnail
+from dreamteacher.data.signs import thin_between, thumbnail
 
 DENSE = {"instances": (INSTANCES, to_png), "depth": (DEPTH, to_tiff)}  # task -> suffix and form of a map that is its label
 LARGEST_ID = 65535  # of a class that has no name
@@ -105,13 +106,12 @@ def prepare(
     boxes: Boxes | None = None
     dense, more = _read_dense(item, picture, classes, max_pixels, task=task) if task in DENSE else (None, ())
     warnings = (*warnings, *more)
-    stored = (height, width) if picture.orientation > 4 else (width, height)
     keypoints: Keypoints | None = None
     if item.boxes and body:
-        keypoints, more = read_keypoints(item.boxes, body, stored, picture.orientation)
+        keypoints, more = read_keypoints(item.boxes, body, picture.stored_size, picture.orientation)
         warnings = (*warnings, *more)
     elif item.boxes and task not in DENSE:
-        boxes, more = read_boxes(item.boxes, classes.names if classes else None, stored, picture.orientation)
+        boxes, more = read_boxes(item.boxes, classes.names if classes else None, picture.stored_size, picture.orientation)
         warnings = (*warnings, *more)
     mask: np.ndarray | None = None
     palette: dict[int, int] = {}
@@ -180,8 +180,7 @@ def _read_dense(
         depth = None if item.mask is None else read_depth(item.mask, picture, max_pixels)
         return (depth, ()) if depth is None or depth.any() else (None, ("mask_is_unknown",))
     if item.boxes:
-        stored = (height, width) if picture.orientation > 4 else (width, height)
-        return read_outlines(item.boxes, classes.names if classes else [], stored, picture.orientation)
+        return read_outlines(item.boxes, classes.names if classes else [], picture.stored_size, picture.orientation)
     if item.parts:
         return read_object_files(item.parts, picture, max_pixels)
     if item.mask is None:
@@ -196,10 +195,10 @@ def _read_dense(
 
 
 def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: int) -> tuple[np.ndarray, dict[int, int]]:
-    """The mask as it lies on the upright picture, checked, in the ids of `classes.mask_names`; of its palette the number of each colour."""
+    """The mask as it lies on the upright picture, checked, in the ids of `classes.mask_names`; the palette of `read_mask`."""
     height, width = picture.image.shape[:2]
     try:
-        mask = decode_mask(data, max_pixels=max_pixels, colours=classes.colours)
+        mask, palette = read_mask(data, max_pixels=max_pixels, colours=classes.colours)
         if picture.orientation > 4 and width != height and mask.shape == (width, height):
             mask = turn_upright(mask, picture.orientation)  # it was drawn on the picture as it lies in the file
         _check(mask, width, height, classes.names)
@@ -211,7 +210,7 @@ def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: in
         raise
     if classes.colours is None and is_lossy(data):
         raise BadPicture("mask is in a lossy format, such as JPEG, which changes ids; store masks as PNG")
-    return classes.mask_ids()[mask], {} if classes.colours else numbers_of_colours(data, mask)
+    return classes.mask_ids()[mask], palette
 
 
 def _check(mask: np.ndarray, width: int, height: int, classes: list[str]) -> None:

@@ -36,6 +36,10 @@ class Seen:
         row = self._table.execute(f"SELECT split, name, label FROM seen WHERE hash IN ({marks}) ORDER BY name LIMIT 1", hashes).fetchone()
         return Kept(*row) if row else None
 
+    def name_of(self, digest: bytes) -> str:
+        """The name of a kept picture, by a hash of its own."""
+        return str(self._table.execute("SELECT name FROM seen WHERE hash = ?", [digest]).fetchone()[0])
+
     def keep(self, hashes: Sequence[bytes], kept: Kept) -> None:
         """Remember `hashes` as those of `kept`, where they are not known yet."""
         self._table.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?)", [(value, *kept) for value in hashes])

@@ -203,7 +203,7 @@ def _members(url: str, split: str | None, stream: IO[bytes], max_bytes: int) -> 
     met: dict[str, str] = {}
     with tarfile.open(fileobj=stream, mode="r|*") as tar:
         for member in tar:
-            if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
+            if (member.isreg() or member.islnk() or member.issym()) and not re.match(r"__[^/]*__($|/)", member.name):
                 role, other_split = _what_folders_say(posixpath.dirname(member.name))
                 met.setdefault(role, member.name)
                 masks = met.get("mask") or ("image" in met and met.get("mask?"))
@@ -213,10 +213,18 @@ def _members(url: str, split: str | None, stream: IO[bytes], max_bytes: int) -> 
                         "shards; unpack it and name the folder as source, or make shards of KEY.jpg and KEY.mask.png with train or val in "
                         "their names"
                     )
-                file = tar.extractfile(member)
-                data = too_large(member.size) if member.size > max_bytes else file.read() if file else b""
-                yield {"fname": member.name, "data": data, "__url__": url}
+                yield {"fname": member.name, "data": _content(tar, member, max_bytes), "__url__": url}
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes | OSError:
+    """What the file holds, or why it is not read."""
+    if not member.isreg():
+        return OSError(0, "it is a link in the tar, without content; write the shard with tar --dereference --hard-dereference")
+    if member.size > max_bytes:
+        return too_large(member.size)
+    file = tar.extractfile(member)
+    return file.read() if file else b""
 
 
 @lru_cache(maxsize=1024)

@@ -1,13 +1,10 @@
-"""Signs that a set is not what it seems: masks that were smoothed or whose palettes differ, pictures that are frames of a video."""
+"""Signs that a set is not what it seems: masks that were smoothed, pictures that are frames of a video."""
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.formats import FORMATS
 from dreamteacher.data.items import IGNORE
 
 SIDE = 16  # of a thumbnail
@@ -30,23 +27,6 @@ def thin_between(mask: np.ndarray) -> np.ndarray:
     thin = ~(maximum_filter((~thin).astype(np.uint8), 3) > 0)
     between = (minimum_filter(part, 5) < part) & (maximum_filter(known, 5) > part)
     return np.bincount(part[thin & between], minlength=256)
-
-
-def numbers_of_colours(data: bytes, mask: np.ndarray) -> dict[int, int]:
-    """{colour: number} of what a mask uniquely uses of its palette; {} without one. mask: its numbers. Where files of a set differ, a tool
-    has put their palettes in order, and the numbers are no classes."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.mode != "P":
-            return {}
-        palette = np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3) @ [65536, 256, 1]
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's parsers raise almost anything; the mask itself was read without its metadata
-        return {}
-    used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[: len(palette)])
-    colours, first, counts = np.unique(palette[used], return_index=True, return_counts=True)
-    return {int(colour): int(used[i]) for colour, i, n in zip(colours, first, counts, strict=True) if n == 1}
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:

@@ -29,14 +29,8 @@ from dreamteacher.data.lookalike import refuse_unknown_masks
 from dreamteacher.data.names import Row, read_list, row
 from dreamteacher.data.object_files import parts_of, require_classes_of_objects, take_masks
 from dreamteacher.data.shard_source import are_shards, expand, find_in_shards
-from dreamteacher.data.table import (
-    choose_the_val_split,
-    one,
-    open_table,
-    respect_classes,
-    split_by_lists,
-    split_by_outer_folders,
-)
+from dreamteacher.data.splits import choose_the_val_split, split_by_files, split_by_outer_folders
+from dreamteacher.data.table import one, open_table, respect_classes
 from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
 from dreamteacher.errors import UserError
 from dreamteacher.files import digest_in_any_order, sha256_of
@@ -138,7 +132,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     names = class_list.names if class_list else None
     respect_classes(table, names)
     task, n_of_parts = take_masks(table, tree, labels, task, max_bytes)
-    split_by_outer_folders(table)
+    split_by_outer_folders(table, tree)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
             return find_in_shards(shards, labels, max_bytes, task)
@@ -146,9 +140,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
             raise _no_pictures(table, place, passed_over)
     if labels == "boxes":  # masks are not asked for, nor Pascal VOC's lists of pictures that have some
         table.execute("DELETE FROM pairs")
-    lists = split_by_lists(table, tree, passed_over.lists)
-    for name in set(passed_over.lists) - set(lists):
-        passed_over.add(name)
+    splits = split_by_files(table, tree, sorted(passed_over.lists))
     boxes = _find_boxes(table, tree, labels, names, max_bytes, task=task) if "boxes" in kinds else None
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
@@ -160,16 +152,20 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         require_classes_of_objects(table, tree, object_classes(class_list), max_bytes, has_parts=n_of_parts > 0)
     if class_list:
         require_classes(class_list, kind, f"{tree}/classes.txt", task)
-    classes, counts = read_labels(table, tree, kind, class_list, task)
+    classes, counts, examples = read_labels(table, tree, kind, class_list, task)
     if boxes:
         classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
     _pass_over_box_files(table, boxes, passed_over)
-    counts["unprintable_names"] = passed_over.unprintable
-    counts["beside_masks"] = one(table, "SELECT count(*) FROM files WHERE role = 'extra'")
-    counts["left_out_as_test"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'")
+    counts |= {
+        "unprintable_names": passed_over.unprintable,
+        "beside_masks": one(table, "SELECT count(*) FROM files WHERE role = 'extra'"),
+        "left_out_as_test": one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'"),
+    }
     if has_val and kind != "none":
-        counts["outside_of_splits"] = one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
-    notes = [f"the splits are those of {', '.join(lists[:4])}"] if lists else []
+        outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
+        counts["outside_of_splits"] = splits.n_unlisted or one(table, outside)
+    notes = [f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []
+    notes += splits.notes
     notes += doubts(table, kind, boxes, classes, counts)
     if labels == "auto" and kind == "none":
         notes += why_no_labels(table, tree, names, passed_over)
@@ -177,7 +173,9 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
     where = _where(table, kind, tree, boxes) + (", a file for each object" if n_of_parts and kind == "masks" else "")
     body = boxes.body if boxes else None
-    return Found(items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task, body=body)
+    return Found(
+        items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task, body=body, examples=examples
+    )
 
 
 @contextmanager

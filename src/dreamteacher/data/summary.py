@@ -24,6 +24,7 @@ ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the 
     "left_out_as_test": "pictures of the test split were left out",
     "outside_of_splits": "pictures lie neither in train nor in val; they are for training",
     "boxes_without_picture": "pictures with boxes, or files of boxes, have no picture here",
+    "annotations_without_box": "annotations of COCO files have neither bbox nor segmentation, and were dropped",
     "boxes_of_no_entry": "boxes name an image_id that `images` lacks, and were dropped",
     "labels_without_picture": "lines of labels.csv name no picture",
     "masks_without_picture": "masks belong to no picture",
@@ -68,7 +69,7 @@ def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
     """The content of report.json; `lines` are those of `summarise`."""
     counts, names = tally.counts, class_names(found, tally)
     weights = {split: _weights(tally, split, len(names)) for split in SPLITS}  # pixels, boxes or pictures of each class
-    report: dict[str, Any] = {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks")}
+    report: dict[str, Any] = {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks", "near_copies")}
     report |= {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
     report |= found.counts | {name: counts[name] for name in COPIES}
     report |= {name: counts[name] for name in ("reduced", "files_of_many", "pictures_in_them")}
@@ -190,6 +191,12 @@ def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
                 f"class {name!r} is nearly everywhere a thin line between a lower and a higher number, as where masks were resized with "
                 "smoothing; resize them with nearest neighbour"
             )
+    n_white, others = tally.counts["masks_of_0_and_255"], tally.counts["masks_without_255"]
+    if n_white and others and n_white + others == tally.counts["labelled_train"] + tally.counts["labelled_val"]:
+        yield (
+            f"{n_white} masks hold only 0 and 255, and the other {others} have no 255, which means unknown; if it is the object in those, "
+            "write its class id in all masks"
+        )
     values = tally.mask_values["train"] + tally.mask_values["val"]
     unknown = values[IGNORE] / max(values.sum(), 1)
     if unknown > 0.5:
@@ -207,6 +214,13 @@ def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
         yield (
             f"{counts['alike_across_splits']} pictures of train and val that follow each other by name look alike, as frames of a video "
             "do, so that figures would be too good; put whole videos or scenes into a folder val/"
+        )
+    if counts["near_copies"]:
+        first = tally.examples["near_copies"][0]
+        yield (
+            f"{counts['near_copies']} pictures of val look the same as one of train, saved or resized again or the next frame (such as "
+            f"{first['path']} and {first['same_as']}; all are in report.json), so that figures would be too good; take them out of one of "
+            "both"
         )
     yield from _left_out(found, "")
     if found.arrived:
@@ -229,7 +243,8 @@ def _left_out(found: Found, which: str) -> Iterator[str]:
             yield f"{count} {which}{text} (such as {example})"
     for name, text in ODDITIES.items():
         if found.counts.get(name):
-            yield f"{found.counts[name]} {which}{text}"
+            example = f" (such as {found.examples[name]})" if name in found.examples else ""
+            yield f"{found.counts[name]} {which}{text}{example}"
 
 
 def _weights(tally: Tally, split: str, n: int) -> np.ndarray:

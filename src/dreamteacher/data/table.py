@@ -8,13 +8,10 @@ from __future__ import annotations
 import posixpath
 import re
 import sqlite3
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from dreamteacher.data.items import utf8
-from dreamteacher.data.layout import meaning, split_and_rest
-from dreamteacher.data.names import UNLABELLED, Row, nfc, row, tidy
-from dreamteacher.data.trees import ALL_PICTURES, SPLIT_LIST, Tree
+from dreamteacher.data.layout import meaning
+from dreamteacher.data.names import UNLABELLED, Row, nfc
 
 # A mask `m` and a picture `p` belong together if they share a key; the pairs of columns in the order of how telling they are.
 KEYS = (("key", "key"), ("key2", "key"), ("key", "key2"), ("key2", "key2"))
@@ -107,64 +104,3 @@ def respect_classes(table: sqlite3.Connection, classes: list[str] | None) -> Non
     if classes and len(tops) > 1 and tops <= set(classes):
         named = [(top,) for top in tops if meaning(top).role or meaning(top).split is not None]
         table.executemany("UPDATE files SET role = 'picture', key2 = NULL, split = NULL, class = top WHERE top = ?", named)
-
-
-def split_by_outer_folders(table: sqlite3.Connection) -> None:
-    """Outermost folders that differ in the word of a split alone, such as uavid_train and uavid_val, are these splits."""
-    families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
-    for (top,) in table.execute("SELECT DISTINCT top FROM files WHERE split IS NULL LIMIT 1000"):
-        if meaning(top).split is None and (found := split_and_rest(top)):
-            families[found[1]][top] = found[0]
-    for family in families.values():
-        if "train" in family.values() and len(set(family.values())) > 1:
-            table.executemany(
-                "UPDATE files SET split = ?, class = CASE class WHEN top THEN below ELSE class END WHERE split IS NULL AND top = ?",
-                [(split, top) for top, split in family.items()],
-            )
-
-
-def split_by_lists(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> list[str]:
-    """Pictures whose folders name no split take that of the lists (Pascal VOC's ImageSets); what several name is val before test before
-    train.
-
-    Returns:
-        The lists that name pictures.
-    """
-    table.execute("CREATE TABLE listed (key TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
-    task = "/Segmentation/" if one(table, "SELECT EXISTS (SELECT 1 FROM pairs)") else "/Main/"
-    chosen = [name for name in lists if task in name] or [name for name in lists if "/Main/" not in name and "/Segmentation/" not in name]
-    used = []
-    for name in sorted(chosen, key=lambda name: (("train", "test", "val").index(_split_of_list(name)), name)):
-        rows = ((key, _split_of_list(name)) for key in _keys_in_list(tree, name))
-        table.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
-        used.append(name)
-    changed = table.execute(
-        "UPDATE files SET split = (SELECT split FROM listed WHERE listed.key = files.key) "
-        "WHERE role = 'picture' AND split IS NULL AND key IN (SELECT key FROM listed)"
-    ).rowcount
-    return used if changed else []
-
-
-def _split_of_list(name: str) -> str:
-    stem = posixpath.basename(name)
-    return "train" if stem.startswith("train") else "test" if stem.startswith("test") else "val"
-
-
-def _keys_in_list(tree: Tree, name: str) -> Iterator[str]:
-    """The keys of the pictures that the lines name by their stems; a number behind one, or its mask, is passed over."""
-    found, lines = SPLIT_LIST.search(name), tree.open_text(name)
-    assert found and lines, "lists are files that match"
-    with lines, utf8(f"{tree}/{name}"):
-        for line in lines:
-            words = line.split()
-            picture = tidy(words[0].lstrip("/") if len(words) == 2 else line.strip())
-            stem, suffix = posixpath.splitext(picture)
-            if stem:
-                yield row(f"{name[: found.start(2)]}{stem if suffix.lower() in ALL_PICTURES else picture}.jpg").key
-
-
-def choose_the_val_split(table: sqlite3.Connection) -> bool:
-    """Whether the source has its own val split: folders named val, else those named dev or eval, which are test beside val."""
-    has_val = one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture' AND split = 'val')")
-    changed = table.execute("UPDATE files SET split = ? WHERE split = 'val?'", ["test" if has_val else "val"]).rowcount
-    return bool(has_val or changed)

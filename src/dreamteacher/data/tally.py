@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dreamteacher.data.depth import DepthCounts
-from dreamteacher.data.items import TASKS, Item
+from dreamteacher.data.items import IGNORE, TASKS, Item
 from dreamteacher.data.prepare import Prepared
 from dreamteacher.data.seen import Kept
 from dreamteacher.data.signs import alike
@@ -55,7 +55,7 @@ class Tally:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     tasks: set[str] = field(default_factory=set)
     reasons: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))  # examples: of the source, of what came in
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"duplicates": [], "leaks": []})
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"duplicates": [], "leaks": [], "near_copies": []})
     manifest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, picture: Prepared, split: str) -> None:
@@ -98,6 +98,8 @@ class Tally:
         self.source_values += before
         self.pictures_with[split] += before > 0
         self.thin += picture.thin
+        self.counts["masks_without_255"] += before[IGNORE] == 0
+        self.counts["masks_of_0_and_255"] += bool(before[IGNORE] and before[0] and not before[1:IGNORE].any())
         self.counts["other_palettes"] += any(self.palette.get(colour, n) != n for colour, n in picture.palette.items())
         if len(self.palette) < MOST_COLOURS:
             self.palette = picture.palette | self.palette
@@ -121,6 +123,12 @@ class Tally:
         if len(self.examples[kind]) < EXAMPLES:
             example = {"path": name, "same_as": other.name, "labelled": picture.label is not None}
             self.examples[kind].append(example | ({"label_lost": True} if lost else {}))
+
+    def add_near_copy(self, of_val: str, of_train: str) -> None:
+        """A picture of val that looks the same as one of train."""
+        self.counts["near_copies"] += 1
+        if len(self.examples["near_copies"]) < EXAMPLES:
+            self.examples["near_copies"].append({"path": of_val, "same_as": of_train})
 
     @property
     def task(self) -> str | None:

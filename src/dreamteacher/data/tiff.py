@@ -18,6 +18,7 @@ from dreamteacher.data.tiff_tags import (
     EXTRA,
     FILL_ORDER,
     FORMAT,
+    GDAL,
     HEIGHT,
     NODATA,
     PHOTOMETRIC,
@@ -44,6 +45,9 @@ from dreamteacher.data.tiff_tags import (
 _KINDS = {1: "unsigned integer", 2: "signed integer", 3: "float", 4: "unsigned integer", 5: "complex integer", 6: "complex"}
 # Lossless compressions, whose stream is the same bytes whatever the samples mean; the differences of a predictor are undone here.
 _PLAIN, _WITH_PREDICTOR = {1, 32773}, {5, 8, 32946, 34925, 50000}
+JPEG = {6, 7}  # compressions
+FIRST_THREE = (0, 1, 2)
+_COLOUR_OF_BAND = re.compile(rb'<Item name="(?:COLORINTERP|DESCRIPTION)" sample="(\d{1,4})"[^>]*>\s*(red|green|blue)\s*<', re.IGNORECASE)
 _COMPRESSIONS = {6: "old JPEG", 7: "JPEG", 34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 34887: "LERC", 50002: "JPEG XL"}
 _PHOTOMETRICS = {
     4: "a transparency mask",
@@ -61,7 +65,8 @@ class Layout:
 
     frames: pictures of full size in the file. bits: of each sample, 0 if they differ. kind: SampleFormat (1 unsigned, 2 signed,
     3 float, 5 and 6 complex). alpha: index of the band that the file calls transparency, None if it calls none so; premultiplied: by
-    it. nodata: GDAL's marker.
+    it. nodata: GDAL's marker. rgb: indices of the bands that are red, green and blue, where there are three: those that GDAL names so, else
+    the first.
     """
 
     order: str
@@ -80,11 +85,17 @@ class Layout:
     nodata: float | None
     orientation: int
     is_first: bool
+    rgb: tuple[int, int, int] = FIRST_THREE
 
     @property
     def is_deep(self) -> bool:
         """Its samples are more than unsigned bytes. (Ink of 16 bits is left to Pillow, which takes the high byte.)"""
         return self.photometric not in (3, 5) and (self.bits > 8 or self.bits == 0 or self.kind not in (1, 4))
+
+    @property
+    def leaves_out_bands(self) -> bool:
+        """It has bands that are neither shown nor transparency. (Ink has four.)"""
+        return self.photometric != 5 and self.bands - (self.alpha is not None) not in (1, 3)
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -155,10 +166,23 @@ def read_layout(data: bytes) -> Layout:
         nodata=nodata,
         orientation=orientation_in(tags),
         is_first=chosen is directories[0],
+        rgb=_named_colours(tags, bands),
     )
     if min(layout.width, layout.height, layout.bands) < 1:
         raise ValueError("a picture without pixels")
     return layout
+
+
+def _named_colours(tags: dict[int, tuple], bands: int) -> tuple[int, int, int]:
+    """Indices of the bands that GDAL's metadata names red, green and blue (as satellites come: blue first), where all three are there once
+    and can be read out of their order; else the first."""
+    found = _COLOUR_OF_BAND.findall(b"".join(tags.get(GDAL, ())))
+    named = {(name.lower(), int(band)) for band, name in found if int(band) < bands}
+    by_name = dict(named)
+    readable = one_number(tags, COMPRESSION, 1) in _PLAIN | _WITH_PREDICTOR and one_number(tags, PHOTOMETRIC, 0) in (1, 2)
+    if len(named) != 3 or len(by_name) != 3 or not readable:
+        return FIRST_THREE
+    return by_name[b"red"], by_name[b"green"], by_name[b"blue"]
 
 
 def without_metadata(data: bytes, layout: Layout) -> bytes:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Numbers of tags (TIFF 6.0; 42113 is GDAL's).
+# Numbers of tags (TIFF 6.0; the last two are GDAL's).
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 254, 256, 257, 258, 259, 262, 266, 270
 STRIPS, ORIENTATION, SAMPLES, ROWS, STRIP_SIZES, PLANAR, PREDICTOR = 273, 274, 277, 278, 279, 284, 317
-TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT, NODATA = 322, 323, 324, 325, 338, 339, 42113
+TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT, GDAL, NODATA = 322, 323, 324, 325, 338, 339, 42112, 42113
 # What describes the pixels; everything else is metadata. (292, 293: CCITT; 320: colour map; 347, 512 to 521: JPEG; 529 to 532: YCbCr.)
 PIXEL_TAGS = {
     *(SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIPS, ORIENTATION, SAMPLES, ROWS, STRIP_SIZES, PLANAR),
@@ -18,7 +18,7 @@ PIXEL_TAGS = {
 }
 
 _TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
-_NEEDED = PIXEL_TAGS | {DESCRIPTION, NODATA}
+_NEEDED = PIXEL_TAGS | {DESCRIPTION, GDAL, NODATA}
 _MOST_VALUES = 4_000_000  # of one tag: strips of one row, or tiles of 16 x 16 of a picture of 10^9 pixels
 _MOST_PAGES = 100_000  # further ones are not counted
 

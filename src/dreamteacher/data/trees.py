@@ -22,7 +22,12 @@ from dreamteacher.errors import UserError
 from dreamteacher.files import SYSTEM_FOLDERS, walk
 
 NOT_PICTURES = {"classes.txt", "labels.csv", "data.yaml", "data.yml"}
-SPLIT_LIST = re.compile(r"(^|/)(ImageSets(/Segmentation|/Main)?|splits?)/(train|trainaug|trainval|val|valid|test)\.txt$")
+SPLIT_LIST = re.compile(  # a text file that may say which pictures are of a split
+    r"(^|/)((?:ImageSets(?:/Segmentation|/Main)?|splits?)/)?(train|training|trainaug|trainval|val|valid|validation|dev|eval|test|testing)"
+    r"([-_ ]?(lists?|files?|filelist|names?|ids?|images?|imgs?|set|split|index|paths?|labels?|annotations?|data))?"
+    r"([-_]?(\d\d?|(19|20)\d\d))?\.txt$",
+    re.IGNORECASE,
+)
 MOST_LISTS = 100
 ALL_PICTURES = SUFFIXES | UNREAD.keys()
 
@@ -205,11 +210,11 @@ def _pictures(names: Iterator[str], passed_over: PassedOver) -> Iterator[str]:
             passed_over.unprintable += 1
         elif suffix in ALL_PICTURES:
             yield name
-        elif SPLIT_LIST.search(name) and len(passed_over.lists) < MOST_LISTS:
-            passed_over.lists.append(name)
         elif name in NOT_PICTURES:
             continue
         elif suffix in BOX_SUFFIXES:
+            if SPLIT_LIST.search(name) and len(passed_over.lists) < MOST_LISTS:
+                passed_over.lists.append(name)
             yield name
         else:
             passed_over.add(name)

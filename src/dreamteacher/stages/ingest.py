@@ -23,14 +23,16 @@ from rich.console import Console
 
 from dreamteacher.data.decode import BadPicture
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, Found, Item
+from dreamteacher.data.near_copies import NearCopies
 from dreamteacher.data.prepare import Prepared, prepare
 from dreamteacher.data.quiet import quiet_c_libraries
 from dreamteacher.data.refusals import refuse
 from dreamteacher.data.seen import Kept, Seen
 from dreamteacher.data.shards import ShardSet
-from dreamteacher.data.sources import find, fingerprint, inputs_of, look
+from dreamteacher.data.sources import Place, find, fingerprint, inputs_of, look
 from dreamteacher.data.summary import class_names, make_report, summarise
 from dreamteacher.data.tally import SPLITS, Tally
+from dreamteacher.data.trees import Folder
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.settings.downstream import Ingest
 from dreamteacher.settings.schema import Params
@@ -63,6 +65,7 @@ def run(
         place = look(str(source or settings.source))
         beside = look(str(incoming)) if incoming else None
         inputs = inputs_of(place)
+        _refuse_results_among_pictures(out, place, beside)
         recorded = params.section("ingest")
         # what a local source holds counts, not where it lies
         recorded["ingest"]["source"] = Path(place.source).name if inputs else place.source
@@ -91,7 +94,7 @@ def run(
 
 def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
     """The one pass over the pictures: shards, manifest.csv and quarantine.csv."""
-    tally = Tally()
+    tally, near = Tally(), NearCopies()
     (out / "shards").mkdir()
     limits = {name: getattr(settings, name) for name in ("max_pixels", "min_side", "short_side")} | {"task": found.task}
     work = partial(_try_prepare, classes=found.classes, body=found.body, **limits)
@@ -121,9 +124,12 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
                 tally.drop(item.name, picture, "leaks" if (other.split, split) == ("val", "train") else "duplicates", other)
                 continue
             tally.add(picture, split)
+            near.add(split, picture.thumbnail, picture.hashes[0])
             row = _row(item.name, picture, split, shards[split])
             manifest.writerow(row)
             tally.manifest.update(("\x1f".join(row) + "\n").encode())
+        for of_val, of_train in near.pairs():
+            tally.add_near_copy(seen.name_of(of_val), seen.name_of(of_train))
     return tally
 
 
@@ -153,6 +159,13 @@ def _write_facts(settings: Ingest, found: Found, tally: Tally, out: Path) -> Non
     _save_json(out / "report.json", make_report(found, tally, lines))
     for line in lines:
         print(f"ingest: {line}", file=sys.stderr)
+
+
+def _refuse_results_among_pictures(out: Path, *places: Place | None) -> None:
+    """Else they would be pictures of the next run, which would never find its source unchanged."""
+    for place in places:
+        if place and isinstance(place.tree, Folder) and not place.listing and place.tree.root.resolve() in out.resolve().parents:
+            raise UserError(f"--out {out} lies in {place.source}, among the pictures; name a folder outside")
 
 
 def _labels_as_of(task: str) -> str:

@@ -1,0 +1,197 @@
+"""Which picture is of which split where folders do not say it: outermost folders, lists of pictures, and YOLO's data.yaml."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import yaml
+
+from dreamteacher.data.items import utf8
+from dreamteacher.data.layout import meaning, split_and_rest
+from dreamteacher.data.names import nfc, row, slashes, tidy
+from dreamteacher.data.table import one
+from dreamteacher.data.trees import ALL_PICTURES, SPLIT_LIST, Tree
+from dreamteacher.data.yolo import YAML, read_yaml
+from dreamteacher.errors import UserError
+
+PROBED = 20  # lines of a list, by which the folder that its paths start from is found
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_FOLD = re.compile(r"(.*[-_. ])?k?(fold|cv|crossval)[-_. ]?\d+", re.IGNORECASE)
+_VERSION = re.compile(r"\d+$")
+ORDER = ("train", "test", "val?", "val")  # of a picture that several lists name, the last says its split
+
+
+class Splits(NamedTuple):
+    """used: files that say the split of pictures. n_unlisted: pictures that neither they nor folders name. notes: lines on other lists."""
+
+    used: list[str]
+    n_unlisted: int
+    notes: list[str]
+
+
+def split_by_outer_folders(table: sqlite3.Connection, tree: Tree) -> None:
+    """Outermost folders that differ in the word of a split alone, such as uavid_train and uavid_val, are these splits.
+
+    Raises:
+        UserError: outermost folders are folds of cross-validation, each with splits.
+    """
+    _refuse_folds(table, tree)
+    families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for (top,) in table.execute("SELECT DISTINCT top FROM files WHERE split IS NULL LIMIT 1000"):
+        if meaning(top).split is None and (found := split_and_rest(top)):
+            families[found[1]][top] = found[0]
+    for family in families.values():
+        if "train" in family.values() and len(set(family.values())) > 1:
+            table.executemany(
+                "UPDATE files SET split = ?, class = CASE class WHEN top THEN below ELSE class END WHERE split IS NULL AND top = ?",
+                [(split, top) for top, split in family.items()],
+            )
+
+
+def _refuse_folds(table: sqlite3.Connection, tree: Tree) -> None:
+    """What is val in one fold is train in another."""
+    tops = table.execute("SELECT DISTINCT top FROM files WHERE role = 'picture' AND split NOT NULL ORDER BY top LIMIT 100")
+    folds = [top for (top,) in tops if _FOLD.fullmatch(top)]
+    if len(folds) > 1:
+        raise UserError(
+            f"{tree}: {folds[0]}, {folds[1]} and so on divide pictures into train and val, each in another way; set ingest.source to one"
+        )
+
+
+def split_by_files(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> Splits:
+    """Pictures whose folders name no split take that of lists (Pascal VOC's ImageSets, train.txt and val.txt), else of data.yaml.
+
+    What several name is val before test before train; what none names is for training. lists: files that may be such.
+    """
+    table.execute("CREATE TABLE listed (key TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
+    chosen, notes = _choose(table, lists)
+    used = []
+    for name in chosen:
+        start = _start_of_paths(table, tree, name)
+        if start is None:
+            if first := next(_pictures_in(tree, name), None):
+                notes.append(f"{name} seems to list pictures, and names none that is here (such as {first!r}), so it is not followed")
+            continue
+        rows = ((_key(start, picture), _split_of_list(name)) for picture in _pictures_in(tree, name))
+        table.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
+        used.append(name)
+    changed = table.execute(
+        "UPDATE files SET split = (SELECT split FROM listed WHERE listed.key = files.key) "
+        "WHERE role = 'picture' AND split IS NULL AND key IN (SELECT key FROM listed)"
+    ).rowcount
+    table.executemany("DELETE FROM box_files WHERE name = ?", [(name,) for name in used])
+    used = used if changed else _split_by_yolo(table, tree, notes)
+    n_unlisted = table.execute("UPDATE files SET split = 'train' WHERE role = 'picture' AND split IS NULL").rowcount if used else 0
+    return Splits(used, n_unlisted, notes)
+
+
+def choose_the_val_split(table: sqlite3.Connection) -> bool:
+    """Whether the source has its own val split: folders named val, else those named dev or eval, which are test beside val."""
+    has_val = one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture' AND split = 'val')")
+    changed = table.execute("UPDATE files SET split = ? WHERE split = 'val?'", ["test" if has_val else "val"]).rowcount
+    return bool(has_val or changed)
+
+
+def _choose(table: sqlite3.Connection, lists: list[str]) -> tuple[list[str], list[str]]:
+    """The lists that are followed, in ORDER, and lines on others. Of Pascal VOC's those of the task; of several divisions of a set none."""
+    task = "/Segmentation/" if one(table, "SELECT EXISTS (SELECT 1 FROM pairs)") else "/Main/"
+    chosen = [name for name in lists if task in name] or [name for name in lists if "/Main/" not in name and "/Segmentation/" not in name]
+    labels = "SELECT 1 FROM box_files AS b JOIN files AS p ON p.key = b.key AND p.role = 'picture' WHERE b.name = ?"
+    chosen = [name for name in chosen if not table.execute(labels, [name]).fetchone()]
+    families: dict[str, list[str]] = defaultdict(list)
+    for name in chosen:
+        families[_VERSION.sub("", posixpath.splitext(name)[0])].append(name)
+    several = [sorted(family)[:2] for family in families.values() if len(family) > 1]
+    notes = [f"{one} and {other} divide the pictures differently, and none such is followed; keep one of each" for one, other in several]
+    chosen = [] if several else chosen
+    return sorted(chosen, key=lambda name: (ORDER.index(_split_of_list(name)), name)), notes
+
+
+def _split_of_list(name: str) -> str:
+    stem = posixpath.splitext(posixpath.basename(name))[0]
+    found = split_and_rest(stem)
+    return found[0] if found else "train" if stem.lower().startswith("train") else "val"
+
+
+def _pictures_in(tree: Tree, name: str) -> Iterator[str]:
+    """The paths or stems of pictures that the lines of a list name; what stands behind one, a class or its mask, is passed over."""
+    lines = tree.open_text(name)
+    if lines is None:
+        return
+    with lines, utf8(f"{tree}/{name}"):
+        for line in lines:
+            words = re.split(r"[\s,;]+", line.strip())
+            alone = len(words) == 1 or not (all(map(_NUMBER.fullmatch, words[1:])) or (len(words) == 2 and _is_picture(words[0])))
+            picture = tidy(slashes(line.strip() if alone else words[0]).lstrip("/"))
+            if picture and not picture.startswith("#"):
+                yield picture
+
+
+def _is_picture(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in ALL_PICTURES
+
+
+def _key(start: tuple[str, int], picture: str) -> str:
+    """The key (see names.Row) of a picture of a list, whose paths begin in a folder once so many of theirs are left out."""
+    folder, left_out = start
+    path = posixpath.join(folder, *picture.split("/")[left_out:])
+    return row(f"{posixpath.splitext(path)[0] if _is_picture(path) else path}.jpg").key
+
+
+def _start_of_paths(table: sqlite3.Connection, tree: Tree, name: str) -> tuple[str, int] | None:
+    """From which folder the paths of a list go, and how many folders at their front lead to it: those that find most; None if none does."""
+    found = SPLIT_LIST.search(name)
+    here = posixpath.dirname(name)
+    places = dict.fromkeys([name[: found.start(2)].rstrip("/") if found and found[2] else here, here, posixpath.dirname(here), ""])
+    probes = [picture for picture, _ in zip(_pictures_in(tree, name), range(PROBED), strict=False)]
+    query = "SELECT EXISTS (SELECT 1 FROM files WHERE key = ? AND role = 'picture')"
+    best, start = 0, None
+    for left_out in range(max((picture.count("/") for picture in probes), default=0) + 1):
+        for place in places:
+            keys = [_key((place, left_out), picture) for picture in probes if picture.count("/") >= left_out]
+            hits = sum(table.execute(query, [key]).fetchone()[0] for key in keys)
+            if hits > best:
+                best, start = hits, (place, left_out)
+    return start
+
+
+def _split_by_yolo(table: sqlite3.Connection, tree: Tree, notes: list[str]) -> list[str]:
+    """Take the folders that data.yaml names; returns its name if it says the split of pictures."""
+    for name in YAML:
+        try:
+            stored = read_yaml(tree, name)
+        except (yaml.YAMLError, ValueError):  # it is said where its names are wanted
+            continue
+        folders = {split: _folders(stored.get(split)) for split in ("train", "test", "val")} if stored else {}
+        if set(folders.get("train", ())) & set(folders.get("val", ())):
+            notes.append(f"{name} names the same pictures for train and val, so it is not followed")
+            continue
+        changed = sum(_take_folder(table, folder, split) for split, all_of in folders.items() for folder in all_of)
+        if changed:
+            return [name]
+    return []
+
+
+def _folders(value: object) -> list[str]:
+    """Paths of data.yaml without what leads from where it was written."""
+    values = value if isinstance(value, list) else [value]
+    paths = [nfc(tidy(slashes(each.strip()))) for each in values if isinstance(each, str)]
+    return [re.sub(r"^(\.\./|/)+", "", path) for path in paths if path and not path.lower().endswith(".txt")]
+
+
+def _take_folder(table: sqlite3.Connection, folder: str, split: str) -> int:
+    """Give a folder's pictures the split, if they have none; how many. As paths may begin anywhere, the longest end that exists counts."""
+    parts = folder.split("/")
+    for i in range(len(parts)):
+        place = "/".join(parts[i:])
+        if place:
+            below = "role = 'picture' AND name >= ? AND name < ?"
+            where = (f"{place}/", f"{place}0")  # "0" is the sign behind "/"
+            if table.execute(f"SELECT EXISTS (SELECT 1 FROM files WHERE {below})", where).fetchone()[0]:
+                return table.execute(f"UPDATE files SET split = ? WHERE split IS NULL AND {below}", (split, *where)).rowcount
+    return 0

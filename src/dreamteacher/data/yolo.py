@@ -1,0 +1,161 @@
+"""YOLO's files: data.yaml, and a text of boxes or polygons for each picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import yaml
+
+from dreamteacher.data.formats import BadPicture
+from dreamteacher.data.items import utf8
+from dreamteacher.data.names import class_name
+from dreamteacher.data.trees import Tree
+from dreamteacher.errors import UserError
+
+YAML = ("data.yaml", "data.yml", "dataset.yaml")
+OUTSIDE = 0.01  # of the picture, by which numbers may lie outside it
+BOX, CORNERS = 4, 8  # numbers of a box, and of one that is turned
+FEWEST = 3  # lines that tell poses from polygons
+POSES = "YOLO's poses, which are not read; convert them to COCO's JSON"
+Line = tuple[int, list[float]]
+
+
+def read_yaml(tree: Tree, name: str) -> dict[str, object] | None:
+    """The content of a data.yaml, all values as text, as `no` and 1.0 are names of classes, too; None if there is no such file.
+
+    Raises:
+        yaml.YAMLError, ValueError: it is none.
+    """
+    file = tree.open_text(name)
+    if file is None:
+        return None
+    with file:
+        stored = yaml.load(file, yaml.BaseLoader)
+    if not isinstance(stored, dict):
+        raise ValueError("it holds no names and values")
+    return stored
+
+
+def class_names(tree: Tree, lists: list[str]) -> list[str] | None:
+    """Those of data.yaml, obj.names or `lists`, which lie beside texts of boxes; None where there is none.
+
+    Raises:
+        UserError: a data.yaml names no classes, or keypoints; a list has an empty line; two name other classes by a number.
+    """
+    for name in YAML:
+        try:
+            stored = read_yaml(tree, name)
+            if stored is None:
+                continue
+            if "kpt_shape" in stored:  # some such lines would be read as polygons
+                raise UserError(f"{tree}/{name} has kpt_shape: its labels are {POSES}")
+            return _names_of(stored)
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{tree}/{name} does not name the classes ({' '.join(str(error).split())[:100]}); write names: [CLASS, ...]"
+            ) from error
+    longest: list[str] = []
+    for name in ("obj.names", *lists):
+        file = tree.open_text(name)
+        if file is None:
+            continue
+        with file, utf8(f"{tree}/{name}"):
+            names = [class_name(line) for line in file.read().rstrip().splitlines()]
+        if "" in names:
+            raise UserError(
+                f"{tree}/{name}: line {names.index('') + 1} is empty, and lines count as ids from 0; remove it, or name the class"
+            )
+        number = next((i for i, (one, other) in enumerate(zip(names, longest, strict=False)) if one != other), None)
+        if number is not None:
+            raise UserError(
+                f"{tree}/{name} names class {number} {names[number]!r}, and another such list {longest[number]!r}; write all classes into "
+                f"{tree}/classes.txt and the same numbers into all texts"
+            )
+        longest = max(longest, names, key=len)
+    return longest or None
+
+
+def _names_of(stored: dict[str, object]) -> list[str]:
+    names = stored["names"]
+    if isinstance(names, dict):
+        if sorted(map(int, names)) != list(range(len(names))):
+            raise ValueError("the numbers of names are not 0, 1, 2 and so on")
+        names = [name for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
+    if not names or not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError("names is no list of names")
+    if stored.get("nc", str(len(names))) != str(len(names)):
+        raise ValueError(f"nc is {stored['nc']}, and {len(names)} are named")
+    return [class_name(name) for name in names]
+
+
+def has_polygon(data: bytes) -> bool:
+    """Whether a text of YOLO has a line that is no box."""
+    return any(len(line.split()) > 1 + BOX for line in data.decode("utf-8", "replace").splitlines())
+
+
+def why_no_yolo(data: bytes) -> str | None:
+    """What is wrong in a text that begins as labels of YOLO do; None of any other, and where nothing is."""
+    try:
+        list(read_lines(data))
+    except BadPicture as error:
+        return error.reason if data[:1].isdigit() else None
+    return None
+
+
+def refuse_poses(contents: list[bytes], where: str) -> None:
+    """Refuse texts whose lines are a box and keypoints, which would be read as polygons: all lines are of one length, and their points lie
+    in their boxes (a polygon is no box), or each third number from then on is whether a keypoint is seen.
+
+    Raises:
+        UserError: they are.
+    """
+    lines = [values for data in contents for values in _numbers(data)]
+    if len(lines) < FEWEST or len({len(values) for values in lines}) > 1 or len(lines[0]) <= CORNERS:
+        return
+    seen = (len(lines[0]) - BOX) % 3 == 0 and all(value in (0, 1, 2) for values in lines for value in values[BOX + 2 :: 3])
+    if seen or ((len(lines[0]) - BOX) % 2 == 0 and all(_is_pose(values) for values in lines)):
+        raise UserError(f"{where} and others hold a box and keypoints in each line: {POSES}, or keep the first five numbers of each line")
+
+
+def _is_pose(values: list[float]) -> bool:
+    """Whether all points lie in the box, or at 0, 0, as those do that are not labelled."""
+    x, y, w, h = values[:BOX]
+    points = zip(values[BOX::2], values[BOX + 1 :: 2], strict=True)
+    return all((abs(px - x) <= w / 2 + OUTSIDE and abs(py - y) <= h / 2 + OUTSIDE) or (px, py) == (0, 0) for px, py in points)
+
+
+def _numbers(data: bytes) -> Iterator[list[float]]:
+    """The numbers of each line behind its class; of what is no YOLO nothing."""
+    for line in data.decode("utf-8", "replace").splitlines():
+        try:
+            values = [float(word) for word in line.split()[1:]]
+        except ValueError:
+            return
+        if values:
+            yield values
+
+
+def read_lines(data: bytes) -> Iterator[Line]:
+    """Class and numbers of the lines `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...` of a polygon, in fractions of the picture.
+
+    Raises:
+        BadPicture: naming the first line that is neither.
+    """
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadPicture("its .txt is not UTF-8 text") from error
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            number_of_class, values = int(words[0].removesuffix(".0")), [float(word) for word in words[1:]]
+        except ValueError as error:
+            raise BadPicture(f"its .txt, line {number}: {line[:40]!r} is not a class number and numbers") from error
+        if number_of_class < 0 or len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
+            raise BadPicture(f"its .txt, line {number} has {len(words)} numbers; a line is `class cx cy w h`, or a class and a polygon")
+        if wrong := next((value for value in values if math.isfinite(value) and not -OUTSIDE <= value <= 1 + OUTSIDE), None):
+            raise BadPicture(f"its .txt, line {number} holds {wrong:g}; numbers are fractions of the picture, from 0 to 1")
+        yield number_of_class, values

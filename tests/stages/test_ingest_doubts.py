@@ -1,0 +1,78 @@
+"""What may be a mistake in a source is said in a line that names the first of its kind."""
+
+import tarfile
+from pathlib import Path
+
+from ingest_sources import facts, mask_of, picture, reasons, report, run, save
+from PIL import Image
+
+
+def masks(folder: Path, mask: Image.Image) -> Path:
+    for i in range(4):
+        save(picture(i), folder / f"images/{i}.png")
+        save(mask, folder / f"masks/{i}.png")
+    (folder / "classes.txt").write_text("background\nroad\ncar\n")
+    return folder
+
+
+def test_a_mask_of_two_pictures_is_said(tmp_path: Path) -> None:
+    source = masks(tmp_path / "in", mask_of(1))
+    save(picture(50), source / "images/0.bmp")
+    run(source, tmp_path / "out")
+    said = "1 masks or files of boxes belong to several pictures (such as masks/0.png to images/0.bmp and images/0.png)"
+    assert any(line.startswith(said) for line in report(tmp_path / "out")["summary"])
+
+
+def test_two_ways_of_writing_the_object_are_said(tmp_path: Path) -> None:
+    source = masks(tmp_path / "in", mask_of(1))
+    save(mask_of(255), source / "masks/0.png")
+    run(source, tmp_path / "out")
+    assert any(line.startswith("1 masks hold only 0 and 255, and the other") for line in report(tmp_path / "out")["summary"])
+
+
+def test_what_finds_no_picture_and_folders_of_no_class_are_named(tmp_path: Path) -> None:
+    source = masks(tmp_path / "masks", mask_of(1))
+    save(mask_of(1), source / "masks/lost.png")
+    run(source, tmp_path / "of-masks")
+    assert "1 masks belong to no picture (such as masks/lost.png)" in report(tmp_path / "of-masks")["summary"]
+    for i in range(6):
+        save(picture(i), tmp_path / "folders" / "abc"[i % 3] / f"{i}.png")
+    (tmp_path / "folders/classes.txt").write_text("b\na\n")
+    run(tmp_path / "folders", tmp_path / "of-folders")
+    assert any(
+        "are not in classes.txt; their pictures have no label (such as c)" in line for line in report(tmp_path / "of-folders")["summary"]
+    )
+
+
+def test_numbers_with_a_point_are_classes_in_the_order_of_numbers(tmp_path: Path) -> None:
+    for i in range(6):
+        save(picture(i), tmp_path / "in" / f"{i}.png")
+    rows = "".join(f"{i}.png,{value}\n" for i, value in enumerate(("10.0", "2.0", "1.0") * 2))
+    (tmp_path / "in/labels.csv").write_text(f"path,label\n{rows}")
+    run(tmp_path / "in", tmp_path / "out")
+    assert facts(tmp_path / "out")["classes"] == ["1.0", "2.0", "10.0"]
+
+
+def test_measured_values_are_said_to_be_taken_as_classes(tmp_path: Path) -> None:
+    for i in range(6):
+        save(picture(i), tmp_path / "in" / f"{i}.png")
+    rows = "".join(f"{i}.png,{value}\n" for i, value in enumerate((0.5, 1.25, 2) * 2))
+    (tmp_path / "in/labels.csv").write_text(f"path,label\n{rows}")
+    run(tmp_path / "in", tmp_path / "out")
+    said = "'0.5' in labels.csv and 1 other fractions are taken as classes; values are not learnt as such"
+    assert said in report(tmp_path / "out")["summary"]
+
+
+def test_links_in_shards_have_no_content_and_are_said(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in/train.tar", "w") as tar:
+        for i in range(4):
+            save(picture(i), tmp_path / f"{i}.png")
+            tar.add(tmp_path / f"{i}.png", f"{i}.png")
+        for kind, name in ((tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.png")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "0.png"
+            tar.addfile(link)
+    run(tmp_path / "in", tmp_path / "out", max_bad_fraction=0.5)
+    assert set(reasons(tmp_path / "out")) == {"train.tar/soft.png", "train.tar/hard.png"}
+    assert "a link in the tar, without content" in reasons(tmp_path / "out")["train.tar/hard.png"]

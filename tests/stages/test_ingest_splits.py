@@ -1,0 +1,137 @@
+"""Splits that files name: lists of pictures, YOLO's data.yaml; and lists of classes beside labels."""
+
+from pathlib import Path
+
+import pytest
+from ingest_sources import manifest, picture, report, run, save
+
+from dreamteacher.errors import UserError
+
+
+def splits(out: Path) -> dict[str, list[str]]:
+    rows = manifest(out)
+    return {split: sorted(row["path"] for row in rows if row["split"] == split) for split in ("train", "val")}
+
+
+def in_class_folders(source: Path) -> Path:
+    for i in range(16):
+        save(picture(i), source / "images" / f"{'cat' if i < 8 else 'dog'}/{i}.jpg")
+    return source
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [
+        ("", "images/{cls}/{i}.jpg"),
+        ("", "./images/{cls}/{i}.jpg"),
+        ("", "/home/me/data/pets/images/{cls}/{i}.jpg"),
+        ("", "data\\pets\\images\\{cls}\\{i}.jpg"),
+        ("", "{cls}/{i}"),
+        ("", "images/{cls}/{i}.jpg 3"),
+        ("meta", "{cls}/{i}"),
+        ("images", "{cls}/{i}.jpg"),
+        ("lists", "images/{cls}/{i}.jpg,1,2.5"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["", "_list"])
+def test_lists_of_pictures_give_the_splits_however_they_name_them(folder: str, line: str, ending: str, tmp_path: Path) -> None:
+    source = in_class_folders(tmp_path / "in")
+    lines = {i: line.format(cls="cat" if i < 8 else "dog", i=i) for i in range(16)}
+    parts = {"train": range(1, 16, 2), "val": (0, 8), "test": (2, 10)}
+    (source / folder).mkdir(exist_ok=True)
+    for split, chosen in parts.items():
+        (source / folder / f"{split}{ending}.txt").write_text("".join(lines[i] + "\n" for i in chosen))
+    run(source, tmp_path / "out", val_fraction=0.5)
+    assert splits(tmp_path / "out")["val"] == ["images/cat/0.jpg", "images/dog/8.jpg"]
+    assert len(splits(tmp_path / "out")["train"]) == 12  # also those that no list names
+    assert report(tmp_path / "out")["left_out_as_test"] == 2
+    assert report(tmp_path / "out")["outside_of_splits"] == 4
+
+
+def test_a_list_may_name_pictures_with_blanks_in_their_names(tmp_path: Path) -> None:
+    for i in range(4):
+        save(picture(i), tmp_path / "in" / f"my picture {i}.jpg")
+    (tmp_path / "in/val.txt").write_text("my picture 0.jpg\nmy picture 3.jpg\n")
+    run(tmp_path / "in", tmp_path / "out")
+    assert splits(tmp_path / "out")["val"] == ["my picture 0.jpg", "my picture 3.jpg"]
+
+
+def test_a_list_of_other_pictures_is_said_and_several_divisions_are_not_mixed(tmp_path: Path) -> None:
+    source = in_class_folders(tmp_path / "in")
+    (source / "val.txt").write_text("elsewhere/1.jpg\n")
+    run(source, tmp_path / "out", val_fraction=0.5)
+    said = "val.txt seems to list pictures, and names none that is here (such as 'elsewhere/1.jpg'), so it is not followed"
+    assert said in report(tmp_path / "out")["summary"]
+    (source / "val.txt").unlink()
+    for fold in (1, 2):
+        (source / f"test{fold}.txt").write_text(f"cat/{fold}\n")
+    run(source, tmp_path / "folds", val_fraction=0.5)
+    said = "test1.txt and test2.txt divide the pictures differently, and none such is followed; keep one of each"
+    assert said in report(tmp_path / "folds")["summary"]
+    assert report(tmp_path / "folds")["left_out_as_test"] == 0
+
+
+def yolo_set(source: Path, *folders: str) -> Path:
+    """Six pictures in each folder below images/, with a box each."""
+    for k, folder in enumerate(folders):
+        for i in range(6):
+            save(picture(10 * k + i), source / "images" / folder / f"{i}.jpg")
+            label = source / "labels" / folder / f"{i}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text("0 .5 .5 .2 .2\n")
+    return source
+
+
+@pytest.mark.parametrize("place", ["images/{}", "../images/{}", "/home/me/set/images/{}", "./images/{}/"])
+def test_data_yaml_gives_the_splits_that_folders_do_not(place: str, tmp_path: Path) -> None:
+    source = yolo_set(tmp_path / "in", "day", "night")
+    (source / "data.yaml").write_text(f"train: {place.format('day')}\nval: [{place.format('night')}]\nnames: [car]\n")
+    run(source, tmp_path / "out", val_fraction=0.5)
+    assert {len(names) for names in splits(tmp_path / "out").values()} == {6}
+    assert all(name.startswith("images/night/") for name in splits(tmp_path / "out")["val"])
+
+
+def test_data_yaml_that_trains_on_what_it_measures_is_not_followed(tmp_path: Path) -> None:
+    source = yolo_set(tmp_path / "in", "day")
+    (source / "data.yaml").write_text("train: images\nval: images\nnames: [car]\n")
+    run(source, tmp_path / "out", val_fraction=0.5)
+    assert "data.yaml names the same pictures for train and val, so it is not followed" in report(tmp_path / "out")["summary"]
+    assert splits(tmp_path / "out")["train"]
+
+
+def test_a_label_of_a_picture_is_no_list(tmp_path: Path) -> None:
+    for i in range(8):
+        save(picture(i), tmp_path / "in" / f"val_{i}.jpg")
+        (tmp_path / "in" / f"val_{i}.txt").write_text("0 .5 .5 .2 .2\n")
+    assert run(tmp_path / "in", tmp_path / "out", val_fraction=0.5)["n_labelled"] == 8
+
+
+def test_lists_of_classes_that_number_them_differently_are_refused(tmp_path: Path) -> None:
+    source = yolo_set(tmp_path / "in", "train", "val")
+    (source / "labels/train/classes.txt").write_text("car\nbus\n")
+    (source / "labels/val/classes.txt").write_text("car\nbus\nbike\n")  # more classes, numbered alike
+    run(source, tmp_path / "out")
+    assert list(report(tmp_path / "out")["labels_per_class"]) == ["car", "bus", "bike"]
+    (source / "labels/val/classes.txt").write_text("bus\ncar\n")
+    with pytest.raises(UserError, match=r"labels/val/classes.txt names class 0 'bus', and another such list 'car'; write all classes into"):
+        run(source, tmp_path / "differ")
+    (source / "labels/val/classes.txt").write_text("car\n\nbus\n")
+    with pytest.raises(UserError, match="line 2 is empty, and lines count as ids from 0"):
+        run(source, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("points", [".45 .45 .55 .6 .5 .5 0 0", ".45 .45 1 .55 .6 0 .5 .5 1 .4 .4 1"])
+def test_poses_without_a_data_yaml_are_not_taken_for_polygons(points: str, tmp_path: Path) -> None:
+    source = yolo_set(tmp_path / "in", "train", "val")
+    for path in (source / "labels").rglob("*.txt"):
+        path.write_text(f"0 .5 .5 .4 .4 {points}\n")
+    with pytest.raises(UserError, match="hold a box and keypoints in each line: YOLO's poses, which are not read"):
+        run(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["fold{}", "Fold_{}", "cv{}", "5-fold{}"])
+def test_folds_of_cross_validation_are_not_mixed(name: str, tmp_path: Path) -> None:
+    for i in range(8):
+        save(picture(i // 2), tmp_path / "in" / name.format(i % 2) / ("train" if i // 2 % 2 == i % 2 else "val") / f"{i}.png")
+    with pytest.raises(UserError, match=r"divide pictures into train and val, each in another way; set ingest.source to one"):
+        run(tmp_path / "in", tmp_path / "out")
