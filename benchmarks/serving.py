@@ -8,9 +8,10 @@ serving.json, the plots compare.png, sweep.png and overload.png, and params.yaml
 
 compare: NAME, NAME-backbone and NAME-pictures with 1, 8 and 32 clients. `raw` does the same work without a server: the same file, pictures
 prepared and outputs read by the same functions, as many instances and threads, as many requests under way; single pictures and batches of
-what waits, of which the faster counts. Served and raw take turns, and the median of the repeats counts. Clients and server share the
-cores, so the share of raw is given by CPU time, too: of clients and server, and of the server alone beside what raw takes for the same part
-of the work, as if the clients ran elsewhere.
+what waits, of which the faster counts. Served and raw take turns, and the median of the repeats counts. By default clients and server
+share the cores, so the share of raw is given by CPU time, too: of clients and server, and of the server alone beside what raw takes for the
+same part of the work. With --server-cores N the server has N cores of its own and the clients the others, as where they run on other
+machines; raw has the same N cores for what the server does, and the others for the rest.
 
 sweep: instances x threads x batching at 8 clients. The best configuration is the one with the lowest p95 among those whose throughput is
 within 5 % of the highest.
@@ -40,7 +41,7 @@ from dreamteacher.serving.client import Client
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import Triton, running_triton
 from dreamteacher.settings.downstream import Publish
-from serving_load import Measured, Raw, closed_loop, open_loop, percentiles
+from serving_load import Cores, Measured, Raw, closed_loop, on, open_loop, percentiles
 from serving_models import NAME, make_models, sample_pictures
 
 MODELS = (NAME, f"{NAME}-backbone", f"{NAME}-pictures")
@@ -60,52 +61,71 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="of compare")
     parser.add_argument("--clients", nargs="+", type=int, default=CLIENTS, help="of compare")
     parser.add_argument("--short-side", type=int, help="to which pictures are enlarged for compare, up to 256; default: as they are, 128")
+    parser.add_argument("--server-cores", type=int, metavar="N", help="for the server alone; default: it shares all cores with the clients")
     parser.add_argument("--instances", type=int, default=Publish().instances)
     parser.add_argument("--threads", type=int, default=Publish().threads)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving"))
     arguments = parser.parse_args()
+    cores = Cores.split(arguments.server_cores)
     repeats = arguments.repeats or (1 if arguments.quick else 5)
     seconds = arguments.seconds or (0.7 if arguments.quick else 1.5)
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     settings = Publish(name=NAME, instances=arguments.instances, threads=arguments.threads)
-    results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "short_side": arguments.short_side, "settings": settings.model_dump()}
+    results: dict[str, Any] = {
+        "cores": len(cores.server | cores.clients),
+        "server_cores": arguments.server_cores,
+        "short_side": arguments.short_side,
+        "settings": settings.model_dump(),
+    }
+    os.sched_setaffinity(0, cores.clients)
     with TemporaryDirectory(prefix="serving-") as folder:
         os.chdir(folder)  # the server's log
         models = make_models(Path(folder) / "models", settings)
         if "compare" in arguments.only:
             files = sample_pictures(arguments.short_side)
-            amount = {"clients": arguments.clients, "repeats": repeats, "seconds": seconds}
-            with served(models, settings) as triton:
+            amount = {"cores": cores, "clients": arguments.clients, "repeats": repeats, "seconds": seconds}
+            with served(models, settings, cores) as triton:
                 results["compare"] = {
                     name: compare(triton, name, models[name.removesuffix("-pictures")], settings, files, **amount)
                     for name in arguments.models
                 }
             draw_compare(results["compare"], out / "compare.png")
         if "sweep" in arguments.only:
-            results["sweep"] = sweep(models, repeats=1 if arguments.quick else 2, seconds=seconds, quick=arguments.quick)
+            results["sweep"] = sweep(models, cores, repeats=1 if arguments.quick else 2, seconds=seconds, quick=arguments.quick)
             draw_sweep(results["sweep"], out / "sweep.png")
             (out / "params.yaml").write_text(yaml.safe_dump({"publish": results["sweep"]["best"]}))
             print(f"best: {results['sweep']['best']}")
         if "overload" in arguments.only:
-            results["overload"] = overload(models, settings, seconds=4 if arguments.quick else 12)
+            results["overload"] = overload(models, settings, cores, seconds=4 if arguments.quick else 12)
             draw_overload(results["overload"], out / "overload.png")
         (out / "serving.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"written to {out}")
 
 
 @contextmanager
-def served(models: dict[str, Path], settings: Publish, **variants: Publish) -> Iterator[Triton]:
+def served(models: dict[str, Path], settings: Publish, cores: Cores, **variants: Publish) -> Iterator[Triton]:
     """A server of `models`, or of each of `variants` under its name."""
     with TemporaryDirectory(prefix="repository-") as folder, ExitStack() as stack:
         for name, each in (variants or {"": settings}).items():
             named = {f"{name or NAME}{model.removeprefix(NAME)}": path for model, path in models.items()}
             write_repository(named, Path(folder) / "local", backend="python", settings=each)
-        yield stack.enter_context(running_triton(Path(folder) / "local"))
+        with on(cores.server):
+            triton = stack.enter_context(running_triton(Path(folder) / "local"))
+        yield triton
 
 
 def compare(
-    triton: Triton, model: str, path: Path, settings: Publish, files: list[bytes], *, clients: Sequence[int], repeats: int, seconds: float
+    triton: Triton,
+    model: str,
+    path: Path,
+    settings: Publish,
+    files: list[bytes],
+    *,
+    cores: Cores,
+    clients: Sequence[int],
+    repeats: int,
+    seconds: float,
 ) -> dict[int, Any]:
     """{clients: figures} of a served model. path: of the ONNX file that it runs."""
     takes_files = model.endswith("-pictures")
@@ -115,16 +135,20 @@ def compare(
         client = stack.enter_context(Client(triton.grpc_url, model.removesuffix("-backbone"), protocol="grpc"))
         asks: dict[str, Callable[[Any], object]] = {"served": client.features if model.endswith("backbone") else client.predict}
         for name, batch in (("raw", 1), ("raw batched", 16)):
-            raw = Raw(path, settings.instances, settings.threads, batch)
+            with on(cores.server):
+                raw = Raw(path, settings.instances, settings.threads, batch)
             stack.callback(raw.close)
             asks[name] = raw.ask
         for ask in asks.values():  # the client learns the size of answers, onnxruntime claims its memory
             closed_loop(ask, items, AT, max(1.0, seconds))
+
+        def measure(name: str, count: int) -> Measured:
+            # Of NAME-pictures the server does all the work, so raw prepares pictures on the server's cores.
+            with on(cores.server if takes_files and name != "served" else cores.clients):
+                return closed_loop(asks[name], items, count, seconds, triton if name == "served" else None)
+
         for count in clients:
-            rounds = [
-                {name: closed_loop(ask, items, count, seconds, triton if name == "served" else None) for name, ask in asks.items()}
-                for _ in range(repeats)
-            ]
+            rounds = [{name: measure(name, count) for name in asks} for _ in range(repeats)]
             found[count] = summary(rounds, server_prepares=takes_files)
             print(f"{model:18s} {count:2d} clients  {in_words(found[count])}", flush=True)
     return found
@@ -178,16 +202,16 @@ def configurations(cores: int, *, quick: bool) -> list[dict[str, int]]:
     ]
 
 
-def sweep(models: dict[str, Path], *, repeats: int, seconds: float, quick: bool) -> dict[str, Any]:
+def sweep(models: dict[str, Path], cores: Cores, *, repeats: int, seconds: float, quick: bool) -> dict[str, Any]:
     """Figures of each configuration of NAME at AT clients, and the best one. One server for each split of the cores."""
     pictures = [decode(data).image for data in sample_pictures()]
     rows: list[dict[str, Any]] = []
     model = {NAME: models[NAME]}
-    every = configurations(len(os.sched_getaffinity(0)), quick=quick)
+    every = configurations(len(cores.server), quick=quick)
     for _, group in itertools.groupby(every, key=lambda each: (each["instances"], each["threads"])):
         variants = {f"{NAME}{index}": each for index, each in enumerate(group)}
         publish = {name: Publish(name=name, pictures=False, **each) for name, each in variants.items()}
-        with served(model, Publish(), **publish) as triton, ExitStack() as stack:
+        with served(model, Publish(), cores, **publish) as triton, ExitStack() as stack:
             clients = {name: stack.enter_context(Client(triton.grpc_url, name, protocol="grpc")) for name in variants}
             measured: dict[str, list[Measured]] = {name: [] for name in variants}
             for client in clients.values():
@@ -203,10 +227,10 @@ def sweep(models: dict[str, Path], *, repeats: int, seconds: float, quick: bool)
     return {"rows": rows, "best": {key: best[key] for key in every[0]}}
 
 
-def overload(models: dict[str, Path], settings: Publish, *, seconds: float) -> dict[str, Any]:
+def overload(models: dict[str, Path], settings: Publish, cores: Cores, *, seconds: float) -> dict[str, Any]:
     """NAME-pictures at its capacity and at OVERLOAD times that."""
     files, model = sample_pictures(), f"{NAME}-pictures"
-    with served(models, settings) as triton:
+    with served(models, settings, cores) as triton:
         with Client(triton.grpc_url, model, protocol="grpc") as client:
             closed_loop(client.predict, files, AT, 2)
             capacity = closed_loop(client.predict, files, 32, seconds / 2).throughput

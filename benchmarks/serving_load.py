@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -131,6 +133,34 @@ async def _open_loop(triton: Triton, model: str, items: list[Any], rate: float, 
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             tasks.create_task(ask(client, items[index % len(items)]))
     return offered
+
+
+class Cores(NamedTuple):
+    """Those of the server (and of raw in its place), and those of the clients."""
+
+    server: set[int]
+    clients: set[int]
+
+    @classmethod
+    def split(cls, of_server: int | None) -> Cores:
+        """All cores for both, or `of_server` for the server and the others for the clients."""
+        every = sorted(os.sched_getaffinity(0))
+        if of_server is None:
+            return cls(set(every), set(every))
+        if not 0 < of_server < len(every):
+            sys.exit(f"--server-cores {of_server}: this machine has {len(every)} cores, and one must be left for the clients")
+        return cls(set(every[:of_server]), set(every[of_server:]))
+
+
+@contextmanager
+def on(cores: set[int]) -> Iterator[None]:
+    """This thread, and the processes and threads that it starts, run on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def server_cpu(triton: Triton | None) -> float:

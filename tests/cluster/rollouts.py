@@ -1,4 +1,5 @@
 """k8s/overlays/dev on a real cluster: a version is rolled out under load, one that is damaged is not, and the one before it comes back.
+Then the same Triton serves the model of a second domain as well.
 
 Not named test_*, so that `make test` leaves it out: `make test-cluster` runs it, given KUBECONFIG and images that the cluster can get:
 
@@ -34,12 +35,13 @@ from serving_samples import PARAMS, make_data, make_evaluation, make_finetuned, 
 
 from dreamteacher.errors import UserError
 from dreamteacher.lifecycle.promotion import promote, rollback
-from dreamteacher.serving.client import Client
+from dreamteacher.serving.client import Classification, Client
 from dreamteacher.serving.delivery import keep_repository
 from dreamteacher.serving.deployment import deploy, status
 from dreamteacher.stages import export_onnx, publish
 
-NAME, CLIENTS = "cells", 4
+NAME, OTHER, CLIENTS = "cells", "roads", 4
+MODELS = [(NAME, "classification", seed) for seed in (1, 2, 3)] + [(OTHER, "segmentation", seed) for seed in (1, 2)]
 pytestmark = [pytest.mark.timeout(1800)]
 if missing := [name for name in NEEDED if not GIVEN[name]]:
     pytest.skip(f"no cluster: set {', '.join(missing)}; {Path(__file__).name} says what they are", allow_module_level=True)
@@ -47,23 +49,26 @@ if missing := [name for name in NEEDED if not GIVEN[name]]:
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
-    """Three versions of the model in the cluster's MLflow, which answer differently; version 1 is champion."""
+    """MODELS in the cluster's MLflow: their versions answer differently, and version 1 of each is champion."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("DREAMTEACHER_TRACKING", "off")
         make_data(folder / "data")
         make_evaluation(folder / "evaluation")
-        for seed in (1, 2, 3):
-            made = make_finetuned(folder / f"model{seed}", make_model("classification", seed))
-            export_onnx.run(PARAMS, data=folder / "data", finetuned=made, out=folder / f"onnx{seed}")
+        for name, task, seed in MODELS:
+            made = make_finetuned(folder / f"{name}{seed}", make_model(task, seed))
+            export_onnx.run(PARAMS, data=folder / "data", finetuned=made, out=folder / f"onnx-{name}{seed}")
         with applied(NAME), forwarded("service/dreamteacher-mlflow", 5000) as port:
             patch.setenv("DREAMTEACHER_TRACKING", "on")
             patch.setenv("MLFLOW_TRACKING_URI", f"http://localhost:{port}")
-            for seed in (1, 2, 3):
-                publish.run(PARAMS, onnx=folder / f"onnx{seed}", evaluation=folder / "evaluation", out=folder / f"triton{seed}")
-                keep_repository(NAME, str(seed), folder / f"triton{seed}")
-            promote(NAME, version="1")
+            for name, _, seed in MODELS:
+                out = folder / f"triton-{name}{seed}"
+                params = PARAMS.model_copy(update={"publish": PARAMS.publish.model_copy(update={"name": name})})
+                publish.run(params, onnx=folder / f"onnx-{name}{seed}", evaluation=folder / "evaluation", out=out)
+                keep_repository(name, str(seed), out)
+            for name in (NAME, OTHER):
+                promote(name, version="1")
             yield MlflowClient(f"http://localhost:{port}")
 
 
@@ -75,13 +80,13 @@ def picture() -> bytes:
 
 
 class Load:
-    """Requests of CLIENTS threads of each kind through the Service, until `stop`: prepared tensors by bare requests, which nobody tries
-    again, and pictures by the client library."""
+    """Requests for `model` of CLIENTS threads of each kind through the Service, until `stop`: prepared tensors by bare requests, which
+    nobody tries again, and pictures by the client library."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, model: str = NAME):
         self.answers: dict[str, Counter[str]] = {"tensors": Counter(), "pictures": Counter()}
         self.failed: list[str] = []
-        self._ending, self._address = threading.Event(), address
+        self._ending, self._address, self._model = threading.Event(), address, model
         asks = (("tensors", self._tensor), ("pictures", self._picture))
         self._threads = [threading.Thread(target=self._ask, args=each, daemon=True) for each in asks for _ in range(CLIENTS)]
         for thread in self._threads:
@@ -100,20 +105,21 @@ class Load:
         given = tritonclient.http.InferInput("images", image.shape, "FP32")
         given.set_data_from_numpy(image)
         client = tritonclient.http.InferenceServerClient(self._address)  # a new connection each, so that pods change
-        logits = client.infer(NAME, [given]).as_numpy("logits")
+        (logits,) = client.infer(self._model, [given]).as_numpy("logits")
         client.close()
-        return logits[0]
+        return logits.reshape(len(logits), -1).mean(1)
 
     def _picture(self) -> np.ndarray:
-        with Client(self._address, f"{NAME}-pictures", timeout=60) as client:
-            return client.predict(picture()).probabilities
+        with Client(self._address, f"{self._model}-pictures", timeout=60) as client:
+            answer = client.predict(picture())
+        return answer.probabilities if isinstance(answer, Classification) else answer.shares
 
     def stop(self) -> None:
         self._ending.set()
         for thread in self._threads:
             thread.join()
         counts = {kind: sum(found.values()) for kind, found in self.answers.items()}
-        print(f"{counts['tensors']} requests of tensors, {counts['pictures']} of pictures, {len(self.failed)} failed")
+        print(f"{self._model}: {counts['tensors']} requests of tensors, {counts['pictures']} of pictures, {len(self.failed)} failed")
         for kind, found in self.answers.items():
             print(f"  {kind}: {dict(found)}")
 
@@ -174,13 +180,19 @@ def test_a_damaged_version_is_not_served_and_the_old_one_serves_on(served: str, 
 def test_a_drained_pod_costs_no_request_and_the_budget_keeps_one(served: str):
     """Both pods are evicted as a drained node evicts them: the second one is refused until the first has been replaced."""
     load = Load(served)
-    while len(pods := kubectl("get", "pods", "-l", "app.kubernetes.io/name=triton", "-o", "name").split()) > 2:
-        time.sleep(1)  # those of the version before end
+    pods = pods_that_stay()
     refused = [evict(pod.partition("/")[2]) for pod in pods]
     assert refused == [False, True]
     kubectl("rollout", "status", "deployment/dreamteacher-triton", "--timeout=600s")
     load.stop()
     assert load.failed == []
+
+
+def pods_that_stay() -> list[str]:
+    """Triton's two pods, once those of the version before have ended; until then they may answer."""
+    while len(pods := kubectl("get", "pods", "-l", "app.kubernetes.io/name=triton", "-o", "name").split()) > 2:
+        time.sleep(1)
+    return pods
 
 
 def evict(pod: str) -> bool:
@@ -213,3 +225,32 @@ def test_the_cronjob_follows_the_alias(served: str, versions: MlflowClient):
         answer = client.predict(picture())
     print(f"{answer.best}: {answer.probabilities.round(3)}")
     assert versions.get_model_version_by_alias(NAME, "champion").version == "2"
+
+
+def test_one_triton_serves_two_domains_and_a_rollout_of_one_costs_the_other_nothing(served: str, versions: MlflowClient):
+    """The second model joins, gets a new version by its alias and the old one by hand, while both are asked."""
+    champion = versions.get_model_version_by_alias(NAME, "champion").version
+    pods_that_stay()
+    loads = [Load(served)]
+    joined = {"spec": {"template": {"metadata": {"annotations": {"dreamteacher.io/model": f"{OTHER},{NAME}"}}}}}
+    kubectl("patch", "deployment/dreamteacher-triton", "-p", json.dumps(joined))  # as an overlay whose list of models grew
+    done = deploy("dreamteacher-triton", NAMESPACE, follow=True, wait=True)
+    assert done == f"dreamteacher-triton: version 1 of roads is served, version {champion} of cells is served"
+    pods_that_stay()  # none serves cells alone
+    loads.append(Load(served, OTHER))
+    time.sleep(5)
+    promote(OTHER, version="2")
+    began = time.monotonic()
+    assert f"version 2 of roads is served, version {champion} of cells" in deploy("dreamteacher-triton", NAMESPACE, follow=True, wait=True)
+    print(f"version 2 of roads took over in {time.monotonic() - began:.0f} s; fetch-model took {fetch_seconds()} s")
+    time.sleep(5)
+    assert "version 1 of roads is served" in deploy("dreamteacher-triton", NAMESPACE, version="1", model=OTHER, wait=True)
+    lines = "\n".join(status(NAMESPACE))
+    print(lines)
+    pods_that_stay()
+    for load in loads:
+        load.stop()
+    assert [load.failed for load in loads] == [[], []]
+    assert [load.different() for load in loads] == [{1}, {2}]
+    assert f"version 1 of roads, version {champion} of cells, 2 of 2 replicas ready, since" in lines
+    assert "champion of roads is version 2 now; a version was named by hand" in lines

@@ -75,7 +75,7 @@ def test_several_registered_models_come_as_one_repository(published, project: Pa
         params = PARAMS.model_copy(update={"publish": PARAMS.publish.model_copy(update={"name": name})})
         publish.run(params, onnx=onnx, evaluation=project / "evaluation", out=tmp_path / name)
         keep_repository(name, "1", tmp_path / name)
-    client.set_registered_model_alias("roads", "champion", "1")
+    client.set_registered_model_alias("cells", "champion", "1")
     out = tmp_path / "models/repository"
     together = [*MODELS, "roads", "roads-backbone", "roads-pictures"]
     for _ in range(2):
@@ -87,10 +87,11 @@ def test_several_registered_models_come_as_one_repository(published, project: Pa
     with pytest.raises(UserError, match=r"cells-backbone serves a model cells-backbone, as another one of cells, cells-backbone does"):
         fetch_repositories({"cells": "1", "cells-backbone": "1"}, out)
     assert (out / "cells/1/model.onnx").read_bytes() == before
-    assert cli.main(["fetch-model", "cells,roads", "--version=1,1", "--out", str(tmp_path / "again")]) == 0
+    assert cli.main(["fetch-model", "cells,roads", "--version=roads=1,faces=7", "--out", str(tmp_path / "again")]) == 0
     assert "version 1 of cells, version 1 of roads: cells, cells-backbone, cells-pictures, roads" in capsys.readouterr().out
     assert cli.main(["fetch-model", "cells,roads", "--version=1", "--out", str(tmp_path / "again")]) == 2
-    assert "--version 1 has 1 versions for the 2 models cells,roads" in capsys.readouterr().err
+    assert "--version 1 does not say of which of cells, roads; write NAME=N, divided by commas" in capsys.readouterr().err
+    client.delete_registered_model_alias("cells", "champion")
 
 
 def check_repository_of(out: Path) -> list[str]:

@@ -30,11 +30,11 @@ def state(name: str) -> pytest.MarkDecorator:
 @state("done")
 def test_deploy_follows_the_alias_unless_a_version_was_named_by_hand(cluster: Cluster):
     assert deploy(NAME, version="1") == f"{NAME}: version 1 of cells is being rolled out"
-    assert annotations(cluster) == ("1", "1")
+    assert annotations(cluster) == ("cells=1", "cells=1")
     assert deploy(NAME, follow=True) == f"{NAME}: version 1 of cells was named by hand; `dreamteacher deploy` follows the alias again"
-    assert annotations(cluster) == ("1", "1")
+    assert annotations(cluster) == ("cells=1", "cells=1")
     assert deploy(NAME, wait=True) == f"{NAME}: version 2 of cells is served"
-    assert annotations(cluster) == ("2", None)
+    assert annotations(cluster) == ("cells=2", None)
     patches = cluster.patches
     assert deploy(NAME, follow=True) == f"{NAME}: version 2 of cells is served already"
     assert cluster.patches == patches
@@ -44,24 +44,40 @@ def test_deploy_follows_the_alias_unless_a_version_was_named_by_hand(cluster: Cl
 def test_one_triton_serves_several_models_each_at_its_own_version(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
     cluster.deployment["spec"]["template"]["metadata"]["annotations"] |= {MODEL: "cells,roads", VERSION: "2"}  # from when it served cells
     assert deploy(NAME, follow=True) == f"{NAME}: version 2 of cells is being rolled out, version 2 of roads is being rolled out"
-    assert annotations(cluster) == ("2,2", None)
+    assert annotations(cluster) == ("cells=2,roads=2", None)
     with pytest.raises(UserError, match=f"{NAME} serves cells, roads; name one of them by --model"):
         deploy(NAME, version="1")
     with pytest.raises(UserError, match=f"{NAME} serves cells, roads; name one of them by --model"):
         deploy(NAME, model="faces")
     assert deploy(NAME, version="1", model="roads") == f"{NAME}: version 1 of roads is being rolled out"
-    assert annotations(cluster) == ("2,1", ",1")
+    assert annotations(cluster) == ("cells=2,roads=1", "roads=1")
     by_hand = "version 1 of roads was named by hand; `dreamteacher deploy` follows the alias again"
     assert deploy(NAME, follow=True) == f"{NAME}: version 2 of cells is served already, {by_hand}"
     assert follow("roads", "champion") == [f"{NAME}: {by_hand}"]
     assert follow("cells", "challenger") == []
-    assert annotations(cluster) == ("2,1", ",1")
+    assert annotations(cluster) == ("cells=2,roads=1", "roads=1")
     first, second = status("ml")
     assert first.startswith(f"{NAME}: version 2 of cells, version 1 of roads, 2 of 2 replicas ready")
     assert second == f"  champion of roads is version 2 now; a version was named by hand: `dreamteacher deploy --deployment {NAME}`"
     assert cli.main(["deploy", "-n", "ml", "--model", "roads"]) == 0
     assert capsys.readouterr().out == f"{NAME}: version 2 of roads is being rolled out\n"
-    assert annotations(cluster) == ("2,2", None)
+    assert annotations(cluster) == ("cells=2,roads=2", None)
+
+
+@state("done")
+def test_a_list_of_models_that_grows_or_is_sorted_anew_leaves_each_its_version_and_what_was_named(cluster: Cluster):
+    deploy(NAME, version="1")
+    pods = cluster.deployment["spec"]["template"]["metadata"]["annotations"]
+    pods[MODEL] = "roads,cells"  # as `kubectl apply` of an overlay with one model more
+    by_hand = "version 1 of cells was named by hand; `dreamteacher deploy` follows the alias again"
+    assert status("ml")[0].startswith(f"{NAME}: the champion of roads, version 1 of cells")
+    assert follow("cells", "champion") == [f"{NAME}: {by_hand}"]
+    assert annotations(cluster) == ("roads=2,cells=1", "cells=1")  # a version for the new one, so that all replicas serve the same
+    assert deploy(NAME, follow=True) == f"{NAME}: version 2 of roads is served already, {by_hand}"
+    pods[MODEL] = "roads"
+    patches = cluster.patches
+    assert deploy(NAME) == f"{NAME}: version 2 of roads is served already"
+    assert cluster.patches == patches
 
 
 @state("done")

@@ -77,7 +77,7 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
 def test_a_delivery_is_done_once(receiver: str, cluster: Cluster):
     sent = signed()
     assert post(receiver, *sent) == (200, "dreamteacher-triton: version 2 of followed is being rolled out")
-    assert annotations(cluster) == ("2", None)
+    assert annotations(cluster) == ("followed=2", None)
     assert post(receiver, *sent) == (401, "delivery d-1 is done already")
     assert post(receiver, *signed(delivery="d-2")) == (200, "dreamteacher-triton: version 2 of followed is served already")
     assert cluster.patches == 1
@@ -134,7 +134,7 @@ def test_a_delivery_that_failed_may_come_again(receiver: str, cluster: Cluster, 
         patch.setattr(deployment, "resolve", away)
         assert post(receiver, *sent) == (503, "MLflow does not answer")
     assert post(receiver, *sent)[0] == 200
-    assert annotations(cluster) == ("2", None)
+    assert annotations(cluster) == ("followed=2", None)
 
 
 def test_a_version_that_was_named_by_hand_stays(receiver: str, cluster: Cluster):
@@ -142,7 +142,7 @@ def test_a_version_that_was_named_by_hand_stays(receiver: str, cluster: Cluster)
     assert post(receiver, *signed())[1] == (
         "dreamteacher-triton: version 1 of followed was named by hand; `dreamteacher deploy` follows the alias again"
     )
-    assert annotations(cluster) == ("1", "1")
+    assert annotations(cluster) == ("followed=1", "followed=1")
 
 
 def test_the_canary_follows_its_own_alias(receiver: str, cluster: Cluster):
@@ -173,7 +173,7 @@ def test_mlflow_itself_says_that_the_champion_moved(receiver: str, cluster: Clus
         time.sleep(1)  # for which the server remembers which webhooks there are
         client.set_registered_model_alias("followed", "champion", "2")
         end = time.monotonic() + 30
-        while annotations(cluster) != ("2", None):
+        while annotations(cluster) != ("followed=2", None):
             assert time.monotonic() < end
             time.sleep(0.05)
     finally:

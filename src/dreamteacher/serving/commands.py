@@ -13,7 +13,7 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
     fetch = add("fetch-model", _fetch_model, "get the Triton repository of a registered model, as a pod that serves it does")
     fetch.add_argument("name", help="of the registered model, or of several, divided by commas, which one Triton serves")
     fetch.add_argument(
-        "--version", metavar="N", help="in the order of the names, divided by commas; default: the one that bears the alias now"
+        "--version", metavar="N", help="of several models NAME=N, divided by commas; default: the one that bears the alias now"
     )
     fetch.add_argument("--alias", default="champion", help="default: %(default)s")
     fetch.add_argument(
@@ -42,13 +42,13 @@ def _fetch_model(options: argparse.Namespace) -> int:
     from dreamteacher.errors import UserError
     from dreamteacher.outages import patient
     from dreamteacher.serving.delivery import fetch_repositories, resolve
-    from dreamteacher.serving.deployment import split
+    from dreamteacher.serving.deployment import split, versions_by_model
 
-    names, numbers = split(options.name), split(options.version) if options.version else []
-    if numbers and len(numbers) != len(names):
-        raise UserError(f"--version {options.version} has {len(numbers)} versions for the {len(names)} models {options.name}")
-    numbers = numbers or [""] * len(names)
-    versions = {name: number or patient(resolve)(name, alias=options.alias) for name, number in zip(names, numbers, strict=True)}
+    names = split(options.name)
+    if len(names) > 1 and any("=" not in part for part in split(options.version or "=")):
+        raise UserError(f"--version {options.version} does not say of which of {', '.join(names)}; write NAME=N, divided by commas")
+    numbers = versions_by_model(names, options.version)
+    versions = {name: number or patient(resolve)(name, alias=options.alias) for name, number in numbers.items()}
     models = fetch_repositories(versions, options.out, backend=options.backend)
     print(f"{', '.join(f'version {versions[name]} of {name}' for name in versions)}: {', '.join(models)} -> {options.out}")
     return 0

@@ -2,7 +2,8 @@
 
 The template of the pods names the registered model, the alias that is followed, and the version, which each pod's init container
 fetches. Old pods serve on until new ones are ready, and a version that does not become ready takes none of them down. One Triton may serve
-several models: then the annotations hold a list, divided by commas, and versions stand in the order of the models.
+several models: then the annotations hold lists, divided by commas. Versions are written as NAME=N, so that a list of models that an overlay
+extends or sorts anew gives no model the version of another.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from kubernetes.client import AppsV1Api, CoreV1Api
 
 MODEL, ALIAS, VERSION = (f"dreamteacher.io/{each}" for each in ("model", "alias", "version"))  # annotations of the pods
-PINNED = "dreamteacher.io/pinned"  # of the Deployment: the version that was named by hand, whatever the alias; "" for a model without one
+PINNED = "dreamteacher.io/pinned"  # of the Deployment: the versions that were named by hand, whatever the alias
 SERVING = "app.kubernetes.io/part-of=dreamteacher,app.kubernetes.io/component=serving"
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POLL = 2.0  # seconds
@@ -53,22 +54,27 @@ def deploy(
     names = split(pods[MODEL])
     if (model and model not in names) or (version and not model and len(names) > 1):
         raise UserError(f"{deployment} serves {', '.join(names)}; name one of them by --model")
-    served, pinned = _by_model(names, pods.get(VERSION)), _by_model(names, _annotations(found).get(PINNED))
+    served, pinned = versions_by_model(names, pods.get(VERSION)), versions_by_model(names, _annotations(found).get(PINNED))
     wanted, by_hand = dict(served), dict(pinned)
-    for name in [model] if model else names:
-        by_hand[name] = pinned[name] if follow else version or ""
+    chosen = [model] if model else names
+    for name in names:
+        if name not in chosen and served[name]:
+            continue
+        by_hand[name] = pinned[name] if follow or name not in chosen else version or ""
         wanted[name] = by_hand[name] or resolve(name, alias=pods.get(ALIAS, "champion"))
         if wanted[name] != served[name] and not has_repository(name, wanted[name]):
             raise not_stored(name, wanted[name])
     if (served, pinned) != (wanted, by_hand):
         cause = ", ".join(f"version {wanted[name]} of {name}" for name in names)
         about = {PINNED: _joined(by_hand), "kubernetes.io/change-cause": cause}
-        patch = {"metadata": {"annotations": about}, "spec": {"template": {"metadata": {"annotations": {VERSION: _joined(wanted)}}}}}
+        patch: dict[str, Any] = {"metadata": {"annotations": about}}
+        if served != wanted:  # else pods that serve on are not replaced
+            patch["spec"] = {"template": {"metadata": {"annotations": {VERSION: _joined(wanted)}}}}
         refusals(f"change Deployment {deployment}", lambda: apps.patch_namespaced_deployment(deployment, namespace, patch))
     if wait:
         _wait(apps, core, deployment, namespace)
     done = []
-    for name in [model] if model else names:
+    for name in chosen:
         if follow and pinned[name]:
             done.append(f"version {pinned[name]} of {name} was named by hand; `dreamteacher deploy` follows the alias again")
         else:
@@ -82,15 +88,18 @@ def split(listed: str) -> list[str]:
     return [part.strip() for part in listed.split(",")]
 
 
-def _by_model(names: list[str], listed: str | None) -> dict[str, str]:
-    """{model: its part of `listed`, "" where that is missing or does not fit the models}."""
-    parts = split(listed or "")
-    return dict(zip(names, parts if len(parts) == len(names) else [""] * len(names), strict=True))
+def versions_by_model(names: list[str], listed: str | None) -> dict[str, str]:
+    """{model: its version of `listed`, "" where that has none}. `listed` is NAME=N,NAME=N, or N alone for a single model."""
+    parts = split(listed) if listed else []
+    by_name = {name: number for name, equals, number in (part.partition("=") for part in parts) if equals}
+    if len(names) == 1 and len(parts) == 1 and "=" not in parts[0]:
+        by_name = {names[0]: parts[0]}
+    return {name: by_name.get(name, "") for name in names}
 
 
 def _joined(by_model: dict[str, str]) -> str | None:
-    """For an annotation; None, which removes it, where no model has a part."""
-    return ",".join(by_model.values()) if any(by_model.values()) else None
+    """For an annotation; None, which removes it, where no model has a version."""
+    return ",".join(f"{name}={version}" for name, version in by_model.items() if version) or None
 
 
 def follow(name: str, alias: str, namespace: str | None = None) -> list[str]:
@@ -125,7 +134,7 @@ def status(namespace: str | None = None) -> list[str]:
 def _lines(core: CoreV1Api, deployment: Any, namespace: str) -> list[str]:
     pods, state = _annotations(deployment.spec.template), deployment.status
     names, alias = split(pods.get(MODEL, "?")), pods.get(ALIAS, "champion")
-    versions, pinned = _by_model(names, pods.get(VERSION)), _by_model(names, _annotations(deployment).get(PINNED))
+    versions, pinned = versions_by_model(names, pods.get(VERSION)), versions_by_model(names, _annotations(deployment).get(PINNED))
     wanted, ready, updated = deployment.spec.replicas, state.ready_replicas or 0, state.updated_replicas or 0
     since = max((each.last_update_time for each in state.conditions or [] if each.type == "Progressing"), default=None)
     what = ", ".join(f"version {version} of {name}" if version else f"the {alias} of {name}" for name, version in versions.items())
