@@ -69,6 +69,17 @@ def test_too_little_memory_is_one_line(error: Exception, beginning: str) -> None
     assert message(error).startswith(beginning)
 
 
+def test_what_torch_compile_lacks_is_one_line() -> None:
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    lacks = "set finetune.compile to false, or install what is missing (a C++ compiler, Python's headers)"
+    without_compiler = message(InductorError(InvalidCxxCompiler(), None))
+    assert without_compiler.startswith("torch.compile failed (InvalidCxxCompiler: No working C++ compiler found ")
+    assert without_compiler.endswith(lacks)
+    assert message(RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")).endswith(lacks)
+    assert message(InductorError(RuntimeError("CUDA out of memory."), None)).startswith("GPU memory is too small; ")
+
+
 @pytest.mark.parametrize(
     "error",
     [

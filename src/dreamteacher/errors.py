@@ -54,7 +54,8 @@ _LESS_MEMORY = {
 
 @contextmanager
 def resource_errors_in_one_line(command: str = "") -> Iterator[None]:
-    """Turn too little memory, full disks and places that cannot be written into a UserError: the user can mend them, we cannot.
+    """Turn too little memory, full disks, places that cannot be written and what torch.compile lacks into a UserError: the user can mend
+    them, we cannot.
 
     Libraries wrap such errors in types of their own, so their text is looked at too. `command` is the running stage, whose settings the
     message names.
@@ -64,7 +65,8 @@ def resource_errors_in_one_line(command: str = "") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        message = _ended_process(error, command) or _too_little_memory(error, command) or _disk_trouble(error)
+        causes = (_ended_process(error, command), _too_little_memory(error, command), _no_compiling(error, command), _disk_trouble(error))
+        message = next(filter(None, causes), None)
         if not message:
             raise
         raise UserError(message) from error
@@ -86,6 +88,15 @@ def _ended_process(error: Exception, command: str) -> str | None:
     if ended and ("gloo" in text or "NCCL" in text):
         return "another of the processes that train together has ended; its own message says why"
     return None
+
+
+def _no_compiling(error: Exception, command: str) -> str | None:
+    """The message for an error of torch.compile, such as a missing C++ compiler; None for other errors."""
+    of_compiler = type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.", "triton."))
+    if not of_compiler and not re.search(r"torch\.compile|Failed to find C(\+\+)? compiler", str(error)):
+        return None
+    setting = f"{_GROUPS.get(command, 'STAGE')}.compile"
+    return f"torch.compile failed ({first_line(error)}); set {setting} to false, or install what is missing (a C++ compiler, Python's headers)"
 
 
 _SHARED_MEMORY = r"unable to (mmap|write to file|allocate shared memory)|/dev/shm"
