@@ -15,7 +15,22 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
-from tiny_run import Pictures, build, denoise, ended, in_pair, launch, outcome, own_handlers, run, slow, start, wait_for_records
+from tiny_run import (
+    Pictures,
+    build,
+    capture,
+    compiled_in_pair,
+    denoise,
+    ended,
+    in_pair,
+    launch,
+    outcome,
+    own_handlers,
+    run,
+    slow,
+    start,
+    wait_for_records,
+)
 from torch import nn
 
 from dreamteacher.errors import Interrupted, UserError
@@ -284,14 +299,20 @@ def test_interrupted_names_its_signal() -> None:
 
 
 def test_what_is_compiled_learns_the_same_and_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the graph as it was captured; kernels made for it would round otherwise."""
+    """With the graph as it was captured; also stopped by an error and resumed."""
     compiled: list[nn.Module] = []
-
-    def capture(module: nn.Module) -> None:
-        compiled.append(module)
-        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
-
-    monkeypatch.setattr(nn.Module, "compile", capture)
+    monkeypatch.setattr(nn.Module, "compile", lambda module: (compiled.append(module), capture(module)))
+    model = build(norm=False)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "compiled", stop_late, model=model, settings={"compile": True})
     made = run(tmp_path / "compiled", model=build(norm=False), settings={"compile": True})
-    assert compiled == [made.model] and made.model._compiled_call_impl is None
+    assert compiled == [model, made.model] and made.model._compiled_call_impl is None
     assert outcome(made) == outcome(run(tmp_path / "plain", model=build(norm=False)))
+
+
+def stop_late(model, batch, random):
+    return denoise(model, batch, random) if random.step < 20 else {"loss": 1 / 0}
+
+
+def test_two_processes_learn_the_same_from_what_is_compiled(tmp_path: Path) -> None:
+    assert list(launch(compiled_in_pair, tmp_path).values()) == [{"processes": 2, "same": True}] * 2

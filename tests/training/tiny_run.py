@@ -174,3 +174,17 @@ def in_pair(folder: Path) -> dict[str, Any]:
         "stopped": stopped,
         "same": outcome(resumed) == outcome(whole),
     }
+
+
+def capture(module: nn.Module) -> None:
+    """`nn.Module.compile` without kernels of its own, which would round otherwise."""
+    module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+
+def compiled_in_pair(folder: Path) -> dict[str, Any]:
+    """In each of two processes: a run of the captured model, and one of the plain model."""
+    torch.set_num_threads(1)
+    nn.Module.compile = capture  # type: ignore[method-assign]
+    settings = {"precision": "fp32", "steps": 12}
+    made = [run(folder / str(each), model=build(norm=False), settings={**settings, "compile": each}) for each in (True, False)]
+    return {"processes": this_process().num_processes, "same": outcome(made[0]) == outcome(made[1])}
