@@ -143,9 +143,12 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(
 
 
 def test_another_session_adds_draws(whole: dict[str, Any], tiny: Path, work: Path, tmp_path: Path) -> None:
+    """To a record of an earlier revision, too, which knew a setting less."""
     place = tmp_path / "blobs/tab09-objectives.json"
     place.parent.mkdir()
-    place.write_bytes((tiny.parent / "whole/blobs/tab09-objectives.json").read_bytes())
+    earlier = json.loads((tiny.parent / "whole/blobs/tab09-objectives.json").read_text())
+    del earlier["settings"]["finetune"]["compile"]
+    place.write_text(json.dumps(earlier))
     added = run(tiny, work, tmp_path, "tab09-objectives", "--seeds", "2", "--only", "scratch")
     assert [row for row in added["models"] if row["session"] == 0] == whole["models"]
     assert [(row["init"], row["draw"]) for row in added["models"] if row["session"] == 1] == [("scratch", 2)]

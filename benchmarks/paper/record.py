@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.timing import describe_machine
 from dreamteacher.errors import UserError
+from dreamteacher.settings.schema import Params
 from dreamteacher.stage import flat
 from dreamteacher.tracking import git
 
@@ -66,7 +67,9 @@ class Record:
         told = {"inits": {name: content["inits"][name] for name in inits if name in content["inits"]}}
         new = {"inits": {name: inits[name] for name in told["inits"]}}
         old_flat, new_flat = flat(made | told), flat(head | new)
-        if differing := [key for key in {**old_flat, **new_flat} if old_flat.get(key) != new_flat.get(key)]:
+        # What the record lacks is a setting that did not exist yet, and did what it does by default.
+        defaults = flat({"settings": Params().model_dump(mode="json")})
+        if differing := [key for key in {**old_flat, **new_flat} if old_flat.get(key, defaults.get(key)) != new_flat.get(key)]:
             key = differing[0]
             raise UserError(
                 f"{self.path} holds figures of {key} = {old_flat.get(key)!r}, and this is {new_flat.get(key)!r}"

@@ -83,32 +83,30 @@ def unknown_share(boxes: Tensor, unknown: Tensor) -> Tensor:
 
 
 def align_boxes(theirs: list[np.ndarray], ours: list[np.ndarray]) -> list[np.ndarray]:
-    """`scores` (B, K, A), `boxes` (B, 4, A) and what else has A in the second place, in the order of `ours`.
+    """`scores` (B, K, A), `boxes` (B, 4, A) and, where there are, `masks` (B, A, M, M), in the order of `ours`.
 
     Boxes are sorted and chosen by scores, and two programs that differ by 1e-6 exchange neighbours, or keep the other of two that overlap
     by just the limit. Up to FLIPS of the boxes of a picture may therefore be in one of them only, and stand as in `ours`; with more, or
-    other shapes, all stay as they are.
+    other shapes, all stay as they are. A mask that only one of both has, of a box without a score, counts as equal.
     """
     if any(one.shape != other.shape for one, other in zip(theirs, ours, strict=True)):
         return theirs
     aligned = [values.copy() for values in theirs]
     for picture in range(len(ours[0])):
         one, other = (np.concatenate([side[0][picture], side[1][picture]]).T for side in (theirs, ours))  # (A, K + 4)
-        classes = ours[0].shape[1]
-        real, found = (np.asarray((rows[:, :classes] > 0).any(1)) for rows in (other, one))
-        nearest, alone, matched = np.zeros(len(other), int), ~real, np.zeros(len(one), bool)
-        for row in np.flatnonzero(real):
-            distance = np.abs(one - other[row]).max(1)
+        nearest, alone, way_back = np.zeros(len(other), int), np.zeros(len(other), bool), np.full(len(one), np.inf)
+        for row, values in enumerate(other):
+            distance = np.abs(one - values).max(1)
             nearest[row] = distance.argmin()
-            alone[row] = distance[nearest[row]] > SAME
-            matched[nearest[row]] |= not alone[row]
-        flips = max((alone & real).sum(), (found & ~matched).sum())
-        if flips > max(FLIPS * max(real.sum(), found.sum()), 1):
+            alone[row] = not distance[nearest[row]] <= SAME
+            way_back = np.minimum(way_back, distance)
+        flips = max(alone.sum(), (~(way_back <= SAME)).sum())
+        if flips > max(FLIPS * len(one), 1):
             return theirs
-        for values, wanted in zip(aligned, ours, strict=True):
-            axis = 0 if wanted.ndim > 3 else 1
-            ordered = np.take(values[picture], nearest, axis)
-            here = (slice(None),) * axis + (alone,)
-            ordered[here] = wanted[picture][here]
-            values[picture] = ordered
+        for result, wanted in zip(aligned[:2], ours[:2], strict=True):
+            result[picture] = np.where(alone, wanted[picture], result[picture][:, nearest])
+        for result, wanted in zip(aligned[2:], ours[2:], strict=True):
+            masks = result[picture][nearest]
+            nothing = ~(masks.any((1, 2)) & wanted[picture].any((1, 2))) & ~ours[0][picture].any(0)
+            result[picture] = np.where((alone | nothing)[:, None, None], wanted[picture], masks)
     return aligned

@@ -132,7 +132,7 @@ class FasterRcnnHead(NeckHead):
 
     def predict(self, levels: list[Tensor], coarser: list[Tensor], size: Size) -> dict[str, Tensor]:
         """`scores` (B, K, A) in [0, 1], of each of A boxes that of one class, and `boxes` (B, 4, A): x1, y1, x2, y2, fractions of the
-        picture. A is the same for pictures of any size; what is not needed has a score of 0."""
+        picture. A is the same for pictures of any size; a box that is none has a score of 0."""
         limits = torch.stack([torch.as_tensor(side, device=levels[0].device) for side in (size[1], size[0])]).float().repeat(2)
         boxes, found = self.propose(coarser, limits)
         pooled = pool_boxes(self.roi.box_roi_pool, levels, boxes)
@@ -142,7 +142,7 @@ class FasterRcnnHead(NeckHead):
         corners = within(corners[:, :, 1:].reshape(*shape, 4), limits)
         likely = logits.softmax(1).reshape(-1, self.proposals, self.classes + 1)[:, :, 1:] * (found > 0)[:, :, None]
         scores, best = likely.reshape(shape).topk(min(shape[1], MOST_CANDIDATES))
-        scores, corners = scores * (scores > LEAST_SCORE), corners.gather(1, best[:, :, None].expand(-1, -1, 4))
+        corners = corners.gather(1, best[:, :, None].expand(-1, -1, 4))
         of_class = torch.arange(self.classes, device=scores.device)[:, None] == (best % self.classes)[:, None]
         return {"scores": scores[:, None] * of_class, "boxes": (corners / limits).transpose(1, 2)}
 

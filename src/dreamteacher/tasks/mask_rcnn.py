@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import masks_to_boxes
 
-from dreamteacher.data.boxes import MOST_OVERLAP
+from dreamteacher.data.boxes import LEAST_SCORE, MOST_OVERLAP
 from dreamteacher.data.instances import pack, paste
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import Augmentation, Transform
@@ -48,23 +48,23 @@ class MaskRcnnHead(FasterRcnnHead):
         return found
 
     def predict(self, levels: list[Tensor], coarser: list[Tensor], size: Size) -> dict[str, Tensor]:
-        """As `FasterRcnnHead.predict`, the best DETECTIONS D of each class that do not overlap a better one, and `masks` (B, D, 28, 28) in
-        [0, 1], each spread over its box."""
+        """As `FasterRcnnHead.predict`, the best DETECTIONS D that do not overlap a better one of their class, with a score of 0 below
+        LEAST_SCORE, and `masks` (B, D, 28, 28) in [0, 1], each spread over its box."""
         found = super().predict(levels, coarser, size)
-        scores = found["scores"] * not_suppressed(found["boxes"].transpose(1, 2), found["scores"], MOST_OVERLAP)
-        values, best = scores.amax(1).topk(min(DETECTIONS, scores.shape[2]))
-        scores = scores.gather(2, best[:, None].expand(-1, self.classes, -1))
+        kept = found["scores"] * not_suppressed(found["boxes"].transpose(1, 2), found["scores"], MOST_OVERLAP)
+        values, best = kept.amax(1).topk(min(DETECTIONS, kept.shape[2]))
+        kept = kept.gather(2, best[:, None].expand(-1, self.classes, -1))
         boxes = found["boxes"].gather(2, best[:, None].expand(-1, 4, -1))
         sides = torch.stack([torch.as_tensor(side, device=values.device) for side in (size[1], size[0])]).float().repeat(2)
         pictures = torch.arange(values.shape[0], device=values.device).to(values)[:, None, None].expand(-1, values.shape[1], 1)
         regions = torch.cat([pictures, boxes.transpose(1, 2) * sides], 2).flatten(0, 1)
-        # Only what was found is computed, and the first region, as not all programs take an empty batch.
-        there = F.pad((values.flatten() > 0).nonzero()[:, 0], (1, 0))
+        # Only what is sure enough is computed, and the best box of each picture: not all programs take an empty batch.
+        there = (F.pad(values[:, 1:], (1, 0), value=1.0).flatten() > LEAST_SCORE).nonzero()[:, 0]
         logits = self.roi.mask_predictor(self.roi.mask_head(pool_regions(self.roi.mask_roi_pool, levels, regions[there])))
-        classes = scores.argmax(1).flatten()[there] + 1
+        classes = kept.argmax(1).flatten()[there] + 1
         of_class = logits.gather(1, classes[:, None, None, None].expand(-1, 1, SIDE, SIDE))[:, 0].sigmoid()
         masks = torch.zeros(regions.shape[0], SIDE, SIDE, device=values.device).index_put((there,), of_class)
-        masks = masks.reshape(-1, values.shape[1], SIDE, SIDE) * (values > 0)[:, :, None, None]
+        masks, scores = masks.reshape(-1, values.shape[1], SIDE, SIDE), kept * (kept > LEAST_SCORE)
         return {"scores": scores, "boxes": boxes, "masks": masks}
 
 
