@@ -72,7 +72,7 @@ def test_too_little_memory_is_one_line(error: Exception, beginning: str) -> None
 def test_what_torch_compile_lacks_is_one_line() -> None:
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
-    lacks = "set finetune.compile to false, or install what is missing (a C++ compiler, Python's headers)"
+    lacks = "set finetune.compile to false, or install what is missing (a C++ compiler, Python.h)"
     without_compiler = message(InductorError(InvalidCxxCompiler(), None))
     assert without_compiler.startswith("torch.compile failed (InvalidCxxCompiler: No working C++ compiler found ")
     assert without_compiler.endswith(lacks)

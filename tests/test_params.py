@@ -357,3 +357,10 @@ def test_the_papers_values_are_documented() -> None:
         for group, values in NAMED[preset].items():
             for name in values:
                 assert f"`{group}.{name}`" in text, f"{preset}: {group}.{name}"
+
+
+def test_a_gan_whose_loss_has_second_derivatives_is_not_compiled():
+    assert "teacher.compile = true: torch.compile cannot differentiate a stylegan2 twice" in refusal(
+        "teacher.kind=stylegan2", "teacher.compile=true", "teacher.pretrained=null"
+    )
+    assert loaded("teacher.kind=edm", "teacher.compile=true", "teacher.pretrained=null").teacher.compile

@@ -96,9 +96,7 @@ def _no_compiling(error: Exception, command: str) -> str | None:
     if not of_compiler and not re.search(r"torch\.compile|Failed to find C(\+\+)? compiler", str(error)):
         return None
     setting = f"{_GROUPS.get(command, 'STAGE')}.compile"
-    return (
-        f"torch.compile failed ({first_line(error)}); set {setting} to false, or install what is missing (a C++ compiler, Python's headers)"
-    )
+    return f"torch.compile failed ({first_line(error)}); set {setting} to false, or install what is missing (a C++ compiler, Python.h)"
 
 
 _SHARED_MEMORY = r"unable to (mmap|write to file|allocate shared memory)|/dev/shm"

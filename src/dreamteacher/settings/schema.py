@@ -197,6 +197,12 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _compiles_no_second_derivatives(self) -> Params:
+        if self.teacher.compile and self.teacher.kind == "stylegan2" and not self.teacher.pretrained:
+            raise ValueError("teacher.compile = true: torch.compile cannot differentiate a stylegan2 twice, as R1 does; set it to false")
+        return self
+
+    @model_validator(mode="after")
     def _head_fits_the_task(self) -> Params:
         """Where the settings name the task; else fine-tuning refuses the head (see `tasks.base.get_task`)."""
         head, task = self.finetune.head, self.ingest.task

@@ -54,7 +54,9 @@ class Training(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the averaged weights; null: none are kept")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the device computes it fast, else fp32")
     compile: bool = Field(
-        False, description="torch.compile of the network that is trained: a minute before the first step, less time for each after it"
+        False,
+        description="torch.compile of the network that is trained: a minute before the first step, less time for each after it; needs a "
+        "C++ compiler, which the image of docker/ lacks",
     )
     workers: Count | Literal["auto"] = Field(
         "auto", description="loader processes; auto: 0 where the decoded set fits in memory and no GPU is used"
