@@ -93,6 +93,10 @@ def test_a_shorter_training_warms_up_as_large_a_share() -> None:
     assert (shortened(params, 50).finetune.steps, shortened(params, 50).finetune.warmup_steps) == (50, 5)
 
 
+def test_a_shorter_training_is_not_compiled() -> None:
+    assert not shortened(with_settings(Params(), {"finetune.compile": True}), 50).finetune.compile
+
+
 def test_a_steep_curve_promises_much_and_a_level_one_little_or_nothing() -> None:
     of = {"longer": 0.0, "spread": 0.01, "seeds": 3}
     steep, level = (predict(curve, 20, "recipe", **of) for curve in (STEEP, LEVEL))

@@ -50,6 +50,6 @@ def with_settings(params: Params, settings: dict[str, Any]) -> Params:
 
 
 def shortened(params: Params, steps: int) -> Params:
-    """`params` with `steps` of fine-tuning, and as large a share of them for the warm-up as before."""
+    """`params` with `steps` of fine-tuning, and as large a share of them for the warm-up as before; too few for torch.compile to pay."""
     warmup = params.finetune.warmup_steps * steps // params.finetune.steps
-    return with_settings(params, {"finetune.steps": steps, "finetune.warmup_steps": warmup})
+    return with_settings(params, {"finetune.steps": steps, "finetune.warmup_steps": warmup, "finetune.compile": False})
