@@ -12,6 +12,7 @@ import pytest
 from ingest_sources import facts, manifest, mask_of, picture, reasons, report, run, save, save_pictures
 from PIL import Image
 
+from dreamteacher.data import tally
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.signs import thin_between
 from dreamteacher.data.sources import look
@@ -173,7 +174,19 @@ def test_copies_that_were_saved_or_resized_again_are_said(tmp_path: Path) -> Non
     assert report(tmp_path / "out")["near_copies"] == 2
     pairs = [{"path": f"val/small{i}.jpg", "same_as": f"train/{i:02}.png"} for i in (0, 20)]
     assert report(tmp_path / "out")["examples"]["near_copies"] == pairs
-    assert any(line.startswith("2 pictures of val look the same as one of train") for line in report(tmp_path / "out")["summary"])
+    (line,) = (line for line in report(tmp_path / "out")["summary"] if line.startswith("2 pictures of val look the same as one of train"))
+    assert "val/small0.jpg and train/00.png; report.json names 2" in line
+
+
+def test_of_many_copies_the_line_says_how_many_the_report_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "EXAMPLES", 1)
+    for i in range(10):
+        image = Image.fromarray(np.random.default_rng(i).integers(0, 255, (12, 12), np.uint8)).resize((64, 64))
+        save(image, tmp_path / "in/train" / f"{i}.png")
+        save(image, tmp_path / "in/val" / f"{i}.jpg", quality=90)
+    run(tmp_path / "in", tmp_path / "out")
+    assert report(tmp_path / "out")["near_copies"] == 10
+    assert any("report.json names 1)" in line for line in report(tmp_path / "out")["summary"])
 
 
 @pytest.mark.parametrize(

@@ -216,11 +216,11 @@ def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
             "do, so that figures would be too good; put whole videos or scenes into a folder val/"
         )
     if counts["near_copies"]:
-        first = tally.examples["near_copies"][0]
+        named = tally.examples["near_copies"]
         yield (
             f"{counts['near_copies']} pictures of val look the same as one of train, saved or resized again or the next frame (such as "
-            f"{first['path']} and {first['same_as']}; all are in report.json), so that figures would be too good; take them out of one of "
-            "both"
+            f"{named[0]['path']} and {named[0]['same_as']}; report.json names {len(named)}), so that figures would be too good; "
+            "remove them from train or from val"
         )
     yield from _left_out(found, "")
     if found.arrived:

@@ -15,7 +15,7 @@ from dreamteacher.data.prepare import Prepared
 from dreamteacher.data.seen import Kept
 from dreamteacher.data.signs import alike
 
-EXAMPLES = 1000  # duplicates and leaks that report.json names; all are counted
+EXAMPLES = 1000  # duplicates, leaks and near copies that report.json names; all are counted
 MOST_SIZES = 1000  # sizes of pictures that are told apart
 MOST_COLOURS = 1000  # of palettes, that are held against others
 SPLITS = ("train", "val")
