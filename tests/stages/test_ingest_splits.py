@@ -91,6 +91,13 @@ def test_data_yaml_gives_the_splits_that_folders_do_not(place: str, tmp_path: Pa
     assert all(name.startswith("images/night/") for name in splits(tmp_path / "out")["val"])
 
 
+def test_of_folders_of_data_yaml_that_hold_each_other_the_inner_one_keeps_its_split(tmp_path: Path) -> None:
+    source = yolo_set(tmp_path / "in", "day", "day/dark")
+    (source / "data.yaml").write_text("train: images/day\nval: images/day/dark\nnames: [car]\n")
+    run(source, tmp_path / "out", val_fraction=0.5)
+    assert splits(tmp_path / "out")["val"] == [f"images/day/dark/{i}.jpg" for i in range(6)]
+
+
 def test_data_yaml_that_trains_on_what_it_measures_is_not_followed(tmp_path: Path) -> None:
     source = yolo_set(tmp_path / "in", "day")
     (source / "data.yaml").write_text("train: images\nval: images\nnames: [car]\n")

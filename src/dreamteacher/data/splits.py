@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
+from dreamteacher.data.class_list import NUMBER
 from dreamteacher.data.items import utf8
 from dreamteacher.data.layout import meaning, split_and_rest
 from dreamteacher.data.names import nfc, row, slashes, tidy
@@ -20,7 +21,6 @@ from dreamteacher.data.yolo import YAML, read_yaml
 from dreamteacher.errors import UserError
 
 PROBED = 20  # lines of a list, by which the folder that its paths start from is found
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _FOLD = re.compile(r"(.*[-_. ])?k?(fold|cv|crossval)[-_. ]?\d+", re.IGNORECASE)
 _VERSION = re.compile(r"\d+$")
 ORDER = ("train", "test", "val?", "val")  # of a picture that several lists name, the last says its split
@@ -126,7 +126,7 @@ def _pictures_in(tree: Tree, name: str) -> Iterator[str]:
     with lines, utf8(f"{tree}/{name}"):
         for line in lines:
             words = re.split(r"[\s,;]+", line.strip())
-            alone = len(words) == 1 or not (all(map(_NUMBER.fullmatch, words[1:])) or (len(words) == 2 and _is_picture(words[0])))
+            alone = len(words) == 1 or not (all(map(NUMBER.fullmatch, words[1:])) or (len(words) == 2 and _is_picture(words[0])))
             picture = tidy(slashes(line.strip() if alone else words[0]).lstrip("/"))
             if picture and not picture.startswith("#"):
                 yield picture
@@ -171,8 +171,8 @@ def _split_by_yolo(table: sqlite3.Connection, tree: Tree, notes: list[str]) -> l
         if set(folders.get("train", ())) & set(folders.get("val", ())):
             notes.append(f"{name} names the same pictures for train and val, so it is not followed")
             continue
-        changed = sum(_take_folder(table, folder, split) for split, all_of in folders.items() for folder in all_of)
-        if changed:
+        inner_first = sorted(((folder, split) for split in folders for folder in folders[split]), key=lambda pair: -pair[0].count("/"))
+        if sum(_take_folder(table, folder, split) for folder, split in inner_first):
             return [name]
     return []
 
