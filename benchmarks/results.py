@@ -77,7 +77,8 @@ def section(path: Path, note: str | None, plot: Path) -> str:
     content = read(path)
     described = read_table(content["table"])
     counts = label_counts(content)
-    parts = [f"### {described.title}" + (", at equal seconds" if content["equal"] == "seconds" else "")]
+    own = "" if path.stem.removesuffix("-seconds") == content["table"] else f", {path.stem}"
+    parts = [f"### {described.title}{own}" + (", at equal seconds" if content["equal"] == "seconds" else "")]
     parts += [note.strip()] if note else []
     if described.paper:
         parts += [text for labels in counts if (text := order(content, described.paper, labels))]

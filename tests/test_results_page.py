@@ -125,3 +125,12 @@ def test_a_plot_has_the_same_bytes_each_time(tmp_path: Path, labels: tuple[int |
     one = (tmp_path / "one").read_bytes()
     assert one == (tmp_path / "two").read_bytes()
     assert b"random-teacher" in one
+
+
+def test_a_result_of_another_name_has_it_in_its_heading(tmp_path: Path) -> None:
+    for name in ("tab09-objectives", "short"):
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        (tmp_path / f"blobs/{name}.json").write_text(to_json(record()))
+    headings = [line for line in results.page(tmp_path, tmp_path).splitlines() if line.startswith("### ")]
+    title = read_table("tab09-objectives").title
+    assert headings == [f"### {title}, short", f"### {title}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dreamteacher import cli
+from dreamteacher import cli, stage_commands
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of, open_stage
 
@@ -60,7 +60,7 @@ def main(words: list[str]) -> int:
                 place.write_bytes((out / file).read_bytes())
         return {}
 
-    cli.import_module = lambda _: SimpleNamespace(run=run)
+    stage_commands.import_module = lambda _: SimpleNamespace(run=run)
     return cli.main(words)
 
 

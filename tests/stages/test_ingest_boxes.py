@@ -251,7 +251,7 @@ def test_json_is_read_piece_by_piece(chunk: int, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(json_elements, "CHUNK", chunk)
     content = {"info": {"year": 2017}, "images": [{"id": 123, "a": "]}"}, {"id": 4}], "n": 12345, "none": [], "numbers": [1, 23, 456]}
     with write(tmp_path / "a.json", json.dumps(content, indent=1)).open() as file:
-        found = list(coco.elements(file))
+        found = list(json_elements.elements(file))
     assert found == [(key, element) for key in ("images", "numbers") for element in content[key]]  # type: ignore[attr-defined]
 
 

@@ -116,7 +116,9 @@ def read_labels(
     Raises:
         UserError: they cannot be understood, or folders may be splits and no classes.
     """
-    counts, examples, names = {}, {}, classes.names if classes else None
+    counts: dict[str, int] = {}
+    examples: dict[str, str] = {}
+    names = classes.names if classes else None
     if kind == "csv":
         values = _read_csv(table, tree, several=task == "multilabel")
         n_labels = one(table, "SELECT count(*) FROM labels")
