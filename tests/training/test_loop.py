@@ -298,7 +298,9 @@ def test_interrupted_names_its_signal() -> None:
     assert "signal 15 at step 7" in str(Interrupted(15, 7))
 
 
-def test_what_is_compiled_learns_the_same_and_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_compiled_learns_the_same_and_comes_back_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With the graph as it was captured; also stopped by an error and resumed."""
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: (compiled.append(module), capture(module)))
@@ -306,6 +308,7 @@ def test_what_is_compiled_learns_the_same_and_comes_back_as_it_was(tmp_path: Pat
     with pytest.raises(ZeroDivisionError):
         run(tmp_path / "compiled", stop_late, model=model, settings={"compile": True})
     made = run(tmp_path / "compiled", model=build(norm=False), settings={"compile": True})
+    assert capsys.readouterr().err.count(", compiled, ") == 2
     assert compiled == [model, made.model] and made.model._compiled_call_impl is None
     assert outcome(made) == outcome(run(tmp_path / "plain", model=build(norm=False)))
 

@@ -121,7 +121,7 @@ def _describe(run: Run, workers: int) -> str:
     settings, count = run.settings, run.processes.count
     split = f" = {count} processes x {settings.accumulate} parts" if count * settings.accumulate > 1 else ""
     start = f"resumes after step {run.done} of" if run.done else "starts"
-    precision = "bf16" if run.dtype == torch.bfloat16 else "fp32"
+    precision = ("bf16" if run.dtype == torch.bfloat16 else "fp32") + ", compiled" * settings.compile
     return (
         f"{run.title}: {start} {settings.steps} steps of {settings.batch_size} pictures{split} "
         f"on {run.device.type}, {precision}, {workers} loader processes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,7 @@ class Run:
         self.module.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = create_ema(kept(self.module), settings.ema) if settings.ema is not None else None
         if settings.compile:
+            warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # of how it sees functions of libraries
             self.module.compile()  # in place; the averaged copy is measured rarely, and stays as it is
         self.ddp = processes.wrap(self.module)
         self.optimizer = create_optimizer(self.module, settings, rates)
