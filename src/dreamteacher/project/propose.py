@@ -141,7 +141,7 @@ COMMENTS = {
     "source": "a folder, a list of paths, WebDataset shards, or an address of them",
     "short_side": "larger pictures are reduced to it, pixels; null: they are kept as they are",
     "val_fraction": "share of the pictures kept for validation, as the source has no train/ and val/",
-    "size": "tiny: for CPUs; mini: for minutes of a GPU; small: for hours; adm-256: the paper's 256 px, for several GPUs",
+    "size": "tiny: for CPUs; mini: for an hour of a GPU; small: for many; adm-256: the paper's 256 px, for several GPUs",
     "accumulate": "parts of a batch, for this GPU's memory",
     "backbone": "any timm model with a feature pyramid",
     "finest_stride": "2 for small pictures or objects of few pixels; the paper's 4 for others",

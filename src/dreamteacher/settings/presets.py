@@ -17,7 +17,7 @@ DREAMING = ("stylegan2", "biggan", "icgan")  # kinds that make pictures of their
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {},
-    # For minutes of a GPU: a fifth of the operations of `small`.
+    # For an hour of a GPU: a fifth of the operations of `small`.
     "mini": {
         "teacher": {"batch_size": 256, "lr": 5e-4, "steps": 20_000, "ema": 0.9995, "sample_every": 5000},
         "distill": {"batch_size": 64, "lr": 2e-3, "steps": 4000, "warmup_steps": 100, "monitor_every": 250},
