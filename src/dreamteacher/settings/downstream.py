@@ -24,7 +24,7 @@ class Ingest(Section):
     )
     labels: Literal["auto", "none", "folders", "masks", "csv", "boxes"] = Field(
         "auto",
-        description="where labels come from: class folders, masks/ beside images/, labels.csv, boxes (COCO, Pascal VOC, YOLO); auto: what "
+        description="where labels come from: class folders, masks/ beside images/, labels.csv (or metadata.csv), boxes (COCO, Pascal VOC, YOLO); auto: what "
         "is found, masks before boxes",
     )
     task: str = Field(
