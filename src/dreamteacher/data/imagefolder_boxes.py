@@ -93,9 +93,10 @@ def _boxes(value: Any, classes: ClassList | None, at: str) -> list[tuple[float, 
     for box, category, crowd in zip(boxes, columns[key], columns.get("iscrowd", [False] * len(boxes)), strict=True):
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
             raise UserError(f"{at}: the box {str(box)[:60]} is not of four numbers; write [x, y, w, h]")
-        if (name := read_class(category, classes, f"{at}: a category")) is None:
+        if (named := read_class(category, classes, f"{at}: a category")) is None:
             raise UserError(f"{at}: the box {box} has no category; give its class, or leave it out")
-        found.append((*map(float, box), name, bool(crowd)))
+        x, y, width, height = map(float, box)
+        found.append((x, y, width, height, named, bool(crowd)))
     return found
 
 
