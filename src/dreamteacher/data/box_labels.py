@@ -23,7 +23,10 @@ from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
 FORMS = (("voc", ".xml"), ("yolo", ".txt"), ("labelme", ".json"), ("supervisely", ".json"))  # of a file for each picture
-WORDS = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO", "labelme": "labelme", "supervisely": "Supervisely"}
+WORDS = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO", "labelme": "labelme", "supervisely": "Supervisely"} | {
+    "imagefolder": "HuggingFace's imagefolder"
+}
+IN_TABLE = ("coco", "imagefolder")  # boxes are in the table `labels`
 LOOKED_INTO = 20  # label files of a form that decide whether it is one
 MOST_CLASSES = 10_000
 SMALLEST = 8  # pixels of a side, above which boxes within one pixel are fractions
@@ -293,6 +296,7 @@ def _stored(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
 _SHAPES = {"labelme": labelme, "supervisely": supervisely}
 _READ: dict[str, Callable[[bytes, tuple[int, int]], tuple[Any, list[Row]]]] = {
     "coco": _coco,
+    "imagefolder": _coco,
     "voc": _read_voc,
     "yolo": _read_yolo,
     "labelme": lambda data, _: _read_shapes(labelme(data)),

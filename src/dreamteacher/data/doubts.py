@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from dreamteacher.data.box_labels import BoxSource
 from dreamteacher.data.class_list import NUMBER, ClassList, alike
+from dreamteacher.data.imagefolder import Metadata
 from dreamteacher.data.items import PassedOver
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning
@@ -22,9 +23,12 @@ NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write whe
 
 
 def doubts(
-    table: sqlite3.Connection, kind: str, boxes: BoxSource | None, classes: ClassList | None, counts: dict[str, int]
+    table: sqlite3.Connection, kind: str, boxes: BoxSource | None, classes: ClassList | None, counts: dict[str, int], *, label_file: str
 ) -> Iterator[str]:
-    """Of labels that were found. kind, counts: as `labels.kind_of_labels` and `labels.read_labels` return them."""
+    """Of labels that were found. kind, counts: as `labels.kind_of_labels` and `labels.read_labels` return them.
+
+    label_file: which gives classes.
+    """
     yield from _numbered_classes(table, boxes)
     yield from _shared_labels(table)
     names = boxes.names if boxes and not boxes.body else classes.names if classes and kind in ("csv", "folders") else None
@@ -33,7 +37,16 @@ def doubts(
             how = "differ in capitals only" if name.casefold() == other.casefold() else "are the same number"
             yield f"classes {name!r} and {other!r} {how}; are they one?"
     if classes and kind == "csv":
-        yield from _doubtful(table, classes.names, counts)
+        yield from _doubtful(table, classes.names, counts, label_file)
+
+
+def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[str]:
+    """A line on files of HuggingFace's imagefolder other than those that are `read`; kind: of the labels."""
+    name = next((name for name in metadata.names() if name not in read), None)
+    if name:
+        yield (
+            metadata.others.get(name) or f"{name} is not read, as there are labels of the kind {kind}; ingest.labels and ingest.task choose"
+        )
 
 
 def why_no_labels(table: sqlite3.Connection, tree: Tree, names: list[str] | None, passed_over: PassedOver) -> Iterator[str]:
@@ -104,14 +117,14 @@ def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Ite
         yield f"{n} files of boxes (such as {boxes.files[0]}) give classes by number; name them in data.yaml or classes.txt"
 
 
-def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int]) -> Iterator[str]:
-    """Lines on what labels.csv says of no picture, and on classes that may be none."""
+def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int], file: str) -> Iterator[str]:
+    """Lines on what labels.csv, or another `file`, says of no picture, and on classes that may be none."""
     if not one(table, "SELECT EXISTS (SELECT 1 FROM labels)"):
-        yield "labels.csv has no line with a label"
+        yield f"{file} has no line with a label"
     if counts["labels_without_picture"]:
         (lost,) = table.execute("SELECT min(name) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)").fetchone()
-        yield f"labels.csv names {lost!r}, for one, and there is no such picture (capitals count)"
+        yield f"{file} names {lost!r}, for one, and there is no such picture (capitals count)"
     if measured := [name for name in names if NUMBER.fullmatch(name) and not float(name).is_integer()]:
-        yield f"{measured[0]!r} in labels.csv and {len(measured) - 1} other fractions are taken as classes; values are not learnt as such"
+        yield f"{measured[0]!r} in {file} and {len(measured) - 1} other fractions are taken as classes; values are not learnt as such"
     if wrong := [name for name in names if name.lower() in NO_CLASSES]:
-        yield f"{wrong[0]!r} in labels.csv was taken as a class; leave the label of pictures without one empty"
+        yield f"{wrong[0]!r} in {file} was taken as a class; leave the label of pictures without one empty"

@@ -75,7 +75,7 @@ class PassedOver:
 
     by_suffix: kinds of files; beyond MOST_SUFFIXES of them "other", so that memory does not grow, in any order of files the same.
     folders: "system" and "unreadable". unprintable: files whose names cannot be written down. lists: text files that say which picture
-    is of which split.
+    is of which split. metadata: files of HuggingFace's imagefolder.
     """
 
     def __init__(self) -> None:
@@ -84,6 +84,7 @@ class PassedOver:
         self.unprintable = 0
         self._last_folder = ""
         self.lists: list[str] = []
+        self.metadata: list[str] = []
 
     def add(self, name: str) -> None:
         """Count a file."""

@@ -7,15 +7,14 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import chain
-from typing import IO
 
 from dreamteacher.data.class_list import NUMBER, ClassList, require_mask_classes, require_two
+from dreamteacher.data.imagefolder import read_classes, refuse_other_folders
 from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
-from dreamteacher.data.several_labels import has_columns, read_several, require_cells
+from dreamteacher.data.several_labels import PATH, has_columns, read_several, require_cells, rows_of
 from dreamteacher.data.table import FINDS_ITS_PICTURE, one
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
@@ -67,9 +66,17 @@ def kinds_of_labels(labels: LabelKind, task: str) -> tuple[LabelKind, ...]:
 
 
 def kind_of_labels(
-    table: sqlite3.Connection, labels: LabelKind, tree: Tree, classes: list[str] | None, *, is_list: bool, boxes: bool, task: str = AUTO
+    table: sqlite3.Connection,
+    labels: LabelKind,
+    tree: Tree,
+    classes: list[str] | None,
+    *,
+    is_list: bool,
+    boxes: bool,
+    in_table: bool,
+    task: str = AUTO,
 ) -> str:
-    """The kind of labels that there is: csv, masks, boxes or folders, or none. boxes: there are some.
+    """The kind of labels that there is: csv, masks, boxes or folders, or none. boxes, in_table: there are some.
 
     Raises:
         UserError: there are none of the kind that `labels` or `task` asks for, or masks and none is named as a picture is.
@@ -78,11 +85,8 @@ def kind_of_labels(
     folders = [name for (name,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != ''")]
     # A list's folders are any folders; only classes.txt tells that they are classes.
     named = set(folders) & set(classes) if classes else set() if is_list or all(meaning(name).split for name in folders) else set(folders)
-    table_file = tree.open_text("labels.csv")
-    if table_file:
-        table_file.close()
     there = {
-        "csv": table_file is not None,
+        "csv": in_table,
         "masks": masks > 0 and not boxes,
         "boxes": boxes,
         "folders": len(named) > 1 or bool(classes and named),
@@ -109,9 +113,11 @@ def kind_of_labels(
 
 
 def read_labels(
-    table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None, task: str = AUTO
+    table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None, *, task: str, tables: list[str], folders_count: bool
 ) -> tuple[ClassList | None, dict[str, int], dict[str, str]]:
     """The classes, and of labels without use how many there are and the first of a kind; fills the table `labels`.
+
+    tables: the files that give classes, see `files_of_classes`. folders_count: those of classes may not contradict them.
 
     Raises:
         UserError: they cannot be understood, or folders may be splits and no classes.
@@ -120,22 +126,9 @@ def read_labels(
     examples: dict[str, str] = {}
     names = classes.names if classes else None
     if kind == "csv":
-        values = _read_csv(table, tree, several=task == "multilabel")
-        n_labels = one(table, "SELECT count(*) FROM labels")
-        if task != "multilabel" and len(values) == n_labels >= FEWEST:
-            raise UserError(
-                f"{tree}/labels.csv: each of its {n_labels} labels is another, such as {values[0]!r}, and a class needs several pictures; "
-                "write classes, or remove it"
-            )
-        if classes and classes.is_numbered_from_one and any(value.isdecimal() for value in values):
-            raise UserError(f"{tree}/classes.txt is numbered from 1, and the numbers in labels.csv count from 0; write names in both")
-        if classes and task == "multilabel" and (strange := [value for value in values if value not in classes.names]):
-            raise UserError(f"{tree}/labels.csv names the class {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
-        classes = classes or ClassList(values)
-        counts["labels_without_picture"] = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
-        if counts["labels_without_picture"] == one(table, "SELECT count(*) FROM labels") > 0:
-            named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
-            raise UserError(f"{tree}/labels.csv names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
+        classes, counts["labels_without_picture"] = _read_table(table, tree, classes, tables, several=task == "multilabel")
+        if tables[0] != "labels.csv" and folders_count and task != "multilabel":
+            refuse_other_folders(table, tree, tables[0])
     elif kind == "folders":
         names, strange = _classes_of_folders(table, tree, names)
         classes, counts["folders_without_class"] = ClassList(names), len(strange)
@@ -153,6 +146,31 @@ def read_labels(
         counts["masks_without_picture"], first = table.execute(lost).fetchone()
         examples |= {"masks_without_picture": first} if first else {}
     return classes, counts, examples
+
+
+def _read_table(
+    table: sqlite3.Connection, tree: Tree, classes: ClassList | None, tables: list[str], *, several: bool
+) -> tuple[ClassList, int]:
+    """The classes of labels.csv, or of files of HuggingFace's imagefolder, and how many of their lines name no picture."""
+    file = tables[0]
+    in_metadata = file != "labels.csv"
+    values = read_classes(table, tree, tables, classes, several=several) if in_metadata else _read_csv(table, tree, several=several)
+    n_labels = one(table, "SELECT count(*) FROM labels")
+    if not several and len(values) == n_labels >= FEWEST:
+        raise UserError(
+            f"{tree}/{file}: each of its {n_labels} labels is another, such as {values[0]!r}, and a class needs several pictures; "
+            "write classes, or remove it"
+        )
+    if classes and classes.is_numbered_from_one and any(value.isdecimal() for value in values):
+        raise UserError(f"{tree}/classes.txt is numbered from 1, and the numbers in {file} count from 0; write names in both")
+    if classes and several and (strange := [value for value in values if value not in classes.names]):
+        raise UserError(f"{tree}/{file} names the class {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
+    classes = classes or ClassList(values)
+    lost = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
+    if lost == one(table, "SELECT count(*) FROM labels") > 0:
+        named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
+        raise UserError(f"{tree}/{file} names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
+    return classes, lost
 
 
 def _other_list(tree: Tree) -> str | None:
@@ -216,35 +234,24 @@ def require_classes(classes: ClassList, kind: str, where: str, task: str) -> Non
         require_two(classes.names, where)
 
 
-def table_has_columns(tree: Tree) -> bool:
-    """Whether the columns of labels.csv are classes, so that a picture may have several."""
+def table_has_columns(tree: Tree, tables: list[str]) -> bool:
+    """Whether labels.csv is among the tables and its columns are classes, so that a picture may have several."""
     file = tree.open_text("labels.csv")
-    assert file, "the kind of labels is csv only where there is one"
+    if tables != ["labels.csv"] or file is None:
+        return False
     with file, utf8(f"{tree}/labels.csv"):
         try:
-            return has_columns(list(_rows(file).fieldnames or []))
+            return has_columns(list(rows_of(file, PATH).fieldnames or []))
         except csv.Error:  # it is refused when it is read
             return False
 
 
-def several_in_cells(table: sqlite3.Connection) -> Iterator[str]:
+def several_in_cells(table: sqlite3.Connection, file: str) -> Iterator[str]:
     """A line on labels such as `cat;dog`, which may be two."""
     several = "value LIKE '%;%' OR value LIKE '%|%' OR value LIKE '%,%' OR value LIKE '[%]'"
     found = table.execute(f"SELECT count(*), min(value) FROM labels WHERE {several}").fetchone()
     if found[0]:
-        yield f"{found[0]} labels of labels.csv, such as {found[1]!r}, may be several in one; if so, set ingest.task to multilabel"
-
-
-def _rows(file: IO[str]) -> csv.DictReader:
-    """The lines of a table by the names of its columns, which its first line has with commas, semicolons or tabs between them."""
-    head = file.readline()
-    heads = {mark: [field.strip() for field in next(csv.reader([head], delimiter=mark), [])] for mark in ",;\t"}
-    heads = {mark: [field.lower() if field.lower() in ("path", "label") else field for field in fields] for mark, fields in heads.items()}
-    mark = next((mark for mark, fields in heads.items() if "path" in fields), ",")
-    rows = csv.DictReader(chain([head], file), delimiter=mark, skipinitialspace=True)
-    if rows.fieldnames:  # reads the first line
-        rows.fieldnames = heads[mark]
-    return rows
+        yield f"{found[0]} labels of {file}, such as {found[1]!r}, may be several in one; if so, set ingest.task to multilabel"
 
 
 def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[str]:
@@ -253,7 +260,7 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[s
     assert file, "the kind of labels is csv only where there is one"
     with file, utf8(where):
         try:
-            rows = _rows(file)
+            rows = rows_of(file, PATH)
             fields = list(rows.fieldnames or [])
             if "split" not in fields and several and (has_columns(fields) or {"path", "label"} <= set(fields)):
                 return read_several(table, rows, where)

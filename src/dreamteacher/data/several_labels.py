@@ -8,7 +8,8 @@ import json
 import re
 import sqlite3
 from contextlib import suppress
-from typing import Any
+from itertools import chain
+from typing import IO, Any
 
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
@@ -19,6 +20,26 @@ YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 UNKNOWN = {"", "-1", "-1.0", "nan", "na", "?"}  # of a column: neither; empty and -1 as CheXpert has them
 _CONTROLS = re.compile("[\x00-\x1f\x7f]")
 SEPARATORS = re.compile("[;|,]")
+PATH = re.compile("path")  # the column of labels.csv that names pictures
+
+
+def rows_of(file: IO[str], path: re.Pattern[str]) -> csv.DictReader:
+    """The lines of a table by the names of its columns, which its first line has with commas, semicolons or tabs between them.
+
+    path: of the name of a column that is there, by which the sign between them is found.
+    """
+    head = file.readline()
+    heads = {mark: [field.strip() for field in next(csv.reader([head], delimiter=mark), [])] for mark in ",;\t"}
+    small = {mark: [field.lower() for field in fields] for mark, fields in heads.items()}
+    heads = {
+        mark: [low if low == "label" or path.fullmatch(low) else field for field, low in zip(fields, small[mark], strict=True)]
+        for mark, fields in heads.items()
+    }
+    mark = next((mark for mark, fields in heads.items() if any(path.fullmatch(field) for field in fields)), ",")
+    rows = csv.DictReader(chain([head], file), delimiter=mark, skipinitialspace=True)
+    if rows.fieldnames:  # reads the first line
+        rows.fieldnames = heads[mark]
+    return rows
 
 
 def has_columns(fields: list[str]) -> bool:
@@ -43,7 +64,7 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) ->
         if columns is not None:
             label = _of_columns(line, columns, at)
         else:
-            names = dict.fromkeys(filter(None, map(class_name, _split(line["label"] or ""))))
+            names = dict.fromkeys(filter(None, map(class_name, names_in_cell(line["label"] or ""))))
             label = {"yes": sorted(names), "unknown": []} if names else None
         if label is None:
             continue
@@ -63,7 +84,7 @@ def require_cells(line: dict[str | None, Any], at: str) -> None:
         raise UserError(f"{at}: {wrong.strip()[:40]!r} holds a control character; remove it (is the file saved as UTF-8?)")
 
 
-def _split(text: str) -> list[str]:
+def names_in_cell(text: str) -> list[str]:
     """The names in a cell: between SEPARATORS, or in a list as Python and JSON write it."""
     if text.strip().startswith("[") and text.strip().endswith("]"):
         with suppress(ValueError, SyntaxError):

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamteacher.data.box_labels import WORDS, BoxSource, find_boxes
+from dreamteacher.data.box_labels import IN_TABLE, WORDS, BoxSource, find_boxes
 from dreamteacher.data.class_list import ClassList, parse_classes
 from dreamteacher.data.coco import Detail
-from dreamteacher.data.doubts import doubts, other_tools, why_no_labels
+from dreamteacher.data.doubts import doubts, other_tools, unread_metadata, why_no_labels
 from dreamteacher.data.formats import NO_LISTS, SUFFIXES, why_unread
+from dreamteacher.data.imagefolder import Metadata, files_of_classes, look_into
+from dreamteacher.data.imagefolder_boxes import find_objects
 from dreamteacher.data.instance_labels import object_classes
 from dreamteacher.data.items import AUTO, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.labels import (
@@ -104,7 +106,8 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     Split: the outermost folder with the name of one decides (`layout.SPLIT_WORDS`), else Pascal VOC's lists; pictures of the test split
     are left out and counted. Of shards, a word of their path. Files larger than `max_bytes` are not read. Labels:
 
-    - csv: labels.csv (columns path, label) in the folder or beside the list; a picture that it does not name has no label;
+    - csv: labels.csv (columns path, label) in the folder or beside the list, else metadata.csv or metadata.jsonl (see `imagefolder`); a
+      picture that it does not name has no label;
     - masks: images/train/A.jpg has masks/train/A.png; also train/masks/A.png, masks/train/A.png without images/, A_mask.png or
       A.mask.png beside A.jpg; folders and endings may have any of the names in `layout`;
     - boxes: a COCO file such as annotations/instances_train.json, or A.xml (Pascal VOC), A.txt (YOLO, with the classes in data.yaml) or
@@ -141,21 +144,37 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if labels == "boxes":  # masks are not asked for, nor Pascal VOC's lists of pictures that have some
         table.execute("DELETE FROM pairs")
     splits = split_by_files(table, tree, sorted(passed_over.lists))
-    boxes = _find_boxes(table, tree, labels, names, max_bytes, task=task) if "boxes" in kinds else None
+    metadata = look_into(tree, sorted(passed_over.metadata) if labels != "none" else [])
+    boxes = _find_boxes(table, tree, labels, class_list, metadata, max_bytes=max_bytes, task=task) if "boxes" in kinds else None
+    tables = files_of_classes(table, tree, metadata, labels, task=task, boxes=boxes is not None)
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
         refuse_unknown_masks(table, tree, max_bytes, names)
     with _naming_tools(table, tree, passed_over):
-        kind = kind_of_labels(table, labels, tree, names, is_list=place.listing is not None, boxes=boxes is not None, task=task)
-    task = "multilabel" if task == AUTO and kind == "csv" and table_has_columns(tree) else task
+        kind = kind_of_labels(
+            table,
+            labels,
+            tree,
+            names,
+            is_list=place.listing is not None,
+            boxes=boxes is not None,
+            in_table=bool(tables),
+            task=task,
+        )
+    task = (
+        "multilabel"
+        if task == AUTO and kind == "csv" and (table_has_columns(tree, tables) or (metadata.several and tables == metadata.labels))
+        else task
+    )
     if task == "instances" and kind == "masks":
         require_classes_of_objects(table, tree, object_classes(class_list), max_bytes, has_parts=n_of_parts > 0)
     if class_list:
         require_classes(class_list, kind, f"{tree}/classes.txt", task)
-    classes, counts, examples = read_labels(table, tree, kind, class_list, task)
+    classes, counts, examples = read_labels(table, tree, kind, class_list, task=task, tables=tables, folders_count=labels == "auto")
     if boxes:
         classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
-    _pass_over_box_files(table, boxes, passed_over)
+    read = tables if kind == "csv" else boxes.files if boxes else []
+    _pass_over(table, boxes, [name for name in passed_over.metadata if name not in read], passed_over)
     counts |= {
         "unprintable_names": passed_over.unprintable,
         "beside_masks": one(table, "SELECT count(*) FROM files WHERE role = 'extra'"),
@@ -164,14 +183,13 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if has_val and kind != "none":
         outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
         counts["outside_of_splits"] = splits.n_unlisted or one(table, outside)
-    notes = [f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []
-    notes += splits.notes
-    notes += doubts(table, kind, boxes, classes, counts)
+    notes = [*([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []), *splits.notes]
+    notes += [*doubts(table, kind, boxes, classes, counts, label_file="".join(tables[:1])), *unread_metadata(metadata, read, kind)]
     if labels == "auto" and kind == "none":
         notes += why_no_labels(table, tree, names, passed_over)
-    notes += several_in_cells(table) if kind == "csv" and task == AUTO else ()
+    notes += several_in_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()
     items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
-    where = _where(table, kind, tree, boxes) + (", a file for each object" if n_of_parts and kind == "masks" else "")
+    where = _where(table, kind, tree, boxes, tables) + (", a file for each object" if n_of_parts and kind == "masks" else "")
     body = boxes.body if boxes else None
     return Found(
         items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task, body=body, examples=examples
@@ -208,10 +226,10 @@ def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOv
 
 
 def _find_boxes(
-    table: sqlite3.Connection, tree: Tree, labels: LabelKind, names: list[str] | None, max_bytes: int, *, task: str
+    table: sqlite3.Connection, tree: Tree, labels: LabelKind, classes: ClassList | None, metadata: Metadata, *, max_bytes: int, task: str
 ) -> BoxSource | None:
     """The boxes, if they are what is wanted, or if nothing else says what labels there are."""
-    if labels not in ("auto", "boxes") or not one(table, "SELECT EXISTS (SELECT 1 FROM box_files)"):
+    if labels not in ("auto", "boxes"):
         return None
     if labels == "auto":  # with a task a table is none of its labels
         table_file = tree.open_text("labels.csv")
@@ -220,19 +238,29 @@ def _find_boxes(
         if (table_file and task == AUTO) or one(table, "SELECT EXISTS (SELECT 1 FROM pairs)"):
             return None
     details: dict[str, Detail] = {"instances": "outlines", "keypoints": "keypoints"}
-    return find_boxes(table, tree, names, max_bytes, details.get(task, ""))
+    has_files = one(table, "SELECT EXISTS (SELECT 1 FROM box_files)")
+    found = find_boxes(table, tree, classes.names if classes else None, max_bytes, details.get(task, "")) if has_files else None
+    if found or not metadata.objects:
+        return found
+    if labels == task == AUTO and metadata.labels:
+        raise UserError(
+            f"{tree}/{metadata.objects[0]} gives boxes and {metadata.labels[0]} classes; set ingest.task to detection or classification"
+        )
+    return find_objects(table, tree, metadata.objects, classes, max_bytes=max_bytes, task=task)
 
 
-def _pass_over_box_files(table: sqlite3.Connection, boxes: BoxSource | None, passed_over: PassedOver) -> None:
-    """Count the files that might have held boxes and are not read."""
-    used = set(boxes.files) if boxes and boxes.form == "coco" else set()
-    paired = "SELECT mask FROM pairs" if boxes and boxes.form != "coco" else "SELECT NULL WHERE 0"
+def _pass_over(table: sqlite3.Connection, boxes: BoxSource | None, metadata: list[str], passed_over: PassedOver) -> None:
+    """Count the files that might have held boxes and are not read, and those of `metadata`."""
+    for name in metadata:
+        passed_over.add(name)
+    used = set(boxes.files) if boxes and boxes.form in IN_TABLE else set()
+    paired = "SELECT mask FROM pairs" if boxes and boxes.form not in IN_TABLE else "SELECT NULL WHERE 0"
     for (name,) in table.execute(f"SELECT name FROM box_files WHERE name NOT IN ({paired}) ORDER BY name"):
         if name not in used:
             passed_over.add(name)
 
 
-def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None) -> str:
+def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None, tables: list[str]) -> str:
     """Where labels were found, in words."""
     if boxes:
         return f"{'keypoints' if boxes.body else 'boxes'} of {WORDS[boxes.form]} (such as {boxes.files[0]})"
@@ -240,7 +268,7 @@ def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | 
         query = "SELECT picture, mask FROM pairs JOIN files ON name = picture ORDER BY split IS 'test', picture LIMIT 1"
         picture, mask = table.execute(query).fetchone()
         return f"masks (such as {mask} of {picture})"
-    return {"csv": f"{tree}/labels.csv", "folders": "class folders"}.get(kind, "")
+    return f"{tree}/{tables[0]}" if kind == "csv" else {"folders": "class folders"}.get(kind, "")
 
 
 def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int, form: str, *, has_parts: bool) -> Iterator[Item]:
@@ -280,7 +308,7 @@ def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int
                 yield Item(name, split, problem=f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}")
                 continue
             if kind == "boxes":
-                label = value.encode() if form == "coco" and value is not None else mask_data
+                label = value.encode() if form in IN_TABLE and value is not None else mask_data
                 yield Item(name, split, data, boxes=None if label is None else BoxLabel(form, label))
                 continue
             cls = {"csv": value, "folders": folder or None}.get(kind)

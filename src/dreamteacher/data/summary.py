@@ -26,7 +26,7 @@ ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the 
     "boxes_without_picture": "pictures with boxes, or files of boxes, have no picture here",
     "annotations_without_box": "annotations of COCO files have neither bbox nor segmentation, and were dropped",
     "boxes_of_no_entry": "boxes name an image_id that `images` lacks, and were dropped",
-    "labels_without_picture": "lines of labels.csv name no picture",
+    "labels_without_picture": "lines of the table of labels name no picture",
     "masks_without_picture": "masks belong to no picture",
     "folders_without_class": "folders are not in classes.txt; their pictures have no label",
 }
@@ -39,7 +39,7 @@ LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
     ".txt": "text that is no YOLO label of a picture",
     ".json": "labelme, or COCO without boxes",
     ".xml": "XML that is no Pascal VOC label of a picture",
-    ".csv": "a table of another name or place than SOURCE/labels.csv",
+    ".csv": "a table of another name or place than SOURCE/labels.csv, or metadata.csv without labels",
     ".tsv": "a table",
     ".jsonl": "a table",
     ".parquet": "a table",
@@ -49,7 +49,8 @@ LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
 READ = (
     "labels are read from masks (masks/A.png for images/A.jpg), boxes (COCO files, Annotations/A.xml, labels/A.txt, A.json of labelme), "
     "class folders, "
-    "labels.csv (columns path, label), and, in shards, KEY.mask.png, KEY.boxes.json or KEY.cls"
+    "labels.csv (columns path, label), metadata.csv or metadata.jsonl (file_name, and label or objects), and, in shards, "
+    "KEY.mask.png, KEY.boxes.json or KEY.cls"
 )
 
 

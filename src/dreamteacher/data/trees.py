@@ -29,6 +29,8 @@ SPLIT_LIST = re.compile(  # a text file that may say which pictures are of a spl
     re.IGNORECASE,
 )
 MOST_LISTS = 100
+METADATA = re.compile(r"(^|/)metadata\.(csv|jsonl)$")  # of HuggingFace's imagefolder, in any folder
+MOST_METADATA = 10_000
 ALL_PICTURES = SUFFIXES | UNREAD.keys()
 
 
@@ -212,6 +214,8 @@ def _pictures(names: Iterator[str], passed_over: PassedOver) -> Iterator[str]:
             yield name
         elif name in NOT_PICTURES:
             continue
+        elif METADATA.search(name) and len(passed_over.metadata) < MOST_METADATA:
+            passed_over.metadata.append(name)
         elif suffix in BOX_SUFFIXES:
             if SPLIT_LIST.search(name) and len(passed_over.lists) < MOST_LISTS:
                 passed_over.lists.append(name)

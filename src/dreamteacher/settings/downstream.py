@@ -24,8 +24,8 @@ class Ingest(Section):
     )
     labels: Literal["auto", "none", "folders", "masks", "csv", "boxes"] = Field(
         "auto",
-        description="where labels come from: class folders, masks/ beside images/, labels.csv, boxes (COCO, Pascal VOC, YOLO); auto: what "
-        "is found, masks before boxes",
+        description="where labels come from: class folders, masks/ beside images/, labels.csv (or metadata.csv), boxes (COCO, Pascal "
+        "VOC, YOLO); auto: what is found, masks before boxes",
     )
     task: str = Field(
         "auto",
