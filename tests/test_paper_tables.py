@@ -22,6 +22,7 @@ from benchmarks.paper.comparison import table
 from benchmarks.paper.record import read, without_paths
 from benchmarks.paper.settings import read_table, resolve, set_names, table_names
 from dreamteacher.errors import UserError
+from dreamteacher.settings.recipes import of_teacher
 from dreamteacher.students.backbone import load_backbone
 from dreamteacher.teachers import unet
 
@@ -267,6 +268,8 @@ def test_each_table_has_possible_settings_on_each_set_and_a_random_teacher(name:
     assert {"scratch", described.control} <= set(params.compare.inits)
     assert params.teachers[params.recipes[described.control].teacher]["kind"] == "random"
     assert counts[-1] is None
+    kinds = {teacher: of_teacher(params, teacher).teacher.kind for teacher in params.teachers}
+    assert all(kinds[teacher] == teacher for teacher in kinds if teacher in ("ddpm", "edm", "stylegan2", "random", "pixels"))
     assert not described.paper or set(described.paper["rows"]) <= set(params.compare.inits)
 
 

@@ -183,14 +183,15 @@ def test_a_keypoint_that_is_wrong_costs_its_picture_alone(tmp_path: Path) -> Non
 
 
 def test_poses_of_yolo_are_refused_and_not_read_as_polygons(tmp_path: Path) -> None:
+    source = tmp_path / "source"
     for split in ("train", "val"):
         for place in ("images", "labels"):
-            (tmp_path / place / split).mkdir(parents=True)
-        Image.new("RGB", (40, 40)).save(tmp_path / f"images/{split}/{split}.png")
-        (tmp_path / f"labels/{split}/{split}.txt").write_text("0 .5 .5 .4 .4 " + ".5 .5 " * 4)
-    (tmp_path / "data.yaml").write_text("names: [plate]\nkpt_shape: [4, 2]\n")
+            (source / place / split).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(source / f"images/{split}/{split}.png")
+        (source / f"labels/{split}/{split}.txt").write_text("0 .5 .5 .4 .4 " + ".5 .5 " * 4)
+    (source / "data.yaml").write_text("names: [plate]\nkpt_shape: [4, 2]\n")
     with pytest.raises(UserError, match=r"data.yaml has kpt_shape: its labels are YOLO's poses, which are not read; convert them"):
-        run(tmp_path, tmp_path / "out")
+        run(source, tmp_path / "out")
 
 
 def test_flips_of_keypoints_without_their_other_side_are_refused_before_training(tmp_path: Path) -> None:
