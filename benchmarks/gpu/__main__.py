@@ -33,14 +33,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dry", action="store_true", help="tiny networks and few steps")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    measure_speed(options.out / "speed.json", options.seconds, options.dry)
-    text = table(json.loads((options.out / "speed.json").read_text()))
+    text = table(measure_speed(options.out / "speed.json", options.seconds, options.dry))
     (options.out / "README.md").write_text(text)
     print(text)
 
 
-def measure_speed(path: Path, seconds: float, dry: bool) -> None:
-    """Each case that is not in `path` yet, as far as the time allows."""
+def measure_speed(path: Path, seconds: float, dry: bool) -> dict[str, Any]:
+    """Each case that is not in `path` yet, as far as the time allows; returns all that it holds then."""
     begin, record = time.monotonic(), {"machine": describe(this_process().device), "dry": dry}
     results: dict[str, Any] = {**record, "cases": {}}
     if path.exists() and (there := json.loads(path.read_text())) and {key: there.get(key) for key in record} == record:
@@ -60,6 +59,7 @@ def measure_speed(path: Path, seconds: float, dry: bool) -> None:
         print(case.name, results["cases"][case.name], flush=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    return results
 
 
 def table(record: dict[str, Any]) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from importlib.metadata import entry_points
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dreamteacher.settings.section import Augment, Count, Fraction, Positive, Section, Training
+from dreamteacher.settings.section import Augment, Count, Fraction, Positive, Section, Training, require_known
 
 AUTO = "auto"
 HEADS = {"faster-rcnn": "detection", "mask-rcnn": "instances"}  # other heads than a task's own -> the task
@@ -87,11 +85,7 @@ class Finetune(Training):
     @field_validator("head")
     @classmethod
     def _is_known(cls, head: str) -> str:
-        if head not in (known := [AUTO, *HEADS]):
-            known += sorted({point.name for point in entry_points(group=HEADS_GROUP)} - set(known))
-        if head not in known:
-            near = difflib.get_close_matches(head, known, 1) or known
-            raise ValueError(f"there is no head {head!r}; name {' or '.join(near)}")
+        require_known(head, [AUTO, *HEADS], HEADS_GROUP, "head")
         return head
 
 

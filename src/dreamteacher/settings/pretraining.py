@@ -5,14 +5,12 @@ Equation, section and table numbers are those of the DreamTeacher paper (arXiv 2
 
 from __future__ import annotations
 
-import difflib
-from importlib.metadata import entry_points
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from dreamteacher.settings.presets import by_size
-from dreamteacher.settings.section import BATCH, PARTS, WARMUP, Augment, Count, Fraction, Name, Positive, Section, Training
+from dreamteacher.settings.section import BATCH, PARTS, WARMUP, Augment, Count, Fraction, Name, Positive, Section, Training, require_known
 
 OBJECTIVES = ("mse", "at", "cosine", "smooth_l1", "relational", "global")
 OBJECTIVES_GROUP = "dreamteacher.objectives"  # of entry points, by which packages add terms
@@ -201,11 +199,8 @@ class Distill(Training, EncodingSettings):
     def _known_and_in_order(cls, weights: dict[str, float]) -> dict[str, float]:
         """In one order, in which the terms are added and logged."""
         unknown = sorted(set(weights) - set(OBJECTIVES))
-        offered = {point.name for point in entry_points(group=OBJECTIVES_GROUP)} if unknown else set()
         for name in unknown:
-            if name not in offered:
-                near = difflib.get_close_matches(name, [*OBJECTIVES, *offered], 1) or [*OBJECTIVES, *sorted(offered)]
-                raise ValueError(f"there is no term {name!r}; name {' or '.join(near)}")
+            require_known(name, OBJECTIVES, OBJECTIVES_GROUP, "term")
         if not any(weights.values()):
             raise ValueError("one term at least needs a weight above 0")
         return {name: weights[name] for name in [*(n for n in OBJECTIVES if n in weights), *unknown]}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -35,6 +38,20 @@ class Section(BaseModel):
 
 def _takes_bool(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation))) or isinstance(annotation, bool)
+
+
+def require_known(name: str, built_in: Sequence[str], group: str, noun: str) -> None:
+    """Refuse a name that is neither one of `built_in` nor that of an entry point of `group`; packages are asked of others' names alone.
+
+    Raises:
+        ValueError: there is none; names the nearest one, or all.
+    """
+    if name in built_in:
+        return
+    known = [*built_in, *sorted({point.name for point in entry_points(group=group)} - set(built_in))]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1) or known
+        raise ValueError(f"there is no {noun} {name!r}; name {' or '.join(near)}")
 
 
 class Training(Section):
