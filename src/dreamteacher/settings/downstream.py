@@ -147,7 +147,11 @@ class Publish(Section):
         None,
         description="requests that may wait for one model, more are refused at once; null: 16 an instance, on GPU twice max_batch_size",
     )
-    instances: Positive = Field(2, description="instances of each model on one server; on CPU, instances x threads should be its cores")
+    instances: Positive = Field(
+        2,
+        description="instances of each model on one server; on CPU, instances x threads should be its cores, but 2 at least: Triton 24.10 "
+        "leaves a single one idle while requests wait",
+    )
     threads: Positive = Field(
         1,
         description="threads of each instance on CPU; several instances of one thread compute as many pictures as one of several, and keep "
