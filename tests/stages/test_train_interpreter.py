@@ -3,21 +3,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_chain import Chain, brief_params, draw
 
-from dreamteacher.data.dataset import ImageSet, few_labelled
+from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
+from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.interpreter import load_interpreter
 from dreamteacher.errors import UserError
 from dreamteacher.stages import finetune, ingest, train_interpreter
 from dreamteacher.teachers.encodings import Stochastic, get_encoding
+from dreamteacher.teachers.folder import open_teacher
+from dreamteacher.training.randomness import StepRandom, derive_seed
 
 
 def test_it_learns_from_the_few_labels_that_the_seed_draws(chain: Chain) -> None:
-    images = ImageSet(chain.root / "data", "train")
-    assert chain.read["interpreter"] == {images.names[i] for i in few_labelled(images, 6, 0)}
+    images, val = ImageSet(chain.root / "data", "train"), ImageSet(chain.root / "data", "val")
+    assert chain.read["interpreter"] == {images.names[i] for i in few_labelled(images, 6, 0)} | {val.names[i] for i in val.labelled()}
     assert chain.metrics["interpreter"]["n_labels"] == 6
 
 
@@ -39,6 +43,25 @@ def test_it_comes_to_read_the_labels(chains: dict[str, Chain], tmp_path: Path) -
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_its_figure_is_what_it_reads_from_validation_pictures(chain: Chain) -> None:
+    """Against a confusion matrix counted here."""
+    val, (interpreter, facts) = ImageSet(chain.root / "data", "val"), load_interpreter(chain.root / "interpreter")
+    generator = open_teacher(chain.root / "teacher", facts["strides"], get_encoding(facts["encoding"]), torch.device("cpu"))
+    crops = Samples(val, pretrain_crop(16), val.labelled())
+    items = [crops[i, derive_seed("interpreter's figure", 0, i)] for i in range(len(crops))]
+    lesson = generator.teach(torch.stack([item["image"] for item in items]), StepRandom(0, 0, 0, 1))
+    predicted = interpreter(lesson.features, (16, 16)).argmax(1)
+    truth = torch.stack([item["label"] for item in items])
+    counted = truth != IGNORE
+    confusion = np.zeros((2, 2))
+    np.add.at(confusion, (truth[counted].numpy(), predicted[counted].numpy()), 1)
+    hits = confusion.diagonal()
+    seen = confusion.sum(1) > 0
+    iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
+    name, expected = ("val_miou", iou[seen].mean()) if chain.task == "segmentation" else ("val_top1", hits.sum() / confusion.sum())
+    assert chain.metrics["interpreter"][name] == pytest.approx(expected, abs=1e-6)
+
+
 def test_labelled_crops_are_mirrored_as_the_settings_say(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     monkeypatch.setattr(train_interpreter, "pretrain_crop", lambda *args: used.append(args) or pretrain_crop(*args))
@@ -46,7 +69,7 @@ def test_labelled_crops_are_mirrored_as_the_settings_say(chain: Chain, tmp_path:
         params = brief_params(chain.source, interpreter={"steps": 1, "mirror": mirror})
         given = {"data": chain.root / "data", "teacher": chain.root / "teacher", "seed": 0}
         train_interpreter.run(params, **given, out=tmp_path / str(mirror))
-    assert used == [(16, True), (16, False)]
+    assert used == [(16, True), (16, True), (16, False), (16, False)]  # to learn from, and to measure on
 
 
 def test_another_seed_draws_other_labels_and_weights(chain: Chain, tmp_path: Path) -> None:

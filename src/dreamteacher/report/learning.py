@@ -92,7 +92,7 @@ def _parts(outputs: dict[str, Output]) -> Table | None:
 
 
 def label_recipes(run: Run) -> Table | None:
-    """Of the recipes with labels, a row for each seed: last losses of the interpreter and of the distillation."""
+    """Of the recipes with labels, a row for each seed: last losses of the interpreter and of the distillation, and what the first reads."""
     rows = []
     for place, output in run.below("backbones").items():
         if output.record["stage"] == "distill-labels":
@@ -100,9 +100,11 @@ def label_recipes(run: Run) -> Table | None:
             name, _, seed = place.rpartition("/")
             losses = [each.metrics.get("loss") if each else None for each in (interpreter, output)]
             mode = output.params["labels"].get("mode", "")
-            rows.append([name, seed, mode, *(f"{loss:.3g}" if loss is not None else "" for loss in losses)])
-    head = ["recipe", "seed", "mode", "interpreter's loss", "distillation's loss"]
-    return Table(head, rows, frozenset({1, 3, 4})) if rows else None
+            read = interpreter.metrics.get(f"val_{run.figure}") if interpreter else None
+            shown = [f"{loss:.3g}" if loss is not None else "" for loss in losses]
+            rows.append([name, seed, mode, *shown, f"{100 * read:.1f}" if read is not None else ""])
+    head = ["recipe", "seed", "mode", "interpreter's loss", "distillation's loss", f"interpreter's {run.title}, %"]
+    return Table(head, rows, frozenset({1, 3, 4, 5})) if rows else None
 
 
 def fine_tuning(run: Run, album: Album) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def comparison(run: Run) -> dict[str, Any]:
         "gains": [(gain.init, gain.words, gain.verdict, TONES.get(gain.verdict, "")) for gain in gains],
         "floor": _floor_words(run, floor, below),
         "frozen": _frozen(run),
+        "interpreters": _interpreters(run, of_init),
         "table": _table(run, gains, floor),
         "classes": _classes(run),
         "strips": strips(of_init, f"{run.title}, %"),
@@ -101,6 +102,21 @@ def _frozen(run: Run) -> list[str]:
         for gain in _gains(run, f"{reading}_{run.figure}"):
             left = f" After fine-tuning {points(tuned[gain.init])} points are left." if gain.verdict == "gain" else ""
             found.append(f"{words} of {gain.init}: {gain.words} over random weights – {gain.verdict}.{left}")
+    return found
+
+
+def _interpreters(run: Run, of_init: dict[str, list[float]]) -> list[str]:
+    """A sentence for each label recipe: what its interpreter reads from the generator, which is what its student learns from."""
+    read: dict[str, list[float]] = {}
+    for place, output in run.below("interpreters").items():
+        if (value := output.metrics.get(f"val_{run.figure}")) is not None:
+            read.setdefault(place.partition("/")[0], []).append(value)
+    found = []
+    for recipe, values in read.items():
+        words = f"the interpreter of {recipe} reads {100 * fmean(values):.1f} {run.title} from the generator, on crops"
+        if REFERENCE in of_init and fmean(values) < fmean(of_init[REFERENCE]):
+            words += f": less than training from {REFERENCE} reaches, so little is to be expected of its labels"
+        found.append(f"{words}.")
     return found
 
 

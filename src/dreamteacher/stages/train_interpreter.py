@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
+from dreamteacher.data.dataset import ImageSet, Samples, collate, few_labelled
 from dreamteacher.data.transforms import pretrain_crop
 from dreamteacher.distillation.interpreter import FeatureInterpreter, save_interpreter
 from dreamteacher.errors import UserError
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
-from dreamteacher.tasks.base import get_task
+from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.unseen import check_labels
-from dreamteacher.teachers.base import dreams
+from dreamteacher.teachers.base import Teacher, dreams
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
-from dreamteacher.training.randomness import StepRandom
+from dreamteacher.training.randomness import StepRandom, derive_seed
+
+log = logging.getLogger(__name__)
+
+MEASURED = 256  # validation pictures at most that the interpreter is measured on
 
 
 def run(
@@ -33,7 +38,8 @@ def run(
     `recipe` is the name of the label recipe in the settings.
 
     Returns:
-        `loss` over the last records and `n_labels`, the labelled pictures used.
+        `loss` over the last records, `n_labels`, the labelled pictures used, and val_FIGURE (`val_miou`, `val_top1`), what is read from
+        the generator on crops of validation pictures, if any has a label: a student learns little beyond that from soft labels.
     """
     settings = params.interpreter
     recorded = {**params.section("few_labels", "few_labels_by", "taps", "interpreter"), "recipe": recipe, "seed": seed}
@@ -77,8 +83,30 @@ def run(
             seed=seed,
             count=task.count,
         )
-        if this_process().is_main_process:
-            save_interpreter(cast(FeatureInterpreter, trained.ema or trained.model), strides, settings, stage.tmp)
-            write_table(trained.history, stage.tmp / "curves.csv")
         stage.metrics.update(loss=trained.last_loss(), n_labels=len(few))
+        if this_process().is_main_process:
+            interpreter = cast(FeatureInterpreter, trained.ema or trained.model)
+            save_interpreter(interpreter, strides, settings, stage.tmp)
+            write_table(trained.history, stage.tmp / "curves.csv")
+            val = ImageSet(data, "val")
+            measured = val.labelled()[:: -(-len(val.labelled()) // MEASURED) or 1]
+            crops = Samples(val, pretrain_crop(settings.resolution, settings.mirror), measured)
+            if (value := _figure(interpreter, generator, task, crops, batch_size=settings.batch_size, seed=seed)) is not None:
+                stage.metrics[f"val_{task.figure}"] = value
+                log.info("train-interpreter %s %s: reads %s %.3f from the generator", recipe, seed, task.figure, value)
     return stage.metrics
+
+
+@torch.inference_mode()
+def _figure(interpreter: FeatureInterpreter, generator: Teacher, task: Task, crops: Samples, *, batch_size: int, seed: int) -> float | None:
+    """The task's figure in [0, 1] on labelled crops; None without a label."""
+    totals, device = task.score(crops.images.classes), this_process().device
+    interpreter = interpreter.eval().to(device)
+    for start in range(0, len(crops), batch_size):
+        chosen = range(start, min(start + batch_size, len(crops)))
+        batch = collate([crops[i, derive_seed("interpreter's figure", seed, i)] for i in chosen])
+        lesson = generator.teach(batch["image"].to(device), StepRandom(seed, start, 0, 1, device))
+        size = (lesson.images.shape[2], lesson.images.shape[3])
+        for logits, label in zip(interpreter(lesson.features, size), batch["label"], strict=True):
+            totals.update(task.decode(logits, size, size), label)
+    return totals.compute().get(task.figure)
