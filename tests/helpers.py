@@ -2,9 +2,11 @@
 
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@contextmanager
+def process_inside(block: str, leaving: str = "pass") -> Iterator[None]:
+    """Another process is in `block`, Python code that ends with the line of a `with`, while the body runs.
+
+    leaving: what it does there before it leaves; it must then end with exit code 0.
+    """
+    code = f"import sys\n{block}\n    print('in', flush=True); sys.stdin.read(); {leaving}\n"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == b"in\n"
+        yield
+        process.stdin.close()
+        assert process.wait() == 0
 
 
 def free_port() -> int:
