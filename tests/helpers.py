@@ -40,6 +40,18 @@ def process_inside(block: str, leaving: str = "pass") -> Iterator[None]:
         assert process.wait() == 0
 
 
+def install_package(patch: pytest.MonkeyPatch, folder: Path, entry_points: str, **modules: str) -> None:
+    """What pip would leave of a package `toy` in `folder`, which joins the import path: its entry points, and its modules by name."""
+    about = folder / "toy-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(entry_points)
+    for name, code in modules.items():
+        (folder / f"{name}.py").write_text(code)
+        patch.delitem(sys.modules, name, raising=False)
+    patch.syspath_prepend(folder)
+
+
 def free_port() -> int:
     """A port on which nothing listens."""
     with socket.socket() as probe:

@@ -78,9 +78,12 @@ class Task(ABC):
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
         """The crops of `size` x `size` pixels that the task is trained on, and their labels."""
 
-    @abstractmethod
     def picture_size(self, size: int) -> int | None:
-        """Short side at which a model that was trained on crops of side `size` sees a whole picture; None: as it is."""
+        """Short side at which a model that was trained on crops of side `size` sees a whole picture.
+
+        None: as it is, which is right where the scale of a picture says how large or how far its objects are.
+        """
+        return None
 
     @abstractmethod
     def loss(self, outputs: Any, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:

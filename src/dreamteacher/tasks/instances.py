@@ -143,10 +143,6 @@ class Instances(Task):
         """A window of the picture, about at its own scale."""
         return object_crop(size, augmentation)
 
-    def picture_size(self, size: int) -> int | None:
-        """None: the scale of a picture says how large its objects are."""
-        return None
-
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Cross entropy of the classes, binary cross entropy of the heat, and smooth L1 of the offsets in UNIT inside of objects; each a
         mean over the labelled pixels."""

@@ -108,10 +108,6 @@ class Segmentation(Task):
         """A window of picture and mask, about at their own scale."""
         return pixel_crop(size, augmentation)
 
-    def picture_size(self, size: int) -> int | None:
-        """None: the scale of a picture says how large its objects are."""
-        return None
-
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Cross entropy + `dice_weight` x Dice (Eq 4) of `(B, K, H, W)` logits and `(B, H, W)` labels, both without ignored pixels."""
         labels = batch["label"]
