@@ -54,11 +54,10 @@ def run(
     `out` gets metrics.json, per_model.csv, curves (finetune_loss.csv, teacher_loss/NAME.csv, distill_quality/RECIPE.csv), results.png,
     overlays/N.png and pca/RECIPE_N.png; when it is whole, `metrics` and `plots` get copies for `dvc metrics` and `dvc plots`.
 
-    `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: figures in [0, 1] (`miou`, `accuracy`, `iou_CLASS`; `top1`,
-    `accuracy_CLASS`; or `ap`, `ap50`, `ap75`, `ap_CLASS`), and for scratch and recipes without labels those of the backbone before
-    fine-tuning, `linear_` and `knn_` (see `readout.read_out`), where the task has classes of pixels or pictures. Masks are compared at
-    their own size, for the read-outs at that of the pictures, which ingest.short_side
-    may have reduced. The spread is the sample standard deviation over seeds, 0 for one seed.
+    `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: the figures of the task's `Score`, such as `miou` and `iou_CLASS`, and for
+    scratch and recipes without labels those of the backbone before fine-tuning, `linear_` and `knn_` (see `readout.read_out`), where the
+    task has classes of pixels or pictures. Masks are compared at their own size, for the read-outs at that of the pictures, which
+    ingest.short_side may have reduced. The spread is the sample standard deviation over seeds, 0 for one seed.
 
     Returns:
         The same without those of single classes, as INIT_FIGURE_mean and so on.

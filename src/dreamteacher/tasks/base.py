@@ -37,7 +37,7 @@ class Score(Protocol):
         """What `Task.decode` returned for a picture, and its label as it stands in a batch (see `dataset.label_tensor`)."""
 
     def compute(self) -> dict[str, float]:
-        """Figures in [0, 1], `Task.figure` among them, those of single classes as KIND_CLASS; none where nothing was counted."""
+        """Figures by name, those of single classes as KIND_CLASS; `Task.figure` is in [0, 1], more is better. {} if nothing was counted."""
 
 
 class Task(ABC):
