@@ -16,7 +16,7 @@ from dreamteacher.report.tables import write_table
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.tasks.base import get_task
-from dreamteacher.tasks.unseen import check_labels
+from dreamteacher.tasks.unseen import check_labels, require_labels
 from dreamteacher.teachers.base import dreams
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
@@ -42,11 +42,7 @@ def run(
         if stage.done:
             return stage.metrics
         images = ImageSet(data, "train")
-        if images.task is None:
-            raise UserError(
-                f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to train an interpreter"
-            )
-        task = get_task(images.task)
+        task = get_task(require_labels(images, data, "train an interpreter"))
         if task.classifies is None:
             raise UserError(
                 f"{images.task} predicts no classes that an interpreter could read; drop label_recipes, and them from compare.inits"
