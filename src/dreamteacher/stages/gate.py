@@ -32,6 +32,9 @@ def run(
 
     Returns:
         `passed` (0 or 1) and, of the figure that counts, `figure` and `champion_figure`, the means over seeds, and `served_figure`.
+
+    Raises:
+        UserError: a figure to compare by is missing, or the champion was measured on other validation pictures.
     """
     settings = params.retrain
     recorded = params.section("retrain") | {"tolerance": params.export.tolerance, "size": params.export.size}

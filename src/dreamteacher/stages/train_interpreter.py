@@ -34,6 +34,9 @@ def run(
 
     Returns:
         `loss` over the last records and `n_labels`, the labelled pictures used.
+
+    Raises:
+        UserError: the data has no labels, or none of classes, or the teacher encodes no pictures.
     """
     settings = params.interpreter
     recorded = {**params.section("few_labels", "few_labels_by", "taps", "interpreter"), "recipe": recipe, "seed": seed}

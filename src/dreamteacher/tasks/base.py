@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamteacher.data.items import IGNORE
 from dreamteacher.errors import UserError
 from dreamteacher.plugins import load_plugin
 from dreamteacher.settings.downstream import AUTO, HEADS, HEADS_GROUP, Finetune
@@ -127,6 +128,11 @@ class Task(ABC):
         """(decisions that are the same, decisions) in two outputs of the head; one that rests on an infinite value is not the same."""
         equal = (exact.argmax(1) == rounded.argmax(1)) & rounded.isfinite().all(1)
         return int(equal.sum()), equal.numel()
+
+
+def count_known(batch: dict[str, Tensor]) -> int:
+    """How many values of a batch's labels, of pixels or of classes, are not IGNORE: those that the loss is a mean over."""
+    return int((batch["label"] != IGNORE).sum())
 
 
 def of_picture(outputs: Outputs, place: int) -> Outputs:
