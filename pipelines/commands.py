@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dreamteacher.errors import UserError
-from dreamteacher.project_root import output_of
+from dreamteacher.git_access import output_of
 
 if TYPE_CHECKING:
     from pipelines.client import Kubeflow, Version

@@ -13,8 +13,8 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 import components
 from dreamteacher.errors import UserError
+from dreamteacher.git_access import output_of
 from dreamteacher.mlflow_server import without_password
-from dreamteacher.project_root import output_of
 from pipelines.resources import FILE, Profile
 
 

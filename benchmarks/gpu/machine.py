@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from dreamteacher.git_access import output_of
 from dreamteacher.limits import cores
-from dreamteacher.project_root import output_of
 
 # Dense bf16 matrix products on tensor cores, TFLOP/s, by what `torch.cuda.get_device_name` begins with; NVIDIA's data sheets: H100 and H200
 # tensor core GPU (half of what they say "with sparsity"), A100, L40S, L4.

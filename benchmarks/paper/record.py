@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.timing import describe_machine
 from dreamteacher.errors import UserError
-from dreamteacher.project_root import output_of
+from dreamteacher.git_access import output_of
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import flat
 

@@ -15,8 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from dreamteacher.errors import UserError
+from dreamteacher.git_access import output_of
 from dreamteacher.limits import cores, memory_limit
-from dreamteacher.project_root import output_of
 
 Finding = tuple[str, str, str]  # "ok", "warn" (the chain runs) or "missing" (it does not); of what; in words, with what to do
 

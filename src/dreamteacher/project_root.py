@@ -1,9 +1,8 @@
-"""The folder of the project, where tracking and checkpoints are kept, and what commands say of it."""
+"""The folder of the project, where tracking and checkpoints are kept."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 
@@ -19,11 +18,3 @@ def project_folder() -> Path:
         if dvc_root and dvc_root.is_relative_to(Path(root, ".dvc/tmp").resolve()):
             return Path(root) / here.relative_to(dvc_root)
     return Path()
-
-
-def output_of(*command: str) -> str:
-    """What a command prints in the current directory, without space around it; "" where it fails or is not installed."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

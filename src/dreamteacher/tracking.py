@@ -20,9 +20,10 @@ from typing import Any
 
 from dreamteacher.errors import Interrupted
 from dreamteacher.files import replace_file
+from dreamteacher.git_access import output_of
 from dreamteacher.mlflow_server import DIGEST, client_of, find_or_create_run, has_run, logged_steps, replay, tracking_uri, without_password
 from dreamteacher.outages import reason, refusal
-from dreamteacher.project_root import output_of, project_folder
+from dreamteacher.project_root import project_folder
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
+from dreamteacher.git_access import output_of
 from dreamteacher.onnx_files import BACKBONE_FILE, MODEL_FILE
-from dreamteacher.project_root import output_of
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.export import MULTIPLE, as_it_is, export
 from dreamteacher.settings.downstream import AUTO
