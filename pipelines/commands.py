@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dreamteacher.errors import UserError
-from dreamteacher.tracking import git
+from dreamteacher.git_access import output_of
 
 if TYPE_CHECKING:
     from pipelines.client import Kubeflow, Version
@@ -175,10 +175,10 @@ def _upload(server: Kubeflow, options: argparse.Namespace) -> Version:
 
 def commit_name() -> str:
     """A version's name: that of the commit, which must hold all that is in use."""
-    commit = git("rev-parse", "--short=12", "HEAD")
+    commit = output_of("git", "rev-parse", "--short=12", "HEAD")
     if not commit:
         raise UserError("a version is named after its git commit, and here is no git repository; name it with --version")
-    if git("status", "--porcelain", "--untracked-files=no"):
+    if output_of("git", "status", "--porcelain", "--untracked-files=no"):
         raise UserError(f"files differ from commit {commit}, after which the version is named; commit them, or name it with --version")
     return f"git-{commit}"
 

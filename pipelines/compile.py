@@ -13,8 +13,8 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 import components
 from dreamteacher.errors import UserError
+from dreamteacher.git_access import output_of
 from dreamteacher.mlflow_server import without_password
-from dreamteacher.tracking import git
 from pipelines.resources import FILE, Profile
 
 
@@ -66,12 +66,12 @@ def suggest_project() -> tuple[str, str]:
 
     The address is one that a step can read: https with no name or password in it, also where this clone uses ssh.
     """
-    address = git("remote", "get-url", "origin")
+    address = output_of("git", "remote", "get-url", "origin")
     if ssh := re.fullmatch(r"(?:ssh://)?[\w.-]+@([\w.-]+)(?::\d+/|[:/])(.+)", address):
         address = f"https://{ssh[1]}/{ssh[2]}"
     if not re.match(r"https?://", address):
         return "", "main"
-    branch = git("symbolic-ref", "--short", "refs/remotes/origin/HEAD").removeprefix("origin/")
+    branch = output_of("git", "symbolic-ref", "--short", "refs/remotes/origin/HEAD").removeprefix("origin/")
     return without_password(address), branch or "main"
 
 

@@ -24,9 +24,8 @@ from benchmarks.paper.settings import read_table, resolve, set_names, table_name
 from dreamteacher.errors import UserError
 from dreamteacher.settings.recipes import of_teacher
 from dreamteacher.students.backbone import load_backbone
-from dreamteacher.teachers import unet
+from slim_unets import slimmest
 
-SLIM = {"widths": (8, 8, 8, 16), "depth": 1, "attention": (8,), "head_dim": 8, "groups": 4, "dropout": 0.0}
 BRIEF = {"steps": 2, "batch_size": 4, "log_every": 1, "warmup_steps": 1, "precision": "fp32"}
 SETTINGS = {
     "few_labels": 6,
@@ -44,8 +43,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def slim_unet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(unet.SIZES, "tiny", SLIM)
+    with slimmest():
         yield
 
 

@@ -1,7 +1,7 @@
-import errno
+"""Whole outputs or none, what is resumed and repeated, and what a stage says."""
+
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -15,23 +15,12 @@ import pytest
 
 from dreamteacher.clock import clock_of
 from dreamteacher.errors import Interrupted, UserError
-from dreamteacher.stage import digest_of, open_stage, read_stage
+from dreamteacher.stage import open_stage, read_stage
+from helpers import process_inside
+from small_stage import OUT, make
 
 pytestmark = pytest.mark.usefixtures("in_tmp")
-OUT = Path("artifacts/teacher")
 CHECKPOINTS = Path(".checkpoints/train-teacher")
-
-
-def make(
-    text: str = "weights", *, out: Path = OUT, params: dict | None = None, inputs: dict | None = None, overwrite: bool = False
-) -> bool:
-    """Run a small stage; whether it had something to do."""
-    with open_stage("train-teacher", params=params or {"lr": 1e-3}, inputs=inputs or {}, out=out, overwrite=overwrite) as stage:
-        if not stage.done:
-            (stage.tmp / "unet").mkdir()
-            (stage.tmp / "unet/model.safetensors").write_text(text)
-            stage.metrics["loss"] = 0.25
-        return not stage.done
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -41,7 +30,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_output_appears_whole_with_its_record_and_nothing_beside_it():
     assert make()
     assert set(tree(OUT)) == {"stage.json", "unet/model.safetensors"}
-    assert [path.name for path in OUT.parent.iterdir()] == ["teacher"]
+    assert [path.name for path in OUT.parent.iterdir()] == ["own"]
     assert [path.name for path in CHECKPOINTS.iterdir()] == [f"{read_stage(OUT)['digest']}.json"]  # the time it took
     record = read_stage(OUT)
     assert record["stage"] == "train-teacher"
@@ -75,7 +64,7 @@ def test_failure_leaves_the_old_output_and_the_checkpoints():
         (stage.checkpoints / "step-10").write_text("half way")
         raise ZeroDivisionError
     assert (OUT / "unet/model.safetensors").read_text() == "old"
-    assert [path.name for path in OUT.parent.iterdir()] == ["teacher"]
+    assert [path.name for path in OUT.parent.iterdir()] == ["own"]
     with open_stage("train-teacher", params={"lr": 1}, inputs={}, out=OUT, overwrite=True) as stage:
         assert (stage.checkpoints / "step-10").read_text() == "half way"
 
@@ -130,7 +119,7 @@ def test_output_of_something_else_is_not_replaced_unless_told_to(what):
     assert (OUT / "unet/model.safetensors").read_text() == "old"
     assert make("new", overwrite=True, **other)
     assert (OUT / "unet/model.safetensors").read_text() == "new"
-    assert [path.name for path in OUT.parent.iterdir()] == ["teacher"]
+    assert [path.name for path in OUT.parent.iterdir()] == ["own"]
 
 
 @pytest.mark.parametrize("out", ["pictures", ".", "link"])
@@ -156,104 +145,15 @@ def test_empty_output_folder_is_used():
     assert read_stage(OUT)
 
 
-def read_as_input() -> None:
-    with open_stage("distill-features", params={}, inputs={"teacher": OUT}, out=Path("a")):
-        pass
-
-
-DAMAGE = {
-    "a flipped bit": lambda data: data[:3] + bytes([data[3] ^ 1]) + data[4:],
-    "the second half is cut off": lambda data: data[: len(data) // 2],
-    "empty": lambda data: b"",
-    "zeros as of a full disk": lambda data: b"\0" * len(data),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("seen_before", [True, False])
-def test_damaged_input_is_one_line(damage, seen_before):
-    make()
-    if seen_before:
-        read_as_input()
-    path = OUT / "unet/model.safetensors"
-    path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    with pytest.raises(UserError) as caught:
-        read_as_input()
-    assert str(caught.value) == (
-        "artifacts/teacher/unet/model.safetensors is damaged (its sha256 is not the recorded one); "
-        "fetch it again (`dvc checkout --force`) or run `dreamteacher train-teacher` again with --overwrite"
-    )
-
-
-def test_damaged_output_is_not_taken_for_finished():
-    make()
-    (OUT / "unet/model.safetensors").write_text("weighty")
-    with pytest.raises(UserError, match=r"unet/model\.safetensors is damaged .* --overwrite"):
-        make()
-    assert make(overwrite=True)
-    assert not make()
-
-
-def test_a_single_file_of_an_output_is_checked_when_it_is_the_input():
-    make()
-    with open_stage("b", params={}, inputs={"file": OUT.parent / "teacher/stage.json"}, out=Path("b")):
-        pass
-    with open_stage("flat", params={}, inputs={}, out=Path("data")) as stage:
-        (stage.tmp / "manifest.csv").write_text("path,sha256\n")
-        (stage.tmp / "shard.tar").write_text("pictures")
-    (Path("data") / "shard.tar").unlink()  # may be missing: it is not read
-    before = digest_of(Path("data/manifest.csv"))
-    (Path("data") / "manifest.csv").write_text("path,sha257\n")
-    with pytest.raises(UserError, match=r"data/manifest\.csv is damaged"):
-        digest_of(Path("data/manifest.csv"))
-    assert len(before) == 64
-
-
-def test_what_lies_beside_the_recorded_files_is_no_damage():
-    make()
-    (OUT / "__pycache__").mkdir()
-    (OUT / "notes.txt").write_text("mine")
-    read_as_input()
-
-
-@pytest.mark.parametrize(
-    ("folder", "stage"),
-    [("artifacts/data", "ingest"), ("artifacts/backbones/features", "distill-features"), ("artifacts/backbones/mix/0", "distill-labels"),
-     ("artifacts/finetuned/mix/0", "finetune"), ("somewhere/else", "the stage that makes it")],
-)  # fmt: skip
-def test_missing_input_names_the_stage_that_makes_it(folder, stage):
-    with pytest.raises(UserError, match=stage):
-        read_stage(Path(folder))
-    with (
-        pytest.raises(UserError, match=f"{folder} does not exist.*{stage}"),
-        open_stage("x", params={}, inputs={"data": Path(folder)}, out=Path("out")),
-    ):
-        pass
-    assert not Path("out").exists()
-
-
-def test_incomplete_and_damaged_inputs_are_refused():
-    make()
-    (OUT / "unet/model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"lacks unet/model.safetensors"):
-        read_stage(OUT)
-    (OUT / "stage.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        read_stage(OUT)
-    (OUT / "stage.json").unlink()
-    with pytest.raises(UserError, match="not a complete stage output"):
-        read_stage(OUT)
-
-
 def test_kill_9_leaves_no_output_and_the_next_start_cleans_up():
     body = (
         "import os, sys; from pathlib import Path; from dreamteacher.stage import open_stage\n"
-        "with open_stage('train-teacher', params={'lr': 1e-3}, inputs={}, out=Path('artifacts/teacher')) as stage:\n"
+        "with open_stage('train-teacher', params={'lr': 1e-3}, inputs={}, out=Path('artifacts/teachers/own')) as stage:\n"
         "    (stage.tmp / 'half').write_text('x' * 1000); (stage.checkpoints / 'step-10').touch(); os.kill(os.getpid(), 9)\n"
     )
     assert subprocess.run([sys.executable, "-c", body], check=False).returncode == -9
     assert not OUT.exists()
-    assert (OUT.parent / ".teacher.tmp/half").exists()
+    assert (OUT.parent / ".own.tmp/half").exists()
     with open_stage("train-teacher", params={"lr": 1e-3}, inputs={}, out=OUT) as stage:
         assert (stage.checkpoints / "step-10").exists()
         assert not (stage.tmp / "half").exists()
@@ -261,75 +161,25 @@ def test_kill_9_leaves_no_output_and_the_next_start_cleans_up():
 
 
 def test_second_process_on_the_same_output_is_refused():
-    body = (
-        "import sys; from pathlib import Path; from dreamteacher.stage import open_stage\n"
-        "with open_stage('train-teacher', params={}, inputs={}, out=Path('artifacts/teacher')):\n"
-        "    print('in', flush=True); sys.stdin.read()\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
-        assert first.stdout.readline() == b"in\n"
-        with pytest.raises(UserError, match="another process is writing"):
-            make()
-        first.stdin.close()
-        assert first.wait() == 0
+    opening = "from pathlib import Path; from dreamteacher.stage import open_stage\n"
+    opening += f"with open_stage('train-teacher', params={{}}, inputs={{}}, out=Path('{OUT}')):"
+    with process_inside(opening), pytest.raises(UserError, match="another process is writing"):
+        make()
     assert read_stage(OUT)["params"] == {}
 
 
 def test_steps_that_compute_the_same_for_two_places_take_turns_with_the_checkpoints():
-    body = (
-        "import sys; from pathlib import Path; from dreamteacher.stage import open_stage\n"
-        "with open_stage('train-teacher', params={'lr': 1e-3}, inputs={}, out=Path('first')) as stage:\n"
-        "    print('in', flush=True); sys.stdin.read(); (stage.checkpoints / 'step-10').touch()\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
-        assert first.stdout.readline() == b"in\n"
-        second = threading.Thread(target=make)
+    opening = "from pathlib import Path; from dreamteacher.stage import open_stage\n"
+    opening += "with open_stage('train-teacher', params={'lr': 1e-3}, inputs={}, out=Path('first')) as stage:"
+    second = threading.Thread(target=make)
+    with process_inside(opening, "(stage.checkpoints / 'step-10').touch()"):
         second.start()
         second.join(0.5)
         assert second.is_alive()
         assert not OUT.exists()
-        first.stdin.close()
-        assert first.wait() == 0
-        second.join(10)
+    second.join(10)
     assert read_stage(Path("first"))["digest"] == read_stage(OUT)["digest"]
     assert [path.name for path in CHECKPOINTS.iterdir()] == [f"{read_stage(OUT)['digest']}.json"]  # the time it took
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
-def test_disk_trouble_is_one_line_and_leaves_nothing(code):
-    with pytest.raises(UserError) as caught, open_stage("x", params={}, inputs={}, out=Path("artifacts/x")) as stage:
-        (stage.tmp / "half").write_text("half")
-        raise OSError(code, os.strerror(code), "some/file")
-    assert os.strerror(code) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not list(Path("artifacts").iterdir())
-
-
-def test_place_below_a_file_is_one_line():
-    Path("file").touch()
-    with pytest.raises(UserError, match="Not a directory; name another folder"), open_stage("x", params={}, inputs={}, out=Path("file/x")):
-        pass
-
-
-@pytest.mark.parametrize("bit", [1, 32])
-def test_every_flipped_bit_of_the_record_is_noticed(bit):
-    make()
-    whole = (OUT / "stage.json").read_bytes()
-    for place in range(len(whole)):
-        (OUT / "stage.json").write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-        with pytest.raises(UserError, match="damaged") as caught:
-            read_stage(OUT)
-        assert "\n" not in str(caught.value)
-    (OUT / "stage.json").write_bytes(whole)
-    assert read_stage(OUT)
-
-
-def test_records_of_earlier_revisions_are_read():
-    make()
-    record = read_stage(OUT)
-    del record["sha256"]
-    (OUT / "stage.json").write_text(json.dumps(record))
-    assert read_stage(OUT) == record
 
 
 def test_settings_that_do_not_change_the_result_are_no_part_of_it():
@@ -343,31 +193,6 @@ def test_settings_that_do_not_change_the_result_are_no_part_of_it():
     assert read_stage(OUT)["params"] == {"teacher": {"lr": 1}}
     with open_stage("train-teacher", params=first, inputs={}, out=OUT) as stage:
         assert stage.done
-
-
-@pytest.mark.parametrize("content", [b"{", b"[]", b"7", b"\xff\x00", b"{}", b'{"digest": "d", "params": {}}'])
-def test_damaged_record_is_one_line(content):
-    make()
-    (OUT / "stage.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"stage.json is damaged .* run `dreamteacher train-teacher` first") as caught:
-        read_stage(OUT)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_place_where_no_folder_can_be_made_is_one_line():
-    with pytest.raises(UserError, match=r"no folder can be made in /proc/1; name another --out"):
-        make(out=Path("/proc/1/nowhere"))
-
-
-def test_full_disk_seen_by_a_library_is_one_line():
-    seen = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors, which keeps no errno
-    with pytest.raises(UserError, match="No space left on device; free"), open_stage("x", params={}, inputs={}, out=Path("artifacts/x")):
-        raise RuntimeError(seen)
-
-
-def test_other_errors_are_not_hidden():
-    with pytest.raises(OSError, match="not ours"), open_stage("x", params={}, inputs={}, out=Path("x")):
-        raise OSError("not ours")
 
 
 def test_other_ranks_write_nothing(monkeypatch):

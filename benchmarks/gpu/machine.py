@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from dreamteacher.git_access import output_of
 from dreamteacher.limits import cores
-from dreamteacher.tracking import git
 
 # Dense bf16 matrix products on tensor cores, TFLOP/s, by what `torch.cuda.get_device_name` begins with; NVIDIA's data sheets: H100 and H200
 # tensor core GPU (half of what they say "with sparsity"), A100, L40S, L4.
@@ -36,7 +36,7 @@ def describe(device: torch.device) -> dict[str, str]:
         "cores": str(cores()),
         "python": platform.python_version(),
         "cuda": str(torch.version.cuda),
-        "commit": git("rev-parse", "--short", "HEAD") or "unknown",
+        "commit": output_of("git", "rev-parse", "--short", "HEAD") or "unknown",
     }
     for package in PACKAGES:
         try:

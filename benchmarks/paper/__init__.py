@@ -1,0 +1,1 @@
+"""The tables of the paper and comparisons of ours, on any set of pictures."""

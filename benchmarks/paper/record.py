@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks.timing import describe_machine
 from dreamteacher.errors import UserError
+from dreamteacher.git_access import output_of
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import flat
-from dreamteacher.tracking import git
 
 KEY = ("init", "labels", "draw", "pretraining")  # of a model's row
 PRETRAINING_KEY = ("init", "pretraining")
@@ -126,11 +126,12 @@ def to_json(content: dict[str, Any]) -> str:
 def describe_session(words: list[str]) -> dict[str, Any]:
     """Machine, versions, commit and command, without this machine's paths."""
     machine = describe_machine() | {"processor": _processor(), "cores": os.cpu_count()}
+    changes = output_of("git", "status", "--porcelain", "--untracked-files=no")
     return {
         "machine": machine,
         # A checkout that is not installed has no version; the commit says which it is.
         "versions": {name: each.version for name in VERSIONS for each in distributions(name=name)} | {"python": platform.python_version()},
-        "commit": git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else ""),
+        "commit": output_of("git", "rev-parse", "--short=10", "HEAD") + "+" * bool(changes),
         "command": " ".join(["python -m benchmarks.paper", *map(without_paths, words)]),
     }
 

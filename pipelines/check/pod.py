@@ -17,6 +17,7 @@ from pipelines.resources import GPU
 
 NAME = "dreamteacher-check-"
 POLL = 1.0
+LAST_WORDS = 250  # characters of a message that are shown
 PATIENCE = 30.0  # seconds for which a pod may find no node, or no volume, before that counts as its end
 # What the kubelet says of a container that will not start, by its own reasons.
 FINAL = {
@@ -157,10 +158,10 @@ def _does_not_start(image: str, waiting: Any, namespace: str) -> Finding:
     return Finding("wrong", "trial pod", f"does not start: {waiting.reason} {text}", f"kubectl get events -n {namespace}")
 
 
-def _end_of(text: str, limit: int = 250) -> str:
+def _end_of(text: str) -> str:
     """One line of the last words."""
     line = " ".join(text.split())
-    return line if len(line) <= limit else f"... {line[-limit:].partition(' ')[2]}"
+    return line if len(line) <= LAST_WORDS else f"... {line[-LAST_WORDS:].partition(' ')[2]}"
 
 
 def _failed_mount(core: CoreV1Api, namespace: str, name: str) -> str | None:

@@ -7,7 +7,6 @@ import platform
 import re
 import shlex
 import shutil
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dreamteacher.errors import UserError
+from dreamteacher.git_access import output_of
 from dreamteacher.limits import cores, memory_limit
 
 Finding = tuple[str, str, str]  # "ok", "warn" (the chain runs) or "missing" (it does not); of what; in words, with what to do
@@ -110,12 +110,12 @@ def _settings() -> Iterator[Finding]:
 
 
 def _git_and_dvc() -> Iterator[Finding]:
-    commit = _output("git", "rev-parse", "--short", "HEAD")
-    remedy = "git add . && git commit" if _output("git", "rev-parse", "--git-dir") else "git init"
+    commit = output_of("git", "rev-parse", "--short", "HEAD")
+    remedy = "git add . && git commit" if output_of("git", "rev-parse", "--git-dir") else "git init"
     yield ("ok", "git", commit) if commit else ("warn", "git", f"no commit here: results cannot say what settings made them; {remedy}")
     if not Path(".dvc").is_dir():
         yield "warn", "dvc", "no .dvc here: `dvc repro` needs `dvc init`; single stages run without"
-    elif remotes := _output("dvc", "remote", "list"):
+    elif remotes := output_of("dvc", "remote", "list"):
         yield "ok", "dvc", f"remote {' '.join(remotes.split())}"
     else:
         yield "warn", "dvc", "no remote: results stay on this machine; dvc remote add -d NAME s3://BUCKET/PATH"
@@ -148,10 +148,3 @@ def _triton() -> Iterator[Finding]:
         yield "ok", "triton", f"tritonserver of nvidia-pytriton {version('nvidia-pytriton')}"
     except UserError as error:
         yield "warn", "triton", f"`dreamteacher serve` cannot run: {error}"
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

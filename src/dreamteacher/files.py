@@ -1,4 +1,4 @@
-"""Files: which there are in a folder, digests of them, and replacing one at once."""
+"""Files: which there are in a folder, digests of them, replacing one at once, and waiting for the disk."""
 
 from __future__ import annotations
 
@@ -87,6 +87,15 @@ def replace_file(path: Path, content: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk, where a power cut leaves them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def digest_in_any_order(parts: Iterable[bytes]) -> str:

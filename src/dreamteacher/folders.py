@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from dreamteacher.errors import UserError
+from dreamteacher.files import sync_to_disk
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -84,11 +85,7 @@ def publish(tmp: Path, out: Path) -> None:
     """Rename `tmp` to `out` once every byte is on disk; what stood there before goes only when the new is in place."""
     (tmp / LOCK).unlink()
     for path in [*tmp.rglob("*"), tmp]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_to_disk(path)
     if out.is_symlink() or out.is_file():
         out.unlink()
     old = out.with_name(f".{out.name}.old")

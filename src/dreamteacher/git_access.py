@@ -1,9 +1,13 @@
-"""What git and DVC have in their environment: GIT_TOKEN reaches git alone, and of all addresses those that GIT_HOST names."""
+"""What git and DVC have in their environment: GIT_TOKEN reaches git alone, and of all addresses those that GIT_HOST names.
+
+And what they say of the current directory.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 from dreamteacher.errors import UserError
@@ -12,6 +16,14 @@ from dreamteacher.mlflow_server import without_password
 # git asks this for a password. It reaches git by the environment, so it shows neither in a list of processes nor in the clone.
 _CREDENTIAL_HELPER = '!f() { printf "username=%s\\npassword=%s\\n" "${GIT_USERNAME:-git}" "$GIT_TOKEN"; }; f'
 _OF_GIT = {"GIT_TOKEN", "GIT_USERNAME", "GIT_HOST"}  # environment variables
+
+
+def output_of(*command: str) -> str:
+    """What a command prints in the current directory, without space around it; "" where it fails or is not installed."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def without_token(scratch: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import posixpath
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from dreamteacher import clock, results
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
 from dreamteacher.folders import LOCK, empty, in_turn, locked, publish
+from dreamteacher.graph import STAGES, TOOLS
 from dreamteacher.integrity import first_damaged, remember
 from dreamteacher.mlflow_server import DIGEST
 from dreamteacher.steps import announce
@@ -32,20 +34,6 @@ from dreamteacher.tracking import Tracker, open_tracker
 log = logging.getLogger(__name__)
 RECORD = "stage.json"
 LOG = "log.jsonl"  # what training.loop writes beside its checkpoints
-# Folder names of the default places, most telling first, to say which stage makes what is missing.
-MAKERS = {
-    "finetuned": "finetune",
-    "interpreters": "train-interpreter",
-    "features": "distill-features",
-    "labels": "distill-labels",
-    "mix": "distill-labels",
-    "teacher": "train-teacher",
-    "evaluation": "evaluate",
-    "assess": "assess",
-    "onnx": "export-onnx",
-    "triton": "publish",
-    "data": "ingest",
-}
 # Settings that change how a stage runs or what it reports on the way, and not its result. With other values of them a stopped run is
 # resumed and a finished one is not repeated.
 PASSED_OVER = {"workers", "checkpoint_every", "log_every", "sample_every", "monitor_every"}
@@ -91,7 +79,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
     with resource_errors_in_one_line(name):
         _refuse_to_replace(out, inputs)
         announce(_title(name, params), params)
-        params = _without(params, PASSED_OVER)
+        params = without(params, PASSED_OVER)
         digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
         digest = _sha256(_to_json({"stage": name, "params": params, "inputs": digests}).encode())[:16]
         checkpoints = clock.checkpoints_of(name, digest)
@@ -167,7 +155,7 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    maker = next((stage for name, stage in MAKERS.items() if name in folder.parts[-3:]), None)
+    maker = _maker(folder)
     remedy = f"run `dreamteacher {maker}` first" if maker else "run the stage that makes it first"
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; {remedy}")
@@ -189,9 +177,16 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def _maker(place: Path) -> str | None:
+    """The command whose output lies at `place`, or is the folder around it, by the end of its default place; None: no command's."""
+    ends = {re.sub(r"\{.*?\}", "*", command.out.partition("/")[2]): name for name, command in (STAGES | TOOLS).items()}
+    most_telling_first = sorted(ends, key=lambda end: -end.count("/"))  # a recipe may be called data
+    return next((ends[end] for end in most_telling_first if place.match(end) or place.parent.match(end)), None)
+
+
 def _check_files(folder: Path, record: dict[str, Any], files: dict[str, str]) -> None:
     stage = record["stage"]
-    again = f"run `dreamteacher {stage}` again with --overwrite" if stage in MAKERS.values() else f"run {stage} again"
+    again = f"run `dreamteacher {stage}` again with --overwrite" if stage in STAGES | TOOLS else f"run {stage} again"
     remedy = f"fetch it again (`dvc checkout --force`) or {again}"
     lost = [file for file in files if not (folder / file).is_file()]
     if lost:
@@ -267,8 +262,9 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _without(values: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: _without(value, keys) if isinstance(value, dict) else value for key, value in values.items() if key not in keys}
+def without(values: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """Nested settings without those called one of `keys`, at any depth."""
+    return {key: without(value, keys) if isinstance(value, dict) else value for key, value in values.items() if key not in keys}
 
 
 def _to_json(value: Any) -> str:

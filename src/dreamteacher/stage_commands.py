@@ -26,7 +26,7 @@ def add_stage_options(command: argparse.ArgumentParser, stage: StageCommand) -> 
     for option, default in {**stage.inputs, "out": stage.out}.items():
         command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
     command.add_argument("--overwrite", action="store_true", help="replace what --out holds")
-    command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: params_file.read_sections
+    command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: settings.file.read_sections
 
 
 def _seed(text: str) -> int:

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 
 from dreamteacher.errors import Interrupted
 from dreamteacher.files import replace_file
+from dreamteacher.git_access import output_of
 from dreamteacher.mlflow_server import DIGEST, client_of, find_or_create_run, has_run, logged_steps, replay, tracking_uri, without_password
 from dreamteacher.outages import reason, refusal
 from dreamteacher.project_root import project_folder
@@ -148,7 +148,8 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         journal.mkdir(parents=True)
     _drop_torn_line(journal)
     kfp = _kfp()
-    commit, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    commit = output_of("git", "rev-parse", "HEAD")
+    dirty = output_of("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     tracker = Tracker(journal)
     with _held(journal):
         tracker._record(
@@ -292,14 +293,6 @@ def _key(name: str) -> str:
 
 def _why(error: Exception, journal: Path) -> str:
     return without_password(f"MLflow at {_place_of(journal)} does not take the records ({reason(error)[0]})")
-
-
-def git(*command: str) -> str:
-    """What git says of the current directory; "" where there is no git or no repository."""
-    try:
-        return subprocess.run(["git", *command], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _now() -> int:

@@ -33,8 +33,7 @@ from dreamteacher.training.ema import create_ema, update_ema
 from dreamteacher.training.loop import train
 from dreamteacher.training.randomness import StepRandom
 from dreamteacher.training.run import Run, Trained
-
-SLIM = {**unets.SIZES["tiny"], "widths": (8, 8, 16, 16), "head_dim": 8, "groups": 4}
+from slim_unets import SLIM
 
 
 class Dreamer:

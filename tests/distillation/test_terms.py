@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params, restore_params
 from dreamteacher.settings.pretraining import OBJECTIVES
 from dreamteacher.teachers.base import Tap
+from helpers import install_package
 
 TAPS = [Tap("a", 2, 3)]
 
@@ -35,13 +35,9 @@ def test_the_settings_name_all_terms_and_each_is_a_mean_over_pictures() -> None:
 
 
 def test_the_terms_of_another_package_are_found_by_their_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "toy-1.0.dist-info").mkdir()
-    (tmp_path / "toy_terms.py").write_text("def loudness(c): return sum((r.mean() - w.mean()).abs() for r, w in zip(c.regressed, c.raw))\n")
-    (tmp_path / "toy-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    code = "def loudness(c): return sum((r.mean() - w.mean()).abs() for r, w in zip(c.regressed, c.raw))\n"
     entries = "[dreamteacher.objectives]\nloudness = toy_terms:loudness\nbroken = toy_terms:nothing\n"
-    (tmp_path / "toy-1.0.dist-info/entry_points.txt").write_text(entries)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "toy_terms", raising=False)
+    install_package(monkeypatch, tmp_path, entries, toy_terms=code)
     params = load_params(None, ["distill.objectives={loudness: 2, mse: 1}"])
     assert list(params.distill.objectives) == ["mse", "loudness"]
     objective = feature_objective(params.distill, layernorm, TAPS)

@@ -20,6 +20,7 @@ from dreamteacher.methods.contrast import Momentum
 from dreamteacher.methods.swav import sinkhorn
 from dreamteacher.students.backbone import load_backbone
 from dreamteacher.training.randomness import StepRandom
+from helpers import install_package
 
 
 def batch(count: int = 8) -> dict[str, Tensor]:
@@ -236,12 +237,8 @@ def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
 
 
 def test_a_method_of_another_package_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "toy-1.0.dist-info").mkdir()
-    (tmp_path / "toy-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    text = "[dreamteacher.methods]\nbrightness = toy_method:Brightness\nwrong = toy_method:Other\nlost = toy_lost:Method\n"
-    (tmp_path / "toy-1.0.dist-info/entry_points.txt").write_text(text)
-    (tmp_path / "toy_method.py").write_text(TOY)
-    monkeypatch.syspath_prepend(tmp_path)
+    entries = "[dreamteacher.methods]\nbrightness = toy_method:Brightness\nwrong = toy_method:Other\nlost = toy_lost:Method\n"
+    install_package(monkeypatch, tmp_path, entries, toy_method=TOY)
     kind = get_method("brightness")
     assert issubclass(kind, Method) and not kind.needs_teacher
     with pytest.raises(UserError, match=r"distill\.method = 'wrong' leads to .*Other.*, which is no subclass of dreamteacher\.methods"):

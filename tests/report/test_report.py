@@ -36,6 +36,14 @@ def test_drawings_have_the_same_bytes_each_time(tmp_path: Path) -> None:
             assert "Software" not in image.info and image.width > 100
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_that_the_font_lacks_are_drawn_and_differ(tmp_path: Path) -> None:
+    picture = np.zeros((20, 30, 3), np.uint8)
+    for name in ("\N{FOX FACE}", "\N{BEAR FACE}", r"$\fox$"):
+        save_panels([[(f"truth: {name}\nmix: caf\u00e9", picture)]], tmp_path / f"{ord(name[0])}.png")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3
+
+
 def test_an_overlay_tints_all_but_background_and_unknown() -> None:
     picture = np.full((1, 4, 3), 100, np.uint8)
     tinted = overlay(picture, np.array([[0, 1, 11, 255]], np.uint8))

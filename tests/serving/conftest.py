@@ -59,6 +59,13 @@ def repository(models, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def url(folder):
+    """Of a server of `folder`/triton, where a test module makes a `folder` of its own."""
+    with running_triton(folder / "triton") as server:
+        yield server.http_url
+
+
 @pytest.fixture(scope="package")
 def triton(repository):
     with pytest.MonkeyPatch.context() as patch:

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from dreamteacher.settings.downstream import Export, Publish
 from dreamteacher.settings.schema import Params
@@ -34,6 +36,12 @@ def make_model(task: str, seed: int = 0) -> TaskModel:
         logits = model(torch.nn.functional.interpolate(torch.randn(16, 3, 4, 4), scale_factor=8, mode="bicubic"))
         bias -= logits.transpose(0, 1).flatten(1).mean(1)
     return model
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Of smooth random colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def make_data(folder: Path, short_side: int | None = 48, **facts: Any) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +12,19 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from serving_samples import PARAMS, SIZE, make_data, make_finetuned
+from serving_samples import PARAMS, SIZE, make_data, make_finetuned, picture
 
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.transforms import whole
 from dreamteacher.serving.client import Client, Detections
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_repository import check_repository, write_repository
-from dreamteacher.serving.triton_server import running_triton
 from dreamteacher.stages import export_onnx
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.base import get_task, of_picture
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize
 
 CLASSES = ["cell", "platelet", "other"]
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         models = {"things": folder / "onnx/model.onnx", "things-backbone": folder / "onnx/backbone.onnx"}
         write_repository(models, folder / "triton", backend="python", settings=PARAMS.publish)
     return folder
-
-
-@pytest.fixture(scope="module")
-def url(folder: Path) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        with running_triton(folder / "triton") as server:
-            yield server.http_url
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from serving_samples import PARAMS, SIZE, make_data, make_finetuned
+from serving_samples import PARAMS, SIZE, make_data, make_finetuned, picture
 from torch import Tensor
 
 from dreamteacher.data.dataset import Sample
@@ -20,7 +20,6 @@ from dreamteacher.data.transforms import whole
 from dreamteacher.serving.client import Client, Depth, Instances, Keypoints, MultiLabel, Raw
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_repository import check_repository, write_repository
-from dreamteacher.serving.triton_server import running_triton
 from dreamteacher.stages import export_onnx
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks import base
@@ -46,11 +45,6 @@ class Edges(Segmentation):
 
 
 TASK = Edges()
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +73,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             models[name] = folder / "onnx" / name / "model.onnx"
         write_repository(models, folder / "triton", backend="python", settings=PARAMS.publish)
         yield folder
-
-
-@pytest.fixture(scope="module")
-def url(folder: Path) -> Iterator[str]:
-    with running_triton(folder / "triton") as server:
-        yield server.http_url
 
 
 @torch.no_grad()

@@ -201,7 +201,7 @@ def test_a_plain_http_post_of_the_file_is_a_request(triton):
     assert error.value.code == 400
 
 
-def outcomes_of(models, folder, monkeypatch, config, code, count=32):
+def outcomes_of(models, folder, monkeypatch, config, code):
     """What 16 clients get of stages-pictures, when words in the configuration and the code of `stages` are replaced."""
     monkeypatch.chdir(folder)
     write_repository({"stages": models["stages"]}, folder / "local", backend="python", settings=PARAMS.publish)
@@ -216,7 +216,7 @@ def outcomes_of(models, folder, monkeypatch, config, code, count=32):
             except InferenceServerException as error:
                 return error
 
-        return list(pool.map(outcome, range(count)))
+        return list(pool.map(outcome, range(32)))
 
 
 def test_an_overloaded_model_behind_it_is_unavailable_for_its_caller_too(models, tmp_path, monkeypatch):

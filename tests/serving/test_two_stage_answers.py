@@ -23,7 +23,6 @@ from dreamteacher.serving.client import Client, Detections, Instances
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_repository import check_repository, write_repository
-from dreamteacher.serving.triton_server import running_triton
 from dreamteacher.settings.schema import Params
 from dreamteacher.stages import evaluate, export_onnx, finetune, ingest
 from dreamteacher.tasks import faster_rcnn, mask_rcnn
@@ -88,12 +87,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             models[task] = place / "onnx/model.onnx"
         write_repository(models, folder / "triton", backend="python", settings=PARAMS.publish)
         yield folder
-
-
-@pytest.fixture(scope="module")
-def url(folder: Path) -> Iterator[str]:
-    with running_triton(folder / "triton") as server:
-        yield server.http_url
 
 
 def picture(folder: Path) -> Path:

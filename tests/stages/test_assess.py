@@ -35,11 +35,6 @@ def chains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Chain]:
     return made
 
 
-@pytest.fixture(params=TASKS)
-def chain(chains: dict[str, Chain], request: pytest.FixtureRequest) -> Chain:
-    return chains[request.param]
-
-
 @pytest.fixture(autouse=True)
 def a_machine_that_is_timed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "SECONDS", 0)

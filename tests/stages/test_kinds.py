@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.teachers.pixels import Generator
 from dreamteacher.training.randomness import StepRandom
+from helpers import install_package
 
 TOY = '''
 """Blurs: a teacher whose one feature map is a learnt blur of the picture, four times as small."""
@@ -79,13 +79,7 @@ def open_folder(folder, strides, encoding):
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As pip would leave it: the module, and its distribution's entry points."""
-    packages = tmp_path / "site-packages"
-    (packages / "toy-1.0.dist-info").mkdir(parents=True)
-    (packages / "toy_blurs.py").write_text(TOY)
-    (packages / "toy-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (packages / "toy-1.0.dist-info/entry_points.txt").write_text("[dreamteacher.teachers]\nblurs = toy_blurs\n")
-    monkeypatch.syspath_prepend(packages)
-    monkeypatch.delitem(sys.modules, "toy_blurs", raising=False)
+    install_package(monkeypatch, tmp_path / "site-packages", "[dreamteacher.teachers]\nblurs = toy_blurs\n", toy_blurs=TOY)
 
 
 def test_another_kind_is_trained_and_teaches(chains: dict[str, Chain], installed: None, tmp_path: Path) -> None:

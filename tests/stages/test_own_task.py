@@ -29,6 +29,7 @@ from dreamteacher.stages import distill_labels, evaluate, finetune, ingest, trai
 from dreamteacher.students.necks import resize
 from dreamteacher.tasks.base import NeckHead, Size, Task, get_task
 from dreamteacher.tasks.model import normalize
+from helpers import install_package
 
 NAME = "crowding"
 NEAR = 9  # pixels
@@ -95,12 +96,8 @@ TASK = Crowding()
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """As pip would leave a package with this file: its entry points."""
-    folder = tmp_path_factory.mktemp("site-packages")
-    (folder / "crowding-1.0.dist-info").mkdir()
-    (folder / "crowding-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: crowding\nVersion: 1.0\n")
-    (folder / "crowding-1.0.dist-info/entry_points.txt").write_text(f"[dreamteacher.tasks]\ncrowding = {__name__}:TASK\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
+        install_package(patch, tmp_path_factory.mktemp("site-packages"), f"[dreamteacher.tasks]\ncrowding = {__name__}:TASK\n")
         get_task.cache_clear()
         yield
     get_task.cache_clear()

@@ -11,10 +11,9 @@ from dreamteacher.data.instances import pack
 from dreamteacher.data.items import IGNORE
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.tasks.base import of_picture
+from dreamteacher.tasks.base import count_known, of_picture
 from dreamteacher.tasks.instances import TASK, targets
 from dreamteacher.tasks.model import TaskModel
-from dreamteacher.tasks.segmentation import count_labelled
 
 SIDE = 64
 
@@ -32,7 +31,7 @@ def batch_of(*labels: np.ndarray) -> dict[str, Tensor]:
     label = torch.from_numpy(np.stack(labels))
     images = torch.stack([(label & 0xFFFF == number) & (label > IGNORE) for number in (1, 2, 3)], dim=1).float()
     batch = {"image": images, "label": label}
-    return batch | {"count": torch.tensor(count_labelled(batch))}
+    return batch | {"count": torch.tensor(count_known(batch))}
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from dreamteacher.data.items import IGNORE
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.tasks import segmentation
-from dreamteacher.tasks.segmentation import TASK, IntersectionOverUnion, SegmentationHead, count_labelled, dice_loss, resized_argmax
+from dreamteacher.tasks.base import count_known
+from dreamteacher.tasks.segmentation import TASK, IntersectionOverUnion, SegmentationHead, dice_loss, resized_argmax
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor, weight: float, count: int) -> torch.Tensor:
@@ -44,7 +45,7 @@ def numpy_eq4(logits: torch.Tensor, labels: torch.Tensor, weight: float) -> floa
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
 def test_equation_4_is_that_of_numpy(weight: float) -> None:
     logits, labels = case()
-    count = count_labelled({"label": labels})
+    count = count_known({"label": labels})
     assert loss(logits, labels, weight, count).item() == pytest.approx(numpy_eq4(logits, labels, weight), rel=1e-5)
 
 

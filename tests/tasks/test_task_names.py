@@ -10,6 +10,7 @@ import pytest
 from dreamteacher.errors import UserError
 from dreamteacher.settings.downstream import HEADS, Finetune
 from dreamteacher.tasks.base import BUILT_IN, get_task
+from helpers import install_package
 
 ELSEWHERE = """
 from dreamteacher.tasks.classification import Classification
@@ -32,15 +33,9 @@ TASK = Wide()
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Another package's module, with an entry point `my-task`."""
-    (tmp_path / "tasks_of_mine.py").write_text(ELSEWHERE)
-    (tmp_path / "heads_of_mine.py").write_text(HEAD)
-    (tmp_path / "mine-1.0.dist-info").mkdir()
-    (tmp_path / "mine-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (tmp_path / "mine-1.0.dist-info/entry_points.txt").write_text(
-        "[dreamteacher.tasks]\nmy-task = tasks_of_mine:TASK\nlost = tasks_of_mine:OTHER\nclass = tasks_of_mine:Mine\n"
-        "gone = no_such_module:TASK\n[dreamteacher.heads]\nwide = heads_of_mine:TASK\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+    entries = "[dreamteacher.tasks]\nmy-task = tasks_of_mine:TASK\nlost = tasks_of_mine:OTHER\nclass = tasks_of_mine:Mine\n"
+    entries += "gone = no_such_module:TASK\n[dreamteacher.heads]\nwide = heads_of_mine:TASK\n"
+    install_package(monkeypatch, tmp_path, entries, tasks_of_mine=ELSEWHERE, heads_of_mine=HEAD)
     get_task.cache_clear()
     yield
     get_task.cache_clear()

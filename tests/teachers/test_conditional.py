@@ -19,13 +19,14 @@ from dreamteacher.teachers.conditioning import some_without
 from dreamteacher.teachers.ddpm import estimate_picture
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.training.randomness import StepRandom
+from slim_unets import SLIM
 
 CLASSES = 3
 
 
 @pytest.fixture(autouse=True)
 def slim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(unets.SIZES, "tiny", {**unets.SIZES["tiny"], "widths": (8, 8, 16, 16), "head_dim": 8, "groups": 4})
+    monkeypatch.setitem(unets.SIZES, "tiny", SLIM)
 
 
 def random() -> StepRandom:

@@ -18,8 +18,7 @@ from dreamteacher.teachers import unet as unets
 from dreamteacher.teachers.edm import Denoiser, EDMTeacher, Generator, open_folder
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.training.randomness import StepRandom
-
-SLIM = {**unets.SIZES["tiny"], "widths": (8, 8, 16, 16), "head_dim": 8, "groups": 4}
+from slim_unets import SLIM
 
 
 @pytest.fixture(autouse=True)

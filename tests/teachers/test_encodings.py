@@ -18,9 +18,9 @@ from dreamteacher.teachers.diffusion import DiffusionTeacher
 from dreamteacher.teachers.encodings import Dream, Inversion, Stochastic, Stratified, encoding_of_pictures, get_encoding
 from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.randomness import StepRandom
+from slim_unets import SLIM
 
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
-SLIM = {**unets.SIZES["tiny"], "widths": (8, 8, 16, 16), "head_dim": 8, "groups": 4}
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from dreamteacher.cli import main
 from dreamteacher.errors import UserError
 from dreamteacher.stage import digest_of
 from dreamteacher.teachers.importing import check_options, import_teacher, read_state_dict
+from helpers import install_package
 
 KIND = """
 from pathlib import Path
@@ -35,15 +35,8 @@ def import_weights(source, out, options):
 
 @pytest.fixture(autouse=True)
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packages = tmp_path / "site-packages"
-    (packages / "toy-1.0.dist-info").mkdir(parents=True)
-    (packages / "toy_foreign.py").write_text(KIND)
-    (packages / "toy-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (packages / "toy-1.0.dist-info/entry_points.txt").write_text(
-        "[dreamteacher.teachers]\nforeign = toy_foreign\ngone = no_such_module\nddpm = toy_foreign\n"
-    )
-    monkeypatch.syspath_prepend(packages)
-    monkeypatch.delitem(sys.modules, "toy_foreign", raising=False)
+    entries = "[dreamteacher.teachers]\nforeign = toy_foreign\ngone = no_such_module\nddpm = toy_foreign\n"
+    install_package(monkeypatch, tmp_path / "site-packages", entries, toy_foreign=KIND)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dreamteacher import tracking
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.mlflow_server import _is_logged
 from dreamteacher.tracking import UNSENT, open_tracker, sync
-from helpers import free_port
+from helpers import free_port, process_inside
 
 STEPS = (0, 10, 40, 50)
 
@@ -153,16 +153,8 @@ def test_a_database_that_cannot_be_opened_holds_nobody_up(monkeypatch):
 
 
 def test_sync_leaves_running_stages_alone():
-    body = (
-        "import sys; from dreamteacher.tracking import open_tracker\n"
-        "with open_tracker('ingest', {}, {}):\n"
-        "    print('in', flush=True); sys.stdin.read()\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
-        assert running.stdout.readline() == b"in\n"
+    with process_inside("from dreamteacher.tracking import open_tracker\nwith open_tracker('ingest', {}, {}):"):
         assert sync() == []
-        running.stdin.close()
-        assert running.wait() == 0
     assert runs()["ingest"].info.status == "FINISHED"
 
 

@@ -24,7 +24,7 @@ def standardize_whitening(features: Tensor, mean: Tensor, std: Tensor) -> Tensor
 
 
 def feature_mse(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
-    """Eq 1, averaged over taps and, within one, over all elements."""
+    """Eq 1 of one `(B, C_l, h_l, w_l)` a tap, averaged over taps and, within one, over all elements."""
     return torch.stack([F.mse_loss(r, w) for r, w in zip(regressed, whitened, strict=True)]).mean()
 
 
@@ -46,7 +46,7 @@ def cosine_distance(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
 
 
 def smooth_l1(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
-    """Huber's loss, quadratic below an error of 1, averaged over taps and, within one, over all elements."""
+    """Huber's loss of one `(B, C_l, h_l, w_l)` a tap, quadratic below an error of 1, averaged as `feature_mse`."""
     return torch.stack([F.smooth_l1_loss(r, w) for r, w in zip(regressed, whitened, strict=True)]).mean()
 
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from dreamteacher.lifecycle.promotion import CHALLENGER
 from dreamteacher.onnx_files import load
 from dreamteacher.tracking import Tracker
 
 if TYPE_CHECKING:
     from mlflow.types import Schema
-
-ALIAS = "challenger"
 
 
 def register(tracker: Tracker, file: Path, name: str, *, tags: dict[str, str], description: str, about: str, scratch: Path) -> None:
@@ -45,7 +44,7 @@ def register(tracker: Tracker, file: Path, name: str, *, tags: dict[str, str], d
     )
     with file.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    tracker.register(scratch, name, alias=ALIAS, tags=tags | {"sha256": sha256}, description=description, about=about)
+    tracker.register(scratch, name, alias=CHALLENGER, tags=tags | {"sha256": sha256}, description=description, about=about)
 
 
 def _schema(values: list[onnx.ValueInfoProto]) -> Schema:

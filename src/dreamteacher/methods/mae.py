@@ -58,7 +58,11 @@ class MAE(Method):
     side: int
 
     def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
-        """A decoder of its own."""
+        """A decoder of its own.
+
+        Raises:
+            UserError: the backbone is no plain vision transformer, or distill.resolution does not fit its patches.
+        """
         from timm.models.vision_transformer import VisionTransformer
 
         if not isinstance(backbone.model, VisionTransformer):

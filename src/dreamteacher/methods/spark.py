@@ -90,7 +90,11 @@ class SparK(Method):
     cell: int
 
     def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
-        """Cells have the coarsest stride, so that each place of each level is seen or hidden as a whole."""
+        """Cells have the coarsest stride, so that each place of each level is seen or hidden as a whole.
+
+        Raises:
+            UserError: the backbone is no convolutional one, or distill.resolution does not fit its coarsest stride.
+        """
         attention = next((type(each).__name__ for each in backbone.modules() if "attention" in type(each).__name__.lower()), None)
         if attention or backbone.tile:
             raise UserError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from dreamteacher.data.items import IGNORE
@@ -30,7 +31,7 @@ def save_panels(rows: Sequence[Sequence[Panel]], path: Path) -> None:
     for row, panels in zip(grid, rows, strict=True):
         for axes, (title, image) in zip(row, panels, strict=True):
             axes.set_axis_off()
-            axes.set_title(title, fontsize=8)
+            axes.set_title(_drawable(title), fontsize=8, parse_math=False)  # a class may be called $5 to $9
             if image is not None:
                 axes.imshow(image, interpolation="nearest")
     _save(figure, path)
@@ -95,6 +96,12 @@ def save_curves(panels: dict[str, dict[str, list[tuple[float, float]]]], x: str,
         axes.set_xlabel(x)
         axes.legend(fontsize=7)
     _save(figure, path)
+
+
+def _drawable(text: str) -> str:
+    """`text` with `<U+1F98A>` for each character without a glyph in matplotlib's font, which would draw the same box for all of them."""
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    return "".join(each if each.isspace() or font.get_char_index(ord(each)) else f"<U+{ord(each):04X}>" for each in text)
 
 
 def _save(figure: Figure, path: Path) -> None:

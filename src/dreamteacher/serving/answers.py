@@ -37,6 +37,23 @@ Outputs = Mapping[str, np.ndarray]
 Size = tuple[int, int]
 
 
+def _to_png(mask: np.ndarray) -> np.ndarray:
+    """The file, uint8 (bytes,), of a mask of uint8 or uint16 (H, W)."""
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def _of_png(file: np.ndarray) -> np.ndarray:
+    """The inverse of `_to_png`."""
+    return np.asarray(Image.open(io.BytesIO(file.tobytes()), formats=("PNG",)))
+
+
+def _padded(rows: np.ndarray, most: int) -> np.ndarray:
+    """(most, C): `rows` (D, C), and behind them rows of zeros."""
+    return np.pad(rows, [(0, most - len(rows)), (0, 0)])
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A class for each pixel. mask: uint8 (H, W) of class ids, in the picture's own size. shares: float32 (K,), of each class in it."""
@@ -60,15 +77,12 @@ class Segmentation:
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """The answer of NAME-pictures; the mask is a PNG."""
-        file = io.BytesIO()
-        Image.fromarray(self.mask).save(file, "PNG")
-        return {"mask": np.frombuffer(file.getvalue(), np.uint8), "shares": self.shares}
+        return {"mask": _to_png(self.mask), "shares": self.shares}
 
     @classmethod
     def of_tensors(cls, tensors: Outputs, contract: Contract) -> Segmentation:
         """The inverse of `to_tensors`."""
-        mask = np.asarray(Image.open(io.BytesIO(tensors["mask"].tobytes()), formats=("PNG",)))
-        return cls(mask, tensors["shares"], contract.classes)
+        return cls(_of_png(tensors["mask"]), tensors["shares"], contract.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +193,7 @@ class Detections:
     def to_tensors(self) -> dict[str, np.ndarray]:
         """The answer of NAME-pictures: rows of box, class id and score, and behind them rows of score 0."""
         rows = np.column_stack([self.boxes, self.labels, self.scores]).astype(np.float32)
-        return {"detections": np.pad(rows, [(0, MOST_DETECTIONS - len(rows)), (0, 0)])}
+        return {"detections": _padded(rows, MOST_DETECTIONS)}
 
     @classmethod
     def of_tensors(cls, tensors: Outputs, contract: Contract) -> Detections:
@@ -219,18 +233,14 @@ class Instances:
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """The answer of NAME-pictures: the mask as a PNG of 16 bits; rows of class id and score, and behind them rows of score 0."""
-        file = io.BytesIO()
-        Image.fromarray(self.mask.astype(np.uint16)).save(file, "PNG")
         rows = np.column_stack([self.labels, np.maximum(self.scores, 1e-6)]).astype(np.float32)
-        padded = np.pad(rows, [(0, MOST_OBJECTS - len(rows)), (0, 0)])
-        return {"mask": np.frombuffer(file.getvalue(), np.uint8), "objects": padded}
+        return {"mask": _to_png(self.mask.astype(np.uint16)), "objects": _padded(rows, MOST_OBJECTS)}
 
     @classmethod
     def of_tensors(cls, tensors: Outputs, contract: Contract) -> Instances:
         """The inverse of `to_tensors`."""
-        mask = np.asarray(Image.open(io.BytesIO(tensors["mask"].tobytes()), formats=("PNG",))).astype(np.uint16)
         rows = tensors["objects"][tensors["objects"][:, 1] > 0]
-        return cls(mask, rows[:, 0].astype(np.int64), rows[:, 1], contract.classes)
+        return cls(_of_png(tensors["mask"]).astype(np.uint16), rows[:, 0].astype(np.int64), rows[:, 1], contract.classes)
 
 
 class MaskedInstances(Instances):
@@ -276,7 +286,7 @@ class Keypoints:
         """The answer of NAME-pictures: rows of score and of x, y and `seen` of each keypoint, and behind them rows of score 0."""
         of_points = np.concatenate([self.points, self.seen[:, :, None]], axis=2).reshape(len(self.scores), 3 * len(self.classes))
         rows = np.column_stack([self.scores, of_points]).astype(np.float32)
-        return {"objects": np.pad(rows, [(0, MOST_BODIES - len(rows)), (0, 0)])}
+        return {"objects": _padded(rows, MOST_BODIES)}
 
     @classmethod
     def of_tensors(cls, tensors: Outputs, contract: Contract) -> Keypoints:

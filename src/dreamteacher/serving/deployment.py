@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError
 from dreamteacher.kubernetes_api import api_client, or_none, refusals
+from dreamteacher.lifecycle.promotion import CHAMPION
 from dreamteacher.serving.delivery import has_repository, not_stored, resolve
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def deploy(
         if name not in chosen and served[name]:
             continue
         by_hand[name] = pinned[name] if follow or name not in chosen else version or ""
-        wanted[name] = by_hand[name] or resolve(name, alias=pods.get(ALIAS, "champion"))
+        wanted[name] = by_hand[name] or resolve(name, alias=pods.get(ALIAS, CHAMPION))
         if wanted[name] != served[name] and not has_repository(name, wanted[name]):
             raise not_stored(name, wanted[name])
     if (served, pinned) != (wanted, by_hand):
@@ -113,7 +114,7 @@ def follow(name: str, alias: str, namespace: str | None = None) -> list[str]:
     chosen = []
     for each in found:
         pods = _annotations(each.spec.template)
-        if name in split(pods.get(MODEL, "")) and pods.get(ALIAS, "champion") == alias:
+        if name in split(pods.get(MODEL, "")) and pods.get(ALIAS, CHAMPION) == alias:
             chosen.append(each.metadata.name)
     return [deploy(each, namespace, model=name, follow=True) for each in chosen]
 
@@ -133,7 +134,7 @@ def status(namespace: str | None = None) -> list[str]:
 
 def _lines(core: CoreV1Api, deployment: Any, namespace: str) -> list[str]:
     pods, state = _annotations(deployment.spec.template), deployment.status
-    names, alias = split(pods.get(MODEL, "?")), pods.get(ALIAS, "champion")
+    names, alias = split(pods.get(MODEL, "?")), pods.get(ALIAS, CHAMPION)
     versions, pinned = versions_by_model(names, pods.get(VERSION)), versions_by_model(names, _annotations(deployment).get(PINNED))
     wanted, ready, updated = deployment.spec.replicas, state.ready_replicas or 0, state.updated_replicas or 0
     since = max((each.last_update_time for each in state.conditions or [] if each.type == "Progressing"), default=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamteacher.errors import UserError, first_line
+from dreamteacher.files import sync_to_disk
 from dreamteacher.onnx_files import INPUT
 from dreamteacher.serving.exportable import exportable_operators
 
@@ -77,8 +77,7 @@ def export(
         except Exception as error:  # the module at another size and onnxruntime raise what they like
             write(dynamic=False)
             done = Exported(check_parity(temporary, module, sizes=[square], tolerance=tolerance, align=align), first_line(error))
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_to_disk(temporary)
         temporary.replace(path)
     return done
 

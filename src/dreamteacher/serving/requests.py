@@ -94,7 +94,11 @@ class Address:
         return host in ("localhost", "::1") or host.startswith("127.")
 
     def library(self, *, aio: bool = False) -> Any:
-        """The part of tritonclient for the protocol, imported on first use: an installation may have one of them only."""
+        """The part of tritonclient for the protocol, imported on first use: an installation may have one of them only.
+
+        Raises:
+            UserError: it is not installed.
+        """
         name = f"tritonclient.{self.protocol}{'.aio' if aio else ''}"
         try:
             return import_module(name)

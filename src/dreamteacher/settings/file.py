@@ -86,6 +86,9 @@ def restore_params(changes: dict[str, Any] | None = None, **sections: Any) -> Pa
 
     They were checked with all others when the run began, and without those a check across groups would say nothing. The rest has its
     defaults, and the step does not read it.
+
+    Raises:
+        UserError: a value is impossible here, such as a term whose package this step's image lacks.
     """
     plain = {name: _with_null(yaml.load(value, _Yaml) if isinstance(value, str) else value) for name, value in sections.items()}
     for name, change in _with_null(changes or {}).items():
@@ -95,7 +98,7 @@ def restore_params(changes: dict[str, Any] | None = None, **sections: Any) -> Pa
     for name, value in plain.items():
         try:
             checked[name] = TypeAdapter(types[name]).validate_python(value)
-        except ValidationError as error:  # such as a term whose package this step's image lacks
+        except ValidationError as error:
             raise UserError(explain(error, f"settings of this step, {name}")) from error
     return Params().model_copy(update=checked)
 

@@ -46,6 +46,9 @@ def run(
     Returns:
         The last losses, `pictures` seen in training, `embedding_spread` on held-out unlabelled pictures and, of `features`, there also
         `explained_variance` of the whitened targets and that by tap.
+
+    Raises:
+        UserError: the method needs a teacher and there is none, or the settings do not fit the teacher or the backbone.
     """
     settings = params.distill
     kind = get_method(settings.method)

@@ -24,6 +24,7 @@ from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.neck import FeatureRegressor, load_regressor
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import TaskModel, normalize, save_task_model
+from dreamteacher.tasks.unseen import require_labels
 from dreamteacher.teachers.base import Tap, Teacher
 from dreamteacher.teachers.diffusion import DenoisingTeacher
 from dreamteacher.teachers.encodings import Dream, Inversion, Stochastic, encoding_of_pictures, get_encoding
@@ -126,12 +127,11 @@ def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, ima
     Raises:
         UserError: it does not.
     """
-    if images.task is None:
-        raise UserError(f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to distil labels")
+    task = require_labels(images, data, "distil labels")
     classifies, classes = "pixels" if facts["shape"]["dense"] else "pictures", facts["shape"]["classes"]
-    if (classifies, classes) != (get_task(images.task).classifies, len(images.classes)):
+    if (classifies, classes) != (get_task(task).classifies, len(images.classes)):
         trained = f"{classes} classes of {'segmentation' if facts['shape']['dense'] else 'classification'}"
-        found = f"{len(images.classes)} classes of {images.task}"
+        found = f"{len(images.classes)} classes of {task}"
         raise UserError(f"{interpreter} was trained for {trained}, {data} has {found}; run `dreamteacher train-interpreter` with this data")
     _check_taps(interpreter, "train-interpreter", facts["strides"], facts["shape"]["tap_channels"], taps)
 

@@ -17,6 +17,7 @@ from dreamteacher.distillation.drawing import draw_features
 from dreamteacher.errors import UserError
 from dreamteacher.files import replace_file
 from dreamteacher.report.figures import save_bars, save_panels
+from dreamteacher.report.run import METRICS, ROWS
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.recipes import bases
 from dreamteacher.settings.schema import Params
@@ -31,7 +32,6 @@ from dreamteacher.training.checkpoint import writing
 from dreamteacher.training.processes import this_process
 
 log = logging.getLogger(__name__)
-METRICS_FILE = "metrics.json"
 PCA_PICTURES = 4  # a generator's pass over whole pictures is slow, and a few show all there is to see
 
 
@@ -54,11 +54,10 @@ def run(
     `out` gets metrics.json, per_model.csv, curves (finetune_loss.csv, teacher_loss/NAME.csv, distill_quality/RECIPE.csv), results.png,
     overlays/N.png and pca/RECIPE_N.png; when it is whole, `metrics` and `plots` get copies for `dvc metrics` and `dvc plots`.
 
-    `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: figures in [0, 1] (`miou`, `accuracy`, `iou_CLASS`; `top1`,
-    `accuracy_CLASS`; or `ap`, `ap50`, `ap75`, `ap_CLASS`), and for scratch and recipes without labels those of the backbone before
-    fine-tuning, `linear_` and `knn_` (see `readout.read_out`), where the task has classes of pixels or pictures. Masks are compared at
-    their own size, for the read-outs at that of the pictures, which ingest.short_side
-    may have reduced. The spread is the sample standard deviation over seeds, 0 for one seed.
+    `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: the figures of the task's `Score`, such as `miou` and `iou_CLASS`, and for
+    scratch and recipes without labels those of the backbone before fine-tuning, `linear_` and `knn_` (see `readout.read_out`), where the
+    task has classes of pixels or pictures. Masks are compared at their own size, for the read-outs at that of the pictures, which
+    ingest.short_side may have reduced. The spread is the sample standard deviation over seeds, 0 for one seed.
 
     Returns:
         The same without those of single classes, as INIT_FIGURE_mean and so on.
@@ -88,8 +87,8 @@ def run(
             if task.classifies:
                 _read_out(params, rows, models=models, size=trained["finetune"]["resolution"], pretrained=pretrained, train=train, val=val)
             results = _over_seeds(rows)
-            write_table(rows, stage.tmp / "per_model.csv")
-            (stage.tmp / METRICS_FILE).write_text(json.dumps(results, indent=1) + "\n")
+            write_table(rows, stage.tmp / ROWS)
+            (stage.tmp / METRICS).write_text(json.dumps(results, indent=1) + "\n")
             of_init = {init: [row[task.figure] for row in rows if row["init"] == init] for init in results}
             save_bars(of_init, task.title, stage.tmp / "results.png")
             _write_curves(models, pretrained, stage.tmp)
@@ -133,7 +132,7 @@ def _pretrained(params: Params, teachers: Path, backbones: Path) -> list[_Pretra
 
 def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None) -> None:
     """UserError where `metrics` or `plots` are not those of the finished output `by`."""
-    same = by is not None and (not metrics.exists() or metrics.read_bytes() == (by / METRICS_FILE).read_bytes())
+    same = by is not None and (not metrics.exists() or metrics.read_bytes() == (by / METRICS).read_bytes())
     taken = next((place for place in (metrics, plots) if place.exists()), None)
     if taken and not same:
         raise UserError(f"{taken} holds the result of another run; name another --metrics and --plots, or give --overwrite to replace it")
@@ -254,8 +253,8 @@ def _draw_predictions(task: Task, val: ImageSet, predictions: dict[str, dict[int
 
 def copy_results(out: Path, metrics: Path, plots: Path) -> None:
     """Copy an evaluation's metrics and plots where they are missing or differ, each file at once; remove those that it does not have."""
-    files = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (RECORD, METRICS_FILE)]
-    _copy(out / METRICS_FILE, metrics)
+    files = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (RECORD, METRICS)]
+    _copy(out / METRICS, metrics)
     for file in files:
         _copy(out / file, plots / file)
     for left in [*plots.glob("*/*.png"), *plots.glob("*/*.csv")]:

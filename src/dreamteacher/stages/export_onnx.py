@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
+from dreamteacher.git_access import output_of
 from dreamteacher.onnx_files import BACKBONE_FILE, MODEL_FILE
 from dreamteacher.serving.contract import Contract
 from dreamteacher.serving.export import MULTIPLE, as_it_is, export
@@ -21,7 +22,6 @@ from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import Backbone
 from dreamteacher.tasks.half import half_agreement
 from dreamteacher.tasks.model import TaskModel, load_task_model
-from dreamteacher.tracking import git
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +152,6 @@ def _check_half(model: TaskModel, data: Path, least: float) -> float:
 
 def git_revision() -> str:
     """The commit of the current directory, with `-dirty` when other tracked files differ than those `dvc repro` writes; "" without one."""
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!plots")
-    commit = git("rev-parse", "HEAD")
+    changes = output_of("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!plots")
+    commit = output_of("git", "rev-parse", "HEAD")
     return commit + ("-dirty" if commit and changes else "")

@@ -18,7 +18,7 @@ from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.finetuning import freeze_backbone, keep_statistics, pretrained_parts, pretrained_rates, start_from_features
 from dreamteacher.tasks.model import TaskModel, is_task_model, load_task_model, normalize, save_task_model
-from dreamteacher.tasks.unseen import check_labels
+from dreamteacher.tasks.unseen import check_labels, require_labels
 from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
@@ -48,8 +48,7 @@ def run(
         if stage.done:
             return stage.metrics
         images = ImageSet(data, "train")
-        if images.task is None:
-            raise UserError(f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to fine-tune")
+        require_labels(images, data, "fine-tune")
         few = few_labelled(images, params.few_labels, seed, params.few_labels_by)
         check_labels(images, few)
         trained = fit(params, images, few, init=init, seed=seed, backbone=backbone, place=stage)

@@ -12,6 +12,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.lifecycle.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression
 from dreamteacher.lifecycle.promotion import MANIFEST, about
 from dreamteacher.onnx_files import MODEL_FILE, read_metadata
+from dreamteacher.report.run import ROWS
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 
@@ -31,6 +32,9 @@ def run(
 
     Returns:
         `passed` (0 or 1) and, of the figure that counts, `figure` and `champion_figure`, the means over seeds, and `served_figure`.
+
+    Raises:
+        UserError: a figure to compare by is missing, or the champion was measured on other validation pictures.
     """
     settings = params.retrain
     recorded = params.section("retrain") | {"tolerance": params.export.tolerance, "size": params.export.size}
@@ -70,7 +74,7 @@ def run(
 
 def _figures(evaluation: Path, init: str) -> tuple[str, dict[int, float]]:
     """The name of the figure that counts, and its value for each seed of `init`."""
-    with (evaluation / "per_model.csv").open(newline="") as file:
+    with (evaluation / ROWS).open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["init"] == init]
     if not rows:
         raise UserError(f"{evaluation} has no figures of init {init}; add it to compare.inits")

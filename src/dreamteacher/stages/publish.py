@@ -12,6 +12,7 @@ from dreamteacher.lifecycle.registry import register
 from dreamteacher.onnx_files import BACKBONE_FILE, MODEL_FILE, read_metadata
 from dreamteacher.outages import GivenUp, patient
 from dreamteacher.report.card import ABOUT, model_card
+from dreamteacher.report.run import METRICS
 from dreamteacher.serving.delivery import keep_repository
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.settings.schema import Params
@@ -43,7 +44,7 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
         write_repository(models, stage.tmp / "local", backend="python", settings=params.publish)
         metadata = read_metadata(models[name])
         parity = read_stage(onnx)["metrics"]["parity_max"]
-        figures = json.loads((evaluation / "metrics.json").read_text())
+        figures = json.loads((evaluation / METRICS).read_text())
         tags = {"init": metadata["init"], "evaluation": digest_of(evaluation)}
         card = model_card(name, metadata, figures, parity)
         register(stage.tracker, models[name], name, tags=tags, description=card, about=ABOUT, scratch=stage.checkpoints / "model")

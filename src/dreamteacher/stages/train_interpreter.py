@@ -17,7 +17,7 @@ from dreamteacher.report.tables import write_table
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.tasks.base import Task, get_task
-from dreamteacher.tasks.unseen import check_labels
+from dreamteacher.tasks.unseen import check_labels, require_labels
 from dreamteacher.teachers.base import Teacher, dreams
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
@@ -40,6 +40,9 @@ def run(
     Returns:
         `loss` over the last records, `n_labels`, the labelled pictures used, and val_FIGURE (`val_miou`, `val_top1`), what is read from
         the generator on crops of validation pictures, if any has a label: a student learns little beyond that from soft labels.
+
+    Raises:
+        UserError: the data has no labels, or none of classes, or the teacher encodes no pictures.
     """
     settings = params.interpreter
     recorded = {**params.section("few_labels", "few_labels_by", "taps", "interpreter"), "recipe": recipe, "seed": seed}
@@ -48,11 +51,7 @@ def run(
         if stage.done:
             return stage.metrics
         images = ImageSet(data, "train")
-        if images.task is None:
-            raise UserError(
-                f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to train an interpreter"
-            )
-        task = get_task(images.task)
+        task = get_task(require_labels(images, data, "train an interpreter"))
         if task.classifies is None:
             raise UserError(
                 f"{images.task} predicts no classes that an interpreter could read; drop label_recipes, and them from compare.inits"

@@ -231,7 +231,11 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
 
 
 def load_backbone(folder: Path) -> Backbone:
-    """The backbone of a folder written by `save_backbone`, in eval mode."""
+    """The backbone of a folder written by `save_backbone`, in eval mode.
+
+    Raises:
+        UserError: the folder holds none, or lacks its pyramid.
+    """
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{folder} is not a backbone (no config.json); run `dreamteacher distill-features` first")

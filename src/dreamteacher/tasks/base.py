@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamteacher.data.items import IGNORE
 from dreamteacher.errors import UserError
 from dreamteacher.plugins import load_plugin
 from dreamteacher.settings.downstream import AUTO, HEADS, HEADS_GROUP, Finetune
@@ -37,7 +38,7 @@ class Score(Protocol):
         """What `Task.decode` returned for a picture, and its label as it stands in a batch (see `dataset.label_tensor`)."""
 
     def compute(self) -> dict[str, float]:
-        """Figures in [0, 1], `Task.figure` among them, those of single classes as KIND_CLASS; none where nothing was counted."""
+        """Figures by name, those of single classes as KIND_CLASS; `Task.figure` is in [0, 1], more is better. {} if nothing was counted."""
 
 
 class Task(ABC):
@@ -78,9 +79,12 @@ class Task(ABC):
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
         """The crops of `size` x `size` pixels that the task is trained on, and their labels."""
 
-    @abstractmethod
     def picture_size(self, size: int) -> int | None:
-        """Short side at which a model that was trained on crops of side `size` sees a whole picture; None: as it is."""
+        """Short side at which a model that was trained on crops of side `size` sees a whole picture.
+
+        None: as it is, which is right where the scale of a picture says how large or how far its objects are.
+        """
+        return None
 
     @abstractmethod
     def loss(self, outputs: Any, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
@@ -124,6 +128,11 @@ class Task(ABC):
         """(decisions that are the same, decisions) in two outputs of the head; one that rests on an infinite value is not the same."""
         equal = (exact.argmax(1) == rounded.argmax(1)) & rounded.isfinite().all(1)
         return int(equal.sum()), equal.numel()
+
+
+def count_known(batch: dict[str, Tensor]) -> int:
+    """How many values of a batch's labels, of pixels or of classes, are not IGNORE: those that the loss is a mean over."""
+    return int((batch["label"] != IGNORE).sum())
 
 
 def of_picture(outputs: Outputs, place: int) -> Outputs:

@@ -90,10 +90,6 @@ class Depth(Task):
         """A window of picture and map at their own scale: another scale would look like another depth."""
         return pixel_crop(size, replace(augmentation, scale=False))
 
-    def picture_size(self, size: int) -> int | None:
-        """None: the scale of a picture says how far its objects are."""
-        return None
-
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """mean(d²) - λ mean(d)² over the known pixels of a picture, d the difference of logarithms; a mean over the pictures."""
         truth = batch["label"]

@@ -182,10 +182,6 @@ class Detection(Task):
         """A window of the picture, about at its own scale."""
         return crop_of_whole_cells(size, augmentation, "detection")
 
-    def picture_size(self, size: int) -> int | None:
-        """None: the scale of a picture says how large its objects are."""
-        return None
-
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Focal + generalised IoU + centre-ness loss (Eq 2 of FCOS), a mean over the pictures.
 

@@ -22,9 +22,8 @@ from dreamteacher.data.transforms import Augmentation, Transform, object_crop
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.students.necks import resize
-from dreamteacher.tasks.base import NeckHead, Size, Task, at_finest, convolved
+from dreamteacher.tasks.base import NeckHead, Size, Task, at_finest, convolved, count_known
 from dreamteacher.tasks.coco_figures import coco_precision
-from dreamteacher.tasks.segmentation import count_labelled
 
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
@@ -133,7 +132,7 @@ class Instances(Task):
 
     figure, title, classifies = "ap", "mask AP", None
     served = ("probabilities", "centres", "offsets")
-    count: Callable[[dict[str, Tensor]], int] | None = staticmethod(count_labelled)
+    count: Callable[[dict[str, Tensor]], int] | None = staticmethod(count_known)
 
     def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
         """See `InstancesHead.from_neck`."""
@@ -142,10 +141,6 @@ class Instances(Task):
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
         """A window of the picture, about at its own scale."""
         return object_crop(size, augmentation)
-
-    def picture_size(self, size: int) -> int | None:
-        """None: the scale of a picture says how large its objects are."""
-        return None
 
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Cross entropy of the classes, binary cross entropy of the heat, and smooth L1 of the offsets in UNIT inside of objects; each a

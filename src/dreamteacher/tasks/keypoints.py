@@ -202,10 +202,6 @@ class KeypointTask(Task):
             log.warning("no keypoint has left or right in its name, so that all keep theirs in mirrored pictures; if they must not, set "
                         "finetune.augment to no-flip")  # fmt: skip
 
-    def picture_size(self, size: int) -> int | None:
-        """None: the scale of a picture says how large its objects are."""
-        return None
-
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Focal loss of the centres + error of the keypoints + cross entropy of whether they are there, a mean over the pictures.
 

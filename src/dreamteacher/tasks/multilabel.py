@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dreamteacher.data.items import IGNORE
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
-from dreamteacher.tasks.base import Size
+from dreamteacher.tasks.base import Size, count_known
 from dreamteacher.tasks.classification import PictureTask
 
 if TYPE_CHECKING:
@@ -49,11 +49,6 @@ class Precisions:
         micro = float(binary_f1_score(predicted.flatten(), truth.flatten(), LIKELY, ignore_index=IGNORE))
         means = {"map": sum(precision.values()) / len(seen), "f1": sum(f1) / len(seen), "f1_micro": micro}
         return means | {f"ap_{self.classes[i]}": value for i, value in precision.items()}
-
-
-def count_known(batch: dict[str, Tensor]) -> int:
-    """How many labels of a batch are known: those that the loss is a mean over."""
-    return int((batch["label"] != IGNORE).sum())
 
 
 class MultiLabel(PictureTask):

@@ -14,7 +14,7 @@ from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.students.necks import resize
-from dreamteacher.tasks.base import NeckHead, Size, Task, at_finest, convolved
+from dreamteacher.tasks.base import NeckHead, Size, Task, at_finest, convolved, count_known
 
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
@@ -33,11 +33,6 @@ class SegmentationHead(NeckHead):
     def from_neck(self, levels: list[Tensor], size: Size) -> Tensor:
         """The neck's outputs to logits `(B, K, H, W)`."""
         return resize(self.classify(self.fuse(at_finest(levels))), size)
-
-
-def count_labelled(batch: dict[str, Tensor]) -> int:
-    """How many pixels of a batch have a class: those that the cross entropy is a mean over."""
-    return int((batch["label"] != IGNORE).sum())
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -98,7 +93,7 @@ class Segmentation(Task):
     """One class for each pixel."""
 
     figure, title, classifies = "miou", "mIoU", "pixels"
-    count = staticmethod(count_labelled)
+    count = staticmethod(count_known)
 
     def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
         """Logits `(B, K, H, W)`."""
@@ -107,10 +102,6 @@ class Segmentation(Task):
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
         """A window of picture and mask, about at their own scale."""
         return pixel_crop(size, augmentation)
-
-    def picture_size(self, size: int) -> int | None:
-        """None: the scale of a picture says how large its objects are."""
-        return None
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Cross entropy + `dice_weight` x Dice (Eq 4) of `(B, K, H, W)` logits and `(B, H, W)` labels, both without ignored pixels."""

@@ -1,8 +1,9 @@
-"""Classes that the few labels leave out."""
+"""Labels that are not there: of the whole data set, and classes that the few labels leave out."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,17 @@ log = logging.getLogger(__name__)
 
 THINGS = {"boxes": "a box", "instances": "an object", "labels": "a class", "keypoints": "a keypoint"}  # of forms that may be empty
 MASKS = 2000  # of more masks none is read: it would take minutes, and a class that they all lack is unlikely
+
+
+def require_labels(images: ImageSet, data: Path, purpose: str) -> str:
+    """The task of the split `images` of the data set `data`. `purpose` says in the message what labels are needed for.
+
+    Raises:
+        UserError: the data set has no labels.
+    """
+    if images.task is None:
+        raise UserError(f"{data} has no labels; give ingest.source some (masks, boxes, class folders or labels.csv) to {purpose}")
+    return images.task
 
 
 def check_labels(images: ImageSet, few: list[int]) -> None:

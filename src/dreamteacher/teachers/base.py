@@ -35,6 +35,17 @@ def choose_taps(offered: list[Tap], strides: list[int] | None) -> list[Tap]:
     return [tap for tap in offered if not strides or tap.stride in strides]
 
 
+def check_sides(images: Tensor, multiple: int) -> None:
+    """Whether a teacher takes pictures `(B, 3, H, W)`.
+
+    Raises:
+        UserError: H or W is no multiple of `multiple`.
+    """
+    height, width = images.shape[2:]
+    if height % multiple or width % multiple:
+        raise UserError(f"pictures of {height}x{width} px do not fit the teacher: their sides must be multiples of {multiple}")
+
+
 @dataclass(frozen=True)
 class Lesson:
     """Pictures with their features.

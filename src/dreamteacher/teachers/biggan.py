@@ -99,7 +99,11 @@ def read_eps(options: dict[str, str]) -> float:
 
 
 def read_deep(folder: Path, truncation: float) -> BigGAN:
-    """BigGAN-deep from the folder of the torch model of the hub, at one truncation."""
+    """BigGAN-deep from the folder of the torch model of the hub, at one truncation.
+
+    Raises:
+        UserError: the folder does not hold one config.json and one file of weights, or they are of another architecture.
+    """
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".safetensors")]
     configs = sorted(folder.glob("*config.json"))
     if len(files) != 1 or len(configs) != 1:
@@ -146,7 +150,11 @@ def at_truncation(statistics: Tensor, truncation: float) -> Tensor:
 
 
 def read_wide(path: Path, found: Weights, options: dict[str, Any], instances: tuple[Tensor, Tensor] | None = None) -> BigGAN:
-    """A generator of BigGAN-PyTorch, whose shape the weights have; `instances`: stored features `(n, d)` and classes `(n,)` of IC-GAN."""
+    """A generator of BigGAN-PyTorch, whose shape the weights have; `instances`: stored features `(n, d)` and classes `(n,)` of IC-GAN.
+
+    Raises:
+        UserError: weights are missing, left over or of another shape, or the instances do not fit.
+    """
     found = without_spectral_norm(found)
     weights: Weights = {}
     layers: list[list[Any]] = []

@@ -128,7 +128,11 @@ class _Source:
         return [part, ""] if not self.local else [part if (Path(self.source) / part).is_dir() else ""]
 
     def find(self, usable: tuple[str, ...], what: str) -> tuple[str, str]:
-        """Class and name of the part whose class is among `usable`."""
+        """Class and name of the part whose class is among `usable`.
+
+        Raises:
+            UserError: there is none.
+        """
         parts = {part: entry[1] for part, entry in self.index.items() if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[1]}
         for part, name in parts.items():
             if ALIASES.get(name, name) in usable:
@@ -136,7 +140,11 @@ class _Source:
         raise UserError(f"{self.source} has no {what} that can teach: {', '.join(usable)} can, it has {', '.join(parts.values())}")
 
     def load(self, name: str, part: str) -> Any:
-        """A part, in float32, all of whose weights were found."""
+        """A part, in float32, all of whose weights were found.
+
+        Raises:
+            UserError: it cannot be read, or lacks weights.
+        """
         for place in self._places(part):
             options = {"subfolder": place or None, "torch_dtype": torch.float32, **self.more}
             try:

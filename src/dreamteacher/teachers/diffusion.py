@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from dreamteacher.errors import UserError
-from dreamteacher.teachers.base import Lesson, Tap, choose_taps
+from dreamteacher.teachers.base import FrozenTeacher, Lesson, Tap, check_sides
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.training.randomness import StepRandom
 
@@ -59,7 +58,7 @@ class Pixels:
         return (inputs / 2 + 0.5).clamp(0, 1)
 
 
-class DenoisingTeacher(nn.Module):
+class DenoisingTeacher(FrozenTeacher):
     """A frozen diffusion model, of whatever network: encoded inputs, one denoising pass, the maps at its taps."""
 
     def __init__(
@@ -75,11 +74,10 @@ class DenoisingTeacher(nn.Module):
         Raises:
             UserError: a stride that is not offered, or an encoding that the schedule does not allow.
         """
-        super().__init__()
         encoding.check(scheduler)
-        self.taps = choose_taps(offered, strides)
+        super().__init__(offered, strides, encoding)
         self.multiple = offered[-1].stride
-        self.scheduler, self.encoding, self.space = scheduler, encoding, space or Pixels()
+        self.scheduler, self.space = scheduler, space or Pixels()
 
     def with_encoding(self, encoding: Encoding) -> Self:
         """The same network, not a copy of it, with another encoding.
@@ -88,13 +86,7 @@ class DenoisingTeacher(nn.Module):
             UserError: the schedule does not allow it.
         """
         encoding.check(self.scheduler)
-        other = copy(self)
-        other.encoding = encoding
-        return other
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in eval: a teacher has no dropout, whatever module holds it."""
-        return super().train(False)
+        return super().with_encoding(encoding)
 
     @torch.no_grad()
     def teach(self, images: Tensor, random: StepRandom) -> Lesson:
@@ -107,9 +99,7 @@ class DenoisingTeacher(nn.Module):
         Raises:
             UserError: pictures do not fit the generator.
         """
-        height, width = images.shape[2:]
-        if height % self.multiple or width % self.multiple:
-            raise UserError(f"pictures of {height}x{width} px do not fit the teacher: their sides must be multiples of {self.multiple}")
+        check_sides(images, self.multiple)
         inputs = self.space.encode(images)
         noisy, steps, clean = self.encoding.encode(self, inputs, random)
         maps = [of_tap.float() for of_tap in self.denoise(noisy, steps)]
@@ -159,8 +149,7 @@ class DiffusionTeacher(DenoisingTeacher):
         super().__init__(decoder_taps(unet, space.stride if space else 1), scheduler, encoding, strides, space)
         self.whole = unet
         self.unet = _cut_after(unet, int(self.taps[0].name.split(".")[1]))
-        self.requires_grad_(False)
-        self.eval()
+        self.freeze()
         self._maps: dict[str, Tensor] = {}
         for tap in self.taps:
             block: Any = self.unet.get_submodule(tap.name)

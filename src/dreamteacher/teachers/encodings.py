@@ -144,7 +144,11 @@ class Dream:
     passes: int
 
     def check(self, scheduler: DDPMScheduler) -> None:
-        """0 <= T < steps of the schedule, of which T has some of the picture."""
+        """0 <= T < steps of the schedule, of which T has some of the picture.
+
+        Raises:
+            UserError: T is not so.
+        """
         _check_step(self.T, scheduler)
         if _last_with_a_picture(scheduler) < self.T:
             raise UserError(f"noise step T = {self.T} of this teacher is noise alone; take {self.T - 1} or less")

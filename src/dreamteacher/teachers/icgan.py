@@ -40,7 +40,11 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
 
 
 def find_weights(source: Path) -> Path:
-    """The averaged generator of the lowest FID in a folder; `source` where it is a file."""
+    """The averaged generator of the lowest FID in a folder; `source` where it is a file.
+
+    Raises:
+        UserError: `source` is an archive, holds no generator, or several of unknown FID.
+    """
     if not source.is_dir():
         if source.suffix in (".gz", ".tar", ".tgz"):
             raise UserError(f"{source} is an archive; unpack it, and name the folder")
@@ -63,7 +67,11 @@ def _fid(weights: Path) -> float:
 
 
 def read_instances(path: Path) -> tuple[Tensor, Tensor]:
-    """Stored features, float32 `(n, d)`, and their classes, int64 `(n,)`, 0 where the file has none."""
+    """Stored features, float32 `(n, d)`, and their classes, int64 `(n,)`, 0 where the file has none.
+
+    Raises:
+        UserError: the file is missing or holds no features, or its labels are of another number.
+    """
     if not path.is_file():
         raise UserError(f"--option instances={path} is no file")
     content = read_array(path)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamteacher.errors import UserError
 from dreamteacher.settings import presets
-from dreamteacher.teachers.base import Lesson, Tap, choose_taps
+from dreamteacher.teachers.base import Lesson, Tap, check_sides, choose_taps
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import read_facts, write_facts
 from dreamteacher.training.randomness import StepRandom
@@ -62,9 +61,7 @@ class Pixels(nn.Module):
     @torch.no_grad()
     def teach(self, images: Tensor, random: StepRandom) -> Lesson:
         """The lesson of pictures `(B, 3, H, W)` in [0, 1], whose sides are multiples of `multiple`."""
-        height, width = images.shape[2:]
-        if height % self.multiple or width % self.multiple:
-            raise UserError(f"pictures of {height}x{width} px do not fit the teacher: their sides must be multiples of {self.multiple}")
+        check_sides(images, self.multiple)
         return Lesson(images, [F.avg_pool2d(images.float() * 2 - 1, tap.stride) for tap in self.taps])
 
 

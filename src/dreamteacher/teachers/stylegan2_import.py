@@ -110,7 +110,11 @@ def _averaged(content: Any, path: Path) -> tuple[Synthesizer, Discriminator | No
 
 
 def read_ada(path: Path) -> tuple[Synthesizer, Discriminator | None]:
-    """The averaged generator, and the discriminator where the file has an unconditional one."""
+    """The averaged generator, and the discriminator where the file has an unconditional one.
+
+    Raises:
+        UserError: it is no such file, or of another architecture.
+    """
     if not path.is_file():
         raise UserError(f"{path} is no file; name the .pkl")
     content = read_pickle(path)

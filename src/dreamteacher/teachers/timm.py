@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamteacher.errors import UserError, first_line
-from dreamteacher.teachers.base import FrozenTeacher, Lesson, Tap
+from dreamteacher.teachers.base import FrozenTeacher, Lesson, Tap, check_sides
 from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import read_facts, write_facts
 from dreamteacher.teachers.importing import check_options, read_checkpoint
@@ -103,9 +103,7 @@ class EncoderTeacher(FrozenTeacher):
     @torch.no_grad()
     def teach(self, images: Tensor, random: StepRandom) -> Lesson:
         """The lesson of pictures `(B, 3, H, W)` in [0, 1], whose sides are multiples of `multiple`."""
-        height, width = images.shape[2:]
-        if height % self.multiple or width % self.multiple:
-            raise UserError(f"pictures of {height}x{width} px do not fit the teacher: their sides must be multiples of {self.multiple}")
+        check_sides(images, self.multiple)
         return Lesson(images, [maps.float() for maps in self.encoder(images, [tap.stride for tap in self.taps])])
 
 

@@ -39,8 +39,7 @@ class _TransformerTeacher(DenoisingTeacher):
     ):
         super().__init__([token_tap(network.config, blocks, space.stride)], scheduler, encoding, strides, space)
         self.network, self.blocks = network, blocks
-        self.requires_grad_(False)
-        self.eval()
+        self.freeze()
 
     def _to_map(self, states: list[Tensor], noisy: Tensor) -> list[Tensor]:
         """Hidden states, each `(B, N, D)`, row by row, as the one tap."""

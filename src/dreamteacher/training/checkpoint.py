@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 import torch
 
 from dreamteacher.errors import UserError, first_line
+from dreamteacher.files import sync_to_disk
 
 KEPT = 3
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{32})\.pt")
@@ -46,7 +47,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync(folder)
+        sync_to_disk(folder)
         # What claims a later step than the one just reached was passed over as damaged when this run resumed.
         kept = [path, *(other for other in list_checkpoints(folder) if _step(other) < step)][:KEPT]
         for other in list_checkpoints(folder):
@@ -145,11 +146,3 @@ def _step(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     assert match
     return int(match[1])
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

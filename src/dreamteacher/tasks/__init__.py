@@ -1,0 +1,1 @@
+"""Downstream tasks, one file each: head, crops, loss, decoding, score and drawing."""
