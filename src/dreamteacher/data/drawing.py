@@ -19,7 +19,7 @@ def class_colours(classes: Sequence[str]) -> np.ndarray:
     """uint8 (256, 3): the colours of masks' class ids, ten in turn. Black, which stands for none: unknown pixels, and a background in the
     first line of the classes. A first class of any other name has a colour, or what is of it would look as if nothing was known."""
     first = int(bool(classes) and is_background(classes[0]))
-    colours = np.zeros((256, 3), np.uint8)
+    colours: np.ndarray = np.zeros((256, 3), np.uint8)
     colours[first : len(classes)] = np.resize(np.frombuffer(COLOURS, np.uint8), (max(0, len(classes) - first), 3))
     return colours
 
@@ -27,7 +27,7 @@ def class_colours(classes: Sequence[str]) -> np.ndarray:
 def draw_classes(picture: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """uint8 (H, W, 3) tinted by the class ids of uint8 (H, W), in the colours of `class_colours`."""
     colours = class_colours(classes)
-    return np.where(colours.any(1)[mask][..., None], picture // 2 + colours[mask] // 2, picture)
+    return np.where(colours[mask].any(-1)[..., None], picture // 2 + colours[mask] // 2, picture)
 
 
 def draw_boxes(picture: np.ndarray, corners: np.ndarray, classes: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:
