@@ -65,8 +65,8 @@ class Maker:
         }
         self.output(f"teachers/{name}", "train-teacher", {"name": name, "teacher": {"kind": "ddpm"}}, files, {"loss": 0.1}, "data")
 
-    def recipe(self, name: str = "features", method: str = "features", teacher: str | None = "own") -> None:
-        learned = {"explained_variance": 0.43, "explained_within": 0.21, "ev_stride16": 0.36, "ev_stride8": 0.5} if teacher else {}
+    def recipe(self, name: str = "features", method: str = "features", teacher: str | None = "own", explained: float = 0.43) -> None:
+        learned = {"explained_variance": explained, "explained_within": 0.21, "ev_stride16": 0.36, "ev_stride8": 0.5} if teacher else {}
         rows = [row | ({"explained_variance": 0.1 * i} if teacher else {}) for i, row in enumerate(curve("loss", 2, 0.4))]
         params = {"recipe": name, "distill": {"method": method, "steps": 150}, "student": {"backbone": "resnet18"}}
         reads = ["data", f"teachers/{teacher}"] if teacher else ["data"]

@@ -15,10 +15,10 @@ ROOMS = {  # room or module -> what it may import of ours
     "errors": set(),
     "files": set(),
     "limits": set(),
-    "settings": {"errors"},
+    "settings": {"errors", "project_root"},
     "onnx_files": {"errors"},
     "integrity": {"files"},
-    "project_root": set(),
+    "project_root": {"errors"},
     "mlflow_server": {"errors", "project_root"},
     "tracking": {"errors", "files", "git_access", "mlflow_server", "outages", "project_root"},
     "results": {"errors", "files"},
@@ -54,7 +54,8 @@ ROOMS = {  # room or module -> what it may import of ours
     "forks": {"graph"},
     "graph": set(),
     "stage_commands": {*BASE, "graph", "stages"},
-    "cli": {*BASE, "stage_commands", "lifecycle", "graph", "teachers", "stages", "tracking", "serving", "doctor", "project", "repro"},
+    "cli": {*BASE, "project_root",
+            "stage_commands", "lifecycle", "graph", "teachers", "stages", "tracking", "serving", "doctor", "project", "repro"},
     "": {"tasks"},
 }  # fmt: skip
 

@@ -9,7 +9,8 @@ from helpers import PROJECT, free_port
 
 @pytest.fixture(autouse=True)
 def here(in_tmp):
-    Path("samples/nuclei").mkdir(parents=True)
+    Path("pictures").mkdir()
+    Path("params.yaml").write_text("ingest: {source: pictures}\n")
 
 
 def test_machine_that_can_run_the_chain_is_told_so(capsys):
@@ -19,6 +20,14 @@ def test_machine_that_can_run_the_chain_is_told_so(capsys):
         assert any(line.split()[1] == what for line in out.splitlines()[:-1]), what
     assert "torch " in out
     assert out.endswith("the chain can run here\n")
+
+
+def test_outside_a_project_only_the_machine_is_judged(capsys):
+    Path("params.yaml").unlink()
+    assert doctor.examine() == 0
+    out = capsys.readouterr().out
+    assert not {"pictures", "git", "dvc"} & {line.split()[1] for line in out.splitlines()[:-1]}
+    assert out.splitlines()[-1].endswith("dreamteacher init FOLDER --source PICTURES")
 
 
 def test_looking_leaves_nothing_behind():

@@ -57,8 +57,10 @@ def _run_init(options: argparse.Namespace) -> int:
 
 
 def _run_sync(_: argparse.Namespace) -> int:
+    from dreamteacher.project_root import refuse_subfolder
     from dreamteacher.tracking import sync
 
+    refuse_subfolder()
     sent = sync()
     print("\n".join(f"sent {name}" for name in sent) or "nothing to send")
     return 0

@@ -21,6 +21,7 @@ from dreamteacher.limits import cores, memory_limit
 Finding = tuple[str, str, str]  # "ok", "warn" (the chain runs) or "missing" (it does not); of what; in words, with what to do
 
 GB = 1e9
+INIT = "dreamteacher init FOLDER --source PICTURES"
 LITTLE_DISK, LITTLE_MEMORY = 5 * GB, 4 * GB
 
 
@@ -31,7 +32,8 @@ def examine() -> int:
         for state, what, words in look():
             print(f"{state:8} {what:12} {words}", flush=True)
             worst = max(worst, int(state == "missing"))
-    print("the chain can run here" if not worst else "the chain cannot run here: see `missing`")
+    can = "the chain can run here" if _project_here() else "this machine can run the chain; a project for your pictures is made by " + INIT
+    print(can if not worst else "the chain cannot run here: see `missing`")
     return worst
 
 
@@ -103,13 +105,22 @@ def _settings() -> Iterator[Finding]:
     except UserError as error:
         yield "missing", "settings", str(error)
         return
-    yield "ok", "settings", "params.yaml" if Path("params.yaml").exists() else "all defaults (no params.yaml here)"
+    if not _project_here():
+        yield "warn", "settings", f"no params.yaml here, so the defaults; {INIT} makes a project"
+        return
+    yield "ok", "settings", "params.yaml"
     source = params.ingest.source
     if "://" not in source and "{" not in source and not Path(source).exists():
         yield "missing", "pictures", f"ingest.source = {source} does not exist here"
 
 
+def _project_here() -> bool:
+    return Path("params.yaml").exists()
+
+
 def _git_and_dvc() -> Iterator[Finding]:
+    if not _project_here():  # `dreamteacher init` makes both
+        return
     commit = output_of("git", "rev-parse", "--short", "HEAD")
     remedy = "git add . && git commit" if output_of("git", "rev-parse", "--git-dir") else "git init"
     yield ("ok", "git", commit) if commit else ("warn", "git", f"no commit here: results cannot say what settings made them; {remedy}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
+
+from dreamteacher.errors import UserError
 
 
 def project_folder() -> Path:
@@ -18,3 +21,19 @@ def project_folder() -> Path:
         if dvc_root and dvc_root.is_relative_to(Path(root, ".dvc/tmp").resolve()):
             return Path(root) / here.relative_to(dvc_root)
     return Path()
+
+
+def refuse_subfolder() -> None:
+    """All of a project is found from its own folder; below it, commands would silently take the default settings and find no record.
+
+    Raises:
+        UserError: the current directory lies in a project and is none itself.
+    """
+    here = Path.cwd()
+    if (here / "params.yaml").exists():
+        return
+    for folder in here.parents:
+        if (folder / "params.yaml").exists() and (folder / "dvc.yaml").exists():
+            raise UserError(
+                f"{here} lies in a project and has no params.yaml of its own; start from the project: cd {shlex.quote(str(folder))}"
+            )

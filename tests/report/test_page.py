@@ -82,6 +82,20 @@ def test_the_page_of_a_whole_run_shows_all_of_it(maker: Maker) -> None:
     assert page.tags.count("svg") == 2 + 1 + 2 + 1  # results, fine-tuning, pretraining, teacher
 
 
+def test_what_the_colours_of_predictions_mean_is_said(maker: Maker) -> None:
+    maker.whole()
+    written()
+    colours = r'<i style="background: (#[0-9a-f]{6})"></i>([^<]*)</span>'
+    assert re.findall(colours, Path("artifacts/report/report.html").read_text()) == [("#1f77b4", "cell")]
+
+
+def test_a_distillation_that_learnt_nothing_is_said_to_be_one(maker: Maker) -> None:
+    maker.whole()
+    assert "nothing was distilled yet" not in written().text
+    maker.recipe(explained=-12.8)
+    assert "What features says of the teacher’s features is worse than their mean" in written().text
+
+
 def test_the_page_asks_no_server_and_runs_nothing(maker: Maker) -> None:
     maker.whole()
     page = written()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamteacher.report.figures import overlay, pca_colours, save_bars, save_panels
+from dreamteacher.report.figures import pca_colours, save_bars, save_panels
 from dreamteacher.report.summary import table
 from dreamteacher.report.tables import write_table
 
@@ -42,13 +42,6 @@ def test_names_that_the_font_lacks_are_drawn_and_differ(tmp_path: Path) -> None:
     for name in ("\N{FOX FACE}", "\N{BEAR FACE}", r"$\fox$"):
         save_panels([[(f"truth: {name}\nmix: caf\u00e9", picture)]], tmp_path / f"{ord(name[0])}.png")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3
-
-
-def test_an_overlay_tints_all_but_background_and_unknown() -> None:
-    picture = np.full((1, 4, 3), 100, np.uint8)
-    tinted = overlay(picture, np.array([[0, 1, 11, 255]], np.uint8))
-    assert (tinted[0, [0, 3]] == 100).all()
-    assert tinted[0, 1].tolist() == tinted[0, 2].tolist() == [(100 + 31) // 2, (100 + 119) // 2, (100 + 180) // 2]
 
 
 def test_pca_colours_are_the_same_for_the_same_features_and_follow_the_main_direction() -> None:

@@ -105,6 +105,20 @@ def test_default_file_may_be_missing_but_a_named_one_may_not(tmp_path, monkeypat
         load_params(tmp_path.joinpath("mine.yaml").relative_to(tmp_path))
 
 
+def test_below_a_project_its_settings_are_pointed_to_instead_of_the_defaults_taken(tmp_path, monkeypatch):
+    project = tmp_path / "my project"
+    (project / "notebooks/old").mkdir(parents=True)
+    (project / "params.yaml").write_text("few_labels: 5\n")
+    monkeypatch.chdir(project / "notebooks/old")
+    assert load_params() == Params(), "a params.yaml alone makes no project"
+    (project / "dvc.yaml").touch()
+    with pytest.raises(UserError, match=rf"no params.yaml of its own; start from the project: cd '{project}'"):
+        load_params()
+    assert load_params(project / "params.yaml").few_labels == 5
+    (project / "notebooks/old/params.yaml").write_text("few_labels: 7\n")
+    assert load_params().few_labels == 7
+
+
 @pytest.mark.parametrize("content", [b"a: [", b"- 1", b"\xff\xfe\x00", b"a: b: c", b"\x00"])
 def test_broken_file_is_one_line_with_its_name(tmp_path, content):
     file = tmp_path / "mine.yaml"

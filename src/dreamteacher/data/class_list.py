@@ -29,6 +29,7 @@ VOID_NAMES = {
     "void", "unlabelled", "unlabeled", "unknown", "undefined", "ignore", "ignored", "ignoreregion", "nodata", "dontcare", "outofroi",
     "rectificationborder",
 }  # fmt: skip
+BACKGROUND = {"background", "bg", "_background_", "__background__"}  # as the first name of a list
 MOST_CLASSES = 255  # of masks: ids 0 to 254
 
 
@@ -58,6 +59,11 @@ class ClassList(NamedTuple):
         """Whether its lines begin with 1, 2, 3 and so on, so that the line of id 0 seems to be missing."""
         numbered = [_NUMBERED.fullmatch(name) for name in self.names]
         return [int(found[1]) for found in numbered if found] == list(range(1, len(self.names) + 1))
+
+
+def is_background(name: str) -> bool:
+    """Whether the first class of a list, if it is called so, is what no object shows."""
+    return name.lower() in BACKGROUND
 
 
 def is_void(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Boxes, objects and keypoints drawn on pictures, and depth in colours."""
+"""Classes, boxes, objects and keypoints drawn on pictures, and depth in colours."""
 
 from __future__ import annotations
 
@@ -7,10 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dreamteacher.data.class_list import is_background
+
 # Tableau's ten colours.
 COLOURS = bytes.fromhex("1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf")
 NEAR_TO_FAR = bytes.fromhex("fde725 5ec962 21918c 3b528b 440154")  # viridis, backwards
 LEAST_SIDE = 400  # pixels; smaller pictures are enlarged, so that thin lines do not hide small objects
+
+
+def class_colours(classes: Sequence[str]) -> np.ndarray:
+    """uint8 (256, 3): the colours of masks' class ids, ten in turn. Black, which stands for none: unknown pixels, and a background in the
+    first line of the classes. A first class of any other name has a colour, or what is of it would look as if nothing was known."""
+    first = int(bool(classes) and is_background(classes[0]))
+    colours: np.ndarray = np.zeros((256, 3), np.uint8)
+    colours[first : len(classes)] = np.resize(np.frombuffer(COLOURS, np.uint8), (max(0, len(classes) - first), 3))
+    return colours
+
+
+def draw_classes(picture: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """uint8 (H, W, 3) tinted by the class ids of uint8 (H, W), in the colours of `class_colours`."""
+    colours = class_colours(classes)
+    return np.where(colours[mask].any(-1)[..., None], picture // 2 + colours[mask] // 2, picture)
 
 
 def draw_boxes(picture: np.ndarray, corners: np.ndarray, classes: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from dreamteacher.data.box_labels import class_id, outlines_of
-from dreamteacher.data.class_list import ClassList, is_void
+from dreamteacher.data.class_list import ClassList, is_background, is_void
 from dreamteacher.data.decode import BadPicture, Picture
 from dreamteacher.data.instances import from_png, pack
 from dreamteacher.data.items import IGNORE, BoxLabel
 from dreamteacher.data.masks import decode_numbers, turn_upright
 from dreamteacher.data.run_lengths import decode_runs
 
-BACKGROUND = {"background", "bg", "_background_", "__background__"}  # as the first name of a list it is no class of objects
 THOUSAND = 1000  # class x 1000 + number, as Cityscapes counts; smaller values are no objects
 LARGEST = 65535  # number of an object
 ONLY_CLASS = "object"  # where the source names none
@@ -24,7 +23,7 @@ MANY = 8  # numbers, of which most may not be without an area
 def object_classes(classes: ClassList | None) -> list[str]:
     """The names of the classes of objects, by id: without those that mean unknown, and without a background in the first line."""
     names = [ONLY_CLASS] if classes is None else classes.names
-    return [name for i, name in enumerate(names) if not is_void(name) and not (i == 0 and name.lower() in BACKGROUND)]
+    return [name for i, name in enumerate(names) if not is_void(name) and not (i == 0 and is_background(name))]
 
 
 def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None, max_pixels: int) -> np.ndarray:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from dreamteacher.data.items import IGNORE
-
 Panel = tuple[str, np.ndarray | None]  # title, uint8 RGB (H, W, 3) or nothing
 SIDE = 2.2  # inches of a panel
-TINT = 0.5
 
 
 def save_panels(rows: Sequence[Sequence[Panel]], path: Path) -> None:
@@ -35,13 +31,6 @@ def save_panels(rows: Sequence[Sequence[Panel]], path: Path) -> None:
             if image is not None:
                 axes.imshow(image, interpolation="nearest")
     _save(figure, path)
-
-
-def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """uint8 `(H, W, 3)` tinted by the classes of uint8 `(H, W)`; class 0, most often the background, and IGNORE stay as they are."""
-    colours = (np.array(matplotlib.colormaps["tab10"].colors) * 255)[(mask.astype(int) - 1) % 10]  # type: ignore[attr-defined]
-    tinted = ((mask != 0) & (mask != IGNORE))[..., None]
-    return np.where(tinted, (1 - TINT) * picture + TINT * colours, picture).astype(np.uint8)
 
 
 def pca_colours(reference: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:

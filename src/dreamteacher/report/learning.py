@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from dreamteacher.data.drawing import class_colours
 from dreamteacher.report.charts import curves
 from dreamteacher.report.pictures import Album
+from dreamteacher.report.records import CLASSES
 from dreamteacher.report.run import Output, Run, Table
 
 MAPS, OVERLAYS, SAMPLES = 4, 12, 1  # pictures of each recipe, comparison and teacher at most
@@ -55,6 +57,7 @@ def recipes(run: Run, album: Album) -> dict[str, Any]:
             frozenset({4, 5, 6, 7}),
         ),
         "collapsed": [name for name, output in outputs.items() if output.metrics.get("embedding_spread", 1) < COLLAPSED],
+        "untaught": [name for name, output in outputs.items() if output.metrics.get(VARIANCE, 1) <= 0],
         "explained": curves(shown, "step", "explained variance") if shown else None,
         "losses": curves({name: points for name, points in losses.items() if len(points) > 1}, "step", "loss of pretraining")
         if any(len(points) > 1 for points in losses.values()) else None,
@@ -115,5 +118,15 @@ def fine_tuning(run: Run, album: Album) -> dict[str, Any]:
     shown = {init: points for init, points in named.items() if len(points) > 1}
     return {
         "curve": curves(shown, "step", "loss of fine-tuning") if shown else None,
+        "legend": _legend(run.description),
         "overlays": album.take_all(run.evaluation.pictures("overlays/*.png")[:OVERLAYS], "Validation picture"),
     }
+
+
+def _legend(description: dict[str, Any]) -> list[tuple[str, str]]:
+    """The classes whose colours the pictures show, with these; none where colours are of something else."""
+    if description.get("task") not in ("segmentation", "detection"):
+        return []
+    colours = class_colours(description["classes"])
+    named = zip(description["classes"][:CLASSES], colours, strict=False)
+    return [(name, f"#{colour.tobytes().hex()}") for name, colour in named if colour.any()]

@@ -73,7 +73,7 @@ def _headline(run: Run, gains: list[Gain]) -> tuple[str, str, list[str]]:
         return "", "No gain can be stated", [f"The comparison lacks {lacks}."]
     best = max(ours, key=lambda gain: gain.mean)
     verdicts = {gain.verdict for gain in ours}
-    over = f"{best.init}: {best.words} ({run.title}, {best.pairs} paired draws of labels and weights)."
+    over = f"{best.init}: {best.words} ({run.title}, {best.pairs} paired draw{'s' if best.pairs != 1 else ''} of labels and weights)."
     if best.verdict == "one pair":
         return "", "One seed: no interval, no verdict", [over, "At least two seeds in compare.seeds are needed to tell a gain from chance."]
     if best.verdict == "gain":

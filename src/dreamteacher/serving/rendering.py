@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.drawing import COLOURS, draw_boxes, draw_depth, draw_keypoints, draw_objects
+from dreamteacher.data.drawing import class_colours, draw_boxes, draw_classes, draw_depth, draw_keypoints, draw_objects
 from dreamteacher.serving.answers import (
     ANSWERS,
     Answer,
@@ -79,13 +79,10 @@ def _shares(answer: Segmentation) -> str:
 
 
 def _save_mask(answer: Segmentation, picture: np.ndarray, place: Path) -> Files:
-    # Class 0, most often the background, is left as it is.
-    palette = np.frombuffer(bytes(3) + (COLOURS * 26)[: 255 * 3], np.uint8).reshape(256, 3)
     image = Image.fromarray(answer.mask)
-    image.putpalette(palette.ravel().tolist())
+    image.putpalette(class_colours(answer.classes).ravel().tolist())
     image.save(f"{place}.mask.png")
-    blended = np.where(answer.mask[..., None] > 0, picture // 2 + palette[answer.mask] // 2, picture)
-    Image.fromarray(blended).save(f"{place}.overlay.png")
+    Image.fromarray(draw_classes(picture, answer.mask, answer.classes)).save(f"{place}.overlay.png")
     return {"mask": f"{place}.mask.png", "overlay": f"{place}.overlay.png"}
 
 

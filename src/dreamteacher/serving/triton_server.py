@@ -7,11 +7,13 @@ import importlib.util
 import os
 import re
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -99,41 +101,68 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
     if (repository.parent / RECORD).exists():
         read_stage(repository.parent)
     models = check_repository(repository)
-    command, environment = installation()
+    server, backends, environment = installation()
     ports = _ports(http_port, grpc_port, None)
-    for protocol, port in zip(("http", "grpc", "metrics"), ports, strict=True):
-        command += [f"--{protocol}-address={HOST}", f"--{protocol}-port={port}"]
     regions = f"triton_python_backend_shm_region_{secrets.token_hex(4)}_"  # a name of this server's own, for what a crash leaves behind
-    command += [f"--backend-config=python,shm-region-prefix-name={regions}"]
-    command += [
-        f"--model-repository={repository.resolve()}",
-        "--disable-auto-complete-config",
-        "--metrics-config=summary_latencies=true",
-        "--exit-timeout-secs=5",
-    ]
     log = (CACHE / f"server-{ports[0]}.log").absolute()
-    with log.open("wb") as file:
-        # A session of its own, because Ctrl-C reaches every process of the terminal's group and the stubs must outlive the server's stop.
-        process = subprocess.Popen(
-            [sys.executable, "-ISc", DIES_WITH_PARENT, str(os.getpid()), *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        urls = [f"{HOST}:{port}" for port in ports]
-        _wait_until_ready(process, urls[0], models, log)
-        yield Triton(urls[0], urls[1], urls[2], models, process, log)
-    finally:
-        _stop(process, regions)
-        if process.returncode == 0:  # after a failure it stays
-            log.unlink()
+    with _plainly_named(backends, repository.resolve()) as (backends, models_at):
+        command = [str(server), f"--backend-directory={backends}", f"--model-repository={models_at}"]
+        for protocol, port in zip(("http", "grpc", "metrics"), ports, strict=True):
+            command += [f"--{protocol}-address={HOST}", f"--{protocol}-port={port}"]
+        command += [
+            f"--backend-config=python,shm-region-prefix-name={regions}",
+            "--disable-auto-complete-config",
+            "--metrics-config=summary_latencies=true",
+            "--exit-timeout-secs=5",
+        ]
+        with log.open("wb") as file:
+            # A session of its own: Ctrl-C reaches every process of the terminal's group, and the stubs must outlive the server's stop.
+            process = subprocess.Popen(
+                [sys.executable, "-ISc", DIES_WITH_PARENT, str(os.getpid()), *command],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            urls = [f"{HOST}:{port}" for port in ports]
+            _wait_until_ready(process, urls[0], models, log)
+            yield Triton(urls[0], urls[1], urls[2], models, process, log)
+        finally:
+            _stop(process, regions)
+            if process.returncode == 0:  # after a failure it stays
+                log.unlink()
 
 
-def installation() -> tuple[list[str], dict[str, str]]:
-    """The start of the command line and the environment of a tritonserver whose python backend runs this Python."""
+@contextmanager
+def _plainly_named(*folders: Path) -> Iterator[tuple[Path, ...]]:
+    """The folders, by links in a temporary folder where names hold blanks or signs: the python backend starts its processes by a line for
+    bash, without quotes, waits for them in vain, and says nothing.
+
+    Raises:
+        UserError: the name of the temporary folder holds some as well.
+    """
+    if all(map(_is_plain, folders)):
+        yield folders
+        return
+    with tempfile.TemporaryDirectory(prefix="dreamteacher-triton-") as room:
+        if not _is_plain(room):
+            raise UserError(
+                f"Triton's python backend takes no folder with blanks or signs in its name, such as {room}; set TMPDIR to another"
+            )
+        links = tuple(Path(room, str(number)) for number in range(len(folders)))
+        for link, folder in zip(links, folders, strict=True):
+            link.symlink_to(folder)
+        yield links
+
+
+def _is_plain(path: Path | str) -> bool:
+    return shlex.quote(str(path)) == str(path)
+
+
+def installation() -> tuple[Path, Path, dict[str, str]]:
+    """A tritonserver, the folder of its backends, of which the python backend runs this Python, and its environment."""
     package, stub, libpython = find_server()
     server = package / "tritonserver"
     backend = server / "backends" / "python"
@@ -152,7 +181,7 @@ def installation() -> tuple[list[str], dict[str, str]]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # the stub takes the packages of the first python3
     }
     environment.pop("PYTHONHOME", None)
-    return [str(server / "bin" / "tritonserver"), f"--backend-directory={backends}"], environment
+    return server / "bin" / "tritonserver", backends, environment
 
 
 def find_server() -> tuple[Path, Path, Path | None]:
@@ -220,7 +249,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, models: list[s
                 urllib.request.urlopen(f"http://{url}{path}", timeout=5).close()
             return
         time.sleep(0.1)
-    raise UserError(f"tritonserver was not ready after {START_SECONDS} s; its log: {log}")
+    raise UserError(f"tritonserver was not ready after {START_SECONDS} s: {_complaints(log)}; its log: {log}")
 
 
 def _complaints(log: Path) -> str:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dreamteacher.errors import UserError
+from dreamteacher.project_root import refuse_subfolder
 from dreamteacher.settings import recipes
 from dreamteacher.settings.explain import explain
 from dreamteacher.settings.schema import Params
@@ -52,10 +53,13 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
     Values of overrides are YAML, so `null`, `[0, 1]` and `1e-3` mean what they mean in the file.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown (the nearest known one is named), a value is impossible.
+        UserError: the file is missing (of the default name: and a folder above is a project) or not YAML, a key is unknown (the nearest
+            known one is named), a value is impossible.
     """
     values: Any = {}
     where = "the defaults"
+    if path == Path("params.yaml"):
+        refuse_subfolder()
     if path is not None and (path.exists() or path != Path("params.yaml")):
         where = str(path)
         try:

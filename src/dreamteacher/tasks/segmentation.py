@@ -125,9 +125,9 @@ class Segmentation(Task):
 
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
         """The picture, and the picture tinted by each mask."""
-        from dreamteacher.report.figures import overlay
+        from dreamteacher.data.drawing import draw_classes
 
-        return [("picture", image), *((name, overlay(image, mask)) for name, mask in labels.items())]
+        return [("picture", image), *((name, draw_classes(image, mask, classes)) for name, mask in labels.items())]
 
 
 TASK = Segmentation()
