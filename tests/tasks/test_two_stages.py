@@ -279,6 +279,19 @@ def test_the_onnx_file_computes_the_same_for_any_batch_and_size(head: str, tmp_p
     assert 0 < done.parity < 1e-5
 
 
+@HEADS
+@pytest.mark.usefixtures("few")
+def test_of_equal_scores_the_onnx_file_chooses_the_same(head: str, tmp_path: Path) -> None:
+    """All anchors of a level score alike, as where a picture has one colour; there are more than are chosen."""
+    model = sure(create(head))
+    nn.init.zeros_(model.head.rpn.head.cls_logits.weight)
+    task = model.get_task()
+    options: dict[str, Any] = {"size": SIDE, "opset": 17, "metadata": {}, "align": task.align}
+    done = export(Served(model), tmp_path / "model.onnx", task.served, tolerance=1e-4, **options)
+    assert done.fixed_because is None
+    assert done.parity < 1e-5
+
+
 def test_boxes_in_another_order_are_the_same_and_others_are_not() -> None:
     random = np.random.default_rng(0)
     ours = [random.random((1, 2, 50), np.float32), random.random((1, 4, 50), np.float32), random.random((1, 50, 3, 3), np.float32)]
