@@ -12,7 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
 from dreamteacher.tasks.base import Size
 
 SAME = 1e-2  # fractions of the picture, or score, by which a box in ONNX may differ to be taken for the one in torch
-FLIPS = 0.2  # share of the boxes that only one of both may have; 2 % are usual, where many score alike to 1e-6 more; a wrong graph moves all
+FLIPS = 0.2  # share of the boxes that only one of both may have; 2 % are usual, with many scores within 1e-6 more; a wrong file moves all
 
 
 class _NonMaximumSuppression(torch.autograd.Function):
