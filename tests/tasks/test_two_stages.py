@@ -163,7 +163,7 @@ def test_it_learns_to_find_objects(head: str) -> None:
     model, batch = create(head), batch_of(head)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     first = losses_of(model.train(), batch)["loss"].item()
-    for _ in range(50):
+    for _ in range(90):  # at 50 some machines have not come below a third, at 90 all are below a sixth
         loss = losses_of(model, batch)["loss"]
         loss.backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
