@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -38,19 +39,53 @@ def outputs(project: Project, origin: Project, tmp_path_factory: pytest.TempPath
     return [Path(shutil.copytree(stage, folder / "artifacts" / str(number))) for number, stage in enumerate(stages)]
 
 
-def test_recorded_run_is_up_to_date_in_a_fresh_clone(origin: Project, outputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HOME", "/proc")  # as a random user in a container finds it
-    for _ in range(2):  # a retried step replaces its branch
-        done = record.run(git_url=url(origin), commit=head(origin), overrides=OVERRIDES, outputs=outputs, run_id="abc")
-    monkeypatch.undo()
-    assert done["branch"] == "runs/abc"
-    clone = Project(tmp_path / "clone", Path(origin.environment["PATH"].split(":")[0]))
-    origin.run("git", "clone", "-q", "-b", "runs/abc", url(origin), str(clone.folder))
-    assert clone.run("git", "rev-parse", "HEAD").strip() == done["commit"]
-    assert clone.run("git", "rev-parse", "HEAD~1").strip() == head(origin)
+@dataclass
+class Recorded:
+    """What record returned of a run of `commit`, a fresh clone of its branch with its outputs, and what DVC said when it reproduced it."""
+
+    done: dict[str, str]
+    commit: str
+    clone: Project
+    said: str
+
+
+@pytest.fixture(scope="module")
+def recorded(origin: Project, outputs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """Of a run whose branch, `moving`, moved while it trained; its step was retried."""
+    folder = tmp_path_factory.mktemp("recorded")
+    tools = Path(origin.environment["PATH"].split(":")[0])
+    other = Project(folder / "other", tools)
+    origin.run("git", "clone", "-q", url(origin), str(other.folder))
+    for command in (
+        "config user.email a@b.c",
+        "config user.name a",
+        "config commit.gpgsign false",
+        "checkout -qb moving",
+        "push -q origin moving",
+    ):
+        other.run("git", *command.split())
+    commit = find(url(origin), "moving").commit
+    assert commit == head(other)
+    (other.folder / "samples/nuclei/new.png").write_bytes(b"never trained on")
+    for command in ("add -A", "commit -qm more", "push -q origin moving"):
+        other.run("git", *command.split())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", "/proc")  # as a random user in a container finds it
+        for _ in range(2):  # a retried step replaces its branch
+            done = record.run(git_url=url(origin), commit=commit, overrides=OVERRIDES, outputs=outputs, run_id="abc")
+    clone = Project(folder / "clone", tools)
+    origin.run("git", "clone", "-q", "-b", done["branch"], url(origin), str(clone.folder))
     assert not (clone.folder / "artifacts").exists()
     clone.run("dvc", "pull", "-q")
-    assert "Data and pipelines are up to date" in clone.run("dvc", "repro")
+    return Recorded(done, commit, clone, clone.run("dvc", "repro"))
+
+
+def test_recorded_run_is_up_to_date_in_a_fresh_clone(recorded: Recorded, origin: Project):
+    done, clone = recorded.done, recorded.clone
+    assert done["branch"] == "runs/abc"
+    assert clone.run("git", "rev-parse", "HEAD").strip() == done["commit"]
+    assert clone.run("git", "rev-parse", "HEAD~1").strip() == recorded.commit == head(origin)
+    assert "Data and pipelines are up to date" in recorded.said
     assert clone.run("git", "status", "--porcelain", "--untracked-files=no").strip() == ""
     assert (clone.folder / "artifacts/finetuned/mix/0/model.safetensors").read_text() == "finetune0"
     assert json.loads((clone.folder / "metrics/evaluate.json").read_text()) == {"mix": {"miou_mean": 0.0123}}
@@ -75,30 +110,10 @@ def test_recipes_that_are_not_compared_are_left_to_dvc(origin: Project, outputs:
     )  # fmt: skip
 
 
-def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(origin: Project, outputs: list[Path], tmp_path: Path):
-    folder = tmp_path / "other"
-    other = Project(folder, Path(origin.environment["PATH"].split(":")[0]))
-    origin.run("git", "clone", "-q", url(origin), str(folder))
-    for command in (
-        "config user.email a@b.c",
-        "config user.name a",
-        "config commit.gpgsign false",
-        "checkout -qb moving",
-        "push -q origin moving",
-    ):
-        other.run("git", *command.split())
-    commit = find(url(origin), "moving").commit
-    assert commit == head(other)
-    (folder / "samples/nuclei/new.png").write_bytes(b"never trained on")
-    for command in ("add -A", "commit -qm more", "push -q origin moving"):
-        other.run("git", *command.split())
-    record.run(git_url=url(origin), commit=commit, overrides=OVERRIDES, outputs=outputs, run_id="moved")
-    clone = Project(tmp_path / "clone", Path(origin.environment["PATH"].split(":")[0]))
-    origin.run("git", "clone", "-q", "-b", "runs/moved", url(origin), str(clone.folder))
-    assert clone.run("git", "rev-parse", "HEAD~1").strip() == commit
-    assert not (clone.folder / "samples/nuclei/new.png").exists()
-    clone.run("dvc", "pull", "-q")
-    assert clone.repro() == []
+def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(recorded: Recorded, origin: Project):
+    assert find(url(origin), "moving").commit != recorded.commit
+    assert [path.name for path in (recorded.clone.folder / "samples/nuclei").iterdir()] == ["a.png"]
+    assert "Data and pipelines are up to date" in recorded.said
 
 
 def test_missing_and_foreign_outputs_are_refused(origin: Project, outputs: list[Path]):

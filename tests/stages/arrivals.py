@@ -26,12 +26,14 @@ from dreamteacher.stages import (
     train_teacher,
 )
 
+TRAINED, UNTRAINED = {"steps": 100, "lr": 1e-2}, {"steps": 1, "lr": 1e-8}  # of finetune: the first is the better model on any machine
+
 
 def settings(source: Path, **changes) -> Params:
     params = brief_params(
         source,
         distill={"steps": 20, "lr": 3e-3},
-        finetune=BRIEF | {"steps": 60, "lr": 1e-2, "resolution": 32} | changes.pop("finetune", {}),
+        finetune=BRIEF | TRAINED | {"resolution": 32} | changes.pop("finetune", {}),
         compare={"inits": ["mix"], "seeds": [0]},
     )
     retrain = {"min_new_images": 5, "metric_floor": 0.3, "latency_ms": 5000, "latency_runs": 2} | changes

@@ -5,7 +5,7 @@ import shutil
 
 import mlflow
 import pytest
-from arrivals import Round, arrive, settings
+from arrivals import UNTRAINED, Round, arrive, settings
 from mlflow.tracking import MlflowClient
 from tiny_chain import draw
 
@@ -33,7 +33,11 @@ def aliases(registry: MlflowClient) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def rounds(slim_unet, registry, tmp_path_factory) -> dict[str, Round]:
-    """The rounds of the story, each asserted where it happens, since the next builds upon it."""
+    """The rounds of the story, each asserted where it happens, since the next builds upon it.
+
+    Which of two trained models is better hangs on the machine's rounding. Therefore one of each two compared has learned next to nothing:
+    over seeds it has an mIoU of 0.02 to 0.57, and a trained one of 0.70 to 0.84.
+    """
     root = tmp_path_factory.mktemp("rounds")
     source, incoming = draw("segmentation", root / "pictures"), root / "incoming"
     incoming.mkdir()
@@ -43,7 +47,7 @@ def rounds(slim_unet, registry, tmp_path_factory) -> dict[str, Round]:
         made[name] = Round(root / name, source, incoming, settings(source, **changes))
         return made[name]
 
-    first = start("first", finetune={"steps": 30}).run()
+    first = start("first", metric_floor=0, finetune=UNTRAINED).run()
     assert first and first.promoted, first
     assert aliases(registry) == {"champion": 1}
 
@@ -65,7 +69,7 @@ def rounds(slim_unet, registry, tmp_path_factory) -> dict[str, Round]:
         path.write_bytes(content)
     assert aliases(registry) == {"champion": 2, "previous": 1}
 
-    worse = start("worse", finetune={"steps": 1, "lr": 1e-8}).run()
+    worse = start("worse", finetune=UNTRAINED).run()
     assert worse and not worse.promoted, worse
     assert aliases(registry) == {"champion": 2, "previous": 1, "challenger": 3}
 

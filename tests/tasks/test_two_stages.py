@@ -163,7 +163,7 @@ def test_it_learns_to_find_objects(head: str) -> None:
     model, batch = create(head), batch_of(head)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     first = losses_of(model.train(), batch)["loss"].item()
-    for _ in range(50):
+    for _ in range(90):  # at 50 some machines have not come below a third, at 90 all are below a sixth
         loss = losses_of(model, batch)["loss"]
         loss.backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
@@ -277,6 +277,19 @@ def test_the_onnx_file_computes_the_same_for_any_batch_and_size(head: str, tmp_p
     done = export(Served(model), tmp_path / "model.onnx", task.served, tolerance=1e-4, **options)
     assert done.fixed_because is None
     assert 0 < done.parity < 1e-5
+
+
+@HEADS
+@pytest.mark.usefixtures("few")
+def test_of_equal_scores_the_onnx_file_chooses_the_same(head: str, tmp_path: Path) -> None:
+    """All anchors of a level score alike, as where a picture has one colour; there are more than are chosen."""
+    model = sure(create(head))
+    nn.init.zeros_(model.head.rpn.head.cls_logits.weight)
+    task = model.get_task()
+    options: dict[str, Any] = {"size": SIDE, "opset": 17, "metadata": {}, "align": task.align}
+    done = export(Served(model), tmp_path / "model.onnx", task.served, tolerance=1e-4, **options)
+    assert done.fixed_because is None
+    assert done.parity < 1e-5
 
 
 def test_boxes_in_another_order_are_the_same_and_others_are_not() -> None:

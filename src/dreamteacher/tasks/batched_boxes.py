@@ -12,7 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
 from dreamteacher.tasks.base import Size
 
 SAME = 1e-2  # fractions of the picture, or score, by which a box in ONNX may differ to be taken for the one in torch
-FLIPS = 0.2  # share of the boxes that only one of both may have; 2 % are usual, where hundreds score alike more; a wrong graph moves all
+FLIPS = 0.2  # share of the boxes that only one of both may have; 2 % are usual, with many scores within 1e-6 more; a wrong file moves all
 
 
 class _NonMaximumSuppression(torch.autograd.Function):
@@ -45,6 +45,27 @@ def not_suppressed(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
     """
     result: Tensor = _NonMaximumSuppression.apply(boxes.detach(), scores.detach(), overlap)
     return result
+
+
+class _BestPlaces(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, count: int) -> Tensor:
+        return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+    @staticmethod
+    def symbolic(g: Any, scores: Any, count: int) -> Any:
+        """ONNX' operator takes the lower index of equal values, too."""
+        return g.op("TopK", scores, g.op("Constant", value_t=torch.tensor([count])), axis_i=1, largest_i=1, sorted_i=1, outputs=2)[1]
+
+
+def best_places(scores: Tensor, count: int) -> Tensor:
+    """Where the `count` highest of `scores` (B, A) are, the highest first, of equal ones the first: int64 (B, count).
+
+    `topk` leaves open which of equal scores it takes. Where all cells of a level see the same, as in a picture of one colour, hundreds are
+    equal, and torch and onnxruntime would find other objects.
+    """
+    places: Tensor = _BestPlaces.apply(scores.detach(), count)
+    return places
 
 
 def pool_boxes(pool: MultiScaleRoIAlign, levels: list[Tensor], boxes: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from dreamteacher.data.boxes import LEAST_SCORE, MOST_CANDIDATES, MOST_OVERLAP, 
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.tasks.base import NeckHead, Size
-from dreamteacher.tasks.batched_boxes import align_boxes, not_suppressed, pool_boxes, spans, unknown_share
+from dreamteacher.tasks.batched_boxes import align_boxes, best_places, not_suppressed, pool_boxes, spans, unknown_share
 from dreamteacher.tasks.detection import SAME_BOX, SHOWN, Detection
 
 ANCHOR = 4  # strides, a side of the square anchor; torchvision's 8 are for pictures of 800 px, ours are reduced to 256
@@ -141,7 +141,9 @@ class FasterRcnnHead(NeckHead):
         corners = self.roi.box_coder.decode_single(deltas, boxes.flatten(0, 1)).reshape(-1, self.proposals, self.classes + 1, 4)
         corners = within(corners[:, :, 1:].reshape(*shape, 4), limits)
         likely = logits.softmax(1).reshape(-1, self.proposals, self.classes + 1)[:, :, 1:] * (found > 0)[:, :, None]
-        scores, best = likely.reshape(shape).topk(min(shape[1], MOST_CANDIDATES))
+        likely = likely.reshape(shape)
+        best = best_places(likely, min(shape[1], MOST_CANDIDATES))
+        scores = likely.gather(1, best)
         corners = corners.gather(1, best[:, :, None].expand(-1, -1, 4))
         of_class = torch.arange(self.classes, device=scores.device)[:, None] == (best % self.classes)[:, None]
         return {"scores": scores[:, None] * of_class, "boxes": (corners / limits).transpose(1, 2)}
@@ -153,16 +155,17 @@ class FasterRcnnHead(NeckHead):
             # By CANDIDATES more that are none, there are as many as are chosen in the smallest picture.
             likely = F.pad(objectness.permute(0, 2, 3, 1).flatten(1).sigmoid(), (0, CANDIDATES))
             deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # noqa: PLW2901
-            best, places = likely.topk(CANDIDATES)
+            places = best_places(likely, CANDIDATES)
             deltas = F.pad(deltas, (0, 0, 0, CANDIDATES)).gather(1, places[:, :, None].expand(-1, -1, 4))  # noqa: PLW2901
             chosen = F.pad(anchors, (0, 0, 0, CANDIDATES))[places]
             decoded = self.rpn.box_coder.decode_single(deltas.flatten(0, 1), chosen.flatten(0, 1)).reshape(chosen.shape)
             decoded = within(decoded, limits)
-            best = best * ((decoded[:, :, 2:] - decoded[:, :, :2]).amin(2) >= self.rpn.min_size)
+            best = likely.gather(1, places) * ((decoded[:, :, 2:] - decoded[:, :, :2]).amin(2) >= self.rpn.min_size)
             boxes.append(decoded)
             scores.append(best * not_suppressed(decoded, best[:, None], self.rpn.nms_thresh)[:, 0])
-        values, best = torch.cat(scores, 1).topk(self.proposals)
-        return torch.cat(boxes, 1).gather(1, best[:, :, None].expand(-1, -1, 4)), values
+        found = torch.cat(scores, 1)
+        best = best_places(found, self.proposals)
+        return torch.cat(boxes, 1).gather(1, best[:, :, None].expand(-1, -1, 4)), found.gather(1, best)
 
 
 def in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:

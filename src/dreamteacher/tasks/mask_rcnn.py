@@ -15,7 +15,7 @@ from dreamteacher.data.transforms import Augmentation, Transform
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.tasks.base import Size
-from dreamteacher.tasks.batched_boxes import not_suppressed, pool_regions
+from dreamteacher.tasks.batched_boxes import best_places, not_suppressed, pool_regions
 from dreamteacher.tasks.detection import MULTIPLE, crop_of_whole_cells
 from dreamteacher.tasks.faster_rcnn import TASK as FASTER_RCNN
 from dreamteacher.tasks.faster_rcnn import FasterRcnnHead, in_float32
@@ -52,7 +52,9 @@ class MaskRcnnHead(FasterRcnnHead):
         LEAST_SCORE, and `masks` (B, D, 28, 28) in [0, 1], each spread over its box."""
         found = super().predict(levels, coarser, size)
         kept = found["scores"] * not_suppressed(found["boxes"].transpose(1, 2), found["scores"], MOST_OVERLAP)
-        values, best = kept.amax(1).topk(min(DETECTIONS, kept.shape[2]))
+        likely = kept.amax(1)
+        best = best_places(likely, min(DETECTIONS, int(kept.shape[2])))
+        values = likely.gather(1, best)
         kept = kept.gather(2, best[:, None].expand(-1, self.classes, -1))
         boxes = found["boxes"].gather(2, best[:, None].expand(-1, 4, -1))
         sides = torch.stack([torch.as_tensor(side, device=values.device) for side in (size[1], size[0])]).float().repeat(2)
