@@ -34,8 +34,8 @@ class Place(NamedTuple):
 class Row(NamedTuple):
     """A file, as its path describes it.
 
-    key: of a picture and its mask or boxes alike; key2: the same without the last word of the file's name (`1_sat.jpg`, `1_mask.png`), if
-    it is one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), "boxes" (it may hold those of a picture), or, until
+    key: of a picture and its mask or boxes alike; key2: the same without the first or last word of the file's name (`1_sat.jpg`,
+    `mask_1.png`, `1/mask.png`), if it is one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), "boxes" (it may hold those of a picture), or, until
     all files are known, "mask?" (a mask if a file of such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if
     there are masks or it finds its picture).
     rank: of several masks the lowest counts.
@@ -65,17 +65,17 @@ def row(name: str, above: int | None = None) -> Row:
         return Row(name, f"{inner}/{stem}" if inner else stem, None, "boxes", 0, place)
     short = without_image_tail(stem)
     if role in ("mask", "mask?"):
-        if extra := without_extra_tail(stem):
+        if (extra := without_extra_tail(stem)) is not None:
             role, short = "extra", extra
         elif tail := without_mask_tail(stem, in_mask_folder=True):
             short, rank = tail[0], rank + tail[1]
     elif role == "picture":
-        if tail := without_mask_tail(stem, in_mask_folder=False):
-            role, short, rank = "tail", tail[0], tail[1]
-        elif extra := without_extra_tail(stem):
+        if (extra := without_extra_tail(stem)) is not None:
             role, short = "extra tail", extra
+        elif tail := without_mask_tail(stem, in_mask_folder=False):
+            role, short, rank = "tail", tail[0], tail[1]
     key = f"{inner}/{stem}" if inner else stem
-    key2 = short and (f"{inner}/{short}" if inner else short)
+    key2 = None if short is None else "/".join(filter(None, (inner, short))) or None
     return Row(name, key, key2, role, rank, place)
 
 
