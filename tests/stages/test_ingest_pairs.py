@@ -1,6 +1,5 @@
 """Which mask belongs to which picture, where names differ in more than an ending; what pairs with nothing is no training picture."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,8 +73,11 @@ def test_of_many_files_in_one_folder_those_of_one_number_are_compared(tmp_path: 
 
 @pytest.mark.parametrize(
     ("image", "mask", "extra"),
-    [("{i}/img.png", "{i}/label.png", "{i}/label_viz.png"), ("img_{i}.png", "mask_{i}.png", "mask_{i}_overlay.png")]
-    + [("{i}.png", "{i}_mask.png", "{i}_mask_color.png")],
+    [
+        ("{i}/img.png", "{i}/label.png", "{i}/label_viz.png"),
+        ("img_{i}.png", "mask_{i}.png", "mask_{i}_overlay.png"),
+        ("{i}.png", "{i}_mask.png", "{i}_mask_color.png"),
+    ],
 )
 def test_drawings_of_masks_are_not_trained_on(image: str, mask: str, extra: str, tmp_path: Path) -> None:
     root = source(tmp_path / "s", image, mask)

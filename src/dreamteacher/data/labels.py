@@ -37,7 +37,7 @@ PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[
 
 FEWEST = 10  # labels, of which some must be equal
 MASK_WORDS = {
-    task: re.compile(word, re.IGNORECASE) for task, word in (("instances", "instance"), ("depth", "depth"))
+    task: re.compile(word, re.IGNORECASE) for task, word in (("instances", "instance|segmentation_?object"), ("depth", "depth"))
 }  # task -> what folders or endings of its masks say, where there are such
 KINDS: tuple[LabelKind, ...] = ("csv", "masks", "boxes", "folders")  # of which the first that is there counts
 EXPECTED = {

@@ -69,7 +69,7 @@ _BEHIND = r"^(.+?)(?:[._-](?:gtfine|gtcoarse))?[._-]({})$"
 _IMAGE_TAIL = re.compile(_BEHIND.format(IMAGE_TAILS), re.IGNORECASE)
 _MASK_TAIL = re.compile(_BEHIND.format(f"(?:{MASK_TAILS})(?:[._-]?\\d+)?"), re.IGNORECASE)  # 1_mask_7: of one object
 _TAIL_IN_MASKS = re.compile(_BEHIND.format(f"{MASK_TAILS}|{IN_MASK_FOLDERS}"), re.IGNORECASE)
-# First words of file names, img_1.jpg and mask_1.png, also before a number, img1.jpg and mask1.png; or all of them, 1/image.jpg and 1/mask.png.
+# First words of file names: img_1.jpg and mask_1.png, before a number also img1.jpg and mask1.png; or whole names: 1/img.jpg, 1/mask.png.
 _HEAD = r"^(?:{})(?:(?:[._-]|(?=\d))(.+))?$"
 _IMAGE_HEAD = re.compile(_HEAD.format("img|image|im|rgb|sat|orig|original|photo|input|frame"), re.IGNORECASE)
 _MASK_HEAD = re.compile(_HEAD.format("mask|masks|msk|label|labels|gt|seg|groundtruth|annotation|annot|target"), re.IGNORECASE)

@@ -53,7 +53,7 @@ def refuse_unknown_masks(table: sqlite3.Connection, tree: Tree, max_bytes: int, 
 
 
 def _refuse_masks_of_other_stems(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> None:
-    """Refuse files that lie in one folder with others, such as scan1/t1.png and scan1/lesion.png, or x1.png and y1.png, and look like masks."""
+    """Refuse files that look like masks of others in their folder, such as scan1/lesion.png of scan1/t1.png, or y1.png of x1.png."""
     pairs: dict[tuple[str, str], list[Pair]] = defaultdict(list)
     for window in _windows(table, "place"):
         _collect_in_folders(window, pairs)

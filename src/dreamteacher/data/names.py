@@ -35,9 +35,9 @@ class Row(NamedTuple):
     """A file, as its path describes it.
 
     key: of a picture and its mask or boxes alike; key2: the same without the first or last word of the file's name (`1_sat.jpg`,
-    `mask_1.png`, `1/mask.png`), if it is one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), "boxes" (it may hold those of a picture), or, until
-    all files are known, "mask?" (a mask if a file of such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if
-    there are masks or it finds its picture).
+    `mask_1.png`, `1/mask.png`), if it is one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), "boxes" (it may
+    hold those of a picture), or, until all files are known, "mask?" (a mask if a file of such a folder finds its picture), "tail" (a mask
+    if this one does), "extra?" (extra if there are masks or it finds its picture).
     rank: of several masks the lowest counts.
     """
 
