@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from dreamteacher.data.box_labels import BoxSource
 from dreamteacher.data.class_list import NUMBER, ClassList, alike
-from dreamteacher.data.imagefolder import Metadata
+from dreamteacher.data.imagefolder import Metadata, other_folder
 from dreamteacher.data.items import PassedOver
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning
@@ -33,8 +33,7 @@ def doubts(
     yield from _shared_labels(table)
     names = boxes.names if boxes and not boxes.body else classes.names if classes and kind in ("csv", "folders") else None
     if names:
-        for name, other in alike(names)[:3]:
-            how = "differ in capitals only" if name.casefold() == other.casefold() else "are the same number"
+        for name, other, how in alike(names)[:3]:
             yield f"classes {name!r} and {other!r} {how}; are they one?"
     if classes and kind == "csv":
         yield from _doubtful(table, classes.names, counts, label_file)
@@ -126,5 +125,8 @@ def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int
         yield f"{file} names {lost!r}, for one, and there is no such picture (capitals count)"
     if measured := [name for name in names if NUMBER.fullmatch(name) and not float(name).is_integer()]:
         yield f"{measured[0]!r} in {file} and {len(measured) - 1} other fractions are taken as classes; values are not learnt as such"
-    if wrong := [name for name in names if name.lower() in NO_CLASSES]:
+    if file == "labels.csv" and (other := other_folder(table, file)):
+        yield f"{other}; the table counts"
+    no_classes = NO_CLASSES if set(names) <= {"-1", "1"} else (*NO_CLASSES, "-1")
+    if wrong := [name for name in names if name.lower() in no_classes]:
         yield f"{wrong[0]!r} in {file} was taken as a class; leave the label of pictures without one empty"
