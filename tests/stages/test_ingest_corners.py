@@ -24,7 +24,7 @@ def coco(root: Path, boxes: list[list[float]], *, sized: bool) -> Path:
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_corners_in_coco_are_refused(sized: bool, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"all.json: 3 of 4 boxes leave their pictures as x, y, w, h, and 4 would not, y1, x2, y2"):
+    with pytest.raises(UserError, match=r"all.json: 3 of 4 boxes leave their pictures as x, y, w, h, and 4 would not as x1, y1, x2, y2"):
         run(coco(tmp_path / "s", CORNERS, sized=sized), tmp_path / "out")
     sizes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in CORNERS]
     run(coco(tmp_path / "t", sizes, sized=sized), tmp_path / "t-out")

@@ -1,5 +1,6 @@
 """Which mask belongs to which picture, where names differ in more than an ending; what pairs with nothing is no training picture."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,3 +87,36 @@ def test_drawings_of_masks_are_not_trained_on(image: str, mask: str, extra: str,
     run(root, tmp_path / "out")
     assert [row["label"] for row in manifest(tmp_path / "out")] == ["mask"] * 4
     assert report(tmp_path / "out")["beside_masks"] == 4
+
+
+def listed(root: Path, column: str = "mask_file_name") -> Path:
+    """Pictures, masks of other names, and a file that says which belongs to which."""
+    source(root, "train/{i}.jpg", "train/y/{i}.png")
+    lines = [{"file_name": f"{i}.jpg", column: f"y/{3 - i}.png"} for i in range(4)]
+    (root / "train/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def test_masks_that_a_table_names_are_those_of_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(listed(tmp_path / "s"), tmp_path / "out")
+    stored = ImageSet(tmp_path / "out", "train")
+    assert [row["path"] for row in manifest(tmp_path / "out")] == [f"train/{i}.jpg" for i in range(4)]
+    assert all(np.array_equal(stored.label(i), ids(3 - i)) for i in range(4))
+    assert "passed over" not in capsys.readouterr().err
+    run(tmp_path / "s", tmp_path / "none", labels="none")
+    assert len(manifest(tmp_path / "none")) == 4  # no mask is a training picture
+
+
+def test_a_mask_that_a_table_names_must_be_there(tmp_path: Path) -> None:
+    root = listed(tmp_path / "s")
+    (root / "train/y/2.png").unlink()
+    with pytest.raises(UserError, match=r"line 2: there is no file 'y/2.png', which its mask_file_name names"):
+        run(root, tmp_path / "out")
+
+
+def test_depth_that_a_table_names_is_no_picture_and_read_where_it_is_wanted(tmp_path: Path) -> None:
+    root = listed(tmp_path / "s", "depth_file_name")
+    run(root, tmp_path / "auto")
+    assert len(manifest(tmp_path / "auto")) == 4
+    run(root, tmp_path / "depth", task="depth")
+    assert np.array_equal(ImageSet(tmp_path / "depth", "train").label(1), ids(2))

@@ -54,7 +54,7 @@ def look_into(tree: Tree, names: list[str]) -> Metadata:
     found = Metadata([], [], {}, several=False)
     for name in names:
         try:
-            cells = list(islice(_cells(tree, name), LOOKED_AT))
+            cells = list(islice(cells_of(tree, name), LOOKED_AT))
         except UserError as error:
             if _names_pictures(tree, name):
                 raise
@@ -127,7 +127,7 @@ def in_order(names: set[str]) -> list[str]:
     return sorted(names, key=lambda name: (0, float(name), name) if NUMBER.fullmatch(name) else (1, 0, name))
 
 
-def _cells(tree: Tree, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def cells_of(tree: Tree, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(Where it stands, its cells) of each line."""
     where = f"{tree}/{name}"
     file = tree.open_text(name)
@@ -174,7 +174,7 @@ def lines_of(table: sqlite3.Connection, tree: Tree, files: list[str]) -> Iterato
     """
     for name in files:
         splits, is_needed = SplitColumns(), False
-        for at, cells in _cells(tree, name):
+        for at, cells in cells_of(tree, name):
             path = cells.get(_path_column(list(cells), at))
             if not isinstance(path, str) or not path.strip():
                 if cells.get("label") or cells.get("objects"):

@@ -147,7 +147,10 @@ def read_labels(
             classes = None
         else:
             classes = require_mask_classes(classes, str(tree), _other_list(tree))
-        lost = f"SELECT count(*), min(name) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})"
+        lost = (
+            "SELECT count(*), min(name) FROM files AS m WHERE role = 'mask' AND name NOT IN (SELECT mask FROM pairs) "
+            f"AND NOT ({FINDS_ITS_PICTURE})"
+        )
         counts["masks_without_picture"], first = table.execute(lost).fetchone()
         examples |= {"masks_without_picture": first} if first else {}
     return classes, counts, examples

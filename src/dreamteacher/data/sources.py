@@ -13,6 +13,7 @@ from dreamteacher.data.doubts import doubts, other_tools, unread_metadata, why_n
 from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.imagefolder import Metadata, files_of_classes, look_into
 from dreamteacher.data.imagefolder_boxes import find_objects
+from dreamteacher.data.imagefolder_masks import take_listed_masks
 from dreamteacher.data.instance_labels import object_classes
 from dreamteacher.data.items import AUTO, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.labels import (
@@ -71,6 +72,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     names = class_list.names if class_list else None
     respect_classes(table, names)
     task, n_of_parts = take_masks(table, tree, labels, task, max_bytes)
+    with_masks = take_listed_masks(table, tree, sorted(passed_over.metadata), task)
     split_by_outer_folders(table, tree)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
@@ -109,7 +111,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     classes, counts, examples = read_labels(table, tree, kind, class_list, task=task, tables=tables, folders_count=labels == "auto")
     if boxes:
         classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
-    read = tables if kind == "csv" else boxes.files if boxes else []
+    read = tables if kind == "csv" else boxes.files if boxes else with_masks if kind == "masks" else []
     _pass_over(table, boxes, [name for name in passed_over.metadata if name not in read], passed_over)
     counts |= {
         "unprintable_names": passed_over.unprintable,
@@ -126,9 +128,19 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     notes += several_in_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()
     items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
     where = _where(table, kind, tree, boxes, tables) + (", a file for each object" if n_of_parts and kind == "masks" else "")
-    body = boxes.body if boxes else None
     return Found(
-        items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task, body=body, examples=examples
+        items,
+        classes,
+        kind,
+        has_val,
+        counts,
+        where,
+        passed_over,
+        notes,
+        labels != "none",
+        task=task,
+        body=boxes.body if boxes else None,
+        examples=examples,
     )
 
 
