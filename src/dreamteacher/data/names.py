@@ -15,7 +15,10 @@ from dreamteacher.data.items import BOX_SUFFIXES, MASK_SUFFIXES, utf8
 from dreamteacher.data.layout import Meaning, meaning, without_extra_tail, without_image_tail, without_mask_tail
 
 _PICTURE_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
-UNLABELLED = {"unlabelled", "unlabeled"}
+UNLABELLED = re.compile(  # folders without a class: unlabeled2017, train_unlabelled, unlabeled_images, no_label
+    r"[\W_]*((train|all)[\W_]*)?((un|no[nt]?[\W_]?)labell?ed|(no|without)[\W_]?labels?)[\W_\d]*(images?|imgs?|pictures?|data|set|pool|train)?[\W_\d]*",
+    re.IGNORECASE,
+)
 LISTED_TAILS = ("", ".mask", "_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L", "_labelTrainIds", "_labelIds")
 
 
@@ -112,7 +115,7 @@ def _read_folders(folder: str, above: int | None) -> tuple[str, str, int, Place]
         min(ranks) if min(ranks, default=0) < 0 else max(ranks, default=0),
         Place(
             split,
-            "" if cls.lower() in UNLABELLED else cls,
+            "" if UNLABELLED.fullmatch(cls) else cls,
             class_name(folders[0]) if folders and above is None else "",
             rest[1] if len(rest) > 1 else "",
         ),

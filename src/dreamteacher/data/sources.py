@@ -122,7 +122,10 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
         counts["outside_of_splits"] = splits.n_unlisted or one(table, outside)
     notes = [*([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []), *splits.notes]
-    notes += [*doubts(table, kind, boxes, classes, counts, label_file="".join(tables[:1])), *unread_metadata(metadata, read, kind)]
+    notes += [
+        *doubts(table, kind, boxes, classes, counts, label_file="".join(tables[:1]), are_listed=class_list is not None),
+        *unread_metadata(metadata, read, kind),
+    ]
     if labels == "auto" and kind == "none":
         notes += why_no_labels(table, tree, names, passed_over)
     notes += several_in_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()
