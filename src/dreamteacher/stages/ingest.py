@@ -129,6 +129,7 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
             row = _row(item.name, picture, split, shards[split])
             manifest.writerow(row)
             tally.manifest.update(("\x1f".join(row) + "\n").encode())
+        tally.shared_origins = seen.shared_origins()
         for of_val, of_train in near.pairs():
             tally.add_near_copy(seen.name_of(of_val), seen.name_of(of_train))
     return tally
