@@ -97,6 +97,7 @@ def test_what_is_odd_of_the_picture_comes_along():
     of_boxes = {
         "boxes_turned",
         "boxes_empty",
+        "boxes_from_zero",
         "boxes_outside",
         "boxes_repeated",
         "objects_hidden",

@@ -3,8 +3,11 @@
 import tarfile
 from pathlib import Path
 
+import numpy as np
 from ingest_sources import facts, mask_of, picture, reasons, report, run, save
 from PIL import Image
+
+from dreamteacher.data.dataset import ImageSet
 
 
 def masks(folder: Path, mask: Image.Image) -> Path:
@@ -76,3 +79,31 @@ def test_links_in_shards_have_no_content_and_are_said(tmp_path: Path) -> None:
     run(tmp_path / "in", tmp_path / "out", max_bad_fraction=0.5)
     assert set(reasons(tmp_path / "out")) == {"train.tar/soft.png", "train.tar/hard.png"}
     assert "a link in the tar, without content" in reasons(tmp_path / "out")["train.tar/hard.png"]
+
+
+def test_pictures_of_one_origin_on_both_sides_are_said(tmp_path: Path) -> None:
+    for k, name in enumerate(("train/a.rf.{}.png", "train/b.rf.{}.png", "val/a.rf.{}.png", "val/c.rf.{}.png")):
+        for i in range(2):
+            save(picture(10 * k + i), tmp_path / "in" / name.format(f"{10 * k + i:032x}"))
+    run(tmp_path / "in", tmp_path / "out")
+    (said,) = [line for line in report(tmp_path / "out")["summary"] if line.startswith("by their names")]
+    assert said.startswith("by their names 2 pictures of val come from what pictures of train come from")
+    for i in range(2):
+        (tmp_path / f"in/val/a.rf.{20 + i:032x}.png").unlink()
+    run(tmp_path / "in", tmp_path / "apart")
+    assert not any(line.startswith("by their names") for line in report(tmp_path / "apart")["summary"])
+
+
+def test_depth_in_two_units_is_said_and_what_renderers_write_for_nothing_is_unknown(tmp_path: Path) -> None:
+    metres = np.full((20, 24), 1.5, np.float32)
+    metres[:5] = 1e10
+    for i in range(4):
+        save(picture(i), tmp_path / f"in/images/{i}.png")
+        save(Image.fromarray(metres), tmp_path / f"in/depth/{i}.tif")
+    run(tmp_path / "in", tmp_path / "one", task="depth")
+    assert np.array_equal(ImageSet(tmp_path / "one", "train").label(0), np.where(metres > 2, 0, metres))
+    assert not any("in one unit" in line for line in report(tmp_path / "one")["summary"])
+    (tmp_path / "in/depth/3.tif").unlink()
+    save(Image.fromarray(np.full((20, 24), 1500, np.uint16)), tmp_path / "in/depth/3.png")
+    run(tmp_path / "in", tmp_path / "two", task="depth")
+    assert "the middle depth of a map in train is from 1.5 to 1.5e+03; are all maps in one unit?" in report(tmp_path / "two")["summary"]

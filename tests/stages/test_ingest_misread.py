@@ -14,8 +14,8 @@ from PIL import Image
 
 from dreamteacher.data import tally
 from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.places import look
 from dreamteacher.data.signs import thin_between
-from dreamteacher.data.sources import look
 from dreamteacher.errors import UserError
 
 

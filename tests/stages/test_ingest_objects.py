@@ -233,3 +233,38 @@ def test_labels_of_other_tools_are_named(tool: str, tmp_path: Path, capsys: pyte
     assert f"ingest: {name} is of {tool}, and is not read: export it as COCO" in capsys.readouterr().err
     with pytest.raises(UserError, match=f"{name} is of {tool}".replace("(", r"\(").replace(")", r"\)")):
         run(tmp_path / "s", tmp_path / "two", task="detection")
+
+
+def of_voc(i: int, *, by_object: bool) -> Image.Image:
+    """A mask of Pascal VOC with two objects of one class and their border."""
+    values = np.zeros((20, 24), np.uint8)
+    values[2:8, 2:9], values[10:18, 12 + i : 22] = 1, 2 if by_object else 1
+    values[9], values[19] = 255, 255
+    mask = Image.fromarray(values, "P")
+    mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, *[0] * 756, 224, 224, 192])
+    return mask
+
+
+def test_of_pascal_voc_the_objects_count_and_not_the_classes(tmp_path: Path) -> None:
+    for i in range(4):
+        save(picture(i), tmp_path / f"s/JPEGImages/{i}.jpg")
+        save(of_voc(i, by_object=True), tmp_path / f"s/SegmentationObject/{i}.png")
+    run(tmp_path / "s", tmp_path / "alone")
+    assert facts(tmp_path / "alone")["task"] == "instances"
+    for i in range(4):
+        save(of_voc(i, by_object=False), tmp_path / f"s/SegmentationClass/{i}.png")
+    run(tmp_path / "s", tmp_path / "out", task="instances")
+    packed = ImageSet(tmp_path / "out", "train").label(0)
+    numbers, classes, _ = unpack(packed)
+    assert [int((numbers == n).sum()) for n in (1, 2)] == [6 * 7, 8 * 10] and list(classes) == [0, 0]
+    assert (packed == 255).sum() == 2 * 24  # the border is unknown
+
+
+def test_masks_of_several_classes_number_no_objects(tmp_path: Path) -> None:
+    for i in range(4):
+        values = np.zeros((20, 24), np.uint8)
+        values[1:5, 1:5], values[10:15, 1:5], values[1:5, 12:20], values[10:18, 12 : 20 + i] = 1, 1, 2, 2
+        save(picture(i), tmp_path / f"s/images/{i}.png")
+        save(Image.fromarray(values), tmp_path / f"s/masks/{i}.png")
+    with pytest.raises(UserError, match="4 of 4 masks hold one number in several pieces"):
+        run(tmp_path / "s", tmp_path / "out", task="instances")

@@ -275,7 +275,15 @@ def test_too_many_broken_ones_among_the_incoming_stop_the_stage_however_many_old
 
 
 @pytest.mark.parametrize(
-    ("picture_name", "mask_name"), [("{}.jpg", "{}_mask.png"), ("{}.input.png", "{}.target.png"), ("a/{}.jpg", "a/{}_gt.png")]
+    ("picture_name", "mask_name"),
+    [
+        ("{}.jpg", "{}_mask.png"),
+        ("{}.input.png", "{}.target.png"),
+        ("a/{}.jpg", "a/{}_gt.png"),
+        ("img_{}.jpg", "mask_{}.png"),
+        ("img{}.jpg", "mask{}.png"),
+        ("{}/image.jpg", "{}/mask.png"),
+    ],
 )
 def test_masks_of_other_names_in_shards_are_refused_and_not_trained_on(picture_name, mask_name, tmp_path):
     files = {name.format(i): png(image) for i in range(4) for name, image in ((picture_name, picture(i)), (mask_name, mask_of(1)))}

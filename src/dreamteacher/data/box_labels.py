@@ -14,6 +14,7 @@ import numpy as np
 from dreamteacher.data import yolo
 from dreamteacher.data.boxes import SUFFIX, TOLERANCE, Boxes
 from dreamteacher.data.coco import Detail, read_coco
+from dreamteacher.data.corners import refuse_corners, refuse_corners_of_yolo
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.items import BoxLabel
 from dreamteacher.data.keypoints import Body
@@ -55,6 +56,7 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
     """
     if found := read_coco(table, tree, detail):
         files, names, counts, body = found
+        refuse_corners(table, tree, files[0], max_bytes)
         if body and classes and classes != names:
             raise UserError(
                 f"{tree}/classes.txt lists other names than the keypoints of {files[0]}, {', '.join(names[:3])} and so on; drop it"
@@ -80,6 +82,7 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
             )
         if form == "yolo":
             yolo.refuse_poses(contents, f"{tree}/{first[0]}")
+            refuse_corners_of_yolo(yolo.boxes_in(contents), f"{tree}/{first[0]} and others")
         table.execute("DELETE FROM pairs")
         table.execute(
             f"INSERT OR IGNORE INTO pairs SELECT p.name, min(b.name), count(*) FROM {pairs} "
@@ -165,7 +168,8 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
         boxes = boxes.turned_upright(orientation, *stored)
         width, height = upright
     boxes, warnings = _tidy(boxes, width, height)
-    return boxes, ("boxes_turned",) * bool(turned) + warnings
+    from_zero = label.form == "voc" and bool((numbers == -1).any())  # as they count from 1
+    return boxes, ("boxes_turned",) * bool(turned) + ("boxes_from_zero",) * from_zero + warnings
 
 
 def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]]:

@@ -180,12 +180,15 @@ def _colours_of(lines: list[str], where: str) -> tuple[list[str], list[Colour] |
     return lines, None
 
 
-def alike(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ in capitals, or in the spelling of a number, only."""
+def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Pairs of names that may be one, and in words how they differ."""
     seen: dict[str, str] = {}
     pairs = []
     for name in sorted(names):
-        other = seen.setdefault(str(float(name)) if NUMBER.fullmatch(name) else name.casefold(), name)
+        is_number = NUMBER.fullmatch(name)
+        other = seen.setdefault(str(float(name)) if is_number else re.sub(r"[\s_-]", "", name.casefold()) or name, name)
         if other != name:
-            pairs.append((other, name))
+            are_equal = name.casefold() == other.casefold()
+            how = "are the same number" if is_number else "differ in capitals only" if are_equal else "differ in blanks and strokes only"
+            pairs.append((other, name, how))
     return pairs

@@ -34,6 +34,8 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
     "mask_is_unknown": "masks have no known pixel (all 255, or of a class that means unknown) and count as no label",
     "boxes_empty": "pictures have boxes without an extent, or wholly outside; those boxes were dropped",
     "boxes_turned": "pictures have boxes whose right or lower side comes first; they were read from the other corner",
+    "boxes_from_zero": "pictures have boxes of Pascal VOC at pixel 0; they are read as counted from 1, so if pixels count from 0, boxes "
+    "lie one too far up and left",
     "boxes_outside": "pictures have boxes that reach more than 2 pixels beyond the border, and were cut (are they of other pictures?)",
     "boxes_repeated": "pictures have a box more than once; one was kept",
     "keypoints_outside": "pictures have keypoints more than 2 pixels beyond the border, which count as not labelled (are they of other "

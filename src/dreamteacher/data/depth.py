@@ -13,12 +13,14 @@ from dreamteacher.data.masks import decode_values, turn_upright
 
 SUFFIX = "depth.tif"  # of a stored label
 NUMPY = b"\x93NUMPY"
+FAR = 1e9  # in any unit farther than what a camera sees; Blender writes 1e10 where there is nothing
+UNITS = 100  # how many times another the middle of a map may be; metres and millimetres differ by 1000
 OCTAVES, PARTS = 40, 32  # of the counts by which the middle of many depths is known to 1 %: from 2^-40 to 2^40
 
 
 def read_depth(data: bytes, picture: Picture, max_pixels: int) -> np.ndarray:
-    """float32 (H, W) on `picture`, upright, in the file's unit; 0 where it is unknown: 0, negative, infinite, no number, the largest
-    number of 16 or 32 bits, as sensors write what is too far.
+    """float32 (H, W) on `picture`, upright, in the file's unit; 0 where it is unknown: 0, negative, infinite, no number, FAR and more, the
+    largest number of 16 or 32 bits, as sensors write what is too far.
 
     The file is a PNG or TIFF of one channel, whole numbers of any depth or floats, or a .npy of (H, W).
 
@@ -35,7 +37,7 @@ def read_depth(data: bytes, picture: Picture, max_pixels: int) -> np.ndarray:
         raise BadPicture(f"its depth is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
     with np.errstate(over="ignore", invalid="ignore"):
         depth = values.astype(np.float32)
-    known = np.isfinite(depth) & (depth > 0) & (depth < NO_VALUE)
+    known = np.isfinite(depth) & (depth > 0) & (depth < (FAR if values.dtype.kind == "f" else NO_VALUE))
     if values.dtype.kind in "ui" and values.dtype.itemsize > 1:
         known &= values != np.iinfo(values.dtype).max
     return np.where(known, depth, np.float32(0))
@@ -73,6 +75,7 @@ class DepthCounts:
     def __init__(self) -> None:
         self._counts = np.zeros(2 * OCTAVES * PARTS, np.int64)
         self._least, self._most = np.inf, 0.0
+        self._middles = np.inf, 0.0
 
     def add(self, depth: np.ndarray) -> None:
         """A map (H, W); what is unknown, 0, does not count."""
@@ -81,6 +84,12 @@ class DepthCounts:
             places = ((np.log2(known.astype(np.float64)) + OCTAVES) * PARTS).astype(np.int64).clip(0, len(self._counts) - 1)
             self._counts += np.bincount(places, minlength=len(self._counts))
             self._least, self._most = min(self._least, float(known.min())), max(self._most, float(known.max()))
+            middle = float(np.median(known))
+            self._middles = min(self._middles[0], middle), max(self._middles[1], middle)
+
+    def of_two_units(self) -> tuple[float, float] | None:
+        """The smallest and the largest of the middle depths of single maps, if they differ as units do."""
+        return self._middles if self._middles[1] > UNITS * self._middles[0] else None
 
     def span(self) -> dict[str, float]:
         """`min`, `median` and `max`, in the maps' unit; nothing where no depth is known."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 
 from dreamteacher.data.box_labels import BoxSource
 from dreamteacher.data.class_list import NUMBER, ClassList, alike
-from dreamteacher.data.imagefolder import Metadata
+from dreamteacher.data.imagefolder import Metadata, other_folder
 from dreamteacher.data.items import PassedOver
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning
@@ -19,23 +20,39 @@ from dreamteacher.data.trees import Tree
 from dreamteacher.data.yolo import why_no_yolo
 
 LOOKED_INTO = 1 << 15  # characters of a file, by which it is named
+_NO_CLASS_FOLDER = re.compile(
+    r"[\W_]*(trash|deleted|rejected|discarded|todo|unsorted|unknown|ambiguous|te?mp|backup|bak|old|new|cache|thumbs?|thumbnails?|previews?"
+    r"|duplicates?|copies|archive)[\W_\d]*",
+    re.IGNORECASE,
+)
+_NUMBERED_CLASS = re.compile(
+    r"(class|label|cls|category|cat|grade|level|type|stage|group|person|subject|id|digit|score|kl|[a-z])?[\W_]?0", re.I
+)
 NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write where nothing is
 
 
 def doubts(
-    table: sqlite3.Connection, kind: str, boxes: BoxSource | None, classes: ClassList | None, counts: dict[str, int], *, label_file: str
+    table: sqlite3.Connection,
+    kind: str,
+    boxes: BoxSource | None,
+    classes: ClassList | None,
+    counts: dict[str, int],
+    *,
+    label_file: str,
+    are_listed: bool,
 ) -> Iterator[str]:
     """Of labels that were found. kind, counts: as `labels.kind_of_labels` and `labels.read_labels` return them.
 
-    label_file: which gives classes.
+    label_file: which gives classes. are_listed: classes.txt names them.
     """
     yield from _numbered_classes(table, boxes)
     yield from _shared_labels(table)
     names = boxes.names if boxes and not boxes.body else classes.names if classes and kind in ("csv", "folders") else None
     if names:
-        for name, other in alike(names)[:3]:
-            how = "differ in capitals only" if name.casefold() == other.casefold() else "are the same number"
+        for name, other, how in alike(names)[:3]:
             yield f"classes {name!r} and {other!r} {how}; are they one?"
+    if classes and kind == "folders" and not are_listed:
+        yield from _doubtful_folders(classes.names)
     if classes and kind == "csv":
         yield from _doubtful(table, classes.names, counts, label_file)
 
@@ -65,7 +82,7 @@ def _lost_classes(table: sqlite3.Connection, names: list[str] | None) -> Iterato
     if names and folder:
         yield f"no folder has the name of a class: classes.txt says {names[0]!r}, and a folder is {folder!r}"
     tops = table.execute(f"SELECT DISTINCT top {of_pictures} AND split NOT NULL AND class = '' ORDER BY top LIMIT 100")
-    around = [top for (top,) in tops if meaning(top).split is None and top.lower() not in UNLABELLED]
+    around = [top for (top,) in tops if meaning(top).split is None and not UNLABELLED.fullmatch(top)]
     if len(around) > 1:
         yield f"if {around[0]} and {around[1]} are classes, put them inside train/ and val/, not around them"
 
@@ -95,12 +112,16 @@ def other_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) 
 
 
 def _other_tasks(table: sqlite3.Connection) -> Iterator[str]:
-    """A line on maps of objects or depth beside pictures that have no label."""
+    """A line on maps of objects or depth, or drawings of masks, beside pictures that have no label."""
+    table.create_function("of_any_task", 1, lambda name: any(words.search(name) for words in MASK_WORDS.values()))
     for task, words in MASK_WORDS.items():
         table.create_function("of_task", 1, lambda name, words=words: bool(words.search(name)))
         n, first = table.execute("SELECT count(*), min(name) FROM files WHERE role = 'extra' AND of_task(name)").fetchone()
         if n:
             yield f"{n} files, such as {first}, are passed over; if they are labels of {task}, set ingest.task to {task}"
+    n, first = table.execute("SELECT count(*), min(name) FROM files WHERE role = 'extra' AND NOT of_any_task(name)").fetchone()
+    if n:
+        yield f"{n} files, such as {first}, are passed over as drawings of masks; if they are the masks, call their folder masks/"
 
 
 def _shared_labels(table: sqlite3.Connection) -> Iterator[str]:
@@ -117,6 +138,18 @@ def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Ite
         yield f"{n} files of boxes (such as {boxes.files[0]}) give classes by number; name them in data.yaml or classes.txt"
 
 
+def _doubtful_folders(names: list[str]) -> Iterator[str]:
+    """Lines on folders that were taken as classes, and may be none."""
+    if strange := [name for name in names if _NO_CLASS_FOLDER.fullmatch(name)]:
+        yield f"the folder {strange[0]} was taken as a class; if its pictures have none, call it unlabelled, or take it away"
+    pattern, *others = {re.sub(r"\d+", "0", name) for name in names}
+    if len(names) > 2 and not others and not _NUMBERED_CLASS.fullmatch(pattern):
+        yield (
+            f"the classes are folders that differ in numbers alone ({names[0]}, {names[1]} ...); if they are parts of the set, such as "
+            "patients, videos or days, set ingest.labels to none"
+        )
+
+
 def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int], file: str) -> Iterator[str]:
     """Lines on what labels.csv, or another `file`, says of no picture, and on classes that may be none."""
     if not one(table, "SELECT EXISTS (SELECT 1 FROM labels)"):
@@ -126,5 +159,8 @@ def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int
         yield f"{file} names {lost!r}, for one, and there is no such picture (capitals count)"
     if measured := [name for name in names if NUMBER.fullmatch(name) and not float(name).is_integer()]:
         yield f"{measured[0]!r} in {file} and {len(measured) - 1} other fractions are taken as classes; values are not learnt as such"
-    if wrong := [name for name in names if name.lower() in NO_CLASSES]:
+    if file == "labels.csv" and (other := other_folder(table, file)):
+        yield f"{other}; the table counts"
+    no_classes = NO_CLASSES if set(names) <= {"-1", "1"} else (*NO_CLASSES, "-1")
+    if wrong := [name for name in names if name.lower() in no_classes]:
         yield f"{wrong[0]!r} in {file} was taken as a class; leave the label of pictures without one empty"

@@ -17,6 +17,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from dreamteacher.data.class_list import NUMBER, ClassList
+from dreamteacher.data.columns import SplitColumns, require_once, split_is_not_read
 from dreamteacher.data.items import AUTO, LabelKind, utf8
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
@@ -53,7 +54,7 @@ def look_into(tree: Tree, names: list[str]) -> Metadata:
     found = Metadata([], [], {}, several=False)
     for name in names:
         try:
-            cells = list(islice(_cells(tree, name), LOOKED_AT))
+            cells = list(islice(cells_of(tree, name), LOOKED_AT))
         except UserError as error:
             if _names_pictures(tree, name):
                 raise
@@ -106,17 +107,19 @@ def read_classes(table: sqlite3.Connection, tree: Tree, files: list[str], classe
     return in_order(seen)
 
 
-def refuse_other_folders(table: sqlite3.Connection, tree: Tree, name: str) -> None:
-    """UserError where a picture lies in the folder of one class, and its line names another."""
+def other_folder(table: sqlite3.Connection, name: str) -> str | None:
+    """What a picture says that lies in the folder of one class while its line in the file `name` gives another; None if none does."""
     other = table.execute(
         "SELECT f.name, f.class, value FROM labels JOIN files AS f ON f.name = labels.name WHERE role = 'picture' AND class != '' "
         "AND value != class AND class IN (SELECT value FROM labels) ORDER BY f.name LIMIT 1"
     ).fetchone()
-    if other:
-        raise UserError(
-            f"{tree}/{name} says that {other[0]} is {other[2]!r}, and it lies in the folder of the class {other[1]!r}; correct one, or set "
-            "ingest.labels to csv (the file counts) or folders"
-        )
+    return other and f"{name} says that {other[0]} is {other[2]!r}, and it lies in the folder of the class {other[1]!r}"
+
+
+def refuse_other_folders(table: sqlite3.Connection, tree: Tree, name: str) -> None:
+    """UserError where a picture lies in the folder of one class, and its line names another."""
+    if other := other_folder(table, f"{tree}/{name}"):
+        raise UserError(f"{other}; correct one, or set ingest.labels to csv (the file counts) or folders")
 
 
 def in_order(names: set[str]) -> list[str]:
@@ -124,7 +127,7 @@ def in_order(names: set[str]) -> list[str]:
     return sorted(names, key=lambda name: (0, float(name), name) if NUMBER.fullmatch(name) else (1, 0, name))
 
 
-def _cells(tree: Tree, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def cells_of(tree: Tree, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(Where it stands, its cells) of each line."""
     where = f"{tree}/{name}"
     file = tree.open_text(name)
@@ -145,6 +148,7 @@ def _cells(tree: Tree, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             return
         try:
             rows = rows_of(file, FILE_NAME)
+            require_once(list(rows.fieldnames or []), where, "label", "file_name")
             for cells in rows:
                 at = f"{where}, line {rows.line_num}"
                 require_cells(cells, at)
@@ -169,16 +173,22 @@ def lines_of(table: sqlite3.Connection, tree: Tree, files: list[str]) -> Iterato
         UserError: one has labels and names no picture, or gives the split of a picture whose folders give none.
     """
     for name in files:
-        for at, cells in _cells(tree, name):
+        splits, is_needed = SplitColumns(), False
+        for at, cells in cells_of(tree, name):
             path = cells.get(_path_column(list(cells), at))
             if not isinstance(path, str) or not path.strip():
                 if cells.get("label") or cells.get("objects"):
                     raise UserError(f"{at}: there is a label without a file_name")
                 continue
             picture = nfc(posixpath.normpath(posixpath.join(posixpath.dirname(name), tidy(slashes(path.strip())))))
-            if cells.get("split") and _is_of_no_split(table, picture):
-                raise UserError(f"{at}: its column split is not read; lay the pictures into train/, val/ and test/, or drop the column")
+            has_none = _is_of_no_split(table, picture)
+            if cells.get("split") and has_none:
+                raise split_is_not_read(at, "split")
+            splits.add(cells, {"label", "objects"})
+            is_needed |= has_none
             yield at, picture, cells
+        if is_needed and (column := splits.found()):
+            raise split_is_not_read(f"{tree}/{name}", column)
 
 
 def _path_column(fields: list[str], at: str) -> str:

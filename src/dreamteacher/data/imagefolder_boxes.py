@@ -9,13 +9,12 @@ from typing import Any
 
 from dreamteacher.data.box_labels import BoxSource
 from dreamteacher.data.class_list import ClassList
-from dreamteacher.data.decode import BadPicture, decode
+from dreamteacher.data.corners import refuse_corners
 from dreamteacher.data.imagefolder import in_order, insert, lines_of, read_class, refuse_many
 from dreamteacher.data.items import AUTO
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-MEASURED = 32  # pictures, by which corners are told from sizes
 CATEGORIES = ("categories", "category", "labels", "label")
 
 
@@ -58,7 +57,7 @@ def read_objects(table: sqlite3.Connection, tree: Tree, files: list[str], classe
         seen |= {box[4] for box in boxes}
         refuse_many(seen, at)
         insert(table, picture, json.dumps({"size": [None, None], "boxes": boxes}), at)
-    _refuse_corners(table, tree, files[0], max_bytes)
+    refuse_corners(table, tree, files[0], max_bytes)
     return in_order(seen)
 
 
@@ -98,30 +97,3 @@ def _boxes(value: Any, classes: ClassList | None, at: str) -> list[tuple[float, 
         x, y, width, height = map(float, box)
         found.append((x, y, width, height, named, bool(crowd)))
     return found
-
-
-def _refuse_corners(table: sqlite3.Connection, tree: Tree, name: str, max_bytes: int) -> None:
-    """Refuse boxes that are likely x1, y1, x2, y2: as such nearly all lie in their pictures, and as x, y, w, h many do not.
-
-    Raises:
-        UserError: those of the first pictures are.
-    """
-    query = (
-        "SELECT f.name, value FROM labels JOIN files AS f ON f.name = labels.name WHERE role = 'picture' AND value LIKE '%\"boxes\": [[%' "
-    )
-    rows = table.execute(f"{query} ORDER BY f.name LIMIT {MEASURED}").fetchall()
-    boxes = corners = outside = 0
-    for (_, value), data in zip(rows, tree.read([picture for picture, _ in rows], max_bytes), strict=True):
-        try:
-            height, width = decode(data).image.shape[:2] if isinstance(data, bytes) else (0, 0)
-        except BadPicture:  # it is quarantined later
-            continue
-        for x, y, w, h, *_ in json.loads(value)["boxes"] if width else ():
-            boxes += 1
-            corners += x < w <= width + 1 and y < h <= height + 1
-            outside += x + w > width + 1 or y + h > height + 1
-    if outside and outside >= 0.2 * boxes and corners >= 0.95 * boxes:
-        raise UserError(
-            f"{tree}/{name}: {outside} of {boxes} boxes leave their pictures as x, y, w, h, and {corners} would not as x1, y1, x2, y2; "
-            "write the width and height of each (x2 - x1, y2 - y1)"
-        )

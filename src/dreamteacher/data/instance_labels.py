@@ -9,7 +9,7 @@ import numpy as np
 from dreamteacher.data.box_labels import class_id, outlines_of
 from dreamteacher.data.class_list import ClassList, is_background, is_void
 from dreamteacher.data.decode import BadPicture, Picture
-from dreamteacher.data.instances import from_png, pack
+from dreamteacher.data.instances import from_png, pack, unpack
 from dreamteacher.data.items import IGNORE, BoxLabel
 from dreamteacher.data.masks import decode_numbers, turn_upright
 from dreamteacher.data.run_lengths import decode_runs
@@ -30,7 +30,7 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
     """The map of objects (see `instances`) of a mask that lies on `picture`, upright.
 
     One class: each value but 0 is the number of an object. Several: a value is 1000 x the line of its class, from 0, + a number, as of
-    Cityscapes' instanceIds; values below 1000 are no objects.
+    Cityscapes' instanceIds; values below 1000 are no objects. The border of Pascal VOC's objects is unknown.
 
     Raises:
         BadPicture: as `decode_numbers`; the mask is of another size, or has a value of no class.
@@ -42,6 +42,13 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
         values = turn_upright(values, picture.orientation)
     if values.shape != (height, width):
         raise BadPicture(f"mask is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
+    border, values = values < 0, values.clip(0)
+    packed = _pack_classes(values, classes)
+    packed[border] = IGNORE
+    return packed
+
+
+def _pack_classes(values: np.ndarray, classes: ClassList | None) -> np.ndarray:
     names = object_classes(classes)
     if len(names) == 1:
         return _pack(values, np.zeros_like(values))
@@ -80,12 +87,13 @@ def refuse_interpolated(values: np.ndarray) -> None:
 
 
 def in_pieces(packed: np.ndarray) -> bool:
-    """Whether a map holds one object only, in several pieces that do not touch: perhaps objects that were not numbered."""
-    from scipy.ndimage import label
+    """Whether most objects of a map are in several pieces that do not touch: perhaps classes, or objects that were not numbered."""
+    from scipy.ndimage import find_objects, label
 
-    objects = packed > IGNORE
-    codes = packed[objects]
-    return codes.size > 0 and bool(codes.min() == codes.max()) and label(objects, np.ones((3, 3), int))[1] > 1
+    numbers = unpack(packed)[0].astype(np.int32)
+    places = [place for place in find_objects(numbers) if place]
+    broken = sum(label(numbers[place] == number, np.ones((3, 3), int))[1] > 1 for number, place in enumerate(places, 1))
+    return 2 * broken > len(places)
 
 
 def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from dreamteacher.data.class_list import NUMBER, ClassList, require_mask_classes, require_two
+from dreamteacher.data.columns import SplitColumns, require_once, split_is_not_read
 from dreamteacher.data.imagefolder import read_classes, refuse_other_folders
 from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
@@ -35,9 +36,13 @@ OTHER_LISTS = (
 )
 PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
+_NUMBERS = re.compile(r"\[?\s*-?\d+(\.\d+)?([\s,;]+-?\d+(\.\d+)?){3,}\s*\]?")  # four or more
+SOME_WITHOUT_SPLIT = (
+    "SELECT EXISTS (SELECT 1 FROM labels JOIN files ON nfc(files.name) = labels.name WHERE role = 'picture' AND split IS NULL)"
+)
 FEWEST = 10  # labels, of which some must be equal
 MASK_WORDS = {
-    task: re.compile(word, re.IGNORECASE) for task, word in (("instances", "instance"), ("depth", "depth"))
+    task: re.compile(word, re.IGNORECASE) for task, word in (("instances", "instance|segmentation_?object"), ("depth", "depth"))
 }  # task -> what folders or endings of its masks say, where there are such
 KINDS: tuple[LabelKind, ...] = ("csv", "masks", "boxes", "folders")  # of which the first that is there counts
 EXPECTED = {
@@ -142,7 +147,10 @@ def read_labels(
             classes = None
         else:
             classes = require_mask_classes(classes, str(tree), _other_list(tree))
-        lost = f"SELECT count(*), min(name) FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE})"
+        lost = (
+            "SELECT count(*), min(name) FROM files AS m WHERE role = 'mask' AND name NOT IN (SELECT mask FROM pairs) "
+            f"AND NOT ({FINDS_ITS_PICTURE})"
+        )
         counts["masks_without_picture"], first = table.execute(lost).fetchone()
         examples |= {"masks_without_picture": first} if first else {}
     return classes, counts, examples
@@ -156,6 +164,11 @@ def _read_table(
     in_metadata = file != "labels.csv"
     values = read_classes(table, tree, tables, classes, several=several) if in_metadata else _read_csv(table, tree, several=several)
     n_labels = one(table, "SELECT count(*) FROM labels")
+    if not several and (numbers := next(filter(_NUMBERS.fullmatch, values), None)):
+        raise UserError(
+            f"{tree}/{file}: the label {numbers[:40]!r} is a list of numbers, as a box or the run lengths of a mask are, which are not "
+            "read there; write the class of each picture (masks are PNG files, boxes COCO, VOC or YOLO)"
+        )
     if not several and len(values) == n_labels >= FEWEST:
         raise UserError(
             f"{tree}/{file}: each of its {n_labels} labels is another, such as {values[0]!r}, and a class needs several pictures; "
@@ -262,13 +275,15 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[s
         try:
             rows = rows_of(file, PATH)
             fields = list(rows.fieldnames or [])
+            require_once(fields, where, "path", "label")
             if "split" not in fields and several and (has_columns(fields) or {"path", "label"} <= set(fields)):
                 return read_several(table, rows, where)
             if not {"path", "label"} <= set(fields) and not ("split" in fields and has_columns(fields)):
                 shown = f"; it is {','.join(fields)[:80]!r}" if fields else ""
                 raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them{shown}")
             if "split" in fields:
-                raise UserError(f"{where}: its column split is not read; lay the pictures into train/, val/ and test/, or drop the column")
+                raise split_is_not_read(where, "split")
+            splits = SplitColumns()
             for line in rows:
                 require_cells(line, f"{where}, line {rows.line_num}")
                 name, value = (line["path"] or "").strip(), class_name(line["label"] or "")
@@ -277,10 +292,13 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[s
                 if not value:
                     continue
                 name = nfc(tidy(slashes(name)))
+                splits.add(line, {"path", "label"})
                 if table.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (name, value)).rowcount == 0:
                     (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [name]).fetchone()
                     if other != value:
                         raise UserError(f"{where}, line {rows.line_num}: {name} is {value!r}, and {other!r} in a line before; keep one")
+            if (column := splits.found()) and one(table, SOME_WITHOUT_SPLIT):
+                raise split_is_not_read(where, column)
         except csv.Error as error:
             raise UserError(f"{where}: {error}; write it as comma-separated values") from error
     values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]

@@ -25,6 +25,8 @@ WEAK_IMAGE_WORDS = {
     "satellite", "original", "originals", "orig", "raw", "still", "stills", "scan", "scans", "tile", "tiles", "patch", "patches",
     "slice", "slices",
 }  # fmt: skip
+# With a number one of many, scan1/image.png and masks/scan1/1.png, and no folder that holds all pictures.
+ITEM_WORDS = {"frame", "photo", "picture", "pic", "still", "scan", "tile", "patch", "slice"}
 FORMAT_WORDS = {"jpg", "jpeg", "png", "tif", "tiff", "bmp"}  # alone as weak as those, beside other words without meaning
 MASK_WORDS = {"masks", "annot"}  # never pictures
 # Masks, if one of them finds its picture; else perhaps a class.
@@ -67,9 +69,10 @@ _BEHIND = r"^(.+?)(?:[._-](?:gtfine|gtcoarse))?[._-]({})$"
 _IMAGE_TAIL = re.compile(_BEHIND.format(IMAGE_TAILS), re.IGNORECASE)
 _MASK_TAIL = re.compile(_BEHIND.format(f"(?:{MASK_TAILS})(?:[._-]?\\d+)?"), re.IGNORECASE)  # 1_mask_7: of one object
 _TAIL_IN_MASKS = re.compile(_BEHIND.format(f"{MASK_TAILS}|{IN_MASK_FOLDERS}"), re.IGNORECASE)
-# First words of file names: img_1.jpg and mask_1.png.
-_IMAGE_HEAD = re.compile(r"^(?:img|image|im|rgb|sat|orig|original|photo|input|frame)[._-](.+)$", re.IGNORECASE)
-_MASK_HEAD = re.compile(r"^(?:mask|masks|msk|label|labels|gt|seg|groundtruth|annotation|annot|target)[._-](.+)$", re.IGNORECASE)
+# First words of file names: img_1.jpg and mask_1.png, before a number also img1.jpg and mask1.png; or whole names: 1/img.jpg, 1/mask.png.
+_HEAD = r"^(?:{})(?:(?:[._-]|(?=\d))(.+))?$"
+_IMAGE_HEAD = re.compile(_HEAD.format("img|image|im|rgb|sat|orig|original|photo|input|frame"), re.IGNORECASE)
+_MASK_HEAD = re.compile(_HEAD.format("mask|masks|msk|label|labels|gt|seg|groundtruth|annotation|annot|target"), re.IGNORECASE)
 _EXTRA_TAIL = re.compile(_BEHIND.format(EXTRA_TAILS), re.IGNORECASE)
 
 
@@ -110,6 +113,8 @@ def meaning(folder: str) -> Meaning:
         role = "extra?"
     elif known & IMAGE_WORDS and not strange:
         role = "image"
+    elif known <= ITEM_WORDS and words and re.search(r"\d", folder):
+        role = ""
     elif known & (IMAGE_WORDS | WEAK_IMAGE_WORDS) or (words and set(words) <= FORMAT_WORDS):
         role = "image?"
     splits = {SPLIT_WORDS[word] for word in ours if word in SPLIT_WORDS}
@@ -129,22 +134,26 @@ def split_and_rest(folder: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def without_image_tail(stem: str) -> str | None:
-    """`1` of `1_sat` and of `img_1`; None without such a word."""
+    """`1` of `1_sat`, `img_1` and `img1`, nothing of `img`, which is named by its folder; None without such a word."""
     found = _IMAGE_TAIL.match(stem) or _IMAGE_HEAD.match(stem)
-    return found[1] if found else None
+    return found[1] or "" if found else None
 
 
 def without_mask_tail(stem: str, in_mask_folder: bool) -> tuple[str, int] | None:
-    """The stem of the picture that a mask of this stem (`1_mask`, `mask_1`) belongs to, and the mask's rank among several; or None."""
+    """The stem of the picture that a mask of this stem (`1_mask`, `mask_1`, `mask1`) belongs to, nothing of `mask`, and the mask's rank
+    among several; or None."""
     if found := (_TAIL_IN_MASKS if in_mask_folder else _MASK_TAIL).match(stem):
         return found[1], int(found[2].lower() == "labelids")
-    return (found[1], 0) if (found := _MASK_HEAD.match(stem)) else None
+    return (found[1] or "", 0) if (found := _MASK_HEAD.match(stem)) else None
 
 
 def without_extra_tail(stem: str) -> str | None:
-    """`1` of `1_overlay`, of what lies beside masks; None without such a tail."""
+    """`1` of `1_overlay`, of what lies beside masks, also of `mask_1_overlay`, nothing of `label_viz`; None without such a tail."""
     found = _EXTRA_TAIL.match(stem)
-    return found[1] if found else None
+    if not found:
+        return None
+    mask = without_mask_tail(found[1], in_mask_folder=False)
+    return mask[0] if mask else found[1]
 
 
 def _words(folder: str) -> list[str]:

@@ -8,6 +8,7 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -38,7 +39,7 @@ def refuse_unknown_masks(table: sqlite3.Connection, tree: Tree, max_bytes: int, 
         UserError: naming both, and what to call them.
     """
     pairs: dict[tuple[str, str, str], list[Pair]] = defaultdict(list)
-    for window in _windows(table):
+    for window in _windows(table, "ending"):
         _collect(window, pairs)
     likely = sorted(pairs.items(), key=lambda entry: (-len(entry[1]), entry[0]))
     for (one, other, tail), files in likely[:MOST_PAIRS]:
@@ -47,7 +48,27 @@ def refuse_unknown_masks(table: sqlite3.Connection, tree: Tree, max_bytes: int, 
         for pictures, masks, chosen in ((one, other, files), (other, one, [(b, a) for a, b in files])):
             if _are_masks_of(tree, chosen[:MOST_PAIRS], max_bytes):
                 raise UserError(_what_to_do(tree, pictures, masks, tail if masks == other else ""))
+    _refuse_masks_of_other_stems(table, tree, max_bytes)
     _refuse_masks_without_pictures(table, tree, max_bytes)
+
+
+def _refuse_masks_of_other_stems(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> None:
+    """Refuse files that look like masks of others in their folder, such as scan1/lesion.png of scan1/t1.png, or y1.png of x1.png."""
+    pairs: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+    for window in _windows(table, "place"):
+        _collect_in_folders(window, pairs)
+    likely = sorted(pairs.items(), key=lambda entry: (-len(entry[1]), entry[0]))
+    for _, files in likely[:MOST_PAIRS]:
+        if len(files) < 3:
+            continue
+        for chosen in (files, [(b, a) for a, b in files]):
+            if _are_masks_of(tree, chosen[:MOST_PAIRS], max_bytes):
+                picture, mask = chosen[0]
+                name = posixpath.splitext(posixpath.basename(picture))[0]
+                raise UserError(
+                    f"{tree}: {mask} and others look like masks of the pictures beside them, such as {picture}; name them so "
+                    f"({name}_mask.png), or take them away"
+                )
 
 
 def _refuse_masks_without_pictures(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> None:
@@ -77,21 +98,53 @@ def _what_to_do(tree: Tree, pictures: str, masks: str, tail: str) -> str:
     )
 
 
-def _windows(table: sqlite3.Connection) -> Iterator[list[str]]:
-    """Names of pictures, those of equal stems and folders beside each other: the first, some from the middle, the last."""
-    table.create_function("ending", 1, _ending, deterministic=True)
-    table.execute("CREATE INDEX by_ending ON files (ending(name)) WHERE role = 'picture'")
-    of_pictures, order = "SELECT name FROM files WHERE role = 'picture'", "ORDER BY ending(name)"
-    yield [name for (name,) in table.execute(f"{of_pictures} {order} LIMIT {WINDOW}")]
+def _windows(table: sqlite3.Connection, order: Literal["ending", "place"]) -> Iterator[list[str]]:
+    """Names of pictures, those of equal endings or places beside each other: the first, some from the middle, the last."""
+    table.create_function(order, 1, {"ending": _ending, "place": _place}[order], deterministic=True)
+    table.execute(f"CREATE INDEX by_{order} ON files ({order}(name)) WHERE role = 'picture'")
+    of_pictures, order_by = "SELECT name FROM files WHERE role = 'picture'", f"ORDER BY {order}(name)"
+    yield [name for (name,) in table.execute(f"{of_pictures} {order_by} LIMIT {WINDOW}")]
     (n,) = table.execute("SELECT count(*) FROM files WHERE role = 'picture'").fetchone()
     if n > WINDOW:
-        yield [name for (name,) in table.execute(f"{of_pictures} {order} LIMIT {WINDOW} OFFSET {n // 2}")]
-        yield [name for (name,) in table.execute(f"{of_pictures} {order} DESC LIMIT {WINDOW}")]
+        yield [name for (name,) in table.execute(f"{of_pictures} {order_by} LIMIT {WINDOW} OFFSET {n // 2}")]
+        yield [name for (name,) in table.execute(f"{of_pictures} {order_by} DESC LIMIT {WINDOW}")]
 
 
 def _ending(name: str) -> str:
     """The path from its end: stem, folder, folder above ..."""
     return "/".join(reversed(posixpath.splitext(name)[0].split("/")))
+
+
+def _place(name: str) -> str:
+    """Folder and numbers of a name, by which img1.png and mask1.png are neighbours."""
+    folder, file = posixpath.split(name)
+    return f"{folder}/{'-'.join(_numbers(file))}"
+
+
+def _numbers(file: str) -> list[str]:
+    return [number.lstrip("0") for number in re.findall(r"\d+", posixpath.splitext(file)[0])]
+
+
+def _collect_in_folders(names: list[str], pairs: dict[tuple[str, str], list[Pair]]) -> None:
+    """Add pairs of files of one folder that differ in their letters: those of equal numbers by their letters, those of small folders by
+    their names."""
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    by_place: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_folder[posixpath.dirname(name)].append(name)
+        by_place[_place(name)].append(name)
+    for groups, key_of in ((by_folder, posixpath.basename), (by_place, _letters)):
+        for files in groups.values():
+            if len(files) > ALIKE_SIDES:
+                continue
+            for i, one in enumerate(sorted(files)):
+                for other in sorted(files)[i + 1 :]:
+                    if _letters(one) != _letters(other) and len(pairs[key_of(one), key_of(other)]) < WINDOW:
+                        pairs[key_of(one), key_of(other)].append((one, other))
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"\d+", "#", posixpath.splitext(posixpath.basename(name))[0])
 
 
 def _collect(names: list[str], pairs: dict[tuple[str, str, str], list[Pair]]) -> None:

@@ -44,7 +44,7 @@ def read_mask(
 
 
 def decode_numbers(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
-    """Decode a mask that numbers objects: int64 (H, W), 0 where there is none.
+    """Decode a mask that numbers objects: int64 (H, W), 0 where there is none, -1 where it has the colour of Pascal VOC's borders.
 
     Numbers are stored in one channel of any depth, in a palette (the index) or in equal channels; of any other colours each is a number.
 
@@ -89,14 +89,15 @@ def turn_upright(mask: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode_numbers(data: bytes, _: int | None, *, max_pixels: int) -> np.ndarray:
-    values, _palette = _values_of_mask(data, max_pixels, by_colour=False)
+    values, palette = _values_of_mask(data, max_pixels, by_colour=False)
     if values.ndim == 3:
         values = values.astype(np.int64) @ np.array([65536, 256, 1])
+        palette = {VOC_BORDER: VOC_BORDER}
     if values.dtype.kind == "f" and not (values == np.rint(values)).all():
         raise BadPicture("mask holds values that are no whole numbers; give each object a number")
     if values.min() < 0 or values.max() > np.iinfo(np.int32).max:
         raise BadPicture(f"mask holds the value {values.min() if values.min() < 0 else values.max()}; objects are numbered from 1")
-    return values.astype(np.int64)
+    return np.where(values == palette[VOC_BORDER], -1, values.astype(np.int64)) if VOC_BORDER in palette else values.astype(np.int64)
 
 
 def _values_of_mask(data: bytes, max_pixels: int, *, by_colour: bool) -> tuple[np.ndarray, dict[int, int]]:

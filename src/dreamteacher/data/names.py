@@ -15,7 +15,10 @@ from dreamteacher.data.items import BOX_SUFFIXES, MASK_SUFFIXES, utf8
 from dreamteacher.data.layout import Meaning, meaning, without_extra_tail, without_image_tail, without_mask_tail
 
 _PICTURE_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
-UNLABELLED = {"unlabelled", "unlabeled"}
+UNLABELLED = re.compile(  # folders without a class: unlabeled2017, train_unlabelled, unlabeled_images, no_label
+    r"[\W_]*((train|all)[\W_]*)?((un|no[nt]?[\W_]?)labell?ed|(no|without)[\W_]?labels?)[\W_\d]*(images?|imgs?|pictures?|data|set|pool|train)?[\W_\d]*",
+    re.IGNORECASE,
+)
 LISTED_TAILS = ("", ".mask", "_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L", "_labelTrainIds", "_labelIds")
 
 
@@ -34,10 +37,10 @@ class Place(NamedTuple):
 class Row(NamedTuple):
     """A file, as its path describes it.
 
-    key: of a picture and its mask or boxes alike; key2: the same without the last word of the file's name (`1_sat.jpg`, `1_mask.png`), if
-    it is one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), "boxes" (it may hold those of a picture), or, until
-    all files are known, "mask?" (a mask if a file of such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if
-    there are masks or it finds its picture).
+    key: of a picture and its mask or boxes alike; key2: the same without the first or last word of the file's name (`1_sat.jpg`,
+    `mask_1.png`, `1/mask.png`), if it is one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), "boxes" (it may
+    hold those of a picture), or, until all files are known, "mask?" (a mask if a file of such a folder finds its picture), "tail" (a mask
+    if this one does), "extra?" (extra if there are masks or it finds its picture).
     rank: of several masks the lowest counts.
     """
 
@@ -65,17 +68,17 @@ def row(name: str, above: int | None = None) -> Row:
         return Row(name, f"{inner}/{stem}" if inner else stem, None, "boxes", 0, place)
     short = without_image_tail(stem)
     if role in ("mask", "mask?"):
-        if extra := without_extra_tail(stem):
+        if (extra := without_extra_tail(stem)) is not None:
             role, short = "extra", extra
         elif tail := without_mask_tail(stem, in_mask_folder=True):
             short, rank = tail[0], rank + tail[1]
     elif role == "picture":
-        if tail := without_mask_tail(stem, in_mask_folder=False):
-            role, short, rank = "tail", tail[0], tail[1]
-        elif extra := without_extra_tail(stem):
+        if (extra := without_extra_tail(stem)) is not None:
             role, short = "extra tail", extra
+        elif tail := without_mask_tail(stem, in_mask_folder=False):
+            role, short, rank = "tail", tail[0], tail[1]
     key = f"{inner}/{stem}" if inner else stem
-    key2 = short and (f"{inner}/{short}" if inner else short)
+    key2 = None if short is None else "/".join(filter(None, (inner, short))) or None
     return Row(name, key, key2, role, rank, place)
 
 
@@ -112,7 +115,7 @@ def _read_folders(folder: str, above: int | None) -> tuple[str, str, int, Place]
         min(ranks) if min(ranks, default=0) < 0 else max(ranks, default=0),
         Place(
             split,
-            "" if cls.lower() in UNLABELLED else cls,
+            "" if UNLABELLED.fullmatch(cls) else cls,
             class_name(folders[0]) if folders and above is None else "",
             rest[1] if len(rest) > 1 else "",
         ),

@@ -21,7 +21,7 @@ from dreamteacher.errors import UserError
 
 LOOKED_AT = 8
 MOST_OBJECTS = 65535
-_NUMBERS = re.compile(r"instance[^/]*(/.*)?\.(png|tiff?|bmp|gif)$", re.IGNORECASE)
+_NUMBERS = re.compile(r"(instance|segmentation_?object)[^/]*(/.*)?\.(png|tiff?|bmp|gif)$", re.IGNORECASE)
 _LAST_WORD = re.compile(r"[\s._-]+[^\s._/-]*$")
 
 

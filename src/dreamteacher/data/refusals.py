@@ -33,10 +33,16 @@ def refuse(settings: Ingest, found: Found, tally: Tally) -> None:
     if not counts["train"]:
         raise UserError(
             f"no picture is left to train on ({counts['pictures']} seen, {counts['val']} in val); add pictures or lower ingest.val_fraction"
+            f"{_passed_over(found)}"
         )
     if len(tally.tasks) > 1:
         raise UserError("labels are of several kinds (masks, boxes, classes); set ingest.labels to masks, boxes or folders to choose one")
     _refuse_useless_labels(settings, found, tally)
+
+
+def _passed_over(found: Found) -> str:
+    """Files that may hold what is missing, such as train.zip or val_annotations.txt."""
+    return f"; passed over: {found.passed_over.words()}" if found.passed_over.by_suffix else ""
 
 
 def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None:
@@ -49,7 +55,7 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
         raise UserError(
             f"there are {counts['labelled_train'] + counts['labelled_val']} labels, and none in {empty}{without}: nothing could be "
             f"{'trained' if empty == 'train' else 'measured'} by them; put pictures into folders train/ and val/ with labels in both, "
-            f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none"
+            f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none{_passed_over(found)}"
         )
     if counts["other_palettes"] > settings.max_bad_fraction * (counts["labelled_train"] + counts["labelled_val"]):
         raise UserError(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+from dreamteacher.data.origins import LIKE, origin_of
+
 
 class Kept(NamedTuple):
     """A picture that was kept: its split, its name and a digest of its label, if it has one."""
@@ -39,6 +41,25 @@ class Seen:
     def name_of(self, digest: bytes) -> str:
         """The name of a kept picture, by a hash of its own."""
         return str(self._table.execute("SELECT name FROM seen WHERE hash = ?", [digest]).fetchone()[0])
+
+    def shared_origins(self) -> tuple[int, str, str] | None:
+        """How many pictures of val have their origin (see `origins`), of which several pictures are, in train too; one of them and one of
+        train. None without such."""
+        self._table.create_function("origin", 1, origin_of, deterministic=True)
+        of_names = " OR ".join(["name LIKE ?"] * len(LIKE))
+        self._table.execute(
+            "CREATE TABLE origins AS SELECT split, name, origin(name) AS origin "
+            f"FROM (SELECT DISTINCT split, name FROM seen WHERE {of_names})",
+            LIKE,
+        )
+        both = "SELECT origin FROM origins WHERE origin NOT NULL GROUP BY origin HAVING count(*) > 2 AND min(split) != max(split)"
+        count, of_val, origin = self._table.execute(
+            f"SELECT count(*), min(name), origin FROM origins WHERE split = 'val' AND origin IN ({both})"
+        ).fetchone()
+        if not count:
+            return None
+        (of_train,) = self._table.execute("SELECT min(name) FROM origins WHERE split = 'train' AND origin = ?", [origin]).fetchone()
+        return count, of_val, of_train
 
     def keep(self, hashes: Sequence[bytes], kept: Kept) -> None:
         """Remember `hashes` as those of `kept`, where they are not known yet."""

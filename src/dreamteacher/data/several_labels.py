@@ -11,6 +11,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import IO, Any
 
+from dreamteacher.data.columns import is_of_split, split_is_not_read
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
 from dreamteacher.errors import UserError
@@ -55,6 +56,8 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) ->
     """
     fields = [field for field in rows.fieldnames or [] if field != "path"]
     columns = {field: class_name(field) for field in fields} if "label" not in fields else None
+    if columns and (split := next(filter(is_of_split, fields), None)):
+        raise split_is_not_read(where, split)
     if columns and (len(set(columns.values())) < len(fields) or "" in columns.values()):
         raise UserError(f"{where}: two columns have the same name, or one has none; name each by its class")
     for line in rows:

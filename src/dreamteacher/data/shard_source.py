@@ -23,7 +23,7 @@ from dreamteacher.data.instances import SUFFIX as INSTANCES
 from dreamteacher.data.items import AUTO, MASK_SUFFIXES, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.keypoints import SUFFIX as KEYPOINTS
 from dreamteacher.data.keypoints import Body
-from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning, without_mask_tail
+from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning, without_image_tail, without_mask_tail
 from dreamteacher.data.names import class_name
 from dreamteacher.data.several_labels import SUFFIX as SEVERAL
 from dreamteacher.data.trees import cannot_open, too_large
@@ -170,9 +170,11 @@ def _refuse_masks_of_other_names(url: str, key: str, first: set[str]) -> None:
         picture = base
     else:
         if len(first) < MOST_COMPARED:
-            first |= {key, *([posixpath.join(folder, base)] if base else [])}
+            short = without_image_tail(stem)
+            first |= {key} | {posixpath.join(folder, other) for other in (base or None, short) if other is not None}
         return
-    raise UserError(f"{url}: {key} looks like the mask of {posixpath.join(folder, picture)}; in shards masks are called KEY.mask.png")
+    of = posixpath.join(folder, picture).rstrip("/")
+    raise UserError(f"{url}: {key} looks like the mask of {of}; in shards masks are called KEY.mask.png")
 
 
 def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], labels: LabelKind, *, task: str) -> Item:

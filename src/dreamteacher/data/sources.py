@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import posixpath
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 from dreamteacher.data.box_labels import IN_TABLE, WORDS, BoxSource, find_boxes
 from dreamteacher.data.class_list import ClassList, parse_classes
 from dreamteacher.data.coco import Detail
 from dreamteacher.data.doubts import doubts, other_tools, unread_metadata, why_no_labels
-from dreamteacher.data.formats import NO_LISTS, SUFFIXES, why_unread
+from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.imagefolder import Metadata, files_of_classes, look_into
 from dreamteacher.data.imagefolder_boxes import find_objects
+from dreamteacher.data.imagefolder_masks import take_listed_masks
 from dreamteacher.data.instance_labels import object_classes
 from dreamteacher.data.items import AUTO, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
 from dreamteacher.data.labels import (
@@ -30,72 +27,12 @@ from dreamteacher.data.labels import (
 from dreamteacher.data.lookalike import refuse_unknown_masks
 from dreamteacher.data.names import Row, read_list, row
 from dreamteacher.data.object_files import parts_of, require_classes_of_objects, take_masks
-from dreamteacher.data.shard_source import are_shards, expand, find_in_shards
+from dreamteacher.data.places import Place, look
+from dreamteacher.data.shard_source import find_in_shards
 from dreamteacher.data.splits import choose_the_val_split, split_by_files, split_by_outer_folders
 from dreamteacher.data.table import one, open_table, respect_classes
-from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
+from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
-from dreamteacher.files import digest_in_any_order, sha256_of
-
-
-@dataclass(frozen=True)
-class Place:
-    """A source that was looked at once: the `urls` of its shards, else the `tree` that its files lie in; `listing`: the list of them."""
-
-    source: str
-    urls: list[str]
-    tree: Tree | None
-    listing: Path | None
-
-
-def look(source: str) -> Place:
-    """The Place that `source` names.
-
-    Raises:
-        UserError: there is nothing at `source`.
-    """
-    if are_shards(source):
-        return Place(source, expand(source), None, None)
-    if "://" in source:
-        return Place(source, [], Prefix(source), None)
-    path = Path(source)
-    if not path.exists():
-        raise UserError(f"ingest.source: {source} does not exist; name a folder, an address, a text file of paths, or WebDataset shards")
-    if not path.is_dir() and not path.is_file():
-        raise UserError(f"ingest.source: {source} is neither a folder nor a file, but a pipe, a socket or a device; name a folder")
-    if not path.is_dir() and (what := NO_LISTS.get(path.suffix.lower())):
-        raise UserError(f"ingest.source: {source} is {what}")
-    return Place(source, [], Folder(path), None) if path.is_dir() else Place(source, [], Folder(path.parent), path)
-
-
-def inputs_of(place: Place) -> dict[str, Path]:
-    """The local files and folders of a source (to be digested); empty for an address. For the rest see `fingerprint`."""
-    if place.urls:
-        paths = [Path(url) for url in place.urls if "://" not in url]
-        names = paths[:1] and [path for path in [paths[0].parent / "classes.txt"] if path.exists()]
-        return {f"source/{i:06d}/{path.name}": path for i, path in enumerate([*paths, *names])}
-    if not isinstance(place.tree, Folder):
-        return {}
-    if not place.listing:
-        return {"source": place.tree.root}
-    beside = {f"source/{name}": place.tree.root / name for name in sorted(NOT_PICTURES)}
-    return {"source": place.listing} | {key: other for key, other in beside.items() if other.exists()}
-
-
-def fingerprint(place: Place) -> str | None:
-    """A digest of what `inputs_of` leaves out: the files that a list names, or what an address says of each object (size, ETag or time).
-
-    Raises:
-        UserError: the list is no text, the address cannot be reached.
-    """
-    if addresses := [url for url in place.urls if "://" in url]:
-        return digest_in_any_order(describe(url).encode() for url in addresses)
-    if isinstance(place.tree, Prefix):
-        return digest_in_any_order(line.encode() for line in place.tree.describe())
-    if not place.listing:
-        return None
-    names = (each.name for each in read_list(place.listing))
-    return digest_in_any_order(os.fsencode(name) + b"\0" + sha256_of(posixpath.join(place.listing.parent, name)) for name in names)
 
 
 def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: bool = False, task: str = AUTO) -> Found:
@@ -135,6 +72,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     names = class_list.names if class_list else None
     respect_classes(table, names)
     task, n_of_parts = take_masks(table, tree, labels, task, max_bytes)
+    with_masks = take_listed_masks(table, tree, sorted(passed_over.metadata), task)
     split_by_outer_folders(table, tree)
     if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
@@ -173,7 +111,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     classes, counts, examples = read_labels(table, tree, kind, class_list, task=task, tables=tables, folders_count=labels == "auto")
     if boxes:
         classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
-    read = tables if kind == "csv" else boxes.files if boxes else []
+    read = tables if kind == "csv" else boxes.files if boxes else with_masks if kind == "masks" else []
     _pass_over(table, boxes, [name for name in passed_over.metadata if name not in read], passed_over)
     counts |= {
         "unprintable_names": passed_over.unprintable,
@@ -184,15 +122,28 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
         counts["outside_of_splits"] = splits.n_unlisted or one(table, outside)
     notes = [*([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []), *splits.notes]
-    notes += [*doubts(table, kind, boxes, classes, counts, label_file="".join(tables[:1])), *unread_metadata(metadata, read, kind)]
+    notes += [
+        *doubts(table, kind, boxes, classes, counts, label_file="".join(tables[:1]), are_listed=class_list is not None),
+        *unread_metadata(metadata, read, kind),
+    ]
     if labels == "auto" and kind == "none":
         notes += why_no_labels(table, tree, names, passed_over)
     notes += several_in_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()
     items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
     where = _where(table, kind, tree, boxes, tables) + (", a file for each object" if n_of_parts and kind == "masks" else "")
-    body = boxes.body if boxes else None
     return Found(
-        items, classes, kind, has_val, counts, where, passed_over, notes, labels != "none", task=task, body=body, examples=examples
+        items,
+        classes,
+        kind,
+        has_val,
+        counts,
+        where,
+        passed_over,
+        notes,
+        labels != "none",
+        task=task,
+        body=boxes.body if boxes else None,
+        examples=examples,
     )
 
 

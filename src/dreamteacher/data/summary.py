@@ -123,6 +123,8 @@ def _labels(found: Found, tally: Tally) -> Iterator[str]:
     for split in SPLITS:
         if span := tally.depths[split].span():
             yield f"depth in {split} is {in_words(span)}, in the unit of the maps, which rmse has too"
+        if middles := tally.depths[split].of_two_units():
+            yield "the middle depth of a map in {} is from {:.3g} to {:.3g}; are all maps in one unit?".format(split, *middles)
     if without := " and ".join(f"{n} of {split}" for split in SPLITS if (n := counts[f"without_boxes_{split}"])):
         yield f"labelled pictures without {tally.a_box}, which are taken to show none of the classes: {without}"
     weights = {split: _weights(tally, split, len(names)) for split in SPLITS}
@@ -222,6 +224,12 @@ def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
             f"{counts['near_copies']} pictures of val look the same as one of train, saved or resized again or the next frame (such as "
             f"{named[0]['path']} and {named[0]['same_as']}; report.json names {len(named)}), so that figures would be too good; "
             "remove them from train or from val"
+        )
+    if tally.shared_origins:
+        n, of_val, of_train = tally.shared_origins
+        yield (
+            f"by their names {n} pictures of val come from what pictures of train come from, an original that was augmented, a video or a "
+            f"patient (such as {of_val} and {of_train}), so that figures would be too good; put all of one into train or into val"
         )
     yield from _left_out(found, "")
     if found.arrived:

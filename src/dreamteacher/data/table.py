@@ -100,7 +100,7 @@ def _shared(one: str, other: str) -> int:
 
 def respect_classes(table: sqlite3.Connection, classes: list[str] | None) -> None:
     """Where classes.txt lists all the outermost folders, those named as a split or as masks are classes too."""
-    tops = {top for (top,) in table.execute("SELECT DISTINCT top FROM files") if top.lower() not in UNLABELLED}
+    tops = {top for (top,) in table.execute("SELECT DISTINCT top FROM files") if not UNLABELLED.fullmatch(top)}
     if classes and len(tops) > 1 and tops <= set(classes):
         named = [(top,) for top in tops if meaning(top).role or meaning(top).split is not None]
         table.executemany("UPDATE files SET role = 'picture', key2 = NULL, split = NULL, class = top WHERE top = ?", named)

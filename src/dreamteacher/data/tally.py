@@ -35,6 +35,7 @@ class Tally:
     those of them that do not any more. thin, palette: as of Prepared. before: split and thumbnail of the picture before, which is a
     neighbour by name. histogram: int64 (3, 256) of the train pictures. warnings: of Prepared. depths: of maps of it. n_classes: of
     pictures that may have several. sizes: of pictures that were reduced, before.
+    shared_origins: as of `seen.Seen`.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -56,6 +57,7 @@ class Tally:
     tasks: set[str] = field(default_factory=set)
     reasons: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))  # examples: of the source, of what came in
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"duplicates": [], "leaks": [], "near_copies": []})
+    shared_origins: tuple[int, str, str] | None = None
     manifest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, picture: Prepared, split: str) -> None:

@@ -103,6 +103,11 @@ def why_no_yolo(data: bytes) -> str | None:
     return None
 
 
+def boxes_in(contents: list[bytes]) -> list[list[float]]:
+    """The numbers of the lines that are boxes."""
+    return [values for data in contents for values in _numbers(data) if len(values) == BOX]
+
+
 def refuse_poses(contents: list[bytes], where: str) -> None:
     """Refuse texts whose lines are a box and keypoints, which would be read as polygons: all lines are of one length, and their points lie
     in their boxes (a polygon is no box), or each third number from then on is whether a keypoint is seen.

@@ -106,8 +106,8 @@ def _copy_folder(project: Path, source: str, target: Path) -> None:
 
 def _copy_files(project: Path, source: str, clone: Clone | None, out: Path) -> None:
     """The files that a list or shards stand for, and those beside them that say something about labels."""
+    from dreamteacher.data.places import inputs_of, look
     from dreamteacher.data.shard_source import are_shards
-    from dreamteacher.data.sources import inputs_of, look
 
     if clone and not are_shards(source):
         clone.get(posixpath.dirname(source) or source)  # masks, labels.csv and classes.txt lie beside it

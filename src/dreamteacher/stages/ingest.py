@@ -24,12 +24,13 @@ from rich.console import Console
 from dreamteacher.data.decode import BadPicture
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, Found, Item
 from dreamteacher.data.near_copies import NearCopies
+from dreamteacher.data.places import Place, fingerprint, inputs_of, look
 from dreamteacher.data.prepare import Prepared, prepare
 from dreamteacher.data.quiet import quiet_c_libraries
 from dreamteacher.data.refusals import refuse
 from dreamteacher.data.seen import Kept, Seen
 from dreamteacher.data.shards import ShardSet
-from dreamteacher.data.sources import Place, find, fingerprint, inputs_of, look
+from dreamteacher.data.sources import find
 from dreamteacher.data.summary import class_names, make_report, summarise
 from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.data.trees import Folder
@@ -128,6 +129,7 @@ def _write_pictures(settings: Ingest, found: Found, out: Path) -> Tally:
             row = _row(item.name, picture, split, shards[split])
             manifest.writerow(row)
             tally.manifest.update(("\x1f".join(row) + "\n").encode())
+        tally.shared_origins = seen.shared_origins()
         for of_val, of_train in near.pairs():
             tally.add_near_copy(seen.name_of(of_val), seen.name_of(of_train))
     return tally

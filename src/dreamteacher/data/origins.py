@@ -1,0 +1,25 @@
+"""What a picture was taken from, where its name says so: the original of augmented copies, a video, a patient."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+
+_ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}$", re.IGNORECASE)  # of each augmented copy its own hash
+_FRAME = re.compile(r"(.*[a-z0-9])[-_. ]*frames?[-_. ]*\d+$", re.IGNORECASE)
+_NUMBERED = re.compile(
+    r"(?<![a-z])(patient|case|subject|slide|video|vid|clip|seq|sequence|scene|session|scan|volume)[-_ ]?\d+", re.IGNORECASE
+)
+LIKE = (  # patterns of SQL, of names that may have an origin
+    *("%.rf.%", "%frame%", "%patient%", "%case%", "%subject%", "%slide%", "%vid%", "%clip%", "%seq%", "%scene%", "%session%", "%scan%"),
+    "%volume%",
+)
+
+
+def origin_of(name: str) -> str | None:
+    """`IMG_jpg` of IMG_jpg.rf.HASH.jpg, `v1` of v1_frame_0007.jpg, `patient07` of patient07/12.png; None where the name says nothing."""
+    stem = posixpath.splitext(posixpath.basename(name))[0]
+    if found := _ROBOFLOW.match(stem) or _FRAME.match(stem):
+        return found[1].lower()
+    numbered = _NUMBERED.search(posixpath.splitext(name)[0])
+    return numbered[0].lower() if numbered else None

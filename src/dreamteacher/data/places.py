@@ -1,0 +1,75 @@
+"""The place that a source names: a folder, a list file, an address or WebDataset shards; and what of it is to be digested."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamteacher.data.formats import NO_LISTS
+from dreamteacher.data.names import read_list
+from dreamteacher.data.shard_source import are_shards, expand
+from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
+from dreamteacher.errors import UserError
+from dreamteacher.files import digest_in_any_order, sha256_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """A source that was looked at once: the `urls` of its shards, else the `tree` that its files lie in; `listing`: the list of them."""
+
+    source: str
+    urls: list[str]
+    tree: Tree | None
+    listing: Path | None
+
+
+def look(source: str) -> Place:
+    """The Place that `source` names.
+
+    Raises:
+        UserError: there is nothing at `source`.
+    """
+    if are_shards(source):
+        return Place(source, expand(source), None, None)
+    if "://" in source:
+        return Place(source, [], Prefix(source), None)
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"ingest.source: {source} does not exist; name a folder, an address, a text file of paths, or WebDataset shards")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"ingest.source: {source} is neither a folder nor a file, but a pipe, a socket or a device; name a folder")
+    if not path.is_dir() and (what := NO_LISTS.get(path.suffix.lower())):
+        raise UserError(f"ingest.source: {source} is {what}")
+    return Place(source, [], Folder(path), None) if path.is_dir() else Place(source, [], Folder(path.parent), path)
+
+
+def inputs_of(place: Place) -> dict[str, Path]:
+    """The local files and folders of a source (to be digested); empty for an address. For the rest see `fingerprint`."""
+    if place.urls:
+        paths = [Path(url) for url in place.urls if "://" not in url]
+        names = paths[:1] and [path for path in [paths[0].parent / "classes.txt"] if path.exists()]
+        return {f"source/{i:06d}/{path.name}": path for i, path in enumerate([*paths, *names])}
+    if not isinstance(place.tree, Folder):
+        return {}
+    if not place.listing:
+        return {"source": place.tree.root}
+    beside = {f"source/{name}": place.tree.root / name for name in sorted(NOT_PICTURES)}
+    return {"source": place.listing} | {key: other for key, other in beside.items() if other.exists()}
+
+
+def fingerprint(place: Place) -> str | None:
+    """A digest of what `inputs_of` leaves out: the files that a list names, or what an address says of each object (size, ETag or time).
+
+    Raises:
+        UserError: the list is no text, the address cannot be reached.
+    """
+    if addresses := [url for url in place.urls if "://" in url]:
+        return digest_in_any_order(describe(url).encode() for url in addresses)
+    if isinstance(place.tree, Prefix):
+        return digest_in_any_order(line.encode() for line in place.tree.describe())
+    if not place.listing:
+        return None
+    names = (each.name for each in read_list(place.listing))
+    return digest_in_any_order(os.fsencode(name) + b"\0" + sha256_of(posixpath.join(place.listing.parent, name)) for name in names)

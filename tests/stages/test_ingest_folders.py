@@ -1,0 +1,74 @@
+"""Folders that are no classes: of pictures without a label, of the wrong kind, of parts of the set; and what is named where labels lack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ingest_sources import facts, run, save_pictures
+
+from dreamteacher.errors import UserError
+
+
+def folders(root: Path, *names: str) -> Path:
+    save_pictures(root, *(f"{name}/{i}.png" for name in names for i in range(3)))
+    return root
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unlabeled2017", "unlabelled_pool", "unlabeled_images", "_unlabeled", "train_unlabeled", "no_label", "no-labels", "not labelled"],
+)
+def test_folders_of_pictures_without_a_label_are_no_classes(name: str, tmp_path: Path) -> None:
+    counts = run(folders(tmp_path / "s", "cat", "dog", name), tmp_path / "out")
+    assert (counts["n_train"], counts["n_labelled"]) == (9, 6)
+    assert facts(tmp_path / "out")["classes"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("name", ["labelled", "unlabelled_cat", "label_1", "note"])
+def test_other_names_are_classes(name: str, tmp_path: Path) -> None:
+    run(folders(tmp_path / "s", "cat", "dog", f"x{name}"), tmp_path / "out")
+    assert f"x{name}" in facts(tmp_path / "out")["classes"]
+
+
+@pytest.mark.parametrize("name", ["trash", "thumbnails", "_backup", "tmp2", "unknown"])
+def test_folders_that_are_hardly_classes_are_said_unless_they_are_listed(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = f"the folder {name} was taken as a class; if its pictures have none, call it unlabelled, or take it away"
+    run(folders(tmp_path / "s", "cat", "dog", name), tmp_path / "out")
+    assert said in capsys.readouterr().err
+    (tmp_path / "s/classes.txt").write_text(f"cat\ndog\n{name}\n")
+    run(tmp_path / "s", tmp_path / "listed")
+    assert said not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_said"), [("patient_{}", True), ("2023-0{}", True), ("10{}CANON", True), ("c{}", False), ("{}", False)]
+)
+def test_folders_that_differ_in_numbers_alone_are_said(
+    pattern: str, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folders(tmp_path / "s", *(pattern.format(i) for i in (1, 2, 3))), tmp_path / "out")
+    assert ("the classes are folders that differ in numbers alone" in capsys.readouterr().err) == is_said
+
+
+def test_what_may_hold_the_missing_split_or_labels_is_named(tmp_path: Path) -> None:
+    folders(tmp_path / "s", "val/cat", "val/dog")
+    (tmp_path / "s/train.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"no picture is left to train on .*; passed over: 1 \.zip \(train\.zip\)"):
+        run(tmp_path / "s", tmp_path / "out")
+    folders(tmp_path / "t", "train/cat", "train/dog", "val/images")
+    (tmp_path / "t/val/val_annotations.txt").write_text("0.png\tcat\t0\t0\t9\t9\n")
+    with pytest.raises(UserError, match=r"6 labels, and none in val.*; passed over: 1 \.txt \(val/val_annotations\.txt\)"):
+        run(tmp_path / "t", tmp_path / "out")
+
+
+def test_drawings_of_masks_without_masks_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_pictures(tmp_path / "s", "images/1.png", "images/2.png", "labels_colored/1.png", "labels_colored/2.png")
+    run(tmp_path / "s", tmp_path / "out")
+    said = capsys.readouterr().err
+    assert (
+        "2 files, such as labels_colored/1.png, are passed over as drawings of masks; if they are the masks, call their folder masks/"
+        in said
+    )

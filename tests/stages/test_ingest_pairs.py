@@ -1,0 +1,122 @@
+"""Which mask belongs to which picture, where names differ in more than an ending; what pairs with nothing is no training picture."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ingest_sources import manifest, picture, report, run, save
+from PIL import Image
+
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.errors import UserError
+
+Write = Callable[[Path, int], None]
+
+
+def ids(i: int) -> np.ndarray:
+    """A mask of three classes, for each `i` another."""
+    mask = np.zeros((20, 24), np.uint8)
+    mask[: 6 + i] = 1
+    mask[:, :5] = 2
+    return mask
+
+
+def source(root: Path, image: str, mask: str, n: int = 4) -> Path:
+    for i in range(n):
+        save(picture(i), root / image.format(i=i, k=i % 2, n=i // 2))
+        save(Image.fromarray(ids(i)), root / mask.format(i=i, k=i % 2, n=i // 2))
+    (root / "classes.txt").write_text("background\nroad\ncar\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("img{i}.png", "mask{i}.png"),
+        ("images/img{i}.jpg", "labels/label{i}.png"),
+        ("{i}/image.png", "{i}/mask.png"),
+        ("a{i}_json/img.png", "a{i}_json/label.png"),
+        ("scan{i}/img.png", "scan{i}/seg.png"),
+        ("images/frame{n}/{k}.png", "masks/frame{n}/{k}.png"),
+    ],
+)
+def test_words_may_stand_before_numbers_or_be_the_whole_name(image: str, mask: str, tmp_path: Path) -> None:
+    run(source(tmp_path / "s", image, mask), tmp_path / "out")
+    rows = manifest(tmp_path / "out")
+    assert len(rows) == 4
+    stored = ImageSet(tmp_path / "out", "train")
+    for index, row in enumerate(rows):
+        i = next(i for i in range(4) if image.format(i=i, k=i % 2, n=i // 2) == row["path"])
+        assert np.array_equal(stored.label(index), ids(i))
+
+
+def test_the_mask_of_another_frame_is_not_taken(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", "images/scan{n}/{k}.png", "masks/scan{n}/{k}.png")
+    (root / "masks/scan0/0.png").unlink()
+    run(root, tmp_path / "out")
+    assert {row["path"]: row["label"] for row in manifest(tmp_path / "out")}["images/scan0/0.png"] == ""
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"), [("{i}/t1.png", "{i}/lesion.png"), ("x{i}.png", "y{i}.png"), ("frame{i:04d}.png", "lesion{i:04d}.png")]
+)
+def test_masks_beside_pictures_under_unknown_names_are_refused(image: str, mask: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{mask.format(i=0)} and others look like masks of the pictures beside them, such as"):
+        run(source(tmp_path / "s", image, mask), tmp_path / "out")
+
+
+def test_of_many_files_in_one_folder_those_of_one_number_are_compared(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lesion00000\.png and others look like masks"):
+        run(source(tmp_path / "s", "frame{i:05d}.png", "lesion{i:05d}.png", n=650), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "extra"),
+    [
+        ("{i}/img.png", "{i}/label.png", "{i}/label_viz.png"),
+        ("img_{i}.png", "mask_{i}.png", "mask_{i}_overlay.png"),
+        ("{i}.png", "{i}_mask.png", "{i}_mask_color.png"),
+    ],
+)
+def test_drawings_of_masks_are_not_trained_on(image: str, mask: str, extra: str, tmp_path: Path) -> None:
+    root = source(tmp_path / "s", image, mask)
+    for i in range(4):
+        save(picture(50 + i), root / extra.format(i=i))
+    run(root, tmp_path / "out")
+    assert [row["label"] for row in manifest(tmp_path / "out")] == ["mask"] * 4
+    assert report(tmp_path / "out")["beside_masks"] == 4
+
+
+def listed(root: Path, column: str = "mask_file_name") -> Path:
+    """Pictures, masks of other names, and a file that says which belongs to which."""
+    source(root, "train/{i}.jpg", "train/y/{i}.png")
+    lines = [{"file_name": f"{i}.jpg", column: f"y/{3 - i}.png"} for i in range(4)]
+    (root / "train/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def test_masks_that_a_table_names_are_those_of_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(listed(tmp_path / "s"), tmp_path / "out")
+    stored = ImageSet(tmp_path / "out", "train")
+    assert [row["path"] for row in manifest(tmp_path / "out")] == [f"train/{i}.jpg" for i in range(4)]
+    assert all(np.array_equal(stored.label(i), ids(3 - i)) for i in range(4))
+    assert "passed over" not in capsys.readouterr().err
+    run(tmp_path / "s", tmp_path / "none", labels="none")
+    assert len(manifest(tmp_path / "none")) == 4  # no mask is a training picture
+
+
+def test_a_mask_that_a_table_names_must_be_there(tmp_path: Path) -> None:
+    root = listed(tmp_path / "s")
+    (root / "train/y/2.png").unlink()
+    with pytest.raises(UserError, match=r"line 2: there is no file 'y/2.png', which its mask_file_name names"):
+        run(root, tmp_path / "out")
+
+
+def test_depth_that_a_table_names_is_no_picture_and_read_where_it_is_wanted(tmp_path: Path) -> None:
+    root = listed(tmp_path / "s", "depth_file_name")
+    run(root, tmp_path / "auto")
+    assert len(manifest(tmp_path / "auto")) == 4
+    run(root, tmp_path / "depth", task="depth")
+    assert np.array_equal(ImageSet(tmp_path / "depth", "train").label(1), ids(2))
