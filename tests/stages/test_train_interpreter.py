@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_chain import Chain, brief_params, draw
 
+from dreamteacher.cluster.launch import PROCESSES, launch
 from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import pretrain_crop
@@ -60,6 +61,14 @@ def test_its_figure_is_what_it_reads_from_validation_pictures(chain: Chain) -> N
     iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
     name, expected = ("val_miou", iou[seen].mean()) if chain.task == "segmentation" else ("val_top1", hits.sum() / confusion.sum())
     assert chain.metrics["interpreter"][name] == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_of_two_processes_measures_while_the_other_has_ended(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    inputs = {name: str(chain.root / name) for name in ("data", "teacher")}
+    two = launch("train-interpreter", chain.params, inputs, str(tmp_path / "two"), recipe="mix", seed=0)
+    assert two == pytest.approx(chain.metrics["interpreter"], rel=1e-2)
 
 
 def test_labelled_crops_are_mirrored_as_the_settings_say(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
