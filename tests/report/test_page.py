@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
 from dreamteacher import cli
+from dreamteacher.data.drawing import draw_boxes
 from dreamteacher.errors import UserError
 from dreamteacher.report import page as page_module
 from dreamteacher.report.floor import constant_prediction
@@ -82,11 +84,23 @@ def test_the_page_of_a_whole_run_shows_all_of_it(maker: Maker) -> None:
     assert page.tags.count("svg") == 2 + 1 + 2 + 1  # results, fine-tuning, pretraining, teacher
 
 
+COLOURS = r'<i style="background: (#[0-9a-f]{6})"></i>([^<]*)</span>'  # of a class, and its name
+
+
 def test_what_the_colours_of_predictions_mean_is_said(maker: Maker) -> None:
     maker.whole()
     written()
-    colours = r'<i style="background: (#[0-9a-f]{6})"></i>([^<]*)</span>'
-    assert re.findall(colours, Path("artifacts/report/report.html").read_text()) == [("#1f77b4", "cell")]
+    assert re.findall(COLOURS, Path("artifacts/report/report.html").read_text()) == [("#1f77b4", "cell")]
+
+
+def test_of_boxes_the_colours_are_those_drawn_whatever_classes_are_called_and_however_many_there_are(in_tmp: Path) -> None:
+    names = ("background", *(f"kind {i}" for i in range(299)))
+    Maker(in_tmp / "artifacts", "detection", names).whole()
+    written()
+    found = re.findall(COLOURS, Path("artifacts/report/report.html").read_text())
+    drawn = draw_boxes(np.zeros((600, 600, 3), np.uint8), np.array([[10, 10, 50, 50], [100, 100, 150, 150]]), np.array([0, 1]))
+    assert found[:2] == [(f"#{drawn[place, place].tobytes().hex()}", name) for place, name in ((10, "background"), (100, "kind 0"))]
+    assert len(found) == 50
 
 
 def test_a_distillation_that_learnt_nothing_is_said_to_be_one(maker: Maker) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_chain import Chain, brief_params, draw
 
+from dreamteacher.cluster.launch import PROCESSES, launch
 from dreamteacher.data.dataset import ImageSet, Samples, few_labelled
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import pretrain_crop
@@ -43,23 +44,35 @@ def test_it_comes_to_read_the_labels(chains: dict[str, Chain], tmp_path: Path) -
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_its_figure_is_what_it_reads_from_validation_pictures(chain: Chain) -> None:
-    """Against a confusion matrix counted here."""
-    val, (interpreter, facts) = ImageSet(chain.root / "data", "val"), load_interpreter(chain.root / "interpreter")
+def counted(chain: Chain, folder: Path) -> dict[str, float]:
+    """The figure of the interpreter in `folder`, by a confusion matrix counted here."""
+    val, (interpreter, facts) = ImageSet(chain.root / "data", "val"), load_interpreter(folder)
     generator = open_teacher(chain.root / "teacher", facts["strides"], get_encoding(facts["encoding"]), torch.device("cpu"))
     crops = Samples(val, pretrain_crop(16), val.labelled())
     items = [crops[i, derive_seed("interpreter's figure", 0, i)] for i in range(len(crops))]
     lesson = generator.teach(torch.stack([item["image"] for item in items]), StepRandom(0, 0, 0, 1))
     predicted = interpreter(lesson.features, (16, 16)).argmax(1)
     truth = torch.stack([item["label"] for item in items])
-    counted = truth != IGNORE
+    known = truth != IGNORE
     confusion = np.zeros((2, 2))
-    np.add.at(confusion, (truth[counted].numpy(), predicted[counted].numpy()), 1)
+    np.add.at(confusion, (truth[known].numpy(), predicted[known].numpy()), 1)
     hits = confusion.diagonal()
     seen = confusion.sum(1) > 0
     iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
-    name, expected = ("val_miou", iou[seen].mean()) if chain.task == "segmentation" else ("val_top1", hits.sum() / confusion.sum())
-    assert chain.metrics["interpreter"][name] == pytest.approx(expected, abs=1e-6)
+    return {"val_miou": iou[seen].mean()} if chain.task == "segmentation" else {"val_top1": hits.sum() / confusion.sum()}
+
+
+def test_its_figure_is_what_it_reads_from_validation_pictures(chain: Chain) -> None:
+    found = {name: value for name, value in chain.metrics["interpreter"].items() if name.startswith("val_")}
+    assert found == pytest.approx(counted(chain, chain.root / "interpreter"), abs=1e-6)
+
+
+def test_of_two_processes_one_measures_though_the_other_has_ended(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    inputs = {name: str(chain.root / name) for name in ("data", "teacher")}
+    found = launch("train-interpreter", chain.params, inputs, str(tmp_path / "two"), recipe="mix", seed=0)
+    assert {name: found[name] for name in found if name.startswith("val_")} == pytest.approx(counted(chain, tmp_path / "two"), abs=1e-6)
 
 
 def test_labelled_crops_are_mirrored_as_the_settings_say(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

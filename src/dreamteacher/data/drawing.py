@@ -15,12 +15,17 @@ NEAR_TO_FAR = bytes.fromhex("fde725 5ec962 21918c 3b528b 440154")  # viridis, ba
 LEAST_SIDE = 400  # pixels; smaller pictures are enlarged, so that thin lines do not hide small objects
 
 
+def colours_in_turn(count: int) -> np.ndarray:
+    """uint8 (count, 3): the ten colours over and over, as boxes have them by class id."""
+    return np.resize(np.frombuffer(COLOURS, np.uint8), (count, 3))
+
+
 def class_colours(classes: Sequence[str]) -> np.ndarray:
     """uint8 (256, 3): the colours of masks' class ids, ten in turn. Black, which stands for none: unknown pixels, and a background in the
     first line of the classes. A first class of any other name has a colour, or what is of it would look as if nothing was known."""
     first = int(bool(classes) and is_background(classes[0]))
     colours: np.ndarray = np.zeros((256, 3), np.uint8)
-    colours[first : len(classes)] = np.resize(np.frombuffer(COLOURS, np.uint8), (max(0, len(classes) - first), 3))
+    colours[first : len(classes)] = colours_in_turn(len(classes) - first)
     return colours
 
 

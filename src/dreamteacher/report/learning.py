@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dreamteacher.data.drawing import class_colours
+from dreamteacher.data.drawing import class_colours, colours_in_turn
 from dreamteacher.report.charts import curves
 from dreamteacher.report.pictures import Album
 from dreamteacher.report.records import CLASSES
@@ -125,8 +125,12 @@ def fine_tuning(run: Run, album: Album) -> dict[str, Any]:
 
 def _legend(description: dict[str, Any]) -> list[tuple[str, str]]:
     """The classes whose colours the pictures show, with these; none where colours are of something else."""
-    if description.get("task") not in ("segmentation", "detection"):
-        return []
-    colours = class_colours(description["classes"])
-    named = zip(description["classes"][:CLASSES], colours, strict=False)
-    return [(name, f"#{colour.tobytes().hex()}") for name, colour in named if colour.any()]
+    named = description.get("classes", [])[:CLASSES]
+    match description.get("task"):
+        case "segmentation":
+            colours = class_colours(named)
+        case "detection":
+            colours = colours_in_turn(len(named))
+        case _:
+            return []
+    return [(name, f"#{colour.tobytes().hex()}") for name, colour in zip(named, colours, strict=False) if colour.any()]

@@ -32,7 +32,10 @@ Size = torch.Size | tuple[int, int]
 
 
 class Score(Protocol):
-    """Accumulates predictions and labels into figures."""
+    """Accumulates predictions and labels into figures, in one process.
+
+    Others that trained beside it have ended: what waits for them, as torchmetrics does without `sync_on_compute=False`, waits for ever.
+    """
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
         """What `Task.decode` returned for a picture, and its label as it stands in a batch (see `dataset.label_tensor`)."""

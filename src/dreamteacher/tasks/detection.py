@@ -148,7 +148,7 @@ class AveragePrecision:
 
         self.classes = classes
         self._seen: set[int] = set()
-        self._metric = MeanAveragePrecision(class_metrics=True, backend="pycocotools")
+        self._metric = MeanAveragePrecision(class_metrics=True, backend="pycocotools", sync_on_compute=False)
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
         """Detections (D, 6) as `boxes.choose` returns them, and rows of boxes (N, ROW); nothing is counted in regions to ignore."""

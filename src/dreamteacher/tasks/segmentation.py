@@ -69,8 +69,9 @@ class IntersectionOverUnion:
 
         self.classes = classes
         self._seen = torch.zeros(len(classes), dtype=torch.long)
-        iou = MulticlassJaccardIndex(len(classes), average="none", ignore_index=IGNORE)
-        accuracy = MulticlassAccuracy(len(classes), average="micro", ignore_index=IGNORE)
+        alone: dict[str, Any] = {"ignore_index": IGNORE, "sync_on_compute": False}  # see `Score`
+        iou = MulticlassJaccardIndex(len(classes), average="none", **alone)
+        accuracy = MulticlassAccuracy(len(classes), average="micro", **alone)
         self._metrics = MetricCollection({"iou": iou, "accuracy": accuracy})
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
