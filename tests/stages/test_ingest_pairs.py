@@ -55,6 +55,17 @@ def test_words_may_stand_before_numbers_or_be_the_whole_name(image: str, mask: s
         assert np.array_equal(stored.label(index), ids(i))
 
 
+@pytest.mark.parametrize("boxes", ["labels/{n}_{k}.txt", "labels/scan_{n}/{n}_{k}.txt", "images/scan_{n}/{n}_{k}.txt"])
+def test_boxes_may_lie_in_folders_of_scans_or_in_one(boxes: str, tmp_path: Path) -> None:
+    for i in range(4):
+        save(picture(i), tmp_path / f"s/images/scan_{i // 2}/{i // 2}_{i % 2}.png")
+        path = tmp_path / "s" / boxes.format(n=i // 2, k=i % 2)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0 0.5 0.5 0.2 0.2\n")
+    assert run(tmp_path / "s", tmp_path / "out")["n_labelled"] == 4
+    assert {row["label"] for row in manifest(tmp_path / "out")} == {"boxes"}
+
+
 def test_the_mask_of_another_frame_is_not_taken(tmp_path: Path) -> None:
     root = source(tmp_path / "s", "images/scan{n}/{k}.png", "masks/scan{n}/{k}.png")
     (root / "masks/scan0/0.png").unlink()

@@ -79,9 +79,15 @@ def row(name: str, above: int | None = None) -> Row:
             role, short, rank = "tail", tail[0], tail[1]
     key = f"{inner}/{stem}" if inner else stem
     key2 = None if short is None else "/".join(filter(None, (inner, short))) or None
-    if short is None and role == "picture" and any(map(is_item, inner.split("/"))):
-        key2 = "/".join([*(part for part in inner.split("/") if not is_item(part)), stem])
+    if short is None and role == "picture" and (other := without_items(key)) != key:
+        key2 = other
     return Row(name, key, key2, role, rank, place)
+
+
+def without_items(key: str) -> str:
+    """A key without folders such as scan1, which may or may not be those of its mask or boxes."""
+    *folders, stem = key.split("/")
+    return "/".join([*(part for part in folders if not is_item(part)), stem])
 
 
 @lru_cache(maxsize=1024)
