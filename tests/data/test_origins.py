@@ -13,6 +13,8 @@ from dreamteacher.data.origins import LIKE, origin_of
         ("train/a/patient07_slice3.png", "patient07"),
         ("train/Case 12/t1.png", "case 12"),
         ("train/suitcase12.png", None),
+        ("train/images/a/video_frame_0007.jpg", "a/video"),
+        ("val/walk_frame_0007.jpg", "walk"),
         ("train/frame_0007.png", None),
         ("train/cat/12.png", None),
         ("train/scans/12.png", None),

@@ -268,3 +268,12 @@ def test_masks_of_several_classes_number_no_objects(tmp_path: Path) -> None:
         save(Image.fromarray(values), tmp_path / f"s/masks/{i}.png")
     with pytest.raises(UserError, match="4 of 4 masks hold one number in several pieces"):
         run(tmp_path / "s", tmp_path / "out", task="instances")
+
+
+def test_crumbs_beside_an_object_are_no_second_piece(tmp_path: Path) -> None:
+    for i in range(4):
+        values = np.zeros((20, 24), np.uint8)
+        values[4:14, 4 : 14 + i], values[18, 1 + i] = 1, 1
+        save(picture(i), tmp_path / f"s/images/{i}.png")
+        save(Image.fromarray(values), tmp_path / f"s/masks/{i}.png")
+    assert run(tmp_path / "s", tmp_path / "out", task="instances")["n_labelled"] == 4

@@ -40,6 +40,9 @@ def source(root: Path, image: str, mask: str, n: int = 4) -> Path:
         ("a{i}_json/img.png", "a{i}_json/label.png"),
         ("scan{i}/img.png", "scan{i}/seg.png"),
         ("images/frame{n}/{k}.png", "masks/frame{n}/{k}.png"),
+        ("tile_512/{i}.png", "mask_512/{i}.png"),
+        ("photo_1/{i}.png", "masks/{i}.png"),
+        ("images/scan_{n}/{n}_{k}.png", "masks/{n}_{k}.png"),
     ],
 )
 def test_words_may_stand_before_numbers_or_be_the_whole_name(image: str, mask: str, tmp_path: Path) -> None:
@@ -50,6 +53,17 @@ def test_words_may_stand_before_numbers_or_be_the_whole_name(image: str, mask: s
     for index, row in enumerate(rows):
         i = next(i for i in range(4) if image.format(i=i, k=i % 2, n=i // 2) == row["path"])
         assert np.array_equal(stored.label(index), ids(i))
+
+
+@pytest.mark.parametrize("boxes", ["labels/{n}_{k}.txt", "labels/scan_{n}/{n}_{k}.txt", "images/scan_{n}/{n}_{k}.txt"])
+def test_boxes_may_lie_in_folders_of_scans_or_in_one(boxes: str, tmp_path: Path) -> None:
+    for i in range(4):
+        save(picture(i), tmp_path / f"s/images/scan_{i // 2}/{i // 2}_{i % 2}.png")
+        path = tmp_path / "s" / boxes.format(n=i // 2, k=i % 2)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0 0.5 0.5 0.2 0.2\n")
+    assert run(tmp_path / "s", tmp_path / "out")["n_labelled"] == 4
+    assert {row["label"] for row in manifest(tmp_path / "out")} == {"boxes"}
 
 
 def test_the_mask_of_another_frame_is_not_taken(tmp_path: Path) -> None:
@@ -70,6 +84,17 @@ def test_masks_beside_pictures_under_unknown_names_are_refused(image: str, mask:
 def test_of_many_files_in_one_folder_those_of_one_number_are_compared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lesion00000\.png and others look like masks"):
         run(source(tmp_path / "s", "frame{i:05d}.png", "lesion{i:05d}.png", n=650), tmp_path / "out")
+
+
+def test_drawings_that_are_pictures_too_are_read_from_folders_of_their_own(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", "{i}/photo.png", "{i}/icon.png")
+    (root / "classes.txt").unlink()
+    with pytest.raises(UserError, match=r"0/icon\.png .*, or, if they are pictures too, put them into folders of their own"):
+        run(root, tmp_path / "out")
+    for i in range(4):
+        (root / f"{i}/icons").mkdir()
+        (root / f"{i}/icon.png").rename(root / f"{i}/icons/icon.png")
+    assert run(root, tmp_path / "out")["n_labelled"] == 8
 
 
 @pytest.mark.parametrize(
@@ -112,6 +137,15 @@ def test_a_mask_that_a_table_names_must_be_there(tmp_path: Path) -> None:
     (root / "train/y/2.png").unlink()
     with pytest.raises(UserError, match=r"line 2: there is no file 'y/2.png', which its mask_file_name names"):
         run(root, tmp_path / "out")
+
+
+def test_what_a_table_names_beside_masks_and_of_pictures_that_are_not_there_may_be_missing(tmp_path: Path) -> None:
+    root = listed(tmp_path / "s")
+    lines = [json.loads(line) | {"preview_file_name": "small/0.png"} for line in (root / "train/metadata.jsonl").read_text().splitlines()]
+    lines.append({"file_name": "9.jpg", "mask_file_name": "y/9.png"})
+    (root / "train/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(root, tmp_path / "out")
+    assert [row["label"] for row in manifest(tmp_path / "out")] == ["mask"] * 4
 
 
 def test_depth_that_a_table_names_is_no_picture_and_read_where_it_is_wanted(tmp_path: Path) -> None:

@@ -39,6 +39,19 @@ def test_so_are_columns_among_those_of_classes_and_lines_of_json(tmp_path: Path)
         run(tmp_path / "json", tmp_path / "out")
 
 
+def test_of_classes_in_cells_too(tmp_path: Path) -> None:
+    root = table(tmp_path / "s", "labels.csv", "path,label,set", *(f"a;{'bc'[i % 2]},{split}" for i, split in enumerate(SPLIT)))
+    with pytest.raises(UserError, match="its column set is not read"):
+        run(root, tmp_path / "out", task="multilabel")
+
+
+def test_trains_beside_other_vehicles_are_a_class(tmp_path: Path) -> None:
+    root = table(tmp_path / "s", "labels.csv", "path,is_car,is_train", "1,0", "0,1", "1,1", "1,0")
+    assert run(root, tmp_path / "out")["n_labelled"] == 4
+    with pytest.raises(UserError, match="its column is_train is not read"):
+        run(table(tmp_path / "t", "labels.csv", "path,is_train,is_test", "1,0", "0,1", "1,0", "1,0"), tmp_path / "t-out")
+
+
 def test_another_column_may_hold_anything_and_where_folders_say_the_split_it_is_no_matter(tmp_path: Path) -> None:
     run(table(tmp_path / "s", "labels.csv", "path,label,kind", "a,test", "b,train", "a,blood", "b,test"), tmp_path / "out")
     save_pictures(tmp_path / "t", *(f"{split}/{i}.png" for i, split in enumerate(SPLIT)))
@@ -63,7 +76,9 @@ def test_of_two_columns_of_one_name_neither_is_chosen(name: str, head: str, colu
 
 @pytest.mark.parametrize("label", ["1 3 10 5", '"[834.0, 222.0, 56.0, 36.0]"', "3;4;5;6"])
 def test_lists_of_numbers_are_no_classes(label: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a list of numbers, as a box or the run lengths of a mask are"):
+    with pytest.raises(
+        UserError, match=r"is a list of numbers, as a box or the run lengths of a mask are.* as 1;2;3 with ingest.task multilabel"
+    ):
         run(table(tmp_path / "s", "labels.csv", "path,label", label, label, "a", "a"), tmp_path / "out")
 
 

@@ -65,7 +65,10 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
             raise UserError(f"{tree}/{files[0]} names the category {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
         return BoxSource("coco", files, classes or names, counts, body)
     for form, suffix in FORMS:
-        pairs = "files AS p JOIN box_files AS b ON b.key = p.key WHERE p.role = 'picture' AND b.suffix = ?"
+        pairs = (
+            "files AS p JOIN box_files AS b ON b.key = p.key OR (b.key = p.key2 AND p.key2 = without_items(p.key)) "
+            "WHERE p.role = 'picture' AND b.suffix = ?"
+        )
         first = [name for (name,) in table.execute(f"SELECT DISTINCT b.name FROM {pairs} ORDER BY 1 LIMIT {LOOKED_INTO}", [suffix])]
         contents = [data for data in tree.read(first, max_bytes) if isinstance(data, bytes)]
         if not any(_looks_right(form, data) for data in contents):

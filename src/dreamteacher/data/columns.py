@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from collections.abc import Collection
 from typing import Any
 
 from dreamteacher.data.layout import SPLIT_WORDS
+from dreamteacher.data.table import one
 from dreamteacher.errors import UserError
 
 MOST_VALUES = 20  # of a column, beyond which it names no splits
 _IS_OF_SPLIT = re.compile(r"is_?(train(ing)?|valid(ation)?|val|dev|eval|test(ing)?|holdout)(_?(set|split))?", re.IGNORECASE)
+_SOME_WITHOUT_SPLIT = (
+    "SELECT EXISTS (SELECT 1 FROM labels JOIN files ON nfc(files.name) = labels.name WHERE role = 'picture' AND split IS NULL)"
+)
 _YES_OR_NO = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no"}
 
 
@@ -30,14 +36,21 @@ class SplitColumns:
         """The name of the column."""
         return next((field for field, seen in self._values.items() if _says_splits(field, seen - {""})), None)
 
+    def refuse(self, table: sqlite3.Connection, where: str) -> None:
+        """UserError where there is one, and folders do not say the split of all pictures that the table `labels` names."""
+        if (column := self.found()) and one(table, _SOME_WITHOUT_SPLIT):
+            raise split_is_not_read(where, column)
 
-def is_of_split(column: str) -> bool:
-    """Whether a column of yes and no is called as a split, such as is_valid."""
-    return bool(_IS_OF_SPLIT.fullmatch(column))
+
+def split_among(classes: Collection[str]) -> str | None:
+    """Of columns that are classes, one that is called as a split, such as is_valid; beside is_car and is_bus is_train is none."""
+    found = [column for column in classes if _IS_OF_SPLIT.fullmatch(column)]
+    is_class = len(found) == 1 < len(classes) and found[0].lower() == "is_train" and all(name.lower().startswith("is_") for name in classes)
+    return found[0] if found and not is_class else None
 
 
 def _says_splits(column: str, values: set[str]) -> bool:
-    if is_of_split(column):
+    if _IS_OF_SPLIT.fullmatch(column):
         return len(values) > 1 and values <= _YES_OR_NO
     return values <= SPLIT_WORDS.keys() and any(SPLIT_WORDS[value] != "train" for value in values)
 

@@ -25,7 +25,7 @@ def take_listed_masks(table: sqlite3.Connection, tree: Tree, files: list[str], t
     beside masks, such as overlays, is no picture.
 
     Raises:
-        UserError: a file that is named is not there, two columns name masks.
+        UserError: the mask of a picture is not there, two columns name masks.
     """
     used: list[str] = []
     for name in files:
@@ -43,13 +43,16 @@ def take_listed_masks(table: sqlite3.Connection, tree: Tree, files: list[str], t
                 if not cells[field]:
                     continue
                 there = _named(table, name, str(cells[field]))
+                has_picture = _named(table, "", picture) is not None
+                if there is None and (role != "mask" or not has_picture):
+                    continue  # a set may be there in part
                 if there is None:
                     raise UserError(
                         f"{at}: there is no file {cells[field]!r}, which its {field} names; name it from the folder of this file"
                     )
                 table.execute("UPDATE files SET role = ?, key2 = NULL WHERE name = ?", (role, there))
                 table.execute("DELETE FROM pairs WHERE picture = ?", [there])
-                if role == "mask" and _named(table, "", picture):
+                if role == "mask" and has_picture:
                     table.execute("INSERT OR REPLACE INTO pairs VALUES (?, ?, 1)", (picture, there))
                     used = used if name in used else [*used, name]
     return used

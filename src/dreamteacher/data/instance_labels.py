@@ -17,6 +17,7 @@ from dreamteacher.data.run_lengths import decode_runs
 THOUSAND = 1000  # class x 1000 + number, as Cityscapes counts; smaller values are no objects
 LARGEST = 65535  # number of an object
 ONLY_CLASS = "object"  # where the source names none
+WHOLE = 0.9  # share of an object in its largest piece, beyond which the others are crumbs
 MANY = 8  # numbers, of which most may not be without an area
 
 
@@ -87,13 +88,15 @@ def refuse_interpolated(values: np.ndarray) -> None:
 
 
 def in_pieces(packed: np.ndarray) -> bool:
-    """Whether most objects of a map are in several pieces that do not touch: perhaps classes, or objects that were not numbered."""
+    """Whether most objects of a map are in several pieces that do not touch, but for crumbs: perhaps classes, or objects that were not
+    numbered."""
     from scipy.ndimage import find_objects, label
 
     numbers = unpack(packed)[0].astype(np.int32)
-    places = [place for place in find_objects(numbers) if place]
-    broken = sum(label(numbers[place] == number, np.ones((3, 3), int))[1] > 1 for number, place in enumerate(places, 1))
-    return 2 * broken > len(places)
+    places = find_objects(numbers)
+    pieces = (label(numbers[place] == number, np.ones((3, 3), int))[0] for number, place in enumerate(places, 1))
+    sizes = (np.bincount(each.ravel())[1:] for each in pieces)
+    return 2 * sum(bool(each.max() < WHOLE * each.sum()) for each in sizes) > len(places)
 
 
 def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[str, ...]]:

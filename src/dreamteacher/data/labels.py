@@ -37,9 +37,6 @@ OTHER_LISTS = (
 PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
 _NUMBERS = re.compile(r"\[?\s*-?\d+(\.\d+)?([\s,;]+-?\d+(\.\d+)?){3,}\s*\]?")  # four or more
-SOME_WITHOUT_SPLIT = (
-    "SELECT EXISTS (SELECT 1 FROM labels JOIN files ON nfc(files.name) = labels.name WHERE role = 'picture' AND split IS NULL)"
-)
 FEWEST = 10  # labels, of which some must be equal
 MASK_WORDS = {
     task: re.compile(word, re.IGNORECASE) for task, word in (("instances", "instance|segmentation_?object"), ("depth", "depth"))
@@ -167,7 +164,8 @@ def _read_table(
     if not several and (numbers := next(filter(_NUMBERS.fullmatch, values), None)):
         raise UserError(
             f"{tree}/{file}: the label {numbers[:40]!r} is a list of numbers, as a box or the run lengths of a mask are, which are not "
-            "read there; write the class of each picture (masks are PNG files, boxes COCO, VOC or YOLO)"
+            "read there; write the class of each picture (masks are PNG files, boxes COCO, VOC or YOLO), or, "
+            "if it stands for several classes, as 1;2;3 with ingest.task multilabel"
         )
     if not several and len(values) == n_labels >= FEWEST:
         raise UserError(
@@ -297,8 +295,7 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[s
                     (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [name]).fetchone()
                     if other != value:
                         raise UserError(f"{where}, line {rows.line_num}: {name} is {value!r}, and {other!r} in a line before; keep one")
-            if (column := splits.found()) and one(table, SOME_WITHOUT_SPLIT):
-                raise split_is_not_read(where, column)
+            splits.refuse(table, where)
         except csv.Error as error:
             raise UserError(f"{where}: {error}; write it as comma-separated values") from error
     values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]

@@ -25,7 +25,7 @@ WEAK_IMAGE_WORDS = {
     "satellite", "original", "originals", "orig", "raw", "still", "stills", "scan", "scans", "tile", "tiles", "patch", "patches",
     "slice", "slices",
 }  # fmt: skip
-# With a number one of many, scan1/image.png and masks/scan1/1.png, and no folder that holds all pictures.
+# With a number perhaps one of many, scan1/image.png and masks/scan1/1.png, and perhaps all pictures, as tile_512/1.png and mask_512/1.png.
 ITEM_WORDS = {"frame", "photo", "picture", "pic", "still", "scan", "tile", "patch", "slice"}
 FORMAT_WORDS = {"jpg", "jpeg", "png", "tif", "tiff", "bmp"}  # alone as weak as those, beside other words without meaning
 MASK_WORDS = {"masks", "annot"}  # never pictures
@@ -113,7 +113,7 @@ def meaning(folder: str) -> Meaning:
         role = "extra?"
     elif known & IMAGE_WORDS and not strange:
         role = "image"
-    elif known <= ITEM_WORDS and words and re.search(r"\d", folder):
+    elif is_item(folder):
         role = ""
     elif known & (IMAGE_WORDS | WEAK_IMAGE_WORDS) or (words and set(words) <= FORMAT_WORDS):
         role = "image?"
@@ -124,6 +124,13 @@ def meaning(folder: str) -> Meaning:
         return Meaning(role, None, rank, not strange)
     split = splits.pop() if len(splits) == 1 else "trainval" if "test" not in splits else ""
     return Meaning(role, split, rank, not strange)
+
+
+@lru_cache(maxsize=4096)
+def is_item(folder: str) -> bool:
+    """Whether a folder such as scan1 may be one of many; see ITEM_WORDS."""
+    words = _words(folder)
+    return bool(words) and ITEM_WORDS.issuperset(words) and bool(re.search(r"\d", folder))
 
 
 def split_and_rest(folder: str) -> tuple[str, tuple[str, ...]] | None:

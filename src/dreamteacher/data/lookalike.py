@@ -67,7 +67,7 @@ def _refuse_masks_of_other_stems(table: sqlite3.Connection, tree: Tree, max_byte
                 name = posixpath.splitext(posixpath.basename(picture))[0]
                 raise UserError(
                     f"{tree}: {mask} and others look like masks of the pictures beside them, such as {picture}; name them so "
-                    f"({name}_mask.png), or take them away"
+                    f"({name}_mask.png), or, if they are pictures too, put them into folders of their own"
                 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dreamteacher.data.items import BOX_SUFFIXES, MASK_SUFFIXES, utf8
-from dreamteacher.data.layout import Meaning, meaning, without_extra_tail, without_image_tail, without_mask_tail
+from dreamteacher.data.layout import Meaning, is_item, meaning, without_extra_tail, without_image_tail, without_mask_tail
 
 _PICTURE_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
 UNLABELLED = re.compile(  # folders without a class: unlabeled2017, train_unlabelled, unlabeled_images, no_label
@@ -38,9 +38,9 @@ class Row(NamedTuple):
     """A file, as its path describes it.
 
     key: of a picture and its mask or boxes alike; key2: the same without the first or last word of the file's name (`1_sat.jpg`,
-    `mask_1.png`, `1/mask.png`), if it is one of `layout`'s. role: "picture", "mask", "extra" (beside masks, neither), "boxes" (it may
-    hold those of a picture), or, until all files are known, "mask?" (a mask if a file of such a folder finds its picture), "tail" (a mask
-    if this one does), "extra?" (extra if there are masks or it finds its picture).
+    `mask_1.png`, `1/mask.png`), if it is one of `layout`'s, or, of a picture, without folders such as scan1. role: "picture", "mask",
+    "extra" (beside masks, neither), "boxes" (it may hold those of a picture), or, until all files are known, "mask?" (a mask if a file of
+    such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if there are masks or it finds its picture).
     rank: of several masks the lowest counts.
     """
 
@@ -79,7 +79,15 @@ def row(name: str, above: int | None = None) -> Row:
             role, short, rank = "tail", tail[0], tail[1]
     key = f"{inner}/{stem}" if inner else stem
     key2 = None if short is None else "/".join(filter(None, (inner, short))) or None
+    if short is None and role == "picture" and (other := without_items(key)) != key:
+        key2 = other
     return Row(name, key, key2, role, rank, place)
+
+
+def without_items(key: str) -> str:
+    """A key without folders such as scan1, which may or may not be those of its mask or boxes."""
+    *folders, stem = key.split("/")
+    return "/".join([*(part for part in folders if not is_item(part)), stem])
 
 
 @lru_cache(maxsize=1024)

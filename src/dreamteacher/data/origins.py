@@ -5,6 +5,8 @@ from __future__ import annotations
 import posixpath
 import re
 
+from dreamteacher.data.layout import meaning
+
 _ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}$", re.IGNORECASE)  # of each augmented copy its own hash
 _FRAME = re.compile(r"(.*[a-z0-9])[-_. ]*frames?[-_. ]*\d+$", re.IGNORECASE)
 _NUMBERED = re.compile(
@@ -17,9 +19,18 @@ LIKE = (  # patterns of SQL, of names that may have an origin
 
 
 def origin_of(name: str) -> str | None:
-    """`IMG_jpg` of IMG_jpg.rf.HASH.jpg, `v1` of v1_frame_0007.jpg, `patient07` of patient07/12.png; None where the name says nothing."""
+    """`IMG_jpg` of IMG_jpg.rf.HASH.jpg, `v1` of v1_frame_0007.jpg, `a/video` of train/a/video_frame_7.jpg, `patient07` of
+    patient07/12.png; None where the name says nothing."""
     stem = posixpath.splitext(posixpath.basename(name))[0]
-    if found := _ROBOFLOW.match(stem) or _FRAME.match(stem):
+    if found := _ROBOFLOW.match(stem):
         return found[1].lower()
+    if found := _FRAME.match(stem):
+        has_number = re.search(r"\d", found[1])
+        return found[1].lower() if has_number else "/".join([*_folders(name), found[1]]).lower()
     numbered = _NUMBERED.search(posixpath.splitext(name)[0])
     return numbered[0].lower() if numbered else None
+
+
+def _folders(name: str) -> list[str]:
+    """Those that are neither splits nor of all pictures or masks."""
+    return [part for part in name.split("/")[:-1] if meaning(part).split is None and not meaning(part).role]

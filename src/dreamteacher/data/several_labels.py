@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import IO, Any
 
-from dreamteacher.data.columns import is_of_split, split_is_not_read
+from dreamteacher.data.columns import SplitColumns, split_among, split_is_not_read
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
 from dreamteacher.errors import UserError
@@ -56,10 +56,11 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) ->
     """
     fields = [field for field in rows.fieldnames or [] if field != "path"]
     columns = {field: class_name(field) for field in fields} if "label" not in fields else None
-    if columns and (split := next(filter(is_of_split, fields), None)):
+    if columns and (split := split_among(fields)):
         raise split_is_not_read(where, split)
     if columns and (len(set(columns.values())) < len(fields) or "" in columns.values()):
         raise UserError(f"{where}: two columns have the same name, or one has none; name each by its class")
+    splits = SplitColumns()
     for line in rows:
         name = nfc(tidy(slashes((line["path"] or "").strip())))
         at = f"{where}, line {rows.line_num}"
@@ -67,6 +68,7 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) ->
         if columns is not None:
             label = _of_columns(line, columns, at)
         else:
+            splits.add(line, {"path", "label"})
             names = dict.fromkeys(filter(None, map(class_name, names_in_cell(line["label"] or ""))))
             label = {"yes": sorted(names), "unknown": []} if names else None
         if label is None:
@@ -76,6 +78,7 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) ->
         _insert(table, name, label, at if columns is not None else "")
     if columns is not None:
         return list(columns.values())
+    splits.refuse(table, where)
     return sorted({name for (value,) in table.execute("SELECT value FROM labels") for name in json.loads(value)["yes"]})
 
 

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable
 
 from dreamteacher.data.layout import meaning
-from dreamteacher.data.names import UNLABELLED, Row, nfc
+from dreamteacher.data.names import UNLABELLED, Row, nfc, without_items
 
 # A mask `m` and a picture `p` belong together if they share a key; the pairs of columns in the order of how telling they are.
 KEYS = (("key", "key"), ("key2", "key"), ("key", "key2"), ("key2", "key2"))
@@ -38,6 +38,7 @@ def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
     table.execute("CREATE INDEX by_mask ON pairs (mask)")
     table.execute("BEGIN")
     table.create_function("nfc", 1, nfc, deterministic=True)
+    table.create_function("without_items", 1, without_items, deterministic=True)
     table.create_function("shared", 2, _shared, deterministic=True)
     table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", ((*row[:5], *row.place) for row in rows))
     table.execute("CREATE TABLE box_files (name TEXT PRIMARY KEY, key TEXT, suffix TEXT) WITHOUT ROWID")
