@@ -22,7 +22,7 @@ from benchmarks.paper.comparison import table
 from benchmarks.paper.record import read, without_paths
 from benchmarks.paper.settings import read_table, resolve, set_names, table_names
 from dreamteacher.errors import UserError
-from dreamteacher.settings.recipes import of_teacher
+from dreamteacher.settings.recipes import base_of, of_teacher
 from dreamteacher.students.backbone import load_backbone
 from slim_unets import slimmest
 
@@ -264,7 +264,7 @@ def test_each_table_has_possible_settings_on_each_set_and_a_random_teacher(name:
     described = read_table(name)
     params, counts = resolve(described, data_set, None, [])
     assert {"scratch", described.control} <= set(params.compare.inits)
-    assert params.teachers[params.recipes[described.control].teacher]["kind"] == "random"
+    assert params.teachers[params.recipes[base_of(params, described.control)].teacher]["kind"] == "random"
     assert counts[-1] is None
     kinds = {teacher: of_teacher(params, teacher).teacher.kind for teacher in params.teachers}
     assert all(kinds[teacher] == teacher for teacher in kinds if teacher in ("ddpm", "edm", "stylegan2", "random", "pixels"))

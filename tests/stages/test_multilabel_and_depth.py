@@ -18,8 +18,7 @@ from tiny_chain import brief_params
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.decode import BadPicture, decode
-from dreamteacher.data.deep import NO_VALUE
-from dreamteacher.data.depth import DepthCounts, from_tiff, read_depth, to_tiff
+from dreamteacher.data.depth import FAR, DepthCounts, from_tiff, read_depth, to_tiff
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.several_labels import from_json, to_json
 from dreamteacher.errors import UserError
@@ -206,7 +205,7 @@ def test_depth_is_read_as_it_is_and_0_where_it_cannot_be(values: list[float]) ->
     array, file = np.array(values, np.float32).reshape(4, 5), io.BytesIO()
     np.save(file, array)
     read = read_depth(file.getvalue(), decode(_png(np.zeros((4, 5, 3), np.uint8))), 1000)
-    known = np.isfinite(array) & (array > 0) & (array < NO_VALUE)
+    known = np.isfinite(array) & (array > 0) & (array < FAR)
     assert np.array_equal(read, np.where(known, array, 0))
     assert np.array_equal(from_tiff(to_tiff(read)), read)
 

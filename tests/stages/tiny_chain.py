@@ -72,7 +72,8 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 @dataclass
 class Chain:
-    """Finished stages: their folders below `root`, what they returned, which pictures they read, and the weights they began to train."""
+    """Finished stages: their folders below `root`, what they returned, which pictures they read (once trained, under
+    another name), and the weights they began to train."""
 
     task: str
     source: Path
@@ -104,18 +105,21 @@ class Chain:
 
     def run(self) -> Chain:
         """All stages; the functions that read pictures and train are watched."""
-        read_one, name = ImageSet.read, ""
+        read_one, name, is_trained = ImageSet.read, "", False
 
         def read(images: ImageSet, index: int) -> Any:
-            self.read[name].add(images.names[index])
+            self.read[f"{name}, trained" if is_trained else name].add(images.names[index])
             return read_one(images, index)
 
         def watch(stage: ModuleType) -> Callable[..., Any]:
             train = stage.train
 
             def watched(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+                nonlocal is_trained
                 self.begun[name] = {key: value.clone() for key, value in model.state_dict().items()}
-                return train(model, *args, **kwargs)
+                trained = train(model, *args, **kwargs)
+                is_trained = True
+                return trained
 
             return watched
 
@@ -124,6 +128,7 @@ class Chain:
             for stage in (train_teacher, distill_features, train_interpreter, distill_labels, finetune):
                 patch.setattr(stage, "train", watch(stage))
             for name, call in self.calls().items():
-                self.read[name] = set()
+                self.read |= {name: set(), f"{name}, trained": set()}
+                is_trained = False
                 self.metrics[name] = call()
         return self
