@@ -9,7 +9,7 @@ import numpy as np
 from dreamteacher.data.box_labels import class_id, outlines_of
 from dreamteacher.data.class_list import ClassList, is_background, is_void
 from dreamteacher.data.decode import BadPicture, Picture
-from dreamteacher.data.instances import from_png, pack, unpack
+from dreamteacher.data.instances import from_png, pack, unique_of_areas, unpack
 from dreamteacher.data.items import IGNORE, BoxLabel
 from dreamteacher.data.masks import decode_numbers, turn_upright
 from dreamteacher.data.run_lengths import decode_runs
@@ -94,9 +94,14 @@ def in_pieces(packed: np.ndarray) -> bool:
 
     numbers = unpack(packed)[0].astype(np.int32)
     places = find_objects(numbers)
-    pieces = (label(numbers[place] == number, np.ones((3, 3), int))[0] for number, place in enumerate(places, 1))
-    sizes = (np.bincount(each.ravel())[1:] for each in pieces)
-    return 2 * sum(bool(each.max() < WHOLE * each.sum()) for each in sizes) > len(places)
+    in_several, in_one = 0, 0
+    for number, place in enumerate(places, 1):
+        sizes = np.bincount(label(numbers[place] == number, np.ones((3, 3), int))[0].ravel())[1:]
+        is_whole = bool(sizes.max() >= WHOLE * sizes.sum())
+        in_several, in_one = in_several + (not is_whole), in_one + is_whole
+        if 2 * in_several > len(places) or 2 * in_one >= len(places):  # the others cannot change it
+            break
+    return 2 * in_several > len(places)
 
 
 def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -164,9 +169,8 @@ def read_stored(data: bytes, classes: list[str] | None) -> np.ndarray:
 
 def _pack(values: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Numbers are counted anew, so that any value may stand for an object."""
-    found, first, numbers = np.unique(values, return_index=True, return_inverse=True)
+    found, first, numbers = unique_of_areas(values)
     objects = len(found) - (found[0] == 0)
     if objects > LARGEST:
         raise BadPicture(f"it has more than {LARGEST} objects")
-    numbers = numbers.reshape(values.shape) + (found[0] != 0)
-    return pack(numbers, classes.ravel()[first[len(found) - objects :]]).astype(np.int32)
+    return pack(numbers + (found[0] != 0), classes.ravel()[first[len(found) - objects :]]).astype(np.int32)
