@@ -59,8 +59,8 @@ def test_what_may_hold_the_missing_split_or_labels_is_named(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"no picture is left to train on .*; passed over: 1 \.zip \(train\.zip\)"):
         run(tmp_path / "s", tmp_path / "out")
     folders(tmp_path / "t", "train/cat", "train/dog", "val/images")
-    (tmp_path / "t/val/val_annotations.txt").write_text("0.png\tcat\t0\t0\t9\t9\n")
-    with pytest.raises(UserError, match=r"6 labels, and none in val.*; passed over: 1 \.txt \(val/val_annotations\.txt\)"):
+    (tmp_path / "t/val/annotations_of_val.txt").write_text("0.png\tcat\t0\t0\t9\t9\n")
+    with pytest.raises(UserError, match=r"6 labels, and none in val.*; passed over: 1 \.txt \(val/annotations_of_val\.txt\)"):
         run(tmp_path / "t", tmp_path / "out")
 
 

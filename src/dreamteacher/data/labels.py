@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 import re
 import sqlite3
 from collections import defaultdict
@@ -15,6 +16,7 @@ from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
+from dreamteacher.data.several_files import COLUMN_FILE, read_class_lists, read_column_files
 from dreamteacher.data.several_labels import PATH, has_columns, read_several, require_cells, rows_of
 from dreamteacher.data.table import FINDS_ITS_PICTURE, one
 from dreamteacher.data.trees import Tree
@@ -156,10 +158,16 @@ def read_labels(
 def _read_table(
     table: sqlite3.Connection, tree: Tree, classes: ClassList | None, tables: list[str], *, several: bool
 ) -> tuple[ClassList, int]:
-    """The classes of labels.csv, or of files of HuggingFace's imagefolder, and how many of their lines name no picture."""
+    """The classes of labels.csv, of files of HuggingFace's imagefolder or of `several_files`; how many of their lines name no picture."""
     file = tables[0]
-    in_metadata = file != "labels.csv"
-    values = read_classes(table, tree, tables, classes, several=several) if in_metadata else _read_csv(table, tree, several=several)
+    if file == "labels.csv":
+        values = _read_csv(table, tree, several=several)
+    elif posixpath.basename(file) == COLUMN_FILE:
+        values = read_column_files(table, tree, tables)
+    elif file.endswith(".txt"):
+        values = read_class_lists(table, tree, tables)
+    else:
+        values = read_classes(table, tree, tables, classes, several=several)
     n_labels = one(table, "SELECT count(*) FROM labels")
     if not several and (numbers := next(filter(_NUMBERS.fullmatch, values), None)):
         raise UserError(
