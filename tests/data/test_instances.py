@@ -34,7 +34,7 @@ def png(array: np.ndarray, **options: Any) -> bytes:
 
 def read(mask: np.ndarray, names: list[str] | None = None) -> np.ndarray:
     picture = decode(png(np.zeros((*mask.shape[:2], 3), np.uint8)))
-    return read_instance_mask(png(mask), picture, ClassList(names) if names else None, 10**6)
+    return read_instance_mask(png(mask), picture, ClassList(names) if names else None, 10**6)[0]
 
 
 def outlines(*entries: tuple[Any, str, int], size: tuple[int, int] = (30, 20)) -> BoxLabel:
@@ -127,6 +127,16 @@ def test_any_number_may_stand_for_an_object(values: list[int], mode: str) -> Non
     assert np.array_equal(numbers > 0, flat > 0)
     assert len(classes) == len({value for value in flat.ravel().tolist() if value})
     assert all(len(np.unique(flat[numbers == number])) == 1 for number in range(1, len(classes) + 1))
+
+
+@pytest.mark.parametrize(("values", "is_unknown"), [([1, 2, 255], True), ([255, 255, 255], False), ([85, 170, 255], False)])
+def test_255_behind_counted_numbers_is_unknown(values: list[int], is_unknown: bool) -> None:
+    mask = np.array([0, *values], np.uint8)[NUMBERS]
+    picture = decode(png(np.zeros((*mask.shape, 3), np.uint8)))
+    packed, warnings = read_instance_mask(png(mask), picture, None, 10**6)
+    assert (packed[mask == 255] == IGNORE).all() == is_unknown
+    assert len(unpack(packed)[1]) == len(set(values)) - is_unknown
+    assert warnings == ("unknown_among_numbers",) * is_unknown
 
 
 def test_of_several_classes_a_value_is_a_thousand_times_the_line_of_the_class() -> None:

@@ -11,6 +11,10 @@ from ingest_sources import facts, manifest, picture, report, run, save, stored
 from dreamteacher.data.several_labels import from_json
 from dreamteacher.errors import UserError
 
+VOC = (
+    "<annotation><size><width>24</width><height>20</height></size><object><name>rust</name>"
+    "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+)
 FISH, FROG = "n01443537", "n01641577"
 
 
@@ -95,3 +99,28 @@ def test_lists_of_each_class_that_cannot_be_are_refused(line: str, problem: str,
         file.write(line + "\n")
     with pytest.raises(UserError, match=rf"cat_train\.txt, line 5: {problem}"):
         run(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["voc", "yolo"])
+def test_boxes_of_pictures_in_class_folders_may_lie_in_one(form: str, tmp_path: Path) -> None:
+    """As NEU-DET has them, of whose classes one, patches, is also a word for pictures."""
+    for k, split in enumerate(("train", "validation")):
+        names = [f"{cls}_{2 * k + i}" for cls in ("crazing", "patches") for i in range(2)]
+        for name in names:
+            save_pictures(tmp_path / "in" / split / "images" / name.partition("_")[0], f"{name}.jpg")
+            label = tmp_path / "in" / split / "annotations" / f"{name}.{'xml' if form == 'voc' else 'txt'}"
+            label.parent.mkdir(exist_ok=True)
+            label.write_text(VOC if form == "voc" else "0 0.5 0.5 0.2 0.2\n")
+    counts = run(tmp_path / "in", tmp_path / "out")
+    assert facts(tmp_path / "out")["task"] == "detection"
+    assert (counts["n_train"], counts["n_val"], counts["n_labelled"]) == (4, 4, 8)
+
+
+def test_boxes_that_fit_pictures_in_two_folders_belong_to_none(tmp_path: Path) -> None:
+    for cls in ("crazing", "rust"):
+        save_pictures(tmp_path / "in/images" / cls, f"{cls}_0.jpg", f"{cls}_1.jpg")
+        save(picture(1 + len(cls)), tmp_path / "in/images" / cls / "2.jpg")
+    (tmp_path / "in/annotations").mkdir()
+    (tmp_path / "in/annotations/2.xml").write_text(VOC)
+    run(tmp_path / "in", tmp_path / "out")
+    assert facts(tmp_path / "out")["task"] == "classification"

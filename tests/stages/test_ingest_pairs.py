@@ -42,6 +42,8 @@ def source(root: Path, image: str, mask: str, n: int = 4) -> Path:
         ("images/frame{n}/{k}.png", "masks/frame{n}/{k}.png"),
         ("tile_512/{i}.png", "mask_512/{i}.png"),
         ("photo_1/{i}.png", "masks/{i}.png"),
+        ("photo_{i}/img{i}.png", "masks/mask{i}.png"),
+        ("photo_{i}/img0.png", "photo_{i}/masks/mask0.png"),
         ("images/scan_{n}/{n}_{k}.png", "masks/{n}_{k}.png"),
     ],
 )
@@ -53,6 +55,26 @@ def test_words_may_stand_before_numbers_or_be_the_whole_name(image: str, mask: s
     for index, row in enumerate(rows):
         i = next(i for i in range(4) if image.format(i=i, k=i % 2, n=i // 2) == row["path"])
         assert np.array_equal(stored.label(index), ids(i))
+
+
+@pytest.mark.parametrize("image", ["scan_{n}/images/{n}_{k}.png", "JPEGImages/scan_{n}/{n}_{k}.png"])
+def test_lists_may_name_pictures_without_folders_of_scans(image: str, tmp_path: Path) -> None:
+    root = source(tmp_path / "s", image, "SegmentationClass/{n}_{k}.png")
+    for split, n in (("train", 0), ("val", 1)):
+        (root / f"{split}.txt").write_text(f"{n}_0\n{n}_1\n")
+    run(root, tmp_path / "out", val_fraction=0.5)
+    assert {row["path"]: row["split"] for row in manifest(tmp_path / "out")} == {
+        image.format(n=n, k=k): split for n, split in enumerate(("train", "val")) for k in (0, 1)
+    }
+
+
+def test_a_name_that_fits_pictures_of_two_scans_gives_no_split(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", "scan_{n}/images/{k}.png", "scan_{n}/masks/{k}.png")
+    (root / "train.txt").write_text("0\n")
+    (root / "val.txt").write_text("1\n")
+    run(root, tmp_path / "out")
+    said = "val.txt seems to list pictures, and names none that is here (such as '1'), so it is not followed"
+    assert said in report(tmp_path / "out")["summary"]
 
 
 @pytest.mark.parametrize("boxes", ["labels/{n}_{k}.txt", "labels/scan_{n}/{n}_{k}.txt", "images/scan_{n}/{n}_{k}.txt"])

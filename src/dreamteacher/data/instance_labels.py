@@ -27,11 +27,12 @@ def object_classes(classes: ClassList | None) -> list[str]:
     return [name for i, name in enumerate(names) if not is_void(name) and not (i == 0 and is_background(name))]
 
 
-def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None, max_pixels: int) -> np.ndarray:
-    """The map of objects (see `instances`) of a mask that lies on `picture`, upright.
+def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None, max_pixels: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The map of objects (see `instances`) of a mask that lies on `picture`, upright, and keys of `decode.WARNINGS`.
 
-    One class: each value but 0 is the number of an object. Several: a value is 1000 x the line of its class, from 0, + a number, as of
-    Cityscapes' instanceIds; values below 1000 are no objects. The border of Pascal VOC's objects is unknown.
+    One class: each value but 0 is the number of an object; 255 behind 1, 2, 3 and so on, without those between, is unknown. Several: a
+    value is 1000 x the line of its class, from 0, + a number, as of Cityscapes' instanceIds; values below 1000 are no objects. The border
+    of Pascal VOC's objects is unknown.
 
     Raises:
         BadPicture: as `decode_numbers`; the mask is of another size, or has a value of no class.
@@ -43,10 +44,17 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
         values = turn_upright(values, picture.orientation)
     if values.shape != (height, width):
         raise BadPicture(f"mask is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
-    border, values = values < 0, values.clip(0)
-    packed = _pack_classes(values, classes)
+    leaps = len(object_classes(classes)) == 1 and _leaps_to_unknown(values)
+    border = (values < 0) | (values == IGNORE) if leaps else values < 0
+    packed = _pack_classes(np.where(border, 0, values), classes)
     packed[border] = IGNORE
-    return packed
+    return packed, ("unknown_among_numbers",) * leaps
+
+
+def _leaps_to_unknown(values: np.ndarray) -> bool:
+    """Whether numbers are counted from 1 without gaps, and then there is 255, as masks of classes write what is unknown."""
+    numbers = np.unique(values[values > 0])
+    return 1 < len(numbers) < IGNORE and bool(numbers[-1] == IGNORE and numbers[-2] == len(numbers) - 1)
 
 
 def _pack_classes(values: np.ndarray, classes: ClassList | None) -> np.ndarray:

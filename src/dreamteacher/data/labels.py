@@ -52,6 +52,8 @@ EXPECTED = {
     "folders": "class folders",
 }
 
+DEPTH_EXPECTED = "map of depth (16-bit PNG, float TIFF or .npy; no disparity), such as depth/train/A.png for images/train/A.jpg"
+
 
 def kinds_of_labels(labels: LabelKind, task: str) -> tuple[LabelKind, ...]:
     """The kinds of labels that ingest.labels and ingest.task leave.
@@ -106,13 +108,14 @@ def kind_of_labels(
                 "ingest.labels to none"
             )
         if labels == "none" and task != AUTO:
-            expected = " and no ".join(EXPECTED[kind] for kind in wanted)
+            expected = DEPTH_EXPECTED if task == "depth" else " and no ".join(EXPECTED[kind] for kind in wanted)
             others = ", ".join(kind for kind in KINDS if there[kind])
             found = f" (there are labels of the kind {others})" if others else ""
             raise UserError(f"ingest.task = {task}, but {tree} has no {expected}{found}; add labels, or set ingest.task to auto")
     elif labels != "none" and not (folders if labels == "folders" else there[labels]):
         setting = f"ingest.labels = {labels}" if task == AUTO else f"ingest.task = {task}"
-        raise UserError(f"{setting}, but {tree} has no {EXPECTED[labels]}; add it or set {setting.partition(' ')[0]} to auto")
+        expected = DEPTH_EXPECTED if task == "depth" else EXPECTED[labels]
+        raise UserError(f"{setting}, but {tree} has no {expected}; add it or set {setting.partition(' ')[0]} to auto")
     return labels
 
 

@@ -73,6 +73,7 @@ def tell_masks_from_pictures(table: sqlite3.Connection, words: re.Pattern[str] |
     """
     if words:
         _take_as_masks(table, words)
+    _leave_out_items(table)
     table.execute(f"UPDATE files AS m SET role = 'no mask' WHERE role = 'tail' AND NOT ({BY_TAIL})")
     are_masks = one(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE role = 'mask?' AND ({FINDS_ITS_PICTURE}))")
     table.execute("UPDATE files SET role = 'mask' WHERE role = 'tail' OR (role = 'mask?' AND ?)", [are_masks])
@@ -92,6 +93,29 @@ def tell_masks_from_pictures(table: sqlite3.Connection, words: re.Pattern[str] |
     table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra tail' AND ? AND ({BY_TAIL})", [masks])
     table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra?' AND (? OR {FINDS_ITS_PICTURE})", [masks])
     table.execute("UPDATE files SET role = 'picture', key2 = NULL WHERE role IN ('extra tail', 'extra?')")
+
+
+def _leave_out_items(table: sqlite3.Connection) -> None:
+    """Of photo_1/img0.png, whose mask is masks/mask0.png, key2 loses the folder, unless a file in it is the mask."""
+    has_mask = "EXISTS (SELECT 1 FROM files AS m WHERE m.role IN ('mask', 'mask?', 'tail') AND (m.key = {0} OR m.key2 = {0}))"
+    table.execute(
+        "UPDATE files AS p SET key2 = without_items(key2) WHERE role = 'picture' AND key2 != without_items(key2) "
+        f"AND NOT {has_mask.format('p.key2')} AND NOT {has_mask.format('p.key')} AND {has_mask.format('without_items(p.key2)')}"
+    )
+
+
+def take_deeper_pictures(table: sqlite3.Connection) -> None:
+    """Give files of boxes that lie flat, labels/A.txt, the key of the one picture A in folders below theirs, such as of classes, where no
+    picture has their own."""
+    table.create_function("stem", 1, posixpath.basename, deterministic=True)
+    table.execute("CREATE INDEX by_stem ON files (stem(key)) WHERE role = 'picture'")
+    table.execute(
+        "CREATE TABLE deeper AS SELECT b.name, min(p.key) AS key FROM box_files AS b JOIN files AS p ON stem(p.key) = stem(b.key) "
+        "WHERE p.role = 'picture' AND substr(p.key, 1, length(b.key) - length(stem(b.key))) || stem(b.key) = b.key "
+        "AND NOT EXISTS (SELECT 1 FROM files AS q WHERE q.role = 'picture' AND (q.key = b.key OR q.key2 = b.key)) "
+        "AND NOT EXISTS (SELECT 1 FROM box_files AS o WHERE o.key = p.key AND o.suffix = b.suffix) GROUP BY b.name HAVING count(*) = 1"
+    )
+    table.execute("UPDATE box_files SET key = deeper.key FROM deeper WHERE deeper.name = box_files.name")
 
 
 def _shared(one: str, other: str) -> int:
