@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from pathlib import Path
 
 import pytest
 from ingest_sources import facts, manifest, picture, report, run, save, stored
 
+from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.several_labels import from_json
 from dreamteacher.errors import UserError
 
@@ -124,3 +126,20 @@ def test_boxes_that_fit_pictures_in_two_folders_belong_to_none(tmp_path: Path) -
     (tmp_path / "in/annotations/2.xml").write_text(VOC)
     run(tmp_path / "in", tmp_path / "out")
     assert facts(tmp_path / "out")["task"] == "classification"
+
+
+def test_of_exports_of_several_tasks_each_names_its_own_pictures(tmp_path: Path) -> None:
+    """As CVAT exports them, all with the pictures frame_0.png and frame_1.png."""
+    for task, cls in (("task_1", "car"), ("task_2", "bus")):
+        images = [{"id": i, "file_name": f"frame_{i}.png", "width": 24, "height": 20} for i in range(2)]
+        for i in range(2):
+            save(picture(zlib.crc32(f"{task}{i}".encode())), tmp_path / "in" / task / "images" / f"frame_{i}.png")
+        boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [2, 2, 5, 5]} for i in range(2)]
+        stored = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": cls}]}
+        (tmp_path / "in" / task / "annotations").mkdir()
+        (tmp_path / "in" / task / "annotations/instances_default.json").write_text(json.dumps(stored))
+    run(tmp_path / "in", tmp_path / "out")
+    names = facts(tmp_path / "out")["classes"]
+    images = ImageSet(tmp_path / "out", "train")
+    shown = {images.names[i]: names[images.label(i).classes[0]] for i in range(len(images))}
+    assert shown == {f"{task}/images/frame_{i}.png": cls for task, cls in (("task_1", "car"), ("task_2", "bus")) for i in range(2)}

@@ -225,6 +225,7 @@ def test_shapes_without_an_area_cost_their_picture(tmp_path: Path) -> None:
 
 TOOLS = {
     "Open Images": ("train-annotations-bbox.csv", "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n0,x,/m/01,1,.1,.2,.3,.4\n"),
+    "VisDrone": ("annotations/0.txt", "10,10,20,20,1,4,0,0\n"),
     "roLabelImg": (
         "0.xml",
         "<annotation><object><type>robndbox</type><name>ship</name><robndbox><cx>9</cx><angle>1</angle></robndbox></object></annotation>",

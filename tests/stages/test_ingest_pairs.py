@@ -44,6 +44,8 @@ def source(root: Path, image: str, mask: str, n: int = 4) -> Path:
         ("photo_1/{i}.png", "masks/{i}.png"),
         ("photo_{i}/img{i}.png", "masks/mask{i}.png"),
         ("photo_{i}/img0.png", "photo_{i}/masks/mask0.png"),
+        ("images/rust_{k}/{i}.png", "masks/{i}.png"),
+        ("CXR_png/{i}.png", "masks/{i}_mask.png"),
         ("images/scan_{n}/{n}_{k}.png", "masks/{n}_{k}.png"),
     ],
 )

@@ -73,6 +73,7 @@ def why_no_labels(table: sqlite3.Connection, tree: Tree, names: list[str] | None
     """What may be labels, where none were found. names: of classes.txt."""
     yield from _lost_classes(table, names)
     yield from other_tools(table, tree, passed_over)
+    yield from _numbers_in_lists(tree, passed_over.lists)
     yield from _other_tasks(table)
 
 
@@ -112,6 +113,20 @@ def other_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) 
             elif name.lower().endswith(".txt") and (reason := why_no_yolo(head)):
                 found.append(f"{name} is no label of YOLO: {reason}")
     return found
+
+
+def _numbers_in_lists(tree: Tree, lists: list[str]) -> Iterator[str]:
+    """A line on lists of splits that have a number behind each name, as lists of classes do."""
+    for name in sorted(lists):
+        file = tree.open_text(name)
+        if file is None:
+            continue
+        with file, suppress(UnicodeDecodeError):
+            words = next((line.split() for line in file if line.strip() and not line.startswith("#")), [])
+            if len(words) > 1 and all(map(NUMBER.fullmatch, words[1:])):
+                shown = " ".join(words)[:60]
+                yield f"the numbers in {name} ({shown}) are not read; if they are classes, write labels.csv (columns path, label)"
+                return
 
 
 def _other_tasks(table: sqlite3.Connection) -> Iterator[str]:

@@ -21,7 +21,10 @@ FINDS_ITS_PICTURE = " OR ".join(
 BY_TAIL = " OR ".join(  # A_mask.png is a mask if there is a picture A, and no reason to look for one named A_mask
     f"EXISTS (SELECT 1 FROM files AS p WHERE p.{key} = m.key2 AND p.role = 'picture')" for key in ("key", "key2")
 )
-
+BY_STEM = "CREATE INDEX IF NOT EXISTS by_stem ON files (stem(key)) WHERE role = 'picture'"
+LIES_BELOW = (
+    "substr(p.key, 1, length({0}) - length(stem({0}))) || stem({0}) = {0}"  # a picture `p` of the same stem, in the same folder or below
+)
 
 MASK_BY_NAME = 9  # rank of a picture whose folder or ending is one of masks, but which belongs to no other picture
 
@@ -39,7 +42,8 @@ def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
     table.execute("BEGIN")
     table.create_function("nfc", 1, nfc, deterministic=True)
     table.create_function("without_items", 1, without_items, deterministic=True)
-    table.create_function("shared", 2, _shared, deterministic=True)
+    table.create_function("stem", 1, lambda key: key and posixpath.basename(key), deterministic=True)
+    table.create_function("shared", 2, shared_folders, deterministic=True)
     table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", ((*row[:5], *row.place) for row in rows))
     table.execute("CREATE TABLE box_files (name TEXT PRIMARY KEY, key TEXT, suffix TEXT) WITHOUT ROWID")
     table.create_function("suffix", 1, lambda name: posixpath.splitext(name)[1].lower(), deterministic=True)
@@ -89,6 +93,7 @@ def tell_masks_from_pictures(table: sqlite3.Connection, words: re.Pattern[str] |
                 "AND NOT EXISTS (SELECT 1 FROM pairs WHERE pairs.mask = m.name) "
                 "GROUP BY p.name, m.rank, shared(p.name, m.name) ORDER BY p.name, m.rank, shared(p.name, m.name) DESC"
             )
+    _pair_with_deeper_pictures(table)
     masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
     table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra tail' AND ? AND ({BY_TAIL})", [masks])
     table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra?' AND (? OR {FINDS_ITS_PICTURE})", [masks])
@@ -104,21 +109,35 @@ def _leave_out_items(table: sqlite3.Connection) -> None:
     )
 
 
+def _pair_with_deeper_pictures(table: sqlite3.Connection) -> None:
+    """Give masks that lie flat, masks/A.png, to the one picture A in folders below theirs, such as of classes, where none has their key."""
+    lost = f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE}))"
+    if not one(table, lost):
+        return
+    table.execute(BY_STEM)
+    for key in ("m.key", "m.key2"):
+        deeper = (
+            f"SELECT m.name AS mask, min(p.name) AS picture FROM files AS m JOIN files AS p ON stem(p.key) = stem({key}) "
+            f"WHERE m.role = 'mask' AND p.role = 'picture' AND {LIES_BELOW.format(key)} AND m.name NOT IN (SELECT mask FROM pairs) "
+            f"AND NOT ({FINDS_ITS_PICTURE}) GROUP BY m.name HAVING count(*) = 1"
+        )
+        table.execute(f"INSERT OR IGNORE INTO pairs SELECT picture, min(mask), count(*) FROM ({deeper}) GROUP BY picture")
+
+
 def take_deeper_pictures(table: sqlite3.Connection) -> None:
     """Give files of boxes that lie flat, labels/A.txt, the key of the one picture A in folders below theirs, such as of classes, where no
     picture has their own."""
-    table.create_function("stem", 1, posixpath.basename, deterministic=True)
-    table.execute("CREATE INDEX by_stem ON files (stem(key)) WHERE role = 'picture'")
+    table.execute(BY_STEM)
     table.execute(
         "CREATE TABLE deeper AS SELECT b.name, min(p.key) AS key FROM box_files AS b JOIN files AS p ON stem(p.key) = stem(b.key) "
-        "WHERE p.role = 'picture' AND substr(p.key, 1, length(b.key) - length(stem(b.key))) || stem(b.key) = b.key "
+        f"WHERE p.role = 'picture' AND {LIES_BELOW.format('b.key')} "
         "AND NOT EXISTS (SELECT 1 FROM files AS q WHERE q.role = 'picture' AND (q.key = b.key OR q.key2 = b.key)) "
         "AND NOT EXISTS (SELECT 1 FROM box_files AS o WHERE o.key = p.key AND o.suffix = b.suffix) GROUP BY b.name HAVING count(*) = 1"
     )
     table.execute("UPDATE box_files SET key = deeper.key FROM deeper WHERE deeper.name = box_files.name")
 
 
-def _shared(one: str, other: str) -> int:
+def shared_folders(one: str, other: str) -> int:
     """How many outermost folders two names share."""
     return len(posixpath.commonprefix([one.split("/")[:-1], other.split("/")[:-1]]))
 
