@@ -59,6 +59,16 @@ def test_words_may_stand_before_numbers_or_be_the_whole_name(image: str, mask: s
         assert np.array_equal(stored.label(index), ids(i))
 
 
+def test_masks_whose_picture_is_gone_are_not_those_of_other_pictures_with_its_number(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", "images/{i}.png", "masks/{i}.png")
+    for i in range(4, 8):  # more pictures, which go on with the numbers
+        save(picture(i), root / f"later/{i}.png")
+    save(Image.fromarray(ids(4)), root / "masks/4.png")
+    run(root, tmp_path / "out")
+    assert len(ImageSet(tmp_path / "out", "train").labelled()) == 4
+    assert "1 masks belong to no picture (such as masks/4.png)" in report(tmp_path / "out")["summary"]
+
+
 @pytest.mark.parametrize("image", ["scan_{n}/images/{n}_{k}.png", "JPEGImages/scan_{n}/{n}_{k}.png"])
 def test_lists_may_name_pictures_without_folders_of_scans(image: str, tmp_path: Path) -> None:
     root = source(tmp_path / "s", image, "SegmentationClass/{n}_{k}.png")

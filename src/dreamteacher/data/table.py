@@ -21,11 +21,6 @@ FINDS_ITS_PICTURE = " OR ".join(
 BY_TAIL = " OR ".join(  # A_mask.png is a mask if there is a picture A, and no reason to look for one named A_mask
     f"EXISTS (SELECT 1 FROM files AS p WHERE p.{key} = m.key2 AND p.role = 'picture')" for key in ("key", "key2")
 )
-BY_STEM = "CREATE INDEX IF NOT EXISTS by_stem ON files (stem(key)) WHERE role = 'picture'"
-LIES_BELOW = (
-    "substr(p.key, 1, length({0}) - length(stem({0}))) || stem({0}) = {0}"  # a picture `p` of the same stem, in the same folder or below
-)
-
 MASK_BY_NAME = 9  # rank of a picture whose folder or ending is one of masks, but which belongs to no other picture
 
 
@@ -42,7 +37,6 @@ def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
     table.execute("BEGIN")
     table.create_function("nfc", 1, nfc, deterministic=True)
     table.create_function("without_items", 1, without_items, deterministic=True)
-    table.create_function("stem", 1, lambda key: key and posixpath.basename(key), deterministic=True)
     table.create_function("shared", 2, shared_folders, deterministic=True)
     table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", ((*row[:5], *row.place) for row in rows))
     table.execute("CREATE TABLE box_files (name TEXT PRIMARY KEY, key TEXT, suffix TEXT) WITHOUT ROWID")
@@ -110,31 +104,47 @@ def _leave_out_items(table: sqlite3.Connection) -> None:
 
 
 def _pair_with_deeper_pictures(table: sqlite3.Connection) -> None:
-    """Give masks that lie flat, masks/A.png, to the one picture A in folders below theirs, such as of classes, where none has their key."""
-    lost = f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE role = 'mask' AND NOT ({FINDS_ITS_PICTURE}))"
-    if not one(table, lost):
+    """Give masks that lie flat, masks/A.png, to the one picture A in folders below theirs, such as of classes; see `_find_deeper`."""
+    lost = f"role = 'mask' AND name NOT IN (SELECT mask FROM pairs) AND NOT ({FINDS_ITS_PICTURE})"
+    if not one(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE {lost})"):
         return
-    table.execute(BY_STEM)
-    for key in ("m.key", "m.key2"):
-        deeper = (
-            f"SELECT m.name AS mask, min(p.name) AS picture FROM files AS m JOIN files AS p ON stem(p.key) = stem({key}) "
-            f"WHERE m.role = 'mask' AND p.role = 'picture' AND {LIES_BELOW.format(key)} AND m.name NOT IN (SELECT mask FROM pairs) "
-            f"AND NOT ({FINDS_ITS_PICTURE}) GROUP BY m.name HAVING count(*) = 1"
-        )
-        table.execute(f"INSERT OR IGNORE INTO pairs SELECT picture, min(mask), count(*) FROM ({deeper}) GROUP BY picture")
+    for key in ("key", "key2"):
+        flat = f"SELECT name, {key} AS key FROM files AS m WHERE {key} NOT NULL AND {lost}"
+        _find_deeper(table, flat, "SELECT folder(key) FROM files JOIN pairs ON mask = name")
+        table.execute("INSERT OR IGNORE INTO pairs SELECT picture, min(name), count(*) FROM deeper GROUP BY picture")
 
 
 def take_deeper_pictures(table: sqlite3.Connection) -> None:
-    """Give files of boxes that lie flat, labels/A.txt, the key of the one picture A in folders below theirs, such as of classes, where no
-    picture has their own."""
-    table.execute(BY_STEM)
+    """Give files of boxes that lie flat, labels/A.txt, the key of the one picture A in folders below theirs; see `_find_deeper`."""
+    picture = "SELECT 1 FROM files AS q WHERE q.role = 'picture'"
+    flat = f"SELECT name, key FROM box_files AS b WHERE NOT EXISTS ({picture} AND (q.key = b.key OR q.key2 = b.key))"
+    if not one(table, f"SELECT EXISTS ({flat})"):
+        return
+    _find_deeper(table, flat, f"SELECT folder(key) FROM box_files AS b WHERE EXISTS ({picture} AND q.key = b.key)")
+    taken = "SELECT 1 FROM box_files AS o WHERE o.key = deeper.key AND o.suffix = suffix(deeper.name)"
+    table.execute(f"UPDATE box_files SET key = deeper.key FROM deeper WHERE deeper.name = box_files.name AND NOT EXISTS ({taken})")
+
+
+def _find_deeper(table: sqlite3.Connection, flat: str, beside: str) -> None:
+    """Fill a table `deeper` with files that lie flat, and the name and key of the one picture of the same stem in their folder or below.
+
+    flat: a query of the names and keys of these files. beside: of folders where others find their picture by their key; then a folder of
+    pictures below counts if half of them have such a file, as numbers may be those of other pictures.
+    """
+    table.create_function("stem", 1, posixpath.basename, deterministic=True)
+    table.create_function("folder", 1, posixpath.dirname, deterministic=True)
+    table.execute("CREATE INDEX IF NOT EXISTS by_stem ON files (stem(key)) WHERE role = 'picture'")
+    table.execute("DROP TABLE IF EXISTS deeper")
     table.execute(
-        "CREATE TABLE deeper AS SELECT b.name, min(p.key) AS key FROM box_files AS b JOIN files AS p ON stem(p.key) = stem(b.key) "
-        f"WHERE p.role = 'picture' AND {LIES_BELOW.format('b.key')} "
-        "AND NOT EXISTS (SELECT 1 FROM files AS q WHERE q.role = 'picture' AND (q.key = b.key OR q.key2 = b.key)) "
-        "AND NOT EXISTS (SELECT 1 FROM box_files AS o WHERE o.key = p.key AND o.suffix = b.suffix) GROUP BY b.name HAVING count(*) = 1"
+        "CREATE TABLE deeper AS SELECT m.name, min(p.name) AS picture, p.key, folder(m.key) AS beside, folder(p.key) AS within "
+        f"FROM ({flat}) AS m JOIN files AS p ON stem(p.key) = stem(m.key) WHERE p.role = 'picture' "
+        "AND substr(p.key, 1, length(m.key) - length(stem(m.key))) || stem(m.key) = m.key GROUP BY m.name HAVING count(*) = 1"
     )
-    table.execute("UPDATE box_files SET key = deeper.key FROM deeper WHERE deeper.name = box_files.name")
+    in_folder = "SELECT count(*) FROM files WHERE role = 'picture' AND files.key >= within || '/' AND files.key < within || '0'"
+    table.execute(
+        "DELETE FROM deeper WHERE (beside, within) IN (SELECT beside, within FROM deeper GROUP BY beside, within "
+        f"HAVING beside IN ({beside}) AND 2 * count(*) < ({in_folder}))"
+    )
 
 
 def shared_folders(one: str, other: str) -> int:
