@@ -45,14 +45,14 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     Split: the outermost folder with the name of one decides (`layout.SPLIT_WORDS`), else Pascal VOC's lists; pictures of the test split
     are left out and counted. Of shards, a word of their path. Files larger than `max_bytes` are not read. Labels:
 
-    - csv: labels.csv (columns path, label) in the folder or beside the list, else metadata.csv or metadata.jsonl (see `imagefolder`); a
-      picture that it does not name has no label;
+    - csv: labels.csv (columns path, label) in the folder or beside the list, else metadata.csv or metadata.jsonl (see `imagefolder`), else
+      those of `several_files`; a picture that it does not name has no label;
     - masks: images/train/A.jpg has masks/train/A.png; also train/masks/A.png, masks/train/A.png without images/, A_mask.png or
       A.mask.png beside A.jpg; folders and endings may have any of the names in `layout`;
     - boxes: a COCO file such as annotations/instances_train.json, or A.xml (Pascal VOC), A.txt (YOLO, with the classes in data.yaml) or
       A.json (labelme, Supervisely) where a mask of A.jpg might lie (beside it, labels/, Annotations/); a picture that is in no such
       file has no label;
-    - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none;
+    - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none; also `val_annotations`;
     - shards: KEY.mask.png, KEY.boxes.json, KEY.cls, or "label" or "cls" in KEY.json.
 
     Class names are the lines of classes.txt, else the sorted folder names or csv values. A folder without pictures but with .tar files
