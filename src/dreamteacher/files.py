@@ -25,8 +25,9 @@ def walk(
     """Names, relative to `root`, of every file below it, in the order of the file system; what starts with a dot is passed over, as are
     pipes and sockets, which would keep a reader waiting. A link that leads nowhere is named.
 
-    passed_over: is called with "system" or "unreadable" and the name of each folder that is not entered: one of SYSTEM_FOLDERS, or one
-    that this user may not read. `root` itself must be readable. on_link: is called with the path of each link before it is followed.
+    passed_over: is called with "system" or "unreadable" and the name of each folder that is not entered, one of SYSTEM_FOLDERS, or one
+    that this user may not read, and with "empty" and the name of each that holds nothing. `root` itself must be readable. on_link: is
+    called with the path of each link before it is followed.
 
     Links are followed, after all that is no link, and a folder is entered once, as a link may lead to one above it. Entry by entry, as
     os.walk would hold the names of a folder of a million pictures; plain text, as pathlib interns every part of a path, and Python 3.12
@@ -47,10 +48,10 @@ def walk(
                 raise
             passed_over("unreadable", folder[above:])
             continue
+        is_empty = True
         with entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
+            for entry in (each for each in entries if not each.name.startswith(".")):
+                is_empty = False
                 if entry.is_symlink():
                     on_link(entry.path)
                 if _is_folder(entry):
@@ -62,6 +63,8 @@ def walk(
                         waiting.append(entry.path)
                 elif entry.is_symlink() or entry.is_file():
                     yield entry.path[above:]
+        if is_empty:
+            passed_over("empty", folder[above:])
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

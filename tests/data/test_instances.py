@@ -16,8 +16,8 @@ from PIL import Image
 from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.decode import BadPicture, decode
-from dreamteacher.data.instance_labels import read_instance_mask, read_outlines, read_stored
-from dreamteacher.data.instances import MOST, boxes_of, from_png, group, pack, to_png, unpack
+from dreamteacher.data.instance_labels import in_pieces, read_instance_mask, read_outlines, read_stored
+from dreamteacher.data.instances import MOST, boxes_of, from_png, group, pack, to_png, unique_of_areas, unpack
 from dreamteacher.data.items import IGNORE, BoxLabel
 from dreamteacher.data.transforms import AUGMENTATIONS, object_crop, whole
 
@@ -34,7 +34,7 @@ def png(array: np.ndarray, **options: Any) -> bytes:
 
 def read(mask: np.ndarray, names: list[str] | None = None) -> np.ndarray:
     picture = decode(png(np.zeros((*mask.shape[:2], 3), np.uint8)))
-    return read_instance_mask(png(mask), picture, ClassList(names) if names else None, 10**6)
+    return read_instance_mask(png(mask), picture, ClassList(names) if names else None, 10**6)[0]
 
 
 def outlines(*entries: tuple[Any, str, int], size: tuple[int, int] = (30, 20)) -> BoxLabel:
@@ -63,6 +63,32 @@ def test_predictions_are_numbered_by_their_scores() -> None:
     assert classes.tolist() == [5, 6, 4]
     assert scores.tolist() == pytest.approx([0.9, 0.5, 0.2], abs=1e-4)
     assert np.array_equal(numbers == 1, NUMBERS == 2)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=6))
+def test_values_of_areas_are_found_as_numpy_finds_them(values: list[list[int]]) -> None:
+    array = np.array(values)
+    for found, expected in zip(unique_of_areas(array), np.unique(array, return_index=True, return_inverse=True), strict=True):
+        assert (found == expected.reshape(found.shape)).all()
+
+
+def test_a_map_of_areas_is_unpacked_without_sorting_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_values = []
+    unique = np.unique
+    monkeypatch.setattr(np, "unique", lambda values, **options: sorted_values.append(values.size) or unique(values, **options))
+    unpack(np.kron(PACKED, np.ones((20, 20), np.int32)))
+    assert sum(sorted_values) < 400 * 20
+
+
+@pytest.mark.parametrize(("n_whole", "n_apart", "expected"), [(3, 0, False), (2, 2, False), (2, 3, True), (0, 1, True), (0, 0, False)])
+def test_most_numbers_in_several_pieces_are_told_from_objects(n_whole: int, n_apart: int, expected: bool) -> None:
+    for order in (1, -1):
+        numbers = np.zeros((20, 70), np.int64)
+        for number, is_apart in enumerate(([True] * n_apart + [False] * n_whole)[::order], 1):
+            numbers[2:8, 10 * number : 10 * number + 6] = number
+            numbers[5, 10 * number : 10 * number + 6] = 0 if is_apart else number
+        packed = pack(numbers, np.zeros(n_whole + n_apart, np.int64)).astype(np.int32)
+        assert in_pieces(packed) is expected
 
 
 @pytest.mark.parametrize("augment", ["natural", "overhead", "none"])
@@ -101,6 +127,16 @@ def test_any_number_may_stand_for_an_object(values: list[int], mode: str) -> Non
     assert np.array_equal(numbers > 0, flat > 0)
     assert len(classes) == len({value for value in flat.ravel().tolist() if value})
     assert all(len(np.unique(flat[numbers == number])) == 1 for number in range(1, len(classes) + 1))
+
+
+@pytest.mark.parametrize(("values", "is_unknown"), [([1, 2, 255], True), ([255, 255, 255], False), ([85, 170, 255], False)])
+def test_255_behind_counted_numbers_is_unknown(values: list[int], is_unknown: bool) -> None:
+    mask = np.array([0, *values], np.uint8)[NUMBERS]
+    picture = decode(png(np.zeros((*mask.shape, 3), np.uint8)))
+    packed, warnings = read_instance_mask(png(mask), picture, None, 10**6)
+    assert (packed[mask == 255] == IGNORE).all() == is_unknown
+    assert len(unpack(packed)[1]) == len(set(values)) - is_unknown
+    assert warnings == ("unknown_among_numbers",) * is_unknown
 
 
 def test_of_several_classes_a_value_is_a_thousand_times_the_line_of_the_class() -> None:

@@ -102,8 +102,10 @@ def test_what_is_odd_of_the_picture_comes_along():
         "boxes_repeated",
         "objects_hidden",
         "one_number_in_pieces",
+        "unknown_among_numbers",
+        "depth_of_8_bits",
         "keypoints_outside",
-    }  # see test_ingest_boxes, test_instances
+    }  # see test_ingest_boxes, test_instances, test_multilabel_and_depth
     assert {"bands_left_out", "alpha_is_not_transparency", "wholly_transparent", "mask_is_unknown", "mask_vanished"} == set(
         WARNINGS
     ) - of_boxes

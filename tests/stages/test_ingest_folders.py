@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ingest_sources import facts, run, save_pictures
+from ingest_sources import facts, picture, run, save, save_pictures
 
 from dreamteacher.errors import UserError
 
@@ -53,14 +53,42 @@ def test_folders_that_differ_in_numbers_alone_are_said(
     assert ("the classes are folders that differ in numbers alone" in capsys.readouterr().err) == is_said
 
 
+@pytest.mark.parametrize(
+    ("names", "is_said"),
+    [(("glass", "paper", "trash"), False), (("set1", "set2", "set3"), False), (("patient1", "patient2", "patient3"), True)],
+)
+def test_folders_that_are_in_train_and_val_are_classes(
+    names: tuple[str, ...], is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = ("train", "val")
+    for k, folder in enumerate(f"{split}/{name}" for split in splits for name in names):
+        for i in range(3):
+            save(picture(10 * k + i), tmp_path / "s" / folder / f"{i}.png")
+    run(tmp_path / "s", tmp_path / "out")
+    said = capsys.readouterr().err
+    assert ("differ in numbers alone" in said) == is_said
+    assert "was taken as a class" not in said
+
+
+def test_empty_folders_among_classes_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders(tmp_path / "s", "cat", "dog")
+    run(tmp_path / "s", tmp_path / "full")
+    assert "folders are empty" not in capsys.readouterr().err
+    (tmp_path / "s/horse").mkdir()
+    (tmp_path / "s/horse/.keep").touch()
+    run(tmp_path / "s", tmp_path / "out")
+    assert "1 folders are empty, so if they are classes, the set does not know them (such as horse)" in capsys.readouterr().err
+    assert facts(tmp_path / "out")["classes"] == ["cat", "dog"]
+
+
 def test_what_may_hold_the_missing_split_or_labels_is_named(tmp_path: Path) -> None:
     folders(tmp_path / "s", "val/cat", "val/dog")
     (tmp_path / "s/train.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"no picture is left to train on .*; passed over: 1 \.zip \(train\.zip\)"):
         run(tmp_path / "s", tmp_path / "out")
     folders(tmp_path / "t", "train/cat", "train/dog", "val/images")
-    (tmp_path / "t/val/val_annotations.txt").write_text("0.png\tcat\t0\t0\t9\t9\n")
-    with pytest.raises(UserError, match=r"6 labels, and none in val.*; passed over: 1 \.txt \(val/val_annotations\.txt\)"):
+    (tmp_path / "t/val/annotations_of_val.txt").write_text("0.png\tcat\t0\t0\t9\t9\n")
+    with pytest.raises(UserError, match=r"6 labels, and none in val.*; passed over: 1 \.txt \(val/annotations_of_val\.txt\)"):
         run(tmp_path / "t", tmp_path / "out")
 
 

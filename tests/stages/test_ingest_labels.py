@@ -329,9 +329,9 @@ def test_what_is_measured_by_keeps_its_own_size(tmp_path):
 
 def test_masks_that_belong_to_no_picture_are_not_trained_on(tmp_path):
     save(picture(0), tmp_path / "in" / "images" / "deep" / "a.png")
-    save(mask_of(1), tmp_path / "in" / "masks" / "a.png")
+    save(mask_of(1), tmp_path / "in" / "masks" / "b.png")
     with pytest.raises(
-        UserError, match=r"no mask is named as a picture is \(such as masks/a.png\); call the mask of images/A.jpg masks/A.png .*, or set"
+        UserError, match=r"no mask is named as a picture is \(such as masks/b.png\); call the mask of images/A.jpg masks/A.png .*, or set"
     ):
         run(tmp_path / "in", tmp_path / "out")
     assert run(tmp_path / "in", tmp_path / "out", labels="none")["n_train"] == 1

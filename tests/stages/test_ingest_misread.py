@@ -296,7 +296,9 @@ def test_labels_in_files_that_are_not_read_are_named_where_a_task_wants_them(tmp
     save_pictures(tmp_path / "s", "images/0.png")
     (tmp_path / "s/depth").mkdir()
     (tmp_path / "s/depth/0.exr").write_bytes(b"v/1\x01")
-    with pytest.raises(UserError, match=r"ingest.task = depth, but .* has no mask.*passed over: 1 .exr \(depth/0.exr\)"):
+    with pytest.raises(
+        UserError, match=r"ingest.task = depth, but .* has no map of depth \(16-bit PNG.*passed over: 1 .exr \(depth/0.exr\)"
+    ):
         run(tmp_path / "s", tmp_path / "out", task="depth")
 
 

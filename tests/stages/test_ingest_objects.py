@@ -195,6 +195,22 @@ def test_outlines_of_a_file_for_each_picture_are_objects_or_boxes(form: Callable
     assert sorted(found) == sorted([x1, y1, x2, y2] for y1, x1, y2, x2 in SQUARES)
 
 
+def test_shapes_of_one_group_are_one_object(tmp_path: Path) -> None:
+    for i in range(4):
+        labelme(tmp_path / "s", i)
+        stored = json.loads((tmp_path / f"s/{i}.json").read_text())
+        for shape in stored["shapes"]:
+            shape["group_id"] = 7
+        (tmp_path / f"s/{i}.json").write_text(json.dumps(stored))
+    run(tmp_path / "s", tmp_path / "boxes")
+    run(tmp_path / "s", tmp_path / "objects", task="instances")
+    # the first and the third have one label
+    assert report(tmp_path / "boxes")["labels_per_class"] == report(tmp_path / "objects")["labels_per_class"] == {"1.0": 4, "yes": 4}
+    of_group = np.array([SQUARES[0], SQUARES[2]])
+    y1, x1, y2, x2 = (*of_group[:, :2].min(0), *of_group[:, 2:].max(0))
+    assert [x1, y1, x2, y2] in ImageSet(tmp_path / "boxes", "train").label(0).corners.round(2).tolist()
+
+
 def test_shapes_without_an_area_cost_their_picture(tmp_path: Path) -> None:
     for i in range(4):
         labelme(tmp_path / "s", i)
@@ -208,6 +224,12 @@ def test_shapes_without_an_area_cost_their_picture(tmp_path: Path) -> None:
 
 
 TOOLS = {
+    "Open Images": ("train-annotations-bbox.csv", "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n0,x,/m/01,1,.1,.2,.3,.4\n"),
+    "VisDrone": ("annotations/0.txt", "10,10,20,20,1,4,0,0\n"),
+    "roLabelImg": (
+        "0.xml",
+        "<annotation><object><type>robndbox</type><name>ship</name><robndbox><cx>9</cx><angle>1</angle></robndbox></object></annotation>",
+    ),
     "CVAT": (
         "annotations.xml",
         '<?xml version="1.0"?><annotations><version>1.1</version><image id="0" name="0.png"><box/></image></annotations>',

@@ -42,6 +42,10 @@ def source(root: Path, image: str, mask: str, n: int = 4) -> Path:
         ("images/frame{n}/{k}.png", "masks/frame{n}/{k}.png"),
         ("tile_512/{i}.png", "mask_512/{i}.png"),
         ("photo_1/{i}.png", "masks/{i}.png"),
+        ("photo_{i}/img{i}.png", "masks/mask{i}.png"),
+        ("photo_{i}/img0.png", "photo_{i}/masks/mask0.png"),
+        ("images/rust_{k}/{i}.png", "masks/{i}.png"),
+        ("CXR_png/{i}.png", "masks/{i}_mask.png"),
         ("images/scan_{n}/{n}_{k}.png", "masks/{n}_{k}.png"),
     ],
 )
@@ -53,6 +57,36 @@ def test_words_may_stand_before_numbers_or_be_the_whole_name(image: str, mask: s
     for index, row in enumerate(rows):
         i = next(i for i in range(4) if image.format(i=i, k=i % 2, n=i // 2) == row["path"])
         assert np.array_equal(stored.label(index), ids(i))
+
+
+def test_masks_whose_picture_is_gone_are_not_those_of_other_pictures_with_its_number(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", "images/{i}.png", "masks/{i}.png")
+    for i in range(4, 8):  # more pictures, which go on with the numbers
+        save(picture(i), root / f"later/{i}.png")
+    save(Image.fromarray(ids(4)), root / "masks/4.png")
+    run(root, tmp_path / "out")
+    assert len(ImageSet(tmp_path / "out", "train").labelled()) == 4
+    assert "1 masks belong to no picture (such as masks/4.png)" in report(tmp_path / "out")["summary"]
+
+
+@pytest.mark.parametrize("image", ["scan_{n}/images/{n}_{k}.png", "JPEGImages/scan_{n}/{n}_{k}.png"])
+def test_lists_may_name_pictures_without_folders_of_scans(image: str, tmp_path: Path) -> None:
+    root = source(tmp_path / "s", image, "SegmentationClass/{n}_{k}.png")
+    for split, n in (("train", 0), ("val", 1)):
+        (root / f"{split}.txt").write_text(f"{n}_0\n{n}_1\n")
+    run(root, tmp_path / "out", val_fraction=0.5)
+    assert {row["path"]: row["split"] for row in manifest(tmp_path / "out")} == {
+        image.format(n=n, k=k): split for n, split in enumerate(("train", "val")) for k in (0, 1)
+    }
+
+
+def test_a_name_that_fits_pictures_of_two_scans_gives_no_split(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", "scan_{n}/images/{k}.png", "scan_{n}/masks/{k}.png")
+    (root / "train.txt").write_text("0\n")
+    (root / "val.txt").write_text("1\n")
+    run(root, tmp_path / "out")
+    said = "val.txt seems to list pictures, and names none that is here (such as '1'), so it is not followed"
+    assert said in report(tmp_path / "out")["summary"]
 
 
 @pytest.mark.parametrize("boxes", ["labels/{n}_{k}.txt", "labels/scan_{n}/{n}_{k}.txt", "images/scan_{n}/{n}_{k}.txt"])

@@ -48,6 +48,18 @@ def test_lists_of_pictures_give_the_splits_however_they_name_them(folder: str, l
     assert report(tmp_path / "out")["outside_of_splits"] == 4
 
 
+def test_numbers_behind_the_names_in_a_list_are_said_where_there_are_no_labels(tmp_path: Path) -> None:
+    for i in range(4):
+        save(picture(i), tmp_path / "in/images" / f"{i}.jpg")
+    (tmp_path / "in/val.txt").write_text("images/0.jpg 7\nimages/3.jpg 2\n")
+    run(tmp_path / "in", tmp_path / "out")
+    said = "the numbers in val.txt (images/0.jpg 7) are not read; if they are classes, write labels.csv (columns path, label)"
+    assert said in report(tmp_path / "out")["summary"]
+    (tmp_path / "in/val.txt").write_text("images/0.jpg\nimages/3.jpg\n")
+    run(tmp_path / "in", tmp_path / "plain")
+    assert not any("the numbers in" in line for line in report(tmp_path / "plain")["summary"])
+
+
 def test_a_list_may_name_pictures_with_blanks_in_their_names(tmp_path: Path) -> None:
     for i in range(4):
         save(picture(i), tmp_path / "in" / f"my picture {i}.jpg")

@@ -193,6 +193,13 @@ def test_depth_that_cannot_be_costs_its_picture_alone(tmp_path: Path) -> None:
     assert list(reasons(tmp_path / "out")) == ["images/train/2.png", "images/train/3.png"]
 
 
+def test_depth_of_8_bits_is_said() -> None:
+    values = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    picture = decode(_png(np.zeros((4, 5, 3), np.uint8)))
+    assert read_depth(_png(values), picture, 1000)[1] == ("depth_of_8_bits",)
+    assert read_depth(_png(values.astype(np.uint16)), picture, 1000)[1] == ()
+
+
 @given(st.binary(max_size=60), st.booleans())
 def test_any_bytes_are_depth_or_refused(data: bytes, numpy: bool) -> None:
     picture = decode(_png(np.zeros((4, 5, 3), np.uint8)))
@@ -204,7 +211,8 @@ def test_any_bytes_are_depth_or_refused(data: bytes, numpy: bool) -> None:
 def test_depth_is_read_as_it_is_and_0_where_it_cannot_be(values: list[float]) -> None:
     array, file = np.array(values, np.float32).reshape(4, 5), io.BytesIO()
     np.save(file, array)
-    read = read_depth(file.getvalue(), decode(_png(np.zeros((4, 5, 3), np.uint8))), 1000)
+    read, warnings = read_depth(file.getvalue(), decode(_png(np.zeros((4, 5, 3), np.uint8))), 1000)
+    assert warnings == ()
     known = np.isfinite(array) & (array > 0) & (array < FAR)
     assert np.array_equal(read, np.where(known, array, 0))
     assert np.array_equal(from_tiff(to_tiff(read)), read)

@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -19,6 +20,7 @@ from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.items import BoxLabel
 from dreamteacher.data.keypoints import Body
 from dreamteacher.data.names import class_name
+from dreamteacher.data.table import take_deeper_pictures
 from dreamteacher.data.tool_labels import Shape, is_labelme, is_supervisely, labelme, supervisely
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
@@ -64,6 +66,7 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
         if classes and (strange := [name for name in names if name not in classes]):
             raise UserError(f"{tree}/{files[0]} names the category {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
         return BoxSource("coco", files, classes or names, counts, body)
+    take_deeper_pictures(table)
     for form, suffix in FORMS:
         pairs = (
             "files AS p JOIN box_files AS b ON b.key = p.key OR (b.key = p.key2 AND p.key2 = without_items(p.key)) "
@@ -248,9 +251,9 @@ def _read_yolo(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
 
 
 def _read_shapes(size_and_shapes: tuple[Any, list[Shape]]) -> tuple[Any, list[Row]]:
-    """The bounds of each outline."""
+    """The bounds of each object."""
     size, shapes = size_and_shapes
-    return size, [(*_bounds(shape.points), shape.name, False) for shape in shapes]
+    return size, [(*_bounds(list(chain.from_iterable(shape.polygons))), shape.name, False) for shape in shapes]
 
 
 def _bounds(points: list[float]) -> tuple[float, float, float, float]:
@@ -275,7 +278,7 @@ def outlines_of(label: BoxLabel, upright: tuple[int, int]) -> tuple[Any, list[tu
         sides = np.array(upright, np.float64)
         return None, [(number, [(np.array(values).reshape(-1, 2) * sides).ravel().tolist()], False) for number, values in rows]
     size, shapes = _SHAPES[label.form](label.data)
-    return size, [(shape.name, [shape.points], False) for shape in shapes]
+    return size, [(shape.name, shape.polygons, False) for shape in shapes]
 
 
 def _yolo(data: bytes, width: int, height: int) -> Iterator[Row]:

@@ -16,6 +16,7 @@ from dreamteacher.data.keypoints import Body
 from dreamteacher.data.layout import split_and_rest
 from dreamteacher.data.names import class_name, nfc, tidy
 from dreamteacher.data.run_lengths import bounds_of_runs
+from dreamteacher.data.table import shared_folders
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
@@ -231,7 +232,8 @@ def _objects(value: str) -> list[str]:
 
 
 def _the_picture(table: sqlite3.Connection, tree: Tree, file: str, name: str) -> str | None:
-    """The picture that a `file_name` means: by its path from the COCO file's folder or the root, by its end, or by its last part."""
+    """The picture that a `file_name` means: by its path from the COCO file's folder or the root, by its end, or by its last part; of
+    several that of the file's split, or the nearest to the file."""
     folder, split = posixpath.dirname(file), _split_of(file)
     query = "SELECT name, split FROM files WHERE role = 'picture' AND basename(name) = ? ORDER BY name"
     rows = table.execute(query, [posixpath.basename(name)]).fetchall()
@@ -241,6 +243,8 @@ def _the_picture(table: sqlite3.Connection, tree: Tree, file: str, name: str) ->
                 return place
     by_end = [row for row in rows if nfc(row[0]).endswith("/" + name.lstrip("/"))] or rows
     fitting = [row for row in by_end if row[1] == split] or [row for row in by_end if None in (row[1], split)] or by_end
+    nearest = max((shared_folders(place, file) for place, _ in fitting), default=0)
+    fitting = [row for row in fitting if shared_folders(row[0], file) == nearest]
     if len(fitting) > 1:
         raise UserError(
             f"{tree}/{file}: {name!r} may be {fitting[0][0]} or {fitting[1][0]}; write paths from the folder {tree} into file_name"

@@ -40,6 +40,9 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
     "boxes_repeated": "pictures have a box more than once; one was kept",
     "keypoints_outside": "pictures have keypoints more than 2 pixels beyond the border, which count as not labelled (are they of other "
     "pictures?)",
+    "unknown_among_numbers": "masks hold 255 behind the numbers 1, 2, 3 and so on, which is read as unknown; if it is an object, give it "
+    "the next number",
+    "depth_of_8_bits": "maps of depth have 8 bits, so no more than 255 distances; write 16 bits or floats where the source has them",
     "objects_hidden": "pictures have objects that lie wholly below others, or cover no pixel, and were dropped",
     "one_number_in_pieces": "masks hold one number in several pieces; if each is an object, give each its own number",
     "mask_vanished": "masks lost their last known pixel when they were reduced and count as no label; raise ingest.short_side",

@@ -18,9 +18,9 @@ UNITS = 100  # how many times another the middle of a map may be; metres and mil
 OCTAVES, PARTS = 40, 32  # of the counts by which the middle of many depths is known to 1 %: from 2^-40 to 2^40
 
 
-def read_depth(data: bytes, picture: Picture, max_pixels: int) -> np.ndarray:
+def read_depth(data: bytes, picture: Picture, max_pixels: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """float32 (H, W) on `picture`, upright, in the file's unit; 0 where it is unknown: 0, negative, infinite, no number, FAR and more, the
-    largest number of 16 or 32 bits, as sensors write what is too far.
+    largest number of 16 or 32 bits, as sensors write what is too far. And keys of `decode.WARNINGS`.
 
     The file is a PNG or TIFF of one channel, whole numbers of any depth or floats, or a .npy of (H, W).
 
@@ -40,7 +40,7 @@ def read_depth(data: bytes, picture: Picture, max_pixels: int) -> np.ndarray:
     known = np.isfinite(depth) & (depth > 0) & (depth < (FAR if values.dtype.kind == "f" else NO_VALUE))
     if values.dtype.kind in "ui" and values.dtype.itemsize > 1:
         known &= values != np.iinfo(values.dtype).max
-    return np.where(known, depth, np.float32(0))
+    return np.where(known, depth, np.float32(0)), ("depth_of_8_bits",) * (values.dtype.itemsize == 1)
 
 
 def _has_colours(data: bytes) -> bool:

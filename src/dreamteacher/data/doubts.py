@@ -28,6 +28,9 @@ _NO_CLASS_FOLDER = re.compile(
 _NUMBERED_CLASS = re.compile(
     r"(class|label|cls|category|cat|grade|level|type|stage|group|person|subject|id|digit|score|kl|[a-z])?[\W_]?0", re.I
 )
+_RECORDING = re.compile(
+    r"patient|case|study|visit|scan|slide|vid|movie|clip|scene|seq|session|run|drive|flight|cam|day|date|^[\W\d_]*$", re.I
+)
 NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write where nothing is
 
 
@@ -52,7 +55,7 @@ def doubts(
         for name, other, how in alike(names)[:3]:
             yield f"classes {name!r} and {other!r} {how}; are they one?"
     if classes and kind == "folders" and not are_listed:
-        yield from _doubtful_folders(classes.names)
+        yield from _doubtful_folders(table, classes.names)
     if classes and kind == "csv":
         yield from _doubtful(table, classes.names, counts, label_file)
 
@@ -70,6 +73,7 @@ def why_no_labels(table: sqlite3.Connection, tree: Tree, names: list[str] | None
     """What may be labels, where none were found. names: of classes.txt."""
     yield from _lost_classes(table, names)
     yield from other_tools(table, tree, passed_over)
+    yield from _numbers_in_lists(tree, passed_over.lists)
     yield from _other_tasks(table)
 
 
@@ -111,6 +115,20 @@ def other_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) 
     return found
 
 
+def _numbers_in_lists(tree: Tree, lists: list[str]) -> Iterator[str]:
+    """A line on lists of splits that have a number behind each name, as lists of classes do."""
+    for name in sorted(lists):
+        file = tree.open_text(name)
+        if file is None:
+            continue
+        with file, suppress(UnicodeDecodeError):
+            words = next((line.split() for line in file if line.strip() and not line.startswith("#")), [])
+            if len(words) > 1 and all(map(NUMBER.fullmatch, words[1:])):
+                shown = " ".join(words)[:60]
+                yield f"the numbers in {name} ({shown}) are not read; if they are classes, write labels.csv (columns path, label)"
+                return
+
+
 def _other_tasks(table: sqlite3.Connection) -> Iterator[str]:
     """A line on maps of objects or depth, or drawings of masks, beside pictures that have no label."""
     table.create_function("of_any_task", 1, lambda name: any(words.search(name) for words in MASK_WORDS.values()))
@@ -138,12 +156,15 @@ def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Ite
         yield f"{n} files of boxes (such as {boxes.files[0]}) give classes by number; name them in data.yaml or classes.txt"
 
 
-def _doubtful_folders(names: list[str]) -> Iterator[str]:
-    """Lines on folders that were taken as classes, and may be none."""
-    if strange := [name for name in names if _NO_CLASS_FOLDER.fullmatch(name)]:
+def _doubtful_folders(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
+    """Lines on folders that were taken as classes, and may be none; those that are in several splits were meant as classes."""
+    several = "SELECT class FROM files WHERE role = 'picture' GROUP BY class HAVING count(DISTINCT split) > 1"
+    meant = {name for (name,) in table.execute(several)}
+    if strange := [name for name in names if _NO_CLASS_FOLDER.fullmatch(name) and name not in meant]:
         yield f"the folder {strange[0]} was taken as a class; if its pictures have none, call it unlabelled, or take it away"
     pattern, *others = {re.sub(r"\d+", "0", name) for name in names}
-    if len(names) > 2 and not others and not _NUMBERED_CLASS.fullmatch(pattern):
+    are_meant = meant.issuperset(names) and not _RECORDING.search(pattern)
+    if len(names) > 2 and not others and not are_meant and not _NUMBERED_CLASS.fullmatch(pattern):
         yield (
             f"the classes are folders that differ in numbers alone ({names[0]}, {names[1]} ...); if they are parts of the set, such as "
             "patients, videos or days, set ingest.labels to none"

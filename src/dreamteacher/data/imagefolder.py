@@ -21,6 +21,7 @@ from dreamteacher.data.columns import SplitColumns, require_once, split_is_not_r
 from dreamteacher.data.items import AUTO, LabelKind, utf8
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
+from dreamteacher.data.several_files import COLUMN_FILE, has_columns_of_classes
 from dreamteacher.data.several_labels import names_in_cell, require_cells, rows_of
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
@@ -33,26 +34,35 @@ Line = tuple[str, str, dict[str, Any]]  # where it stands, the picture, the cell
 
 class Metadata(NamedTuple):
     """Names of the files that have a column `label`, and of those that have one `objects`; why others are not read; several: a label may
-    be a list."""
+    be a list. columns, lists: of the files of `several_files`."""
 
     labels: list[str]
     objects: list[str]
     others: dict[str, str]
     several: bool
+    columns: list[str]
+    lists: list[str]
 
     def names(self) -> list[str]:
         """Of all files."""
-        return sorted({*self.labels, *self.objects, *self.others})
+        return sorted({*self.labels, *self.objects, *self.others, *self.columns})
+
+    def of_classes(self, task: str) -> list[str]:
+        """Those that give the classes of pictures, for a `task`."""
+        return self.labels or ((self.columns or self.lists) if task in (AUTO, "multilabel") else [])
 
 
-def look_into(tree: Tree, names: list[str]) -> Metadata:
-    """What the files give, by their first lines.
+def look_into(tree: Tree, names: list[str], lists: list[str]) -> Metadata:
+    """What the files give, by their first lines. lists: as `several_files.class_lists` returns them.
 
     Raises:
         UserError: one that names pictures cannot be read.
     """
-    found = Metadata([], [], {}, several=False)
+    found = Metadata([], [], {}, several=False, columns=[], lists=lists)
     for name in names:
+        if posixpath.basename(name) == COLUMN_FILE:
+            found.columns.extend([name] * has_columns_of_classes(tree, name))
+            continue
         try:
             cells = list(islice(cells_of(tree, name), LOOKED_AT))
         except UserError as error:
@@ -79,7 +89,7 @@ def files_of_classes(table: sqlite3.Connection, tree: Tree, metadata: Metadata, 
         file.close()
         return ["labels.csv"]
     others = labels == task == AUTO and (boxes or table.execute("SELECT EXISTS (SELECT 1 FROM pairs)").fetchone()[0])
-    return [] if others else metadata.labels
+    return [] if others else metadata.of_classes(task)
 
 
 def read_classes(table: sqlite3.Connection, tree: Tree, files: list[str], classes: ClassList | None, *, several: bool) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from dreamteacher.data.box_labels import class_id, outlines_of
 from dreamteacher.data.class_list import ClassList, is_background, is_void
 from dreamteacher.data.decode import BadPicture, Picture
-from dreamteacher.data.instances import from_png, pack, unpack
+from dreamteacher.data.instances import from_png, pack, unique_of_areas, unpack
 from dreamteacher.data.items import IGNORE, BoxLabel
 from dreamteacher.data.masks import decode_numbers, turn_upright
 from dreamteacher.data.run_lengths import decode_runs
@@ -27,11 +27,12 @@ def object_classes(classes: ClassList | None) -> list[str]:
     return [name for i, name in enumerate(names) if not is_void(name) and not (i == 0 and is_background(name))]
 
 
-def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None, max_pixels: int) -> np.ndarray:
-    """The map of objects (see `instances`) of a mask that lies on `picture`, upright.
+def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None, max_pixels: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The map of objects (see `instances`) of a mask that lies on `picture`, upright, and keys of `decode.WARNINGS`.
 
-    One class: each value but 0 is the number of an object. Several: a value is 1000 x the line of its class, from 0, + a number, as of
-    Cityscapes' instanceIds; values below 1000 are no objects. The border of Pascal VOC's objects is unknown.
+    One class: each value but 0 is the number of an object; 255 behind 1, 2, 3 and so on, without those between, is unknown. Several: a
+    value is 1000 x the line of its class, from 0, + a number, as of Cityscapes' instanceIds; values below 1000 are no objects. The border
+    of Pascal VOC's objects is unknown.
 
     Raises:
         BadPicture: as `decode_numbers`; the mask is of another size, or has a value of no class.
@@ -43,10 +44,17 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
         values = turn_upright(values, picture.orientation)
     if values.shape != (height, width):
         raise BadPicture(f"mask is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
-    border, values = values < 0, values.clip(0)
-    packed = _pack_classes(values, classes)
+    leaps = len(object_classes(classes)) == 1 and _leaps_to_unknown(values)
+    border = (values < 0) | (values == IGNORE) if leaps else values < 0
+    packed = _pack_classes(np.where(border, 0, values), classes)
     packed[border] = IGNORE
-    return packed
+    return packed, ("unknown_among_numbers",) * leaps
+
+
+def _leaps_to_unknown(values: np.ndarray) -> bool:
+    """Whether numbers are counted from 1 without gaps, and then there is 255, as masks of classes write what is unknown."""
+    numbers = np.unique(values[values > 0])
+    return 1 < len(numbers) < IGNORE and bool(numbers[-1] == IGNORE and numbers[-2] == len(numbers) - 1)
 
 
 def _pack_classes(values: np.ndarray, classes: ClassList | None) -> np.ndarray:
@@ -94,9 +102,14 @@ def in_pieces(packed: np.ndarray) -> bool:
 
     numbers = unpack(packed)[0].astype(np.int32)
     places = find_objects(numbers)
-    pieces = (label(numbers[place] == number, np.ones((3, 3), int))[0] for number, place in enumerate(places, 1))
-    sizes = (np.bincount(each.ravel())[1:] for each in pieces)
-    return 2 * sum(bool(each.max() < WHOLE * each.sum()) for each in sizes) > len(places)
+    in_several, in_one = 0, 0
+    for number, place in enumerate(places, 1):
+        sizes = np.bincount(label(numbers[place] == number, np.ones((3, 3), int))[0].ravel())[1:]
+        is_whole = bool(sizes.max() >= WHOLE * sizes.sum())
+        in_several, in_one = in_several + (not is_whole), in_one + is_whole
+        if 2 * in_several > len(places) or 2 * in_one >= len(places):  # the others cannot change it
+            break
+    return 2 * in_several > len(places)
 
 
 def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -164,9 +177,8 @@ def read_stored(data: bytes, classes: list[str] | None) -> np.ndarray:
 
 def _pack(values: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Numbers are counted anew, so that any value may stand for an object."""
-    found, first, numbers = np.unique(values, return_index=True, return_inverse=True)
+    found, first, numbers = unique_of_areas(values)
     objects = len(found) - (found[0] == 0)
     if objects > LARGEST:
         raise BadPicture(f"it has more than {LARGEST} objects")
-    numbers = numbers.reshape(values.shape) + (found[0] != 0)
-    return pack(numbers, classes.ravel()[first[len(found) - objects :]]).astype(np.int32)
+    return pack(numbers + (found[0] != 0), classes.ravel()[first[len(found) - objects :]]).astype(np.int32)

@@ -74,8 +74,8 @@ class PassedOver:
     """Files and folders that were passed over: of each kind how many, and the first by name.
 
     by_suffix: kinds of files; beyond MOST_SUFFIXES of them "other", so that memory does not grow, in any order of files the same.
-    folders: "system" and "unreadable". unprintable: files whose names cannot be written down. lists: text files that say which picture
-    is of which split. metadata: files of HuggingFace's imagefolder.
+    folders: "system", "unreadable" and "empty". unprintable: files whose names cannot be written down. lists: text files that say which
+    picture is of which split. metadata: files of HuggingFace's imagefolder, and Roboflow's _classes.csv.
     """
 
     def __init__(self) -> None:

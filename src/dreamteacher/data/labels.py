@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 import re
 import sqlite3
 from collections import defaultdict
@@ -15,6 +16,7 @@ from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
+from dreamteacher.data.several_files import COLUMN_FILE, read_class_lists, read_column_files
 from dreamteacher.data.several_labels import PATH, has_columns, read_several, require_cells, rows_of
 from dreamteacher.data.table import FINDS_ITS_PICTURE, one
 from dreamteacher.data.trees import Tree
@@ -49,6 +51,8 @@ EXPECTED = {
     "Supervisely) for each",
     "folders": "class folders",
 }
+
+DEPTH_EXPECTED = "map of depth (16-bit PNG, float TIFF or .npy; no disparity), such as depth/train/A.png for images/train/A.jpg"
 
 
 def kinds_of_labels(labels: LabelKind, task: str) -> tuple[LabelKind, ...]:
@@ -104,13 +108,14 @@ def kind_of_labels(
                 "ingest.labels to none"
             )
         if labels == "none" and task != AUTO:
-            expected = " and no ".join(EXPECTED[kind] for kind in wanted)
+            expected = DEPTH_EXPECTED if task == "depth" else " and no ".join(EXPECTED[kind] for kind in wanted)
             others = ", ".join(kind for kind in KINDS if there[kind])
             found = f" (there are labels of the kind {others})" if others else ""
             raise UserError(f"ingest.task = {task}, but {tree} has no {expected}{found}; add labels, or set ingest.task to auto")
     elif labels != "none" and not (folders if labels == "folders" else there[labels]):
         setting = f"ingest.labels = {labels}" if task == AUTO else f"ingest.task = {task}"
-        raise UserError(f"{setting}, but {tree} has no {EXPECTED[labels]}; add it or set {setting.partition(' ')[0]} to auto")
+        expected = DEPTH_EXPECTED if task == "depth" else EXPECTED[labels]
+        raise UserError(f"{setting}, but {tree} has no {expected}; add it or set {setting.partition(' ')[0]} to auto")
     return labels
 
 
@@ -156,10 +161,16 @@ def read_labels(
 def _read_table(
     table: sqlite3.Connection, tree: Tree, classes: ClassList | None, tables: list[str], *, several: bool
 ) -> tuple[ClassList, int]:
-    """The classes of labels.csv, or of files of HuggingFace's imagefolder, and how many of their lines name no picture."""
+    """The classes of labels.csv, of files of HuggingFace's imagefolder or of `several_files`; how many of their lines name no picture."""
     file = tables[0]
-    in_metadata = file != "labels.csv"
-    values = read_classes(table, tree, tables, classes, several=several) if in_metadata else _read_csv(table, tree, several=several)
+    if file == "labels.csv":
+        values = _read_csv(table, tree, several=several)
+    elif posixpath.basename(file) == COLUMN_FILE:
+        values = read_column_files(table, tree, tables)
+    elif file.endswith(".txt"):
+        values = read_class_lists(table, tree, tables)
+    else:
+        values = read_classes(table, tree, tables, classes, several=several)
     n_labels = one(table, "SELECT count(*) FROM labels")
     if not several and (numbers := next(filter(_NUMBERS.fullmatch, values), None)):
         raise UserError(

@@ -176,18 +176,18 @@ def _read_dense(
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """The map of objects or of depth on the upright picture, if it is labelled; keys of `decode.WARNINGS`."""
     height, width = picture.image.shape[:2]
-    if task == "depth":
-        depth = None if item.mask is None else read_depth(item.mask, picture, max_pixels)
-        return (depth, ()) if depth is None or depth.any() else (None, ("mask_is_unknown",))
-    if item.boxes:
+    if task == "instances" and item.boxes:
         return read_outlines(item.boxes, classes.names if classes else [], picture.stored_size, picture.orientation)
-    if item.parts:
+    if task == "instances" and item.parts:
         return read_object_files(item.parts, picture, max_pixels)
     if item.mask is None:
         return None, ()
+    if task == "depth":
+        depth, warnings = read_depth(item.mask, picture, max_pixels)
+        return (depth, warnings) if depth.any() else (None, ("mask_is_unknown",))
     if not item.stored:
-        objects = read_instance_mask(item.mask, picture, classes, max_pixels)
-        return objects, ("one_number_in_pieces",) * in_pieces(objects)
+        objects, warnings = read_instance_mask(item.mask, picture, classes, max_pixels)
+        return objects, warnings + ("one_number_in_pieces",) * in_pieces(objects)
     objects = read_stored(item.mask, object_classes(classes) if classes else None)
     if objects.shape != (height, width):
         raise BadPicture(f"its objects are on {objects.shape[1]} x {objects.shape[0]} pixels, its picture has {width} x {height}")

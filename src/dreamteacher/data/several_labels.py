@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import posixpath
 import re
 import sqlite3
 from contextlib import suppress
@@ -48,8 +49,10 @@ def has_columns(fields: list[str]) -> bool:
     return "path" in fields and "label" not in fields and len(fields) > 1
 
 
-def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) -> list[str]:
+def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str, folder: str = "") -> list[str]:
     """Fill the table `labels`: value is {"yes": names, "unknown": names}; returns the classes, of columns in their order.
+
+    folder: where the paths begin.
 
     Raises:
         UserError: a column holds another value, or two lines say different things of a picture.
@@ -63,6 +66,7 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str) ->
     splits = SplitColumns()
     for line in rows:
         name = nfc(tidy(slashes((line["path"] or "").strip())))
+        name = posixpath.join(folder, name) if name else ""
         at = f"{where}, line {rows.line_num}"
         require_cells(line, at)
         if columns is not None:

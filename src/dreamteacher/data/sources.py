@@ -28,10 +28,12 @@ from dreamteacher.data.lookalike import refuse_unknown_masks
 from dreamteacher.data.names import Row, read_list, row
 from dreamteacher.data.object_files import parts_of, require_classes_of_objects, take_masks
 from dreamteacher.data.places import Place, look
+from dreamteacher.data.several_files import class_lists, without_trainval
 from dreamteacher.data.shard_source import find_in_shards
 from dreamteacher.data.splits import choose_the_val_split, split_by_files, split_by_outer_folders
 from dreamteacher.data.table import one, open_table, respect_classes
 from dreamteacher.data.trees import Tree
+from dreamteacher.data.val_annotations import take_val_annotations
 from dreamteacher.errors import UserError
 
 
@@ -43,14 +45,14 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     Split: the outermost folder with the name of one decides (`layout.SPLIT_WORDS`), else Pascal VOC's lists; pictures of the test split
     are left out and counted. Of shards, a word of their path. Files larger than `max_bytes` are not read. Labels:
 
-    - csv: labels.csv (columns path, label) in the folder or beside the list, else metadata.csv or metadata.jsonl (see `imagefolder`); a
-      picture that it does not name has no label;
+    - csv: labels.csv (columns path, label) in the folder or beside the list, else metadata.csv or metadata.jsonl (see `imagefolder`), else
+      those of `several_files`; a picture that it does not name has no label;
     - masks: images/train/A.jpg has masks/train/A.png; also train/masks/A.png, masks/train/A.png without images/, A_mask.png or
       A.mask.png beside A.jpg; folders and endings may have any of the names in `layout`;
     - boxes: a COCO file such as annotations/instances_train.json, or A.xml (Pascal VOC), A.txt (YOLO, with the classes in data.yaml) or
       A.json (labelme, Supervisely) where a mask of A.jpg might lie (beside it, labels/, Annotations/); a picture that is in no such
       file has no label;
-    - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none;
+    - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none; also `val_annotations`;
     - shards: KEY.mask.png, KEY.boxes.json, KEY.cls, or "label" or "cls" in KEY.json.
 
     Class names are the lines of classes.txt, else the sorted folder names or csv values. A folder without pictures but with .tar files
@@ -81,8 +83,9 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
             raise _no_pictures(table, place, passed_over)
     if labels == "boxes":  # masks are not asked for, nor Pascal VOC's lists of pictures that have some
         table.execute("DELETE FROM pairs")
-    splits = split_by_files(table, tree, sorted(passed_over.lists))
-    metadata = look_into(tree, sorted(passed_over.metadata) if labels != "none" else [])
+    with_classes = take_val_annotations(table, tree, sorted(passed_over.lists))
+    metadata = look_into(tree, sorted(passed_over.metadata) if labels != "none" else [], class_lists(table))
+    splits = split_by_files(table, tree, sorted(set(passed_over.lists) - set(with_classes)) or without_trainval(metadata.lists))
     boxes = _find_boxes(table, tree, labels, class_list, metadata, max_bytes=max_bytes, task=task) if "boxes" in kinds else None
     tables = files_of_classes(table, tree, metadata, labels, task=task, boxes=boxes is not None)
     has_val = choose_the_val_split(table)
@@ -101,7 +104,13 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         )
     task = (
         "multilabel"
-        if task == AUTO and kind == "csv" and (table_has_columns(tree, tables) or (metadata.several and tables == metadata.labels))
+        if task == AUTO
+        and kind == "csv"
+        and (
+            table_has_columns(tree, tables)
+            or tables in (metadata.columns, metadata.lists)
+            or (metadata.several and tables == metadata.labels)
+        )
         else task
     )
     if task == "instances" and kind == "masks":
@@ -125,12 +134,14 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     notes += [
         *doubts(table, kind, boxes, classes, counts, label_file="".join(tables[:1]), are_listed=class_list is not None),
         *unread_metadata(metadata, read, kind),
+        *(several_in_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()),
     ]
     if labels == "auto" and kind == "none":
         notes += why_no_labels(table, tree, names, passed_over)
-    notes += several_in_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()
     items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
-    where = _where(table, kind, tree, boxes, tables) + (", a file for each object" if n_of_parts and kind == "masks" else "")
+    where = _where(table, kind, tree, boxes, tables, listed=with_classes) + (
+        ", a file for each object" if n_of_parts and kind == "masks" else ""
+    )
     return Found(
         items,
         classes,
@@ -211,15 +222,17 @@ def _pass_over(table: sqlite3.Connection, boxes: BoxSource | None, metadata: lis
             passed_over.add(name)
 
 
-def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None, tables: list[str]) -> str:
-    """Where labels were found, in words."""
+def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None, tables: list[str], *, listed: list[str]) -> str:
+    """Where labels were found, in words. tables, listed: the files that give classes, and those that give them beside folders."""
     if boxes:
         return f"{'keypoints' if boxes.body else 'boxes'} of {WORDS[boxes.form]} (such as {boxes.files[0]})"
     if kind == "masks":
         query = "SELECT picture, mask FROM pairs JOIN files ON name = picture ORDER BY split IS 'test', picture LIMIT 1"
         picture, mask = table.execute(query).fetchone()
         return f"masks (such as {mask} of {picture})"
-    return f"{tree}/{tables[0]}" if kind == "csv" else {"folders": "class folders"}.get(kind, "")
+    if kind == "folders":
+        return " and ".join(["class folders", *listed[:1]])
+    return f"{tree}/{tables[0]}" if kind == "csv" else ""
 
 
 def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int, form: str, *, has_parts: bool) -> Iterator[Item]:

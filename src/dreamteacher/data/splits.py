@@ -77,7 +77,7 @@ def split_by_files(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> S
             if first := next(_pictures_in(tree, name), None):
                 notes.append(f"{name} seems to list pictures, and names none that is here (such as {first!r}), so it is not followed")
             continue
-        rows = ((_key(start, picture), _split_of_list(name)) for picture in _pictures_in(tree, name))
+        rows = ((_key_there(table, _key(start, picture)), _split_of_list(name)) for picture in _pictures_in(tree, name))
         table.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
         used.append(name)
     changed = table.execute(
@@ -143,6 +143,15 @@ def _key(start: tuple[str, int], picture: str) -> str:
     return row(f"{posixpath.splitext(path)[0] if _is_picture(path) else path}.jpg").key
 
 
+def _key_there(table: sqlite3.Connection, key: str) -> str:
+    """The key, or, where no picture has it, that of the one picture which has it in a folder such as scan_1."""
+    of_pictures = "FROM files WHERE role = 'picture'"
+    if table.execute(f"SELECT 1 {of_pictures} AND key = ? LIMIT 1", [key]).fetchone():
+        return key
+    others = table.execute(f"SELECT key {of_pictures} AND key2 = ? AND key2 = without_items(key) LIMIT 2", [key]).fetchall()
+    return str(others[0][0]) if len(others) == 1 else key
+
+
 def _start_of_paths(table: sqlite3.Connection, tree: Tree, name: str) -> tuple[str, int] | None:
     """From which folder the paths of a list go, and how many folders at their front lead to it: those that find most; None if none does."""
     found = SPLIT_LIST.search(name)
@@ -154,7 +163,7 @@ def _start_of_paths(table: sqlite3.Connection, tree: Tree, name: str) -> tuple[s
     for left_out in range(max((picture.count("/") for picture in probes), default=0) + 1):
         for place in places:
             keys = [_key((place, left_out), picture) for picture in probes if picture.count("/") >= left_out]
-            hits = sum(table.execute(query, [key]).fetchone()[0] for key in keys)
+            hits = sum(table.execute(query, [_key_there(table, key)]).fetchone()[0] for key in keys)
             if hits > best:
                 best, start = hits, (place, left_out)
     return start

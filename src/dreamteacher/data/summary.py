@@ -34,7 +34,11 @@ COPIES = {  # of Tally.counts
     "labels_lost": "labels were dropped, as a copy without a label had been kept",
     "label_conflicts": "copies have another label than the picture that was kept",
 }
-FOLDERS = {"system": "folders of the system were not entered", "unreadable": "folders were not entered, as they may not be read"}
+FOLDERS = {
+    "system": "folders of the system were not entered",
+    "unreadable": "folders were not entered, as they may not be read",
+    "empty": "folders are empty, so if they are classes, the set does not know them",
+}
 LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
     ".txt": "text that is no YOLO label of a picture",
     ".json": "labelme, or COCO without boxes",
@@ -247,7 +251,7 @@ def _left_out(found: Found, which: str) -> Iterator[str]:
     if n := sum(count for count, _ in found.passed_over.by_suffix.values()):
         yield f"{n} {which}files were passed over: {found.passed_over.words()}"
     for kind, text in FOLDERS.items():
-        if kind in found.passed_over.folders:
+        if kind in found.passed_over.folders and (kind != "empty" or found.labels == "folders"):
             count, example = found.passed_over.folders[kind]
             yield f"{count} {which}{text} (such as {example})"
     for name, text in ODDITIES.items():

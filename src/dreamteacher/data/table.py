@@ -21,8 +21,6 @@ FINDS_ITS_PICTURE = " OR ".join(
 BY_TAIL = " OR ".join(  # A_mask.png is a mask if there is a picture A, and no reason to look for one named A_mask
     f"EXISTS (SELECT 1 FROM files AS p WHERE p.{key} = m.key2 AND p.role = 'picture')" for key in ("key", "key2")
 )
-
-
 MASK_BY_NAME = 9  # rank of a picture whose folder or ending is one of masks, but which belongs to no other picture
 
 
@@ -39,7 +37,7 @@ def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
     table.execute("BEGIN")
     table.create_function("nfc", 1, nfc, deterministic=True)
     table.create_function("without_items", 1, without_items, deterministic=True)
-    table.create_function("shared", 2, _shared, deterministic=True)
+    table.create_function("shared", 2, shared_folders, deterministic=True)
     table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", ((*row[:5], *row.place) for row in rows))
     table.execute("CREATE TABLE box_files (name TEXT PRIMARY KEY, key TEXT, suffix TEXT) WITHOUT ROWID")
     table.create_function("suffix", 1, lambda name: posixpath.splitext(name)[1].lower(), deterministic=True)
@@ -73,6 +71,7 @@ def tell_masks_from_pictures(table: sqlite3.Connection, words: re.Pattern[str] |
     """
     if words:
         _take_as_masks(table, words)
+    _leave_out_items(table)
     table.execute(f"UPDATE files AS m SET role = 'no mask' WHERE role = 'tail' AND NOT ({BY_TAIL})")
     are_masks = one(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE role = 'mask?' AND ({FINDS_ITS_PICTURE}))")
     table.execute("UPDATE files SET role = 'mask' WHERE role = 'tail' OR (role = 'mask?' AND ?)", [are_masks])
@@ -88,13 +87,67 @@ def tell_masks_from_pictures(table: sqlite3.Connection, words: re.Pattern[str] |
                 "AND NOT EXISTS (SELECT 1 FROM pairs WHERE pairs.mask = m.name) "
                 "GROUP BY p.name, m.rank, shared(p.name, m.name) ORDER BY p.name, m.rank, shared(p.name, m.name) DESC"
             )
+    _pair_with_deeper_pictures(table)
     masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
     table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra tail' AND ? AND ({BY_TAIL})", [masks])
     table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra?' AND (? OR {FINDS_ITS_PICTURE})", [masks])
     table.execute("UPDATE files SET role = 'picture', key2 = NULL WHERE role IN ('extra tail', 'extra?')")
 
 
-def _shared(one: str, other: str) -> int:
+def _leave_out_items(table: sqlite3.Connection) -> None:
+    """Of photo_1/img0.png, whose mask is masks/mask0.png, key2 loses the folder, unless a file in it is the mask."""
+    has_mask = "EXISTS (SELECT 1 FROM files AS m WHERE m.role IN ('mask', 'mask?', 'tail') AND (m.key = {0} OR m.key2 = {0}))"
+    table.execute(
+        "UPDATE files AS p SET key2 = without_items(key2) WHERE role = 'picture' AND key2 != without_items(key2) "
+        f"AND NOT {has_mask.format('p.key2')} AND NOT {has_mask.format('p.key')} AND {has_mask.format('without_items(p.key2)')}"
+    )
+
+
+def _pair_with_deeper_pictures(table: sqlite3.Connection) -> None:
+    """Give masks that lie flat, masks/A.png, to the one picture A in folders below theirs, such as of classes; see `_find_deeper`."""
+    lost = f"role = 'mask' AND name NOT IN (SELECT mask FROM pairs) AND NOT ({FINDS_ITS_PICTURE})"
+    if not one(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE {lost})"):
+        return
+    for key in ("key", "key2"):
+        flat = f"SELECT name, {key} AS key FROM files AS m WHERE {key} NOT NULL AND {lost}"
+        _find_deeper(table, flat, "SELECT folder(key) FROM files JOIN pairs ON mask = name")
+        table.execute("INSERT OR IGNORE INTO pairs SELECT picture, min(name), count(*) FROM deeper GROUP BY picture")
+
+
+def take_deeper_pictures(table: sqlite3.Connection) -> None:
+    """Give files of boxes that lie flat, labels/A.txt, the key of the one picture A in folders below theirs; see `_find_deeper`."""
+    picture = "SELECT 1 FROM files AS q WHERE q.role = 'picture'"
+    flat = f"SELECT name, key FROM box_files AS b WHERE NOT EXISTS ({picture} AND (q.key = b.key OR q.key2 = b.key))"
+    if not one(table, f"SELECT EXISTS ({flat})"):
+        return
+    _find_deeper(table, flat, f"SELECT folder(key) FROM box_files AS b WHERE EXISTS ({picture} AND q.key = b.key)")
+    taken = "SELECT 1 FROM box_files AS o WHERE o.key = deeper.key AND o.suffix = suffix(deeper.name)"
+    table.execute(f"UPDATE box_files SET key = deeper.key FROM deeper WHERE deeper.name = box_files.name AND NOT EXISTS ({taken})")
+
+
+def _find_deeper(table: sqlite3.Connection, flat: str, beside: str) -> None:
+    """Fill a table `deeper` with files that lie flat, and the name and key of the one picture of the same stem in their folder or below.
+
+    flat: a query of the names and keys of these files. beside: of folders where others find their picture by their key; then a folder of
+    pictures below counts if half of them have such a file, as numbers may be those of other pictures.
+    """
+    table.create_function("stem", 1, posixpath.basename, deterministic=True)
+    table.create_function("folder", 1, posixpath.dirname, deterministic=True)
+    table.execute("CREATE INDEX IF NOT EXISTS by_stem ON files (stem(key)) WHERE role = 'picture'")
+    table.execute("DROP TABLE IF EXISTS deeper")
+    table.execute(
+        "CREATE TABLE deeper AS SELECT m.name, min(p.name) AS picture, p.key, folder(m.key) AS beside, folder(p.key) AS within "
+        f"FROM ({flat}) AS m JOIN files AS p ON stem(p.key) = stem(m.key) WHERE p.role = 'picture' "
+        "AND substr(p.key, 1, length(m.key) - length(stem(m.key))) || stem(m.key) = m.key GROUP BY m.name HAVING count(*) = 1"
+    )
+    in_folder = "SELECT count(*) FROM files WHERE role = 'picture' AND files.key >= within || '/' AND files.key < within || '0'"
+    table.execute(
+        "DELETE FROM deeper WHERE (beside, within) IN (SELECT beside, within FROM deeper GROUP BY beside, within "
+        f"HAVING beside IN ({beside}) AND 2 * count(*) < ({in_folder}))"
+    )
+
+
+def shared_folders(one: str, other: str) -> int:
     """How many outermost folders two names share."""
     return len(posixpath.commonprefix([one.split("/")[:-1], other.split("/")[:-1]]))
 

@@ -28,6 +28,12 @@ _TOOLS = (  # pattern of a file's beginning, the tool, what to do
     (rb"imagesource:|gsd:|([\d.]+ ){8}[A-Za-z]", "DOTA", f"{_COCO}, or write YOLO text"),
     (rb"[A-Za-z]+ [\d.]+ -?\d+ -?[\d.]+ ([\d.]+ ){4}", "KITTI", f"{_COCO}, or write YOLO text"),
     (rb"[^\n]{0,200}\bxmin\b", "TensorFlow or Keras", f"{_COCO}, or write YOLO text"),
+    (rb"(-?\d+,){7}-?\d+\s", "VisDrone", f"{_COCO}, or write YOLO text"),
+    (rb"[^\n]{0,200}\bEncodedPixels\b", "Kaggle (run lengths)", "draw them into masks (PNG)"),
+    (rb".{0,400}<Annotations\b.{0,4000}<Region\b", "Aperio ImageScope", "draw its outlines into masks (PNG)"),
+    (rb"ImageID,", "Open Images", f"{_COCO}, or write YOLO text"),
+    (rb"filename,file_size,file_attributes", "VGG Image Annotator", _COCO),
+    (rb".{0,4000}<robndbox>", "roLabelImg", f"{_COCO}, or write YOLO text of four corners"),
 )
 
 
@@ -38,10 +44,10 @@ def name_the_tool(data: bytes) -> tuple[str, str] | None:
 
 
 class Shape(NamedTuple):
-    """name: of the class. points: x, y of each corner of a closed outline."""
+    """An object. name: of its class. polygons: x, y of each corner of its closed outlines."""
 
     name: str
-    points: list[float]
+    polygons: list[list[float]]
 
 
 def is_labelme(data: bytes) -> bool:
@@ -63,14 +69,16 @@ def _has_list(data: bytes, key: str) -> bool:
 
 
 def labelme(data: bytes) -> tuple[list[Any], list[Shape]]:
-    """([width, height], outlines) of a file of labelme; rectangles and circles become polygons.
+    """([width, height], objects) of a file of labelme; rectangles and circles become polygons, and shapes of one label and group_id, the
+    visible parts of an object, one object.
 
     Raises:
         BadPicture: it is damaged, or holds a shape without an area, such as a line.
     """
     try:
         stored = json.loads(data)
-        shapes = []
+        shapes: list[Shape] = []
+        groups: dict[tuple[str, Any], Shape] = {}
         for shape in stored["shapes"]:
             kind, points = shape.get("shape_type") or "polygon", [(float(x), float(y)) for x, y in shape["points"]]
             if kind == "rectangle" and len(points) == 2:
@@ -79,14 +87,19 @@ def labelme(data: bytes) -> tuple[list[Any], list[Shape]]:
                 points = _circle(*points)
             elif kind not in ("polygon", "rectangle") or len(points) < 3:
                 raise BadPicture(f"its .json (labelme) holds a {kind} of {len(points)} points; polygons, rectangles and circles are read")
-            shapes.append(_shape(shape["label"], points))
+            found = _shape(shape["label"], points)
+            group = shape.get("group_id")
+            if group is None or groups.setdefault((found.name, group), found) is found:
+                shapes.append(found)
+            else:
+                groups[found.name, group].polygons.extend(found.polygons)
         return [stored.get("imageWidth"), stored.get("imageHeight")], shapes
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadPicture(f"its .json is no file of labelme ({type(error).__name__}: {str(error)[:80]})") from error
 
 
 def supervisely(data: bytes) -> tuple[list[Any], list[Shape]]:
-    """([width, height], outlines) of a file of Supervisely; holes in polygons count as the object.
+    """([width, height], objects) of a file of Supervisely; holes in polygons count as the object.
 
     Raises:
         BadPicture: it is damaged, or holds a geometry that is neither polygon nor rectangle.
@@ -109,7 +122,7 @@ def _shape(name: Any, points: list[tuple[float, float]]) -> Shape:
     name = class_name(str(name))
     if not name or len(points) < 3:
         raise ValueError("a shape has no label or fewer than 3 points")
-    return Shape(name, [value for point in points for value in point])
+    return Shape(name, [[value for point in points for value in point]])
 
 
 def _rectangle(one: tuple[float, float], other: tuple[float, float]) -> list[tuple[float, float]]:

@@ -29,7 +29,7 @@ SPLIT_LIST = re.compile(  # a text file that may say which pictures are of a spl
     re.IGNORECASE,
 )
 MOST_LISTS = 100
-METADATA = re.compile(r"(^|/)metadata\.(csv|jsonl)$")  # of HuggingFace's imagefolder, in any folder
+METADATA = re.compile(r"(^|/)(metadata\.(csv|jsonl)|_classes\.csv)$")  # of HuggingFace's imagefolder and Roboflow, in any folder
 MOST_METADATA = 10_000
 ALL_PICTURES = SUFFIXES | UNREAD.keys()
 

@@ -1,0 +1,40 @@
+"""val_annotations.txt of Tiny ImageNet: the classes of val pictures, which lie in no folder of their class."""
+
+from __future__ import annotations
+
+import posixpath
+import sqlite3
+
+from dreamteacher.data.items import utf8
+from dreamteacher.data.names import class_name, nfc
+from dreamteacher.data.trees import Tree
+
+NAME = "val_annotations.txt"
+
+
+def take_val_annotations(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> list[str]:
+    """Give pictures beside such a file, or in images/ there, the class that stands behind their names, if a folder of others has it.
+
+    Returns:
+        Those of the text files `lists` that gave a picture its class.
+    """
+    used = []
+    for name in lists:
+        file = tree.open_text(name) if posixpath.basename(name) == NAME else None
+        if file is None:
+            continue
+        folder, n = posixpath.dirname(name), 0
+        with file, utf8(f"{tree}/{name}"):
+            for words in map(str.split, file):
+                if len(words) > 1:
+                    cls, picture = class_name(words[1]), nfc(words[0])
+                    places = [posixpath.join(folder, below, picture) for below in ("images", "")]
+                    n += table.execute(
+                        "UPDATE files SET class = ? WHERE name IN (?, ?) AND role = 'picture' AND class = '' "
+                        "AND EXISTS (SELECT 1 FROM files WHERE role = 'picture' AND class = ?)",
+                        (cls, *places, cls),
+                    ).rowcount
+        if n:
+            table.execute("DELETE FROM box_files WHERE name = ?", [name])
+            used.append(name)
+    return used
