@@ -150,6 +150,23 @@ def test_damaged_record_is_one_line(content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("place", "maker"),
+    [
+        ("artifacts/backbones/features", "distill-features"),
+        ("artifacts/backbones/features/features.json", "distill-features"),
+        ("artifacts/backbones/mix/0", "distill-labels"),
+        ("artifacts/backbones/mix/0/stage.json", "distill-labels"),
+        ("artifacts/finetuned/scratch/12", "finetune"),
+        ("artifacts/teachers/own/teacher.json", "train-teacher"),
+        ("artifacts/data", "ingest"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_stage_that_makes_it(place, maker):
+    with pytest.raises(UserError, match=rf"{place} does not exist; run `dreamteacher {maker}` first"):
+        digest_of(Path(place))
+
+
 def test_a_place_where_no_folder_can_be_made_is_one_line():
     with pytest.raises(UserError, match=r"no folder can be made in /proc/1; name another --out"):
         make(out=Path("/proc/1/nowhere"))

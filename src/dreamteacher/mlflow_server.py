@@ -34,6 +34,13 @@ def tracking_uri() -> str:
     return f"{scheme}{(project_folder() / path).absolute()}" if scheme == "sqlite:///" else uri
 
 
+def missing_database() -> Path | None:
+    """The file of the database that MLflow would make at `tracking_uri`; None if it is there, or a server."""
+    uri = tracking_uri()
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    return file if uri.startswith("sqlite:///") and not file.exists() else None
+
+
 def without_password(text: str) -> str:
     """`text` without the user and password of the URLs in it; a password may hold @ and, where a user stands before it, / (not encoded)."""
     return re.sub(r"(?<=://)(?:[^/\s]*|[^:/@\s]+:(?!\d+/)\S*)@", "", text)

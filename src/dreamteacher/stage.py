@@ -179,7 +179,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def _maker(place: Path) -> str | None:
     """The command whose output lies at `place`, or is the folder around it, by the end of its default place; None: no command's."""
-    ends = {re.sub(r"\{.*?\}", "*", command.out.partition("/")[2]): name for name, command in (STAGES | TOOLS).items()}
+    # A seed is a number, so that files in artifacts/backbones/RECIPE are not taken for folders of seeds.
+    ends = {
+        re.sub(r"\{.*?\}", "*", command.out.partition("/")[2].replace("{seed}", "[0-9]*")): name
+        for name, command in (STAGES | TOOLS).items()
+    }
     most_telling_first = sorted(ends, key=lambda end: -end.count("/"))  # a recipe may be called data
     return next((ends[end] for end in most_telling_first if place.match(end) or place.parent.match(end)), None)
 
