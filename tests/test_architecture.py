@@ -20,7 +20,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "integrity": {"files"},
     "project_root": {"errors"},
     "mlflow_server": {"errors", "project_root"},
-    "tracking": {"errors", "files", "git_access", "mlflow_server", "outages", "project_root"},
+    "tracking": {"errors", "files", "git_access", "graph", "mlflow_server", "outages", "project_root"},
     "results": {"errors", "files"},
     "steps": {"errors", "files"},
     "clock": {"project_root", "steps"},
@@ -33,7 +33,7 @@ ROOMS = {  # room or module -> what it may import of ours
     "teachers": {*BASE, "files", "plugins", "stage", "training"},  # stage: the digest of a folder
     "students": BASE,
     "assessment": {*BASE, "data", "files", "project", "report", "stage", "students", "tasks", "tracking", "training"},
-    "report": {"errors", "clock", "data", "stage"},
+    "report": {"errors", "clock", "data", "graph", "stage"},
     "distillation": {*BASE, "plugins", "data", "report", "stage", "training", "teachers", "students", "tasks"},
     "methods": {*BASE, "data", "plugins", "training", "teachers", "students", "distillation", "tasks"},
     "tasks": {*BASE, "data", "plugins", "training", "students", "report", "stage"},

@@ -25,7 +25,7 @@ from dreamteacher import clock, results
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
 from dreamteacher.folders import LOCK, empty, in_turn, locked, publish
-from dreamteacher.graph import STAGES, TOOLS
+from dreamteacher.graph import IDENTITY, STAGES, TOOLS
 from dreamteacher.integrity import first_damaged, remember
 from dreamteacher.mlflow_server import DIGEST
 from dreamteacher.steps import announce
@@ -122,7 +122,7 @@ def _refuse_to_replace(out: Path, inputs: dict[str, Path]) -> None:
 
 
 def _title(name: str, params: dict[str, Any]) -> str:
-    return " ".join([name, *(str(params[key]) for key in ("mode", "init", "seed") if key in params)])
+    return " ".join([name, *(str(params[key]) for key in IDENTITY if key in params)])
 
 
 def _take(stage: Stage, digest: str) -> str | None:

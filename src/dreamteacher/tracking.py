@@ -21,6 +21,7 @@ from typing import Any
 from dreamteacher.errors import Interrupted
 from dreamteacher.files import replace_file
 from dreamteacher.git_access import output_of
+from dreamteacher.graph import IDENTITY
 from dreamteacher.mlflow_server import DIGEST, client_of, find_or_create_run, has_run, logged_steps, replay, tracking_uri, without_password
 from dreamteacher.outages import reason, refusal
 from dreamteacher.project_root import project_folder
@@ -156,7 +157,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
             do="start",
             run=os.environ.get("MLFLOW_RUN_ID"),
             before=known.get("run"),
-            name=" ".join([stage, *(f"{key}={params[key]}" for key in ("mode", "init", "seed") if key in params)]),
+            name=" ".join([stage, *(f"{key}={params[key]}" for key in IDENTITY if key in params)]),
             chain=next(filter(None, [*(os.environ.get(name) for name in CHAIN), commit[:7]]), "adhoc"),
             parent=kfp.get("parentRunId"),
             experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "dreamteacher"),

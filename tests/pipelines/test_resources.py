@@ -207,7 +207,7 @@ def test_a_slip_in_the_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text(FILE.read_text().replace("memory: 48Gi", "memory: 48GiB"))
     with pytest.raises(
-        UserError, match=r"resources.yaml: profiles.single-gpu.steps.train-teacher.memory: write a number, .* such as .* '16Gi'; a step has pool, cpu,"
+        UserError, match=r"resources.yaml: profiles.single-gpu.steps.train-teacher.memory: write a number, .* '16Gi'; a step has pool, cpu,"
     ):
         Profile("single-gpu", IMAGE, file)
     for text, said in (
