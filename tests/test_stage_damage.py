@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from dreamteacher.errors import UserError
+from dreamteacher.files import append_line
 from dreamteacher.stage import digest_of, open_stage, read_stage
 from small_stage import OUT, make
 
@@ -181,3 +183,29 @@ def test_full_disk_seen_by_a_library_is_one_line():
 def test_other_errors_are_not_hidden():
     with pytest.raises(OSError, match="not ours"), open_stage("x", params={}, inputs={}, out=Path("x")):
         raise OSError("not ours")
+
+
+def test_a_run_whose_notes_a_full_disk_cut_short_goes_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "later")
+    with pytest.raises(RuntimeError), open_stage("train-teacher", params={"lr": 1e-3}, inputs={}, out=OUT):
+        raise RuntimeError
+    (notes,) = Path(".checkpoints/train-teacher").glob("*/run.json")
+    for left in ("", '{"jour', "[]"):
+        notes.write_text(left)
+        with pytest.raises(RuntimeError), open_stage("train-teacher", params={"lr": 1e-3}, inputs={}, out=OUT):
+            raise RuntimeError
+    assert make()
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_not_begun(tmp_path):
+    path = tmp_path / "records.jsonl"
+    append_line(path, "first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # what is written beyond is cut short, as on a full disk
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            append_line(path, "a second one")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append_line(path, "a second one")
+    assert path.read_text() == "first\na second one\n"

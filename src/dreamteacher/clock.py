@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dreamteacher.files import replace_file
 from dreamteacher.project_root import project_folder
 from dreamteacher.steps import device
 
@@ -34,7 +35,7 @@ def timed(checkpoints: Path) -> Iterator[None]:
             now = datetime.now(UTC).isoformat(" ", "seconds").removesuffix("+00:00")
             processes = int(os.environ.get("WORLD_SIZE", "1"))
             values = {"seconds": round(spent, 3), "device": device(), "processes": processes, "ended": now}
-            (checkpoints / CLOCK).write_text(json.dumps(values) + "\n")
+            replace_file(checkpoints / CLOCK, json.dumps(values) + "\n")
 
 
 def keep(checkpoints: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import hashlib
 import os
 import posixpath
@@ -87,6 +88,16 @@ def replace_file(path: Path, content: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to `path`, whole or, where the disk is full, not at all."""
+    content = f"{line}\n".encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(content) < len(content):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def sync_to_disk(path: Path) -> None:

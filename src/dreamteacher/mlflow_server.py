@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError, first_line
+from dreamteacher.files import replace_file
 from dreamteacher.project_root import project_folder
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def client_of(uri: str) -> MlflowClient:
         utils.MAX_RETRY_COUNT = 3  # within a second; MLflow's own ten take 100 s, and no variable sets them
     for chatty in ("alembic", "mlflow", "urllib3.connectionpool"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of what it raises
     with chdir(project_folder()):  # where it puts mlruns/, if the database is new
         try:
             return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
@@ -158,7 +160,7 @@ def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | N
     client.update_run(run, status="RUNNING")
     if start["memory"]:
         with suppress(FileNotFoundError):  # the stage has ended since, and its checkpoints are gone
-            Path(start["memory"]).write_text(json.dumps({"journal": journal, "run": run}))
+            replace_file(Path(start["memory"]), json.dumps({"journal": journal, "run": run}))
     return run
 
 

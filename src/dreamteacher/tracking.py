@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher.errors import Interrupted
-from dreamteacher.files import replace_file
+from dreamteacher.files import append_line, replace_file
 from dreamteacher.git_access import output_of
 from dreamteacher.graph import IDENTITY
 from dreamteacher.mlflow_server import DIGEST, client_of, find_or_create_run, has_run, logged_steps, replay, tracking_uri, without_password
@@ -73,8 +73,7 @@ class Tracker:
 
     def _record(self, **record: Any) -> None:
         if self._journal:
-            with (self._journal / RECORDS).open("a") as file:
-                file.write(json.dumps(record | {"time": _now()}) + "\n")
+            append_line(self._journal / RECORDS, json.dumps(record | {"time": _now()}))
 
     def _keep(self, path: Path) -> str:
         """Copy `path` into the journal, since stages rename and remove what they wrote."""
@@ -140,7 +139,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
     if not is_on():
         yield Tracker()
         return
-    known = json.loads(memory.read_text()) if memory and memory.exists() else {}
+    known = _known(memory)
     unsent = project_folder() / UNSENT
     journal = unsent / known.get("journal", "")
     if not (known and (journal / RECORDS).exists()):
@@ -167,7 +166,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
             memory=str(memory.absolute()) if memory else None,
         )
         if memory:
-            memory.write_text(json.dumps(known | {"journal": journal.name}))
+            replace_file(memory, json.dumps(known | {"journal": journal.name}))
         about = {"dreamteacher.stage": stage, "mlflow.source.name": f"dreamteacher {stage}"}
         if commit:
             about |= {"mlflow.source.git.commit": commit, "dreamteacher.git.dirty": str(bool(dirty)).lower()}
@@ -184,6 +183,15 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
             tracker._close("FAILED")
             raise
         tracker._close("FINISHED")
+
+
+def _known(memory: Path | None) -> dict[str, Any]:
+    """What an earlier try of the stage noted of its run and journal; empty where it noted nothing, or a full disk cut it short."""
+    try:
+        found = json.loads(memory.read_text()) if memory else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _kfp() -> dict[str, Any]:
