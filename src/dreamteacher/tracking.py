@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher.errors import Interrupted
-from dreamteacher.files import append_line, replace_file
+from dreamteacher.files import append_line, read_note, replace_file
 from dreamteacher.git_access import output_of
 from dreamteacher.graph import IDENTITY
 from dreamteacher.mlflow_server import DIGEST, client_of, find_or_create_run, has_run, logged_steps, replay, tracking_uri, without_password
@@ -139,7 +139,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
     if not is_on():
         yield Tracker()
         return
-    known = _known(memory)
+    known = read_note(memory) if memory else {}
     unsent = project_folder() / UNSENT
     journal = unsent / known.get("journal", "")
     if not (known and (journal / RECORDS).exists()):
@@ -185,15 +185,6 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         tracker._close("FINISHED")
 
 
-def _known(memory: Path | None) -> dict[str, Any]:
-    """What an earlier try of the stage noted of its run and journal; empty where it noted nothing, or a full disk cut it short."""
-    try:
-        found = json.loads(memory.read_text()) if memory else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _kfp() -> dict[str, Any]:
     """What KFP's MLflow plugin says in KFP_MLFLOW_CONFIG: endpoint, experimentId, parentRunId (the pipeline's run); empty without it."""
     try:
@@ -236,7 +227,7 @@ def _send(journal: Path) -> None:
     """Replay what the cursor has not passed; the cursor moves with every batch, so that nothing is sent twice."""
     cursor_file = journal / "cursor.json"
     nothing: dict[str, Any] = {"sent": 0, "run": None, "logged": {}}
-    cursor = nothing | (json.loads(cursor_file.read_text()) if cursor_file.exists() else {})
+    cursor = nothing | read_note(cursor_file)
     records = _records(journal)
     with _first_alone():
         client = client_of(_place_of(journal))
@@ -284,8 +275,7 @@ def _place_of(journal: Path) -> str:
 
 
 def _is_sent(journal: Path) -> bool:
-    cursor = journal / "cursor.json"
-    return cursor.exists() and json.loads(cursor.read_text())["sent"] == len(_records(journal))
+    return bool(read_note(journal / "cursor.json").get("sent") == len(_records(journal)))
 
 
 def _drop_torn_line(journal: Path) -> None:
