@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -201,6 +202,16 @@ def test_other_ranks_write_nothing(monkeypatch):
         assert not stage.done
         stage.tracker.metrics({"loss": 1.0})
     assert not list(Path().iterdir())
+
+
+def test_outputs_may_be_read_by_whom_the_umask_lets_read():
+    before = os.umask(0o027)
+    try:
+        with open_stage("train-teacher", params={}, inputs={}, out=OUT) as stage:
+            (stage.tmp / "model.safetensors").touch(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in OUT.iterdir()} == {"model.safetensors": "0o640", "stage.json": "0o640"}
 
 
 def test_record_is_plain_standard_json():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dreamteacher import integrity
 from dreamteacher.errors import UserError
 from dreamteacher.files import append_line
 from dreamteacher.stage import digest_of, open_stage, read_stage
@@ -167,6 +168,15 @@ def test_damaged_record_is_one_line(content):
 def test_what_is_missing_is_named_with_the_stage_that_makes_it(place, maker):
     with pytest.raises(UserError, match=rf"{place} does not exist; run `dreamteacher {maker}` first"):
         digest_of(Path(place))
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
+    make()
+    monkeypatch.setattr(integrity, "_here", set())
+    monkeypatch.setattr(integrity, "_read_state", set)
+    monkeypatch.setattr(integrity, "sha256_of", lambda _: b"")  # what it gives of such a file; root may read all
+    with pytest.raises(UserError, match=rf"{OUT}/unet/model.safetensors: Permission denied; grant the permission"):
+        read_as_input()
 
 
 def test_a_place_where_no_folder_can_be_made_is_one_line():
