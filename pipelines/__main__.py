@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ SAMPLE = "samples/nuclei"
 
 
 def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
-    """Run one command; the exit code: 0, 2 for a user's mistake. `program` is how the user called it."""
+    """Run one command; the exit code: 0, 2 for a user's mistake, 128 + signal when stopped. `program` is how the user called it."""
     options = _parser(program).parse_args(arguments)
     try:
         with resource_errors_in_one_line():
@@ -23,6 +24,9 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # run-local catches it once steps run
+        print("stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("kfp", "kfp_server_api", "kubernetes"):
             raise

@@ -16,6 +16,7 @@ from kfp.dsl import PipelineTask
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamteacher.errors import UserError, first_line
+from dreamteacher.settings.section import spelled
 
 FILE = Path(__file__).with_name("resources.yaml")
 OWN = Path("resources.yaml")  # in the current folder
@@ -24,7 +25,12 @@ STEPS = {path.stem.replace("_", "-") for path in (FILE.parents[1] / "components"
 LAUNCHER = {"cpu": "1", "memory": "2Gi"}  # of a step that only watches a TrainJob
 MARGIN = 1800  # seconds, and a tenth of the limit at most: a TrainJob ends so long before the step that watches it
 
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
+Quantity = Annotated[
+    str,
+    spelled(
+        r"[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?", "a number, in quotes, and a unit of Kubernetes if there is one, such as '2', '500m' or '16Gi'"
+    ),
+]
 
 
 class _Strict(BaseModel):
@@ -117,7 +123,7 @@ def _wrong(file: Path, error: ValidationError | yaml.YAMLError | UnicodeDecodeEr
         return UserError(f"{file.name} is not valid YAML: {first_line(error)}")
     problem = error.errors()[0]
     place = ".".join(filter(None, [where, *map(str, problem["loc"])]))
-    return UserError(f"{file.name}: {place or 'the whole'}: {problem['msg']}{possible}")
+    return UserError(f"{file.name}: {place or 'the whole'}: {problem['msg'].removeprefix('Value error, ')}{possible}")
 
 
 class Profile:

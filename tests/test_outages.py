@@ -1,10 +1,12 @@
 """What is waited for, how long, and what is said at once. The texts are those of git 2.39, DVC 3.67, MLflow 3.17 and boto3 1.43."""
 
 import logging
+import sqlite3
 import subprocess
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from dreamteacher import outages
 from dreamteacher.errors import UserError
@@ -172,3 +174,14 @@ def test_a_git_server_that_stays_away_is_waited_for_once(clock: Clock, tmp_path:
     with pytest.raises(UserError, match=r"^cannot read git repository http://127.0.0.1:\d+/: git fetch failed: .*waited 1 minutes for it"):
         Clone(f"http://127.0.0.1:{free_port()}/", "HEAD", tmp_path / "clone")
     assert sum(clock.pauses) == 60
+
+
+def test_of_a_database_the_cause_is_said_and_not_its_sql() -> None:
+    cause = sqlite3.OperationalError("database or disk is full")
+    wrapped = OperationalError("INSERT INTO runs", {}, cause)
+    wrapped.add_detail("raised as a result of Query-invoked autoflush")
+    wrapped.__cause__ = cause
+    assert str(wrapped).startswith("(raised as a result of")
+    error = RuntimeError(str(wrapped))
+    error.__cause__ = wrapped
+    assert outages.reason(error) == ("database or disk is full", False)

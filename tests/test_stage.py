@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -203,9 +204,38 @@ def test_other_ranks_write_nothing(monkeypatch):
     assert not list(Path().iterdir())
 
 
+def test_outputs_may_be_read_by_whom_the_umask_lets_read():
+    before = os.umask(0o027)
+    try:
+        with open_stage("train-teacher", params={}, inputs={}, out=OUT) as stage:
+            (stage.tmp / "model.safetensors").touch(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in OUT.iterdir()} == {"model.safetensors": "0o640", "stage.json": "0o640"}
+
+
 def test_record_is_plain_standard_json():
     make()
     assert json.loads((OUT / "stage.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("stage", "named", "title"),
+    [
+        ("train-teacher", {"name": "own", "seed": 0}, "train-teacher own 0"),
+        ("distill-features", {"recipe": "T150", "seed": 0}, "distill-features T150 0"),
+        ("distill-labels", {"recipe": "mix", "seed": 2}, "distill-labels mix 2"),
+        ("finetune", {"init": "mix", "seed": 2}, "finetune mix 2"),
+    ],
+)
+def test_stages_of_several_teachers_and_recipes_are_told_apart(stage, named, title, caplog, monkeypatch):
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "later")
+    caplog.set_level(logging.INFO, "dreamteacher")
+    with open_stage(stage, params=named, inputs={}, out=OUT) as opened:
+        assert opened.title == title
+    assert f"dreamteacher {title}: version" in caplog.text
+    records = [json.loads(line) for line in next(Path(".dreamteacher/unsent").glob("*/records.jsonl")).read_text().splitlines()]
+    assert records[0]["name"] == " ".join([stage, *(f"{key}={value}" for key, value in named.items())])
 
 
 def test_a_stage_says_first_what_runs_except_in_a_terminal(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):

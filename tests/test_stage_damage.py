@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
+from dreamteacher import integrity
 from dreamteacher.errors import UserError
+from dreamteacher.files import append_line
 from dreamteacher.stage import digest_of, open_stage, read_stage
 from small_stage import OUT, make
 
@@ -150,6 +153,32 @@ def test_damaged_record_is_one_line(content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("place", "maker"),
+    [
+        ("artifacts/backbones/features", "distill-features"),
+        ("artifacts/backbones/features/features.json", "distill-features"),
+        ("artifacts/backbones/mix/0", "distill-labels"),
+        ("artifacts/backbones/mix/0/stage.json", "distill-labels"),
+        ("artifacts/finetuned/scratch/12", "finetune"),
+        ("artifacts/teachers/own/teacher.json", "train-teacher"),
+        ("artifacts/data", "ingest"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_stage_that_makes_it(place, maker):
+    with pytest.raises(UserError, match=rf"{place} does not exist; run `dreamteacher {maker}` first"):
+        digest_of(Path(place))
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
+    make()
+    monkeypatch.setattr(integrity, "_here", set())
+    monkeypatch.setattr(integrity, "_read_state", set)
+    monkeypatch.setattr(integrity, "sha256_of", lambda _: b"")  # what it gives of such a file; root may read all
+    with pytest.raises(UserError, match=rf"{OUT}/unet/model.safetensors: Permission denied; grant the permission"):
+        read_as_input()
+
+
 def test_a_place_where_no_folder_can_be_made_is_one_line():
     with pytest.raises(UserError, match=r"no folder can be made in /proc/1; name another --out"):
         make(out=Path("/proc/1/nowhere"))
@@ -164,3 +193,29 @@ def test_full_disk_seen_by_a_library_is_one_line():
 def test_other_errors_are_not_hidden():
     with pytest.raises(OSError, match="not ours"), open_stage("x", params={}, inputs={}, out=Path("x")):
         raise OSError("not ours")
+
+
+def test_a_run_whose_notes_a_full_disk_cut_short_goes_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "later")
+    with pytest.raises(RuntimeError), open_stage("train-teacher", params={"lr": 1e-3}, inputs={}, out=OUT):
+        raise RuntimeError
+    (notes,) = Path(".checkpoints/train-teacher").glob("*/run.json")
+    for left in ("", '{"jour', "[]"):
+        notes.write_text(left)
+        with pytest.raises(RuntimeError), open_stage("train-teacher", params={"lr": 1e-3}, inputs={}, out=OUT):
+            raise RuntimeError
+    assert make()
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_not_begun(tmp_path):
+    path = tmp_path / "records.jsonl"
+    append_line(path, "first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # what is written beyond is cut short, as on a full disk
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            append_line(path, "a second one")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append_line(path, "a second one")
+    assert path.read_text() == "first\na second one\n"

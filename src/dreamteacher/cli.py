@@ -20,6 +20,9 @@ from dreamteacher.settings.presets import NAMED
 from dreamteacher.stage_commands import add_stage_options, run_stage
 from dreamteacher.teachers.commands import add_commands as add_teacher_commands
 
+AFTER = {"ingest": "assess", "train-teacher": "tune"}  # stage -> the tool that is of use once it is done
+IN_ORDER_OF_USE = [name for stage in STAGES for name in (stage, AFTER.get(stage)) if name]
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 1 for a defect (with its traceback), 2 for a user's mistake, 128 + signal when stopped."""
@@ -156,16 +159,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="settings (default: %(default)s)")
         command.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting, such as distill.T=250; may be given again")
 
+    # In the order of use, in which `dreamteacher --help` lists them.
+    add("doctor", _run_doctor, "say what this machine has and lacks")
     _add_init(add("init", _run_init, "make a project for your pictures"))
-    for name, stage in (STAGES | TOOLS).items():
+    show = add("params", _run_params, "print the resolved settings")
+    add_params(show)
+    show.add_argument("--markdown", action="store_true", help="print all settings as the table of the documentation")
+    for name in IN_ORDER_OF_USE:
+        stage = (STAGES | TOOLS)[name]
         command = add(name, run_stage, stage.help)
         add_params(command)
         add_stage_options(command, stage)
-
     repro = add("repro", _run_repro, "bring the project up to date as `dvc repro` does, with independent stages side by side")
     repro.add_argument("--jobs", type=_count, metavar="N", help="stages at a time; default: what cores and memory allow, 1 with a GPU")
     add("sync", _run_sync, "send the records that MLflow could not take before")
-    add("doctor", _run_doctor, "say what this machine has and lacks")
+    _add_serving(add)
     promote = add("promote", _run_promote, "make a registered version champion")
     promote.add_argument("--version", metavar="N", help="default: the challenger, which publish made")
     promote.add_argument(
@@ -174,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     rollback = add("rollback", _run_rollback, "exchange the champion and the one before it")
     for command in (promote, rollback):
         command.add_argument("name", nargs="?", help="of the registered model; default: publish.name of the settings here")
+    add_commands(add)
+    add_teacher_commands(add)
+    commands.add_parser("pipelines", help="run all stages here or on Kubeflow, as `python -m pipelines` does", add_help=False)
+    return parser
+
+
+def _add_serving(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
     serve = add("serve", _run_serve, "start a local Triton on a published repository")
     serve.add_argument("repository", type=Path, nargs="?", default=Path("artifacts/triton/local"), help="default: %(default)s")
     serve.add_argument("--http-port", type=int, help="default: a free one")
@@ -188,13 +203,6 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--features", action="store_true", help="write the backbone's features as well")
     predict.add_argument("--batch", type=_count, default=1, metavar="N", help="pictures in a request (default: %(default)s)")
     predict.add_argument("--format", choices=("text", "jsonl", "csv"), default="text", help="of what is printed (default: %(default)s)")
-    add_commands(add)
-    add_teacher_commands(add)
-    commands.add_parser("pipelines", help="run all stages here or on Kubeflow, as `python -m pipelines` does", add_help=False)
-    show = add("params", _run_params, "print the resolved settings")
-    add_params(show)
-    show.add_argument("--markdown", action="store_true", help="print all settings as the table of the documentation")
-    return parser
 
 
 def _count(text: str) -> int:

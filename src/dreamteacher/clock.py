@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dreamteacher.files import read_note, replace_file
 from dreamteacher.project_root import project_folder
 from dreamteacher.steps import device
 
@@ -30,11 +31,11 @@ def timed(checkpoints: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # a full disk is the stage's to report
-            spent = _read(checkpoints / CLOCK).get("seconds", 0.0) + time.monotonic() - began
+            spent = read_note(checkpoints / CLOCK).get("seconds", 0.0) + time.monotonic() - began
             now = datetime.now(UTC).isoformat(" ", "seconds").removesuffix("+00:00")
             processes = int(os.environ.get("WORLD_SIZE", "1"))
             values = {"seconds": round(spent, 3), "device": device(), "processes": processes, "ended": now}
-            (checkpoints / CLOCK).write_text(json.dumps(values) + "\n")
+            replace_file(checkpoints / CLOCK, json.dumps(values) + "\n")
 
 
 def keep(checkpoints: Path) -> None:
@@ -48,12 +49,4 @@ def clock_of(stage: str, digest: str) -> dict[str, Any]:
 
     Empty where nothing was: it was made elsewhere, or by an earlier revision.
     """
-    return _read(checkpoints_of(stage, digest).with_suffix(".json"))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_note(checkpoints_of(stage, digest).with_suffix(".json"))

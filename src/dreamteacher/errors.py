@@ -114,6 +114,12 @@ def is_memory_error(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or bool(re.search(_NO_MEMORY, text, re.I))
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there was no room for a file, as the system or a library says it."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full)
+
+
 def _too_little_memory(error: Exception, command: str) -> str | None:
     """The message for an allocation that failed, None for other errors."""
     if not is_memory_error(error):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import hashlib
+import json
 import os
 import posixpath
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 # What operating systems and network storage keep beside the user's files; in lower case.
 SYSTEM_FOLDERS = {
@@ -90,6 +93,25 @@ def replace_file(path: Path, content: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that can be done without; empty where it is missing or cut short, as by a power cut or a full disk."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to `path`, whole or, where the disk is full, not at all."""
+    content = f"{line}\n".encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(content) < len(content):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def sync_to_disk(path: Path) -> None:

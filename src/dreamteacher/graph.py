@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+IDENTITY = ("name", "recipe", "init", "seed")  # recorded settings that tell stages of one chain apart
+
 
 @dataclass(frozen=True)
 class StageCommand:
@@ -25,7 +27,7 @@ class StageCommand:
 
 STAGES = {
     "ingest": StageCommand(
-        "any pictures to one data set",
+        "make one data set of any pictures",
         "artifacts/data",
         optional={
             "source": "folder, list file or shards (path or URL); default: ingest.source of the settings",

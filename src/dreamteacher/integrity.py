@@ -55,6 +55,8 @@ def _check(path: Path, sha256: str) -> str | None:
             return None
         try:
             found = sha256_of(path).hex()
+            if not found:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         except OSError as error:
             if error.errno != errno.EIO:
                 raise

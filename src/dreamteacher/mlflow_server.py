@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError, first_line
+from dreamteacher.files import replace_file
 from dreamteacher.project_root import project_folder
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ def tracking_uri() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme, path = uri[:10], uri[10:]
     return f"{scheme}{(project_folder() / path).absolute()}" if scheme == "sqlite:///" else uri
+
+
+def missing_database() -> Path | None:
+    """The file of the database that MLflow would make at `tracking_uri`; None if it is there, or a server."""
+    uri = tracking_uri()
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    return file if uri.startswith("sqlite:///") and not file.exists() else None
 
 
 def without_password(text: str) -> str:
@@ -65,6 +73,7 @@ def client_of(uri: str) -> MlflowClient:
         utils.MAX_RETRY_COUNT = 3  # within a second; MLflow's own ten take 100 s, and no variable sets them
     for chatty in ("alembic", "mlflow", "urllib3.connectionpool"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of what it raises
     with chdir(project_folder()):  # where it puts mlruns/, if the database is new
         try:
             return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
@@ -151,7 +160,7 @@ def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | N
     client.update_run(run, status="RUNNING")
     if start["memory"]:
         with suppress(FileNotFoundError):  # the stage has ended since, and its checkpoints are gone
-            Path(start["memory"]).write_text(json.dumps({"journal": journal, "run": run}))
+            replace_file(Path(start["memory"]), json.dumps({"journal": journal, "run": run}))
     return run
 
 

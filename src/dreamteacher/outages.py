@@ -57,14 +57,15 @@ def is_outage(text: str) -> bool:
 
 
 def reason(error: BaseException) -> tuple[str, bool]:
-    """Why a client raised `error`, in a line, and whether waiting can mend it. Of an outage its first cause tells most."""
+    """Why a client raised `error`, in a line, and whether waiting can mend it. Of outages and databases the first cause tells most."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
     outage = is_outage("\n".join(f"{type(each).__name__}: {each}" for each in chain))
-    return first_line(chain[-1] if outage else error), outage
+    of_database = any(type(each).__module__.startswith("sqlalchemy.") for each in chain)  # whose text begins with hints and SQL
+    return first_line(chain[-1] if outage or of_database else error), outage
 
 
 def refusal(error: BaseException, text: Callable[[str], str]) -> UserError:

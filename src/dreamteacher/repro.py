@@ -73,7 +73,7 @@ def default_jobs() -> int:
 
 def _outdated() -> dict[str, set[str]]:
     """{stage: stages it depends on} of those that have changed or follow from one that has, the longest way to the end first."""
-    from dvc.exceptions import DvcException
+    from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
     from dvc.repo.reproduce import plan_repro
     from tqdm import tqdm
@@ -87,6 +87,10 @@ def _outdated() -> dict[str, set[str]]:
                 needs = {other.addressing for other in graph.successors(stage)}
                 if stage.addressing in changed or needs & plan.keys():
                     plan[stage.addressing] = needs & plan.keys()
+    except NotDvcRepoError as error:
+        raise UserError(
+            f"{Path.cwd()} is no project; start in a project's folder, or make one: dreamteacher init FOLDER --source PICTURES"
+        ) from error
     except DvcException as error:
         raise UserError(f"DVC cannot read this project: {' '.join(str(error).split())}") from error
     to_end = dict.fromkeys(plan, 0)

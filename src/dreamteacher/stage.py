@@ -25,7 +25,7 @@ from dreamteacher import clock, results
 from dreamteacher.errors import UserError, resource_errors_in_one_line
 from dreamteacher.files import digest_in_any_order, sha256_of, walk
 from dreamteacher.folders import LOCK, empty, in_turn, locked, publish
-from dreamteacher.graph import STAGES, TOOLS
+from dreamteacher.graph import IDENTITY, STAGES, TOOLS
 from dreamteacher.integrity import first_damaged, remember
 from dreamteacher.mlflow_server import DIGEST
 from dreamteacher.steps import announce
@@ -122,7 +122,7 @@ def _refuse_to_replace(out: Path, inputs: dict[str, Path]) -> None:
 
 
 def _title(name: str, params: dict[str, Any]) -> str:
-    return " ".join([name, *(str(params[key]) for key in ("mode", "init", "seed") if key in params)])
+    return " ".join([name, *(str(params[key]) for key in IDENTITY if key in params)])
 
 
 def _take(stage: Stage, digest: str) -> str | None:
@@ -179,7 +179,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def _maker(place: Path) -> str | None:
     """The command whose output lies at `place`, or is the folder around it, by the end of its default place; None: no command's."""
-    ends = {re.sub(r"\{.*?\}", "*", command.out.partition("/")[2]): name for name, command in (STAGES | TOOLS).items()}
+    # A seed is a number, so that files in artifacts/backbones/RECIPE are not taken for folders of seeds.
+    ends = {
+        re.sub(r"\{.*?\}", "*", command.out.partition("/")[2].replace("{seed}", "[0-9]*")): name
+        for name, command in (STAGES | TOOLS).items()
+    }
     most_telling_first = sorted(ends, key=lambda end: -end.count("/"))  # a recipe may be called data
     return next((ends[end] for end in most_telling_first if place.match(end) or place.parent.match(end)), None)
 

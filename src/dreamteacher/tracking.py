@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher.errors import Interrupted
-from dreamteacher.files import replace_file
+from dreamteacher.files import append_line, read_note, replace_file
 from dreamteacher.git_access import output_of
+from dreamteacher.graph import IDENTITY
 from dreamteacher.mlflow_server import DIGEST, client_of, find_or_create_run, has_run, logged_steps, replay, tracking_uri, without_password
 from dreamteacher.outages import reason, refusal
 from dreamteacher.project_root import project_folder
@@ -72,8 +73,7 @@ class Tracker:
 
     def _record(self, **record: Any) -> None:
         if self._journal:
-            with (self._journal / RECORDS).open("a") as file:
-                file.write(json.dumps(record | {"time": _now()}) + "\n")
+            append_line(self._journal / RECORDS, json.dumps(record | {"time": _now()}))
 
     def _keep(self, path: Path) -> str:
         """Copy `path` into the journal, since stages rename and remove what they wrote."""
@@ -139,7 +139,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
     if not is_on():
         yield Tracker()
         return
-    known = json.loads(memory.read_text()) if memory and memory.exists() else {}
+    known = read_note(memory) if memory else {}
     unsent = project_folder() / UNSENT
     journal = unsent / known.get("journal", "")
     if not (known and (journal / RECORDS).exists()):
@@ -156,7 +156,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
             do="start",
             run=os.environ.get("MLFLOW_RUN_ID"),
             before=known.get("run"),
-            name=" ".join([stage, *(f"{key}={params[key]}" for key in ("mode", "init", "seed") if key in params)]),
+            name=" ".join([stage, *(f"{key}={params[key]}" for key in IDENTITY if key in params)]),
             chain=next(filter(None, [*(os.environ.get(name) for name in CHAIN), commit[:7]]), "adhoc"),
             parent=kfp.get("parentRunId"),
             experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "dreamteacher"),
@@ -166,7 +166,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
             memory=str(memory.absolute()) if memory else None,
         )
         if memory:
-            memory.write_text(json.dumps(known | {"journal": journal.name}))
+            replace_file(memory, json.dumps(known | {"journal": journal.name}))
         about = {"dreamteacher.stage": stage, "mlflow.source.name": f"dreamteacher {stage}"}
         if commit:
             about |= {"mlflow.source.git.commit": commit, "dreamteacher.git.dirty": str(bool(dirty)).lower()}
@@ -227,7 +227,7 @@ def _send(journal: Path) -> None:
     """Replay what the cursor has not passed; the cursor moves with every batch, so that nothing is sent twice."""
     cursor_file = journal / "cursor.json"
     nothing: dict[str, Any] = {"sent": 0, "run": None, "logged": {}}
-    cursor = nothing | (json.loads(cursor_file.read_text()) if cursor_file.exists() else {})
+    cursor = nothing | read_note(cursor_file)
     records = _records(journal)
     with _first_alone():
         client = client_of(_place_of(journal))
@@ -275,8 +275,7 @@ def _place_of(journal: Path) -> str:
 
 
 def _is_sent(journal: Path) -> bool:
-    cursor = journal / "cursor.json"
-    return cursor.exists() and json.loads(cursor.read_text())["sent"] == len(_records(journal))
+    return bool(read_note(journal / "cursor.json").get("sent") == len(_records(journal)))
 
 
 def _drop_torn_line(journal: Path) -> None:

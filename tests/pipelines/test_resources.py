@@ -207,7 +207,7 @@ def test_a_slip_in_the_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text(FILE.read_text().replace("memory: 48Gi", "memory: 48GiB"))
     with pytest.raises(
-        UserError, match=r"resources.yaml: profiles.single-gpu.steps.train-teacher.memory: .*pattern.*a step has pool, cpu,"
+        UserError, match=r"resources.yaml: profiles.single-gpu.steps.train-teacher.memory: write a number, .* '16Gi'; a step has pool, cpu,"
     ):
         Profile("single-gpu", IMAGE, file)
     for text, said in (
@@ -316,3 +316,12 @@ def test_the_form_suggests_the_project_and_its_default_branch(
     assert form["git_url"]["defaultValue"] == address
     assert form["data_rev"]["defaultValue"] == ("trunk" if address else "main")
     assert all(each["description"] for each in form.values())
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.__main__._write_resources", stopped)
+    assert main(["resources"]) == 130
+    assert capsys.readouterr().err == "stopped\n"

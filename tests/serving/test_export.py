@@ -167,6 +167,17 @@ def test_model_of_one_size_is_exported_for_that_size_and_says_so(tmp_path):
     assert run_onnx(path, np.zeros((6, 3, 32, 32), np.float32))[0].shape == (6, 3, 8, 8)
 
 
+@pytest.mark.parametrize("full", ["torch.onnx.export", "dreamteacher.serving.export.check_parity"])
+def test_a_full_disk_is_no_fault_of_the_model_and_no_reason_for_one_size(full, tmp_path, monkeypatch):
+    def out_of_space(*_, **__):
+        raise RuntimeError("[Errno 28] No space left on device")
+
+    monkeypatch.setattr(full, out_of_space)
+    with pytest.raises(RuntimeError, match="No space left"):
+        export(OneSize(), tmp_path / "model.onnx", ["logits"], size=32, opset=18, tolerance=1e-4, metadata={})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0"])
 def test_common_backbones_take_any_size(tmp_path, name):
     torch.manual_seed(0)

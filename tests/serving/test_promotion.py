@@ -314,6 +314,15 @@ def test_a_manifest_that_was_changed_in_mlflow_is_noticed(folder, registry, in_t
         fetch_champion(name, in_tmp / "champion")
 
 
+@pytest.mark.parametrize("words", [["promote"], ["rollback", "blobs"], ["last-run"], ["fetch-model", "blobs", "--out", "models"]])
+def test_a_folder_where_nothing_was_tracked_is_named_and_stays_empty(words, in_tmp, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.main(words) == 2
+    assert f"error: there is no {in_tmp / 'mlflow.db'}, so no stage has been tracked here; " in capsys.readouterr().err
+    assert fetch_champion("blobs", in_tmp / "champion") is None
+    assert list(in_tmp.iterdir()) == [in_tmp / "champion"]
+
+
 def test_server_that_is_down_is_one_line_without_the_password(in_tmp):
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"http://me:secret@127.0.0.1:{free_port()}"}
     command = [sys.executable, "-m", "dreamteacher.cli", "promote", "blobs"]

@@ -1,5 +1,7 @@
 """What settings may be, alone and together, and how they are described."""
 
+import json
+
 import pytest
 from given_settings import loaded, refusal
 
@@ -29,7 +31,7 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
         ("teacher.ema=1", "less than 1"),
         ("export.size=100", "multiple of 32"),
         ("export.opset=19", "17 or 18"),
-        ("publish.name=no spaces", "pattern"),
+        ("publish.name=no spaces", "write letters a to z, digits, - and _, beginning with a letter, such as cells-2"),
         ("distill.lr=.inf", "finite"),
         ("distill.lr=.nan", "finite"),
         (
@@ -51,7 +53,10 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
         ("label_recipes.mix.labels.tau=0", "label_recipes.mix: labels.tau = 0 is not possible: Input should be greater than 0"),
         ("teachers.own.steps=0", "teachers.own: teacher.steps = 0 is not possible"),
         ("teachers={}", "at least 1 item"),
-        ("recipes.Big={teacher: own}", "should match pattern"),
+        ("recipes.Big={teacher: own}", "write small letters a to z, digits, - and _, beginning with a letter, such as cells-2"),
+        ("recipes.wide={taps: auto}", "recipes.wide.teacher is missing, and has no default"),
+        ("taps=some", "taps = 'some' is not possible: Input should be a valid list, or Input should be 'auto'"),
+        ("finetune.lr=on", "finetune.lr = True is not possible: true and false"),
         ("compare.seeds=[]", "at least 1 item"),
         ("distill=3", "valid dictionary"),
         ("export.seed=7", "among compare.seeds = [0, 1, 2]"),
@@ -149,3 +154,7 @@ def test_a_gan_whose_loss_has_second_derivatives_is_not_compiled():
         "teacher.kind=stylegan2", "teacher.compile=true", "teacher.pretrained=null"
     )
     assert loaded("teacher.kind=edm", "teacher.compile=true", "teacher.pretrained=null").teacher.compile
+
+
+def test_no_setting_has_a_regular_expression_that_its_message_would_show():
+    assert '"pattern"' not in json.dumps(Params.model_json_schema())

@@ -120,10 +120,10 @@ def points(value: float, sign: str = "") -> str:
 def text(facts: dict[str, Any]) -> str:
     """The assessment for a terminal: figures, predictions, cost, verdict."""
     labels, budget = facts["labels"], facts["budget"]
-    by = "parts held out in turn" if labels["crossed"] else "held out"
+    others = " (others in each draw)" if labels["crossed"] else ""
     lines = [
         f"{facts['title']} in per cent; from scratch, {budget['steps']} of {budget['full']} steps, {budget['draws']} draws; "
-        f"{labels['held_out']} of {labels['labelled']} labelled train pictures {by} to measure by, the validation split is not read"
+        f"{labels['held_out']} of {labels['labelled']} labelled train pictures are held out{others}; the validation split is not read"
     ]
     rows: list[tuple[str, str]] = []
     if facts["floor"] is not None:

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError
-from dreamteacher.mlflow_server import connect, tracking_uri, without_password
+from dreamteacher.mlflow_server import connect, missing_database, tracking_uri, without_password
 from dreamteacher.outages import patient, refusal
 from dreamteacher.stage import RECORD, digest_of
 
@@ -177,6 +177,8 @@ def fetch_champion(name: str, out: Path) -> str | None:
         UserError: the champion has no lineage, what is stored is damaged, or MLflow does not answer.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if missing_database():
+        return None
     with registry_client() as client:
         versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
         aliases = aliases_of(registered_model(client, name)) if versions else {}
@@ -260,7 +262,12 @@ def aliases_of(model: RegisteredModel) -> dict[str, str]:
 
 @contextmanager
 def registry_client() -> Iterator[MlflowClient]:
-    """A client of the registry; what it raises in the block becomes a UserError of one line."""
+    """A client of the registry, which makes no database; what it raises in the block becomes a UserError of one line."""
+    if file := missing_database():
+        raise UserError(
+            f"there is no {file}, so no stage has been tracked here; start in the project's folder, or name MLflow's server in "
+            "MLFLOW_TRACKING_URI"
+        )
     try:
         yield connect()
     except UserError:

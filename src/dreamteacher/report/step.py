@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dreamteacher.graph import IDENTITY
 from dreamteacher.stage import flat, read_stage
 
 PICTURES = 12  # more make a page that browsers load slowly
@@ -35,7 +36,7 @@ def facts(folder: Path) -> dict[str, Any]:
     """What distinguishes an artifact: stage, digest, figures, and, as far as it has them, data hash, classes, taps, backbone."""
     record = read_stage(folder)
     found = {"stage": record["stage"], "digest": record["digest"], "version": record["version"], **record["metrics"]}
-    found |= {key: record["params"][key] for key in ("init", "mode", "seed") if key in record["params"]}
+    found |= {key: record["params"][key] for key in IDENTITY if key in record["params"]}
     if student := record["params"].get("student"):
         found["backbone"] = student["backbone"]
     for file, keys in (("dataset.json", ("hash", "task", "classes")), ("teacher.json", ("taps",)), ("task.json", ("task", "classes"))):

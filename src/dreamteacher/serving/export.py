@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from dreamteacher.errors import UserError, first_line
+from dreamteacher.errors import UserError, first_line, is_disk_full
 from dreamteacher.files import sync_to_disk
 from dreamteacher.onnx_files import INPUT
 from dreamteacher.serving.exportable import exportable_operators
@@ -75,6 +75,8 @@ def export(
             write(dynamic=True)
             done = Exported(check_parity(temporary, module, sizes=[square, oblong], tolerance=tolerance, align=align), None)
         except Exception as error:  # the module at another size and onnxruntime raise what they like
+            if is_disk_full(error):
+                raise
             write(dynamic=False)
             done = Exported(check_parity(temporary, module, sizes=[square], tolerance=tolerance, align=align), first_line(error))
         sync_to_disk(temporary)
@@ -141,6 +143,8 @@ def _write(
                 dynamic_axes={INPUT: free} | {name: {0: "N"} for name in outputs},
             )
         except Exception as error:
+            if is_disk_full(error):
+                raise
             why = f"torch cannot write this model as ONNX opset {opset} ({first_line(error)})"
             raise UserError(f"{why}; choose another student.backbone or export.opset") from error
     model = onnx.load(path)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dreamteacher.settings.section import Augment, Count, Fraction, Positive, Section, Training, require_known
+from dreamteacher.settings.section import Augment, Count, Fraction, Positive, Section, Training, Word, require_known
 
 AUTO = "auto"
 HEADS = {"faster-rcnn": "detection", "mask-rcnn": "instances"}  # other heads than a task's own -> the task
@@ -25,9 +25,8 @@ class Ingest(Section):
         description="where labels come from: class folders, masks/ beside images/, labels.csv (or metadata.csv), boxes (COCO, Pascal "
         "VOC, YOLO); auto: what is found, masks before boxes",
     )
-    task: str = Field(
+    task: Word = Field(
         "auto",
-        pattern=r"^[A-Za-z][A-Za-z0-9_-]*$",
         description="what is learned from the labels: segmentation, classification, detection, instances, keypoints, multilabel, depth, or "
         "a task of another package; auto: classes of masks or of pictures, several where labels.csv has a column for each, or boxes, as "
         "labels are",
@@ -133,7 +132,7 @@ class Export(Section):
 class Publish(Section):
     """Triton model repositories and the registered version."""
 
-    name: str = Field("dreamteacher", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="prefix of the model names in Triton and MLflow")
+    name: Word = Field("dreamteacher", description="prefix of the model names in Triton and MLflow")
     max_batch_size: Positive = Field(64, description="largest batch, of one request or of several that Triton joins")
     preferred_batch_size: Positive | None = Field(
         None,

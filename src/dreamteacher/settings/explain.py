@@ -6,6 +6,7 @@ import difflib
 import re
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from dreamteacher.settings.table import known_keys
 
@@ -20,9 +21,10 @@ def explain(error: ValidationError, where: str) -> str:
     problem = error.errors()[0]
     if not problem["loc"]:
         return f"{where}: {problem['ctx']['error']}"
-    location = [str(part) for part in problem["loc"]]
-    name = ".".join(part for part in location if re.sub("[_.]", "", part).isalnum() and not part.startswith("function"))
-    more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
+    location, name = [str(part) for part in problem["loc"]], _setting(problem)
+    # Of a setting that may be this or that, pydantic says why it is neither.
+    wrong = [each["msg"].removeprefix("Value error, ") for each in error.errors() if _setting(each) == name]
+    more = "" if error.error_count() == len(wrong) else f" (and {error.error_count() - len(wrong)} more)"
     if name in MOVED and problem["type"] == "extra_forbidden":
         return f"{where}: {name} is now part of another setting; write {MOVED[name].format(problem['input'])}"
     if problem["type"] == "extra_forbidden":
@@ -34,5 +36,12 @@ def explain(error: ValidationError, where: str) -> str:
             return f"{where}: {name!r} is one key; write the group {group!r}, and below it, indented, {key!r}{more}"
         near = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == location[-1]]
         return f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}") + more
+    if problem["type"] == "missing":
+        return f"{where}: {name} is missing, and has no default{more}"
     shown = repr(problem["input"])
-    return f"{where}: {name} = {shown if len(shown) < 80 else shown[:77] + '...'} is not possible: {problem['msg']}{more}"
+    return f"{where}: {name} = {shown if len(shown) < 80 else shown[:77] + '...'} is not possible: {', or '.join(wrong)}{more}"
+
+
+def _setting(problem: ErrorDetails) -> str:
+    """The dotted name of the setting that a problem is of, without what pydantic says of types."""
+    return ".".join(part for part in map(str, problem["loc"]) if re.sub("[_.]", "", part).isalnum() and not part.startswith("function"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dreamteacher.errors import UserError
+from dreamteacher.files import replace_file
 from dreamteacher.project_root import refuse_subfolder
 from dreamteacher.settings import recipes
 from dreamteacher.settings.explain import explain
@@ -141,8 +143,9 @@ def save_overrides(path: Path, overrides: list[str]) -> Params:
         values = editor.load(path.read_text())
         for override in overrides:
             _apply(values, override)
-        with path.open("w") as file:
-            editor.dump(values, file)
+        text = io.StringIO()
+        editor.dump(values, text)
+        replace_file(path, text.getvalue())
     return params
 
 

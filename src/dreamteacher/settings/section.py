@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+
+def spelled(pattern: str, words: str) -> AfterValidator:
+    """A check of text by a regular expression, which `words` describe to the user in its place."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"write {words}")
+        return value
+
+    return AfterValidator(check)
+
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]  # of a teacher or a recipe, and of a folder
+# Of a teacher or a recipe, and of a folder.
+Name = Annotated[str, spelled(r"[a-z][a-z0-9_-]*", "small letters a to z, digits, - and _, beginning with a letter, such as cells-2")]
+Word = Annotated[str, spelled(r"[A-Za-z][A-Za-z0-9_-]*", "letters a to z, digits, - and _, beginning with a letter, such as cells-2")]
 Augment = Literal["natural", "overhead", "no-flip", "none"]
 WARMUP = "linear warm-up before the cosine decay to 0, steps"
 BATCH = "pictures per optimiser step, over all processes and accumulation parts"

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dreamteacher.files import append_line, replace_file
 from dreamteacher.training.checkpoint import writing
 
 LINE_EVERY = 30.0  # seconds between plain lines
@@ -172,12 +173,12 @@ class Records:
         kept = [line for line in self._lines() if _step(line) <= step]
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(kept))
+            replace_file(path, "".join(kept))
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a record."""
-        with writing(self._path.parent), self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with writing(self._path.parent):
+            append_line(self._path, json.dumps(row))
 
     def _lines(self) -> list[str]:
         return self._path.read_text(errors="replace").splitlines(keepends=True) if self._path.exists() else []
