@@ -51,7 +51,7 @@ def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     here.add_argument("--pipeline", choices=NAMES, help=f"default: {NAMES[0]}; with --sample both, one after the other")
     here.add_argument("--sample", action="store_true", help=f"on {SAMPLE}, which the repository has")
     here.add_argument("--project", type=Path, default=Path(), help="folder with params.yaml and the pictures it names (default: here)")
-    here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be given again")
+    here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
     here.add_argument("--root", type=Path, default=Path("artifacts/local-runs"), help="where outputs go (default: %(default)s)")
     here.add_argument("--parallel", action="store_true", help="passes of a loop at the same time")
     here.set_defaults(run=_run_local)

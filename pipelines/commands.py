@@ -58,7 +58,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _add_package(command: argparse.ArgumentParser) -> None:
     command.add_argument("package", type=Path, help="what `python -m pipelines compile` wrote")
-    command.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; may be given again")
+    command.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; repeatable")
     command.add_argument("--version", help="name of the pipeline's version (default: git-COMMIT)")
     command.add_argument("--service-account", help="the run's account in the cluster (default: that of KFP)")
     _add_server(command)

@@ -2,7 +2,7 @@
 
 The template of the pods names the registered model, the alias that is followed, and the version, which each pod's init container
 fetches. Old pods serve on until new ones are ready, and a version that does not become ready takes none of them down. One Triton may serve
-several models: then the annotations hold lists, divided by commas. Versions are written as NAME=N, so that a list of models that an overlay
+several models: then the annotations hold lists, separated by commas. Versions are written as NAME=N, so that a list of models that an overlay
 extends or sorts anew gives no model the version of another.
 """
 

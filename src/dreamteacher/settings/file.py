@@ -85,8 +85,8 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
 
 
 def restore_params(changes: dict[str, Any] | None = None, **sections: Any) -> Params:
-    """Settings from the sections that a pipeline passes to a step (the result of `Params.section`, or its YAML text); null values may be the
-    word "null". `changes` are the overrides of a teacher or recipe, from `recipes.changes`.
+    """Settings from the sections that a pipeline passes to a step: the result of `Params.section`, or its YAML text, in which null values
+    may be the word "null". `changes` are the overrides of a teacher or recipe, from `recipes.changes`.
 
     They were validated with all others when the run began; checks across groups are not possible without the other groups. Other sections
     have their defaults, and the step does not read them.

@@ -247,7 +247,7 @@ def _blocks(text: str | None, count: int) -> list[int]:
         return [count // 2]
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) < count for part in parts) or len(set(parts)) < len(parts):
-        raise UserError(f"--option blocks={text} are no different numbers from 0 to {count - 1}, divided by commas")
+        raise UserError(f"--option blocks={text} are no different numbers from 0 to {count - 1}, separated by commas")
     return sorted(int(part) for part in parts)
 
 
