@@ -215,9 +215,9 @@ def test_both_views_come_from_the_method_s_transform(name: str) -> None:
             "spark",
             "",
             {"resolution": 32},
-            "'spark' hides cells of 32 x 32 pixels, two or more a row; distill.resolution = 32 is not a mult",
+            "'spark' masks cells of 32 x 32 pixels, at least two per row; distill.resolution = 32 is not a mult",
         ),
-        ("moco", "", {"queue": 0}, "queue = 0 leaves moco nothing to compare with; raise it, or take simclr"),
+        ("moco", "", {"queue": 0}, "queue = 0 leaves moco without negatives; raise it, or use simclr"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(name: str, backbone: str, settings: dict[str, int], said: str) -> None:

@@ -1,9 +1,9 @@
-"""Which version a Deployment serves: by one annotation of its pods, so that a new version is an ordinary rollout.
+"""Deploy a version by setting an annotation of a Deployment's pods, so that a new version is an ordinary rollout.
 
-The template of the pods names the registered model, the alias that is followed, and the version, which each pod's init container
-fetches. Old pods serve on until new ones are ready, and a version that does not become ready takes none of them down. One Triton may serve
-several models: then the annotations hold lists, separated by commas. Versions are written as NAME=N, so that a list of models that an overlay
-extends or sorts anew gives no model the version of another.
+Annotations of the pod template name the registered model, the alias to follow, and the version, which each pod's init container fetches.
+Old pods serve until new ones are ready, and a version that does not become ready replaces none of them. For several models in one Triton
+the annotations are lists, separated by commas. Versions are written as NAME=N, so that reordering or extending the list of models in an
+overlay cannot mix up their versions.
 """
 
 from __future__ import annotations
