@@ -57,9 +57,7 @@ class Nodes(BaseModel):
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     config_maps: dict[str, dict[str, str]] = Field(default_factory=dict, description="{config map: {key: variable}}")
-    secrets: dict[str, dict[str, str]] = Field(
-        default_factory=dict, description="{secret: {key: variable}}; one that is missing hinders nothing"
-    )
+    secrets: dict[str, dict[str, str]] = Field(default_factory=dict, description="{secret: {key: variable}}; missing secrets are ignored")
     image_pull_secrets: list[str] = Field(default_factory=list, description="names of secrets by which the nodes pull `image`")
     labels: dict[str, str] = Field(default_factory=dict, description="of the TrainJob, such as that of Kueue's queue")
 

@@ -92,7 +92,7 @@ def run(
             crops = Samples(val, pretrain_crop(settings.resolution, settings.mirror), measured)
             if (value := _figure(interpreter, generator, task, crops, batch_size=settings.batch_size, seed=seed)) is not None:
                 stage.metrics[f"val_{task.figure}"] = value
-                log.info("train-interpreter %s %s: reads %s %.3f from the generator", recipe, seed, task.figure, value)
+                log.info("train-interpreter %s %s: %s %.3f on validation crops", recipe, seed, task.figure, value)
     return stage.metrics
 
 

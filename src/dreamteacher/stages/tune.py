@@ -143,12 +143,12 @@ def _draw(rows: list[Row], best: int, title: str | None, path: Path) -> None:
 
     panels = {"teachable share of the variance": curves(lambda row: row["teachable"])}
     if title:
-        panels[f"{title} of a linear read-out"] = curves(lambda row: row["probe"])
+        panels[f"{title} of a linear probe"] = curves(lambda row: row["probe"])
     save_curves(panels, "noise step T", best, path)
 
 
 def _suggestion(best: int, taps: list[int], near: list[int], monotone: bool, labels: int) -> str:
-    by = f"a linear read-out of {labels} labelled pictures" if labels else "what there is to learn, without labels"
+    by = f"a linear probe on {labels} labelled pictures" if labels else "the teachable share, without labels"
     lines = [f"chosen by {by}; steps that are as good: {', '.join(map(str, near))}"]
     if monotone:
         lines.append(
