@@ -195,10 +195,12 @@ def test_poses_of_yolo_are_refused_and_not_read_as_polygons(tmp_path: Path) -> N
 
 
 def test_flips_of_keypoints_without_their_other_side_are_refused_before_training(tmp_path: Path) -> None:
-    source = change_file(draw(tmp_path / "source"), categories=[PERSON | {"keypoints": ["head", "left_hand", "hand"]}]) settings: dict[str,
-    Any] = {"ingest": {"task": "keypoints"}, **ONLY} params = brief_params(source, **settings) ingest.run(params, source=source,
-    out=tmp_path / "data") with pytest.raises(UserError, match=r"keypoint 'left_hand' has no left or right counterpart .*; rename it, or set
-    finetune.augment to no-flip"):
+    source = change_file(draw(tmp_path / "source"), categories=[PERSON | {"keypoints": ["head", "left_hand", "hand"]}])
+    settings: dict[str, Any] = {"ingest": {"task": "keypoints"}, **ONLY}
+    params = brief_params(source, **settings)
+    ingest.run(params, source=source, out=tmp_path / "data")
+    refused = r"keypoint 'left_hand' has no left or right counterpart .*; rename it, or set finetune.augment to no-flip"
+    with pytest.raises(UserError, match=refused):
         finetune.run(params, data=tmp_path / "data", init="scratch", seed=0, out=tmp_path / "model")
     unflipped = brief_params(source, finetune={"augment": "no-flip"}, interpreter={"mirror": False}, **settings)
     finetune.run(unflipped, data=tmp_path / "data", init="scratch", seed=0, out=tmp_path / "model")
