@@ -1,4 +1,4 @@
-"""The stages as KFP components, one file each. A body only imports, calls `dreamteacher.stages.STAGE.run`, and tells the user interface.
+"""The stages as KFP components, one file each. A body only imports, calls `dreamteacher.stages.STAGE.run`, and logs metadata and page.
 
 All run in the one image: its name is read from DREAMTEACHER_IMAGE when this package is imported.
 """

@@ -1,4 +1,4 @@
-"""Say what is new in a data set, and how far it is from what was known."""
+"""Find the new pictures of a data set, and measure their drift from the champion's data."""
 
 from typing import NamedTuple
 
@@ -16,14 +16,14 @@ def compare_data(
     out: Output[Artifact],
     page: Output[HTML],
 ) -> NamedTuple("Found", [("enough", bool), ("words", str)]):
-    """Say what is new in a data set, and how far it is from what was known.
+    """Find the new pictures of a data set, and measure their drift from the champion's data.
 
     Args:
         data: the data set of ingest.
-        champion: what fetch_champion got.
-        settings: the sections of params.yaml that the stage reads: the size of crops, and how many new pictures are enough.
+        champion: output of fetch_champion.
+        settings: the sections of params.yaml that the stage reads: the crop size and the minimum number of new pictures.
         out: names of the new pictures, drift of brightness, size and embedding.
-        page: figures and settings.
+        page: metrics and settings.
     """
     from pathlib import Path
 

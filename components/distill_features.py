@@ -21,13 +21,13 @@ def distill_features(
 
     Args:
         data: the data set of ingest.
-        teacher: the generator; without stage.json where the method needs none.
+        teacher: the generator; without stage.json if the method needs none.
         recipe: its name in the settings.
         settings: the sections of params.yaml that the stage reads.
-        changes: what the recipe changes of them.
+        changes: the recipe's overrides.
         out: the backbone (timm folder) and its feature regressor.
-        page: figures, settings, curves and pictures.
-        champion: what fetch_champion got; its backbone is trained on, if there is one.
+        page: metrics, settings, curves and pictures.
+        champion: output of fetch_champion; training continues from its backbone, if there is one.
     """
     from pathlib import Path
 

@@ -25,13 +25,13 @@ def distill_labels(
         data: the data set of ingest.
         teacher: the generator.
         features: the feature-distilled backbone to start from.
-        interpreter: that of this seed.
+        interpreter: the interpreter of this seed.
         recipe: its name in the settings.
-        seed: of the weights, the order and the noise.
+        seed: seed of weights, sample order and noise.
         settings: the sections of params.yaml that the stage reads.
-        changes: what the recipe changes of them.
+        changes: the recipe's overrides.
         out: backbone, neck and head.
-        page: figures, settings, curves and pictures.
+        page: metrics, settings, curves and pictures.
     """
     from pathlib import Path
 

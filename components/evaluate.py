@@ -25,15 +25,15 @@ def evaluate(
     Args:
         data: the data set of ingest.
         settings: the sections of params.yaml that the stage reads.
-        out: figures of all models and means over seeds, curves, overlays.
-        page: figures, settings, curves and pictures.
-        teacher: the generator, where there is one.
-        features: the backbone that was pretrained without labels, where there is one.
+        out: metrics of all models and means over seeds, curves, overlays.
+        page: metrics, settings, curves and pictures.
+        teacher: the generator, if there is one.
+        features: the backbone that was pretrained without labels, if there is one.
         teachers: the generators, of all recipes.
-        backbones: what was pretrained without labels, by all recipes.
-        distilled: models that started from these.
-        mixed: models that started from label distillation.
-        fresh: models that started from scratch or ImageNet.
+        backbones: backbones pretrained without labels, of all recipes.
+        distilled: models fine-tuned from these backbones.
+        mixed: models fine-tuned from label distillation.
+        fresh: models fine-tuned from scratch or ImageNet.
     """
     from pathlib import Path
 

@@ -20,12 +20,12 @@ def export_onnx(
 
     Args:
         data: the data set of ingest.
-        settings: the sections of params.yaml that the stage reads: which of the models, and how.
+        settings: the sections of params.yaml that the stage reads: which model to export, and export options.
         out: model.onnx and backbone.onnx.
-        page: figures, settings, curves and pictures.
-        distilled: models that started from what was pretrained without labels.
-        mixed: models that started from label distillation.
-        fresh: models that started from scratch or ImageNet.
+        page: metrics, settings, curves and pictures.
+        distilled: models fine-tuned from these backbones.
+        mixed: models fine-tuned from label distillation.
+        fresh: models fine-tuned from scratch or ImageNet.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Get what the served model was made from."""
+"""Fetch the inputs of the champion, for retraining."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Model, Output
@@ -8,12 +8,12 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def fetch_champion(settings: dict, champion: Output[Model], page: Output[HTML]) -> str:
-    """Get the champion's teacher, backbone, figures and manifest from the registry; returns its version, "" when there is none yet.
+    """Fetch the champion's teacher, backbone, metrics and manifest from the registry; returns its version, "" if there is no champion yet.
 
     Args:
-        settings: of the group publish: the model's name.
-        champion: a folder for each of them; empty when there is no champion.
-        page: which model and version it is, and its figures.
+        settings: the group publish, for the model's name.
+        champion: a folder for each of them; empty if there is no champion.
+        page: model, version and metrics.
     """
     from pathlib import Path
 

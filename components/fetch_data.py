@@ -1,4 +1,4 @@
-"""Get the pictures of one data version."""
+"""Fetch the pictures of one data version."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Dataset, Output
@@ -14,12 +14,12 @@ def fetch_data(
     pictures: Output[Dataset],
     page: Output[HTML],
 ) -> None:
-    """Get the pictures of a data version by git and DVC.
+    """Fetch the pictures of a data version with git and DVC.
 
     Args:
-        git_url: repository of the project, or a folder that all steps see.
+        git_url: repository of the project, or a folder that all steps can read.
         data_version: the commit that changed the pictures last, as find_commit names it.
-        source: where they lie in the project.
+        source: their path in the project.
         pictures: the pictures.
         page: the data version.
     """

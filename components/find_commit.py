@@ -1,4 +1,4 @@
-"""Say what a run depends on: commit, data version, and each stage's settings."""
+"""Resolve what a run depends on: commit, data version, and each stage's settings."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from kfp.dsl import HTML, Output
 from components import IMAGE
 
 
-# KFP ships the function's source alone, which must therefore hold the names and types of its outputs.
+# KFP ships only the function's source, so names and types of its outputs must be written there.
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page: Output[HTML]) -> NamedTuple(
     "Resolved",
@@ -39,14 +39,14 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
         ("gate", dict),
     ],
 ):
-    """Say which commit a revision is now, which commit changed the pictures last, and what each stage depends on of the settings.
+    """Resolve a revision to a commit, find the last commit that changed its pictures, and extract each stage's settings.
 
-    It is the one step that KFP's cache never takes from an earlier run: a branch moves under its name.
+    It is never cached, because a branch can move.
 
     Args:
-        git_url: repository of the project, or a folder that all steps see.
+        git_url: repository of the project, or a folder that all steps can read.
         data_rev: its revision: commit, tag or branch; empty for a folder.
-        settings: what differs from that revision's params.yaml, as KEY=VALUE.
+        settings: overrides of that revision's params.yaml, as KEY=VALUE.
         pipeline: pretrain or retrain.
         page: the data version and all settings.
     """
@@ -58,7 +58,7 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
     from dreamteacher.stages.find_commit import resolve
     from dreamteacher.steps import announce
 
-    os.environ["DREAMTEACHER_WAIT_MINUTES"] = "0"  # a mistyped address is said at once: nothing is lost yet
+    os.environ["DREAMTEACHER_WAIT_MINUTES"] = "0"  # without retries: a mistyped address must fail at once, and nothing is lost yet
     announce("find-commit", {"git_url": git_url, "data_rev": data_rev, "settings": settings})
     found = resolve(git_url=git_url, data_rev=data_rev, overrides=settings, pipeline=pipeline)
     values = asdict(found)

@@ -22,12 +22,12 @@ def finetune(
     Args:
         data: the data set of ingest.
         init: scratch, imagenet, or the name of a recipe.
-        seed: draws the few labels and the random weights.
+        seed: seed of the few labels and the random weights.
         settings: the sections of params.yaml that the stage reads.
-        changes: what the recipe changes of them: its student.
+        changes: the recipe's overrides (of student).
         out: the task model.
-        page: figures, settings, curves and pictures.
-        backbone: what the recipe made.
+        page: metrics, settings, curves and pictures.
+        backbone: the recipe's backbone.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Report how a run ended, and remove what it left."""
+"""Report how a run ended, and clean up."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Output, PipelineTaskFinalStatus
@@ -8,14 +8,14 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def finish(status: PipelineTaskFinalStatus, pipeline: str, page: Output[HTML]) -> str:
-    """Say how the run ended and which of its effects are done; delete the TrainJobs that it left and, if it succeeded, its folder.
+    """Report how the run ended and which external effects happened; delete its remaining TrainJobs and, if it succeeded, its folder.
 
-    The outputs of steps stay. So do the checkpoints of a run that failed: Retry goes on from them.
+    The outputs of steps are kept, and so are the checkpoints of a failed run, for Retry.
 
     Args:
         status: filled in by KFP.
         pipeline: pretrain or retrain.
-        page: how the run ended, what publish, promote and record did outside of it, and what was cleared away.
+        page: how the run ended, the external effects of publish, promote and record, and what was deleted.
     """
     import os
     from pathlib import Path
@@ -33,7 +33,7 @@ def finish(status: PipelineTaskFinalStatus, pipeline: str, page: Output[HTML]) -
     if status.error_message:
         facts["reason"] = status.error_message
     facts |= done
-    if os.environ.get("DREAMTEACHER_TRAINJOBS"):  # of steps that were stopped for good
+    if os.environ.get("DREAMTEACHER_TRAINJOBS"):  # of terminated steps
         from dreamteacher.cluster import trainjob
 
         left = trainjob.delete_of_run(trainjob.api_client(), os.environ["DREAMTEACHER_RUN"], os.environ["DREAMTEACHER_NAMESPACE"])

@@ -21,11 +21,11 @@ def gate(
     Args:
         data: the data set of ingest.
         onnx: the exported files.
-        evaluation: the figures of all models.
-        champion: what fetch_champion got.
-        settings: the sections of params.yaml that the stage reads: tolerance, size and the limits.
+        evaluation: the metrics of all models.
+        champion: output of fetch_champion.
+        settings: the sections of params.yaml that the stage reads: tolerance, size and thresholds.
         out: the verdict with every check.
-        page: the checks in words.
+        page: the result of each check.
     """
     from pathlib import Path
 

@@ -16,10 +16,10 @@ def ingest(
     """Check the pictures of a data version and make one data set of them.
 
     Args:
-        pictures: as fetch_data got them.
-        settings: the sections of params.yaml that the stage reads; with retrain, what has arrived joins the pictures.
+        pictures: output of fetch_data.
+        settings: the sections of params.yaml that the stage reads; with retrain, newly arrived pictures are added.
         out: the data set: manifest, shards, quarantine, report.
-        page: figures, settings, curves and pictures.
+        page: metrics, settings, curves and pictures.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is fine-tuned from one recipe: the items of loops within the loop of recipes."""
+"""List the fine-tunings from one recipe: the items of the loops inside the loop over recipes."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,10 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def list_passes(passes: dict, recipe: str) -> NamedTuple("Passes", [("seeds", list), ("mixed", list)]):
-    """Look up what is fine-tuned from one recipe; a step of its own for the reason in list_recipes.
+    """Look up the fine-tunings from one recipe; a separate step for the reason given in list_recipes.
 
     Args:
-        passes: {recipe: its passes}, of find_commit.
+        passes: {recipe: its loop items}, from find_commit.
         recipe: its name.
     """
     return passes[recipe]["seeds"], passes[recipe]["mixed"]

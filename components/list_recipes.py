@@ -1,4 +1,4 @@
-"""The recipes that learn from one teacher: the items of a loop within the loop of teachers."""
+"""List the recipes of one teacher: the items of the loop inside the loop over teachers."""
 
 from kfp import dsl
 
@@ -7,12 +7,12 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def list_recipes(recipes: dict, teacher: str) -> list:
-    """Look up the recipes that learn from one teacher.
+    """Look up the recipes of one teacher.
 
-    KFP 2.17 cannot loop over a field of an outer loop's item: its driver selects the field once more in each pass. A step's output it can.
+    A separate step: KFP 2.17 cannot loop over a field of an outer loop's item: its driver selects the field again in each iteration.
 
     Args:
-        recipes: {teacher: its recipes}, of find_commit.
+        recipes: {teacher: its recipes}, from find_commit.
         teacher: its name.
     """
     return recipes[teacher]

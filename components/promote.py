@@ -1,4 +1,4 @@
-"""Make the new model champion, or write down why not."""
+"""Promote the new model to champion, or record why not."""
 
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ def promote(
     settings: dict,
     page: Output[HTML],
 ) -> NamedTuple("Outcome", [("promoted", bool), ("version", str), ("reason", str)]):
-    """Make the new model champion, or write down why not.
+    """Promote the new model to champion, or record why not.
 
     Args:
-        verdict: output of gate, which names the champion that it compared with; if that is champion no more, nothing is promoted.
-        onnx: the exported files, which publish registered.
-        settings: of the group publish: the model's name.
-        page: the outcome in words.
+        verdict: output of gate, which names the champion that it compared with; if that is no longer champion, nothing is promoted.
+        onnx: the exported files that publish registered.
+        settings: the group publish, for the model's name.
+        page: the outcome.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Make the Triton repositories and register the model as challenger."""
+"""Create the Triton repositories and register the model as challenger."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
@@ -21,21 +21,23 @@ def publish(
     teachers: Input[list[Model]] = None,
     backbones: Input[list[Model]] = None,
 ) -> None:
-    """Make the Triton repositories and register the model as challenger, with what it was made from; fails if MLflow does not take it.
+    """Create the Triton repositories and register the model as challenger, with the inputs of retraining.
+
+    Fails if MLflow does not store it.
 
     Args:
         onnx: the exported files.
         data: the data set of ingest.
-        evaluation: the figures of all models.
-        teacher: the name of that which the exported model builds on; none: it builds on none.
-        backbone: the name of the recipe without labels that it builds on.
+        evaluation: the metrics of all models.
+        teacher: name of the exported model's teacher, or none.
+        backbone: name of the exported model's recipe without labels.
         settings: the sections of params.yaml that the stage reads.
         out: production and local model repositories.
-        metrics: figures of the evaluation, by which KFP compares runs.
-        generator: the teacher, where there is one.
-        features: the backbone that was pretrained without labels, where there is one.
+        metrics: metrics of the evaluation, for comparing runs in KFP.
+        generator: the teacher, if there is one.
+        features: the backbone that was pretrained without labels, if there is one.
         teachers: the teachers of all recipes.
-        backbones: what was pretrained without labels, by all recipes.
+        backbones: backbones pretrained without labels, of all recipes.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Bring a run's outputs back to DVC."""
+"""Push a run's outputs to DVC."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
@@ -26,26 +26,26 @@ def record(
     distilled: Input[list[Model]] = None,
     mixed: Input[list[Model]] = None,
 ) -> str:
-    """Put the outputs where dvc.yaml names them, push them by DVC, and commit dvc.lock on the branch runs/RUN_ID.
+    """Copy the outputs to their paths in dvc.yaml, push them with DVC, and commit dvc.lock on the branch runs/RUN_ID.
 
     Args:
         git_url: repository of the project.
-        commit: of the run's settings; empty where the project is a folder, of which nothing is recorded.
-        overrides: the run's settings, which the branch's params.yaml gets.
+        commit: commit of the run's settings; empty if the project is a folder, for which nothing is recorded.
+        overrides: the run's settings, written to the branch's params.yaml.
         run_id: of this run.
         data: output of ingest.
         evaluation: output of evaluate.
         onnx: output of export-onnx.
         triton: output of publish.
         report: output of report.
-        page: where the run is recorded.
+        page: branch and commit of the record.
         teachers: outputs of train-teacher.
         backbones: outputs of distill-features.
         interpreters: outputs of train-interpreter.
         labels: outputs of distill-labels.
-        fresh: models that started from scratch or ImageNet.
-        distilled: models that started from what was pretrained without labels.
-        mixed: models that started from label distillation.
+        fresh: models fine-tuned from scratch or ImageNet.
+        distilled: models fine-tuned from these backbones.
+        mixed: models fine-tuned from label distillation.
     """
     from pathlib import Path
 

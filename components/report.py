@@ -25,25 +25,25 @@ def report(
     drift: Input[Artifact] = None,
     verdict: Input[Artifact] = None,
 ) -> None:
-    """Write one HTML page about the run: verdict, figures, curves, pictures, data, drift, cost, versions.
+    """Write one HTML page about the run: verdict, metrics, curves, pictures, data, drift, cost, versions.
 
     Args:
         data: the data set of ingest.
-        evaluation: the figures of all models.
+        evaluation: the metrics of all models.
         settings: the sections of params.yaml that the stage reads.
         out: report.html.
         page: the same page.
-        teacher: the generator, where there is one.
-        features: the backbone that was pretrained without labels, where there is one.
+        teacher: the generator, if there is one.
+        features: the backbone that was pretrained without labels, if there is one.
         teachers: the generators, of all recipes.
-        backbones: what was pretrained without labels, by all recipes.
+        backbones: backbones pretrained without labels, of all recipes.
         interpreters: feature interpreters of the label recipes.
         labels: label-distilled backbones.
-        fresh: models that started from scratch or ImageNet.
-        distilled: models that started from what was pretrained without labels.
-        mixed: models that started from label distillation.
-        drift: of a retraining, what compare-data found.
-        verdict: of a retraining, that of the gates.
+        fresh: models fine-tuned from scratch or ImageNet.
+        distilled: models fine-tuned from these backbones.
+        mixed: models fine-tuned from label distillation.
+        drift: for a retraining, the output of compare-data.
+        verdict: for a retraining, the output of gate.
     """
     import shutil
     from pathlib import Path

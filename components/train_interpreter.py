@@ -23,11 +23,11 @@ def train_interpreter(
         data: the data set of ingest.
         teacher: the generator.
         recipe: its name in the settings.
-        seed: draws the few labels and the weights.
+        seed: seed of the few labels and the weights.
         settings: the sections of params.yaml that the stage reads.
-        changes: what the recipe changes of them.
+        changes: the recipe's overrides.
         out: the interpreter.
-        page: figures, settings, curves and pictures.
+        page: metrics, settings, curves and pictures.
     """
     from pathlib import Path
 

@@ -20,12 +20,12 @@ def train_teacher(
 
     Args:
         data: the data set of ingest.
-        name: of the teacher in the settings.
+        name: name of the teacher in the settings.
         settings: the sections of params.yaml that the stage reads.
-        changes: what the teacher changes of them.
-        out: a diffusers pipeline with its taps and feature statistics; of `none`, which stands for no teacher, an empty file.
-        page: figures, settings, curves and pictures.
-        champion: what fetch_champion got; its teacher is trained on, if there is one.
+        changes: the teacher's overrides.
+        out: a diffusers pipeline with its taps and feature statistics; for the name `none` (no teacher) an empty file.
+        page: metrics, settings, curves and pictures.
+        champion: output of fetch_champion; training continues from its teacher, if there is one.
     """
     from pathlib import Path
 

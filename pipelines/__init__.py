@@ -1,3 +1,3 @@
-"""The chains of components on Kubeflow, or on this machine: `python -m pipelines`."""
+"""The Kubeflow pipelines, also run locally: `python -m pipelines`."""
 
 NAMES = ("pretrain", "retrain")  # modules here, each with `build`

@@ -1,4 +1,4 @@
-"""`python -m pipelines COMMAND`: compile the pipelines, run them here, or on a cluster."""
+"""`python -m pipelines COMMAND`: compile the pipelines, run them locally or on a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLE = "samples/nuclei"
 
 
 def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
-    """Run one command; the exit code: 0, 2 for a user's mistake, 128 + signal when stopped. `program` is how the user called it."""
+    """Run one command. Returns the exit code: 0, 2 for a user error, 128 + signal if stopped. `program` is the name for usage messages."""
     options = _parser(program).parse_args(arguments)
     try:
         with resource_errors_in_one_line():
@@ -35,11 +35,9 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
 
 
 def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program, description="The pipelines on Kubeflow, or here.")
+    parser = argparse.ArgumentParser(prog=program, description="Run the pipelines on Kubeflow or locally.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    build = subparsers.add_parser(
-        "compile", help="write a pipeline as KFP reads it; DREAMTEACHER_IMAGE names the image, by digest or commit"
-    )
+    build = subparsers.add_parser("compile", help="compile a pipeline for KFP; DREAMTEACHER_IMAGE names the image, by digest or commit")
     build.add_argument("--pipeline", choices=NAMES, default=NAMES[0], help="default: %(default)s")
     build.add_argument(
         "--profile", default="single-gpu", help="of resources.yaml: this folder's, else the package's (default: %(default)s)"
@@ -49,15 +47,15 @@ def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     build.add_argument("--version", help="first part of the PipelineVersion's name (default: git-COMMIT)")
     build.add_argument("--out", type=Path, metavar="FILE", help="default: the pipeline's name .yaml")
     build.set_defaults(run=_compile)
-    own = subparsers.add_parser("resources", help="write resources.yaml, which says what each step gets in the cluster, here to be edited")
+    own = subparsers.add_parser("resources", help="copy resources.yaml, the resources of each step, to this folder for editing")
     own.set_defaults(run=_write_resources)
-    here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step a process")
-    here.add_argument("--pipeline", choices=NAMES, help=f"default: {NAMES[0]}; with --sample both, one after the other")
-    here.add_argument("--sample", action="store_true", help=f"on {SAMPLE}, which the repository has")
+    here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step as a process")
+    here.add_argument("--pipeline", choices=NAMES, help=f"default: {NAMES[0]}; with --sample both, one after another")
+    here.add_argument("--sample", action="store_true", help=f"run on {SAMPLE} of the repository")
     here.add_argument("--project", type=Path, default=Path(), help="folder with params.yaml and the pictures it names (default: here)")
-    here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be given again")
-    here.add_argument("--root", type=Path, default=Path("artifacts/local-runs"), help="where outputs go (default: %(default)s)")
-    here.add_argument("--parallel", action="store_true", help="passes of a loop at the same time")
+    here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    here.add_argument("--root", type=Path, default=Path("artifacts/local-runs"), help="output folder (default: %(default)s)")
+    here.add_argument("--parallel", action="store_true", help="run loop iterations in parallel")
     here.set_defaults(run=_run_local)
     commands.add_commands(subparsers)
     return parser
@@ -81,7 +79,7 @@ def _compile(options: argparse.Namespace) -> int:
 def _write_resources(_: argparse.Namespace) -> int:
     from pipelines import resources
 
-    print(f"{resources.write()}: compile takes it from now on; its profiles are for you to edit")
+    print(f"{resources.write()}: compile now uses this file; edit its profiles")
     return 0
 
 

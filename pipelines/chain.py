@@ -1,4 +1,4 @@
-"""What both pipelines do with a pretrained backbone: the few labels, through the interpreter or at once, to fine-tuned models."""
+"""Shared by both pipelines: from a pretrained backbone and few labels to fine-tuned models, with or without label distillation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ STAGES = (
 
 
 class Tuned(NamedTuple):
-    """Outputs of loops, to be taken by `Collected`: one for each seed, or for each label recipe and seed."""
+    """Loop outputs for `Collected`: one for each seed, or for each label recipe and seed."""
 
     interpreters: Any
     labels: Any
@@ -51,16 +51,16 @@ def fine_tune(
     """Fine-tune from `features` for all seeds, and from label distillation for all label recipes and seeds.
 
     Args:
-        step: gives each task what it needs where it runs.
+        step: sets resources and environment of each task.
         data: the data set.
         teacher: the generator.
         features: the feature-distilled backbone.
         recipe: its name.
-        mixed: {"init", "seed", "interpreter", "labels", "finetune"} of each label distillation; the last three are what its recipe changes.
+        mixed: {"init", "seed", "interpreter", "labels", "finetune"} of each label distillation; the last three are its recipe's overrides.
         seeds: of the fine-tunings from `features`.
         interpreter_settings, labels_settings, finetune_settings: of train-interpreter, distill-labels and finetune.
-        changes: what the recipe changes of finetune_settings.
-        parallelism: passes of a loop at once, 0: all.
+        changes: the recipe's overrides of finetune_settings.
+        parallelism: parallel loop iterations; 0: all.
     """
     with ParallelFor(seeds, name="fine-tune-features", parallelism=parallelism) as seed:
         tuning = finetune(data=data, init=recipe, seed=seed, backbone=features, settings=finetune_settings, changes=changes)

@@ -1,4 +1,4 @@
-"""The KFP API: upload, run, schedule, pause. kfp.Client makes the calls; names, idempotence and clear errors are made here."""
+"""The KFP API: upload, run, schedule, pause. Wraps kfp.Client with names, idempotence and clear errors."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Version:
 
 class _Client(kfp.Client):
     def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
-        """Asked once: kfp's own asks five times in 25 seconds, and prints a traceback for each."""
+        """Without retries: kfp's own tries five times in 25 seconds and prints a traceback for each."""
         return self.healthzs.healthz_service_get_healthz()
 
 
 class Kubeflow:
-    """One KFP API server as one team (`namespace`; None where KFP has a single user) uses it.
+    """One KFP API server, for one team's `namespace` (None for a single-user KFP).
 
-    Every method raises UserError, one line, when the server cannot be reached or refuses.
+    Every method raises a one-line UserError if the server cannot be reached or refuses.
     """
 
     def __init__(self, host: str, namespace: str | None = None, token: str | None = None):
@@ -65,10 +65,10 @@ class Kubeflow:
             self._kfp = _Client(host, namespace=namespace, existing_token=token)
 
     def upload(self, package: Path, version: str) -> Version:
-        """Upload a compiled package as `version` of the pipeline whose name it holds; the pipeline is made if need be.
+        """Upload a compiled package as `version` of the pipeline that it names; creates the pipeline if it does not exist.
 
-        The same package under the same name is uploaded once. Another package under that name is refused: a version that ran must not
-        change its meaning.
+        Uploading the same package again has no effect. Another package under the same version name is refused, since versions are
+        immutable.
         """
         name = read_package(package)["pipelineInfo"]["name"]
         digest = f"sha256:{hashlib.sha256(package.read_bytes()).hexdigest()}"
@@ -87,7 +87,7 @@ class Kubeflow:
         return Version(name, version, pipeline, made.pipeline_version_id)
 
     def run(self, version: Version, *, name: str, experiment: str, arguments: dict[str, Any], service_account: str | None = None) -> str:
-        """Start a run; its id."""
+        """Start a run; returns its id."""
         with self._errors(f"run {version.pipeline}"):
             run: V2beta1Run = self._kfp.run_pipeline(
                 self._experiment(experiment),
@@ -100,7 +100,7 @@ class Kubeflow:
         return str(run.run_id)
 
     def page_of(self, run: str) -> str | None:
-        """The page of a run, or None where `host` is the API alone and not the user interface, which hands requests on to it."""
+        """URL of the page of a run; None if `host` is the API without the user interface (which proxies API requests)."""
         with suppress(OSError):
             try:
                 request = urllib.request.Request(f"{self.host}/", headers={"Authorization": f"Bearer {self._token}"} if self._token else {})
@@ -113,10 +113,10 @@ class Kubeflow:
     def schedule(
         self, version: Version, *, name: str, cron: str, experiment: str, arguments: dict[str, Any], service_account: str | None = None
     ) -> str:
-        """Run `version` again and again at the times of `cron` (six fields, seconds first), one run at a time; the schedule's id.
+        """Schedule `version` by `cron` (six fields, seconds first), one run at a time; returns the schedule's id.
 
-        A schedule of this name is replaced. Times that were missed are not caught up. The new one stands before the old ones go, so that a
-        failure half way leaves a schedule too many, which the next call removes, and never none.
+        A schedule of this name is replaced. Missed runs are not caught up. The new schedule is created before the old ones are deleted, so
+        a failure in between leaves an extra schedule, which the next call removes, and never none.
         """
         check_cron(cron)
         with self._errors(f"schedule {name}"):
@@ -137,13 +137,13 @@ class Kubeflow:
         return str(new.recurring_run_id)
 
     def pause(self, name: str) -> None:
-        """Let a schedule rest until it is scheduled anew; a run that has begun goes on."""
+        """Pause a schedule until it is scheduled again; a running run continues."""
         with self._errors(f"pause {name}"):
             for each in self._existing(name):
                 self._kfp.disable_recurring_run(each.recurring_run_id)
 
     def unschedule(self, name: str) -> None:
-        """Remove a schedule; the runs that it started stay."""
+        """Delete a schedule; the runs that it started are kept."""
         with self._errors(f"unschedule {name}"):
             for each in self._existing(name):
                 self._kfp.delete_recurring_run(each.recurring_run_id)
@@ -154,7 +154,7 @@ class Kubeflow:
             return self._schedules(None)
 
     def runs(self, experiment: str, limit: int = 10) -> list[V2beta1Run]:
-        """The newest runs of an experiment, newest first; none if there is no such experiment."""
+        """The newest runs of an experiment, newest first; empty if the experiment does not exist."""
         with self._errors("list the runs"):
             found = self._kfp.list_experiments(filter=_is("display_name", experiment)).experiments
             if not found:
@@ -167,7 +167,7 @@ class Kubeflow:
         return found[0].pipeline_id if found else None
 
     def _create_pipeline(self, name: str) -> str:
-        """An empty one. kfp's upload_pipeline would make a version named as the pipeline, of which no commit can be told."""
+        """Create an empty pipeline. kfp's upload_pipeline would also create a version with the pipeline's name instead of the commit's."""
         empty = V2beta1Pipeline(display_name=name, name=name, namespace=self._kfp.get_user_namespace() or None)
         return str(self._kfp.pipelines.pipeline_service_create_pipeline(empty).pipeline_id)
 
@@ -183,7 +183,7 @@ class Kubeflow:
         return found
 
     def _schedules(self, name: str | None) -> list[V2beta1RecurringRun]:
-        """Those of this name (of any), over all pages: KFP lets any number of schedules bear one name."""
+        """All schedules with this name (None: all), over all pages; KFP allows several schedules with the same name."""
         found: list[V2beta1RecurringRun] = []
         token: str | None = ""
         while token is not None:
@@ -199,7 +199,7 @@ class Kubeflow:
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
-        """What the server or the network says, as one line. kfp prints links to its pages, which are ours to print or not."""
+        """Turn errors of server and network into a one-line UserError, and suppress kfp's printed links."""
         try:
             with redirect_stdout(StringIO()):
                 yield
@@ -230,10 +230,10 @@ def read_package(package: Path) -> dict[str, Any]:
 
 
 def check_cron(cron: str) -> None:
-    """Whether KFP takes it: six fields, seconds first, each `*`, `?`, values, ranges and steps, as robfig/cron reads them.
+    """Check a cron expression as KFP (robfig/cron) reads it: six fields, seconds first, each `*`, `?`, values, ranges and steps.
 
     Raises:
-        UserError: with what is wrong, and what is possible.
+        UserError: names what is wrong and what is valid.
     """
     fields = cron.split()
     if len(fields) != len(CRON_FIELDS):
@@ -261,7 +261,7 @@ def _is(key: str, value: str) -> str:
 
 
 def _message(error: ApiException) -> str:
-    """The server's own words in one line, of at most 300 characters. KFP's errors are chains: the last link says the cause."""
+    """The server's message as one line of at most 300 characters; of KFP's chained errors the last, the cause."""
     try:
         body = json.loads(error.body or "")
         text = body.get("message") or body.get("error_message") or body.get("error")

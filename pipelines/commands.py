@@ -1,4 +1,4 @@
-"""`python -m pipelines submit|schedule|pause|unschedule|status|check`: what a user asks of the KFP API and of the cluster."""
+"""`python -m pipelines submit|schedule|pause|unschedule|status|check`: commands on the KFP API and the cluster."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add the commands to those of `python -m pipelines`; each sets `run`, which takes the options and returns the exit code."""
+    """Add the commands to those of `python -m pipelines`; each sets `run`, a function from options to the exit code."""
     submit = commands.add_parser("submit", help="upload a compiled pipeline and start a run")
     _add_package(submit)
-    submit.add_argument("--name", help="of the run (default: pipeline and version)")
+    submit.add_argument("--name", help="name of the run (default: pipeline and version)")
     submit.set_defaults(run=_submit)
-    schedule = commands.add_parser("schedule", help="upload a compiled pipeline and run it by the clock; replaces a schedule of that name")
+    schedule = commands.add_parser("schedule", help="upload a compiled pipeline and schedule it; replaces a schedule of the same name")
     _add_package(schedule)
     schedule.add_argument(
         "--cron", required=True, help="six fields, seconds first: '0 0 2 * * MON' is Mondays at 2 (UTC, unless set in KFP)"
     )
-    schedule.add_argument("--name", help="of the schedule (default: the pipeline's)")
+    schedule.add_argument("--name", help="name of the schedule (default: the pipeline's)")
     schedule.set_defaults(run=_schedule)
     for name, run, text in (
         ("pause", _pause, "let a schedule rest until it is scheduled again"),
         ("unschedule", _unschedule, "remove a schedule; its runs stay"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("name", help="of the schedule, as `status` prints it")
+        command.add_argument("name", help="name of the schedule, as printed by `status`")
         command.set_defaults(run=run)
         _add_server(command)
-    check = commands.add_parser("check", help="say what the cluster has and lacks for a profile; DREAMTEACHER_IMAGE names the image")
+    check = commands.add_parser("check", help="check that the cluster has what a profile needs; DREAMTEACHER_IMAGE names the image")
     check.add_argument(
         "--profile", default="single-gpu", help="of resources.yaml: this folder's, else the package's (default: %(default)s)"
     )
-    check.add_argument("--context", help="of the kubeconfig (default: the current one)")
-    check.add_argument("--namespace", help="of the runs (default: KFP_NAMESPACE, else kubeflow)")
-    check.add_argument("--kfp-namespace", default="kubeflow", help="of Kubeflow Pipelines itself (default: %(default)s)")
+    check.add_argument("--context", help="context of the kubeconfig (default: the current one)")
+    check.add_argument("--namespace", help="namespace of the runs (default: KFP_NAMESPACE, else kubeflow)")
+    check.add_argument("--kfp-namespace", default="kubeflow", help="namespace of Kubeflow Pipelines itself (default: %(default)s)")
     check.add_argument("--service-account", help="the runs' account in the cluster (default: that of KFP)")
-    check.add_argument("--host", help="URL of the KFP API, to be asked too (default: KF_PIPELINES_ENDPOINT)")
-    check.add_argument("--no-pod", action="store_true", help="run no pod, which finds out about image, volume, MLflow and S3")
+    check.add_argument("--host", help="URL of the KFP API, to check it too (default: KF_PIPELINES_ENDPOINT)")
+    check.add_argument("--no-pod", action="store_true", help="skip the trial pod, which checks image, volume, MLflow and S3")
     check.add_argument(
-        "--wait", type=int, default=600, metavar="SECONDS", help="that the pod may take; it pulls the image (default: %(default)s)"
+        "--wait", type=int, default=600, metavar="SECONDS", help="time limit of the trial pod, which pulls the image (default: %(default)s)"
     )
     check.set_defaults(run=_check)
     status = commands.add_parser("status", help="list the schedules and the newest runs")
@@ -57,8 +57,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_package(command: argparse.ArgumentParser) -> None:
-    command.add_argument("package", type=Path, help="what `python -m pipelines compile` wrote")
-    command.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; may be given again")
+    command.add_argument("package", type=Path, help="output of `python -m pipelines compile`")
+    command.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; repeatable")
     command.add_argument("--version", help="name of the pipeline's version (default: git-COMMIT)")
     command.add_argument("--service-account", help="the run's account in the cluster (default: that of KFP)")
     _add_server(command)
@@ -66,8 +66,8 @@ def _add_package(command: argparse.ArgumentParser) -> None:
 
 def _add_server(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", help="URL of the KFP API (default: KF_PIPELINES_ENDPOINT); a token is read from KFP_EXISTING_TOKEN")
-    command.add_argument("--namespace", help="of your team, where KFP has several (default: KFP_NAMESPACE)")
-    command.add_argument("--experiment", default="dreamteacher", help="that holds the runs (default: %(default)s)")
+    command.add_argument("--namespace", help="your team's namespace, in a multi-user KFP (default: KFP_NAMESPACE)")
+    command.add_argument("--experiment", default="dreamteacher", help="experiment of the runs (default: %(default)s)")
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -174,7 +174,7 @@ def _upload(server: Kubeflow, options: argparse.Namespace) -> Version:
 
 
 def commit_name() -> str:
-    """A version's name: that of the commit, which must hold all that is in use."""
+    """The version's name: the commit, which must contain all files in use."""
     commit = output_of("git", "rev-parse", "--short=12", "HEAD")
     if not commit:
         raise UserError("a version is named after its git commit, and here is no git repository; name it with --version")
@@ -184,7 +184,7 @@ def commit_name() -> str:
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """`--arg NAME=VALUE` as plain values; VALUE is YAML, and text where the pipeline wants text. Checked before anything is uploaded."""
+    """`--arg NAME=VALUE` as values: VALUE is YAML, or plain text if the parameter is a string. Checked before the upload."""
     from pipelines.client import read_package
 
     inputs = read_package(options.package)["root"].get("inputDefinitions", {}).get("parameters", {})
@@ -204,7 +204,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_incoming(package: Path, arguments: dict[str, Any]) -> None:
-    """Raises UserError where a retraining by the clock would find nothing new each time."""
+    """Raises UserError if a scheduled retraining would never find new pictures."""
     from pipelines.client import read_package
 
     settings = arguments.get("settings") or []

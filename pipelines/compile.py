@@ -1,4 +1,4 @@
-"""A pipeline to the file that KFP runs, or to Kubernetes manifests."""
+"""Compile a pipeline to KFP's YAML or to Kubernetes manifests."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from pipelines.resources import FILE, Profile
 def compile_pipeline(
     name: str, profile: str, out: Path, *, resources: Path = FILE, version: str | None = None, namespace: str = "kubeflow"
 ) -> None:
-    """Write pipeline `name` with the resources of `profile` to `out`; its form suggests the project of the current folder.
+    """Write pipeline `name` with the resources of `profile` to `out`; parameter defaults name the project of the current folder.
 
     Args:
         name: one of pipelines.NAMES.
         profile: of `resources`.
         out: YAML file.
         resources: resources.yaml, such as `resources.in_use()`.
-        version: writes Pipeline and PipelineVersion, for a KFP that keeps its pipelines in Kubernetes, and names the latter. Since it
-            cannot be changed there, its name ends with a digest of what it holds: image, profile and code.
+        version: write a Pipeline and a PipelineVersion of this name, for a KFP that stores its pipelines in Kubernetes. A PipelineVersion
+            is immutable, so its name ends with a digest of its content: image, profile and code.
         namespace: of both.
 
     Raises:
-        UserError: the image (DREAMTEACHER_IMAGE) is not named by digest or an immutable tag, there is no such profile, or Kubernetes
-            takes no such name.
+        UserError: the image (DREAMTEACHER_IMAGE) is not named by digest or an immutable tag, there is no such profile, or the name is
+            not valid in Kubernetes.
     """
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: KFP reads pipelines from .yaml files; name it {out.with_suffix('.yaml')}")
@@ -62,9 +62,9 @@ def compile_pipeline(
 
 
 def suggest_project() -> tuple[str, str]:
-    """Address and default branch of the git repository that the current folder was cloned from; ("", "main") where that is no server.
+    """URL and default branch of the git remote of the current folder; ("", "main") if it is not on a server.
 
-    The address is one that a step can read: https with no name or password in it, also where this clone uses ssh.
+    The URL is readable by a step: https without user name or password, even if this clone uses ssh.
     """
     address = output_of("git", "remote", "get-url", "origin")
     if ssh := re.fullmatch(r"(?:ssh://)?[\w.-]+@([\w.-]+)(?::\d+/|[:/])(.+)", address):
@@ -82,7 +82,7 @@ def _name(option: str, name: str) -> str:
 
 
 def check_image(image: str) -> None:
-    """Raises UserError where what `image` names may change: KFP's cache knows the name alone, and would give old results for new code."""
+    """Raises UserError if `image` is a moving tag: KFP's cache compares only the name and would return old results for new code."""
     place, _, digest = image.partition("@")
     tag = re.search(r":([^/:]+)$", place)
     if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or (

@@ -1,4 +1,4 @@
-"""A whole pipeline on this machine, each step a process, by KFP's local runner. Resources and caching have no effect here."""
+"""Run a pipeline on this machine with KFP's local runner, each step as a process. Resources and caching have no effect."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from dreamteacher.errors import UserError
 from dreamteacher.stages.find_commit import resolve
 from pipelines import local_step
 
-# As they were, for one process may run several pipelines.
+# To restore, since one process may run several pipelines.
 _PASS_OF_KFP = task_spec_utils.create_parameter_loop_iteration_task_spec
 _LOOP_OF_KFP = enhanced_dag_orchestrator._run_parallel_for_task
 _OUTPUT_OF_KFP = IOStore.put_task_output
 
 
 def check(name: str, project: Path, settings: list[str]) -> None:
-    """What would make the first step of pipeline `name` fail, whose reason KFP's runner buries in its log.
+    """Check what the first step of pipeline `name` would check, because KFP's runner buries its error in the log.
 
     Args:
         name: one of pipelines.NAMES.
         project: folder of the project.
-        settings: what differs from its params.yaml, as KEY=VALUE.
+        settings: overrides of its params.yaml, as KEY=VALUE.
 
     Raises:
-        UserError: a setting is impossible, or the data are not there.
+        UserError: a setting is invalid, or the data is missing.
     """
     resolve(git_url=str(project), data_rev="", overrides=settings, pipeline=name)
 
 
 def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: bool = False) -> None:
-    """Run pipeline `name`; outputs come to `root`/RUN/STEP.
+    """Run pipeline `name`; outputs are in `root`/RUN/STEP.
 
     Args:
         name: one of pipelines.NAMES.
         root: folder of all local runs.
         arguments: the pipeline's parameters.
-        parallel: the passes of a loop at the same time. Otherwise one after the other, which suits one machine.
+        parallel: run loop iterations in parallel; otherwise one after another, which suits one machine.
 
     Raises:
-        UserError: a step failed; what the others made stays in `root`.
+        UserError: a step failed; outputs of the others stay in `root`.
         OSError: `root` cannot be written.
-        SystemExit: 128 + signal, after Ctrl-C or SIGTERM, once the steps that ran have saved and stopped.
+        SystemExit: 128 + signal, after Ctrl-C or SIGTERM, once the running steps have saved and stopped.
     """
     root = root.absolute()
     (root / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -70,13 +70,13 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
 
 @contextmanager
 def _environment(root: Path, scratch: str) -> Iterator[None]:
-    """The variables that each step's process inherits; afterwards this one has its own again."""
+    """Set the variables that the steps' processes inherit; restores the old ones afterwards."""
     own = dict(os.environ)
-    # The steps find this project's packages and settings where this process does.
+    # The steps find this project's packages and settings like this process does.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), own.get("PYTHONPATH")]))
     os.environ.setdefault("DREAMTEACHER_CHECKPOINTS", str(root / "checkpoints"))
     os.environ["TMPDIR"] = scratch  # where each step leaves a folder with the component's source
-    os.environ["_KFP_RUNTIME"] = "true"  # kfp then imports what a step needs of it, as in a pod
+    os.environ["_KFP_RUNTIME"] = "true"  # kfp then imports only what a step needs, as in a pod
     try:
         yield
     finally:
@@ -85,15 +85,15 @@ def _environment(root: Path, scratch: str) -> Iterator[None]:
 
 
 def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
-    """No resources: KFP sets a profile's variables here too, and threads for a cluster's node would slow and change what is computed."""
+    """No resources: KFP would also set a profile's variables here, and a cluster node's thread count would slow down and change results."""
     return task
 
 
 def _mend_kfp() -> None:
-    """Steps are forks. And five faults of kfp 2.17.0: in a ParallelFor its item stands for every parameter of the loop that is another
-    task's output or an outer loop's item; items that are one of several outputs of a task are not found, and neither is such an output in
-    the condition of an If without an Else; a loop without items has no outputs; and what loops within loops collect is a list of lists,
-    which on a cluster is one list."""
+    """Fork steps, and work around five bugs of kfp 2.17.0's local runner: in a ParallelFor, its item replaces every parameter that is
+    another task's output or an outer loop's item; items that are one of several outputs of a task are not found, nor is such an output in
+    the condition of an If without an Else; a loop without items has no outputs; nested loops collect a list of lists, where a cluster
+    gives one list."""
 
     def mended_pass(task: Any, item: Any, name: str) -> Any:
         made = _PASS_OF_KFP(task, item, name)

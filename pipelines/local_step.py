@@ -1,4 +1,4 @@
-"""A step of a local run: what its command would start as a new Python is a fork of a process that has imported what the steps need."""
+"""A step of a local run: instead of starting a new Python, fork a process that has already imported what the steps need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 
 from dreamteacher import forks
 
-# A server forks, as KFP runs the passes of a loop in threads, which forks of their process would not have.
+# A fork server, since KFP runs loop iterations in threads, and forking a multi-threaded process is unsafe.
 _FORKS = get_context("forkserver")
 MODULES = ["kfp.dsl.executor_main", "dreamteacher.cluster.launch", "dreamteacher.report.step", *forks.MODULES, "mlflow"]
 _FORKS.set_forkserver_preload(MODULES)
@@ -27,11 +27,11 @@ _running: set[BaseProcess] = set()
 
 
 def prepare() -> None:
-    """Start the process that steps are forked from; it imports while this one goes on, and ends with it."""
+    """Start the fork server; it imports in the background and ends with this process."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has nothing to stop
     own = tempfile.tempdir
     try:
-        # Its socket lies in the folder for temporary files, and the whole path may have 107 bytes. What comes after may be in a longer one.
+        # Its socket lies in the temporary folder, and a socket path may have at most 107 bytes. Other files may have longer paths.
         if len(os.fsencode(tempfile.gettempdir())) > LONGEST:
             tempfile.tempdir = next((place for place in SHORT if os.access(place, os.W_OK)), own)
         forkserver.ensure_running()
@@ -42,7 +42,7 @@ def prepare() -> None:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """In the block Ctrl-C and SIGTERM stop the steps, which save; no other is started, and it ends with SystemExit."""
+    """Context in which Ctrl-C and SIGTERM stop the steps, which save; no other step starts, and the block ends with SystemExit."""
 
     def stop(signum: int) -> None:
         _signals.append(signum)
@@ -55,18 +55,18 @@ def stopped_by_signals() -> Iterator[None]:
             yield
         finally:
             if _signals:
-                for process in psutil.Process().children():  # what steps are forked from may still be importing
+                for process in psutil.Process().children():  # the fork server may still be importing
                     process.terminate()
                 print("stopped; start the same command again to go on", file=sys.stderr)
                 raise SystemExit(128 + _signals[0])
 
 
 def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
-    """The exit code of a step; its lines are printed as they come. Stands in for `run_local_subprocess` of KFP.
+    """Run a step, stream its output, and return its exit code. Replaces `run_local_subprocess` of KFP.
 
     Args:
-        full_command: the shell's words before a component's source, the source, and the arguments of KFP's executor.
-        env_vars: of the environment, besides those of this process.
+        full_command: the shell command before a component's source, the source, and the arguments of KFP's executor.
+        env_vars: environment variables in addition to those of this process.
     """
     if _signals:
         return 128 + _signals[0]

@@ -1,4 +1,4 @@
-"""The whole chain of dvc.yaml on a cluster: pictures of a data version in, a registered model out, recorded by DVC."""
+"""The chain of dvc.yaml on a cluster: from the pictures of a data version to a registered model, recorded by DVC."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from components.report import report
 from components.train_teacher import train_teacher
 from pipelines.chain import STAGES, Step, fine_tune
 
-# What leaves prepare: artifacts, and what else depends on the revision.
+# Outputs of prepare: artifacts, and parameters that depend on the revision.
 RESOLVED: dict[str, type] = {
     "commit": str,
     "teacher": str,
@@ -37,7 +37,7 @@ Prepared = NamedTuple("Prepared", [("data", Dataset), *RESOLVED.items()])  # typ
 
 
 class Pretrained(NamedTuple):
-    """What leaves the group pretrain, of all teachers and recipes."""
+    """Outputs of the group pretrain, of all teachers and recipes."""
 
     teachers: list[Model]
     backbones: list[Model]
@@ -48,7 +48,7 @@ class Pretrained(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What leaves the group compare."""
+    """Outputs of the group compare."""
 
     evaluation: Model
     fresh: list[Model]
@@ -58,15 +58,15 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
     """The pipeline.
 
     Args:
-        step: gives each task, by its step's name, what it needs where it runs.
-        parallelism: passes of a loop at once, 0: all.
+        step: sets resources and environment of each task, by its step's name.
+        parallelism: parallel loop iterations; 0: all.
         git_url: default of the parameter of that name.
         data_rev: default of the parameter of that name.
     """
 
     @dsl.pipeline(name="prepare")
     def prepare(git_url: str, data_rev: str, settings: list) -> Prepared:
-        """Resolve the settings of a revision; its pictures, checked, as one data set."""
+        """Resolve the settings of a revision and ingest its pictures as one data set."""
         resolving = find_commit(git_url=git_url, data_rev=data_rev, settings=settings, pipeline="pretrain")
         found = step("find-commit", resolving).outputs
         fetching = fetch_data(git_url=git_url, data_version=found["data_version"], source=found["source"])
@@ -86,10 +86,10 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         labels_settings: dict,
         finetune_settings: dict,
     ) -> Pretrained:
-        """Each teacher, of each the recipes that learn from it, and of each recipe what is fine-tuned from it.
+        """For each teacher its recipes, and for each recipe the fine-tunings from it.
 
-        The loops lie within each other because KFP can hand a pass the output of a step beside or above it, and none of a list by name: a
-        list as a whole would change, and with it all that reads it, by one teacher more.
+        The loops are nested because a KFP loop iteration can use outputs of its own or outer levels, but cannot select from a list by name;
+        a whole list as input would change, and invalidate the cache of all that reads it, with every additional teacher.
         """
         with ParallelFor(teachers, name="teachers", parallelism=parallelism) as item:
             training = train_teacher(data=data, name=item.teacher, settings=teacher_settings, changes=item.changes)
@@ -127,13 +127,13 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         finetune_settings: dict,
         evaluate_settings: dict,
     ) -> Compared:
-        """Models fine-tuned without pretraining of ours, and the figures of all."""
+        """Fine-tune the baselines (scratch, imagenet), and evaluate all models."""
         with ParallelFor(fresh, name="fine-tune-baselines", parallelism=parallelism) as item:
             baseline = finetune(data=data, init=item.init, seed=item.seed, settings=finetune_settings, changes={})
             from_fresh = step("finetune", baseline).outputs["out"]
         made = {"teachers": teachers, "backbones": backbones, "distilled": distilled, "mixed": mixed, "fresh": Collected(from_fresh)}
         evaluation = step("evaluate", evaluate(data=data, settings=evaluate_settings, **made)).outputs["out"]
-        return Compared(evaluation, Collected(from_fresh))  # KFP's compiler alters each Collected that it meets, so every use gets its own
+        return Compared(evaluation, Collected(from_fresh))  # KFP's compiler modifies each Collected, so every use gets its own
 
     @dsl.pipeline(name="deliver")
     def deliver(
@@ -155,7 +155,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         interpreters: Input[list[Model]],
         labels: Input[list[Model]],
     ):
-        """The best model as ONNX, to the registry and to Triton's repositories; a report; and all outputs to DVC."""
+        """Export the chosen model to ONNX, publish it, write a report, and push all outputs to DVC."""
         models = {"fresh": fresh, "distilled": distilled, "mixed": mixed}
         onnx = step("export-onnx", export_onnx(data=data, settings=export_settings, **models)).outputs["out"]
         made = {"data": data, "teachers": teachers, "backbones": backbones, "evaluation": evaluation, "onnx": onnx}
@@ -172,9 +172,9 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         """Pretrain a backbone on unlabelled pictures, fine-tune it, compare with training from scratch, export, publish.
 
         Args:
-            git_url: repository of the project; or a folder that all steps see, with an empty data_rev.
-            data_rev: commit, tag or branch of it, which names settings and pictures.
-            settings: what differs from params.yaml of that revision, as ["distill.T=150", "compare.seeds=[0]"].
+            git_url: repository of the project, or a folder that all steps can read, with an empty data_rev.
+            data_rev: commit, tag or branch with the settings and pictures.
+            settings: overrides of that revision's params.yaml, as ["distill.T=150", "compare.seeds=[0]"].
         """
         with ExitHandler(step("finish", finish(pipeline="pretrain")), name="chain"):
             found = prepare(git_url=git_url, data_rev=data_rev, settings=settings).outputs

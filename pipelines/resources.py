@@ -1,6 +1,6 @@
-"""What each step gets in the cluster: resources.yaml, typed, and applied to KFP's tasks.
+"""Resources and environment of each step on the cluster: resources.yaml, typed, and applied to KFP's tasks.
 
-A project's own resources.yaml, which `write` makes of the package's, takes the place of the latter.
+A project's own resources.yaml (`write` copies the package's) replaces the package's.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FILE = Path(__file__).with_name("resources.yaml")
 OWN = Path("resources.yaml")  # in the current folder
 GPU = "nvidia.com/gpu"
 STEPS = {path.stem.replace("_", "-") for path in (FILE.parents[1] / "components").glob("[a-z]*.py")} | {"ingest-incoming"}
-LAUNCHER = {"cpu": "1", "memory": "2Gi"}  # of a step that only watches a TrainJob
-MARGIN = 1800  # seconds, and a tenth of the limit at most: a TrainJob ends so long before the step that watches it
+LAUNCHER = {"cpu": "1", "memory": "2Gi"}  # for a step that only watches a TrainJob
+MARGIN = 1800  # seconds, at most a tenth of the limit: how much earlier a TrainJob ends than the step that watches it
 
 Quantity = Annotated[
     str,
@@ -38,20 +38,20 @@ class _Strict(BaseModel):
 
 
 class Volume(_Strict):
-    """A ReadWriteMany claim that all steps of a run share: checkpoints, and what the nodes of a TrainJob read and write."""
+    """A ReadWriteMany claim shared by all steps of a run: checkpoints, and the inputs and outputs of TrainJob nodes."""
 
     claim: str
     mount: str
 
 
 class Environment(_Strict):
-    """What the steps have in their environment."""
+    """Environment of the steps."""
 
-    config_map: dict[str, list[str]] = Field(description="{config map: its keys, which become variables of that name}")
-    secrets: dict[str, list[str]] = Field(description="{secret: its keys} of every step; one that is missing hinders none")
-    step_secrets: dict[str, dict[str, list[str]]] = Field(description="{step: what it has beside `secrets`}")
-    image_pull_secrets: list[str] = Field(description="names; none if the nodes can pull the image anyway")
-    labels: dict[str, str] = Field({}, description="of each step's pod and of TrainJobs, such as {kueue.x-k8s.io/queue-name: NAME}")
+    config_map: dict[str, list[str]] = Field(description="{config map: its keys, each an environment variable}")
+    secrets: dict[str, list[str]] = Field(description="{secret: its keys} for every step; missing secrets are ignored")
+    step_secrets: dict[str, dict[str, list[str]]] = Field(description="{step: further secrets}")
+    image_pull_secrets: list[str] = Field(description="names of the secrets; empty if the nodes can pull the image without")
+    labels: dict[str, str] = Field({}, description="labels of each step's pod and of TrainJobs, such as {kueue.x-k8s.io/queue-name: NAME}")
     volume: Volume
     pool_label: str = Field(description="label of the nodes whose value is the pool's name")
 
@@ -62,16 +62,17 @@ class Step(_Strict):
     pool: str = Field(description="of nodes")
     cpu: Quantity
     memory: Quantity
-    shm: Quantity = Field("1Gi", description="/dev/shm, through which loader processes hand over pictures")
-    gpus: int = Field(0, ge=0, description="of each node; one process runs on each")
-    nodes: int = Field(1, ge=1, description="more than one: a TrainJob")
-    timeout_h: float = Field(gt=0, description="hours that one try may take")
-    start_min: float = Field(60, ge=0, description="minutes for which the nodes of a TrainJob may be unable to start; 0: without end")
+    shm: Quantity = Field("1Gi", description="size of /dev/shm, through which data loader processes pass pictures")
+    gpus: int = Field(0, ge=0, description="GPUs per node, one process each")
+    nodes: int = Field(1, ge=1, description="if more than one, a TrainJob")
+    timeout_h: float = Field(gt=0, description="time limit of one attempt, hours")
+    start_min: float = Field(60, ge=0, description="minutes for which the nodes of a TrainJob may fail to start; 0: no limit")
     retries: int = Field(
-        ge=0, description="further tries after a failure, and after a preemption where Argo is told so (docs/cluster.md); training resumes"
+        ge=0, description="retries after a failure or preemption, depending on Argo's retry policy (docs/cluster.md); training resumes"
     )
     cache: bool = Field(
-        True, description="take the outputs of an equal earlier step, of KFP or the store of results; false where the effect is outside"
+        True,
+        description="reuse the outputs of an equal earlier step, from KFP or the store of results; false for steps with external effects",
     )
 
 
@@ -91,21 +92,21 @@ def in_use() -> Path:
 
 
 def write() -> Path:
-    """Copy the package's resources.yaml into the current folder, to be edited; its path.
+    """Copy the package's resources.yaml into the current folder for editing; returns its path.
 
     Raises:
-        UserError: the folder has one.
+        UserError: the folder already has one.
     """
     try:
         with OWN.open("x") as file:
             file.write(FILE.read_text())
     except FileExistsError as error:
-        raise UserError(f"{OWN} is here already, and compile takes it; edit it, or move it away for a fresh one") from error
+        raise UserError(f"{OWN} is here already, and compile uses it; edit it, or move it away for a fresh one") from error
     return OWN
 
 
 def threads(step: Step) -> str:
-    """For each process of `step` on CPU. torch would start one for each core of the node, whatever the container may use of them."""
+    """Threads of each process of `step` on CPU; by default torch starts one per core of the node, regardless of the container's limit."""
     cores = int(step.cpu[:-1]) / 1000 if step.cpu.endswith("m") else float(step.cpu)
     return str(max(1, int(cores) // max(step.gpus, 1)))
 
@@ -118,7 +119,7 @@ def _step(file: Path, where: str, values: dict[str, Any]) -> Step:
 
 
 def _wrong(file: Path, error: ValidationError | yaml.YAMLError | UnicodeDecodeError, where: str = "", possible: str = "") -> UserError:
-    """The first problem in one line: where it stands, what is wrong, what is possible."""
+    """The first problem in one line: its location, what is wrong, what is valid."""
     if not isinstance(error, ValidationError):
         return UserError(f"{file.name} is not valid YAML: {first_line(error)}")
     problem = error.errors()[0]
@@ -130,10 +131,10 @@ class Profile:
     """One profile of resources.yaml."""
 
     def __init__(self, name: str, image: str, file: Path = FILE):
-        """`image` is what the steps, and the nodes of a TrainJob, run.
+        """`image` is the image of the steps and of TrainJob nodes.
 
         Raises:
-            UserError: the file has no such profile, or something in it is wrong.
+            UserError: the file has no such profile, or is invalid.
         """
         try:
             whole = _File.model_validate(yaml.safe_load(file.read_text()))
@@ -150,11 +151,11 @@ class Profile:
         self.environment, self.image = whole.environment, image
 
     def of(self, step: str) -> Step:
-        """The resources of a step by its name in dvc.yaml (or of the pipeline)."""
+        """The resources of a step, by its name in dvc.yaml or in the pipeline."""
         return self.steps.get(step, self.default)
 
     def apply(self, step: str, task: PipelineTask) -> PipelineTask:
-        """Give `task`, which is the step `step`, its resources and its environment."""
+        """Set resources and environment of `task`, the step `step`."""
         wanted, around = self.of(step), self.environment
         launcher = wanted.nodes > 1
         cpu, memory = (LAUNCHER["cpu"], LAUNCHER["memory"]) if launcher else (wanted.cpu, wanted.memory)
@@ -163,13 +164,15 @@ class Profile:
         task.set_caching_options(wanted.cache)
         if not wanted.cache:
             task.set_env_variable("DREAMTEACHER_REUSE", "false")
-        if wanted.retries:  # without a limit of their own KFP counts an hour from the first try's start
+        if wanted.retries:  # otherwise KFP limits all retries to one hour from the start of the first attempt
             limit = f"{int((wanted.retries + 1) * wanted.timeout_h * 3600)}s"
             task.set_retry(wanted.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=limit)
         kubernetes.set_timeout(task, int(wanted.timeout_h * 3600))
-        kubernetes.set_security_context(task, run_as_non_root=True)  # which a namespace with Pod Security `restricted` asks for
+        kubernetes.set_security_context(task, run_as_non_root=True)  # required by Pod Security `restricted`
         kubernetes.add_node_selector(task, around.pool_label, "cpu" if launcher else wanted.pool)
-        for name, value in ({} if launcher else around.labels).items():  # a launcher in a queue would hold what its TrainJob waits for
+        for name, value in (
+            {} if launcher else around.labels
+        ).items():  # a queued launcher would hold the quota that its TrainJob waits for
             kubernetes.add_pod_label(task, name, value)
         if wanted.gpus and not launcher:
             task.set_accelerator_type(GPU).set_accelerator_limit(wanted.gpus)
@@ -195,7 +198,7 @@ class Profile:
         return task
 
     def _nodes(self, wanted: Step) -> dict[str, Any]:
-        """What dreamteacher.cluster.trainjob.Nodes reads."""
+        """Input of dreamteacher.cluster.trainjob.Nodes."""
         around, limit = self.environment, wanted.timeout_h * 3600
         return {
             "image": self.image,

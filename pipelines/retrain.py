@@ -1,4 +1,4 @@
-"""What has arrived since the champion was trained: looked at, learnt from, and promoted if it made the model no worse."""
+"""Retraining: ingest pictures that arrived since the champion was trained, train on, and promote the result if it passes the gates."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,21 +22,21 @@ from components.report import report
 from components.train_teacher import train_teacher
 from pipelines.chain import STAGES, Step, fine_tune
 
-# What leaves prepare: artifacts, and what else depends on the revision.
+# Outputs of prepare: artifacts, and parameters that depend on the revision.
 RESOLVED: dict[str, type] = {"teacher": str, "recipe": str, "mixed": list, "seeds": list, **dict.fromkeys([*STAGES, "gate"], dict)}
 GIVEN: dict[str, type] = {"data": Dataset, "champion": Model, "drift": Artifact, "enough": bool}
 Prepared = NamedTuple("Prepared", [*GIVEN.items(), *RESOLVED.items()])  # type: ignore[misc]
 
 
 class Pretrained(NamedTuple):
-    """What leaves the group pretrain."""
+    """Outputs of the group pretrain."""
 
     teacher: Model
     features: Model
 
 
 class Compared(NamedTuple):
-    """What leaves the group compare."""
+    """Outputs of the group compare."""
 
     evaluation: Model
     distilled: list[Model]
@@ -49,15 +49,15 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
     """The pipeline.
 
     Args:
-        step: gives each task, by its step's name, what it needs where it runs.
-        parallelism: passes of a loop at once, 0: all.
+        step: sets resources and environment of each task, by its step's name.
+        parallelism: parallel loop iterations; 0: all.
         git_url: default of the parameter of that name.
         data_rev: default of the parameter of that name.
     """
 
     @dsl.pipeline(name="prepare")
     def prepare(git_url: str, data_rev: str, settings: list) -> Prepared:
-        """Resolve the settings of a revision; its pictures with what has arrived, and whether that is enough beside the champion's."""
+        """Resolve the settings of a revision, ingest its pictures and new ones, and compare these with the champion's data."""
         resolving = find_commit(git_url=git_url, data_rev=data_rev, settings=settings, pipeline="retrain")
         found = step("find-commit", resolving).outputs
         fetching = fetch_data(git_url=git_url, data_version=found["data_version"], source=found["source"])
@@ -71,7 +71,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
     def pretrain(
         data: Input[Dataset], champion: Input[Model], name: str, recipe: str, teacher_settings: dict, distill_settings: dict
     ) -> Pretrained:
-        """The champion's teacher and backbone, trained on."""
+        """Continue training the champion's teacher and backbone."""
         training = train_teacher(data=data, name=name, champion=champion, settings=teacher_settings, changes={})
         teacher = step("train-teacher", training).outputs["out"]
         own = {"recipe": recipe, "settings": distill_settings, "changes": {}}
@@ -91,7 +91,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         finetune_settings: dict,
         evaluate_settings: dict,
     ) -> Compared:
-        """Models fine-tuned from both distillations and all seeds, and their figures."""
+        """Fine-tune from both distillations with all seeds, and evaluate."""
         tuned = fine_tune(
             step,
             data=data,
@@ -108,7 +108,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         )
 
         def models() -> dict[str, Collected]:
-            """KFP's compiler alters each Collected that it meets, so every use gets its own."""
+            """A new Collected for each use, since KFP's compiler modifies it."""
             return {"distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
 
         comparing = evaluate(data=data, teacher=teacher, features=features, settings=evaluate_settings, **models())
@@ -134,7 +134,7 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         labels: Input[list[Model]],
         drift: Input[Artifact],
     ):
-        """The best model as ONNX, to the registry, and made champion if it passes the gates; and a report."""
+        """Export the chosen model to ONNX, publish it, promote it if it passes the gates, and write a report."""
         exporting = export_onnx(data=data, settings=export_settings, distilled=distilled, mixed=mixed)
         onnx = step("export-onnx", exporting).outputs["out"]
         made = {"data": data, "generator": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
@@ -148,12 +148,12 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
 
     @dsl.pipeline(name="dreamteacher-retrain")
     def chain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
-        """Train on from the champion with what has arrived at retrain.incoming; promote the result if it passes the gates.
+        """Continue training from the champion with the pictures at retrain.incoming; promote the result if it passes the gates.
 
         Args:
-            git_url: repository of the project; or a folder that all steps see, with an empty data_rev.
-            data_rev: commit, tag or branch of it, which names settings and labelled pictures.
-            settings: what differs from params.yaml of that revision, as ["retrain.incoming=s3://bucket/incoming", ...].
+            git_url: repository of the project, or a folder that all steps can read, with an empty data_rev.
+            data_rev: commit, tag or branch with the settings and labelled pictures.
+            settings: overrides of that revision's params.yaml, as ["retrain.incoming=s3://bucket/incoming", ...].
         """
         with ExitHandler(step("finish", finish(pipeline="retrain")), name="chain"):
             found = prepare(git_url=git_url, data_rev=data_rev, settings=settings).outputs

@@ -78,7 +78,7 @@ def warn(package: Path, *, namespace: str, account: str | None) -> None:
     for each in shown:
         print(f"warning: {each.what}: {each.words}", file=sys.stderr)
     if shown:
-        print(f"warning: so says context {name}, namespace {namespace}; `python -m pipelines check` says how to mend it", file=sys.stderr)
+        print(f"warning: so says context {name}, namespace {namespace}; `python -m pipelines check` says how to fix it", file=sys.stderr)
 
 
 def _print(found: Iterator[Finding] | list[Finding]) -> list[str]:

@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
     def line(self) -> str:
         """The finding as it is printed."""
-        return f"{self.state:7} {self.what}: {self.words}" + (f"; to mend it: {self.mend}" if self.mend else "")
+        return f"{self.state:7} {self.what}: {self.words}" + (f"; to fix it: {self.mend}" if self.mend else "")
 
 
 @dataclass(frozen=True)

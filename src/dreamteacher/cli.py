@@ -1,4 +1,4 @@
-"""The command line: parses, calls a stage, prints. argparse, because `--help` must answer at once and typer alone imports for 0.4 s."""
+"""The command line: parses, calls a stage, prints. Uses argparse, because importing typer takes 0.4 s and `--help` must be instant."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ IN_ORDER_OF_USE = [name for stage in STAGES for name in (stage, AFTER.get(stage)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 1 for a defect (with its traceback), 2 for a user's mistake, 128 + signal when stopped."""
+    """Run one command. Returns the exit code: 0, 1 for a bug (with a traceback), 2 for a user error, 128 + signal if stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["pipelines"]:  # its arguments are those of another parser, `--help` too
+    if arguments[:1] == ["pipelines"]:  # it has its own parser, also for `--help`
         return import_module("pipelines.__main__").main(arguments[1:], "dreamteacher pipelines")
     options = _parser().parse_args(arguments)
     _log_to_stderr()
@@ -138,15 +138,15 @@ def _run_params(options: argparse.Namespace) -> int:
 
 
 def _add_init(init: argparse.ArgumentParser) -> None:
-    init.add_argument("folder", type=Path, metavar="FOLDER", help="of the project; made if it is not there")
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="the project's folder; created if missing")
     init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
     init.add_argument("--preset", choices=list(NAMED), default="demo", help="of the settings (default: %(default)s); see docs/recipes.md")
-    init.add_argument("--hours", type=_hours, help="that all of it may take on this machine (default: 1 on CPU, 8 on GPU)")
+    init.add_argument("--hours", type=_hours, help="time budget for the whole chain on this machine (default: 1 on CPU, 8 on GPU)")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dreamteacher", description="Unlabelled pictures and a few labels in, a served image backbone out."
+        prog="dreamteacher", description="From unlabelled pictures and a few labels to a pretrained, fine-tuned and served image backbone."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -157,11 +157,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_params(command: argparse.ArgumentParser) -> None:
         command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="settings (default: %(default)s)")
-        command.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting, such as distill.T=250; may be given again")
+        command.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a setting, such as distill.T=250; repeatable")
 
     # In the order of use, in which `dreamteacher --help` lists them.
-    add("doctor", _run_doctor, "say what this machine has and lacks")
-    _add_init(add("init", _run_init, "make a project for your pictures"))
+    add("doctor", _run_doctor, "list what this machine has and lacks")
+    _add_init(add("init", _run_init, "create a project for your pictures"))
     show = add("params", _run_params, "print the resolved settings")
     add_params(show)
     show.add_argument("--markdown", action="store_true", help="print all settings as the table of the documentation")
@@ -170,21 +170,25 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, run_stage, stage.help)
         add_params(command)
         add_stage_options(command, stage)
-    repro = add("repro", _run_repro, "bring the project up to date as `dvc repro` does, with independent stages side by side")
-    repro.add_argument("--jobs", type=_count, metavar="N", help="stages at a time; default: what cores and memory allow, 1 with a GPU")
-    add("sync", _run_sync, "send the records that MLflow could not take before")
+    repro = add("repro", _run_repro, "bring the project up to date like `dvc repro`, with independent stages in parallel")
+    repro.add_argument("--jobs", type=_count, metavar="N", help="stages in parallel; default: as cores and memory allow, 1 with a GPU")
+    add("sync", _run_sync, "send the records that MLflow could not store before")
     _add_serving(add)
     promote = add("promote", _run_promote, "make a registered version champion")
-    promote.add_argument("--version", metavar="N", help="default: the challenger, which publish made")
+    promote.add_argument("--version", metavar="N", help="default: the challenger, which publish registered")
     promote.add_argument(
-        "--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER", help="of the chain that made it (default: %(default)s)"
+        "--artifacts",
+        type=Path,
+        default=Path("artifacts"),
+        metavar="FOLDER",
+        help="artifacts of the chain that made it (default: %(default)s)",
     )
-    rollback = add("rollback", _run_rollback, "exchange the champion and the one before it")
+    rollback = add("rollback", _run_rollback, "swap champion and previous")
     for command in (promote, rollback):
-        command.add_argument("name", nargs="?", help="of the registered model; default: publish.name of the settings here")
+        command.add_argument("name", nargs="?", help="name of the registered model; default: publish.name in params.yaml")
     add_commands(add)
     add_teacher_commands(add)
-    commands.add_parser("pipelines", help="run all stages here or on Kubeflow, as `python -m pipelines` does", add_help=False)
+    commands.add_parser("pipelines", help="run all stages locally or on Kubeflow, like `python -m pipelines`", add_help=False)
     return parser
 
 
@@ -193,16 +197,16 @@ def _add_serving(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
     serve.add_argument("repository", type=Path, nargs="?", default=Path("artifacts/triton/local"), help="default: %(default)s")
     serve.add_argument("--http-port", type=int, help="default: a free one")
     serve.add_argument("--grpc-port", type=int, help="default: a free one")
-    predict = add("predict", _run_predict, "ask a served model about pictures")
-    of_images = "file, folder (all below it) or pattern, such as 'shots/**/*.jpg'"
+    predict = add("predict", _run_predict, "send pictures to a served model")
+    of_images = "file, folder (recursive) or glob pattern, such as 'shots/**/*.jpg'"
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=of_images)
-    predict.add_argument("--url", required=True, help="HOST:PORT of the server, as `dreamteacher serve` prints it")
-    predict.add_argument("--model", default="dreamteacher", help="its name in the repository (default: %(default)s)")
-    predict.add_argument("--out", type=Path, metavar="FOLDER", help="where overlays and features go; default: only the answer is printed")
+    predict.add_argument("--url", required=True, help="HOST:PORT of the server, as printed by `dreamteacher serve`")
+    predict.add_argument("--model", default="dreamteacher", help="name in the model repository (default: %(default)s)")
+    predict.add_argument("--out", type=Path, metavar="FOLDER", help="folder for overlays and features; default: only print the prediction")
     predict.add_argument("--protocol", choices=("http", "grpc"), default="http", help="default: %(default)s")
     predict.add_argument("--features", action="store_true", help="write the backbone's features as well")
-    predict.add_argument("--batch", type=_count, default=1, metavar="N", help="pictures in a request (default: %(default)s)")
-    predict.add_argument("--format", choices=("text", "jsonl", "csv"), default="text", help="of what is printed (default: %(default)s)")
+    predict.add_argument("--batch", type=_count, default=1, metavar="N", help="pictures per request (default: %(default)s)")
+    predict.add_argument("--format", choices=("text", "jsonl", "csv"), default="text", help="output format (default: %(default)s)")
 
 
 def _count(text: str) -> int:
@@ -222,7 +226,7 @@ def _hours(text: str) -> float:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM outside training, where nothing is lost by stopping at once; training has its own handler, which saves first."""
+    """Handle SIGTERM outside training, where stopping at once loses nothing; training's own handler saves a checkpoint first."""
     print("stopped; start the same command again to go on", file=sys.stderr)
     raise SystemExit(128 + signum)
 

@@ -1,4 +1,4 @@
-"""How long stages took, and on what: a file beside their checkpoints, for their outputs hold nothing that depends on the clock."""
+"""Duration and device of stages, in a file beside their checkpoints, because their outputs must not depend on time."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dreamteacher.files import read_note, replace_file
 from dreamteacher.project_root import project_folder
 from dreamteacher.steps import device
 
-CLOCK = "clock.json"  # in the folder of checkpoints, as long as the stage is not complete
+CLOCK = "clock.json"  # in the checkpoint folder until the stage is complete
 
 
 def checkpoints_of(stage: str, digest: str) -> Path:
-    """Where a stage keeps what it resumes from: DREAMTEACHER_CHECKPOINTS, else `.checkpoints` of the project. It need not exist."""
+    """The checkpoint folder: DREAMTEACHER_CHECKPOINTS, else `.checkpoints` of the project. It need not exist."""
     return Path(os.environ.get("DREAMTEACHER_CHECKPOINTS") or project_folder() / ".checkpoints") / stage / digest
 
 
 @contextmanager
 def timed(checkpoints: Path) -> Iterator[None]:
-    """Add the seconds of the block to those of earlier tries in `checkpoints`, also when it fails; a try that is killed does not count."""
+    """Add the seconds of the block to those of earlier attempts in `checkpoints`, also on failure; killed attempts do not count."""
     began = time.monotonic()
     try:
         yield
     finally:
-        with suppress(OSError):  # a full disk is the stage's to report
+        with suppress(OSError):  # the stage reports a full disk
             spent = read_note(checkpoints / CLOCK).get("seconds", 0.0) + time.monotonic() - began
             now = datetime.now(UTC).isoformat(" ", "seconds").removesuffix("+00:00")
             processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -39,14 +39,14 @@ def timed(checkpoints: Path) -> Iterator[None]:
 
 
 def keep(checkpoints: Path) -> None:
-    """Move the file to where it stays when the folder `checkpoints` is removed."""
+    """Move the file to its final place, before the folder `checkpoints` is removed."""
     with suppress(OSError):
         (checkpoints / CLOCK).replace(checkpoints.with_suffix(".json"))
 
 
 def clock_of(stage: str, digest: str) -> dict[str, Any]:
-    """What was recorded here when the stage of this digest ended: `seconds` of all tries, `device`, `processes`, `ended` (UTC).
+    """The record of the stage with this digest: `seconds` of all attempts, `device`, `processes`, `ended` (UTC).
 
-    Empty where nothing was: it was made elsewhere, or by an earlier revision.
+    Empty if there is none: the output was made elsewhere, or by an earlier revision.
     """
     return read_note(checkpoints_of(stage, digest).with_suffix(".json"))

@@ -1,4 +1,4 @@
-"""What this machine has and lacks for the chain, one line each, with what to do."""
+"""Checks whether this machine can run the chain: one line each, with what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.git_access import output_of
 from dreamteacher.limits import cores, memory_limit
 
-Finding = tuple[str, str, str]  # "ok", "warn" (the chain runs) or "missing" (it does not); of what; in words, with what to do
+Finding = tuple[str, str, str]  # "ok", "warn" (the chain runs) or "missing" (it does not); the checked thing; the message, with what to do
 
 GB = 1e9
 INIT = "dreamteacher init FOLDER --source PICTURES"
@@ -26,7 +26,7 @@ LITTLE_DISK, LITTLE_MEMORY = 5 * GB, 4 * GB
 
 
 def examine() -> int:
-    """Print what is found; 0 if the chain can run here, else 1."""
+    """Print the findings; returns 0 if the chain can run here, else 1."""
     worst = 0
     for look in (_python, _packages, _devices, _memory_and_disk, _settings, _git_and_dvc, _mlflow, _triton):
         for state, what, words in look():
@@ -45,7 +45,7 @@ def _python() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
-    remedy = f"pip install -c {shlex.quote(str(files('dreamteacher.project') / 'constraints.txt'))}"  # which a wheel has as well
+    remedy = f"pip install -c {shlex.quote(str(files('dreamteacher.project') / 'constraints.txt'))}"  # also part of the wheel
     found = []
     for requirement in map(Requirement, requires("dreamteacher") or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -119,7 +119,7 @@ def _project_here() -> bool:
 
 
 def _git_and_dvc() -> Iterator[Finding]:
-    if not _project_here():  # `dreamteacher init` makes both
+    if not _project_here():  # `dreamteacher init` creates both
         return
     commit = output_of("git", "rev-parse", "--short", "HEAD")
     remedy = "git add . && git commit" if output_of("git", "rev-parse", "--git-dir") else "git init"

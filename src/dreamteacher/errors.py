@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and errors of the system that become one."""
+"""UserError, the exception for users, and conversion of system errors to it."""
 
 import errno
 import os
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that says what is wrong, where, and what to do.
+    """An error that the user can fix: one line that says what is wrong, where, and what to do.
 
-    The command line prints the message alone and exits with code 2; any other exception is a defect of ours.
+    The command line prints only the message and exits with code 2; any other exception is a bug.
     """
 
 
@@ -25,12 +25,12 @@ class Interrupted(Exception):
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error's text, cut after `limit` characters; the name of its type where it has no text."""
+    """The first line of an error's text, truncated to `limit` characters; the name of its type if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__
 
 
-# Stage -> its group of settings, and which of all settings lower the memory that it needs.
+# Stage -> its group of settings, and the settings that reduce its memory.
 _GROUPS = {
     "train-teacher": "teacher",
     "distill-features": "distill",
@@ -54,11 +54,10 @@ _LESS_MEMORY = {
 
 @contextmanager
 def resource_errors_in_one_line(command: str = "") -> Iterator[None]:
-    """Turn too little memory, full disks, places that cannot be written and what torch.compile lacks into a UserError: the user can mend
-    them, we cannot.
+    """Convert out-of-memory, full disks, unwritable paths and missing requirements of torch.compile to a UserError.
 
-    Libraries wrap such errors in types of their own, so their text is looked at too. `command` is the running stage, whose settings the
-    message names.
+    Libraries wrap such errors in their own types, so their text is checked too. `command` is the running stage, whose settings the message
+    names.
     """
     try:
         yield
@@ -73,7 +72,7 @@ def resource_errors_in_one_line(command: str = "") -> Iterator[None]:
 
 
 def _ended_process(error: Exception, command: str) -> str | None:
-    """The message for a loader process, or another process of torchrun, that ended; None for other errors."""
+    """The message for a loader process, or another torchrun process, that died; None for other errors."""
     text = str(error)
     if match := re.search(r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([^.]+)|exited unexpectedly)", text):
         group = _GROUPS.get(command, "STAGE")
@@ -107,7 +106,7 @@ _NO_MEMORY = (
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Whether an allocation failed. Libraries report that in their own types, so their text counts too."""
+    """Whether an allocation failed. Libraries report this in their own types, so the text is checked too."""
     text = str(error)
     if re.search(_SHARED_MEMORY, text) and "No space left" in text:
         return True
@@ -148,9 +147,9 @@ def _readable(amount: float, unit: str) -> str:
 
 
 def _disk_trouble(error: Exception) -> str | None:
-    """The message for a full disk or a place that cannot be written, None for other errors.
+    """The message for a full disk or an unwritable path, None for other errors.
 
-    "No such file" is of an output only where a folder or file was being made, as below /proc; elsewhere an input is missing.
+    "No such file" is about an output only if a folder or file was being created, as below /proc; otherwise an input is missing.
     """
     advice = {
         errno.ENOSPC: "free some space and start the same command again: it resumes",
@@ -173,6 +172,6 @@ def _disk_trouble(error: Exception) -> str | None:
 
 
 def _is_making_something(error: Exception) -> bool:
-    """Whether the error came up in a function that only makes folders or files."""
+    """Whether the error was raised in a function that only creates folders or files."""
     makers = {"mkdir", "makedirs", "write_text", "write_bytes"}
     return any(frame.name in makers for frame in traceback.extract_tb(error.__traceback__))

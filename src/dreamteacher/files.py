@@ -1,4 +1,4 @@
-"""Files: which there are in a folder, digests of them, replacing one at once, and waiting for the disk."""
+"""Files: walking folders, digests, atomic replacement, and fsync."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-# What operating systems and network storage keep beside the user's files; in lower case.
+# System folders of operating systems and network storage; in lower case.
 SYSTEM_FOLDERS = {
     "@eadir", "@__thumb", "@tmp", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "$recycle.bin", "recycler",
     "system volume information", "lost+found", "lost.dir", "__macosx",
@@ -78,7 +78,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> bytes:
-    """sha256 of a file's content; empty for a link that leads nowhere and for a file that this user may not read."""
+    """sha256 of a file's content; empty for broken links and unreadable files."""
     if not os.path.exists(path):  # noqa: PTH110
         return b""
     try:
@@ -89,7 +89,7 @@ def sha256_of(path: str | os.PathLike[str]) -> bytes:
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
-    """Write `path` so that whoever reads it, also after a crash, finds the old content or the new one, and never a part."""
+    """Write `path` atomically: readers, also after a crash, see the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
@@ -115,7 +115,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk, where a power cut leaves them."""
+    """fsync a file's content, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -124,5 +124,5 @@ def sync_to_disk(path: Path) -> None:
 
 
 def digest_in_any_order(parts: Iterable[bytes]) -> str:
-    """64 hex digits that tell sets of `parts` apart, whatever their order: a sum, as sorting would hold them all."""
+    """Order-independent digest (64 hex digits) of a set of `parts`: a sum, since sorting would hold all in memory."""
     return f"{sum(int.from_bytes(hashlib.sha256(part).digest()) for part in parts) % 2**256:064x}"

@@ -1,4 +1,4 @@
-"""Folders that one process has for itself while it fills them, and that appear under their name all at once."""
+"""Exclusive temporary folders, renamed atomically when complete."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(tmp: Path) -> Iterator[None]:
-    """Hold an empty `tmp` for this process alone; it is removed when the body fails.
+    """Context with an empty `tmp` locked for this process; it is removed if the body fails.
 
     Raises:
-        UserError: it cannot be made, or another process holds it.
+        UserError: it cannot be created, or another process has locked it.
     """
     try:
         tmp.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def locked(tmp: Path) -> Iterator[None]:
 
 
 def empty(tmp: Path) -> None:
-    """Remove all in `tmp` but the lock."""
+    """Remove everything in `tmp` except the lock."""
     for left in tmp.iterdir():
         if left.name != LOCK:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -50,12 +50,12 @@ def empty(tmp: Path) -> None:
 
 @contextmanager
 def in_turn(checkpoints: Path) -> Iterator[None]:
-    """Hold `checkpoints`, which two steps share that compute the same for different places; the second waits for the first."""
+    """Lock `checkpoints`, which two steps share if they compute the same for different outputs; the second waits for the first."""
     while True:
         checkpoints.mkdir(parents=True, exist_ok=True)
         try:
             lock = (checkpoints / LOCK).open("w")
-        except FileNotFoundError:  # the first was done in between
+        except FileNotFoundError:  # the first has finished meanwhile
             continue
         with lock:
             if not _lock(lock):
@@ -67,7 +67,7 @@ def in_turn(checkpoints: Path) -> Iterator[None]:
 
 
 def _lock(lock: IO[str]) -> bool:
-    """Whether this process has the lock now. Unlike flock it is not inherited by loader workers, which may outlive a killed stage."""
+    """Try to get the lock. Unlike flock, it is not inherited by loader workers, which may outlive a killed stage."""
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -83,7 +83,7 @@ def _is(file: IO[str], path: Path) -> bool:
 
 
 def publish(tmp: Path, out: Path) -> None:
-    """Rename `tmp` to `out` once every byte is on disk; what stood there before goes only when the new is in place."""
+    """Rename `tmp` to `out` once every byte is on disk; the old `out` is deleted only after the new one is in place."""
     readers = stat.S_IMODE((tmp / LOCK).stat().st_mode)
     (tmp / LOCK).unlink()
     for path in [*tmp.rglob("*"), tmp]:

@@ -1,4 +1,4 @@
-"""Commands as forks of a process that has imported torch and the libraries around it, which takes a new Python seconds."""
+"""Run commands as forks of a process that has already imported torch and other libraries, which takes seconds in a new Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 
 from dreamteacher.graph import STAGES
 
-# What the stages need; they start no threads before they compute, which would not live on in a fork.
+# Modules that the stages need and that start no threads on import, since threads do not survive a fork.
 MODULES = [
     "diffusers.models.unets.unet_2d",
     "timm",
@@ -24,11 +24,11 @@ MODULES = [
 
 
 def begin(folder: str, environment: Mapping[str, str]) -> None:
-    """Make this fork what a new process would be in `folder` with `environment`."""
+    """Set up this fork like a new process in `folder` with `environment`."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    tempfile.tempdir = None  # TMPDIR may be another
+    tempfile.tempdir = None  # TMPDIR may have changed
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if "torch" in sys.modules and (threads := environment.get("OMP_NUM_THREADS", "")).isdecimal():
@@ -42,7 +42,7 @@ def stopped_together(stop: Callable[[int], None]) -> Iterator[None]:
     """Call `stop(signum)` on Ctrl-C and SIGTERM; all child processes, and theirs, get SIGINT at either."""
 
     def handle(signum: int, _: object) -> None:
-        if signum == signal.SIGTERM:  # Ctrl-C was sent to all of them by the terminal
+        if signum == signal.SIGTERM:  # the terminal sent Ctrl-C to all of them
             for process in psutil.Process().children(recursive=True):
                 process.send_signal(signal.SIGINT)
         stop(signum)

@@ -1,6 +1,6 @@
-"""What git and DVC have in their environment: GIT_TOKEN reaches git alone, and of all addresses those that GIT_HOST names.
+"""Environment of git and DVC: only git gets GIT_TOKEN, and only for URLs below GIT_HOST.
 
-And what they say of the current directory.
+Also queries of the current directory.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 from dreamteacher.errors import UserError
 from dreamteacher.mlflow_server import without_password
 
-# git asks this for a password. It reaches git by the environment, so it shows neither in a list of processes nor in the clone.
+# GIT_ASKPASS. The token is passed in the environment, so it appears neither in the process list nor in the clone.
 _CREDENTIAL_HELPER = '!f() { printf "username=%s\\npassword=%s\\n" "${GIT_USERNAME:-git}" "$GIT_TOKEN"; }; f'
 _OF_GIT = {"GIT_TOKEN", "GIT_USERNAME", "GIT_HOST"}  # environment variables
 
 
 def output_of(*command: str) -> str:
-    """What a command prints in the current directory, without space around it; "" where it fails or is not installed."""
+    """The stripped output of a command in the current directory; "" if it fails or is not installed."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -27,9 +27,9 @@ def output_of(*command: str) -> str:
 
 
 def without_token(scratch: Path) -> dict[str, str]:
-    """The caller's environment, made good for a container: no question is asked, a home that can be written is there, and no token.
+    """The caller's environment, adapted to a container: no prompts, a writable home, and no token.
 
-    scratch: a folder for what git and DVC keep.
+    scratch: a folder for files of git and DVC.
     """
     ours = {"DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0"}
     ours |= {"DVC_SITE_CACHE_DIR": os.environ.get("DVC_SITE_CACHE_DIR", str(scratch))}
@@ -39,14 +39,14 @@ def without_token(scratch: Path) -> dict[str, str]:
 
 
 def with_token(url: str, scratch: Path) -> dict[str, str]:
-    """The same for a git that works with `url`: it may use GIT_TOKEN for the https addresses below GIT_HOST.
+    """The same for git with `url`, with GIT_TOKEN for https URLs below GIT_HOST.
 
     Raises:
-        UserError: GIT_HOST is no host or https address, or there is a token for the https address `url` and no GIT_HOST.
+        UserError: GIT_HOST is no host or https URL, or there is a token for the https URL `url` but no GIT_HOST.
     """
     environment = without_token(scratch)
-    settings = {"http.followRedirects": "initial"}  # git's default: what the first answer leads to, which gets a token of its own host
-    settings |= {"http.lowSpeedLimit": "1", "http.lowSpeedTime": "600"}  # a server that says nothing for ten minutes is gone
+    settings = {"http.followRedirects": "initial"}  # git's default: follow only the initial redirect; a token is only sent to its own host
+    settings |= {"http.lowSpeedLimit": "1", "http.lowSpeedTime": "600"}  # give up on a server that is silent for ten minutes
     token, scope = os.environ.get("GIT_TOKEN"), _scope()
     if token and not scope and url.lower().startswith("https://"):
         raise UserError(
@@ -63,7 +63,7 @@ def with_token(url: str, scratch: Path) -> dict[str, str]:
 
 
 def why_no_token(url: str) -> str:
-    """Beside git's refusal of `url`: that GIT_TOKEN is not for it; "" if it is, or there is none, or it is no address of the web."""
+    """Hint for git's refusal of `url` that GIT_TOKEN does not apply to it; "" if it does, or there is none, or it is no http URL."""
     scope = _scope()
     address = re.sub(r"(?<=://)[^/]*@", "", url).lower()
     if not os.environ.get("GIT_TOKEN") or not address.startswith(("http://", "https://")) or f"{address}/".startswith(f"{scope.lower()}/"):
@@ -72,7 +72,7 @@ def why_no_token(url: str) -> str:
 
 
 def _scope() -> str:
-    """The beginning of the addresses that GIT_HOST names; "" where it is not set."""
+    """The URL prefix that GIT_HOST means; "" if it is not set."""
     host = os.environ.get("GIT_HOST", "").strip().rstrip("/")
     if not host:
         return ""

@@ -1,4 +1,4 @@
-"""The stages of the chain as commands: what each reads, where that lies, and its options."""
+"""The table of the chain: each stage as a command, with its inputs, default paths and options."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ IDENTITY = ("name", "recipe", "init", "seed")  # recorded settings that tell sta
 class StageCommand:
     """A stage on the command line.
 
-    Places may name its options, such as `{seed}` and `{init}`, settings such as `{params.export.init}`, and of a recipe `{teacher}` and
-    `{features}`, the recipe without labels that it is or builds on.
+    Paths are templates of options such as `{seed}` and `{init}`, of settings such as `{params.export.init}`, and of a recipe's `{teacher}`
+    and `{features}` (the recipe without labels that it is or builds on).
     """
 
     help: str
     out: str
     inputs: dict[str, str] = field(default_factory=dict)
-    optional: dict[str, str] = field(default_factory=dict)  # inputs without a default place, with their help
-    named: dict[str, str] = field(default_factory=dict)  # further options, and the setting that holds what each may be
-    settings: dict[str, str] = field(default_factory=dict)  # options that are short for `--set`, and the setting of each
+    optional: dict[str, str] = field(default_factory=dict)  # inputs without a default path, with their help
+    named: dict[str, str] = field(default_factory=dict)  # further options, and the setting that lists their valid values
+    settings: dict[str, str] = field(default_factory=dict)  # options that are shorthands for `--set`, and the setting of each
     seed: bool = False
-    trains: bool = False  # by all processes of torchrun; other stages run in the first alone
+    trains: bool = False  # in all processes of torchrun; other stages run in the first only
 
 
 STAGES = {
     "ingest": StageCommand(
-        "make one data set of any pictures",
+        "build the data set from pictures and labels",
         "artifacts/data",
         optional={
             "source": "folder, list file or shards (path or URL); default: ingest.source of the settings",
-            "incoming": "a second place, of unlabelled pictures that arrived since; they are for training only",
+            "incoming": "a second source, of newly arrived unlabelled pictures; they join the train split",
         },
     ),
     "train-teacher": StageCommand(
         "train the generator on the unlabelled pictures",
         "artifacts/teachers/{name}",
         {"data": "artifacts/data"},
-        {"start": "an earlier teacher to go on from"},
+        {"start": "an earlier teacher to continue from"},
         named={"name": "teachers"},
         trains=True,
     ),
@@ -46,7 +46,7 @@ STAGES = {
         "distill the generator's features into a backbone",
         "artifacts/backbones/{recipe}",
         {"data": "artifacts/data", "teacher": "artifacts/teachers/{teacher}"},
-        {"start": "an earlier output of this stage to go on from"},
+        {"start": "an earlier output of this stage to continue from"},
         named={"recipe": "recipes"},
         trains=True,
     ),
@@ -75,7 +75,7 @@ STAGES = {
         "fine-tune a backbone for the task",
         "artifacts/finetuned/{init}/{seed}",
         {"data": "artifacts/data"},
-        {"backbone": "what --init starts from; default: its place below artifacts/backbones, if it has one"},
+        {"backbone": "the pretrained backbone of --init; default: its folder below artifacts/backbones, if there is one"},
         named={"init": "compare.inits"},
         seed=True,
         trains=True,
@@ -98,21 +98,21 @@ STAGES = {
         {"data": "artifacts/data", "finetuned": "artifacts/finetuned/{params.export.init}/{params.export.seed}"},
     ),
     "publish": StageCommand(
-        "make the Triton repositories and register the model",
+        "create the Triton repositories and register the model",
         "artifacts/triton",
         {"onnx": "artifacts/onnx", "evaluation": "artifacts/evaluation"},
     ),
     "report": StageCommand(
-        "write one HTML page about the run, as far as it got",
+        "write one HTML page about the run, also if it is incomplete",
         "artifacts/report",
         {"artifacts": "artifacts"},
     ),
 }
 
-# Commands that run as stages do, but that no stage depends on, so neither DVC nor the pipelines run them.
+# Commands that run like stages; no stage depends on them, so neither DVC nor the pipelines run them.
 TOOLS = {
     "assess": StageCommand(
-        "say what pretraining will gain here, what else would, and what it costs, before it is run",
+        "estimate, before any pretraining, what it will gain and cost, and what else would gain as much",
         "artifacts/assess",
         {"data": "artifacts/data"},
         settings={"minutes": "assess.minutes", "price-per-hour": "assess.price_per_hour"},

@@ -1,7 +1,7 @@
-"""Whether files still have the content that was recorded of them.
+"""Check files against their recorded sha256.
 
-Each file is hashed once per machine (1 to 2 GB/s) and recognised by its inode, size and modification time afterwards. So a cut, replaced or
-rewritten file is always noticed; bits that rot after the first check, without a change of the modification time, are not.
+Each file is hashed once per machine (1 to 2 GB/s) and then recognised by inode, size and modification time. So a truncated, replaced or
+rewritten file is always noticed; bit rot after the first check, which does not change the modification time, is not.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from dreamteacher.files import sha256_of
 
 log = logging.getLogger(__name__)
 LIMIT = 1 << 18  # lines in the state file, 33 bytes each; one a file
-SLOW = 10e9  # bytes; a check of more is announced
-_here: set[bytes] = set()  # what this process has checked, in case the state file cannot be written
+SLOW = 10e9  # bytes; larger checks are announced
+_here: set[bytes] = set()  # files checked by this process, in case the state file cannot be written
 
 
 def first_damaged(folder: Path, files: dict[str, str]) -> tuple[str, str] | None:
-    """The first of `files` ({name below `folder`: sha256, hex}) with another content than that, and what is wrong; None: all are intact.
+    """The first of `files` ({name below `folder`: sha256, hex}) whose content differs, with the reason; None: all are intact.
 
     Processes that check the same file at the same time take turns, so that one of them hashes it.
 
     Raises:
-        OSError: a file is missing or must not be read.
+        OSError: a file is missing or unreadable.
     """
     checked = _here | _read_state()
     unchecked = [(name, sha256) for name, sha256 in files.items() if _token(folder / name, sha256) not in checked]
@@ -44,7 +44,7 @@ def first_damaged(folder: Path, files: dict[str, str]) -> tuple[str, str] | None
 
 
 def remember(folder: Path, files: dict[str, str]) -> None:
-    """Count `files` ({name below `folder`: sha256, hex}), which this process has just written and hashed, as checked."""
+    """Mark `files` ({name below `folder`: sha256, hex}), which this process has just written and hashed, as checked."""
     _add({_token(folder / name, sha256) for name, sha256 in files.items()})
 
 
@@ -63,13 +63,13 @@ def _check(path: Path, sha256: str) -> str | None:
             return os.strerror(errno.EIO)
         if found != sha256:
             return "its sha256 is not the recorded one"
-        if _token(path, sha256) == token:  # else it was written meanwhile
+        if _token(path, sha256) == token:  # otherwise it was modified meanwhile
             _add({token})
         return None
 
 
 def _token(path: Path, sha256: str) -> bytes:
-    """The line of the state file that says: this inode, of this size and modification time, was found to have this sha256."""
+    """The line of the state file: a hash of inode, size, modification time and the verified sha256."""
     status = path.stat()
     text = f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {sha256}"
     return hashlib.sha256(text.encode()).hexdigest()[:32].encode()
@@ -80,20 +80,20 @@ def _state_file() -> Path:
 
 
 def _read_state() -> set[bytes]:
-    """Lines are hashes, so a torn or damaged one matches no file, which is then checked again."""
+    """The lines of the state file. A damaged line matches no file, which is then checked again."""
     with suppress(OSError, RuntimeError):  # RuntimeError: this user has no home
         return set(_state_file().read_bytes().splitlines())
     return set()
 
 
 def _add(tokens: set[bytes]) -> None:
-    """Append; a state file that grows beyond LIMIT keeps its newer half. Where it cannot be written only this process remembers."""
+    """Append; above LIMIT, the state file keeps its newer half. If it cannot be written, only this process remembers."""
     _here.update(tokens)
     with suppress(OSError, RuntimeError):
         path = _state_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            file.write(b"".join(b"\n" + token for token in tokens))  # first the end of what may be a torn line
+            file.write(b"".join(b"\n" + token for token in tokens))  # first end a possibly incomplete line
             size = file.tell()
         if size > LIMIT * 33:
             fresh = path.with_name(f"{path.name}.{os.getpid()}")
@@ -103,9 +103,9 @@ def _add(tokens: set[bytes]) -> None:
 
 @contextmanager
 def _in_turn(token: bytes) -> Iterator[None]:
-    """One process of this machine at a time for each token: a lock of one byte, at the token's offset.
+    """A lock per token across processes of this machine: one byte of a file, at the token's offset.
 
-    The file is no other's: to close any handle of a file lets go of all locks that the process has on it.
+    The file is used for nothing else, because closing any handle of a file releases all locks of the process on it.
     """
     file: IO[bytes] | None = None
     with suppress(OSError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Calls of the Kubernetes API: a client, patience while the API is away, refusals in one line."""
+"""Calls of the Kubernetes API: a client, retries during outages, refusals in one line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
 log = logging.getLogger(__name__)
-OUTAGE = 600.0  # seconds for which the API may be away
+OUTAGE = 600.0  # maximum outage, seconds
 
 
 def api_client() -> ApiClient:
-    """The cluster that this pod is in, or that kubectl would ask.
+    """A client of this pod's cluster, or of kubectl's current context.
 
     Raises:
         UserError: there is neither, or the client is not installed.
@@ -40,7 +40,7 @@ def api_client() -> ApiClient:
 
 
 def patiently(call: Callable[[], Any], poll: float) -> Any:
-    """The answer (None for 404), waited for while the API is away, as it is when its node is replaced: the job goes on meanwhile."""
+    """The response (None for 404), with retries during outages, for example while the API's node is replaced; the job continues."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -56,7 +56,7 @@ def patiently(call: Callable[[], Any], poll: float) -> Any:
 
 
 def or_none(call: Callable[[], Any]) -> Any:
-    """The answer; None for 404."""
+    """The response; None for 404."""
     from kubernetes.client import ApiException
 
     try:
@@ -68,7 +68,7 @@ def or_none(call: Callable[[], Any]) -> Any:
 
 
 def refusals(action: str, call: Callable[[], Any]) -> Any:
-    """What the API answers, its refusals as one line."""
+    """The API's response; refusals become one line."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -80,7 +80,7 @@ def refusals(action: str, call: Callable[[], Any]) -> Any:
         except (TypeError, ValueError, KeyError):
             why = error.reason
         advice = {403: "; the step's service account needs the role of k8s/base", 404: "; is Kubeflow Trainer v2 installed?"}
-        if "admission webhook" in str(why) or "exceeded quota" in str(why):  # these are 403 as well, though the role allows the request
+        if "admission webhook" in str(why) or "exceeded quota" in str(why):  # these are 403 too, although the role allows the request
             advice = {}
         raise UserError(f"cannot {action}: {error.status} {' '.join(str(why).split())[:300]}{advice.get(error.status, '')}") from error
     except HTTPError as error:

@@ -1,4 +1,4 @@
-"""How much of this machine a process may use: a container has less than the kernel says of the host."""
+"""Resource limits of this process, which in a container are below those of the host."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def cores() -> int:
 
 
 def memory_limit() -> float:
-    """Bytes that the container may have; infinity where it has no limit of its own."""
+    """Memory limit of the container, bytes; infinity if it has none."""
     limit = _numbers("memory.max") or _numbers("memory/memory.limit_in_bytes")  # cgroup 2, 1
     return limit[0] if limit else math.inf
 
 
 def _numbers(name: str) -> list[float]:
-    """What a file of the cgroup says, `max` as infinity; empty where there is none."""
+    """The numbers in a cgroup file, `max` as infinity; empty if it does not exist."""
     try:
         return [math.inf if word == "max" else float(word) for word in (CGROUP / name).read_text().split()]
     except (OSError, ValueError):

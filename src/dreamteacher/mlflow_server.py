@@ -1,4 +1,4 @@
-"""The MLflow server: where it is, a client of it, and the records of a journal as its runs, metrics, artifacts and versions."""
+"""The MLflow server: its URI, a client, and writing journal records as runs, metrics, artifacts and versions."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PUBLISHED = "published_ms"  # tag of a model version: when its newest record was made, milliseconds since 1970
-DIGEST = "dreamteacher.digest"  # tag of a run: of the stage's settings and inputs
-CHAIN = "dreamteacher.chain"  # tag of the run above those of a chain's stages, if it is ours
-KIND, KIND_OF_TRAINING = "mlflow.experimentKind", "custom_model_development"  # MLflow 3 otherwise shows an experiment as one of LLM traces
+PUBLISHED = "published_ms"  # tag of a model version: time of its newest record, milliseconds since 1970
+DIGEST = "dreamteacher.digest"  # tag of a run: digest of the stage's settings and inputs
+CHAIN = "dreamteacher.chain"  # tag of a chain's parent run, if created by us
+KIND, KIND_OF_TRAINING = "mlflow.experimentKind", "custom_model_development"  # otherwise MLflow 3 shows LLM traces
 
 
 def tracking_uri() -> str:
-    """Where MLflow is: MLFLOW_TRACKING_URI, else a database in the project's folder. The path of a database is absolute: it stays the same
-    wherever `sync` is called."""
+    """MLFLOW_TRACKING_URI, else a database in the project's folder, with an absolute path so that `sync` can run in any folder."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme, path = uri[:10], uri[10:]
     return f"{scheme}{(project_folder() / path).absolute()}" if scheme == "sqlite:///" else uri
@@ -43,22 +42,22 @@ def missing_database() -> Path | None:
 
 
 def without_password(text: str) -> str:
-    """`text` without the user and password of the URLs in it; a password may hold @ and, where a user stands before it, / (not encoded)."""
+    """`text` without user and password in its URLs; a password may contain unencoded @ and, after a user name, /."""
     return re.sub(r"(?<=://)(?:[^/\s]*|[^:/@\s]+:(?!\d+/)\S*)@", "", text)
 
 
 def connect() -> MlflowClient:
-    """A client of MLflow and its registry, for queries; records go through a journal (tracking.py)."""
+    """A client of MLflow and its registry, for queries; records are written through a journal (tracking.py)."""
     return client_of(tracking_uri())
 
 
 def client_of(uri: str) -> MlflowClient:
-    """A client of the MLflow at `uri`, which gives up after seconds; makes the tables of an empty database.
+    """A client of the MLflow at `uri`, with timeouts of seconds; creates the tables of an empty database.
 
     Raises:
-        UserError: the tables of a database are those of another version of MLflow.
+        UserError: the database has the tables of another MLflow version.
     """
-    # A stage must not hang on a server that is gone: MLflow's own defaults are 7 tries of 120 s.
+    # A stage must not hang if the server is down: MLflow's defaults are 7 attempts of 120 s.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -70,11 +69,11 @@ def client_of(uri: str) -> MlflowClient:
     if not uri.startswith("http"):
         from mlflow.store.db import utils
 
-        utils.MAX_RETRY_COUNT = 3  # within a second; MLflow's own ten take 100 s, and no variable sets them
+        utils.MAX_RETRY_COUNT = 3  # within a second; MLflow's ten attempts take 100 s, and cannot be configured
     for chatty in ("alembic", "mlflow", "urllib3.connectionpool"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the SQL of what it raises
-    with chdir(project_folder()):  # where it puts mlruns/, if the database is new
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the SQL of each error
+    with chdir(project_folder()):  # location of mlruns/, if the database is new
         try:
             return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", uri))
         except MlflowException as error:
@@ -89,7 +88,7 @@ def client_of(uri: str) -> MlflowClient:
 def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal: Path, logged: dict[str, list[int]]) -> None:
     """Send one record, or many consecutive ones of metrics (MLflow takes 1000 values a request, and 100 parameters).
 
-    Of metrics, what an earlier try of the stage sent is left out; `logged` is what `logged_steps` found.
+    Metrics sent by an earlier attempt of the stage are skipped; `logged` is the result of `logged_steps`.
     """
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
@@ -116,20 +115,20 @@ def replay(client: MlflowClient, run: str, batch: list[dict[str, Any]], journal:
                 client.set_terminated(run, record["status"], record["time"])
                 above = client.get_run(run).data.tags.get("mlflow.parentRunId")
                 parent = client.get_run(above) if above else None
-                # KFP ends the parents that it made. Of a chain's parent, a later stage may have moved the end.
+                # KFP ends its own parent runs. For a chain's parent, a later stage may have moved the end.
                 if parent and CHAIN in parent.data.tags and (parent.info.end_time or 0) <= record["time"]:
                     client.set_terminated(parent.info.run_id, record["status"], record["time"])
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
-        # Refused for good (the named run has another value of a parameter, say): it must not hold up the rest.
+        # Refused permanently (for example, the run has another value of a parameter): must not block the rest.
         log.warning("MLflow refuses the %s of %s: %s", record["do"], journal.name, first_line(error))
 
 
 def logged_steps(client: MlflowClient, run: str, digest: str | None) -> dict[str, list[int]]:
-    """{metric: its first and last step} of what `run` has of the same stage with the same settings and inputs, of which `digest` is.
+    """{metric: its first and last step} in `run`, if it belongs to the same stage with the same settings and inputs (`digest`).
 
-    Training that is resumed repeats the steps after its checkpoint, and a step of a pipeline that is tried again all of them.
+    Resumed training repeats the steps after its checkpoint, and a retried pipeline step all of them.
     """
     data = client.get_run(run).data
     if not digest or data.tags.get(DIGEST) != digest:
@@ -139,13 +138,13 @@ def logged_steps(client: MlflowClient, run: str, digest: str | None) -> dict[str
 
 
 def _is_logged(key: str, step: int, logged: dict[str, list[int]]) -> bool:
-    """Whether the point was sent before. Step 0 is that of final figures, one of which may be called like a curve, which has none."""
+    """Whether the point was sent before. Step 0 is used for final metrics only, one of which may have the name of a curve."""
     first, last = logged.get(key, [1, 0])
     return first == 0 if step == 0 else step <= last
 
 
 def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | None, journal: str) -> str:
-    """The run that the journal's records belong to, running: named, known, made by an earlier try, or new below the chain's run."""
+    """The run of the journal's records, set running: named, known, of an earlier attempt, or a new child of the chain's run."""
     run = next((one for one in (start["run"], start.get("before"), run) if one and _is_there(client, one, journal)), None)
     if not run:
         above = start.get("parent")
@@ -159,13 +158,13 @@ def find_or_create_run(client: MlflowClient, start: dict[str, Any], run: str | N
             run = client.create_run(experiment, start["time"], tags, start["name"]).info.run_id
     client.update_run(run, status="RUNNING")
     if start["memory"]:
-        with suppress(FileNotFoundError):  # the stage has ended since, and its checkpoints are gone
+        with suppress(FileNotFoundError):  # the stage has ended, and its checkpoints are deleted
             replace_file(Path(start["memory"]), json.dumps({"journal": journal, "run": run}))
     return run
 
 
 def _is_there(client: MlflowClient, run: str, journal: str) -> bool:
-    """Whether MLflow has the run `run`; not if it is of another server or database than this, or MLFLOW_RUN_ID is wrong."""
+    """Whether MLflow has the run `run`; not if it belongs to another server or database, or MLFLOW_RUN_ID is wrong."""
     if has_run(client, run):
         return True
     log.warning("MLflow has no run %s; the records of %s go into another one", run, journal)
@@ -173,19 +172,19 @@ def _is_there(client: MlflowClient, run: str, journal: str) -> bool:
 
 
 def _chain(client: MlflowClient, experiment: str, start: dict[str, Any]) -> str:
-    """The run of the chain that a stage belongs to, running unless it ended after the stage began."""
+    """The chain's run of a stage, in state running unless it ended after the stage began."""
     chain = start["chain"].replace("'", "")
     parents = client.search_runs([experiment], f"tags.`{CHAIN}` = '{chain}'", max_results=1)
     parent = parents[0] if parents else client.create_run(experiment, start["time"], {CHAIN: chain}, f"chain {chain}")
-    if (parent.info.end_time or 0) <= start["time"]:  # else a later stage has ended it, and this one is sent late
+    if (parent.info.end_time or 0) <= start["time"]:  # else a later stage has ended it, and this record is late
         client.update_run(parent.info.run_id, status="RUNNING")
     return str(parent.info.run_id)
 
 
 def _experiment(client: MlflowClient, start: dict[str, Any]) -> str:
-    """The id of the experiment: that of MLFLOW_EXPERIMENT_ID, if MLflow has it, else of the name.
+    """The id of the experiment: MLFLOW_EXPERIMENT_ID if it exists, else by name.
 
-    That of the name is of the kind whose runs MLflow's pages show first unless somebody chose another.
+    The named experiment gets the kind whose view shows runs first, unless somebody chose another.
     """
     from mlflow.exceptions import MlflowException
 
@@ -201,7 +200,7 @@ def _experiment(client: MlflowClient, start: dict[str, Any]) -> str:
     if not found:
         return str(client.create_experiment(name, tags={KIND: KIND_OF_TRAINING}))
     kind = found.tags.get(KIND, "")
-    if not kind or "inferred" in kind:  # MLflow's pages write down what they infer, such as no_inferred_type of an empty experiment
+    if not kind or "inferred" in kind:  # MLflow's UI stores what it infers, such as no_inferred_type for an empty experiment
         client.set_experiment_tag(found.experiment_id, KIND, KIND_OF_TRAINING)
     return str(found.experiment_id)
 
@@ -227,9 +226,9 @@ def _upload(client: MlflowClient, run: str, path: Path, folder: str) -> None:
 
 
 def _register(client: MlflowClient, run: str, model: Path, record: dict[str, Any]) -> None:
-    """Make the model a version, or find the version of this file; what it says of itself and the alias are those of the newest record.
+    """Register the model as a version, or find the version of this file; description and alias follow the newest record.
 
-    A record that is sent late, since MLflow was down, therefore takes nothing from what was published after it was made.
+    So a record sent late, because MLflow was down, does not override what was published after it.
     """
     name, time = record["name"], record["time"]
     tags, description = record["tags"] | {PUBLISHED: str(time)}, record.get("description")
@@ -241,7 +240,7 @@ def _register(client: MlflowClient, run: str, model: Path, record: dict[str, Any
         _upload(client, run, model, "")
         source = f"{client.get_run(run).info.artifact_uri}/{model.name}"
         version = client.create_model_version(name, source, run, tags=tags, description=description)
-    else:  # the same file published again is no new version
+    else:  # publishing the same file again does not create a new version
         version = max(same, key=lambda each: int(each.version))
         if _published(version) <= time:
             for key, value in tags.items():
@@ -261,7 +260,7 @@ def _register(client: MlflowClient, run: str, model: Path, record: dict[str, Any
 
 
 def _ensure_registered_model(client: MlflowClient, name: str, about: str | None) -> None:
-    """A registered model of this name; it is described by `about` unless it has a description."""
+    """Create the registered model if needed, with the description `about` unless it has one."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -274,5 +273,5 @@ def _ensure_registered_model(client: MlflowClient, name: str, about: str | None)
 
 
 def _published(version: ModelVersion) -> int:
-    """When the newest record of a version was made, milliseconds; of one that older code or somebody else registered, its creation."""
+    """Time of a version's newest record, milliseconds; its creation time if registered by older code or by others."""
     return int(version.tags.get(PUBLISHED, version.creation_timestamp))

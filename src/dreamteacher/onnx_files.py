@@ -1,4 +1,4 @@
-"""What the parts of serving agree on about the exported files; reads them without torch."""
+"""The exported ONNX files: names, and reading them without torch."""
 
 from __future__ import annotations
 

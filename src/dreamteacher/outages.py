@@ -1,7 +1,7 @@
-"""Waiting for a service that does not answer: MLflow, a git server, S3.
+"""Retries during outages of MLflow, a git server or S3.
 
-What has its effect outside comes after days of training, and waits out an outage. Only what waiting can mend is waited for: no connection,
-no name, no answer in time, too many requests, an error of the server. A wrong password or address is said at once.
+External effects come after days of training, so they wait for the end of an outage. Only transient errors are retried: no connection, DNS
+failure, timeout, too many requests, server errors. A wrong password or address fails at once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import ParamSpec, TypeVar
 from dreamteacher.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
-MINUTES = "DREAMTEACHER_WAIT_MINUTES"  # environment variable: how long an outage is waited out
+MINUTES = "DREAMTEACHER_WAIT_MINUTES"  # environment variable: maximum wait for the end of an outage
 DEFAULT = 30.0
-FIRST, LONGEST = 10.0, 300.0  # seconds between two tries, which double
+FIRST, LONGEST = 10.0, 300.0  # seconds between attempts, doubling
 
-# As git, DVC and the clients of MLflow, S3 and databases say it; they wrap such errors in many types, so the text counts.
+# Texts of git, DVC and the clients of MLflow, S3 and databases; they wrap such errors in many types, so the text is matched.
 _OUTAGE = re.compile(
     r"connection (was )?(refused|reset|aborted|closed|died|timed out)|closed connection|broken pipe|connectionerror"
     r"|(could ?n[o']t|cannot|unable to) connect|failed to connect to \S+ port|failed to establish"
@@ -44,20 +44,20 @@ T = TypeVar("T")
 
 
 class NoAnswer(UserError):
-    """A service does not answer, which `patient` functions wait out."""
+    """A service does not answer; retried by `patient` functions."""
 
 
 class GivenUp(UserError):
-    """A service did not answer for as long as was waited; what calls this is not to wait once more."""
+    """A service did not answer within the maximum wait; not to be retried again."""
 
 
 def is_outage(text: str) -> bool:
-    """Whether an error's text speaks of what waiting can mend."""
+    """Whether an error's text indicates a transient error."""
     return bool(_OUTAGE.search(text)) and not _FINAL.search(text)
 
 
 def reason(error: BaseException) -> tuple[str, bool]:
-    """Why a client raised `error`, in a line, and whether waiting can mend it. Of outages and databases the first cause tells most."""
+    """The cause of `error` in one line, and whether it is transient. For outages and databases the first cause is the most informative."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -69,13 +69,13 @@ def reason(error: BaseException) -> tuple[str, bool]:
 
 
 def refusal(error: BaseException, text: Callable[[str], str]) -> UserError:
-    """The exception to raise for what a client raised: a NoAnswer if waiting can mend it. `text` makes the message of a reason."""
+    """The exception to raise for a client's error: a NoAnswer if it is transient. `text` makes the message from a reason."""
     why, outage = reason(error)
     return (NoAnswer if outage else UserError)(text(why))
 
 
 def wait_minutes() -> float:
-    """How long an outage is waited out: DREAMTEACHER_WAIT_MINUTES, 30 by default, 0 for not at all.
+    """Maximum wait for the end of an outage: DREAMTEACHER_WAIT_MINUTES, default 30; 0: no retries.
 
     Raises:
         UserError: it is no number from 0 on.
@@ -91,10 +91,10 @@ def wait_minutes() -> float:
 
 
 def patient(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, which may be called again after it broke off, waits while it raises NoAnswer: in ever longer pauses, and says so.
+    """Retry the idempotent `function` while it raises NoAnswer, with exponential backoff and log messages.
 
     Raises:
-        GivenUp: nobody answered for wait_minutes().
+        GivenUp: no answer within wait_minutes().
     """
 
     @functools.wraps(function)

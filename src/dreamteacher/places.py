@@ -1,4 +1,4 @@
-"""Where dvc.yaml of a revision wants the outputs of stages, and copying a run's outputs there without leaving the project."""
+"""Paths of stage outputs in a revision's dvc.yaml, and copying a run's outputs there without leaving the project."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ _CACHED = re.compile(r"/[0-9a-f]{2}/[0-9a-f]{30}$")  # a file in a cache of DVC,
 
 @dataclass(frozen=True)
 class Place:
-    """Where dvc.yaml wants the output of a stage."""
+    """A stage of dvc.yaml and the path of its output."""
 
-    stage: str  # its name, such as finetune@mix-0
-    command: tuple[str, ...]  # what it runs
+    stage: str  # name, such as finetune@mix-0
+    command: tuple[str, ...]  # its command
     out: Path  # relative to the project
 
     @property
     def ours(self) -> bool:
-        """Whether the command is one of `dreamteacher`, which leaves a stage.json."""
+        """Whether the command is a `dreamteacher` stage, which writes a stage.json."""
         return self.command[0] == "dreamteacher"
 
     def mark(self, folder: Path) -> bool:
-        """Make below `folder` what the command makes by `mkdir -p`, `touch` and `cp` of files.
+        """Do what the command does below `folder` with `mkdir -p`, `touch` and `cp` of files.
 
-        False, and nothing is done, if it does more, or copies what is not there.
+        Returns False, without doing anything, if it does more, or copies missing files.
 
-        dvc.yaml is whoever's who may push, so no shell gets its commands where secrets are.
+        Anyone who can push can change dvc.yaml, so its commands must not run in a shell with access to secrets.
         """
         steps = [list(words) for is_and, words in groupby(self.command, lambda word: word == "&&") if not is_and]
         for step in steps:
             possible = step[:2] == ["mkdir", "-p"] or step[0] == "touch" or (step[0] == "cp" and len(step) == 3)
             names = step[2 if step[0] == "mkdir" else 1 :]
-            if step[0] == "cp" and not (folder / step[1]).is_file():  # of a recipe that the run did not have
+            if step[0] == "cp" and not (folder / step[1]).is_file():  # of a recipe that was not in the run
                 return False
             if not possible or not all(re.fullmatch(r"[\w.@=+,/][\w.@=+,/-]*", name) for name in names):
                 return False
@@ -52,20 +52,20 @@ class Place:
         return True
 
     def holds(self, folder: Path) -> bool:
-        """Whether the complete stage output `folder` is what this command makes."""
+        """Whether the complete stage output `folder` was made by this command."""
         record = read_stage(folder)
         name, *options = self.command[1:]
-        if len(options) % 2:  # a flag, which no stage of a run was given
+        if len(options) % 2:  # a flag; stages of a run have none
             return False
         wanted = {key.removeprefix("--"): value for key, value in zip(options[::2], options[1::2], strict=True)}
         return record["stage"] == name and all(str(record["params"].get(key)) == value for key, value in wanted.items())
 
 
 def inside(folder: Path, name: str | Path, what: str) -> Path:
-    """`folder`/`name`, which lies in `folder` when all links are followed, or in a cache of DVC.
+    """`folder`/`name`, after checking that it is in `folder` with all links resolved, or in a DVC cache.
 
     Raises:
-        UserError: it does not; `what` is how a user calls it.
+        UserError: it is not; `what` names it in the message.
     """
     place = folder / name
     led_to = place.resolve()
@@ -76,7 +76,7 @@ def inside(folder: Path, name: str | Path, what: str) -> Path:
 
 
 def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Path]:
-    """Copy each stage output of a run to the place below `folder` that dvc.yaml names; {stage: its place there}.
+    """Copy each stage output of a run to its path of dvc.yaml below `folder`; returns {stage: path}.
 
     Raises:
         UserError: a stage of ours has no output among them, or an output has no place.

@@ -1,4 +1,4 @@
-"""What is found by name: our own modules, and those that installed packages offer as entry points."""
+"""Plugins by name: built-in modules and entry points of installed packages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dreamteacher.errors import UserError, first_line
 
 
 def load_plugin(group: str, name: str, built_in: dict[str, str], noun: str) -> Any:
-    """The module or object that `name` stands for.
+    """The module or object registered as `name`.
 
-    Names stand in files that come from elsewhere, such as task.json, so they lead to installed packages that offer them, and nowhere else.
+    Names come from untrusted files such as task.json, so only built-in ones and entry points of installed packages are loaded.
 
     Args:
-        group: of the entry points of other packages. Our own win, so no package can replace them.
-        built_in: our own: name -> "module" or "module:attribute".
-        noun: what it is called in messages, such as "task".
+        group: entry point group of other packages. Built-in names take precedence, so no package can replace them.
+        built_in: name -> "module" or "module:attribute".
+        noun: the kind of plugin in messages, such as "task".
 
     Raises:
-        UserError: nothing has this name, or what has it cannot be imported.
+        UserError: there is no such name, or it cannot be imported.
     """
     entries = {entry.name: entry for entry in entry_points(group=group)}
     entries |= {own: EntryPoint(own, value, group) for own, value in built_in.items()}

@@ -10,7 +10,7 @@ from dreamteacher.errors import UserError
 
 
 def project_folder() -> Path:
-    """The current directory, or the one it stands for where DVC runs an experiment in a throw-away copy of the project.
+    """The project's folder: the current directory or, if DVC runs an experiment in a temporary copy, the original project.
 
     `dvc exp run --temp` and the workers of `dvc queue` work in a clone below PROJECT/.dvc/tmp, which is deleted afterwards with all that
     DVC does not track; DVC_ROOT names PROJECT.
@@ -24,10 +24,10 @@ def project_folder() -> Path:
 
 
 def refuse_subfolder() -> None:
-    """All of a project is found from its own folder; below it, commands would silently take the default settings and find no record.
+    """Refuse to run in a subfolder of a project, where commands would silently use default settings and find no records.
 
     Raises:
-        UserError: the current directory lies in a project and is none itself.
+        UserError: the current directory is in a project but not its folder.
     """
     here = Path.cwd()
     if (here / "params.yaml").exists():

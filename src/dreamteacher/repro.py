@@ -1,10 +1,9 @@
-"""`dvc repro`, with stages that do not depend on each other side by side.
+"""`dvc repro` with independent stages in parallel.
 
-DVC runs one stage after the other, but it lets other DVC processes work while a stage's command runs. Each stage is therefore given to a
-`dvc repro --single-item` of its own as soon as what it depends on is done.
+DVC runs stages in sequence, but allows other DVC processes while a stage's command runs. So each stage runs in its own
+`dvc repro --single-item` as soon as its dependencies are done.
 
-A stage needs seconds to import torch and the libraries around it. They are imported here, once, and what DVC would start as a command is a
-fork of this process instead.
+A stage needs seconds to import torch and other libraries. They are imported here once, and DVC's commands run as forks of this process.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ from dreamteacher.limits import cores, memory_limit
 from dreamteacher.tracking import is_sent_later, sync
 
 log = logging.getLogger(__name__)
-MEMORY = 2 << 30  # bytes that a stage of the demo may need
-MOST = 4  # stages side by side by default
+MEMORY = 2 << 30  # memory of a stage of the demo, bytes
+MOST = 4  # default maximum of parallel stages
 
 
 def repro(jobs: int | None = None) -> int:
-    """Bring the project in the current directory up to date, up to `jobs` stages at a time; the exit code of the first that failed.
+    """Bring the project in the current directory up to date, with up to `jobs` parallel stages; returns the first failure's exit code.
 
-    `jobs` None: one for each core as far as memory allows, at most 4; one where there is a GPU, which stages would have to share.
+    `jobs` None: one for each core as far as memory allows, at most 4; one with a GPU, which stages would have to share.
     OMP_NUM_THREADS of a stage is, unless it is set, its share of the cores among the stages that run when it starts: on a CPU two
     stages with a thread each are nearly twice as fast as one after the other with two threads, and a stage alone gets all cores.
 
-    When a stage fails, those that run are waited for and no other is started. Ctrl-C and SIGTERM reach all stages, which save and stop.
+    If a stage fails, running stages finish and no other starts. Ctrl-C and SIGTERM reach all stages, which save and stop.
 
     Raises:
         UserError: the current directory is no DVC project, or its dvc.yaml or params.yaml cannot be understood.
@@ -56,7 +55,7 @@ def repro(jobs: int | None = None) -> int:
         return 0
     os.environ.setdefault("DREAMTEACHER_TRACKING", "later")  # MLflow's client takes longer to import than some stages to run
     code = _run(plan, jobs or default_jobs())
-    if is_sent_later() and code < 128:  # not after a signal: then the next call sends
+    if is_sent_later() and code < 128:  # not after a signal: the next call sends them
         try:
             sync()
         except UserError as error:
@@ -72,13 +71,13 @@ def default_jobs() -> int:
 
 
 def _outdated() -> dict[str, set[str]]:
-    """{stage: stages it depends on} of those that have changed or follow from one that has, the longest way to the end first."""
+    """{stage: its dependencies} of all changed stages and their dependents, longest critical path first."""
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
     from dvc.repo.reproduce import plan_repro
     from tqdm import tqdm
 
-    tqdm.monitor_interval = 0  # DVC's progress bars would start a thread, whose locks do not outlive a fork
+    tqdm.monitor_interval = 0  # DVC's progress bars would start a thread, whose locks would break forks
     try:
         with Repo() as repo:
             graph, changed = repo.index.graph, set(repo.status())
@@ -101,7 +100,7 @@ def _outdated() -> dict[str, set[str]]:
 
 
 def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
-    """Run the stages of `plan` in its order, each when those that it depends on are done; the exit code of the first that failed."""
+    """Run the stages of `plan` in order, each once its dependencies are done; returns the first failure's exit code."""
     waiting, done, running = list(plan), set[str](), dict[str, BaseProcess]()
     code, slow = 0, _slow_imports(plan)
 
@@ -148,7 +147,7 @@ def _is_ours(command: str, path: str | None) -> bool:
 def _import(modules: list[str], go_on: Callable[[], bool]) -> None:
     """Import `modules` while `go_on()`."""
     given = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's BLAS keeps the number that it finds; stages share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"  # numpy's BLAS fixes its thread count at import; stages share the cores
     for name in modules:
         if go_on():
             importlib.import_module(name)
@@ -163,7 +162,7 @@ def _reproduce(stage: str, threads: int) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     dvc.stage.run._run = _fork_or(dvc.stage.run._run)
-    for name in ("dvc", "dvc_objects", "dvc_data"):  # its hints after each stage would drown the stages' own lines
+    for name in ("dvc", "dvc_objects", "dvc_data"):  # its hints after each stage would clutter the output
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).propagate = False
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -172,7 +171,7 @@ def _reproduce(stage: str, threads: int) -> None:
 
 
 def _fork_or(run_by_dvc: Callable[..., None]) -> Callable[..., None]:
-    """Instead of `run_by_dvc`, which starts a command in a shell: fork where it is ours and needs no shell."""
+    """Replacement of `run_by_dvc`, which starts a command in a shell: fork if it is one of ours and needs no shell."""
 
     def run(executable: str, command: str, **given: Any) -> None:
         from dvc.stage.exceptions import StageCmdFailedError
@@ -184,7 +183,7 @@ def _fork_or(run_by_dvc: Callable[..., None]) -> Callable[..., None]:
             return
         process = multiprocessing.get_context("fork").Process(target=_run_stage, args=(words, given["cwd"], given["env"]))
         process.start()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as DVC does: the command ends by itself, and then this
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as DVC does: the command ends by itself first
         try:
             process.join()
         finally:
@@ -196,7 +195,7 @@ def _fork_or(run_by_dvc: Callable[..., None]) -> Callable[..., None]:
 
 
 def _run_stage(words: list[str], folder: str, environment: dict[str, str]) -> None:
-    """`dreamteacher WORDS`, as if it had just been started there."""
+    """Run `dreamteacher WORDS` in this fork, like a new process."""
     forks.begin(folder, environment)
     sys.argv = ["dreamteacher", *words]
     command, *_ = entry_points(group="console_scripts", name="dreamteacher")

@@ -1,7 +1,7 @@
-"""A store of finished results, shared by all who name it: `dvc repro` on a laptop and the runs of a cluster, whatever their image.
+"""A shared store of stage results, for `dvc repro` on a laptop and runs on a cluster, whatever their image.
 
-A result is known by what made it: the stage's digest (settings and inputs), the code of this package, and the versions of the packages that
-compute. It lies below the store at STAGE/KEY: `result/`, the stage's output, and `made.json`, which is written last and says by whom.
+The key of a result is the stage's digest (settings and inputs), the code of this package, and the versions of the packages that affect
+results. It is stored at STAGE/KEY: `result/`, the stage's output, and `made.json`, which is written last and names the run that made it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dreamteacher.files import sha256_of, walk
 log = logging.getLogger(__name__)
 MADE = "made.json"
 COMPUTING = ("torch", "torchvision", "timm", "diffusers", "accelerate", "numpy", "onnx", "onnxruntime")  # packages
-# Their effect lies outside, or depends on the machine.
+# Stages with external effects, or that depend on the machine.
 NEVER_TAKEN = {"publish", "gate"}
 _only = False
 
@@ -36,15 +36,15 @@ class NothingToTake(Exception):
 
 
 def store() -> str | None:
-    """The store's address in DREAMTEACHER_RESULTS: a folder, or what fsspec opens, such as s3://bucket/results. None if there is none."""
+    """The store in DREAMTEACHER_RESULTS: a folder or an fsspec URL, such as s3://bucket/results. None if not set."""
     return os.environ.get("DREAMTEACHER_RESULTS") or None
 
 
 def take(stage: str, digest: str, folder: Path) -> str | None:
-    """Copy the result of `digest` into `folder`; who made it and when, or None: the store has no such result or cannot be read.
+    """Copy the result of `digest` to `folder`; returns its run and time, or None if the store has no such result or cannot be read.
 
-    Nothing is taken where DREAMTEACHER_REUSE=false, and by a process among several (torchrun), of which all would have to take it. The
-    caller compares the files with what stage.json records, and calls `forget` if they are damaged.
+    Nothing is reused with DREAMTEACHER_REUSE=false, or in one of several torchrun processes, which would all have to reuse it. The caller
+    checks the files against stage.json, and calls `forget` if they are damaged.
 
     Raises:
         NothingToTake: instead of None, within only_take.
@@ -65,17 +65,17 @@ def take(stage: str, digest: str, folder: Path) -> str | None:
         except FileNotFoundError as error:
             log.warning("%s: the result in %s lacks %s", stage, store(), first_line(error))
             forget(stage, digest)
-        except Exception as error:  # whatever a store's client raises; the stage can be computed
+        except Exception as error:  # any error of the store's client; the stage can be computed instead
             log.warning("%s: nothing is taken from %s (%s)", stage, store(), first_line(error))
     nothing_to_take()
     return None
 
 
 def _read_made(content: bytes) -> dict[str, Any]:
-    """made.json. Whoever may write to the store writes it, so each of its files must lie in the folder of the result.
+    """Read made.json. It is untrusted, so all its files must be in the result's folder.
 
     Raises:
-        UserError: it does not, or is not what `keep` writes.
+        UserError: a file is not, or it was not written by `keep`.
     """
     try:
         made: dict[str, Any] = json.loads(content)
@@ -95,7 +95,7 @@ def nothing_to_take() -> None:
 
 
 def keep(stage: str, digest: str, folder: Path) -> None:
-    """Put the complete stage output `folder` into the store, if there is one that lacks it. A store that cannot be written is a warning."""
+    """Add the complete stage output `folder` to the store, if missing there. If the store cannot be written, log a warning."""
     if not store() or stage in NEVER_TAKEN:
         return
     try:
@@ -123,7 +123,7 @@ def forget(stage: str, digest: str) -> None:
 
 @contextmanager
 def only_take() -> Iterator[None]:
-    """Within, a stage that would have to be computed raises NothingToTake: to find out before several processes are started for it."""
+    """Context in which a stage that is not in the store raises NothingToTake, to check before starting several processes."""
     global _only  # noqa: PLW0603
     _only = True
     try:
@@ -143,14 +143,14 @@ def _open(stage: str, digest: str) -> tuple[Any, str]:
 
 @cache
 def code_digest() -> str:
-    """sha256 (hex) of all files of this package, so that a new image with the same code computes nothing again."""
+    """sha256 (hex) of all files of this package, so that a new image with the same code reuses results."""
     package = Path(__file__).parent
     names = sorted(name for name in walk(package) if "__pycache__" not in name)
     return hashlib.sha256(b"".join(name.encode() + b"\0" + sha256_of(package / name) for name in names)).hexdigest()
 
 
 def _versions() -> dict[str, str]:
-    """Without what only says for which machine a package was built, such as +cpu."""
+    """A version without its build variant, such as +cpu."""
     found = {}
     for package in COMPUTING:
         try:

@@ -1,7 +1,7 @@
-"""What surrounds every stage: whole outputs or none, a record of what made them, and a place to resume from.
+"""The frame of every stage: atomic outputs, a record of their origin, and checkpoints to resume from.
 
-A folder that bears `stage.json` is complete: the file is written last into a temporary sibling that is then renamed. It has the sha256
-of every file, itself included, with which whatever is read is compared.
+A folder with a `stage.json` is complete: the file is written last to a temporary sibling, which is then renamed. It has the sha256 of every
+file, including itself; files are checked against it when read.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from dreamteacher.tracking import Tracker, open_tracker
 
 log = logging.getLogger(__name__)
 RECORD = "stage.json"
-LOG = "log.jsonl"  # what training.loop writes beside its checkpoints
-# Settings that change how a stage runs or what it reports on the way, and not its result. With other values of them a stopped run is
-# resumed and a finished one is not repeated.
+LOG = "log.jsonl"  # log of training.loop, beside its checkpoints
+# Settings that affect how a stage runs or what it logs, but not its result. If only they change, a stopped run is resumed and a finished
+# one is not repeated.
 PASSED_OVER = {"workers", "checkpoint_every", "log_every", "sample_every", "monitor_every"}
 KEYS = {"stage", "version", "digest", "params", "inputs", "versions", "files", "metrics"}  # of stage.json, besides its own sha256
-ZEROS = "0" * 64  # stand in stage.json for its sha256 while that is computed
+ZEROS = "0" * 64  # placeholder for stage.json's own sha256 while that is computed
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "diffusers", "accelerate", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
 
 
@@ -57,20 +57,20 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """The name with what tells stages of one chain apart: "finetune scratch 0"."""
+        """The name with the parameters that distinguish stages of a chain: "finetune scratch 0"."""
         return _title(self.name, self.params)
 
 
 @contextmanager
 def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], out: Path, overwrite: bool = False) -> Iterator[Stage]:
-    """Open a stage whose outputs appear in `out` all at once when the body ends, and not at all when it fails.
+    """Open a stage whose output `out` appears atomically when the body ends, and not at all if it fails.
 
-    `params` (sections of settings) is all that may change the result besides `inputs`; without PASSED_OVER both make up the digest by
-    which a finished `out` and left checkpoints are recognised. When `out` is complete with this digest, or the store of results has it
-    (see `results`), and `overwrite` is not set, `done` is true, `metrics` are those on record, and the body has nothing to do. `metrics`
-    must not depend on the clock: they are part of `stage.json`, which is the same bytes whenever params, inputs and package versions are.
+    Only `params` (sections of settings) and `inputs` may affect the result; without PASSED_OVER they form the digest that identifies a
+    finished `out` and checkpoints. If `out` is complete with this digest, or the store of results has it (see `results`), and `overwrite`
+    is not set, `done` is true, `metrics` are the recorded ones, and the body has nothing to do. `metrics` must not depend on time: they
+    are part of `stage.json`, whose bytes depend only on params, inputs and package versions.
 
-    Under torchrun (RANK > 0) nothing is written or tracked here; rank 0 does it for all.
+    Under torchrun only rank 0 writes and tracks.
 
     Raises:
         UserError: an input is missing, incomplete or damaged, `out` holds an input or something else or is damaged, another process is
@@ -114,7 +114,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
 
 
 def _refuse_to_replace(out: Path, inputs: dict[str, Path]) -> None:
-    """`out` is replaced as a whole, and what lies in it is lost."""
+    """Refuse to replace an `out` that contains an input, or other content that would be lost."""
     place = out.resolve()
     for path in inputs.values():
         if place in (path.resolve(), *path.resolve().parents):
@@ -126,7 +126,7 @@ def _title(name: str, params: dict[str, Any]) -> str:
 
 
 def _take(stage: Stage, digest: str) -> str | None:
-    """Take the result from the store of results; who made it, or None where it has none that is whole."""
+    """Reuse the result from the store of results; returns its origin, or None if there is no intact one."""
     try:
         made = results.take(stage.name, digest, stage.tmp)
         if made:
@@ -144,7 +144,7 @@ def _take(stage: Stage, digest: str) -> str | None:
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
-    """The `stage.json` of a complete stage output, all of whose files have the content that it records (see `integrity`).
+    """The `stage.json` of a complete stage output, after checking all its files (see `integrity`).
 
     Raises:
         UserError: the folder is missing, has no `stage.json`, lacks a file that its `stage.json` names, or one of them is damaged.
@@ -166,7 +166,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
             raise ValueError(f"no {min(missing)}")
         if unknown := set(record) - KEYS - {"sha256"}:
             raise ValueError(f"unknown {min(unknown)!r}")
-        # Earlier revisions wrote none of its own.
+        # Earlier revisions did not write its own sha256.
         if "sha256" in record and _sha256(text.replace(record["sha256"], ZEROS).encode()) != record["sha256"]:
             raise ValueError("its sha256 is not the recorded one")
     except FileNotFoundError:
@@ -178,7 +178,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _maker(place: Path) -> str | None:
-    """The command whose output lies at `place`, or is the folder around it, by the end of its default place; None: no command's."""
+    """The command whose default output path matches the end of `place` or its parent; None: no command's."""
     # A seed is a number, so that files in artifacts/backbones/RECIPE are not taken for folders of seeds.
     ends = {
         re.sub(r"\{.*?\}", "*", command.out.partition("/")[2].replace("{seed}", "[0-9]*")): name
@@ -235,7 +235,7 @@ def _is_complete(out: Path, digest: str) -> bool:
 
 
 def _remove(checkpoints: Path) -> None:
-    """Rename, then delete, so that waiting processes see it gone; log and time stay. NFS keeps it, empty, while the lock is open."""
+    """Rename, then delete, so that waiting processes see it gone; keeps log and duration. NFS keeps it, empty, while the lock is open."""
     if (checkpoints / LOG).exists():
         (checkpoints / LOG).replace(checkpoints.with_suffix(".jsonl"))
     clock.keep(checkpoints)
@@ -246,7 +246,7 @@ def _remove(checkpoints: Path) -> None:
 
 
 def _tags(inputs: dict[str, Path], digests: dict[str, str]) -> dict[str, str]:
-    """What the tracked run says of its inputs; the data set is known by the hash that ingest gave it."""
+    """Tags of the tracked run about its inputs; the data set is identified by the hash of ingest."""
     tags = {f"dreamteacher.input.{key}": digest for key, digest in digests.items()}
     description = inputs["data"] / "dataset.json" if "data" in inputs else None
     if description and description.is_file():

@@ -1,4 +1,4 @@
-"""The commands that run a stage: their options, and what these mean for its inputs, outputs and settings."""
+"""The commands that run a stage: their options, and how these determine its inputs, outputs and settings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dreamteacher.graph import STAGES, TOOLS, StageCommand
 
 
 def add_stage_options(command: argparse.ArgumentParser, stage: StageCommand) -> None:
-    """Give a parser the options of a stage, beside those of settings."""
+    """Add the options of a stage to a parser."""
     for option, setting in stage.named.items():
-        command.add_argument(f"--{option}", metavar="NAME", help=f"one of {setting} of the settings; default: the only one")
+        command.add_argument(f"--{option}", metavar="NAME", help=f"one of {setting} in the settings; default: the only one")
     for option, setting in stage.settings.items():
         command.add_argument(f"--{option}", metavar="NUMBER", help=f"short for --set {setting}=NUMBER")
     if stage.seed:
-        command.add_argument("--seed", type=_seed, default=0, help="draws the few labels and the random weights (default: 0)")
+        command.add_argument("--seed", type=_seed, default=0, help="seed of the few labels and the random weights (default: 0)")
     for option, text in stage.optional.items():
         command.add_argument(f"--{option}", metavar="PATH", help=text)
     for option, default in {**stage.inputs, "out": stage.out}.items():
         command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
-    command.add_argument("--overwrite", action="store_true", help="replace what --out holds")
-    command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # of a pipeline's step: settings.file.read_sections
+    command.add_argument("--overwrite", action="store_true", help="replace the content of --out")
+    command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # used by pipeline steps: settings.file.read_sections
 
 
 def _seed(text: str) -> int:
@@ -36,7 +36,7 @@ def _seed(text: str) -> int:
 
 
 def run_stage(options: argparse.Namespace) -> int:
-    """Run the stage that `options.command` names with the settings and places of its options, print its metrics, and return 0."""
+    """Run the stage `options.command` with the settings and paths of its options, print its metrics, and return 0."""
     from dreamteacher.settings.file import load_params, read_sections
 
     command = (STAGES | TOOLS)[options.command]
@@ -63,7 +63,7 @@ def run_stage(options: argparse.Namespace) -> int:
     if options.command == "finetune":
         inputs["backbone"] = inputs["backbone"] or _pretrained(params, **names)
     out = place("out", command.out)
-    gc.disable()  # imports leave no garbage, and collecting it takes a tenth of their time
+    gc.disable()  # imports leave no garbage, and collection takes a tenth of their time
     run = import_module(f"dreamteacher.stages.{options.command.replace('-', '_')}").run
     gc.enable()
     metrics = run(params, **inputs, **names, out=out, overwrite=options.overwrite)
@@ -75,10 +75,10 @@ def run_stage(options: argparse.Namespace) -> int:
 
 
 def _only(name: str, setting: str, params: Any) -> str:
-    """What an option that is left out means: the only name that `setting` holds.
+    """The default of an option: the only name in `setting`.
 
     Raises:
-        UserError: it holds several, or none.
+        UserError: there are several, or none.
     """
     group, _, key = setting.partition(".")
     names = list(getattr(getattr(params, group), key) if key else getattr(params, group))
@@ -88,7 +88,7 @@ def _only(name: str, setting: str, params: Any) -> str:
 
 
 def _resolve(params: Any, stage: str, names: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-    """The settings of the teacher, recipe or initialisation that a stage is for, and what places may name of the recipe."""
+    """The settings of the stage's teacher, recipe or initialisation, and the recipe's values for path templates."""
     from dreamteacher.settings import recipes
 
     if "name" in names:
@@ -105,6 +105,6 @@ def _resolve(params: Any, stage: str, names: dict[str, Any]) -> tuple[Any, dict[
 
 
 def _pretrained(params: Any, init: str, seed: int) -> Path | None:
-    """Where the backbone that fine-tuning from `init` starts from lies by default; None: it starts from none of ours."""
+    """Default path of the backbone of initialisation `init`; None if it is not one of ours (scratch, imagenet)."""
     folder = Path("artifacts/backbones") / init
     return folder / str(seed) if init in params.label_recipes else folder if init in params.recipes else None

@@ -1,4 +1,4 @@
-"""What a step leaves for those who watch a run: the first line of its log, and what it did outside of the run."""
+"""Information for people who watch a run: the first line of a step's log, and its external effects."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dreamteacher.errors import first_line
 from dreamteacher.files import replace_file
 
 log = logging.getLogger(__name__)
-EFFECTS = ".effects"  # on the volume of runs, beside the runs' own folders, which their last steps remove
+EFFECTS = ".effects"  # on the volume of runs, beside the runs' folders, which their last steps remove
 
 
 def announce(title: str, settings: dict[str, Any]) -> None:
-    """Log the first line of a stage, which is found below the many of KFP's own: what is run, by which version, with which settings, where.
+    """Log the first line of a stage, to find it below KFP's own lines: command, version, settings digest, device.
 
-    In a terminal, where the user has just typed it, and on all but the first process (RANK) nothing is logged.
+    Nothing is logged in a terminal, or in other than the first process (RANK).
     """
     if sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         return
@@ -41,7 +41,7 @@ def _version() -> str:
 
 
 def device() -> str:
-    """The GPUs that this process may use; "cpu" where it has none, or the stage does not compute with torch."""
+    """The GPUs visible to this process; "cpu" if there are none, or the stage does not use torch."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return "cpu"
@@ -51,9 +51,9 @@ def device() -> str:
 
 @contextmanager
 def effect(step: str) -> Iterator[dict[str, Any]]:
-    """Record for `finish` what `step` does outside of the run: that it began, and, when the body ends, what was done or why not.
+    """Record the external effects of `step` for `finish`: that it began and, when the body ends, what was done or why not.
 
-    The body fills the dictionary that it gets with what it did. Where there is no volume of runs, nothing is recorded.
+    The body adds what it did to the yielded dictionary. Without a volume of runs, nothing is recorded.
     """
     done: dict[str, Any] = {}
     _record(step, {"began": datetime.now(UTC).isoformat(" ", "minutes")})
@@ -66,7 +66,7 @@ def effect(step: str) -> Iterator[dict[str, Any]]:
 
 
 def effects(pipeline: str) -> dict[str, str]:
-    """{step: "done: ...", "not done: ..." or "not started"} of a run whose steps have ended; empty where there is no volume of runs.
+    """{step: "done: ...", "not done: ..." or "not started"} of a run whose steps have ended; empty without a volume of runs.
 
     `pipeline` is pretrain or retrain.
     """

@@ -1,6 +1,6 @@
-"""What a stage tells MLflow. Every record is first appended to a journal on disk, from which it is sent in batches.
+"""Tracking of stages in MLflow. Every record is first appended to a journal on disk, and sent from there in batches.
 
-A server that is down therefore costs no record and stops no stage: the journal stays until `dreamteacher sync` sends it.
+So if the server is down, no record is lost and no stage stops: the journal stays until `dreamteacher sync` sends it.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ UNSENT = Path(".dreamteacher/unsent")  # below the project's folder
 RECORDS = "records.jsonl"
 SEND_EVERY = 10.0  # seconds
 LATER = 60.0  # seconds; see is_sent_later
-CHAIN = ("DREAMTEACHER_CHAIN", "DVC_EXP_NAME", "DREAMTEACHER_RUN")  # environment variables, of which the first that is set names it
-# Environment variables by which a step's process knows its run: those that KFP's MLflow plugin sets beside the address, and ours.
+CHAIN = ("DREAMTEACHER_CHAIN", "DVC_EXP_NAME", "DREAMTEACHER_RUN")  # environment variables that name the run; the first one set is used
+# Environment variables that name the run of a step's process: KFP's MLflow plugin's, and ours.
 OF_THE_RUN = ("KFP_MLFLOW_CONFIG", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_WORKSPACE", "MLFLOW_TRACKING_AUTH", "DREAMTEACHER_RUN")
 
 
 class Tracker:
-    """What a stage tells about itself. Without a journal it keeps nothing: tracking off, or a process that is not the first."""
+    """Records of a stage. Without a journal it records nothing: tracking is off, or this is not the first process."""
 
     def __init__(self, journal: Path | None = None):
         self._journal = journal
-        # A short stage sends once, at its end: importing mlflow takes seconds.
+        # A short stage sends only once, at its end, since importing mlflow takes seconds.
         self._next_send = time.monotonic() + (LATER if is_sent_later() else SEND_EVERY)
         self._sends = False
         self._warned = False
 
     def metrics(self, values: dict[str, float], step: int | None = None) -> None:
-        """Record figures, with the optimiser step they belong to if there is one."""
+        """Record metrics, optionally with their optimiser step."""
         self._record(do="metrics", values={_key(name): float(value) for name, value in values.items()}, step=step or 0)
         if time.monotonic() >= self._next_send:
             self._send()
 
     def tags(self, values: dict[str, str]) -> None:
-        """Record words about the run."""
+        """Record tags of the run."""
         self._record(do="tags", values={_key(name): str(value) for name, value in values.items()})
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Record a small file, or all of a small folder (plots, sample grids, stage.json), below `folder` of the run's artifacts."""
+        """Record a small file or folder (plots, sample grids, stage.json) as artifacts below `folder`."""
         if self._journal:
             self._record(do="artifact", file=self._keep(path), folder=folder)
 
     def register(self, model: Path, name: str, *, alias: str, tags: dict[str, str], description: str = "", about: str = "") -> None:
-        """Record an MLflow model folder (as `mlflow.onnx.save_model` writes it) as a new version of `name` that bears `alias`.
+        """Record an MLflow model folder (as `mlflow.onnx.save_model` writes it) as a new version of `name` with `alias`.
 
-        `description` (Markdown) is the version's; `about` that of the registered model, if it has none.
+        `description` (Markdown) describes the version; `about` the registered model, if it has no description.
         """
         if self._journal:
             named = {_key(key): value for key, value in tags.items()}
@@ -76,7 +76,7 @@ class Tracker:
             append_line(self._journal / RECORDS, json.dumps(record | {"time": _now()}))
 
     def _keep(self, path: Path) -> str:
-        """Copy `path` into the journal, since stages rename and remove what they wrote."""
+        """Copy `path` into the journal, since stages rename and remove their files."""
         assert self._journal
         place = self._journal / "files" / str(len(list(self._journal.glob("files/*"))))
         place.mkdir(parents=True)
@@ -84,7 +84,7 @@ class Tracker:
         return str((place / path.name).relative_to(self._journal))
 
     def _send(self) -> None:
-        """Send what is new. Whatever MLflow's client raises must not stop a stage that has worked for hours."""
+        """Send new records. Errors of MLflow's client must not stop a stage that has run for hours."""
         if not self._journal:
             return
         self._sends = True
@@ -100,7 +100,7 @@ class Tracker:
                 )
             self._warned = True
         now = time.monotonic()
-        self._next_send = now + max(SEND_EVERY, 20 * (now - begin))  # a slow server may cost at most 5 % of the time
+        self._next_send = now + max(SEND_EVERY, 20 * (now - begin))  # sending may take at most 5 % of the time
 
     def _close(self, status: str) -> None:
         self._record(do="end", status=status)
@@ -112,29 +112,29 @@ class Tracker:
 
 
 def is_on() -> bool:
-    """Whether stages tell MLflow anything: not with DREAMTEACHER_TRACKING=off."""
+    """Whether tracking is on: not with DREAMTEACHER_TRACKING=off."""
     return os.environ.get("DREAMTEACHER_TRACKING") != "off"
 
 
 def is_sent_later() -> bool:
-    """Whether somebody else calls `sync` when all stages are done (DREAMTEACHER_TRACKING=later), once instead of each stage for itself.
+    """Whether `sync` is called once after all stages (DREAMTEACHER_TRACKING=later), instead of in each stage.
 
-    A stage that takes longer than LATER sends by itself all the same, so that its curves can be watched.
+    A stage that takes longer than LATER sends anyway, so that its curves can be watched.
     """
     return os.environ.get("DREAMTEACHER_TRACKING") == "later"
 
 
 @contextmanager
 def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memory: Path | None = None) -> Iterator[Tracker]:
-    """Track one stage as an MLflow run: the one that MLFLOW_RUN_ID names, or a child of the chain's run.
+    """Track one stage as an MLflow run: the run MLFLOW_RUN_ID, or a child of the chain's run.
 
-    KFP's MLflow plugin names the run that it made for the step, and itself writes the step's parameters and figures into it. It writes
-    parameters as JSON, so in that run ours are JSON too: MLflow takes no second value of a parameter. Where the plugin names only the
-    pipeline's run, that is the chain's.
+    KFP's MLflow plugin creates a run for the step and logs the step's parameters and metrics to it. It logs parameters as JSON, so in that
+    run ours are JSON too, because MLflow does not allow a second value of a parameter. If the plugin names only the pipeline's run, that is
+    the chain's run.
 
-    MLflow sees the run with the first figures after SEND_EVERY, or when it ends. `memory` is a file beside the checkpoints, by which a
-    stage that was killed finds its run again. The run ends as FINISHED, FAILED (an exception) or KILLED (a signal).
-    DREAMTEACHER_TRACKING=off gives a tracker that keeps nothing; for `later` see is_sent_later.
+    The run appears in MLflow with the first metrics after SEND_EVERY, or when it ends. `memory` is a file beside the checkpoints, from
+    which a killed stage finds its run again. The run ends as FINISHED, FAILED (an exception) or KILLED (a signal). With
+    DREAMTEACHER_TRACKING=off the tracker records nothing; for `later` see is_sent_later.
     """
     if not is_on():
         yield Tracker()
@@ -143,7 +143,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
     unsent = project_folder() / UNSENT
     journal = unsent / known.get("journal", "")
     if not (known and (journal / RECORDS).exists()):
-        # in containers every process may have the same number
+        # in containers every process may have the same pid
         journal = unsent / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{os.getpid()}"
         journal.mkdir(parents=True)
     _drop_torn_line(journal)
@@ -186,7 +186,7 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
 
 
 def _kfp() -> dict[str, Any]:
-    """What KFP's MLflow plugin says in KFP_MLFLOW_CONFIG: endpoint, experimentId, parentRunId (the pipeline's run); empty without it."""
+    """KFP_MLFLOW_CONFIG of KFP's MLflow plugin: endpoint, experimentId, parentRunId (the pipeline's run); empty without the plugin."""
     try:
         config = json.loads(os.environ.get("KFP_MLFLOW_CONFIG") or "{}")
     except ValueError:
@@ -195,19 +195,19 @@ def _kfp() -> dict[str, Any]:
 
 
 def sync() -> list[str]:
-    """Send the journals that no running stage is writing; returns the names of those sent, which are gone from disk.
+    """Send the journals of all stages that are not running; returns the names of those sent, which are deleted.
 
-    A journal without an end is that of a stage killed outright; its run ends as KILLED.
+    A journal without an end belongs to a stage killed by SIGKILL; its run ends as KILLED.
 
     Raises:
-        UserError: MLflow does not take some of them, which stay; the others are sent. A NoAnswer, if the first would be sent later.
+        UserError: MLflow refused some, which are kept; the others are sent. A NoAnswer if the first would have to be retried.
     """
     sent, failed = list[str](), dict[str, Exception]()
     for journal in sorted(path.parent for path in (project_folder() / UNSENT).glob(f"*/{RECORDS}")):
         try:
             with _held(journal):
                 _drop_torn_line(journal)
-                if records := _records(journal):  # none: killed before the first was whole
+                if records := _records(journal):  # empty: killed before the first record was complete
                     if records[-1]["do"] != "end":
                         Tracker(journal)._record(do="end", status="KILLED")
                     _send(journal)
@@ -224,14 +224,14 @@ def sync() -> list[str]:
 
 
 def _send(journal: Path) -> None:
-    """Replay what the cursor has not passed; the cursor moves with every batch, so that nothing is sent twice."""
+    """Send the records after the cursor, which moves with every batch, so that nothing is sent twice."""
     cursor_file = journal / "cursor.json"
     nothing: dict[str, Any] = {"sent": 0, "run": None, "logged": {}}
     cursor = nothing | read_note(cursor_file)
     records = _records(journal)
     with _first_alone():
         client = client_of(_place_of(journal))
-    if cursor["run"] and not has_run(client, cursor["run"]):  # another server than before, which has none of it
+    if cursor["run"] and not has_run(client, cursor["run"]):  # another server than before, which has no records yet
         cursor = nothing
     while unsent := records[cursor["sent"] :]:
         record = unsent[0]
@@ -248,7 +248,7 @@ def _send(journal: Path) -> None:
 
 @contextmanager
 def _held(journal: Path) -> Iterator[None]:
-    """The journal is this process' alone meanwhile. Raises BlockingIOError when another has it."""
+    """Lock the journal for this process. Raises BlockingIOError if another process has it."""
     with (journal / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -256,7 +256,7 @@ def _held(journal: Path) -> Iterator[None]:
 
 @contextmanager
 def _first_alone() -> Iterator[None]:
-    """One process of this folder at a time: two that begin together would both set up MLflow's database, and the chain's run."""
+    """Lock per folder: two processes that start together would both create MLflow's database and the chain's run."""
     with (project_folder() / UNSENT).with_name("lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
@@ -267,7 +267,7 @@ def _records(journal: Path) -> list[dict[str, Any]]:
 
 
 def _place_of(journal: Path) -> str:
-    """Where MLflow is now, else where it was when the journal was begun."""
+    """The configured MLflow URI, else the one recorded in the journal."""
     if "MLFLOW_TRACKING_URI" in os.environ:
         return tracking_uri()
     with (journal / RECORDS).open() as lines:
@@ -279,14 +279,14 @@ def _is_sent(journal: Path) -> bool:
 
 
 def _drop_torn_line(journal: Path) -> None:
-    """A process killed in the middle of a line leaves a half one, to which nothing must be appended."""
+    """Remove the incomplete last line of a killed process, before appending."""
     path = journal / RECORDS
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
         path.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
 def _key(name: str) -> str:
-    """MLflow's names hold letters, digits and _ - . / : space."""
+    """A name valid in MLflow: letters, digits and _ - . / : space."""
     return re.sub(r"[^\w\-./: ]", "_", name)
 
 

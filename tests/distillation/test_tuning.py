@@ -1,4 +1,4 @@
-"""What a teacher's features are worth: shares of features whose make is known, and a read-out that must not see its own pictures."""
+"""Quality of a teacher's features: shares of constructed features, and a probe that must be cross-validated."""
 
 from __future__ import annotations
 

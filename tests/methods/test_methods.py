@@ -215,9 +215,9 @@ def test_both_views_come_from_the_method_s_transform(name: str) -> None:
             "spark",
             "",
             {"resolution": 32},
-            "'spark' hides cells of 32 x 32 pixels, two or more a row; distill.resolution = 32 is not a mult",
+            "'spark' masks cells of 32 x 32 pixels, at least two per row; distill.resolution = 32 is not a mult",
         ),
-        ("moco", "", {"queue": 0}, "queue = 0 leaves moco nothing to compare with; raise it, or take simclr"),
+        ("moco", "", {"queue": 0}, "queue = 0 leaves moco without negatives; raise it, or use simclr"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(name: str, backbone: str, settings: dict[str, int], said: str) -> None:
@@ -227,7 +227,7 @@ def test_what_cannot_be_is_refused_in_one_line(name: str, backbone: str, setting
 
 def test_one_picture_at_once_is_refused_where_the_projector_has_batch_normalisation(tmp_path: Path) -> None:
     """With a backbone that has none."""
-    with pytest.raises(UserError, match="batch normalisation needs two pictures at once; raise batch_size or lower accumulate"):
+    with pytest.raises(UserError, match="batch normalisation needs at least two pictures; raise batch_size or lower accumulate"):
         learn("simclr", tmp_path, backbone="test_convnext", batch_size=2, accumulate=2)
 
 

@@ -166,7 +166,7 @@ def test_what_is_wrong_is_found_and_nothing_else(
     found = lines(text, "wrong", "warn")
     for line, expected in zip(found, FOUND[name], strict=True):
         assert re.match(expected if ".*" in expected or "\\" in expected else re.escape(expected), line), line
-        assert "; to mend it: " in line or "a step's would be" in line
+        assert "; to fix it: " in line or "a step's would be" in line
     assert code == int(any(line.startswith("wrong") for line in found))
     assert sum(question.startswith("POST /api/v1/namespaces/dt/pods") for question in api.asked) >= sum(
         question.startswith("DELETE") for question in api.asked
@@ -191,7 +191,7 @@ def test_the_command_for_retries_keeps_the_rest_of_the_config_map(replay: Callab
     replay("stock retry policy")
     examine(SCENARIO["stock retry policy"])
     (line,) = lines(capsys.readouterr().out, "warn")
-    words = shlex.split(line.partition("to mend it: ")[2])
+    words = shlex.split(line.partition("to fix it: ")[2])
     assert words[:5] == ["kubectl", "patch", "configmap", "workflow-controller-configmap", "-n"]
     new = yaml.safe_load(json.loads(words[words.index("-p") + 1])["data"]["workflowDefaults"])
     assert new["spec"]["ttlStrategy"] == {"secondsAfterCompletion": 3600}
@@ -289,7 +289,7 @@ def test_submit_warns_and_runs_nevertheless(package: Path, replay: Callable[[str
         assert len(server.kept["runs"]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].startswith("warning: claim dreamteacher-runs: not bound: storage class nfs has made no volume")
-    assert errors[1:] == ["warning: so says context x, namespace dt; `python -m pipelines check` says how to mend it"]
+    assert errors[1:] == ["warning: so says context x, namespace dt; `python -m pipelines check` says how to fix it"]
 
 
 def test_submit_says_when_it_cannot_look(package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -44,8 +44,8 @@ def test_the_page_of_the_step_is_that_of_the_run(in_tmp: Path, retraining: bool)
     report.python_func(data=data, evaluation=evaluation, settings=plain, out=out, page=page, **given)
     text = Path(page.path).read_text()
     assert text == (in_tmp / "out/report.html").read_text()
-    assert "Pretraining pays: features gains 10.3 points" in text
-    assert "not of a whole run" not in text
+    assert "Pretraining helps: features gains 10.3 points" in text
+    assert "This run is incomplete" not in text
     assert ("40 pictures are new" in text and "Compared with champion version 3" in text) == retraining
     assert out.metadata["stage"] == "report" and out.metadata["features_gain"] == pytest.approx(0.31 / 3)
 

@@ -63,14 +63,14 @@ def test_the_page_of_a_whole_run_shows_all_of_it(maker: Maker) -> None:
     low, high = ttest_rel(FIGURES["features"], FIGURES["scratch"]).confidence_interval(0.95)
     gain = f"+10.3 points, 95 % interval +{100 * low:.1f} to +{100 * high:.1f}"
     for words in (
-        "Pretraining pays: features gains 10.3 points of mIoU over training from scratch",
+        "Pretraining helps: features gains 10.3 points of mIoU over training from scratch",
         f"features: {gain} (mIoU, 3 paired draws of labels and weights)",
         "1 of 2 pretrained initialisations gain",
         "the interval is not corrected for that choice",
         "A constant prediction (“background” everywhere) scores 45.0",
-        f"linear read-out of features: {gain} over random weights – gain",
+        f"linear probe of features: {gain} over random weights – gain",
         "no gain beyond the spread",
-        "the interpreter of mix reads 54.0 mIoU from the generator, on crops: less than training from scratch reaches, so little",
+        "the interpreter of mix reaches 54.0 mIoU on crops: less than training from scratch, so expect little",
         "43.0 %",  # explained variance, that within pictures, and that of each tap
         "21.0 %",
         "recipe stride 8 stride 16 features 50.0 % 36.0 %",
@@ -79,7 +79,7 @@ def test_the_page_of_a_whole_run_shows_all_of_it(maker: Maker) -> None:
         "of computation on cpu",
     ):
         assert words in page.text, words
-    assert "not of a whole run" not in page.text
+    assert "This run is incomplete" not in page.text
     assert page.tags.count("img") == 5 + 1 + 1  # overlays, maps, samples
     assert page.tags.count("svg") == 2 + 1 + 2 + 1  # results, fine-tuning, pretraining, teacher
 
@@ -107,7 +107,7 @@ def test_a_distillation_that_learnt_nothing_is_said_to_be_one(maker: Maker) -> N
     maker.whole()
     assert "nothing was distilled yet" not in written().text
     maker.recipe(explained=-12.8)
-    assert "What features says of the teacher’s features is worse than their mean" in written().text
+    assert "The regression of the teacher’s features by features is worse than their mean" in written().text
 
 
 def test_the_page_asks_no_server_and_runs_nothing(maker: Maker) -> None:
@@ -166,7 +166,7 @@ def test_a_run_without_labels_ends_with_backbones_and_lacks_nothing(in_tmp: Path
     page = written()
     assert "Pretrained, not compared" in page.text
     assert "The pictures have no labels, so the run ends with pretrained backbones" in page.text
-    assert "not of a whole run" not in page.text
+    assert "This run is incomplete" not in page.text
     assert "43.0 %" in page.text and "Teacher own" in page.text
 
 
@@ -209,7 +209,7 @@ def test_a_recipe_of_a_team_shows_all_teachers_that_there_are(maker: Maker) -> N
 def test_what_is_missing_is_named_with_its_command(maker: Maker) -> None:
     maker.data()
     page = written()
-    assert "This report is not of a whole run." in page.text
+    assert "This run is incomplete." in page.text
     assert "teachers/own is missing: dreamteacher train-teacher --name own" in page.text
     assert "more are missing; dreamteacher repro makes all" in page.text
     assert "No backbone was pretrained" in page.text

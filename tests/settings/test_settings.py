@@ -131,7 +131,7 @@ def test_every_setting_is_described_with_its_values():
     assert words["few_labels"] == "int > 0 or null"
     assert words["distill.workers"] == "int >= 0 or auto"
     assert words["distill.whitening"] == "layernorm, standardize, phi-s"
-    assert words["distill.objectives"] == "table of float >= 0 at least 1"
+    assert words["distill.objectives"] == "table of float >= 0 of length >= 1"
 
 
 def test_documented_table_has_every_setting():

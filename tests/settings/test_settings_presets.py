@@ -1,4 +1,4 @@
-"""What fills settings that no line names: teacher.size and presets."""
+"""Defaults from teacher.size and presets."""
 
 import pytest
 from given_settings import loaded

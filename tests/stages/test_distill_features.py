@@ -132,7 +132,7 @@ def test_what_cannot_be_is_refused_in_one_line(chain: Chain, tmp_path: Path) -> 
         distill_features.run(chain.params.model_copy(update={"distill": other}), **where)
     with pytest.raises(UserError, match=r"no tap at stride 16; it has \[1, 2, 4, 8\]"):
         distill_features.run(chain.params.model_copy(update={"taps": [4, 16]}), **where)
-    with pytest.raises(UserError, match="batch normalisation needs two pictures at once; raise batch_size or lower accumulate"):
+    with pytest.raises(UserError, match="batch normalisation needs at least two pictures; raise batch_size or lower accumulate"):
         distill_features.run(brief_params(chain.source, distill={"accumulate": 4}), **where)
     assert list(tmp_path.iterdir()) == []
 

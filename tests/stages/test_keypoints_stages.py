@@ -199,7 +199,8 @@ def test_flips_of_keypoints_without_their_other_side_are_refused_before_training
     settings: dict[str, Any] = {"ingest": {"task": "keypoints"}, **ONLY}
     params = brief_params(source, **settings)
     ingest.run(params, source=source, out=tmp_path / "data")
-    with pytest.raises(UserError, match=r"keypoint 'left_hand' has no other side .*; rename it, or set finetune.augment to no-flip"):
+    refused = r"keypoint 'left_hand' has no left or right counterpart .*; rename it, or set finetune.augment to no-flip"
+    with pytest.raises(UserError, match=refused):
         finetune.run(params, data=tmp_path / "data", init="scratch", seed=0, out=tmp_path / "model")
     unflipped = brief_params(source, finetune={"augment": "no-flip"}, interpreter={"mirror": False}, **settings)
     finetune.run(unflipped, data=tmp_path / "data", init="scratch", seed=0, out=tmp_path / "model")

@@ -170,7 +170,7 @@ def test_ingest_and_evaluation_say_in_which_unit_depth_is(tmp_path: Path, caplog
             score.update(torch.tensor([[1.2, 3.0]]), torch.tensor([[250.0, 7000.0]]))
             score.compute()
     (record,) = caplog.records
-    assert record.getMessage().startswith("the depth that is measured against is 250 to 7000, half")
+    assert record.getMessage().startswith("the depth labels of the evaluation are 250 to 7000, half")
 
 
 def test_the_middle_of_many_depths_is_known_without_keeping_them() -> None:

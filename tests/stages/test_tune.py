@@ -40,7 +40,7 @@ def test_it_measures_every_tap_at_every_step_and_prints_settings(chain: Chain, t
     params = load_params(None, [f"teacher.T_train={100}", *overrides])
     assert params.distill.T == params.interpreter.T == metrics["T"]
     assert set(params.taps) <= {4, 8}
-    assert "a linear read-out of 6 labelled pictures" in printed
+    assert "a linear probe on 6 labelled pictures" in printed
     assert run(chain, tmp_path / "tune", T=[10, 0, 60]) == metrics  # nothing is measured again
     assert capsys.readouterr().out == printed
 

@@ -119,7 +119,7 @@ def test_the_score_is_that_of_coco() -> None:
 
 
 def test_crops_of_another_size_are_refused() -> None:
-    with pytest.raises(UserError, match=r"multiple of 32 pixels, and finetune.resolution is 100; choose"):
+    with pytest.raises(UserError, match=r"multiple of 32 pixels, and finetune.resolution is 100; set it to a multiple"):
         TASK.crop(100, AUGMENTATIONS["natural"])
 
 

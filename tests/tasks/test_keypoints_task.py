@@ -170,10 +170,10 @@ def test_pck_counts_keypoints_within_a_fifth_of_the_box_of_as_many_objects_as_th
 def test_flips_need_names_that_say_what_they_make_of_a_keypoint(caplog: pytest.LogCaptureFixture) -> None:
     for names in (NAMES, keypoints.COCO):
         TASK.check(names, AUGMENTATIONS["overhead"])
-    with pytest.raises(UserError, match="keypoint 'left' has no other side among left, tip, so nobody knows what it is in a mirrored"):
+    with pytest.raises(UserError, match="keypoint 'left' has no left or right counterpart among left, tip, so it cannot be swapped"):
         TASK.check(["left", "tip"], AUGMENTATIONS["natural"])
     TASK.check(["left", "tip"], AUGMENTATIONS["no-flip"])
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         TASK.check(["1", "2"], AUGMENTATIONS["natural"])
-    assert "all keep theirs in mirrored pictures; if they must not, set finetune.augment to no-flip" in caplog.text
+    assert "so flips swap none; if they must be swapped, rename them, or set finetune.augment to no-flip" in caplog.text

@@ -281,7 +281,7 @@ def test_what_cannot_teach_is_refused_in_one_line_and_nothing_is_written(tmp_pat
     refused("stable_diffusion_1", r"is a UNet2DConditionModel without an autoencoder \(vae\)", forget_the_autoencoder)
     refused("stable_diffusion_1", "has no network that can teach: UNet2DModel, .* can, it has .*AutoencoderKL, PriorTransformer", another)
     refused("dit", "--option class=10 is none of none, and 0 to 9", more=("class=10",))
-    refused("dit", "--option blocks=1,3 are no different numbers from 0 to 2, divided by commas", more=("blocks=1,3",))
+    refused("dit", "--option blocks=1,3 are no different numbers from 0 to 2, separated by commas", more=("blocks=1,3",))
     (tmp_path / "empty").mkdir()
     for name, line in (("empty", r"is no folder with model_index\.json"), ("nothing", "is neither a folder nor a model of a hub")):
         with pytest.raises(UserError, match=line):

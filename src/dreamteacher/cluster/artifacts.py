@@ -1,4 +1,4 @@
-"""Outputs of steps where KFP puts them, under names that say nothing, as folders of stages."""
+"""Outputs of steps, which KFP stores under meaningless names, as stage folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreamteacher.stage import RECORD, read_stage
 
 
 def stage_outputs(*artifacts: Any) -> list[Path]:
-    """The folders of KFP artifacts, single or in lists, that hold the output of a stage.
+    """The folders of KFP artifacts, single or in lists, that contain a stage output.
 
     KFP passes None for an empty list and for an optional artifact that is missing; the teacher `none` has no stage.json.
     """
@@ -25,7 +25,7 @@ def stage_outputs(*artifacts: Any) -> list[Path]:
 def lay_out(*artifacts: Any) -> Iterator[Path]:
     """A folder with the outputs of stages laid out as in `artifacts`: teachers/NAME, finetuned/INIT/SEED, gate, ...; removed afterwards.
 
-    `artifacts` are those of `stage_outputs`.
+    `artifacts`: result of `stage_outputs`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         for output in stage_outputs(*artifacts):

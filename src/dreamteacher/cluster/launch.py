@@ -1,4 +1,4 @@
-"""A stage as a pipeline's step: in its own process, by torchrun on all its GPUs, or on several nodes."""
+"""Run a stage as a pipeline step: in its process, with torchrun on all its GPUs, or on several nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import read_stage
 
-PROCESSES = "DREAMTEACHER_PROCESSES"  # environment variable: processes on this machine, one for each GPU
+PROCESSES = "DREAMTEACHER_PROCESSES"  # environment variable: number of processes on this machine, one per GPU
 
 
 def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **extra: Any) -> dict[str, float]:
@@ -27,14 +27,14 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **extra
         stage: its name on the command line, such as train-teacher.
         params: settings.
         inputs: {name of the stage's argument: folder}.
-        out: folder to make.
+        out: output folder.
         extra: the stage's further arguments (seed, mode, init).
 
     Raises:
-        UserError: whatever the stage says, or that its processes failed.
+        UserError: an error of the stage, or its processes failed.
     """
     folders = {name: Path(place) for name, place in inputs.items()}
-    if {"DREAMTEACHER_RUNS", "DREAMTEACHER_RUN"} <= set(os.environ):  # the run's volume, by which a retried pod resumes
+    if {"DREAMTEACHER_RUNS", "DREAMTEACHER_RUN"} <= set(os.environ):  # the run's volume, from which a retried pod resumes
         os.environ["DREAMTEACHER_CHECKPOINTS"] = f"{os.environ['DREAMTEACHER_RUNS']}/{os.environ['DREAMTEACHER_RUN']}/checkpoints"
     processes = int(os.environ.get(PROCESSES, "1"))
     nodes = settings_of(os.environ)
@@ -57,20 +57,20 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **extra
 
 
 def remove_run_folder() -> str:
-    """Remove the run's folder on the volume, with its checkpoints, as its last step has succeeded; what became of it, "" without a volume.
+    """Remove the run's folder on the volume, with its checkpoints, after the last step; returns a message, "" without a volume.
 
-    The steps that are last do so, and not `finish` alone: Argo does not start it again for a failed run that was retried.
+    All last steps do this, not only `finish`, because Argo does not rerun it after a retry of a failed run.
     """
     volume, run = (os.environ.get(f"DREAMTEACHER_{name}") for name in ("RUNS", "RUN"))
     if not (volume and run):
         return ""
     folder = Path(volume, run)
-    shutil.rmtree(folder, ignore_errors=True)  # the run is as good without it
+    shutil.rmtree(folder, ignore_errors=True)  # not an error of the run
     return f"{folder} {'could not be removed' if folder.exists() else 'is removed'}"
 
 
 def _is_taken(stage: str, params: Params, folders: dict[str, Path], out: Path, extra: dict[str, Any]) -> bool:
-    """Whether the store of results had the output. It is asked here, once, and not by each of the processes."""
+    """Whether the store of results had the output. Checked here once, not in each process."""
     if not results.store():
         return False
     try:

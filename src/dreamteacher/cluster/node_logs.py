@@ -1,4 +1,4 @@
-"""What the log of a TrainJob's node says: which lines are new, and by which error it ended."""
+"""Parsing the log of a TrainJob's node: new lines, and the error that ended it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from datetime import datetime
 from typing import NamedTuple
 
-SHOWN = 30  # lines before the end of a failed node that are shown
-_RANK = re.compile(r"^\[rank(\d+)\]: ?")  # torch begins each line of a process's last traceback with it
-_REPORT = re.compile(r"^E\d{4} \d\d:\d\d:\d\d\.\d+ .*torch/distributed/elastic/.*failed \(exitcode")  # how torchrun's begins
+SHOWN = 30  # last lines of a failed node to show
+_RANK = re.compile(r"^\[rank(\d+)\]: ?")  # torch's prefix of each line of a process's last traceback
+_REPORT = re.compile(r"^E\d{4} \d\d:\d\d:\d\d\.\d+ .*torch/distributed/elastic/.*failed \(exitcode")  # start of torchrun's traceback
 _STOPPING = re.compile(r"^W\d{4} \d\d:\d\d:\d\d\.\d+ .*torch/distributed/elastic/.*closing signal")
 _CONSEQUENCE = re.compile(
     r"another of the processes|closed by peer|reset by peer|Broken pipe|remote process exit|Dist(Backend|Network|Store)Error"
@@ -28,16 +28,16 @@ class Ending(NamedTuple):
     """How a node's process ended."""
 
     error: str  # in one line
-    lines: list[str]  # of the log up to it, without torchrun's own report
-    consequence: bool  # of the end of another node, whose error is the cause
-    final: bool  # the stage itself says what the user must mend, so that a further try would fail alike
+    lines: list[str]  # last lines of the log before it, without torchrun's own report
+    consequence: bool  # caused by the end of another node
+    final: bool  # an error of the stage that the user must fix, so that a retry would fail too
 
 
 def ending(text: str) -> Ending:
-    """How the node that wrote the log `text` ended, by the processes' errors and not by torchrun's traceback, which is last.
+    """How the node with the log `text` ended: the processes' error, not torchrun's traceback, which comes last.
 
-    The cause is the first that is no consequence of another's: the stage's own line (`error: ...`), else a traceback's last line, else the
-    signal that killed a process. Without any of them it is the last line.
+    The root cause is the first error that is not caused by another's: the stage's own line (`error: ...`), else a traceback's last line,
+    else the signal that killed a process, else the last line.
     """
     lines = text.splitlines()
     cut = next((i for i, line in enumerate(lines) if _REPORT.match(line) or _STOPPING.match(line)), len(lines))
@@ -73,24 +73,24 @@ def _raised(lines: list[str]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """A log without the times that begin its lines. Lines without one are the kubelet's words, such as that it has no log."""
+    """A log without the timestamps of its lines. Lines without one come from the kubelet, for example if there is no log."""
     return "\n".join(line[match.end() :] for line in text.splitlines() if (match := _TIME.match(line)))
 
 
 class Position:
-    """How far the log of one pod has been read. Its lines begin with their time, as Kubernetes gives them with `timestamps`."""
+    """Read position in the log of one pod, whose lines begin with a timestamp (Kubernetes' option `timestamps`)."""
 
     def __init__(self) -> None:
         self._last = (0.0, "")
-        self._equal = 0  # lines read that have this time
+        self._equal = 0  # lines read with this timestamp
         self._ended = False  # torchrun's report has begun
 
     def restart(self) -> None:
-        """Another run of the container begins."""
+        """Reset for another run of the container."""
         self._ended = False
 
     def new(self, text: str) -> list[str]:
-        """The lines of `text`, without their times and without torchrun's report, that come after those of earlier calls."""
+        """The new lines of `text`, without timestamps and without torchrun's report."""
         fresh, equal = [], 0
         for line in text.splitlines():
             match = _TIME.match(line)

@@ -1,7 +1,7 @@
-"""The nodes of a TrainJob while it runs: the log of the first, how any of them failed, what keeps any of them from starting.
+"""Watch the nodes of a running TrainJob: the log of the first, how nodes failed, and why nodes cannot start.
 
-The pods are watched rather than listed at intervals: with the runtime that Kubeflow Trainer ships, Kubernetes removes the pods, and their
-logs, within a second of the failure that is one too many.
+Pods are watched rather than polled: with the runtime shipped by Kubeflow Trainer, Kubernetes removes the pods with their logs within a
+second of the final failure.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ log = logging.getLogger(__name__)
 Pod = dict[str, Any]  # as the API has it
 CONTAINER = "node"  # of both runtimes
 INDEX = "batch.kubernetes.io/job-completion-index"
-NO_PROBLEM = {"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"}  # a crash is reported by how it ended
-ADVICE = {  # what the reason or the message has in it -> what to do
+NO_PROBLEM = {"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"}  # crashes are reported by their cause instead
+ADVICE = {  # text in the reason or message -> what to do
     "ErrImagePull": "; check the image's name, and image_pull_secrets in resources.yaml",
     "CreateContainerConfigError": "; make it in this namespace, as docs/cluster.md says",
     "Insufficient": "; it starts as soon as a node of its pool has room",
     "persistentvolumeclaim": "; make the claim in this namespace, as docs/cluster.md says",
     "affinity/selector": "; no node has the label of its pool, see docs/cluster.md",
 }
-REPEATED = 1200.0  # seconds within which controllers and kubelet repeat a warning whose cause is still there
-NO_PODS = 60.0  # seconds without a pod before that is reported
+REPEATED = 1200.0  # seconds within which controllers and kubelet repeat a warning if its cause persists
+NO_PODS = 60.0  # seconds without a pod before a report
 
 
 class NodeWatch:
-    """Watches the pods of one TrainJob and says in the log what they do."""
+    """Watches and logs the pods of one TrainJob."""
 
     def __init__(self, client: ApiClient, name: str, namespace: str, nodes: int, start_min: float, *, attached: bool = False):
-        """`start_min`: minutes for which nodes may be unable to start; 0 is without end. `attached`: the job runs since an earlier try."""
+        """`start_min`: minutes for which nodes may fail to start; 0: no limit. `attached`: the job was created by an earlier attempt."""
         from kubernetes.client import CoreV1Api
         from kubernetes.watch import Watch
 
         self._core, self._watch = CoreV1Api(client), Watch()
         self._name, self._namespace, self._nodes, self._start_min = name, namespace, nodes, start_min
-        self._endings: dict[str, tuple[float, Ending]] = {}  # the last one of each node, and when it was seen
+        self._endings: dict[str, tuple[float, Ending]] = {}  # last pod of each node, and when it was seen
         self._final: tuple[str, Ending] | None = None
         self._handled: set[tuple[str, ...]] = set()
         self._said: set[str] = set()
-        self._positions: dict[str, tuple[Position, float]] = {}  # how far the log of each pod of node 0 is read, and when
+        self._positions: dict[str, tuple[Position, float]] = {}  # read position in the log of each pod of node 0
         self._begun = time.monotonic()
-        self._stuck: float | None = None  # since when nodes cannot start
+        self._stuck: float | None = None  # time since when nodes cannot start
         self._complete = False
         self._first_lines = SHOWN if attached else 1000  # of a log that is read for the first time
 
     def look(self, seconds: float, since: str, *, starting: bool) -> None:
-        """Watch for so many seconds.
+        """Watch for some seconds.
 
         Args:
-            seconds: at least one in fact.
-            since: when the job was created, as the API says it.
+            seconds: duration, at least one.
+            since: creation time of the job in the API.
             starting: whether its pods should start; not if it waits in a queue, or has ended.
 
         Raises:
-            UserError: a node failed by an error that would come again, or nodes could not start for too long.
+            UserError: a node failed with an error that would recur, or nodes could not start for too long.
         """
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
@@ -98,7 +98,7 @@ class NodeWatch:
         time.sleep(max(0.0, end - time.monotonic()))
 
     def summary(self) -> str:
-        """How the nodes failed in the last hour, causes before consequences, in one line."""
+        """How the nodes failed in the last hour, root causes first, in one line."""
         if not self._endings:
             return "its pods were gone before their logs could be read"
         last = max(when for when, _ in self._endings.values())
@@ -110,7 +110,7 @@ class NodeWatch:
         return "; ".join(groups[:3]) + (f"; {len(groups) - 3} more in the log above" if len(groups) > 3 else "")
 
     def _take_endings(self, pod: Pod) -> None:
-        """Say how containers of the pod ended, each once: the one before the last restart, and one that has just ended."""
+        """Log how containers of the pod ended, each once: the one before the last restart, and one that has just ended."""
         status, uid = pod.get("status", {}), pod["metadata"]["uid"]
         disruption = _condition(pod, "DisruptionTarget")
         if disruption.get("status") == "True" and self._is_news(uid, "DisruptionTarget"):
@@ -152,13 +152,13 @@ class NodeWatch:
         if how.final:
             self._final = (node, how)
         if disrupted:
-            return  # which is said already
+            return  # already logged
         shown = how.lines if node != "0" and self._is_news("lines", _without_numbers(how.error)) else []
         text = "".join(f"\n  {line}" for line in shown)
         log.error("node %s failed%s: %s%s", node, f" (exit code {code})" if code else "", how.error, text)
 
     def _follow(self, pod: Pod, previous: bool = False) -> None:
-        """Say what the log of node 0 has that was not said."""
+        """Log the new lines of node 0."""
         uid = pod["metadata"]["uid"]
         position, read = self._positions.get(uid, (Position(), None))
         now = time.monotonic()
@@ -170,7 +170,7 @@ class NodeWatch:
             self._positions[uid] = (position, now)
 
     def _read(self, pod: Pod, previous: bool, **part: Any) -> str:
-        """A part of the log, with times; nothing where there is none (yet, or any more)."""
+        """A part of the log with timestamps; empty if there is none (yet, or any more)."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
@@ -195,10 +195,10 @@ class NodeWatch:
         return str(answer.data.decode("utf-8", "replace"))
 
     def _take_problems(self, newest: dict[str, Pod], since: str) -> None:
-        """Say what keeps nodes from starting; `newest` has the last pod of each node.
+        """Log what keeps nodes from starting; `newest` has the last pod of each node.
 
         Raises:
-            UserError: it has lasted for too long. Waiting for nodes that others use is no such problem, unless some of ours are held idle.
+            UserError: it lasted too long. Waiting for nodes in use by others does not count, unless some of our nodes are held idle.
         """
         problems = [(node, *problem) for node, pod in sorted(newest.items()) for problem in self._problems(pod, since)]
         if len(newest) < self._nodes:
@@ -244,7 +244,7 @@ class NodeWatch:
             for each in waiting
             if each.get("reason", "") not in NO_PROBLEM
         ]
-        if not found and status.get("phase") == "Pending":  # a volume that cannot be mounted is no condition, only an event
+        if not found and status.get("phase") == "Pending":  # a volume that cannot be mounted is reported only as an event
             found = self._events(pod["metadata"]["name"], since, "^Failed(?!Scheduling)")
         return found
 
@@ -264,7 +264,7 @@ class NodeWatch:
         return news
 
     def _say(self, message: str, key: str = "") -> None:
-        """Warn of it once, whatever numbers and names of pods are in it."""
+        """Warn once, ignoring numbers and pod names."""
         key = _without_numbers(re.sub(rf"{re.escape(self._name)}[\w.-]*", "", key or message))
         if key not in self._said:
             self._said.add(key)

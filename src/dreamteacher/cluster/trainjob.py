@@ -1,6 +1,6 @@
-"""Several nodes: a stage runs as a Kubeflow TrainJob (Trainer v2), which the pipeline's step creates, watches and deletes.
+"""Run a stage on several nodes as a Kubeflow TrainJob (Trainer v2), which the pipeline step creates, watches and deletes.
 
-The step itself holds no GPU. What the nodes read and write lies on a volume that the step mounts too.
+The step itself uses no GPU. Inputs and outputs of the nodes are on a volume that the step mounts too.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUN_LABEL = "dreamteacher.io/run"
 RUNTIME = "dreamteacher-torch"  # TrainingRuntime of k8s/multi-node, which survives more preemptions than the shipped one
-SHORTEST = 60  # seconds that a job has at least
-SETTINGS = "DREAMTEACHER_TRAINJOB"  # environment variable that holds Nodes as JSON
+SHORTEST = 60  # minimum time limit of a job, seconds
+SETTINGS = "DREAMTEACHER_TRAINJOB"  # environment variable with Nodes as JSON
 
 
 class Nodes(BaseModel):
-    """What the nodes of a TrainJob are, as the pipeline's resource profile says."""
+    """Nodes of a TrainJob, from the pipeline's resource profile."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,25 +57,23 @@ class Nodes(BaseModel):
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     config_maps: dict[str, dict[str, str]] = Field(default_factory=dict, description="{config map: {key: variable}}")
-    secrets: dict[str, dict[str, str]] = Field(
-        default_factory=dict, description="{secret: {key: variable}}; one that is missing hinders nothing"
-    )
+    secrets: dict[str, dict[str, str]] = Field(default_factory=dict, description="{secret: {key: variable}}; missing secrets are ignored")
     image_pull_secrets: list[str] = Field(default_factory=list, description="names of secrets by which the nodes pull `image`")
     labels: dict[str, str] = Field(default_factory=dict, description="of the TrainJob, such as that of Kueue's queue")
 
 
 def settings_of(environment: Mapping[str, str]) -> Nodes | None:
-    """What the environment says of nodes; None where the stage is to run in the step itself.
+    """Nodes from the environment; None if the stage runs in the step itself.
 
     Raises:
-        UserError: the setting is not understood.
+        UserError: the value is invalid.
     """
     text = environment.get(SETTINGS)
     if not text:
         return None
     try:
         nodes = Nodes.model_validate_json(text)
-        known = {name: environment[name] for name in OF_THE_RUN if name in environment}  # the step's run in MLflow is the nodes' too
+        known = {name: environment[name] for name in OF_THE_RUN if name in environment}  # the nodes log to the step's MLflow run
         return nodes.model_copy(update={"env": nodes.env | known})
     except ValidationError as error:
         problem = error.errors()[0]
@@ -85,10 +83,10 @@ def settings_of(environment: Mapping[str, str]) -> Nodes | None:
 def run_stage(
     nodes: Nodes, stage: str, params: Params, *, inputs: dict[str, Path], out: Path, run_id: str, namespace: str, **extra: str | int
 ) -> None:
-    """Run `dreamteacher STAGE` on the nodes and put its output in `out`.
+    """Run `dreamteacher STAGE` on the nodes and copy its output to `out`.
 
-    `extra` are the stage's further options (seed, mode, init). A step that is retried attaches to the job that its predecessor
-    created, which is left alone when the step is killed; when the job ends it is deleted.
+    `extra` are the stage's further options (seed, mode, init). The job survives if the step is killed, and a retried step attaches to it;
+    when the job ends it is deleted.
 
     Raises:
         UserError: an input is missing, or the job failed (how each node failed is logged), was deleted, cannot be created or cannot start.
@@ -106,7 +104,7 @@ def run_stage(
 
 
 def arguments(stage: str, params: Params, settings: Path, places: Mapping[str, Path], extra: Mapping[str, str | int]) -> list[str]:
-    """What `dreamteacher` is called with to run `stage` in other processes, from its inputs to its output `out`, both in `places`.
+    """The arguments of `dreamteacher` to run `stage` in other processes; `places` has the paths of inputs and `out`.
 
     `params` are written to the file `settings` for them.
     """
@@ -116,18 +114,18 @@ def arguments(stage: str, params: Params, settings: Path, places: Mapping[str, P
 
 
 def name_of(run_id: str, stage: str, params: Params, inputs: Mapping[str, Path], extra: Mapping[str, str | int]) -> str:
-    """The job's name: the same for each try of a step, and another for another step of the run, other settings or other inputs.
+    """The job's name: the same for each attempt of a step, different for other steps, runs, settings or inputs.
 
     Raises:
         UserError: an input is missing or incomplete.
     """
     digests = {key: digest_of(path) for key, path in inputs.items()}
     recorded = json.dumps([run_id, stage, params.model_dump(mode="json"), digests, extra], sort_keys=True)
-    return f"{stage}-{hashlib.sha256(recorded.encode()).hexdigest()[:10]}"  # JobSet appends to it, and a label holds 63 characters
+    return f"{stage}-{hashlib.sha256(recorded.encode()).hexdigest()[:10]}"  # JobSet appends to it, and a label has at most 63 characters
 
 
 def has_own_runtime(client: ApiClient, namespace: str) -> bool:
-    """Whether the namespace has the TrainingRuntime of k8s/multi-node. A role of an earlier version may not ask; that counts as no."""
+    """Whether the namespace has the TrainingRuntime of k8s/multi-node; False if the role (of an earlier version) may not read it."""
     from kubernetes.client import ApiException, CustomObjectsApi
 
     def get() -> Any:
@@ -143,7 +141,7 @@ def has_own_runtime(client: ApiClient, namespace: str) -> bool:
 
 
 def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[str], *, own_runtime: bool = False) -> dict[str, Any]:
-    """The TrainJob that runs `dreamteacher WORDS` in one process for each GPU of each node, as Pod Security `restricted` wants it."""
+    """The TrainJob that runs `dreamteacher WORDS` in one process per GPU of each node, compliant with Pod Security `restricted`."""
     resources = {"cpu": nodes.cpu, "memory": nodes.memory} | ({"nvidia.com/gpu": nodes.gpus} if nodes.gpus else {})
     env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in sorted(nodes.env.items())]
     for kind, sources, more in (("configMapKeyRef", nodes.config_maps, {}), ("secretKeyRef", nodes.secrets, {"optional": True})):
@@ -181,7 +179,7 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[s
             "activeDeadlineSeconds": nodes.timeout,
             "trainer": {
                 "image": nodes.image,
-                "command": ["torchrun"],  # number of nodes and processes, rank and master come by PET_* from the runtime
+                "command": ["torchrun"],  # the runtime sets number of nodes and processes, rank and master in PET_*
                 "args": ["--module", "dreamteacher.cli", *words],
                 "numNodes": nodes.nodes,
                 "numProcPerNode": max(nodes.gpus, 1),
@@ -199,10 +197,10 @@ def manifest(nodes: Nodes, name: str, run_id: str, namespace: str, words: list[s
 
 
 def run(client: ApiClient, job: dict[str, Any], *, begun: float | None = None, start_min: float = 0, poll: float = 10.0) -> None:
-    """Create the job, or attach to it; follow it until it has ended, and delete it.
+    """Create the job or attach to it, watch it until it ends, and delete it.
 
-    The job's time limit counts from `begun` (of time.monotonic, by default now), so that it ends before the step that began then. A job
-    that the step finds failed, or that reaches the limit which an earlier try of the step gave it, is made anew: this try has its own time.
+    The job's time limit counts from `begun` (time.monotonic, default now), so that it ends before the step that began then. A job found
+    failed, or one that reaches the limit set by an earlier attempt, is created again, since this attempt has its own limit.
 
     Raises:
         UserError: it failed, was deleted by another, could not start for `start_min` minutes, or the Kubernetes API refuses.
@@ -215,7 +213,7 @@ def run(client: ApiClient, job: dict[str, Any], *, begun: float | None = None, s
 
     def obtain() -> bool:
         while (is_new := _create(jobs, job, limit)) is None:
-            time.sleep(poll)  # its predecessor of the same name is still being deleted
+            time.sleep(poll)  # the previous job of the same name is still being deleted
         return is_new
 
     is_new, logged = obtain(), ""
@@ -250,7 +248,7 @@ def run(client: ApiClient, job: dict[str, Any], *, begun: float | None = None, s
 
 
 def delete_of_run(client: ApiClient, run_id: str, namespace: str) -> list[str]:
-    """Delete all TrainJobs that a run left, such as those of a step that was stopped for good; their names."""
+    """Delete all remaining TrainJobs of a run, such as those of a terminated step; returns their names."""
     from kubernetes.client import CustomObjectsApi
 
     jobs = CustomObjectsApi(client)
@@ -265,7 +263,7 @@ def delete_of_run(client: ApiClient, run_id: str, namespace: str) -> list[str]:
 
 
 def _share(path: Path, place: Path) -> Path:
-    """Copy an input to the volume, unless an earlier try of the step has."""
+    """Copy an input to the volume, unless an earlier attempt has."""
     if not place.exists():
         temporary = place.with_name(f".{place.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -275,7 +273,7 @@ def _share(path: Path, place: Path) -> Path:
 
 
 def _create(jobs: Any, job: dict[str, Any], limit: float) -> bool | None:
-    """Whether the job is new; None while a former one of its name is being deleted, as one that has failed is here."""
+    """Create the job. True if it is new; None while a previous one of its name is being deleted, as failed ones are here."""
     from kubernetes.client import ApiException
 
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]

@@ -1,4 +1,4 @@
-"""A generator's features beside a student's regression of them, as pictures."""
+"""Pictures of a generator's features next to a student's regression of them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from dreamteacher.training.randomness import StepRandom
 def draw_features(images: ImageSet, shown: list[int], teacher: Path, backbone: Path, device: torch.device) -> list[list[list[Panel]]]:
     """For each picture in `shown` two rows of panels: the generator's features and, below, the student's regression, in the same colours.
 
-    The settings are those of distillation. Pictures are extended by reflection as far as distill.margin, so that all that is shown lies as
-    deep inside as what was distilled. A generator that makes pictures of its own is shown on these.
+    Uses the settings of distillation. Pictures are padded by reflection by distill.margin, so that everything shown is as far from a border
+    as the distilled cells. A generator that cannot encode pictures is shown on its own samples.
 
     Args:
         images: the split of the pictures.
-        shown: indices.
+        shown: indices of the pictures.
         teacher: folder of the generator.
         backbone: output of distill-features.
         device: where both compute.

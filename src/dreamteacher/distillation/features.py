@@ -21,8 +21,8 @@ from dreamteacher.teachers.base import Tap
 def inner_cells(maps: list[Tensor], strides: list[int], margin: int) -> list[Tensor]:
     """Maps `(B, C_l, h_l, w_l)` at `strides` without the ceil(margin / stride) outer cells of each side; `margin` in pixels.
 
-    Convolutions pad with zeros, so near the border of a crop a generator's features show that border; with random crops they also
-    differ from those that the same place has in the middle of another crop.
+    Convolutions pad with zeros, so a generator's features near the border of a crop depend on that border, and differ from the features of
+    the same position inside another crop.
 
     Raises:
         UserError: fewer than two cells would be left in a row or column.
@@ -43,7 +43,7 @@ def inner_cells(maps: list[Tensor], strides: list[int], margin: int) -> list[Ten
 
 @dataclass(frozen=True)
 class FeatureObjective:
-    """What feature distillation minimises: a weighted sum of terms over the regressed maps and the teacher's (Eq 3).
+    """The loss of feature distillation: a weighted sum of terms of the regressed maps and the teacher's (Eq 3).
 
     Attributes:
         whiten: W of Eq 1.
@@ -65,8 +65,8 @@ class FeatureObjective:
             features: the teacher's, one `(B, C_l, h_l, w_l)` a tap, not whitened.
 
         Returns:
-            `loss`, each term by name, and with `at` its floor: what Eq 2 is for a student whose maps equal the whitened ones, as Eq 1
-            asks. Eq 2 compares with the raw ones, so that both cannot be 0 together unless whitening is a mere scale.
+            `loss`, each term by name, and with `at` also `at_floor`: Eq 2 for maps that equal the whitened targets, the minimum of Eq 1.
+            Eq 2 compares with raw features, so both cannot be 0 at once unless whitening is only a scale.
         """
         compared = self._compare(regressed, features)
         terms = {name: get_term(name)(compared) for name in self.weights}
@@ -75,7 +75,7 @@ class FeatureObjective:
         return {"loss": loss, **terms, **floor}
 
     def compared(self, regressed: list[Tensor], features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The inner cells of the regressed maps, and those of the teacher's, whitened: what should be equal."""
+        """The inner cells of the regressed maps and of the teacher's whitened maps, which should be equal."""
         compared = self._compare(regressed, features)
         return compared.regressed, compared.whitened
 
@@ -87,10 +87,10 @@ class FeatureObjective:
 
 
 def feature_objective(settings: Distill, whiten: Whitening, taps: list[Tap]) -> FeatureObjective:
-    """That of the settings `distill`.
+    """The objective of the settings `distill`.
 
     Raises:
-        UserError: it has a term that nobody offers.
+        UserError: a term does not exist.
     """
     for name in settings.objectives:
         get_term(name)
@@ -98,24 +98,24 @@ def feature_objective(settings: Distill, whiten: Whitening, taps: list[Tap]) -> 
 
 
 def student_options(settings: Distill) -> dict[str, bool]:
-    """What the settings `distill` ask of a FeatureRegressor beside its sizes."""
+    """Options of the FeatureRegressor that depend on the settings `distill`."""
     return {"pooled": "global" in settings.objectives, "conditioned": settings.encoding == "stratified"}
 
 
 def create_regressor(backbone: Backbone, taps: list[Tap], student: Student, distill: Distill) -> FeatureRegressor:
-    """`backbone` with the neck of the settings `student`, and the heads of `taps` that the settings `distill` ask for."""
+    """`backbone` with the neck of the settings `student` and heads for `taps` as the settings `distill` require."""
     channels, strides = [tap.channels for tap in taps], [tap.stride for tap in taps]
     return FeatureRegressor(backbone, channels, strides, student.width, student.neck, **student_options(distill))
 
 
 class Quality:
-    """The label-free signal: explained variance of each tap on held-out pictures, batch by batch."""
+    """Accumulates the label-free metric: explained variance of each tap on held-out pictures."""
 
     def __init__(self, taps: list[Tap]):
         self._explained = {f"ev_stride{tap.stride}": ExplainedVariance() for tap in taps}
 
     def update(self, regressed: list[Tensor], whitened: list[Tensor]) -> None:
-        """Take in a batch, one `(B, C_l, h_l, w_l)` a tap."""
+        """Add a batch, one `(B, C_l, h_l, w_l)` per tap."""
         for explained, r, w in zip(self._explained.values(), regressed, whitened, strict=True):
             explained.update(r.float(), w)
 
@@ -128,6 +128,6 @@ class Quality:
 
 
 def embedding_spread(embedding: Tensor) -> float:
-    """Collapse signal: how far pictures' unit embeddings `(B, C)` lie from their mean, in [0, 1]; near 0 all pictures look the same."""
+    """Measure of collapse: spread of the unit embeddings `(B, C)` around their mean, in [0, 1]; near 0 all embeddings are the same."""
     unit = torch.nn.functional.normalize(embedding.float(), dim=1)
     return float((unit - unit.mean(0)).square().sum(1).mean().sqrt())

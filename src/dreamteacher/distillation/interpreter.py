@@ -1,4 +1,4 @@
-"""The feature interpreter: a small decoder on the frozen generator's features that reads labels from them (Sec 3.2, App D.2)."""
+"""The feature interpreter: a small decoder that predicts labels from the frozen generator's features (Sec 3.2, App D.2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FeatureFuse(nn.Module):
 
     def __init__(self, channels: int, width: int, first: bool):
         super().__init__()
-        groups = gcd(max(width // 8, 1), width)  # of eight channels, as are the paper's 32 of 256
+        groups = gcd(max(width // 8, 1), width)  # groups of eight channels, as the paper's 32 groups of 256
         merged = width if first else 2 * width
         self.enter = nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(groups, width), nn.SiLU())
         self.merge = nn.Sequential(
@@ -68,7 +68,7 @@ def save_interpreter(interpreter: FeatureInterpreter, strides: list[int], encodi
 
 
 def load_interpreter(folder: Path) -> tuple[FeatureInterpreter, dict[str, Any]]:
-    """The frozen interpreter of a folder written by `save_interpreter`, with its facts: `strides` and `encoding`.
+    """The frozen interpreter of a folder written by `save_interpreter`, and its metadata: `strides` and `encoding`.
 
     Raises:
         UserError: the folder holds none.
@@ -76,7 +76,7 @@ def load_interpreter(folder: Path) -> tuple[FeatureInterpreter, dict[str, Any]]:
     if not (folder / "interpreter.json").exists():
         raise UserError(f"{folder} is not an interpreter (no interpreter.json); run `dreamteacher train-interpreter` first")
     facts = json.loads((folder / "interpreter.json").read_text())
-    facts.setdefault("encoding", {"T": facts.get("T")})  # as it was written when there was one encoding
+    facts.setdefault("encoding", {"T": facts.get("T")})  # files from when there was only one encoding
     interpreter = FeatureInterpreter(**facts["shape"])
     interpreter.load_state_dict(load_file(folder / "interpreter.safetensors"))
     return cast(FeatureInterpreter, interpreter.eval().requires_grad_(False)), facts

@@ -13,27 +13,27 @@ from dreamteacher.tasks.model import TaskModel
 
 
 class MixStudent(nn.Module):
-    """One backbone, and where the task's head has one, one neck, under that head and the heads of the teacher's taps.
+    """One backbone and (if the task has one) one neck, shared by the task's head and the heads of the teacher's taps.
 
-    Every part is registered once: the averaged weights would otherwise take in the shared ones twice a step.
+    Every module is registered once, because EMA would otherwise update shared weights twice per step.
     """
 
     def __init__(self, task: TaskModel, regressor: FeatureRegressor, regress: bool):
-        """`regress` False: labels alone. In either case the task model takes over the regressor's backbone and neck."""
+        """`regress=False`: label distillation alone. In both cases the task model uses the regressor's backbone and neck."""
         super().__init__()
         self.task = task
         task.backbone = regressor.backbone
         self.heads = regressor.heads if regress else None
         self.pooled = regressor.pooled if regress else None
         self.condition = regressor.condition if regress else None
-        self.neck: Neck | None = None  # of the taps, where the task has none
+        self.neck: Neck | None = None  # the neck of the taps, if the task has none
         if isinstance(task.head, NeckHead):
             task.head.neck = regressor.neck
         elif regress:
             self.neck = regressor.neck
 
     def forward(self, normalized: Tensor, step: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """`(B, 3, H, W)` to the task's logits and what a FeatureRegressor returns (nothing for labels alone); `step` as there."""
+        """`(B, 3, H, W)` to the task's logits and the outputs of a FeatureRegressor (none for labels alone); `step` as there."""
         size = normalized.shape[2:]
         pyramid = self.task.backbone(normalized)
         if isinstance(self.task.head, NeckHead):

@@ -1,4 +1,4 @@
-"""What is minimised (Sec 3.1 and 3.2): whitening, Eq 1 to 3, 5 and 6, and what later work puts beside them. Pure functions of tensors."""
+"""Losses (Sec 3.1 and 3.2): whitening, Eq 1 to 3, 5 and 6, and terms of later work. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SIMILARITY_SIDE = 16  # longest side of the maps whose places are compared with each other
+SIMILARITY_SIDE = 16  # longest side of the maps whose positions are compared with each other
 
 
 def layernorm_whitening(features: Tensor) -> Tensor:
     """W of Eq 1 for one tap `(B, C, h, w)`: zero mean, unit variance over (C, h, w) of each picture.
 
-    The axes are not stated. Over channels alone every pixel would get the same energy, and Eq 1 would forbid the
-    regressor the very map of energies that Eq 2 asks of it.
+    The paper does not give the axes. Over channels alone, every pixel would have the same energy, and Eq 1 would contradict the energy map
+    of Eq 2.
     """
     return F.layer_norm(features, features.shape[1:])
 
 
 def standardize_whitening(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Each channel of `(B, C, h, w)` by the teacher's measured `mean` and `std`, both `(C,)`."""
+    """Standardise each channel of `(B, C, h, w)` by the teacher's measured `mean` and `std`, both `(C,)`."""
     return (features - mean[:, None, None]) / std[:, None, None]
 
 
 def feature_mse(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
-    """Eq 1 of one `(B, C_l, h_l, w_l)` a tap, averaged over taps and, within one, over all elements."""
+    """Eq 1 of one `(B, C_l, h_l, w_l)` per tap, averaged over all elements of a tap and over taps."""
     return torch.stack([F.mse_loss(r, w) for r, w in zip(regressed, whitened, strict=True)]).mean()
 
 
@@ -34,26 +34,26 @@ def attention_map(features: Tensor) -> Tensor:
 
 
 def attention_transfer(regressed: list[Tensor], target: list[Tensor]) -> Tensor:
-    """Eq 2: distance of the attention maps of the regressed and the raw (not whitened) target, averaged over taps and pictures."""
+    """Eq 2: distance of the attention maps of the regressed and the raw (not whitened) features, averaged over taps and pictures."""
     distances = [(attention_map(r) - attention_map(t)).norm(dim=1).mean() for r, t in zip(regressed, target, strict=True)]
     return torch.stack(distances).mean()
 
 
 def cosine_distance(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
-    """1 - cosine of the channel vectors `(C,)` at each place, averaged over places, pictures and taps, in [0, 2]."""
+    """1 - cosine of the channel vectors `(C,)` at each position, averaged over positions, pictures and taps, in [0, 2]."""
     distances = [1 - F.cosine_similarity(r, w, dim=1).mean() for r, w in zip(regressed, whitened, strict=True)]
     return torch.stack(distances).mean()
 
 
 def smooth_l1(regressed: list[Tensor], whitened: list[Tensor]) -> Tensor:
-    """Huber's loss of one `(B, C_l, h_l, w_l)` a tap, quadratic below an error of 1, averaged as `feature_mse`."""
+    """Huber loss of one `(B, C_l, h_l, w_l)` per tap, quadratic below an error of 1, averaged as in `feature_mse`."""
     return torch.stack([F.smooth_l1_loss(r, w) for r, w in zip(regressed, whitened, strict=True)]).mean()
 
 
 def self_similarity(features: Tensor) -> Tensor:
-    """Cosine between the places of each picture: `(B, C, h, w)` to `(B, n, n)`.
+    """Cosine similarities between the positions of each picture: `(B, C, h, w)` to `(B, n, n)`.
 
-    Maps with more places than SIMILARITY_SIDE squared are averaged down to that first, as the matrix grows with the square of n.
+    Maps with more than SIMILARITY_SIDE squared positions are first pooled to that size, as the matrix grows quadratically.
     """
     if max(features.shape[2:]) > SIMILARITY_SIDE:
         height, width = (min(side, SIMILARITY_SIDE) for side in features.shape[2:])
@@ -78,7 +78,7 @@ def soft_label_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, tau
 def soft_label_dice(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """1 - Dice of two soft segmentations, logits `(B, K, H, W)`, averaged over pictures and classes.
 
-    With squares in the denominator, as V-Net has it (Milletari et al. 2016): 0 where both are equal, of soft labels too.
+    With squares in the denominator, as in V-Net (Milletari et al. 2016), so that it is 0 for equal inputs, also for soft labels.
     """
     student, teacher = student_logits.float().softmax(1), teacher_logits.float().softmax(1)
     overlap, total = (student * teacher).sum((2, 3)), (student.square() + teacher.square()).sum((2, 3))
@@ -94,7 +94,7 @@ class ExplainedVariance:
         self._residual_within, self._squares_within = (torch.zeros((), dtype=torch.float64) for _ in range(2))
 
     def update(self, regressed: Tensor, whitened: Tensor) -> None:
-        """Take in a batch, both `(B, C, h, w)`; sums are kept by channel, in float64."""
+        """Add a batch, both `(B, C, h, w)`; sums are kept per channel, in float64."""
         residual = regressed - whitened
         self._count += whitened.numel() // whitened.shape[1]
         self._residual = self._residual + residual.square().sum(dtype=torch.float64).cpu()
@@ -104,14 +104,14 @@ class ExplainedVariance:
         self._squares_within = self._squares_within + _around_own_mean(whitened)
 
     def compute(self) -> float:
-        """Over all pictures taken in: of the variance between pictures and between the places of each."""
+        """Over all pictures so far: of the variance between pictures and between the positions of each."""
         total = (self._squares - self._sum.square() / self._count).sum()
         return float(1 - self._residual / total)
 
     def within(self) -> float | None:
-        """Only of the variance between the places of each picture, which a regressor that merely tells pictures apart does not explain.
+        """Only of the variance within each picture, between positions, which a regressor that only distinguishes pictures cannot explain.
 
-        None where there is none, as in maps of one cell.
+        None if there is none, as in maps of one cell.
         """
         return float(1 - self._residual_within / self._squares_within) if self._squares_within else None
 

@@ -1,4 +1,4 @@
-"""Rotations of channels after which all have the same variance, for the whitening PHI-S (arXiv 2410.01680)."""
+"""Rotations that give all channels the same variance, for PHI-S whitening (arXiv 2410.01680)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 def equalizing_rotation(covariance: Tensor) -> Tensor:
     """An orthogonal R, `(C, C)`, such that all of R covariance R^T's diagonal is the mean eigenvalue.
 
-    H U^T of PHI-S: U the eigenvectors, H a Hadamard matrix divided by sqrt(C), each of whose rows takes the same share of every
-    eigenvector. For a number of channels of which no Hadamard matrix is constructed here, such as 3, `_by_planes`.
+    H U^T of PHI-S: U the eigenvectors, H a Hadamard matrix divided by sqrt(C), each of whose rows has the same share of every eigenvector.
+    If no Hadamard matrix of this order can be constructed here, such as for 3 channels, `_by_planes` is used.
     """
     covariance = covariance.double()
     mixing = hadamard(len(covariance))
@@ -20,15 +20,15 @@ def equalizing_rotation(covariance: Tensor) -> Tensor:
         return _by_planes(covariance)
     directions = torch.linalg.eigh(covariance).eigenvectors
     largest = directions.abs().argmax(0)
-    directions = directions * directions[largest, torch.arange(len(directions))].sign()  # eigh leaves the signs open
+    directions = directions * directions[largest, torch.arange(len(directions))].sign()  # eigh does not determine the signs
     return mixing @ directions.T / math.sqrt(len(covariance))
 
 
 def hadamard(order: int) -> Tensor | None:
-    """A matrix of 1 and -1, `(order, order)`, with orthogonal rows: float64; None where neither construction has one.
+    """A matrix of 1 and -1, `(order, order)`, with orthogonal rows: float64; None if neither construction gives one.
 
-    Sylvester's doubling of 1 or of Paley's first construction, of order q + 1 for a prime q = 3 mod 4: together they have all powers of
-    two, and the 48, 96, 192, 320, 384, 640, 768, 1152 and 1280 of common networks.
+    Sylvester's doubling of 1 or of Paley's first construction (order q + 1 for a prime q = 3 mod 4). Together they cover all powers of two,
+    and the 48, 96, 192, 320, 384, 640, 768, 1152 and 1280 channels of common networks.
     """
     if order == 1:
         return torch.ones(1, 1, dtype=torch.float64)
@@ -55,7 +55,7 @@ def _is_prime(number: int) -> bool:
 
 
 def _by_planes(covariance: Tensor) -> Tensor:
-    """As `equalizing_rotation`: C - 1 rotations, each in the plane of the loudest and the faintest channel, make one of them average."""
+    """As `equalizing_rotation`, by C - 1 plane rotations: each gives one of the channels with largest and smallest variance the mean."""
     rotated, rotation = covariance.clone(), torch.eye(len(covariance), dtype=covariance.dtype)
     mean = covariance.trace() / len(covariance)
     left = list(range(len(covariance)))

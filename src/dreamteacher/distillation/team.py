@@ -1,4 +1,4 @@
-"""Several teachers of one student: a head for each, targets in balance, and now and then without some of them."""
+"""Several teachers of one student: heads for each, balanced losses, and teacher dropping."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Member:
 
     Attributes:
         teacher: frozen.
-        objective: by which the student learns from it, with its own whitening.
-        weight: of this teacher among the others.
-        scale: by which its loss is divided; see `balance`.
+        objective: the loss against this teacher, with its own whitening.
+        weight: weight of this teacher.
+        scale: divisor of its loss; see `balance`.
     """
 
     teacher: Teacher
@@ -41,13 +41,13 @@ Team = dict[str, Member]  # by the name of the teacher
 
 
 class TeamRegressor(nn.Module):
-    """One backbone and one neck under the heads of every teacher.
+    """One backbone and one neck, shared by the heads of all teachers.
 
-    Every part is registered once: the averaged weights would otherwise take in the shared ones twice a step.
+    Every module is registered once, because EMA would otherwise update shared weights twice per step.
     """
 
     def __init__(self, regressors: dict[str, FeatureRegressor]):
-        """Take over the heads of regressors on one backbone, by the name of the teacher, and the neck of the first."""
+        """Use the heads of regressors on one backbone, by the name of the teacher, and the neck of the first."""
         super().__init__()
         first = next(iter(regressors.values()))
         if any(regressor.backbone is not first.backbone for regressor in regressors.values()):
@@ -59,7 +59,7 @@ class TeamRegressor(nn.Module):
         self.own = nn.ModuleList(nn.ModuleDict({key: part for key, part in of.items() if part is not None}) for of in parts)
 
     def forward(self, normalized: Tensor, rows: dict[str, Rows], steps: dict[str, Tensor | None]) -> dict[str, list[Tensor]]:
-        """What each teacher's head regresses of its own rows of the batch.
+        """The outputs of each teacher's heads for its own rows of the batch.
 
         Args:
             normalized: `(B, 3, H, W)`, normalised as the backbone expects.
@@ -67,7 +67,7 @@ class TeamRegressor(nn.Module):
             steps: noise steps of the teacher's features, one for each of its rows, or None.
 
         Returns:
-            By teacher, what a FeatureRegressor returns.
+            By teacher, the outputs of a FeatureRegressor.
         """
         pyramid, size = self.backbone(normalized), normalized.shape[2:]
         levels, embedding = self.neck(pyramid, self.finest), self.backbone.embed(pyramid)
@@ -82,7 +82,7 @@ class TeamRegressor(nn.Module):
         return regressed
 
     def regressor(self, name: str) -> FeatureRegressor:
-        """That of one teacher, as `save_regressor` takes it; it shares all its parts with the team."""
+        """The FeatureRegressor of one teacher, for `save_regressor`; it shares all modules with the team."""
         regressor = FeatureRegressor(self.backbone, **self.facts[name])
         regressor.neck = self.neck
         for key, part in cast(nn.ModuleDict, self.own[list(self.facts).index(name)]).items():
@@ -91,14 +91,14 @@ class TeamRegressor(nn.Module):
 
 
 def balance(team: Team, batches: Iterable[Tensor], seed: int) -> Team:
-    """The team with the scale of each member: its loss for a student that answers 0 everywhere, and so knows nothing of the pictures.
+    """The team with the scale of each member: its loss for a student that predicts 0 everywhere.
 
-    Divided by it, a loss is the share that is not learned yet, and comparable between teachers whose features, taps and terms differ:
-    the spreads of teachers' features differ by a factor of up to 191 (PHI-S, arXiv 2410.01680). It is measured before the training and
-    constant then: a running magnitude would weigh a teacher the more, the better it is learned.
+    A loss divided by its scale is the share not learned yet, and comparable between teachers with different features, taps and terms: the
+    spreads of teachers' features differ by a factor of up to 191 (PHI-S, arXiv 2410.01680). The scale is measured once, before training:
+    a running one would increase the weight of a teacher the better it is learned.
 
     Args:
-        team: members, whose scales so far do not matter.
+        team: members; their current scales are ignored.
         batches: of pictures `(B, 3, H, W)` in [0, 1] on the teachers' device, all of one size.
         seed: draws the noise.
 
@@ -123,7 +123,7 @@ def balance(team: Team, batches: Iterable[Tensor], seed: int) -> Team:
 def attend(
     model: nn.Module, team: Team, images: Tensor, random: StepRandom, *, mean: list[float], std: list[float]
 ) -> tuple[dict[str, Lesson], dict[str, list[Tensor]]]:
-    """The lesson of each teacher, and what a TeamRegressor, which is called once, regresses of it; see `team_losses`."""
+    """The lesson of each teacher, and a TeamRegressor's outputs for it (one forward pass); see `team_losses`."""
     lessons = {name: member.teacher.teach(images, random) for name, member in team.items()}
     batch, rows = _join(lessons)
     return lessons, model(normalize(batch, mean, std), rows, {name: lesson.step for name, lesson in lessons.items()})
@@ -132,27 +132,27 @@ def attend(
 def team_losses(
     model: nn.Module, team: Team, images: Tensor, random: StepRandom, *, mean: list[float], std: list[float], drop: float = 0.0
 ) -> dict[str, Tensor]:
-    """One step's losses of a TeamRegressor, which is called once.
+    """The losses of one step of a TeamRegressor, in one forward pass.
 
     Args:
         model: perhaps wrapped in DDP.
         team: balanced.
-        images: `(B, 3, H, W)` in [0, 1]. Teachers that make pictures of their own add those to the student's batch.
+        images: `(B, 3, H, W)` in [0, 1]. Teachers that cannot encode pictures add their own samples to the student's batch.
         random: source of all that is drawn.
         mean: of the student's normalisation, with `std`.
         std: see `mean`.
-        drop: probability with which a teacher does not count in this step. The one that is learned least always does, and a teacher that is
-            learned already cannot crowd it out (teacher dropping of UNIC, ECCV 2024, which takes a half and draws for each picture).
+        drop: probability of leaving a teacher out of this step; the teacher with the largest loss is never left out (teacher dropping of
+            UNIC, ECCV 2024, which uses one half and draws per picture).
 
     Returns:
-        `loss`, the weighted mean of the shares not learned yet of the teachers that count, and `unlearned_NAME` of every teacher.
+        `loss`, the weighted mean of the scaled losses of the teachers in this step, and `unlearned_NAME`, the scaled loss of every teacher.
 
     Raises:
         UserError: teachers make pictures of other sizes than the given ones.
     """
     lessons, regressed = attend(model, team, images, random, mean=mean, std=std)
     shares = torch.stack([m.objective(regressed[name], lessons[name].features)["loss"] / m.scale for name, m in team.items()])
-    # One draw for all parts of the step.
+    # One draw for all accumulation parts of the step.
     generator = torch.Generator().manual_seed(derive_seed("teachers", random.seed, random.step))
     drawn = torch.rand(len(team), generator=generator) >= drop
     counts = constant(drawn.tolist(), shares.device) | (torch.arange(len(team), device=shares.device) == shares.argmax())

@@ -1,4 +1,4 @@
-"""The terms that an objective adds up, by the names that `distill.objectives` gives weights to. Another package may add some."""
+"""The loss terms of `distill.objectives`, by name. Other packages may add terms."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BUILT_IN = {name: f"{__name__}:{name}" for name in OBJECTIVES} | {"global": f"{_
 
 @dataclass(frozen=True)
 class Compared:
-    """What a term compares: float32 maps without the margin, one `(B, C_l, h_l, w_l)` a tap, fine to coarse.
+    """Inputs of a term: float32 maps without the margin, one `(B, C_l, h_l, w_l)` per tap, fine to coarse.
 
     Attributes:
         regressed: by the student.
         raw: the teacher's.
         whitened: the teacher's, whitened.
-        pooled: `(B, C_last)`, regressed from the student's embedding; only where `global` is among the terms.
+        pooled: `(B, C_last)`, regressed from the student's embedding; only if `global` is among the terms.
     """
 
     regressed: list[Tensor]
@@ -38,7 +38,7 @@ Term = Callable[[Compared], Tensor]  # to a scalar, a mean over the pictures
 
 @cache
 def get_term(name: str) -> Term:
-    """The term of a name: one of BUILT_IN, or that of an entry point of OBJECTIVES_GROUP.
+    """The term with this name: one of BUILT_IN, or an entry point of OBJECTIVES_GROUP.
 
     Raises:
         UserError: there is none of this name, or it cannot be loaded.
@@ -72,10 +72,10 @@ def relational(compared: Compared) -> Tensor:
 
 
 def global_distance(compared: Compared) -> Tensor:
-    """1 - cosine between what the student's embedding says and the average of the coarsest whitened map, averaged over pictures.
+    """1 - cosine between the regression from the student's embedding and the average of the coarsest whitened map, averaged over pictures.
 
-    The cosine is AM-RADIO's loss for summaries. Whitened by `layernorm`, all pictures share a large part of that average; the other
-    whitenings take it out.
+    The cosine is AM-RADIO's summary loss. With `layernorm`, a large part of that average is common to all pictures; the other whitenings
+    remove it.
     """
     assert compared.pooled is not None, "the student has no head for its embedding"
     return objectives.cosine_distance([compared.pooled[:, :, None, None]], [compared.whitened[-1].mean((2, 3), keepdim=True)])

@@ -1,4 +1,4 @@
-"""How good a teacher's features are at a noise step, tap by tap, before anything is distilled: without labels, and with the few."""
+"""Quality of a teacher's features at a noise step, per tap, before distillation: without labels, and with the few labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dreamteacher.teachers.base import Tap, Teacher
 from dreamteacher.training.randomness import StepRandom, derive_seed
 
 AT_ONCE = 16  # pictures in one pass
-AROUND = 3  # cells, by cells, whose colours explain a feature
+AROUND = 3  # side of the neighbourhood whose colours explain a feature, cells
 RIDGE = 1e-4  # of the mean square of a colour
 PROBE_PIXELS = 4096  # over all crops
 FOLDS = 4
@@ -25,11 +25,11 @@ FOLDS = 4
 
 @dataclass(frozen=True)
 class Shares:
-    """Of the variance of one tap's features, each channel by its spread; all in [0, 1] up to the error of an estimate.
+    """Shares of the variance of one tap's standardised features; all in [0, 1] up to estimation error.
 
     Attributes:
-        signal: what depends on the picture and not on the noise. No student of clean pictures can explain more.
-        pixels: what a linear function of the colours around explains, which no network needs to be taught.
+        signal: the share that depends on the picture, not on the noise: an upper bound for a student that sees clean pictures.
+        pixels: the share that a linear function of the surrounding colours explains, which needs no teacher.
     """
 
     signal: float
@@ -37,18 +37,18 @@ class Shares:
 
     @property
     def teachable(self) -> float:
-        """What there is to learn: signal that is not in the pixels."""
+        """The signal that the pixels do not explain."""
         return self.signal - self.pixels
 
 
 def measure_shares(teacher: Teacher, batches: Iterable[Tensor], noises: int, seed: int) -> list[Shares]:
-    """Of each tap, fine to coarse.
+    """The shares of each tap, fine to coarse.
 
     Args:
-        teacher: whose features are measured, with its encoding.
-        batches: two at least, of pictures `(B, 3, H, W)` in [0, 1]. The colours are fitted on every second one, measured on the others, and
-            the other way round.
-        noises: passes for each picture, each with noise of its own; with one, or an encoding that draws none, all is signal.
+        teacher: the teacher with its encoding.
+        batches: at least two, of pictures `(B, 3, H, W)` in [0, 1]. The fit on colours is cross-validated: fitted on every second batch and
+            measured on the others, and vice versa.
+        noises: forward passes per picture, each with new noise; with one, or an encoding without noise, everything is signal.
         seed: draws the noise.
     """
     sums = [[_Sums(tap.channels) for tap in teacher.taps] for _ in range(2)]
@@ -61,7 +61,7 @@ def measure_shares(teacher: Teacher, batches: Iterable[Tensor], noises: int, see
 
 
 class _Sums:
-    """What the shares of a tap are computed from: its size does not depend on the number of pictures."""
+    """Sufficient statistics for the shares of a tap; their size does not depend on the number of pictures."""
 
     def __init__(self, channels: int):
         colours = 3 * AROUND**2 + 1
@@ -109,14 +109,14 @@ def _shares(first: _Sums, second: _Sums) -> Shares:
 def probe(
     teacher: Teacher, task: Task, samples: Samples, classes: list[str], *, crops: int, seed: int, device: torch.device
 ) -> list[float]:
-    """The task's figure of a linear read-out of each tap, fine to coarse, on pictures that it was not fitted on (FOLDS of them).
+    """The task's metric of a linear probe of each tap, fine to coarse, cross-validated with FOLDS folds.
 
     Args:
-        teacher: whose features are read, with its encoding.
+        teacher: the teacher with its encoding.
         task: classifies pixels or pictures.
         samples: crops of the labelled pictures, and their labels.
         classes: their names.
-        crops: of each picture.
+        crops: number of crops per picture.
         seed: draws crops, pixels and noise.
         device: of the teacher.
     """

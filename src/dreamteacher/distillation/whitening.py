@@ -1,4 +1,4 @@
-"""W of Eq 1: what is done to the targets before they are regressed."""
+"""W of Eq 1: whitening of the regression targets."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from dreamteacher.teachers.base import Tap, Teacher
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom
 
-Whitening = Callable[[list[Tensor]], list[Tensor]]  # one (B, C_l, h_l, w_l) a tap, to the same shapes
+Whitening = Callable[[list[Tensor]], list[Tensor]]  # one (B, C_l, h_l, w_l) per tap, to the same shapes
 # By the tap's name, in float64: `mean` and `std` of its channels, both (C,), or `mean` and the `matrix` (C, C) of phi-s; {} of layernorm
 Statistics = dict[str, dict[str, Tensor]]
 
 STATISTICS_FILE, MATRICES_FILE = "statistics.json", "statistics.safetensors"
-LEAST_SPREAD = 0.01  # of a channel, as a share of its tap's upper quartile
+LEAST_SPREAD = 0.01  # minimum std of a channel, as a share of its tap's upper quartile
 
 
 def layernorm(maps: list[Tensor]) -> list[Tensor]:
-    """Each tap by `objectives.layernorm_whitening`."""
+    """`objectives.layernorm_whitening` of each tap."""
     return [layernorm_whitening(m) for m in maps]
 
 
 def standardize(taps: list[Tap], statistics: Statistics) -> Whitening:
-    """Each tap by the statistics of its channels.
+    """Standardise each tap by the statistics of its channels.
 
-    A channel that hardly varied when they were measured is divided by a hundredth of what others vary by: where another picture wakes
-    it up, it would outweigh all of them.
+    The std of a channel that hardly varied in the measurement is raised to a hundredth of the others': otherwise a picture that activates
+    this channel would outweigh all others.
     """
     measured = [[statistics[tap.name][key].float() for key in ("mean", "std")] for tap in taps]
     measured = [[mean, std.clamp(min=LEAST_SPREAD * float(std.quantile(0.75)))] for mean, std in measured]
@@ -44,9 +44,9 @@ def standardize(taps: list[Tap], statistics: Statistics) -> Whitening:
 
 
 def phi_s(taps: list[Tap], statistics: Statistics) -> Whitening:
-    """Each tap by one linear map of its channel vectors: all channels then have mean 0 and the same variance, 1 (PHI-S, arXiv 2410.01680).
+    """One linear map of each tap's channel vectors, after which all channels have mean 0 and variance 1 (PHI-S, arXiv 2410.01680).
 
-    Distances are kept up to one scale, unlike with `standardize`, which makes a channel of noise as loud as one of content.
+    Distances are preserved up to one scale, unlike with `standardize`, which amplifies channels of noise.
     """
     moved = _beside_maps([[statistics[tap.name][key].float() for key in ("mean", "matrix")] for tap in taps])
 
@@ -62,7 +62,7 @@ def phi_s(taps: list[Tap], statistics: Statistics) -> Whitening:
 
 
 def _beside_maps(measured: list[list[Tensor]]) -> Callable[[int, Tensor], list[Tensor]]:
-    """Of the tap at a place, what was measured, on the device of its maps. It is copied once: the host waits for such a copy."""
+    """The statistics of a tap on the device of its maps. They are copied only once, because the copy synchronises."""
 
     def moved(place: int, maps: Tensor) -> list[Tensor]:
         measured[place] = [each.to(maps) for each in measured[place]]
@@ -79,10 +79,10 @@ KINDS: dict[str, Callable[[list[Tap], Statistics], Whitening]] = {
 
 
 def measure_statistics(kind: str, teacher: Teacher, batches: Iterable[Tensor], seed: int) -> Statistics:
-    """What the whitening `kind` needs of the teacher's features of pictures.
+    """Measure the statistics of the teacher's features that the whitening `kind` needs.
 
     Args:
-        kind: of KINDS; for layernorm nothing is measured.
+        kind: one of KINDS; layernorm needs no statistics.
         teacher: whose features are measured.
         batches: of pictures `(B, 3, H, W)` in [0, 1] on its device.
         seed: draws the noise.
@@ -112,10 +112,10 @@ def measure_statistics(kind: str, teacher: Teacher, batches: Iterable[Tensor], s
 
 
 def fit_whitening(kind: str, teacher: Teacher, batches: Iterable[Tensor], seed: int, kept: Path) -> tuple[Whitening, Statistics]:
-    """The whitening `kind` for this teacher, and what it was measured to be (see `measure_statistics`).
+    """The whitening `kind` for this teacher, and its statistics (see `measure_statistics`).
 
-    The first process measures, once: in `kept`, the folder of the run's checkpoints, a resumed run and other processes find the same
-    statistics to the bit. Where eigenvalues nearly coincide, those of another measurement would be another rotation.
+    The first process measures once and saves to `kept`, the folder of the run's checkpoints, so that a resumed run and other processes use
+    bit-identical statistics: with nearly equal eigenvalues, another measurement would give another rotation.
     """
     if kind != "layernorm":
         with this_process().main_process_first():
@@ -126,7 +126,7 @@ def fit_whitening(kind: str, teacher: Teacher, batches: Iterable[Tensor], seed: 
 
 
 def save_statistics(statistics: Statistics, folder: Path) -> None:
-    """For `load_whitening`; nothing where nothing was measured."""
+    """Write the statistics for `load_whitening`; nothing if there are none."""
     matrices = any("matrix" in of_tap for of_tap in statistics.values())
     path = folder / (MATRICES_FILE if matrices else STATISTICS_FILE)
     unfinished = path.with_name(f".{path.name}.tmp")
@@ -140,7 +140,7 @@ def save_statistics(statistics: Statistics, folder: Path) -> None:
 
 
 def load_whitening(kind: str, folder: Path, taps: list[Tap]) -> Whitening:
-    """That of `kind` (one of KINDS) which distill-features used when it made `folder`.
+    """The whitening `kind` (one of KINDS) with the statistics in `folder`, an output of distill-features.
 
     Raises:
         UserError: it holds no statistics of these taps.

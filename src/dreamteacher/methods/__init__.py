@@ -1,1 +1,1 @@
-"""What pretrains a backbone without labels: feature distillation and the baselines beside it, one file a method."""
+"""Methods that pretrain a backbone without labels: feature distillation and the baselines, one file per method."""

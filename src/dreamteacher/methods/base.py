@@ -1,4 +1,4 @@
-"""What a method is: how a backbone is pretrained. Each is one file, found by its name."""
+"""The interface of a pretraining method. Each method is one file, found by its name."""
 
 from __future__ import annotations
 
@@ -36,26 +36,25 @@ BUILT_IN = {
 
 
 class Method(ABC):
-    """How a backbone is pretrained: what the loop of stage distill-features trains, and what is kept of it. A subclass is one file.
+    """A pretraining method: what the stage distill-features trains and saves. A subclass is one file.
 
-    The network that `build` returns is trained as a whole; whatever a method carries from step to step (momentum encoders, queues) is a
-    buffer or a frozen parameter of it, so that checkpoints hold it. The backbone alone is kept, averaged and measured, unless a
-    subclass says otherwise.
+    The whole network that `build` returns is trained. State between steps (momentum encoders, queues) is a buffer or a frozen parameter of
+    it, so that checkpoints contain it. Only the backbone is saved, averaged and measured, unless a subclass overrides this.
 
     Attributes:
-        needs_teacher: whether it learns from a teacher; others get None for it.
+        needs_teacher: whether it learns from a teacher; if not, `teacher` is None.
     """
 
     needs_teacher = False
 
     def __init__(self, params: Params, teacher: Path | None, scratch: Path, device: torch.device):
-        """Open what is learned from.
+        """Open the teacher, if any.
 
         Args:
             params: the settings, of which `seed`, `distill`, `student` and `taps` may be read.
             teacher: its folder.
-            scratch: a folder in which a resumed run finds what was measured before training.
-            device: where training computes; what is frozen goes there.
+            scratch: a folder for measurements before training, which a resumed run reuses.
+            device: the training device, also for frozen networks.
 
         Raises:
             UserError: the teacher is damaged, or does not fit the settings.
@@ -64,15 +63,15 @@ class Method(ABC):
 
     @classmethod
     def inputs(cls, params: Params, teacher: Path | None) -> dict[str, Path]:
-        """What of `teacher` is recorded as input of the stage, by name: with the default its folder, where the method needs one.
+        """The inputs to record in stage.json, by name; by default the teacher's folder, if the method needs one.
 
         Raises:
-            UserError: `teacher` does not hold what `params` name.
+            UserError: `teacher` lacks a teacher that `params` name.
         """
         return {"teacher": teacher} if cls.needs_teacher and teacher else {}
 
     def transform(self) -> Transform:
-        """What a train picture becomes; by default the crop that feature distillation learns from."""
+        """The transform of train pictures; by default the random crop of feature distillation."""
         return pretrain_crop(self.settings.resolution)
 
     @abstractmethod
@@ -81,7 +80,7 @@ class Method(ABC):
 
         Args:
             backbone: with random weights.
-            samples: the train pictures, as crops; most methods only need their number.
+            samples: the train pictures, as crops; most methods need only their number.
 
         Raises:
             UserError: the backbone or the settings do not fit the method.
@@ -89,17 +88,17 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        """`loss` and its parts, of a part of the batch; see `training.run.Step`. `model` may be wrapped in DDP."""
+        """`loss` and its terms, for an accumulation part of the batch; see `training.run.Step`. `model` may be wrapped in DDP."""
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027
-        """What follows optimiser step `step` (from 0), such as the update of a momentum encoder; `model` is never wrapped."""
+        """Called after optimiser step `step` (from 0), for example to update a momentum encoder; `model` is never wrapped in DDP."""
 
     def kept(self, model: nn.Module) -> nn.Module:
-        """The part of the network that averages follow, `measure` sees and `save` writes."""
+        """The part of the network that EMA averages, `measure` gets and `save` writes."""
         return model.backbone  # type: ignore[return-value]
 
     def go_on_from(self, folder: Path, model: nn.Module) -> None:
-        """Give `model` the weights that `save` wrote into `folder`.
+        """Load the weights that `save` wrote to `folder` into `model`.
 
         Raises:
             UserError: they do not fit.
@@ -107,15 +106,15 @@ class Method(ABC):
         try:
             model.backbone.load_state_dict(load_backbone(folder / BACKBONE_FOLDER).state_dict())  # type: ignore[union-attr]
         except RuntimeError as error:
-            raise UserError(f"{folder} has another backbone than student.backbone; start from one alike, or without") from error
+            raise UserError(f"{folder} has another backbone than student.backbone; start from a matching one, or without") from error
 
     def measure(self, kept: nn.Module, batches: Iterable[tuple[Tensor, StepRandom]]) -> dict[str, float]:
-        """Label-free figures, `embedding_spread` among them, of held-out pictures `(B, 3, H, W)` in [0, 1] on the device."""
+        """Label-free metrics, including `embedding_spread`, on held-out pictures `(B, 3, H, W)` in [0, 1] on the device."""
         assert isinstance(kept, Backbone)
         return {"embedding_spread": embedding_spread(torch.cat([kept.embed(kept(normal(images, kept))) for images, _ in batches]))}
 
     def save(self, kept: nn.Module, folder: Path) -> None:
-        """Write at least `backbone/`, from which fine-tuning starts."""
+        """Write the output; at least `backbone/`, from which fine-tuning starts."""
         assert isinstance(kept, Backbone)
         save_backbone(kept, folder / BACKBONE_FOLDER)
 
@@ -126,7 +125,7 @@ def normal(images: Tensor, backbone: Backbone) -> Tensor:
 
 
 def get_method(name: str) -> type[Method]:
-    """The method of a name: one of BUILT_IN, or one that an installed package names in GROUP.
+    """The method with this name: one of BUILT_IN, or an entry point of GROUP.
 
     Raises:
         UserError: there is none of this name.

@@ -10,7 +10,7 @@ from dreamteacher.data.dataset import Samples
 from dreamteacher.methods.contrast import Encoder, Momentum, ViewNetwork, Views, projector, unit
 from dreamteacher.students.backbone import Backbone
 
-FIRST_MOMENTUM = 0.996  # a cosine brings it to 1 at the last step
+FIRST_MOMENTUM = 0.996  # initial value; a cosine schedule raises it to 1 at the last step
 CHANNELS = 256  # of projections
 
 
@@ -20,7 +20,7 @@ def regression(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 class Network(ViewNetwork):
-    """Encoder with predictor, and the encoder's average for the targets."""
+    """Encoder with predictor, and its momentum encoder for the targets."""
 
     def __init__(self, backbone: Backbone, hidden: int, momentum: float):
         super().__init__(Encoder(backbone, projector(backbone.channels[-1], hidden, CHANNELS, norm=True)))
@@ -28,7 +28,7 @@ class Network(ViewNetwork):
         self.momentum = Momentum(self.encoder, momentum)
 
     def forward(self, image: Tensor, other: Tensor) -> dict[str, Tensor]:
-        """Views `(B, 3, H, W)` in [0, 1] to the loss, in which each predicts the other."""
+        """Views `(B, 3, H, W)` in [0, 1] to the symmetric loss."""
         pairs = (image, other), (other, image)
         first, second = (regression(self.predictor(self.encoder(seen)), self.momentum(hidden)) for seen, hidden in pairs)
         return {"loss": first + second}
@@ -42,7 +42,7 @@ class BYOL(Views):
         return Network(backbone, self.settings.projector or 2 * backbone.channels[-1], self.momentum(FIRST_MOMENTUM))
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        """The momentum encoder follows, ever more slowly."""
+        """Update the momentum encoder, with increasing decay."""
         assert isinstance(model, Network)
         first = self.momentum(FIRST_MOMENTUM)
         model.momentum.average.decay = 1 - (1 - first) * (math.cos(math.pi * step / self.settings.steps) + 1) / 2

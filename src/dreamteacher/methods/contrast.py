@@ -1,4 +1,4 @@
-"""What methods that compare two views share: the views, projector, momentum encoder, queue and InfoNCE."""
+"""Shared parts of the two-view methods: views, projector, momentum encoder, queue and InfoNCE."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ from dreamteacher.training.randomness import StepRandom
 class Views(Method):
     """A method that learns from two views of each picture. Its network's forward takes both, in [0, 1], and returns the losses.
 
-    Negatives, queues and assignments are those of a part of the batch over all processes: several processes train like one, but
-    with `accumulate` each part knows itself alone.
+    Negatives, queues and assignments are gathered over all processes, so several processes train like one; but accumulation parts
+    (`accumulate`) are independent of each other.
     """
 
     def transform(self) -> Transform:
-        """Two views."""
+        """The transform that makes two views."""
         return two_views(self.settings.resolution, AUGMENTATIONS[self.settings.augment])
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        """Of both views."""
+        """The losses of both views."""
         return model(batch["image"], batch["other"])
 
     def hidden(self, backbone: Backbone) -> int:
-        """Channels inside the projector: as many as the embedding has, which of ResNet-50 are the published 2048."""
+        """Hidden channels of the projector: as many as the embedding has, for ResNet-50 the published 2048."""
         return self.settings.projector or backbone.channels[-1]
 
     def momentum(self, published: float) -> float:
-        """The momentum encoder's decay: as published where the settings leave it open."""
+        """The momentum encoder's decay; as published if the setting is null."""
         return published if self.settings.momentum is None else self.settings.momentum
 
     def queue_size(self, published: int, samples: Samples) -> int:
-        """As published where the settings leave it open, but no larger than an epoch, or pictures would meet their own older keys."""
+        """The queue length; as published if the setting is null, but at most an epoch, or pictures would meet their own older keys."""
         return min(published, len(samples)) if self.settings.queue is None else self.settings.queue
 
     def queue_of_negatives(self, samples: Samples) -> int:
         """MoCo's 65,536.
 
         Raises:
-            UserError: the settings want none.
+            UserError: the setting is 0.
         """
         if (size := self.queue_size(65_536, samples)) == 0:
-            raise UserError(f"distill.queue = 0 leaves {self.settings.method} nothing to compare with; raise it, or take simclr")
+            raise UserError(f"distill.queue = 0 leaves {self.settings.method} without negatives; raise it, or use simclr")
         return size
 
 
 def projector(inputs: int, hidden: int, outputs: int, norm: bool = False) -> nn.Sequential:
-    """Two layers from `(B, inputs)` to `(B, outputs)`; `norm`: with batch normalisation, as SimCLR, BYOL and SwAV have it."""
+    """Two layers from `(B, inputs)` to `(B, outputs)`; `norm`: with batch normalisation, as in SimCLR, BYOL and SwAV."""
     inside = [nn.BatchNorm1d(hidden)] if norm else []
     return nn.Sequential(nn.Linear(inputs, hidden, bias=not norm), *inside, nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
 
 
 class Encoder(nn.Module):
-    """A backbone's embedding, projected."""
+    """A backbone with a projector on its embedding."""
 
     def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
 
 
 class ViewNetwork(nn.Module):
-    """What a method of views trains: an encoder, and more."""
+    """Base of the networks of two-view methods: an encoder, and more."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
@@ -83,7 +83,7 @@ class ViewNetwork(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """That of the encoder."""
+        """The encoder's backbone."""
         return self.encoder.backbone  # type: ignore[return-value]
 
 
@@ -93,11 +93,11 @@ def unit(embeddings: Tensor) -> Tensor:
 
 
 class Momentum(nn.Module):
-    """The running average of an encoder, as keys or targets.
+    """A momentum encoder (EMA of an encoder), for keys or targets.
 
-    It stays in eval mode, with averaged statistics of batch normalisation (EMAN, Cai et al. 2021): they cannot betray which pictures lie
-    in one batch, for which MoCo shuffles them between GPUs, and do not depend on how a batch is split. As with `training.ema`, the
-    decay of the first steps is smaller, or else short runs would have random targets.
+    It stays in eval mode, with averaged batch-norm statistics (EMAN, Cai et al. 2021). These leak no information between pictures of a
+    batch, which MoCo prevents by shuffling between GPUs, and do not depend on how a batch is split. As in `training.ema`, the decay is
+    smaller in the first steps, because short runs would otherwise have random targets.
     """
 
     def __init__(self, encoder: nn.Module, decay: float):
@@ -105,21 +105,21 @@ class Momentum(nn.Module):
         self.average = create_ema(encoder, decay).requires_grad_(False)
 
     def train(self, mode: bool = True) -> Momentum:
-        """Eval mode in any case."""
+        """Always eval mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Any:
-        """What the encoder returns, without gradient."""
+        """The encoder's output, without gradient."""
         return self.average.module(images)
 
     def update(self, encoder: nn.Module, step: int) -> None:
-        """Take in the encoder's weights after optimiser step `step` (from 0)."""
+        """Update from the encoder's weights after optimiser step `step` (from 0)."""
         update_ema(self.average, encoder, step)
 
 
 class Queue(nn.Module):
-    """The last `size` embeddings, newest over oldest; at first random unit vectors."""
+    """A ring buffer of the last `size` embeddings; initially random unit vectors."""
 
     def __init__(self, size: int, channels: int):
         super().__init__()
@@ -130,26 +130,26 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def add(self, embeddings: Tensor) -> None:
-        """Put in those `(B, C)` of all processes, of which the last `size` remain."""
+        """Add the embeddings `(B, C)` of all processes; the last `size` are kept."""
         new = gather(embeddings.float())[-len(self.values) :]
         places = (self.next + torch.arange(len(new), device=new.device)) % len(self.values)
         self.values[places] = new
         self.next.copy_((self.next + len(new)) % len(self.values))
 
     def read(self) -> Tensor:
-        """All, `(size, C)`, as they are now."""
+        """A copy of all embeddings, `(size, C)`."""
         return self.values.clone()
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """Autocast off: similarities divided by a small temperature lose too much in bfloat16."""
+    """Disable autocast: similarities divided by a small temperature lose too much precision in bfloat16."""
     return torch.autocast(device.type, enabled=False)
 
 
 def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """-log of the share of each query's own key among it and the negatives, averaged (van den Oord et al. 2018; MoCo's Eq 1).
+    """InfoNCE: -log softmax of each query's positive key against the negatives, averaged (van den Oord et al. 2018; MoCo's Eq 1).
 
-    Queries `(B, C)` and their keys `(B, C)`, row by row, and negatives `(K, C)`, which all queries have; unit vectors.
+    Queries `(B, C)` with their keys `(B, C)`, row by row, and negatives `(K, C)` shared by all queries; unit vectors.
     """
     with full_precision(queries.device):
         queries, keys = queries.float(), keys.float()
@@ -159,7 +159,7 @@ def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: floa
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """SimCLR's Eq 1 of unit vectors `(B, C)` each: a view's other view against all other views of the batch, of all processes."""
+    """NT-Xent (SimCLR's Eq 1) of unit vectors `(B, C)` each: the other view against all other views of the batch, over all processes."""
     with full_precision(first.device):
         first, second = first.float(), second.float()
         everyone = torch.cat([gather(first), gather(second)])

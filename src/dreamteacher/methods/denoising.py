@@ -1,4 +1,4 @@
-"""Denoising, the control of diffusion teachers: backbone and neck, as a U-Net, predict the noise in a picture (Brempong et al. 2022)."""
+"""Denoising, the control for diffusion teachers: backbone and neck, as a U-Net, predict the noise in a picture (Brempong et al. 2022)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dreamteacher.students.backbone import Backbone
 from dreamteacher.students.necks import create_neck
 from dreamteacher.training.randomness import StepRandom
 
-NOISE = 0.22  # standard deviation beside pictures of unit scale; between 0.2 and 0.3 all did about as well
+NOISE = 0.22  # standard deviation, for pictures of unit scale; values from 0.2 to 0.3 were about equally good
 
 
 class Pixels(nn.Module):
-    """From a pyramid, through the student's neck, to values of pixels."""
+    """Pyramid to pixels, through the student's neck."""
 
     def __init__(self, backbone: Backbone, student: Student):
         super().__init__()
@@ -51,7 +51,7 @@ class Denoising(Method):
         return Network(backbone, self.params.student)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        """sqrt(1 - s^2) x + s noise, which keeps the variance, to the noise."""
+        """Predict the noise from sqrt(1 - s^2) x + s noise, which has unit variance."""
         images = normal(batch["image"], self.backbone)
         noise = random.normal(images.shape)
         predicted = model((1 - NOISE**2) ** 0.5 * images + NOISE * noise)

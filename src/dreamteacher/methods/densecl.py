@@ -1,4 +1,4 @@
-"""DenseCL (Wang et al. 2021): MoCo v2, half of it for single places of the picture, which are matched by the backbone's own maps."""
+"""DenseCL (Wang et al. 2021): MoCo v2, with half of the loss on single positions, matched by the backbone's own maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DENSE = 0.5  # weight of the dense loss, lambda of Eq 3
 
 
 class DenseEncoder(nn.Module):
-    """A backbone's coarsest maps, and two projections: of their average, and of each place."""
+    """A backbone's coarsest maps with two projectors: for their average, and for each position."""
 
     def __init__(self, backbone: Backbone, hidden: int):
         super().__init__()
@@ -23,14 +23,14 @@ class DenseEncoder(nn.Module):
         self.dense = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, CHANNELS, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures `(B, 3, H, W)` in [0, 1] to unit vectors: `(B, D)`, `(B, D, n)` of n places and the maps' own `(B, C, n)`."""
+        """Pictures `(B, 3, H, W)` in [0, 1] to unit vectors: `(B, D)`, `(B, D, n)` for n positions, and the maps' own `(B, C, n)`."""
         pyramid = self.backbone(normal(images, self.backbone))
         embedding = self.head(self.backbone.embed(pyramid))
         return unit(embedding), unit(self.dense(pyramid[-1]).flatten(2)), unit(pyramid[-1].flatten(2))
 
 
 def matched(keys: Tensor, maps: Tensor, key_maps: Tensor) -> Tensor:
-    """For each place of a view the key of the most similar place of the other (Sec 3.3).
+    """For each position of a view, the key of the most similar position of the other view (Sec 3.3).
 
     Keys `(B, D, n)` and unit maps `(B, C, m)`, `(B, C, n)` of both views, to `(B, D, m)`.
     """
@@ -40,7 +40,7 @@ def matched(keys: Tensor, maps: Tensor, key_maps: Tensor) -> Tensor:
 
 
 class Network(ViewNetwork):
-    """Encoder of queries, its average for the keys, and a queue for each of both losses."""
+    """Query encoder, its momentum encoder for the keys, and a queue for each of the two losses."""
 
     def __init__(self, backbone: Backbone, hidden: int, momentum: float, queue: int, temperature: float):
         super().__init__(DenseEncoder(backbone, hidden))
@@ -49,7 +49,7 @@ class Network(ViewNetwork):
         self.temperature = temperature
 
     def forward(self, image: Tensor, other: Tensor) -> dict[str, Tensor]:
-        """Views `(B, 3, H, W)` in [0, 1] to the losses; the keys enter the queues."""
+        """Views `(B, 3, H, W)` in [0, 1] to the losses; adds the keys to the queues."""
         query, queries, maps = self.encoder(image)
         key, keys, key_maps = self.momentum(other)
         whole = info_nce(query, key, self.queue.read(), self.temperature)
@@ -62,6 +62,6 @@ class Network(ViewNetwork):
 
 
 class DenseCL(MoCo):
-    """InfoNCE of pictures and of places."""
+    """InfoNCE of pictures and of positions."""
 
     network = Network

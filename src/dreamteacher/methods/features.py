@@ -1,4 +1,4 @@
-"""Feature distillation: the backbone, through the feature regressor, learns the frozen generator's decoder features (Sec 3.1)."""
+"""Feature distillation: backbone and feature regressor learn the frozen generator's decoder features (Sec 3.1)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dreamteacher.training.randomness import StepRandom
 
 
 class Features(Method):
-    """Eq 3 between the regressed maps and the generator's. The regressor is kept with the backbone."""
+    """Eq 3 between the regressed maps and the generator's. The regressor is saved with the backbone."""
 
     needs_teacher = True
     backbone: Backbone
@@ -36,7 +36,7 @@ class Features(Method):
         self.generator = open_teacher(teacher, choose_strides(teacher, params.taps), get_encoding(self.settings), device)
 
     def build(self, backbone: Backbone, samples: Samples) -> FeatureRegressor:
-        """Backbone, neck and heads; what whitening needs is measured on train pictures."""
+        """Backbone, neck and heads; the whitening statistics are measured on train pictures."""
         self.backbone, settings, taps = backbone, self.settings, self.generator.taps
         regressor = create_regressor(backbone, taps, self.params.student, settings)
         pictures = draw_batches(samples, settings.stats_images, self.params.seed, self.device)
@@ -45,21 +45,21 @@ class Features(Method):
         return regressor
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        """Of the lesson's pictures, which a teacher may have made itself."""
+        """Losses on the lesson's pictures, which may be samples of the teacher."""
         lesson = self.generator.teach(batch["image"], random)
         return self.objective(model(normal(lesson.images, self.backbone), lesson.step), lesson.features)
 
     def kept(self, model: nn.Module) -> nn.Module:
-        """All of it: label distillation goes on from the neck, too."""
+        """The whole model, since label distillation also starts from the neck."""
         return model
 
     def go_on_from(self, folder: Path, model: nn.Module) -> None:
-        """As `Method.go_on_from`, with neck and heads."""
+        """As in `Method`, also with neck and heads."""
         try:
             model.load_state_dict(load_regressor(folder).state_dict())
         except RuntimeError as error:
             raise UserError(
-                f"{folder} has another backbone, neck or taps than the settings say; start from one alike, or without"
+                f"{folder} has another backbone, neck or taps than the settings; start from a matching one, or without"
             ) from error
 
     def measure(self, kept: nn.Module, batches: Iterable[tuple[Tensor, StepRandom]]) -> dict[str, float]:
@@ -75,7 +75,7 @@ class Features(Method):
         return {**quality.compute(), "embedding_spread": embedding_spread(torch.cat(embeddings))}
 
     def save(self, kept: nn.Module, folder: Path) -> None:
-        """`backbone/`, the regressor and, where they were measured, the statistics."""
+        """Write `backbone/`, the regressor and the whitening statistics, if any."""
         assert isinstance(kept, FeatureRegressor)
         save_regressor(kept, folder)
         save_statistics(self.statistics, folder)

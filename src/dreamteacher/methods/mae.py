@@ -15,7 +15,7 @@ from dreamteacher.students.backbone import Backbone
 from dreamteacher.training.randomness import StepRandom
 
 MASK_RATIO = 0.75
-WIDTH, DEPTH, HEAD = 512, 4, 32  # of the decoder, no wider than the backbone; 1 to 8 blocks fine-tune alike (Tab 1a)
+WIDTH, DEPTH, HEAD = 512, 4, 32  # of the decoder, at most the backbone's width; 1 to 8 blocks fine-tune equally well (Tab 1a)
 
 
 class Network(nn.Module):
@@ -35,13 +35,13 @@ class Network(nn.Module):
         self.predict = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * self.side**2))
 
     def forward(self, images: Tensor, masks: Tensor, hidden: int) -> Tensor:
-        """Pictures `(B, 3, H, W)` in [0, 1], of each of which `hidden` patches of `(B, h, w)` are, to patches `(B, h * w, P)`."""
+        """Pictures `(B, 3, H, W)` in [0, 1] with masks `(B, h, w)`, True for the `hidden` masked patches, to patches `(B, h * w, P)`."""
         from timm.layers import build_sincos2d_pos_embed
 
         vit: Any = self.backbone.model
         tokens = vit._pos_embed(vit.patch_embed(normal(images, self.backbone)))
         prefix, all_patches = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
-        # False sorts before True, so what is seen comes first.
+        # False sorts before True, so visible patches come first.
         seen = masks.flatten(1).int().argsort(dim=1, stable=True)[:, : all_patches.shape[1] - hidden, None]
         tokens = torch.cat([prefix, all_patches.gather(1, seen.expand(-1, -1, all_patches.shape[2]))], dim=1)
         tokens = self.enter(vit.norm(vit.blocks(vit.norm_pre(tokens))))
@@ -53,12 +53,12 @@ class Network(nn.Module):
 
 
 class MAE(Method):
-    """Squared error of the hidden patches' standardised pixels."""
+    """Squared error of the masked patches' standardised pixels."""
 
     side: int
 
     def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
-        """A decoder of its own.
+        """Encoder and decoder.
 
         Raises:
             UserError: the backbone is no plain vision transformer, or distill.resolution does not fit its patches.
@@ -76,7 +76,7 @@ class MAE(Method):
         return network
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        """Of hidden patches alone."""
+        """The loss of the masked patches only."""
         images, ratio = batch["image"], self.settings.mask_ratio or MASK_RATIO
         cells = cells_of(images.shape[2], self.side, "mae")
         masks = random_masks(random, len(images), cells, ratio)

@@ -1,4 +1,4 @@
-"""MoCo v2 (He et al. 2020, Chen et al. 2020b): tell a momentum encoder's key of the other view from a queue of earlier keys."""
+"""MoCo v2 (He et al. 2020, Chen et al. 2020b): contrast a momentum encoder's key of the other view with a queue of earlier keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHANNELS = 128  # of queries and keys
 
 
 class Network(ViewNetwork):
-    """Encoder of queries, its average for the keys, and their queue."""
+    """Query encoder, its momentum encoder for the keys, and their queue."""
 
     def __init__(self, backbone: Backbone, hidden: int, momentum: float, queue: int, temperature: float):
         super().__init__(Encoder(backbone, projector(backbone.channels[-1], hidden, CHANNELS)))
@@ -22,7 +22,7 @@ class Network(ViewNetwork):
         self.temperature = temperature
 
     def forward(self, image: Tensor, other: Tensor) -> dict[str, Tensor]:
-        """Views `(B, 3, H, W)` in [0, 1] to the loss; the keys enter the queue."""
+        """Views `(B, 3, H, W)` in [0, 1] to the loss; adds the keys to the queue."""
         keys = unit(self.momentum(other))
         loss = info_nce(unit(self.encoder(image)), keys, self.queue.read(), self.temperature)
         self.queue.add(keys)
@@ -41,7 +41,7 @@ class MoCo(Views):
         return self.network(backbone, self.hidden(backbone), momentum, queue, temperature)
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        """The momentum encoder follows."""
+        """Update the momentum encoder."""
         momentum, encoder = model.momentum, model.encoder
         assert isinstance(momentum, Momentum) and isinstance(encoder, nn.Module)
         momentum.update(encoder, step)

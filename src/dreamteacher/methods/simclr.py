@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al. 2020): tell the other view of a picture from the views of all other pictures of the batch."""
+"""SimCLR (Chen et al. 2020): contrast the other view of a picture with the views of all other pictures of the batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Network(ViewNetwork):
         self.temperature = temperature
 
     def forward(self, image: Tensor, other: Tensor) -> dict[str, Tensor]:
-        """Views `(B, 3, H, W)` in [0, 1], with batch statistics of their own each, to the loss."""
+        """Views `(B, 3, H, W)` in [0, 1] to the loss; each view has its own batch statistics."""
         return {"loss": nt_xent(unit(self.encoder(image)), unit(self.encoder(other)), self.temperature)}
 
 

@@ -1,4 +1,4 @@
-"""SparK (Tian et al. 2023): masked prediction for convolutional backbones that see nothing of what is hidden."""
+"""SparK (Tian et al. 2023): masked prediction for convolutional backbones, with sparse convolutions."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ MASK_RATIO = 0.6
 
 
 class SparseConvolutions(TorchFunctionMode):
-    """Within it what is seen never depends on what is hidden, as if convolutions were sparse (Sec 3.1).
+    """Context in which visible positions never depend on masked ones, as with sparse convolutions (Sec 3.1).
 
-    Dense convolutions would carry the pattern of the mask, layer by layer, into what is seen, and its statistics into batch
-    normalisation. So convolutions and pooling find zeros in place of what is hidden, and batch normalisation measures only what is
-    seen. A global average, as in squeeze-and-excitation, and batch normalisation that is synchronised between GPUs still count it.
+    Dense convolutions would leak the mask pattern, layer by layer, into visible positions, and its statistics into batch normalisation. So
+    masked positions are zeroed before convolutions and pooling, and batch normalisation uses only visible ones. Global averages, as in
+    squeeze-and-excitation, and batch normalisation synchronised between GPUs still include masked positions.
     """
 
     SPREADING = (F.conv2d, torch.max_pool2d, F.avg_pool2d)
 
     def __init__(self, seen: Tensor, count: int):
-        """`seen`: bool `(B, h, w)`, of cells; `count`: those of each picture that are."""
+        """`seen`: bool `(B, h, w)`, the visible cells; `count`: their number per picture."""
         super().__init__()
         self.seen, self.count = seen, count
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Call `func` of what is seen."""
+        """Call `func` on the visible positions."""
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return self._batch_norm(func, *args, **kwargs)
@@ -52,13 +52,13 @@ class SparseConvolutions(TorchFunctionMode):
     def _batch_norm(self, func: Any, maps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         seen = self.at(maps.shape[2:])[:, 0]
         places = self._places(seen)
-        # Of index_select and index_copy, unlike of indexing and masked_scatter, the host does not wait for the gradient.
+        # The gradients of index_select and index_copy, unlike those of indexing and masked_scatter, do not synchronise.
         values = func(maps.movedim(1, -1).flatten(0, 2).index_select(0, places), *args, **kwargs)
         whole = values.new_zeros(seen.numel(), values.shape[1]).index_copy(0, places, values)
         return whole.unflatten(0, seen.shape).movedim(-1, 1)
 
     def _places(self, seen: Tensor) -> Tensor:
-        """Those of `seen.flatten()` that are True; the host knows their number, unless cells have no whole number of places."""
+        """Indices of True in `seen.flatten()`; without synchronisation, unless a cell does not cover a whole number of positions."""
         down, across = (divmod(seen.shape[axis], self.seen.shape[axis]) for axis in (1, 2))
         if down[1] or across[1]:
             return seen.flatten().nonzero()[:, 0]
@@ -66,7 +66,7 @@ class SparseConvolutions(TorchFunctionMode):
 
 
 class Network(nn.Module):
-    """Backbone, what stands for hidden cells at each level, and a decoder."""
+    """Backbone, mask embeddings at each level, and a decoder."""
 
     def __init__(self, backbone: Backbone, student: Student):
         super().__init__()
@@ -76,7 +76,7 @@ class Network(nn.Module):
         self.decoder = Pixels(backbone, student)
 
     def forward(self, images: Tensor, masks: Tensor, hidden: int) -> Tensor:
-        """Pictures `(B, 3, H, W)` in [0, 1], of each of which `hidden` cells of `(B, h, w)` are, to predicted values of all pixels."""
+        """Pictures `(B, 3, H, W)` in [0, 1] with masks `(B, h, w)`, True for the `hidden` masked cells, to predictions of all pixels."""
         sparse = SparseConvolutions(~masks, masks[0].numel() - hidden)
         with sparse:
             levels = [norm(maps) for norm, maps in zip(self.norms, self.backbone(normal(images, self.backbone)), strict=True)]
@@ -85,15 +85,15 @@ class Network(nn.Module):
 
 
 class SparK(Method):
-    """Squared error of the hidden cells' standardised pixels. The decoder is the student's neck instead of a U-Net's half of its own."""
+    """Squared error of the masked cells' standardised pixels. The decoder is the student's neck instead of a separate U-Net decoder."""
 
     cell: int
 
     def build(self, backbone: Backbone, samples: Samples) -> nn.Module:
-        """Cells have the coarsest stride, so that each place of each level is seen or hidden as a whole.
+        """Cells have the coarsest stride, so that each position of each level is either visible or masked.
 
         Raises:
-            UserError: the backbone is no convolutional one, or distill.resolution does not fit its coarsest stride.
+            UserError: the backbone is not convolutional, or distill.resolution does not fit its coarsest stride.
         """
         attention = next((type(each).__name__ for each in backbone.modules() if "attention" in type(each).__name__.lower()), None)
         if attention or backbone.tile:
@@ -106,7 +106,7 @@ class SparK(Method):
         return Network(backbone, self.params.student)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        """Of hidden cells alone."""
+        """The loss of the masked cells only."""
         images = batch["image"]
         cells = cells_of(images.shape[2], self.cell, "spark")
         ratio = self.settings.mask_ratio or MASK_RATIO

@@ -1,4 +1,4 @@
-"""SwAV (Caron et al. 2020): predict to which prototypes the other view is assigned, where all prototypes get an equal share."""
+"""SwAV (Caron et al. 2020): predict the other view's prototype assignment, with equally used prototypes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamteacher.training.randomness import StepRandom
 
 TEMPERATURE, EPSILON, ITERATIONS = 0.1, 0.05, 3  # of the softmax; of Sinkhorn-Knopp
 CHANNELS, PROTOTYPES, QUEUE = 128, 3000, 3840
-FROZEN = 313  # first steps in which the prototypes stay, at most a tenth of the run
+FROZEN = 313  # first steps with frozen prototypes, at most a tenth of the run
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ class Network(ViewNetwork):
         self.temperature = temperature
 
     def forward(self, image: Tensor, other: Tensor, frozen: bool = False, queued: bool = False) -> dict[str, Tensor]:
-        """Views `(B, 3, H, W)` in [0, 1] to the loss; `frozen`: the prototypes learn nothing; `queued`: the queues are full and count."""
+        """Views `(B, 3, H, W)` in [0, 1] to the loss; `frozen`: the prototypes are frozen; `queued`: the queues are full and used."""
         embeddings = [unit(self.encoder(view)) for view in (image, other)]
         prototypes = unit(self.prototypes.detach() if frozen else self.prototypes)
         with full_precision(image.device):
@@ -54,7 +54,7 @@ class Network(ViewNetwork):
 
     @torch.no_grad()
     def _assign(self, scores: Tensor, prototypes: Tensor, queue: int | None) -> Tensor:
-        """The codes `(B, K)` of this process' part, assigned among those of all processes and of a queue."""
+        """The codes `(B, K)` of this process, assigned jointly with those of all processes and a queue."""
         everyone = gather(scores)
         start = torch.distributed.get_rank() * len(scores) if len(everyone) > len(scores) else 0
         if queue is not None:

@@ -1,4 +1,4 @@
-"""Feature distillation from several teachers at once: heads for each, targets in balance, now and then without some of them."""
+"""Feature distillation from several teachers at once: heads for each, balanced losses, and teacher dropping."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from dreamteacher.training.randomness import StepRandom
 
 
 class Team(Method):
-    """The weighted mean of what is not learned yet of each teacher; see `distillation.team`. Kept are the backbone and the regressor of the
-    first teacher, whose neck is that of all."""
+    """The weighted mean of the teachers' scaled losses; see `distillation.team`. Saves the backbone and the regressor of the first teacher,
+    with the common neck."""
 
     needs_teacher = True
     backbone: Backbone
@@ -42,11 +42,11 @@ class Team(Method):
 
     @classmethod
     def inputs(cls, params: Params, teacher: Path | None) -> dict[str, Path]:
-        """Each teacher by its name, from the folder that holds them."""
+        """The teachers by name, from their common folder."""
         return {f"teachers/{name}": place for name, place in _places(params, teacher).items()} if teacher else {}
 
     def build(self, backbone: Backbone, samples: Samples) -> TeamRegressor:
-        """Backbone and neck under the heads of all teachers; their whitening and their balance are measured on train pictures."""
+        """Backbone and neck with the heads of all teachers; whitening statistics and scales are measured on train pictures."""
         self.backbone, seed = backbone, self.params.seed
         regressors, self.team = {}, {}
         for name, generator in self.generators.items():
@@ -67,7 +67,7 @@ class Team(Method):
         return team_losses(model, self.team, batch["image"], random, mean=mean, std=std, drop=self.settings.drop)
 
     def kept(self, model: nn.Module) -> nn.Module:
-        """All of it."""
+        """The whole model."""
         return model
 
     def measure(self, kept: nn.Module, batches: Iterable[tuple[Tensor, StepRandom]]) -> dict[str, float]:
@@ -87,13 +87,13 @@ class Team(Method):
         return values | {"embedding_spread": embedding_spread(torch.cat(embeddings))}
 
     def save(self, kept: nn.Module, folder: Path) -> None:
-        """`backbone/`, and the regressor of the first teacher."""
+        """Write `backbone/` and the regressor of the first teacher."""
         assert isinstance(kept, TeamRegressor)
         save_regressor(kept.regressor(next(iter(self.team))), folder)
 
 
 def _places(params: Params, teachers: Path) -> dict[str, Path]:
-    """The folders of the team's teachers, by name: those of `distill.team`, or all that lie in `teachers`.
+    """The folders of the team's teachers, by name: those of `distill.team`, or all in `teachers`.
 
     Raises:
         UserError: one is missing, or there are fewer than two.

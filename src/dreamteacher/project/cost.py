@@ -1,4 +1,4 @@
-"""Seconds that each stage of a chain takes on this machine: a few real training steps, timed, times how many there are."""
+"""Estimated seconds of each stage on this machine: a few real training steps, timed, times the number of steps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from dreamteacher.students.backbone import create_backbone
 from dreamteacher.teachers.folder import find_pretrained, get_kind
 from dreamteacher.training.randomness import StepRandom
 
-START = 10.0  # seconds that a stage takes apart from its steps
-MEASURED = 16  # pictures of a timed step, at most
+START = 10.0  # seconds of a stage besides its steps
+MEASURED = 16  # maximum pictures of a timed step
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """Seconds of a stage, all `times` that the chain runs it (with each seed, say) together; None: they cannot be measured, `why` not."""
+    """Seconds of a stage, for all `times` that the chain runs it (for example per seed); None: not measurable, because of `why`."""
 
     name: str
     seconds: float | None
@@ -35,7 +35,7 @@ class StageCost:
 
 
 def picture_seconds(params: Params, speed: Speed) -> dict[str, float]:
-    """Seconds for a picture of a training step, by the group of settings whose steps these are.
+    """Seconds per picture of a training step, by group of settings.
 
     teacher and distill are measured. The others are estimated from them: the generator's forward pass is a third of its training,
     the interpreter trains on that, label distillation is feature distillation with a head, and fine-tuning has no generator, but a head.
@@ -55,10 +55,10 @@ def picture_seconds(params: Params, speed: Speed) -> dict[str, float]:
 
 
 def stage_costs(params: Params, images: ImageSet, device: torch.device, with_labels: bool = True) -> list[StageCost]:
-    """Of the stages that pretrain, in the order of the chain: teachers, recipes and, `with_labels`, interpreters and label recipes."""
+    """Costs of the pretraining stages, in order of the chain: teachers, recipes and, `with_labels`, interpreters and label recipes."""
     seeds, costs = len(params.compare.seeds), []
     with tempfile.TemporaryDirectory() as scratch:
-        teachers: dict[str, tuple[float | None, str]] = {}  # seconds a picture of its training, or why not
+        teachers: dict[str, tuple[float | None, str]] = {}  # seconds per picture of its training, or why not measurable
         for name in params.teachers:
             own = of_teacher(params, name)
             try:
@@ -98,13 +98,13 @@ def _cost(name: str, picture: float | None, settings: object, times: int, why: s
 
 
 def _prepare_teacher(params: Params, folder: Path, device: torch.device) -> float | None:
-    """Make `folder` a teacher like that of `params` for recipes to be timed with, and time a step of its training.
+    """Write a teacher as in `params` to `folder`, for timing recipes, and time a step of its training.
 
     Returns:
-        Seconds for a picture; None of kinds that are not trained here.
+        Seconds per picture; None for kinds that are not trained here.
 
     Raises:
-        UserError: the teacher is not there, or cannot be built.
+        UserError: the teacher is missing, or cannot be built.
     """
     settings = params.teacher
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,12 +128,12 @@ def _prepare_teacher(params: Params, folder: Path, device: torch.device) -> floa
 
 
 def _method_seconds(params: Params, teacher: Path, images: ImageSet, scratch: Path, device: torch.device) -> float:
-    """Seconds for a picture of a step of distill.method.
+    """Seconds per picture of a step of distill.method.
 
     Raises:
         UserError: method, teacher and student do not fit together.
     """
-    # What whitening measures beforehand is left out: it takes seconds, and a step is the same.
+    # Without the whitening measurement: it takes only seconds, and does not change a step.
     params = params.model_copy(update={"distill": params.distill.model_copy(update={"whitening": "layernorm", "stats_images": 2})})
     kind = get_method(params.distill.method)
     scratch.mkdir()

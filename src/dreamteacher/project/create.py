@@ -22,7 +22,7 @@ from dreamteacher.settings.schema import Params
 
 CHAIN = "dvc.yaml"
 SETTINGS = "params.yaml"
-# What the chain writes and nobody commits; environments and tool caches, which DVC need not look into.
+# Outputs of the chain that are not committed, environments and tool caches, which DVC should ignore.
 IGNORED = {
     ".gitignore": [".venv/", "__pycache__/", ".checkpoints/", ".dreamteacher/", "mlflow.db*", "mlruns/", "mlartifacts/", "artifacts/",
                    "plots/", "dvc_plots/"],
@@ -33,14 +33,14 @@ DVC_CONFIG = "[core]\n    analytics = false\n    autostage = false\n    check_up
 
 
 def init(folder: Path, source: str, hours: float | None = None, preset: str = "demo") -> None:
-    """Look at `source`, propose settings for this machine, and make `folder` a project. Nothing that exists is changed but ignore files,
-    to which missing lines are added.
+    """Inspect `source`, propose settings for this machine, and make `folder` a project. Existing files are kept, except that missing lines
+    are added to ignore files.
 
     Args:
-        folder: made if it is not there; it may lie in a git repository.
-        source: of the pictures, relative to the current folder.
-        hours: that the whole chain may take here; default propose.HOURS.
-        preset: of the settings.
+        folder: created if missing; may be in a git repository.
+        source: the pictures, relative to the current folder.
+        hours: time budget of the whole chain; default propose.HOURS.
+        preset: preset of the settings.
 
     Raises:
         UserError: `folder` is a project already or cannot be one, or the pictures cannot be used.
@@ -98,12 +98,12 @@ def init(folder: Path, source: str, hours: float | None = None, preset: str = "d
 
 
 def chain() -> str:
-    """The text of dvc.yaml: in a checkout that of the repository, in a wheel its copy."""
+    """The text of dvc.yaml: the repository's or, in a wheel, its copy."""
     return files("dreamteacher.project").joinpath("chain.yaml").read_text()
 
 
 def _place(folder: Path, source: str) -> str:
-    """`source` as ingest.source of the project in `folder`: relative if it lies in there, else absolute."""
+    """`source` as ingest.source of the project in `folder`: relative if inside, else absolute."""
     if are_shards(source) and ("{" in source or "*" in source):
         source = _folder_of_shards(source)
     if "://" in source:
@@ -121,7 +121,7 @@ def _place(folder: Path, source: str) -> str:
 
 
 def _folder_of_shards(pattern: str) -> str:
-    """The folder that holds the shards of `pattern` and no others: DVC watches a folder, not a pattern."""
+    """The folder with exactly the shards of `pattern`, since DVC tracks folders, not patterns."""
     shards = expand(pattern)
     folder = shards[0].rpartition("/")[0] or "."
     if "://" in pattern or sorted(shards) != sorted(str(path) for path in Path(folder).glob("*.tar")):
@@ -173,7 +173,7 @@ def _checked(values: dict[str, object]) -> Params:
 
 
 def _check(text: str) -> None:
-    """Raises UserError where the file that would be written is none that the stages read."""
+    """Raises UserError if the stages could not read the file to be written."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / SETTINGS
         path.write_text(text)
@@ -190,7 +190,7 @@ def _is_inside(source: str) -> bool:
 
 
 def _is_to_be_added(folder: Path, source: str) -> bool:
-    """Whether the pictures lie in the project, and neither git nor DVC has them: `git add .` would take them all."""
+    """Whether the pictures are in the project but tracked by neither git nor DVC: `git add .` would add them all."""
     if not _is_inside(source) or (folder / f"{source}.dvc").exists():
         return False
     in_git = subprocess.run(["git", "ls-files", "--", source], cwd=folder, capture_output=True, text=True, check=False).stdout
@@ -198,7 +198,7 @@ def _is_to_be_added(folder: Path, source: str) -> bool:
 
 
 def _next(found: Survey, add: str | None = None) -> list[str]:
-    """The commands after init; `add` are pictures that DVC is to have before git."""
+    """The commands after init; `add`: pictures to `dvc add` first."""
     commit = [*([f"dvc add {shlex.quote(add)}"] if add else []), 'git add . && git commit -m "first run"']
     if found.may_have_labels:
         return [

@@ -1,4 +1,4 @@
-"""What this machine has, and how fast it trains: measured, because no table knows the next machine."""
+"""Hardware and measured training speed of this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dreamteacher.training.precision import choose_layout, choose_precision
 from dreamteacher.training.randomness import StepRandom
 
 GB = 1e9
-SECONDS = 2  # that a measurement takes at least, after its first step
+SECONDS = 2  # minimum seconds of a measurement, after its first step
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,6 @@ def step_seconds(loss: Callable[[], torch.Tensor], model: torch.nn.Module, devic
         if device.type == "cuda":
             torch.cuda.synchronize()
         steps += 1
-        if steps == 0:  # the first step allocates and chooses algorithms
+        if steps == 0:  # the first step allocates and selects algorithms
             start = time.perf_counter()
     return (time.perf_counter() - start) / steps

@@ -1,4 +1,4 @@
-"""Settings for a set of pictures on a machine, and the time that they take."""
+"""Propose settings for a set of pictures on a machine, and estimate their time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dreamteacher.settings.presets import NAMED
 from dreamteacher.settings.schema import Params
 from dreamteacher.tasks.base import get_task
 
-HOURS = {"cpu": 1.0, "cuda": 8.0}  # the budget unless the user names one
-# Shares of the budget, over all seeds. Most goes to the generator: what it has not learnt, nothing after it can distil.
+HOURS = {"cpu": 1.0, "cuda": 8.0}  # default budget
+# Shares of the budget, over all seeds. Most goes to the generator, since only what it has learned can be distilled.
 SHARES = {"teacher": 0.5, "distill": 0.2, "interpreter": 0.07, "labels": 0.08, "finetune": 0.15}
-PASSES = {"teacher": 2000, "distill": 1000, "interpreter": 300, "labels": 300, "finetune": 200}  # over the pictures; more gain nothing
-LEAST = {"teacher": 500, "distill": 200, "interpreter": 200, "labels": 100, "finetune": 200}  # steps below which nothing is learnt
+PASSES = {"teacher": 2000, "distill": 1000, "interpreter": 300, "labels": 300, "finetune": 200}  # maximum epochs; more gain nothing
+LEAST = {"teacher": 500, "distill": 200, "interpreter": 200, "labels": 100, "finetune": 200}  # minimum steps
 
 MARGIN = 8  # pixels; of a crop of less than 64 it would leave one cell of the coarsest tap
 
-# Of what a preset names, what the machine decides.
+# Settings of a preset that depend on the machine instead.
 BUDGET = {"teacher": ("size",), "student": ("backbone", "finest_stride")}
 
 
@@ -36,7 +36,7 @@ class Proposal:
 
 
 def sizes(found: Survey, machine: Machine, preset: str = "demo") -> dict[str, Any]:
-    """The settings that follow from the pictures and the kind of machine, without any steps; what `preset` says otherwise is left to it."""
+    """The settings that depend on the pictures and the kind of machine, without steps; settings of `preset` are left to it."""
     gpu = machine.device == "cuda"
     natural = found.short_side
     of_task = {"classification": 224 if gpu else 64, "segmentation": 512 if gpu else 256, "detection": 512 if gpu else 256}
@@ -44,7 +44,7 @@ def sizes(found: Survey, machine: Machine, preset: str = "demo") -> dict[str, An
     soft_labels = not found.task or get_task(found.task).classifies is not None
     stored = min(natural, largest)
     side = max(32, stored // 32 * 32)
-    # On smaller crops than whole pictures each place is near a border. Trained on 64 px, a network found objects in empty places of
+    # In small crops each position is near a border. Trained on 64 px, a network found objects in empty areas of
     # pictures (nuclei, each with its outline, 10 labels, 480 steps of 8: AP 1 in per cent; on 128 px 240 steps of 4: 14).
     crop = min(side, 256 if gpu else 128 if found.task == "detection" else 64)
     distilled = min(crop, 128 if gpu else 64)
@@ -85,7 +85,7 @@ def sizes(found: Survey, machine: Machine, preset: str = "demo") -> dict[str, An
 
 
 def propose(found: Survey, machine: Machine, speed: Speed, values: dict[str, Any], hours: float | None = None) -> Proposal:
-    """`values` of `sizes` with as many steps as fit into `hours` (default: HOURS), and no fewer than make sense."""
+    """`values` of `sizes` with as many steps as fit into `hours` (default: HOURS), but at least the minimum."""
     hours = hours or HOURS[machine.device]
     budget = 3600 * hours
     choices = [[0, 1, 2], [0]] if found.may_have_labels else [[0]]
@@ -129,38 +129,38 @@ def _steps(found: Survey, params: Params, speed: Speed, budget: float) -> tuple[
 
 
 def _two_digits(value: float) -> int:
-    """Rounded to a number that people would write: 1234 to 1200."""
+    """Rounded to two significant digits: 1234 to 1200."""
     return int(float(f"{value:.1e}"))
 
 
 COMMENTS = {
-    "preset": "fills what no line names; paper: to the letter; best: what the evidence ranks above it",
-    "few_labels": "labelled train pictures that are used, drawn by seed; null: all",
-    "few_labels_by": "how they are drawn; class, cluster: all classes or kinds of pictures are among them",
+    "preset": "values of settings not set here; paper: to the letter; best: ranked above it by evidence",
+    "few_labels": "number of labelled train pictures to use, drawn by seed; null: all",
+    "few_labels_by": "how they are drawn; class, cluster: covering all classes or kinds of pictures",
     "taps": "decoder levels of the generator to learn from, by stride",
     "source": "a folder, a list of paths, WebDataset shards, or an address of them",
-    "short_side": "larger pictures are reduced to it, pixels; null: they are kept as they are",
-    "val_fraction": "share of the pictures kept for validation, as the source has no train/ and val/",
+    "short_side": "larger pictures are downscaled to it, pixels; null: not downscaled",
+    "val_fraction": "share of the pictures held out for validation, as the source has no train/ and val/",
     "size": "tiny: for CPUs; mini: for an hour of a GPU; small: for many; adm-256: the paper's 256 px, for several GPUs",
-    "accumulate": "parts of a batch, for this GPU's memory",
+    "accumulate": "accumulation parts of a batch, for this GPU's memory",
     "backbone": "any timm model with a feature pyramid",
     "finest_stride": "2 for small pictures or objects of few pixels; the paper's 4 for others",
     "width": "channels of the neck",
     "monitor_images": "train pictures held out to measure distillation",
-    "margin": "pixels at the crops' border that are left out, as the generator's features show the border there",
+    "margin": "pixels at the crops' border excluded from the loss, where the generator's features depend on the border",
     "augment": "natural (roads, faces, products): horizontal flips; overhead (microscopy, satellite): all turns; no-flip (text); none",
-    "own": "a teacher, and what differs of `teacher`; there may be several",
-    "features": "a backbone pretrained without labels, its teacher, and what differs of taps, student, distill",
-    "mix": "one with labels, the recipe that it builds on, and what differs of interpreter, labels",
+    "own": "a teacher, with overrides of `teacher`; there may be several",
+    "features": "a backbone pretrained without labels: its teacher, and overrides of taps, student, distill",
+    "mix": "a backbone pretrained with labels: its base recipe, and overrides of interpreter, labels",
     "inits": "also: imagenet",
     "seeds": "each draws its own random weights, and few labels if few_labels is set",
     "overlays": "pictures drawn with their predictions",
-    "init": "which fine-tuned model is served; take the best of the comparison",
-    "name": "of the model in Triton and MLflow",
+    "init": "initialisation of the served model; choose the best of the comparison",
+    "name": "model name in Triton and MLflow",
 }
 OF_GROUP = {
     "distill": {"augment": "as finetune.augment, for methods that compare views, such as simclr"},
-    "teacher": {"resolution": "side of the crops it learns from, pixels"},
+    "teacher": {"resolution": "side of the training crops, pixels"},
     "finetune": {"resolution": "side of the training crops, pixels"},
     "export": {"size": "side of the example input, pixels"},
     "student": {"width": "channels of the neck; the paper's is 256"},
@@ -169,7 +169,7 @@ OF_GROUP = {
 
 
 def write(proposal: Proposal, heading: list[str]) -> str:
-    """params.yaml, with `heading` as its first lines and a comment where a name does not say enough."""
+    """The text of params.yaml, with `heading` as its first lines and comments on less obvious settings."""
     lines = [f"# {line}".rstrip() for line in heading]
     for group, value in proposal.values.items():
         if isinstance(value, dict) and value:

@@ -1,4 +1,4 @@
-"""What a source of pictures holds: layout, task, classes, sizes. Huge sources are sampled, so that an answer takes seconds."""
+"""Survey of a source of pictures: layout, task, classes, sizes. Huge sources are sampled, so that it takes seconds."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Survey:
 
     @property
     def may_have_labels(self) -> bool:
-        """Whether labels were found, or it is not known yet."""
+        """Whether there are labels, or it is not known yet."""
         return self.labels is None or self.task is not None
 
     @property
@@ -72,7 +72,7 @@ class Survey:
         return next(side for side, count in zip(sides, counts, strict=True) if 2 * count >= self.short_sides.total())
 
     def lines(self) -> list[str]:
-        """What was understood, for the user."""
+        """The summary for the user."""
         more = "" if self.complete else "more than "
         sizes = sorted(self.short_sides)
         lines = [
@@ -115,7 +115,7 @@ def survey(source: str, seconds: float = 20) -> Survey:
 
 
 def _more_than_can_be_listed(source: str, seconds: float) -> int:
-    """How many files were listed when the time was over; 0 if all of them were."""
+    """Number of files listed when the time was over; 0 if all were listed."""
     if are_shards(source):
         return 0
     end = time.monotonic() + seconds
@@ -198,5 +198,5 @@ def _count_size(found: Survey, data: bytes) -> None:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             found.short_sides[min(image.size)] += 1
-    except Exception:  # Pillow's parsers raise almost anything; ingest says what is wrong with which picture
+    except Exception:  # Pillow's parsers raise almost anything; ingest reports the errors of each picture
         found.unreadable += 1

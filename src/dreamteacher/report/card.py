@@ -34,7 +34,7 @@ def model_card(name: str, contract: Mapping[str, str], figures: dict[str, dict[s
     by_class = _by_class(contract, figures)
     text = _render(name, contract, figures, parity, by_class)
     if len(text) > LENGTH:
-        text = _render(name, contract, figures, parity, "Figures of each class are in the evaluation's `metrics.json`.")
+        text = _render(name, contract, figures, parity, "Per-class metrics are in the evaluation's `metrics.json`.")
     return text if len(text) <= LENGTH else text[: LENGTH - 4].rpartition("\n")[0] + "\n..."
 
 

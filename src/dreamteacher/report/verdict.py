@@ -11,7 +11,7 @@ from dreamteacher.report.paired import Gain, gain_over, points
 from dreamteacher.report.run import REFERENCE, Run, Table
 from dreamteacher.report.summary import spread
 
-READOUTS = {"linear": ("linear read-out", "frozen, linear"), "knn": ("nearest neighbours", "frozen, kNN")}  # in a sentence, in a head
+READOUTS = {"linear": ("linear probe", "frozen, linear"), "knn": ("kNN probe", "frozen, kNN")}  # in a sentence, in a head
 TONES = {"gain": "good", "loss": "bad"}
 CLASSES = 200  # rows of the table of classes
 FOREIGN = "imagenet"  # pretrained by others: compared, but no result of this run
@@ -77,25 +77,29 @@ def _headline(run: Run, gains: list[Gain]) -> tuple[str, str, list[str]]:
     if best.verdict == "one pair":
         return "", "One seed: no interval, no verdict", [over, "At least two seeds in compare.seeds are needed to tell a gain from chance."]
     if best.verdict == "gain":
-        words = f"Pretraining pays: {best.init} gains {points(best.mean).lstrip('+')} points of {run.title} over training from scratch"
+        words = f"Pretraining helps: {best.init} gains {points(best.mean).lstrip('+')} points of {run.title} over training from scratch"
         winners = sum(gain.verdict == "gain" for gain in ours)
         caution = ["It is the best of several, and the interval is not corrected for that choice."] if len(ours) > 1 else []
         several = [f"{winners} of {len(ours)} pretrained initialisations gain."] if len(ours) > 1 else []
         return "good", words, [over, *several, *caution]
     if verdicts == {"loss"}:
         return "bad", "Loss: training from scratch is better than every pretrained initialisation", [over]
-    return "flat", "No gain beyond the spread of the seeds", [f"The best is {over}", "The interval holds 0, so chance may explain it."]
+    return (
+        "flat",
+        "No gain beyond the spread of the seeds",
+        [f"The best is {over}", "The interval contains 0, so the difference may be chance."],
+    )
 
 
 def _floor_words(run: Run, floor: Floor | None, below: list[str]) -> str:
     if floor is None:
-        return f"What a constant prediction would score is not known for {run.title or 'this task'}."
+        return f"The score of a constant prediction is not known for {run.title or 'this task'}."
     words = f"A constant prediction ({floor.words}) scores {100 * floor.value:.1f}."
     return f"{words} Not above it: {', '.join(below)}." if below else words
 
 
 def _frozen(run: Run) -> list[str]:
-    """A sentence for each recipe without labels and read-out: what the frozen features gain over random weights."""
+    """A sentence for each recipe without labels and probe: the gain of frozen features over random weights."""
     found = []
     tuned = {gain.init: gain.mean for gain in _gains(run, run.figure)}
     for reading, (words, _) in READOUTS.items():
@@ -106,16 +110,16 @@ def _frozen(run: Run) -> list[str]:
 
 
 def _interpreters(run: Run, of_init: dict[str, list[float]]) -> list[str]:
-    """A sentence for each label recipe: what its interpreter reads from the generator, which is what its student learns from."""
+    """A sentence for each label recipe: the metric of its interpreter, from whose labels its student learns."""
     read: dict[str, list[float]] = {}
     for place, output in run.below("interpreters").items():
         if (value := output.metrics.get(f"val_{run.figure}")) is not None:
             read.setdefault(place.partition("/")[0], []).append(value)
     found = []
     for recipe, values in read.items():
-        words = f"the interpreter of {recipe} reads {100 * fmean(values):.1f} {run.title} from the generator, on crops"
+        words = f"the interpreter of {recipe} reaches {100 * fmean(values):.1f} {run.title} on crops"
         if REFERENCE in of_init and fmean(values) < fmean(of_init[REFERENCE]):
-            words += f": less than training from {REFERENCE} reaches, so little is to be expected of its labels"
+            words += f": less than training from {REFERENCE}, so expect little from its labels"
         found.append(f"{words}.")
     return found
 

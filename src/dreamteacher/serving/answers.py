@@ -1,4 +1,4 @@
-"""What served models say of pictures, as typed results: one class a task, found in ANSWERS by the task's name.
+"""Typed predictions of served models: one class per task, found in ANSWERS by the task's name.
 
 Needs numpy and Pillow only; `dreamteacher publish` copies it into NAME-pictures.
 """
@@ -31,14 +31,14 @@ from dreamteacher.serving.contract import (
 )
 
 if TYPE_CHECKING:
-    from typing import Self  # newer than the Python of some servers, where this file is copied to
+    from typing import Self  # not in the Python of some servers, to which this file is copied
 
 Outputs = Mapping[str, np.ndarray]
 Size = tuple[int, int]
 
 
 def _to_png(mask: np.ndarray) -> np.ndarray:
-    """The file, uint8 (bytes,), of a mask of uint8 or uint16 (H, W)."""
+    """A mask of uint8 or uint16 (H, W) as the bytes of a PNG, uint8 (length,)."""
     file = io.BytesIO()
     Image.fromarray(mask).save(file, "PNG")
     return np.frombuffer(file.getvalue(), np.uint8)
@@ -50,13 +50,13 @@ def _of_png(file: np.ndarray) -> np.ndarray:
 
 
 def _padded(rows: np.ndarray, most: int) -> np.ndarray:
-    """(most, C): `rows` (D, C), and behind them rows of zeros."""
+    """`rows` (D, C) padded with zeros to (most, C)."""
     return np.pad(rows, [(0, most - len(rows)), (0, 0)])
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A class for each pixel. mask: uint8 (H, W) of class ids, in the picture's own size. shares: float32 (K,), of each class in it."""
+    """A class for each pixel. mask: uint8 (H, W) of class ids, at the picture's own size. shares: float32 (K,), the share of each class."""
 
     OUTPUTS: ClassVar = ("logits",)
 
@@ -72,7 +72,7 @@ class Segmentation:
 
     @staticmethod
     def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
-        """Name -> (Triton's data type, sizes, -1: any) of what `to_tensors` returns."""
+        """Name -> (Triton's data type, sizes, -1: any) of the tensors of `to_tensors`."""
         return {"mask": ("TYPE_UINT8", [-1]), "shares": ("TYPE_FP32", [classes])}
 
     def to_tensors(self) -> dict[str, np.ndarray]:
@@ -114,7 +114,7 @@ class Classification(_OfThePicture):
 
     @property
     def best(self) -> str:
-        """The likeliest class."""
+        """The most likely class."""
         return self.classes[int(self.probabilities.argmax())]
 
     @classmethod
@@ -124,11 +124,11 @@ class Classification(_OfThePicture):
 
 
 class MultiLabel(_OfThePicture):
-    """Any number of classes for the picture. probabilities: float32 (K,), each in [0, 1] by itself."""
+    """Any number of classes for the picture. probabilities: float32 (K,), independent, each in [0, 1]."""
 
     @property
     def labels(self) -> list[str]:
-        """The classes of a probability of 0.5 or more."""
+        """The classes with a probability of 0.5 or more."""
         return [self.classes[i] for i in np.flatnonzero(self.probabilities >= 0.5)]
 
     @classmethod
@@ -167,10 +167,10 @@ class Depth:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Objects in the picture, the likeliest first.
+    """Detected objects, by descending score.
 
-    boxes: float32 (D, 4) of x1, y1, x2, y2 in pixels of the picture itself, which lies from (0, 0) to (W, H). labels: int64 (D,) of class
-    ids. scores: float32 (D,) in [0, 1]; choose a threshold for yours, as D may be up to 100 with low scores.
+    boxes: float32 (D, 4) of x1, y1, x2, y2 in pixels of the original picture, which spans (0, 0) to (W, H). labels: int64 (D,) of class
+    ids. scores: float32 (D,) in [0, 1]; apply a threshold, as up to 100 objects with low scores are included.
     """
 
     OUTPUTS: ClassVar = ("scores", "boxes")
@@ -187,11 +187,11 @@ class Detections:
 
     @staticmethod
     def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
-        """See `Segmentation.tensors`. Of one size, since servers and clients lose the shape of a table without rows."""
+        """See `Segmentation.tensors`. Of fixed size, since servers and clients lose the shape of a tensor without rows."""
         return {"detections": ("TYPE_FP32", [MOST_DETECTIONS, 6])}
 
     def to_tensors(self) -> dict[str, np.ndarray]:
-        """The answer of NAME-pictures: rows of box, class id and score, and behind them rows of score 0."""
+        """The answer of NAME-pictures: rows of box, class id and score, padded with rows of score 0."""
         rows = np.column_stack([self.boxes, self.labels, self.scores]).astype(np.float32)
         return {"detections": _padded(rows, MOST_DETECTIONS)}
 
@@ -208,10 +208,10 @@ class Detections:
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """Objects in the picture with their pixels, the likeliest first.
+    """Instance segmentation: objects with masks, by descending score.
 
-    mask: uint16 (H, W) in the picture's own size: 0 where there is no object, else the number of one, from 1. labels: int64 (D,) of class
-    ids, and scores: float32 (D,) in [0, 1], of object 1, 2 and so on.
+    mask: uint16 (H, W) at the picture's own size: object ids from 1, 0 for background. labels: int64 (D,) of class ids, and scores: float32
+    (D,) in [0, 1], of object 1, 2 and so on.
     """
 
     OUTPUTS: ClassVar = ("probabilities", "centres", "offsets")
@@ -232,7 +232,7 @@ class Instances:
         return {"mask": ("TYPE_UINT8", [-1]), "objects": ("TYPE_FP32", [MOST_OBJECTS, 2])}
 
     def to_tensors(self) -> dict[str, np.ndarray]:
-        """The answer of NAME-pictures: the mask as a PNG of 16 bits; rows of class id and score, and behind them rows of score 0."""
+        """The answer of NAME-pictures: the mask as a 16-bit PNG; rows of class id and score, padded with rows of score 0."""
         rows = np.column_stack([self.labels, np.maximum(self.scores, 1e-6)]).astype(np.float32)
         return {"mask": _to_png(self.mask.astype(np.uint16)), "objects": _padded(rows, MOST_OBJECTS)}
 
@@ -244,7 +244,7 @@ class Instances:
 
 
 class MaskedInstances(Instances):
-    """What Mask R-CNN says: boxes, each with a small mask."""
+    """Output of Mask R-CNN: boxes, each with a small mask."""
 
     OUTPUTS: ClassVar = ("scores", "boxes", "masks")
 
@@ -257,11 +257,11 @@ class MaskedInstances(Instances):
 
 @dataclass(frozen=True, eq=False)
 class Keypoints:
-    """Keypoints of the objects in the picture, the likeliest object first.
+    """Keypoints of the objects in the picture, by descending score.
 
-    points: float32 (D, P, 2) of x and y in pixels of the picture itself, which lies from (0, 0) to (W, H). seen: float32 (D, P) in [0, 1],
-    how likely each is in the picture. scores: float32 (D,) in [0, 1]; choose a threshold for yours, as D may be up to 100 with low scores.
-    classes: names of the P keypoints; skeleton: pairs of them, by number, between which a line is drawn.
+    points: float32 (D, P, 2) of x and y in pixels of the original picture, which spans (0, 0) to (W, H). seen: float32 (D, P) in [0, 1],
+    the visibility of each. scores: float32 (D,) in [0, 1]; apply a threshold, as up to 100 objects with low scores are included. classes:
+    names of the P keypoints; skeleton: pairs of keypoint indices to connect in drawings.
     """
 
     OUTPUTS: ClassVar = ("centres", "points", "seen")
@@ -283,7 +283,7 @@ class Keypoints:
         return {"objects": ("TYPE_FP32", [MOST_BODIES, 1 + 3 * classes])}
 
     def to_tensors(self) -> dict[str, np.ndarray]:
-        """The answer of NAME-pictures: rows of score and of x, y and `seen` of each keypoint, and behind them rows of score 0."""
+        """The answer of NAME-pictures: rows of score and of x, y and `seen` of each keypoint, padded with rows of score 0."""
         of_points = np.concatenate([self.points, self.seen[:, :, None]], axis=2).reshape(len(self.scores), 3 * len(self.classes))
         rows = np.column_stack([self.scores, of_points]).astype(np.float32)
         return {"objects": _padded(rows, MOST_BODIES)}
@@ -301,7 +301,7 @@ class Keypoints:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a backbone sees in a picture.
+    """Features of a picture.
 
     maps: `strideS` -> float32 (C, H'/S, W'/S), of the picture as prepared (padded to H' x W'), fine to coarse. embedding: float32 (C,).
     size: (h, w) of the prepared picture without its padding.
@@ -314,7 +314,7 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """What a model of a task from another package computes, as it is.
+    """Raw outputs of a model of another package's task.
 
     outputs: by the names in its `Task.served`, of the prepared picture, which may be padded. prepared: (h, w) of it without the padding;
     size: (H, W) of the picture itself.
@@ -336,11 +336,11 @@ ANSWERS: dict[str, type[Prediction]] = {
     "depth": Depth,
     "keypoints": Keypoints,
 }
-OF_HEADS: dict[str, type[Prediction]] = {"mask-rcnn": MaskedInstances}  # whose outputs are not those of the task's own head
+OF_HEADS: dict[str, type[Prediction]] = {"mask-rcnn": MaskedInstances}  # heads whose outputs differ from those of the task's own head
 
 
 def kind_of(contract: Contract) -> type[Prediction]:
-    """How the outputs of a model of one of our tasks become an answer."""
+    """Converts the outputs of a model of a built-in task to an answer."""
     return OF_HEADS.get(contract.head, ANSWERS[contract.task])
 
 
@@ -350,5 +350,5 @@ def to_answer(contract: Contract, outputs: Outputs, prepared: Size, size: Size) 
         return kind_of(contract).of_outputs(contract, outputs, prepared, size)
     if contract.task != "features":
         return Raw({name: np.array(values) for name, values in outputs.items()}, prepared, size)
-    maps = {name: np.array(outputs[name]) for name in outputs if name != "embedding"}  # copies, or each would hold its whole batch
+    maps = {name: np.array(outputs[name]) for name in outputs if name != "embedding"}  # copies: views would keep the whole batch
     return Features(maps, np.array(outputs["embedding"]), prepared)

@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 class AsyncClient:
     """`Client` for asyncio: the same arguments and methods, which are awaited; used in one event loop.
 
-    A batch's requests are under way at the same time. Pictures are decoded and prepared in threads, so that the loop goes on.
+    A batch's requests run concurrently. Pictures are decoded and preprocessed in threads, so that the event loop is not blocked.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
 """Clients of served models, sync and asyncio, over HTTP or gRPC.
 
-How a picture is prepared comes from the server, so nothing else is needed here: numpy, Pillow and tritonclient, and no torch.
+The preprocessing contract comes from the server, so the client needs only numpy, Pillow and tritonclient, no torch.
 
     with Client("127.0.0.1:8000", "dreamteacher") as client:
         answer = client.predict("picture.jpg")  # Segmentation, Classification, Detections ...
 
-Each call has one deadline (`timeout`, seconds). A call that finds no server, or one without room, is tried again up to `retries` times
-after pauses of 0.1, 0.2, 0.4, ... 5 s with jitter; all else is raised at once.
+Each call has one deadline (`timeout`, seconds). If there is no server, or its queue is full, the call is retried up to `retries` times
+after pauses of 0.1, 0.2, 0.4, ... 5 s with jitter; other errors are raised at once.
 """
 
 from __future__ import annotations
@@ -84,15 +84,15 @@ _T = TypeVar("_T")
 
 
 class Client:
-    """Asks one served model, and its backbone; may be used from several threads.
+    """Client of one served model and its backbone; thread-safe.
 
     Args:
         url: HOST:PORT, or with a scheme; https and grpcs mean TLS.
-        model: its name on the server; its backbone is called MODEL-backbone. A MODEL-pictures is sent the files as they are, which are
-            smaller than prepared pictures, and is answered alike.
+        model: its name on the server; its backbone is MODEL-backbone. For MODEL-pictures, files are sent unchanged, which are smaller than
+            preprocessed pictures; results are the same.
         protocol: "http" or "grpc".
-        timeout: seconds for each call, with all its tries.
-        retries: further tries of a call that found no server, or one without room.
+        timeout: deadline of each call including retries, seconds.
+        retries: maximum retries of a call if there is no server or its queue is full.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close this thread's connections; those of other threads end with them."""
+        """Close this thread's connections; those of other threads close when the threads end."""
         for region in self._regions.empty():
             with suppress(Exception):  # the server may be gone
                 self._call("unregister_system_shared_memory", CLOSE_SECONDS, region.name)
@@ -125,29 +125,28 @@ class Client:
 
     @property
     def contract(self) -> Contract:
-        """How the model's pictures are prepared, and its classes."""
+        """The model's preprocessing contract and classes."""
         return self.served(self.model).contract
 
     def predict(self, picture: Picture) -> Prediction:
-        """What the model says of a picture (a path, the bytes of a file, or uint8 RGB (H, W, 3)): the answer of its task, see `answers`.
+        """The prediction for a picture (a path, the bytes of a file, or uint8 RGB (H, W, 3)), of the task's type in `answers`.
 
         Raises:
-            BadPicture: it is none, or it would become too large when it is prepared.
+            BadPicture: it cannot be decoded, or would be too large after preprocessing.
             OSError: the file cannot be read.
             Unavailable, DeadlineExceeded, Refused: see there; all are UserError.
-            UserError: there is no such model, or it does not say how pictures are prepared.
+            UserError: there is no such model, or it has no preprocessing contract.
         """
         return self.predict_batch([picture])[0]
 
     def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction]:
-        """`predict` for several pictures, which share requests where their prepared shapes allow; all are held in memory."""
+        """`predict` for several pictures; those of equal preprocessed shape share requests. All are held in memory."""
         return cast(list[Prediction], self._batch(self.model, pictures))
 
     def features(self, picture: Picture, maps: Collection[str] | None = None) -> Features:
-        """What MODEL-backbone sees in a picture; raises as `predict`.
+        """Features of a picture from MODEL-backbone; raises as `predict`.
 
-        maps: the names of the maps that are wanted, such as ["stride16"]; []: only the embedding, which is a thousandth of the bytes; None:
-        all.
+        maps: names of the requested maps, such as ["stride16"]; []: only the embedding, a thousandth of the bytes; None: all.
         """
         return self.features_batch([picture], maps)[0]
 
@@ -156,7 +155,7 @@ class Client:
         return cast(list[Features], self._batch(f"{self.model}-backbone", pictures, maps))
 
     def served(self, model: str) -> Served:
-        """The server's description of a model, asked for once a minute, so that a client follows a rollout."""
+        """The server's description of a model, refreshed once a minute, so that a client follows rollouts."""
         return self._describe(model, Attempts(self.timeout, self.retries))
 
     def _batch(self, model: str, pictures: Sequence[Picture], maps: Collection[str] | None = None) -> list[Answer]:
@@ -185,7 +184,7 @@ class Client:
         return self._call("infer", left, **passage.arguments())
 
     def _register(self, passage: Passage, attempts: Attempts) -> None:
-        """Let the server open the passage's region; where it cannot, the request goes as bytes."""
+        """Register the passage's shared memory region with the server; if that fails, the request is sent as bytes."""
         region = passage.region
         if region and not region.is_registered:
             try:
@@ -208,7 +207,7 @@ class Client:
         except Refused as refused:
             try:
                 index = self._call("get_model_repository_index", attempts.left(), **as_json)
-            except (InferenceServerException, OSError):  # production servers close this part of the API
+            except (InferenceServerException, OSError):  # production servers disable this part of the API
                 raise refused from None
             raise unknown_model(self._address, model, index) or refused from None
         served = self._served[model] = read_config(self._address, model, config)
@@ -227,10 +226,10 @@ class Client:
             time.sleep(pause)
 
     def _call(self, method: str, timeout: float, *arguments: Any, **options: Any) -> Any:
-        """A method of tritonclient's client, at most `timeout` seconds long."""
+        """Call a method of tritonclient's client with a limit of `timeout` seconds."""
         if self._shared:
             return getattr(self._shared, method)(*arguments, client_timeout=timeout, **options)
-        import gevent  # of the HTTP client, whose own limits hold for each read from the socket, not for the call
+        import gevent  # for the HTTP client, whose own timeouts apply to each socket read, not to the call
 
         try:
             with gevent.Timeout(timeout):
@@ -240,7 +239,7 @@ class Client:
             raise TimeoutError from None
 
     def _own_client(self) -> Any:
-        """The HTTP client of this thread, which it must not leave."""
+        """The HTTP client of this thread; it must not be used in another one."""
         if not hasattr(self._own, "client"):
             self._own.client = self._library.InferenceServerClient(
                 self._address.place, ssl=self._address.is_tls, connection_timeout=None, network_timeout=None

@@ -1,4 +1,4 @@
-"""`dreamteacher fetch-model|deploy|follow|status|last-run`: a registered model on a cluster, and whether it is retrained."""
+"""`dreamteacher fetch-model|deploy|follow|status|last-run`: serve a registered model on a cluster, and monitor its retraining."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ from pathlib import Path
 
 def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
     """Add the commands to those of `dreamteacher`; `add` takes name, function and help."""
-    fetch = add("fetch-model", _fetch_model, "get the Triton repository of a registered model, as a pod that serves it does")
-    fetch.add_argument("name", help="of the registered model, or of several, divided by commas, which one Triton serves")
-    fetch.add_argument(
-        "--version", metavar="N", help="of several models NAME=N, divided by commas; default: the one that bears the alias now"
-    )
+    fetch = add("fetch-model", _fetch_model, "download the Triton repository of a registered model, as the serving pods do")
+    fetch.add_argument("name", help="name of the registered model, or several for one Triton, separated by commas")
+    fetch.add_argument("--version", metavar="N", help="for several models NAME=N, separated by commas; default: the version with the alias")
     fetch.add_argument("--alias", default="champion", help="default: %(default)s")
     fetch.add_argument(
-        "--backend", choices=("production", "local"), default="production", help="local: for a Triton with the python backend alone"
+        "--backend", choices=("production", "local"), default="production", help="local: for a Triton with only the python backend"
     )
     fetch.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model repository; replaced as a whole")
-    deploy = add("deploy", _deploy, "serve a version on Kubernetes, by a rollout")
-    deploy.add_argument("--version", metavar="N", help="default: the one that bears the deployment's alias now")
-    deploy.add_argument("--model", metavar="NAME", help="of a deployment that serves several; default: each")
+    deploy = add("deploy", _deploy, "roll out a version on Kubernetes")
+    deploy.add_argument("--version", metavar="N", help="default: the version with the deployment's alias")
+    deploy.add_argument("--model", metavar="NAME", help="one of the deployment's models; default: all")
     deploy.add_argument("--deployment", default="dreamteacher-triton", metavar="NAME", help="default: %(default)s")
-    deploy.add_argument("--follow", action="store_true", help="as the CronJob does: a version that was named stays")
-    deploy.add_argument("--wait", action="store_true", help="until all replicas serve it, or one cannot")
-    follow = add("follow", _follow, "serve what MLflow's webhooks announce, when they do")
+    deploy.add_argument("--follow", action="store_true", help="like the CronJob: keep a version that was pinned with --version")
+    deploy.add_argument("--wait", action="store_true", help="wait until all replicas serve it, or one fails")
+    follow = add("follow", _follow, "receive MLflow's webhooks and deploy a version when its alias moves")
     follow.add_argument("--port", type=int, default=8080, help="default: %(default)s")
-    status = add("status", _status, "say what is served where on Kubernetes")
+    status = add("status", _status, "list the served versions on Kubernetes")
     for command in (deploy, follow, status):
         command.add_argument("--namespace", "-n", help="default: that of the pod, or of kubectl's context")
-    last = add("last-run", _last_run, "say when something last ran that MLflow knows of, such as a scheduled retraining")
-    last.add_argument("--within-days", type=float, metavar="DAYS", help="exit code 2 if it began earlier")
+    last = add("last-run", _last_run, "print when MLflow last recorded a run, such as a scheduled retraining")
+    last.add_argument("--within-days", type=float, metavar="DAYS", help="exit with code 2 if that was longer ago")
     last.add_argument(
         "--experiment", default=os.environ.get("MLFLOW_EXPERIMENT_NAME", "dreamteacher"), metavar="NAME", help="default: %(default)s"
     )
@@ -46,7 +44,7 @@ def _fetch_model(options: argparse.Namespace) -> int:
 
     names = split(options.name)
     if len(names) > 1 and any("=" not in part for part in split(options.version or "=")):
-        raise UserError(f"--version {options.version} does not say of which of {', '.join(names)}; write NAME=N, divided by commas")
+        raise UserError(f"--version {options.version} does not say of which of {', '.join(names)}; write NAME=N, separated by commas")
     numbers = versions_by_model(names, options.version)
     versions = {name: number or patient(resolve)(name, alias=options.alias) for name, number in numbers.items()}
     models = fetch_repositories(versions, options.out, backend=options.backend)

@@ -1,5 +1,5 @@
-"""How a picture becomes a model's input and its outputs an answer: the preprocessing contract. Export writes it into the ONNX files,
-Triton's configuration carries it, clients and the served preprocessing follow it. Needs numpy and Pillow only."""
+"""The contract of pre- and postprocessing. Export writes it to the ONNX metadata and Triton's configuration; clients and NAME-pictures
+follow it. Needs numpy and Pillow only."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.keypoints import choose_objects
 from dreamteacher.errors import UserError
 
-VERSION = 1  # of the form; one more when a reader of this one would prepare pictures wrongly
+VERSION = 1  # version of the contract; increased if an older reader would preprocess pictures wrongly
 VERSION_KEY = "contract_version"
-MAX_PIXELS = 100_000_000  # of a picture as prepared: thin ones grow when they are scaled or padded
-DESCRIPTION = {  # of what version 1 always does, for whoever reads a file without this module
+MAX_PIXELS = 100_000_000  # maximum after preprocessing: thin pictures grow when scaled or padded
+DESCRIPTION = {  # what version 1 always does, for readers without this module
     "layout": "NCHW",
     "channel_order": "RGB",
     "value_range": "[0, 1], then (value - mean) / std per channel",
@@ -34,10 +34,10 @@ class Contract:
 
     task: its name, which may be that of another package, "features" for a backbone. classes: names by class id. mean, std: of each channel
     of RGB in [0, 1].
-    size: side of the example input, and the only one where `dynamic_size` is false. multiple: that height and width must be of.
-    short_side: larger pictures are reduced to it, as ingest does; None: they are not. scale_to: short side at which the task is evaluated;
-    None: as it is. interpolation: a name of Pillow's. strides: of the backbone's pyramid, fine to coarse. skeleton: pairs of classes that
-    are keypoints, between which a line is drawn. head: where it is not the task's own, its name, as its outputs may be others.
+    size: side of the example input, and the only valid size if `dynamic_size` is false. multiple: height and width must be multiples of it.
+    short_side: larger pictures are downscaled to it, as in ingest; None: they are not. scale_to: short side at which the task is evaluated;
+    None: unscaled. interpolation: name of a Pillow filter. strides: of the backbone's pyramid, fine to coarse. skeleton: pairs of keypoints
+    to connect in drawings. head: name of the head if it is not the task's own, since its outputs may differ.
     """
 
     task: str
@@ -55,7 +55,7 @@ class Contract:
     head: str = ""
 
     def to_metadata(self) -> dict[str, str]:
-        """The texts that an ONNX file and Triton's parameters hold; `from_metadata` reads them back."""
+        """The contract as strings for ONNX metadata and Triton parameters; `from_metadata` reads them back."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) or field.name not in _LATER}
         return {
             VERSION_KEY: str(VERSION),
@@ -65,12 +65,12 @@ class Contract:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], where: str) -> Contract:
-        """The contract among the metadata of a file or the parameters of a served model; `where` names it in messages.
+        """Read the contract from the metadata of a file or the parameters of a served model; `where` names it in messages.
 
-        Metadata without a version is of an export before there were versions, which wrote the same keys.
+        Metadata without a version come from older exports, with the same keys.
 
         Raises:
-            UserError: there is no contract, it is of a later version, or a value cannot be.
+            UserError: there is no contract, it has a later version, or a value is invalid.
         """
         if metadata.get(VERSION_KEY, "1") != str(VERSION):
             raise UserError(
@@ -109,8 +109,8 @@ def _are_channels(values: Any) -> bool:
     return len(values) == 3 and all(isinstance(value, (int, float)) for value in values)
 
 
-_LATER = {"skeleton": "[]", "head": ""}  # fields that files without a value lack -> the text that they then have
-_KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {  # field -> how its text is read, and what it must be
+_LATER = {"skeleton": "[]", "head": ""}  # optional keys -> their default text
+_KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {  # field -> parser of its text, and its valid values
     "task": (str, lambda value: bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,99}", value))),
     "classes": (_tuple, lambda values: all(isinstance(value, str) for value in values)),
     "mean": (_tuple, _are_channels),
@@ -128,14 +128,13 @@ _KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {  # fie
 
 
 def prepare(picture: np.ndarray, contract: Contract, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[int, int]]:
-    """uint8 RGB (H, W, 3) as evaluation sees it: scaled, padded by reflection to the multiple, normalised.
+    """Preprocess uint8 RGB (H, W, 3) as in the evaluation: scale, pad by reflection to the multiple, normalise.
 
-    Scaled: reduced to `short_side` as ingest does, then, where the task is evaluated at one scale, to the short side `scale_to`. A model
-    that takes one size only gets the picture in that size. Returns float32 (1, 3, H', W') and the size (h, w) of its upper left part
-    that is the picture.
+    Scaling: downscaled to `short_side` as in ingest, then, if the task is evaluated at one scale, to the short side `scale_to`. For a model
+    of fixed input size, scaled to that size. Returns float32 (1, 3, H', W') and the size (h, w) without padding.
 
     Raises:
-        BadPicture: scaled and padded it has more than `max_pixels`.
+        BadPicture: it would have more than `max_pixels` after scaling and padding.
     """
     check_size(picture.shape[0], picture.shape[1], contract, max_pixels=max_pixels)
     sizes = _sizes(picture.shape[0], picture.shape[1], contract)
@@ -151,7 +150,7 @@ def prepare(picture: np.ndarray, contract: Contract, *, max_pixels: int = MAX_PI
 
 
 def check_size(height: int, width: int, contract: Contract, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse a picture of (height, width) that would have more than `max_pixels` when it is prepared.
+    """Refuse a picture of (height, width) that would have more than `max_pixels` after preprocessing.
 
     Raises:
         BadPicture: it would.
@@ -162,7 +161,7 @@ def check_size(height: int, width: int, contract: Contract, *, max_pixels: int =
 
 
 def _sizes(height: int, width: int, contract: Contract) -> list[tuple[int, int]]:
-    """The sizes (h, w) that a picture of (height, width) goes through; the last is that of the model's input, unpadded."""
+    """The successive sizes (h, w) of a picture of (height, width); the last is that of the model's input without padding."""
     if not contract.dynamic_size:
         return [(contract.size, contract.size)]
     sizes = [(height, width)]
@@ -179,7 +178,7 @@ def _scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
 
 
 def padded_size(prepared: tuple[int, int], contract: Contract) -> tuple[int, int]:
-    """(H, W) of the model's input, of which `prepared` (h, w) is the picture."""
+    """(H, W) of the model's input for a picture scaled to `prepared` (h, w)."""
     height, width = (-(-side // contract.multiple) * contract.multiple for side in prepared)
     return height, width
 
@@ -187,14 +186,14 @@ def padded_size(prepared: tuple[int, int], contract: Contract) -> tuple[int, int
 def to_mask(logits: np.ndarray, prepared: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """uint8 (H, W) of class ids in the picture's own `size` (H, W): the inverse of `prepare`.
 
-    logits: (K, H', W') of the padded input, of which `prepared` (h, w) is the picture. As in evaluation, logits are resized (bilinear),
+    logits: (K, H', W') of the padded input; `prepared` (h, w): size without padding. As in the evaluation, logits are resized (bilinear),
     not classes.
     """
     own = logits[:, : prepared[0], : prepared[1]]
     if own.shape[1:] == size:
         return own.argmax(0).astype(np.uint8)
     best, mask = np.full(size, -np.inf, np.float32), np.zeros(size, np.uint8)
-    for index, plane in enumerate(own):  # one class at a time, since there may be hundreds, and the picture large
+    for index, plane in enumerate(own):  # one class at a time to save memory: there may be hundreds, and the picture may be large
         values = np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(size[::-1], Image.Resampling.BILINEAR))
         better = values > best
         mask[better] = index

@@ -1,7 +1,7 @@
-"""Triton repositories on their way from `publish` to the pods that serve them: stored with the version, fetched whole or not at all.
+"""Deliver Triton repositories from `publish` to the serving pods: stored with the registered version, fetched atomically.
 
-A version's repository lies in the artifacts of its run, as the stage output of `publish`, and the version's tag `repository` names it by
-the sha256 of its stage.json, which has those of all files. So a pod serves exactly what was published, or does not become ready.
+A version's repository, the output of `publish`, is in the artifacts of its run. The version's tag `repository` is the sha256 of its
+stage.json, which lists those of all files. So a pod serves exactly what was published, or does not become ready.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dreamteacher.serving.triton_repository import VERSION
 from dreamteacher.stage import RECORD, read_stage
 
 log = logging.getLogger(__name__)
-REPOSITORY = "repository"  # tag of a version, and folder in its run
+REPOSITORY = "repository"  # tag of the version, and artifact folder in its run
 
 
 @patient
 def keep_repository(name: str, version: str, folder: Path) -> None:
-    """Store `folder`, the output of `publish`, with `version` of `name`. Once more does nothing.
+    """Store `folder`, the output of `publish`, with `version` of `name`. Idempotent.
 
     Raises:
-        UserError: it is incomplete, or holds another model than the version, or MLflow does not take it.
+        UserError: it is incomplete, or of another model than the version, or MLflow does not store it.
     """
     read_stage(folder)
     (model,) = folder.glob(f"production/{name}/{VERSION}/{MODEL_FILE}")
@@ -40,11 +40,11 @@ def keep_repository(name: str, version: str, folder: Path) -> None:
         if sha256 != chosen.tags["sha256"]:
             raise UserError(f"{folder} serves another model than version {version} of {name}; run `dreamteacher publish` again")
         client.log_artifacts(run_of(chosen), str(folder), place)
-        client.set_model_version_tag(name, version, REPOSITORY, place)  # last: it is whole
+        client.set_model_version_tag(name, version, REPOSITORY, place)  # last: marks it complete
 
 
 def resolve(name: str, *, alias: str) -> str:
-    """The number of the version of `name` that bears `alias` now.
+    """The number of the version of `name` with `alias`.
 
     Raises:
         UserError: none does, or MLflow does not answer.
@@ -57,7 +57,7 @@ def resolve(name: str, *, alias: str) -> str:
 
 
 def has_repository(name: str, version: str) -> bool:
-    """Whether `version` of `name` can be served on a cluster.
+    """Whether the repository of `version` of `name` is stored, so that a cluster can serve it.
 
     Raises:
         UserError: there is no such version, or MLflow does not answer.
@@ -67,7 +67,7 @@ def has_repository(name: str, version: str) -> bool:
 
 
 def not_stored(name: str, version: str) -> UserError:
-    """The error of what needs a repository that `has_repository` does not find."""
+    """The error if `has_repository` is False."""
     return UserError(
         f"the repository of version {version} of {name} is not stored; where its artifacts are, "
         f"`dreamteacher promote {name} --version {version}` stores it"
@@ -76,21 +76,21 @@ def not_stored(name: str, version: str) -> UserError:
 
 @patient
 def fetch_repository(name: str, version: str, out: Path, *, backend: str = "production") -> list[str]:
-    """Write the repository of `version` of `name` to `out`, which appears whole or not at all.
+    """Write the repository of `version` of `name` to `out`, atomically.
 
-    Each model gets the number of the registered version as its own, so that Triton's answers and metrics say which one they are of.
+    Each model gets the number of the registered version, so that Triton's responses and metrics contain it.
 
     Args:
         name: of the registered model.
         version: its number.
-        out: the model repository for Triton; what is there is replaced.
-        backend: production, or local for a Triton that has the python backend alone.
+        out: the model repository for Triton; replaced if it exists.
+        backend: production, or local for a Triton with only the python backend.
 
     Returns:
         The names of the models.
 
     Raises:
-        UserError: nothing is stored with the version, something of it is damaged, or MLflow does not answer.
+        UserError: nothing is stored with the version, a file is damaged, or MLflow does not answer.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=".fetch-") as scratch:
@@ -112,13 +112,13 @@ def fetch_repository(name: str, version: str, out: Path, *, backend: str = "prod
 
 
 def fetch_repositories(versions: dict[str, str], out: Path, *, backend: str = "production") -> list[str]:
-    """Write the repositories of several registered models, {name: version}, as one to `out`, which appears whole or not at all.
+    """Write the repositories of several registered models, {name: version}, merged into `out`, atomically.
 
     Returns:
         The names of the models in it.
 
     Raises:
-        UserError: as `fetch_repository`; or two registered models serve a model of one name.
+        UserError: as `fetch_repository`; or two registered models contain a served model of the same name.
     """
     if len(versions) == 1:
         ((name, version),) = versions.items()
@@ -142,12 +142,12 @@ def fetch_repositories(versions: dict[str, str], out: Path, *, backend: str = "p
 
 
 def _place(folder: Path) -> str:
-    """Where the output of `publish` in `folder` lies in the run of its version."""
+    """Path of the output of `publish` in the artifacts of the version's run."""
     return f"{REPOSITORY}/{sha256_of(folder / RECORD).hex()[:32]}"
 
 
 def _check(folder: Path, place: str, version: str) -> None:
-    """Raises UserError where `folder`, of which `place` names the stage.json, is not what was stored with `version`."""
+    """Raises UserError if `folder`, with the stage.json `place`, is not what was stored with `version`."""
     try:
         read_stage(folder)
         problem = "" if _place(folder) == place else f"its {RECORD} is not the recorded one"

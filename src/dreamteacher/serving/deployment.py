@@ -1,9 +1,9 @@
-"""Which version a Deployment serves: by one annotation of its pods, so that a new version is an ordinary rollout.
+"""Deploy a version by setting an annotation of a Deployment's pods, so that a new version is an ordinary rollout.
 
-The template of the pods names the registered model, the alias that is followed, and the version, which each pod's init container
-fetches. Old pods serve on until new ones are ready, and a version that does not become ready takes none of them down. One Triton may serve
-several models: then the annotations hold lists, divided by commas. Versions are written as NAME=N, so that a list of models that an overlay
-extends or sorts anew gives no model the version of another.
+Annotations of the pod template name the registered model, the alias to follow, and the version, which each pod's init container fetches.
+Old pods serve until new ones are ready, and a version that does not become ready replaces none of them. For several models in one Triton
+the annotations are lists, separated by commas. Versions are written as NAME=N, so that reordering or extending the list of models in an
+overlay cannot mix up their versions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kubernetes.client import AppsV1Api, CoreV1Api
 
 MODEL, ALIAS, VERSION = (f"dreamteacher.io/{each}" for each in ("model", "alias", "version"))  # annotations of the pods
-PINNED = "dreamteacher.io/pinned"  # of the Deployment: the versions that were named by hand, whatever the alias
+PINNED = "dreamteacher.io/pinned"  # annotation of the Deployment: pinned versions, independent of the alias
 SERVING = "app.kubernetes.io/part-of=dreamteacher,app.kubernetes.io/component=serving"
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POLL = 2.0  # seconds
@@ -37,9 +37,9 @@ def deploy(
     follow: bool = False,
     wait: bool = False,
 ) -> str:
-    """Serve `version` (None: that of the Deployment's alias) of `model` (None: of each) by `deployment`; what was done, in words.
+    """Deploy `version` (None: that of the Deployment's alias) of `model` (None: each) to `deployment`; returns a message.
 
-    A version that is named holds until the next call without one. `follow`, which the CronJob uses, leaves it as it is.
+    An explicit version is pinned until the next call without one. `follow`, used by the CronJob, keeps a pinned version.
 
     Raises:
         UserError: there is no such Deployment, model or version, its repository is not stored, MLflow or Kubernetes refuse, or (`wait`)
@@ -69,7 +69,7 @@ def deploy(
         cause = ", ".join(f"version {wanted[name]} of {name}" for name in names)
         about = {PINNED: _joined(by_hand), "kubernetes.io/change-cause": cause}
         patch: dict[str, Any] = {"metadata": {"annotations": about}}
-        if served != wanted:  # else pods that serve on are not replaced
+        if served != wanted:  # otherwise running pods are not replaced
             patch["spec"] = {"template": {"metadata": {"annotations": {VERSION: _joined(wanted)}}}}
         refusals(f"change Deployment {deployment}", lambda: apps.patch_namespaced_deployment(deployment, namespace, patch))
     if wait:
@@ -85,12 +85,12 @@ def deploy(
 
 
 def split(listed: str) -> list[str]:
-    """The parts of a list that commas divide."""
+    """The items of a comma-separated list."""
     return [part.strip() for part in listed.split(",")]
 
 
 def versions_by_model(names: list[str], listed: str | None) -> dict[str, str]:
-    """{model: its version of `listed`, "" where that has none}. `listed` is NAME=N,NAME=N, or N alone for a single model."""
+    """{model: its version in `listed`, or ""}. `listed` is NAME=N,NAME=N, or N for a single model."""
     parts = split(listed) if listed else []
     by_name = {name: number for name, equals, number in (part.partition("=") for part in parts) if equals}
     if len(names) == 1 and len(parts) == 1 and "=" not in parts[0]:
@@ -99,12 +99,12 @@ def versions_by_model(names: list[str], listed: str | None) -> dict[str, str]:
 
 
 def _joined(by_model: dict[str, str]) -> str | None:
-    """For an annotation; None, which removes it, where no model has a version."""
+    """The value of an annotation; None, which removes it, if no model has a version."""
     return ",".join(f"{name}={version}" for name, version in by_model.items() if version) or None
 
 
 def follow(name: str, alias: str, namespace: str | None = None) -> list[str]:
-    """Serve what bears `alias` of the model `name` by each Deployment of ours that follows it; what was done, in words.
+    """Deploy the version of `name` with `alias` to each of our Deployments that follows it; returns messages.
 
     Raises:
         UserError: as `deploy`.
@@ -120,10 +120,10 @@ def follow(name: str, alias: str, namespace: str | None = None) -> list[str]:
 
 
 def status(namespace: str | None = None) -> list[str]:
-    """What each Deployment of ours serves: model, version, alias, ready replicas, since when; and what stands in the way.
+    """Status of each of our Deployments: model, version, alias, ready replicas, since when; and what blocks a rollout.
 
     Raises:
-        UserError: Kubernetes refuses, or nothing of ours is there.
+        UserError: Kubernetes refuses, or there is no Deployment of ours.
     """
     apps, core, namespace = _apis(namespace)
     found = refusals("list Deployments", lambda: apps.list_namespaced_deployment(namespace, label_selector=SERVING)).items
@@ -159,7 +159,7 @@ def _lines(core: CoreV1Api, deployment: Any, namespace: str) -> list[str]:
 
 
 def _wait(apps: AppsV1Api, core: CoreV1Api, name: str, namespace: str) -> None:
-    """Until all replicas are of the newest template and ready. Raises UserError where one cannot start, or nothing moves any more."""
+    """Wait until all replicas have the newest template and are ready. Raises UserError if one cannot start, or there is no progress."""
     while True:
         found = refusals(f"read Deployment {name}", lambda: apps.read_namespaced_deployment(name, namespace))
         if _is_done(found):
@@ -179,7 +179,7 @@ def _is_done(deployment: Any) -> bool:
 
 
 def _problem(core: CoreV1Api, deployment: Any, namespace: str) -> str | None:
-    """Why a pod of the newest version does not start, in its own words."""
+    """The message why a pod of the newest version does not start."""
     selector = ",".join(f"{key}={value}" for key, value in deployment.spec.selector.match_labels.items())
     pods = refusals("list pods", lambda: core.list_namespaced_pod(namespace, label_selector=selector)).items
     version = _annotations(deployment.spec.template).get(VERSION)

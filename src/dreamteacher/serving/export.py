@@ -1,4 +1,4 @@
-"""A torch module to one ONNX file that says how its inputs are made and computes what the module computes."""
+"""Export a torch module to one ONNX file with the preprocessing contract, checked against torch."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from dreamteacher.onnx_files import INPUT
 from dreamteacher.serving.exportable import exportable_operators
 
 BATCHES = (1, 2, 5)  # batch sizes of the parity check
-MULTIPLE = 32  # height and width of the input are multiples of it
+MULTIPLE = 32  # height and width of the input must be multiples of it
 Arrays = list[np.ndarray]
 Align = Callable[[Arrays, Arrays], Arrays]  # see `Task.align`
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of an export.
+    """Result of an export.
 
     parity: largest |onnxruntime - torch| over all outputs, batch sizes and picture sizes.
-    fixed_because: why the file takes one picture size only; None when it takes any multiple of 32.
+    fixed_because: why the file accepts only one picture size; None if it accepts any multiple of 32.
     """
 
     parity: float
@@ -39,7 +39,7 @@ class Exported:
 
 
 def as_it_is(theirs: Arrays, ours: Arrays) -> Arrays:
-    """For outputs that have one order."""
+    """No alignment, for outputs with a fixed order."""
     return theirs
 
 
@@ -56,15 +56,15 @@ def export(
 ) -> Exported:
     """Write `module` to `path` as one ONNX file: input `images` float32 (N, 3, H, W), outputs named `outputs`, first dimension N.
 
-    N is free. H and W are free as well, unless the module cannot be exported so or then differs from torch at a second, oblong
-    size: in that case the file takes `size` x `size` only. `metadata` goes into the file, with `dynamic_size` added. The file
-    appears whole, after `onnx.checker` and `check_parity`, or not at all.
+    N is dynamic. H and W are dynamic too, unless that cannot be exported or differs from torch at a second, oblong size: then the
+    file accepts only `size` x `size`. `metadata` is written to the file, with `dynamic_size` added. The file is written atomically,
+    after `onnx.checker` and `check_parity`.
 
     `dynamo=False`: the newer exporter of torch 2.11 to 2.15 cannot write opset 17, stores paths of this machine in the file, takes
-    20 times longer, and gave no better graph for timm's families. The tracer may bake a size into the graph; the second size shows it.
+    20 times longer, and gave no better graph for timm's families. The tracer may bake a size into the graph; the second size detects it.
 
     Raises:
-        UserError: the file computes something else than the module, by more than `tolerance`.
+        UserError: the file differs from the module by more than `tolerance`.
     """
     module = module.float().cpu().eval()
     square, oblong = (size, size), (size + MULTIPLE, size + 2 * MULTIPLE)
@@ -74,7 +74,7 @@ def export(
         try:
             write(dynamic=True)
             done = Exported(check_parity(temporary, module, sizes=[square, oblong], tolerance=tolerance, align=align), None)
-        except Exception as error:  # the module at another size and onnxruntime raise what they like
+        except Exception as error:  # the module at another size and onnxruntime raise various errors
             if is_disk_full(error):
                 raise
             write(dynamic=False)
@@ -95,7 +95,7 @@ def check_parity(
 ) -> float:
     """Largest |onnxruntime - torch| in fp32 over every (H, W) of `sizes` with every N of `batches`, on standard normal input.
 
-    `align` brings what onnxruntime computed into the order of torch's (see `Task.align`).
+    `align` reorders onnxruntime's outputs to match torch's (see `Task.align`).
 
     Raises:
         UserError: it is more than `tolerance` (or not a number), or a shape differs; names output, batch and size.
@@ -129,7 +129,7 @@ def _write(
     images = torch.zeros(2, 3, size, size)
     free = {0: "N", 2: "H", 3: "W"} if dynamic else {0: "N"}
     with warnings.catch_warnings(), torch.no_grad(), exportable_operators():
-        warnings.simplefilter("ignore")  # on the exporter's age, and on constants in the trace, which the parity check judges
+        warnings.simplefilter("ignore")  # about the exporter's deprecation, and about constants in the trace, which the parity check covers
         try:
             torch.onnx.export(
                 module,
@@ -149,7 +149,7 @@ def _write(
             raise UserError(f"{why}; choose another student.backbone or export.opset") from error
     model = onnx.load(path)
     for output, example in zip(model.graph.output, _outputs(module, images), strict=True):
-        # The tracer gives up on shapes behind a free size, but Triton needs the channels.
+        # The tracer loses shapes after a dynamic size, but Triton needs the channels.
         dims = [f"{output.name}_{'NCHW'[i]}" if dynamic and i > 1 else int(length) for i, length in enumerate(example.shape)]
         output.type.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, ["N", *dims[1:]]))
     onnx.helper.set_model_props(model, dict(sorted((metadata | {"dynamic_size": str(dynamic).lower()}).items())))

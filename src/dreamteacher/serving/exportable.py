@@ -1,4 +1,4 @@
-"""What vision transformers compute with and torch's exporter to ONNX cannot write, or writes wrongly, in operators that it can."""
+"""Replacements for operators of vision transformers that torch's ONNX exporter cannot export, or exports wrongly."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def resize_positions(
 ) -> Tensor:
     """What timm's `resample_abs_pos_embed` returns: position embeddings `(1, prefix + h * w, C)` for the `new_size` (h, w).
 
-    timm's uses an interpolation that cannot be written, and leaves it out where the example picture has the size that the model was made
-    for, which would bind the file to that size.
+    timm's version uses an interpolation that cannot be exported, and skips it if the example picture has the model's default size, which
+    would fix the file to that size.
     """
     prefix, places = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
     height, width = old_size or 2 * [int(places.shape[1] ** 0.5)]
@@ -40,7 +40,7 @@ def resize_positions(
 
 
 def repeat_interleave(values: Tensor, repeats: int | Tensor, dim: int | None = None, **options: Any) -> Tensor:
-    """torch's own, which rotary embeddings use; the exporter's makes a wrong reshape elsewhere in the graph (torch 2.11 to 2.15)."""
+    """For rotary embeddings; the exporter's version makes a wrong reshape elsewhere in the graph (torch 2.11 to 2.15)."""
     if not isinstance(repeats, int) or dim is None:
         return _repeat_interleave(values, repeats, dim, **options)
     dim %= values.ndim
@@ -48,7 +48,7 @@ def repeat_interleave(values: Tensor, repeats: int | Tensor, dim: int | None = N
 
 
 def rms_norm(values: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """torch's own, which opset 17 and 18 lack."""
+    """Missing in opset 17 and 18."""
     square = values.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
     normed = values * torch.rsqrt(square + (torch.finfo(values.dtype).eps if eps is None else eps))
     return normed if weight is None else normed * weight
@@ -56,7 +56,7 @@ def rms_norm(values: Tensor, shape: Sequence[int], weight: Tensor | None = None,
 
 @contextmanager
 def exportable_operators() -> Iterator[None]:
-    """While it is entered, torch and timm compute by the functions above."""
+    """Context in which torch and timm use the functions above."""
     from timm.layers import resample_abs_pos_embed
 
     name = resample_abs_pos_embed.__name__

@@ -1,4 +1,4 @@
-"""The part of a Triton repository that takes pictures as files: NAME-pictures, which prepares them and asks NAME."""
+"""The model NAME-pictures of a Triton repository, which takes picture files, preprocesses them and calls NAME."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamteacher.settings.downstream import Publish
 
 SUFFIX = "-pictures"
 SOURCE = Path(__file__).parents[1]
-MODULES = (  # all that triton_pictures.py imports of ours, so that the server's Python needs no dreamteacher
+MODULES = (  # all of our modules that triton_pictures.py imports, so that the server's Python does not need dreamteacher
     "errors.py",
     "data/boxes.py",
     "data/decode.py",
@@ -36,7 +36,7 @@ Tensors = dict[str, tuple[int, list[int]]]  # name -> (Triton's data type, dims 
 
 
 def write_pictures(folder: Path, version: str, config: ModelConfig) -> None:
-    """Write the model of `config` (see `pictures_config`) into `folder`: its code, beside a copy of MODULES."""
+    """Write the model of `config` (see `pictures_config`) to `folder`: its code and copies of MODULES."""
     place = folder / version
     for module in MODULES:
         copy = place / "dreamteacher" / module
@@ -58,7 +58,7 @@ def pictures_config(name: str, contract: Contract, embedding: int | None, settin
     embedding: channels of the embedding of `name`-backbone; None where that model is not served.
     """
     config = ModelConfig(name=name + SUFFIX, backend="python", max_batch_size=settings.max_batch_size)
-    # Pictures have different lengths, and are batched all the same: they share requests to the model behind.
+    # Files of different lengths are batched too, so that they share requests to NAME.
     for tensor, (data_type, dims) in inputs().items():
         config.input.add(name=tensor, data_type=data_type, dims=dims, allow_ragged_batch=True)
     for tensor, (data_type, dims) in outputs(contract, embedding).items():
@@ -73,12 +73,12 @@ def pictures_config(name: str, contract: Contract, embedding: int | None, settin
 
 
 def inputs() -> Tensors:
-    """What the model takes."""
+    """The model's inputs."""
     return {"picture": (_type("TYPE_UINT8"), [-1])}
 
 
 def outputs(contract: Contract, embedding: int | None) -> Tensors:
-    """What the model gives."""
+    """The model's outputs."""
     answers = {name: (_type(kind), sizes) for name, (kind, sizes) in ANSWERS[contract.task].tensors(len(contract.classes)).items()}
     return answers | ({} if embedding is None else {"embedding": (_type("TYPE_FP32"), [embedding])})
 

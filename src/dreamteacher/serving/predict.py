@@ -1,4 +1,4 @@
-"""What `dreamteacher predict` does: files, folders and patterns in; text, JSON lines or CSV out."""
+"""`dreamteacher predict`: from files, folders and glob patterns to text, JSON lines or CSV."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dreamteacher.serving.requests import TIMEOUT, Protocol
 
 Format = Literal["text", "jsonl", "csv"]
 
-AT_ONCE = 8  # batches under way, from which the server forms its own
+AT_ONCE = 8  # concurrent batches, from which the server forms its own
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -36,7 +36,7 @@ _R = TypeVar("_R")
 
 @dataclass
 class Row:
-    """One picture: its path, what is wrong with it, its bytes, pixels and answers while needed, and the files that were written."""
+    """One picture: path, error, bytes, pixels and answers while needed, and the files written."""
 
     path: Path
     place: Path | None  # where its files go, without their suffixes
@@ -58,7 +58,7 @@ def predict(
     batch: int = 1,
     output: Format = "text",
 ) -> None:
-    """Ask the server at `url` for every picture; prints one line a picture, in order.
+    """Send every picture to the server at `url`; prints one line per picture, in order.
 
     `images` are files, folders (all pictures below) and patterns, such as `shots/**/*.jpg`.
     Segmentation: the share of each class; with `out` also STEM.mask.png (class ids, in the picture's own size) and STEM.overlay.png.
@@ -129,7 +129,7 @@ def _ask(client: Client, rows: list[Row], features: bool) -> list[Row]:
 
 
 def _pictures(images: Iterable[Path]) -> Iterator[Path]:
-    """The files that are meant, in the order of `images`; what is not there, and a folder without pictures, as it stands."""
+    """The files in the order of `images`; missing paths and folders without pictures are kept, to be reported."""
     for path in images:
         if path.is_dir():
             found: Iterable[Path] = _below(path)
@@ -155,7 +155,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _places(images: Iterable[Path], out: Path) -> Iterator[tuple[Path, Path]]:
-    """A place in `out` for each picture's files, none twice."""
+    """A unique path in `out` for each picture's files."""
     numbers: dict[str, Iterator[int]] = {}
     for path in images:
         stem = path.stem
@@ -171,7 +171,7 @@ def _parts(rows: Iterator[Row], length: int) -> Iterator[list[Row]]:
 
 
 def _in_order(function: Callable[[_T], _R], items: Iterable[_T], at_once: int) -> Iterator[_R]:
-    """function(item) of each item, in order, computed in threads, with few items in memory; when one raises, no further one begins."""
+    """function(item) of each item, in order, computed in threads, with few items in memory; after an error no further item is started."""
     waiting: deque[Future[_R]] = deque()
     with ThreadPoolExecutor(at_once) as pool:
         try:

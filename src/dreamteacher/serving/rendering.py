@@ -1,4 +1,4 @@
-"""What `dreamteacher predict` prints and writes of each kind of answer: one Rendering a kind, found by `rendering_of`."""
+"""Output of `dreamteacher predict` for each type of answer: one Rendering per type, found by `rendering_of`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from dreamteacher.serving.answers import (
     Segmentation,
 )
 
-LEAST_SCORE = 0.5  # of objects or keypoints that are counted and drawn; JSON lines have all
-LEAST_OBJECT = 0.3  # of objects with keypoints, as in evaluation
+LEAST_SCORE = 0.5  # score threshold for counting and drawing objects or keypoints; JSON lines have all
+LEAST_OBJECT = 0.3  # the same for objects with keypoints, as in the evaluation
 
 Files = dict[str, str]
 

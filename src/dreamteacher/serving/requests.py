@@ -1,4 +1,4 @@
-"""Requests to a Triton server and their answers, as plain functions that the sync and the asyncio client share."""
+"""Triton requests and responses, as plain functions shared by the sync and the asyncio client."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from dreamteacher.serving.contract import Contract, prepare
 Protocol = Literal["http", "grpc"]
 Picture = np.ndarray | bytes | str | Path  # uint8 RGB (H, W, 3), the bytes of a file, or its path
 
-TIMEOUT = 120.0  # seconds for one call, with all its tries
+TIMEOUT = 120.0  # deadline of one call including retries, seconds
 RETRIES = 4
-FRESH_SECONDS = 60.0  # for which a model's description is taken as it was: a rollout may change how pictures are prepared
-AT_ONCE = 8  # requests of an AsyncClient's batch that are under way
+FRESH_SECONDS = 60.0  # seconds for which a model's description is cached: a rollout may change the contract
+AT_ONCE = 8  # concurrent requests of an AsyncClient's batch
 CLOSE_SECONDS = 5.0  # for what is said to a server at the end
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds before the second try, and before any
-GRPC_OPTIONS = [  # messages of any size, and new connections as soon as calls are tried again: gRPC's default is after 1 s and more
+GRPC_OPTIONS = [  # messages of any size, and fast reconnects for retries: gRPC's default is 1 s and more
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", int(1000 * FIRST_PAUSE / 2)),
@@ -41,29 +41,29 @@ GRPC_OPTIONS = [  # messages of any size, and new connections as soon as calls a
 ]
 LOST = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
 DISCONNECTED = ("HTTPConnectionClosed", "ServerDisconnectedError", "ClientPayloadError")  # of the HTTP libraries
-BUSY = ("queue size", "timeout expired")  # in the words of a Triton whose queue is full
-BATCH_PIXELS = 5_000_000  # of a request, 60 MB; more pictures go into the next one, since servers limit the body (Triton 25: to 64 MB)
+BUSY = ("queue size", "timeout expired")  # in Triton's message for a full queue
+BATCH_PIXELS = 5_000_000  # per request, 60 MB; servers limit the body (Triton 25: 64 MB)
 
 
 class Unavailable(UserError):
-    """No server answered, or none had room for the request, in any of the tries."""
+    """All attempts failed: no server answered, or its queue was full."""
 
 
 class Overloaded(Unavailable):
-    """The server had no room for the request in any of the tries; `retries=0` learns of it at once."""
+    """The server's queue was full in all attempts; with `retries=0` raised at once."""
 
 
 class DeadlineExceeded(UserError):
-    """There was no answer in time, with all tries."""
+    """The deadline passed, including retries."""
 
 
 class Refused(UserError):
-    """The server refuses this request; another try would not help."""
+    """The server refuses this request; a retry would not help."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server answers. url: as the user wrote it. place: HOST:PORT."""
+    """Address of a server. url: as given by the user. place: HOST:PORT."""
 
     url: str
     place: str
@@ -83,13 +83,13 @@ class Address:
             is_whole = bool(place.hostname) and place.port != 0
         except ValueError:
             is_whole = False
-        if not is_whole:  # the HTTP client would fail, and again while it is taken down
+        if not is_whole:  # the HTTP client would fail, and fail again when closed
             raise UserError(f"--url {url} is no address; write HOST:PORT as `dreamteacher serve` prints it")
         return cls(url, rest.rstrip("/"), scheme in ("https", "grpcs"), protocol)
 
     @property
     def is_local(self) -> bool:
-        """Whether the server is on this machine, as far as its name says."""
+        """Whether the server is on this machine, by its name."""
         host = urlsplit(f"//{self.place}").hostname or ""
         return host in ("localhost", "::1") or host.startswith("127.")
 
@@ -120,7 +120,7 @@ class Served:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the server need not be asked again."""
+        """Whether the cached description is still valid."""
         return time.monotonic() < self.since + FRESH_SECONDS
 
 
@@ -136,7 +136,7 @@ class Request:
 
 
 class Attempts:
-    """When a call that failed is tried again: after pauses that double, with jitter, while the deadline allows."""
+    """Retry policy of a call: exponential backoff with jitter, within the deadline."""
 
     def __init__(self, timeout: float, retries: int, end: float | None = None):
         self.timeout, self.retries = timeout, retries
@@ -144,7 +144,7 @@ class Attempts:
         self._done = 0
 
     def fresh(self) -> Attempts:
-        """As many tries for the next request of the same call, whose deadline stays."""
+        """Reset the retries for the next request of the same call; the deadline stays."""
         return Attempts(self.timeout, self.retries, self._end)
 
     def left(self) -> float:
@@ -159,7 +159,7 @@ class Attempts:
         return left
 
     def pause_after(self, error: Exception) -> float | None:
-        """Seconds to wait before the next try; None: the error is final."""
+        """Seconds to wait before the next attempt; None: the error is final."""
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._done) * random.uniform(0.5, 1)
         self._done += 1
         may = is_unavailable(error) and self._done <= self.retries and time.monotonic() + pause < self._end
@@ -167,7 +167,7 @@ class Attempts:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later: nothing listens, the connection broke, or the server has no room."""
+    """Whether a retry may succeed: nothing listens, the connection broke, or the queue is full."""
     if isinstance(error, InferenceServerException):
         status, words = str(error.status()), str(error.message())
         return status in ("502", "503") or ("UNAVAILABLE" in status and "DNS" not in words)
@@ -175,25 +175,25 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether a server refused the request because others wait."""
+    """Whether the server refused the request because its queue is full."""
     return is_unavailable(error) and any(word in str(error) for word in BUSY)
 
 
 def has_answered(error: BaseException) -> bool:
-    """Whether it is a server's answer to the request, so that the server is done with it."""
+    """Whether the server has responded, so that it has finished with the request."""
     if not isinstance(error, InferenceServerException):
         return False
     return is_busy(error) or not (is_unavailable(error) or any(word in str(error.status()) for word in ("DEADLINE", "CANCELLED", "504")))
 
 
 def is_foreseen(error: BaseException) -> bool:
-    """Whether a server, or the lack of one, causes it: no connection, no such host, an answer that is no JSON or no HTTP."""
+    """Whether the error comes from the server or the connection: no connection, unknown host, invalid JSON or HTTP."""
     client_error: Any = getattr(sys.modules.get("aiohttp"), "ClientError", ())
     return isinstance(error, (InferenceServerException, OSError, ValueError, HTTPException, client_error))
 
 
 def explain(error: Exception, address: Address, model: str, timeout: float) -> UserError:
-    """What a server, or the lack of one, did wrong, in one line."""
+    """The error of server or connection in one line."""
     words, status = str(error), ""
     if isinstance(error, InferenceServerException):
         words, status = str(error.message()), str(error.status() or "")
@@ -221,7 +221,7 @@ def read_config(address: Address, model: str, config: dict[str, Any]) -> Served:
     """A model's description from its configuration, as either protocol gives it.
 
     Raises:
-        UserError: it does not say how pictures are prepared, or says it in a later version of the form.
+        UserError: it has no preprocessing contract, or one of a later version.
     """
     config = config.get("config", config)
     parameters = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
@@ -229,15 +229,15 @@ def read_config(address: Address, model: str, config: dict[str, Any]) -> Served:
     name, outputs = config["input"][0]["name"], tuple(output["name"] for output in config["output"])
     takes_files = name == "picture"
     if takes_files:
-        outputs = tuple(output for output in outputs if output != "embedding")  # which costs a run of the backbone
+        outputs = tuple(output for output in outputs if output != "embedding")  # the embedding would cost a run of the backbone
     return Served(model, contract, name, outputs, max(1, int(config.get("max_batch_size", 1))), takes_files, time.monotonic())
 
 
 def only_maps(served: Served, maps: Collection[str] | None) -> Served:
-    """A backbone that is asked for these maps and the embedding; None: for all maps.
+    """A backbone with only these maps and the embedding requested; None: all maps.
 
     Raises:
-        UserError: it has no such map.
+        UserError: there is no such map.
     """
     if maps is None:
         return served
@@ -278,10 +278,10 @@ def read_file(picture: Picture) -> np.ndarray:
 
 
 def to_requests(given: Sequence[Picture], served: Served) -> list[Request]:
-    """The fewest requests for a batch: pictures of one prepared shape together, up to the server's limit and BATCH_PIXELS.
+    """Group a batch into as few requests as possible, by preprocessed shape, up to the server's limit and BATCH_PIXELS.
 
     Raises:
-        BadPicture: a picture cannot be decoded, or would become too large when it is prepared.
+        BadPicture: a picture cannot be decoded, or would be too large after preprocessing.
         OSError, UserError: see `read_picture`.
     """
     if served.takes_files:
@@ -302,7 +302,7 @@ def to_requests(given: Sequence[Picture], served: Served) -> list[Request]:
 
 
 def to_answers(served: Served, request: Request, outputs: Mapping[str, np.ndarray]) -> dict[int, Answer]:
-    """{index in the batch: answer} from a request's outputs, of which it keeps copies."""
+    """{index in the batch: answer} from copies of a request's outputs."""
     if served.takes_files:
         (index,), contract = request.indices, served.contract
         return {index: ANSWERS[contract.task].of_tensors({name: array[0] for name, array in outputs.items()}, contract)}

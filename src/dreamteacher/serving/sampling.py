@@ -1,8 +1,7 @@
-"""A sample of the pictures that NAME-pictures receives, kept for retraining: off unless the server's environment asks for it.
+"""Store a sample of the pictures that NAME-pictures receives, for retraining; off unless enabled in the server's environment.
 
-What is kept has the pixels that the model saw and nothing else: an upright RGB PNG, without EXIF (places, cameras, names), thumbnails and
-colour profiles, and without what the request said. It is named by its sha256, so equal pictures are kept once, and `ingest` takes the
-folder as it is (retrain.incoming).
+Only the pixels that the model saw are stored, as an upright RGB PNG, without EXIF (places, cameras, names), thumbnails, colour profiles and
+request metadata. Files are named by sha256, so equal pictures are stored once, and `ingest` can read the folder (retrain.incoming).
 
 Runs in the server's Python beside a copy of `data.decode`. Needs boto3 there for s3:// only.
 """
@@ -27,15 +26,15 @@ from dreamteacher.data.decode import decode
 
 FRACTION, PLACE, PER_DAY = (f"DREAMTEACHER_SAMPLE_{each}" for each in ("FRACTION", "TO", "PER_DAY"))  # environment variables
 DAY, HOUR = 86400.0, 3600.0
-WAITING = 64_000_000  # bytes of received pictures that may wait for the store; what comes then is dropped
-REMEMBERED = 10_000  # latest pictures of which a second copy is not stored again
+WAITING = 64_000_000  # maximum bytes of queued pictures; further ones are dropped
+REMEMBERED = 10_000  # number of recent pictures checked for duplicates
 WARN_EVERY = 600.0  # seconds
 
 Store = Callable[[str, bytes], None]  # (name, content) -> None; the same name again has the same content
 
 
 class Sampler:
-    """Keeps some of the pictures that it is offered, in a thread of its own: `offer` neither waits nor fails."""
+    """Stores some of the offered pictures in a background thread: `offer` neither blocks nor fails."""
 
     def __init__(
         self,
@@ -47,7 +46,7 @@ class Sampler:
         draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`fraction` (0..1) of the offered pictures is kept; `per_day` at most, and at once those of an hour."""
+        """`fraction` (0..1) of the offered pictures is stored, at most `per_day`, in bursts of at most an hour's share."""
         self._store, self._fraction, self._max_pixels, self._draw, self._clock = store, fraction, max_pixels, draw, clock
         self._rate, self._most = per_day / DAY, max(1.0, per_day / DAY * HOUR)
         self._allowed, self._counted = self._most, clock()
@@ -60,7 +59,7 @@ class Sampler:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], config: dict[str, Any], max_pixels: int) -> Sampler | None:
-        """The sampler that the server's environment asks for; None if it does not.
+        """The sampler configured by the server's environment; None if it is off.
 
         DREAMTEACHER_SAMPLE_FRACTION: from 0 (off) to 1. DREAMTEACHER_SAMPLE_TO: a folder or s3://bucket/prefix.
         DREAMTEACHER_SAMPLE_PER_DAY: pictures a day and server, 1000 by default, which the instances of the model share.
@@ -80,7 +79,7 @@ class Sampler:
         return cls(_store_at(environment.get(PLACE, "")), fraction=fraction, per_day=per_day / instances, max_pixels=max_pixels)
 
     def offer(self, data: bytes) -> None:
-        """Keep `data`, the file of a picture that can be decoded, if the dice say so; drop it if too many wait."""
+        """Sample `data`, the file of a decodable picture, at random; drop it if the queue is full."""
         if self._draw() >= self._fraction:
             return
         with self._changed:
@@ -92,7 +91,7 @@ class Sampler:
                 self._changed.notify()
 
     def close(self, seconds: float = 5.0) -> None:
-        """Keep what waits, for `seconds` at most."""
+        """Store the queued pictures, for at most `seconds`."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -108,7 +107,7 @@ class Sampler:
             why = ""
             try:
                 self._keep(data)
-            except Exception as error:  # whatever is wrong with the store, the server goes on
+            except Exception as error:  # storage errors must not affect the server
                 why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             with self._changed:
                 self._bytes -= len(data)
@@ -164,7 +163,7 @@ def _folder(folder: Path) -> Store:
             return
         part = folder / f".{name}.{os.getpid()}"
         part.write_bytes(content)
-        part.replace(folder / name)  # whoever reads the folder meanwhile finds whole pictures
+        part.replace(folder / name)  # so that readers of the folder see only complete pictures
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

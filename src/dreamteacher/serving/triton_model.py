@@ -15,7 +15,7 @@ from triton_tensors import read, write  # noqa: E402
 
 
 class TritonPythonModel:
-    """What the backend calls: once `initialize`, then `execute` for every batch of requests that Triton has formed."""
+    """The python backend's interface: `initialize` once, then `execute` for every batch of requests."""
 
     def initialize(self, args):
         """Open `model.onnx` beside this file and run it once."""
@@ -32,7 +32,7 @@ class TritonPythonModel:
         self.session.run(self.outputs, {self.input: np.zeros((1, 3, size, size), np.float32)})  # the first run is slow, or fails
 
     def execute(self, requests):
-        """One response a request, in order; the requests' pictures are run as one batch."""
+        """One response per request, in order; all pictures are run as one batch."""
         images = [read(pb_utils.get_input_tensor_by_name(request, self.input)) for request in requests]
         responses = [self._refusal(part) for part in images]
         good = [index for index, refusal in enumerate(responses) if refusal is None]
@@ -42,7 +42,7 @@ class TritonPythonModel:
         return responses
 
     def _refusal(self, images):
-        """An error for a request that would claim too much memory; None otherwise."""
+        """The error for a request that would need too much memory, or None."""
         count, _, height, width = images.shape
         if count * height * width <= self.max_pixels:
             return None
@@ -51,7 +51,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG))
 
     def _run(self, images, wanted):
-        """Responses with the outputs that each request wants; the others are not copied."""
+        """Responses with each request's requested outputs only; others are not copied."""
         if not images:
             return []
         names = [name for name in self.outputs if any(name in each for each in wanted)]

@@ -1,10 +1,11 @@
-"""NAME-pictures: the bytes of a picture in, its answer out. Copied as `1/model.py`, beside a copy of what it needs of this package.
+"""NAME-pictures: from the bytes of a picture to its prediction. Copied as `1/model.py`, with the modules it needs of this package.
 
-Decodes, prepares and answers exactly as `dreamteacher predict` does, and asks NAME (and NAME-backbone where the embedding is wanted) on
-the same server. Needs numpy and Pillow in the server's Python, and no dreamteacher there.
+Decodes, preprocesses and postprocesses exactly as `dreamteacher predict`, and calls NAME (and NAME-backbone for the embedding) on the
+same server. Needs numpy and Pillow in the server's Python, and no dreamteacher there.
 
-The bytes are a UINT8 tensor (1, number of bytes), one picture a request; Triton batches requests of different lengths. They are no
-BYTES tensor: those cannot pass by DLPack, and with numpy 2 the backend of Triton 24.10 and older reads them wrongly (see triton_tensors).
+The bytes are a UINT8 tensor (1, number of bytes), one picture per request; Triton batches requests of different lengths. They are not a
+BYTES tensor, since those cannot be passed by DLPack, and with numpy 2 the backend of Triton 24.10 and older reads them wrongly (see
+triton_tensors).
 """
 
 import json
@@ -33,14 +34,14 @@ from dreamteacher.serving.sampling import Sampler  # noqa: E402
 
 
 class Failed(Exception):
-    """What is wrong with a request, and Triton's code for it."""
+    """The error of a request, with Triton's code."""
 
     def __init__(self, text, code):
         super().__init__(text)
         self.code = code
 
     def response(self):
-        """A response of its own for each request: Triton 24.10 crashes when two of a batch share one error."""
+        """A separate error response per request: Triton 24.10 crashes when two of a batch share one."""
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(self), self.code))
 
 
@@ -49,10 +50,10 @@ def _words(error):
 
 
 class TritonPythonModel:
-    """What the backend calls: once `initialize`, then `execute` for every batch of requests that Triton has formed."""
+    """The python backend's interface: `initialize` once, then `execute` for every batch of requests."""
 
     def initialize(self, args):
-        """Read the contract and the names of the models to ask."""
+        """Read the contract and the names of the models to call."""
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.contract = Contract.from_metadata(parameters, config["name"])
@@ -62,12 +63,12 @@ class TritonPythonModel:
         self.sampler = Sampler.from_environment(os.environ, config, self.max_pixels)
 
     def finalize(self):
-        """Let sampled pictures reach their store."""
+        """Flush the sampled pictures."""
         if self.sampler:
             self.sampler.close()
 
     def execute(self, requests):
-        """One response a request, in order; pictures of one prepared shape are asked for together."""
+        """One response per request, in order; pictures of equal preprocessed shape share a request to NAME."""
         responses = [None] * len(requests)
         waiting: dict = {}  # prepared shape -> its pictures
         pixels = 0
@@ -78,7 +79,7 @@ class TritonPythonModel:
                 responses[index] = failed.response()
                 continue
             shape = images.shape[2:]
-            if waiting and pixels + shape[0] * shape[1] > self.max_request_pixels:  # a batch of large pictures is asked for in parts
+            if waiting and pixels + shape[0] * shape[1] > self.max_request_pixels:  # a batch of large pictures is split
                 self._answer(waiting, requests, responses)
                 waiting, pixels = {}, 0
             waiting.setdefault(shape, []).append((index, images, prepared, size))
@@ -99,7 +100,7 @@ class TritonPythonModel:
             return *prepare(picture, self.contract, max_pixels=self.max_request_pixels), picture.shape[:2]
         except BadPicture as error:
             raise Failed(str(error), pb_utils.TritonError.INVALID_ARG) from None
-        except Exception as error:  # memory is short; the server goes on
+        except Exception as error:  # out of memory; the server continues
             raise Failed(_words(error), pb_utils.TritonError.INTERNAL) from None
 
     def _answer(self, waiting, requests, responses):
@@ -116,13 +117,13 @@ class TritonPythonModel:
                     # Copies, since DLPack takes no read-only array.
                     tensors = [write(name, np.array(outputs[name][None], order="C")) for name in wanted[i]]
                     responses[index] = pb_utils.InferenceResponse(tensors)
-            except Exception as error:  # memory is short, or the model behind refuses
+            except Exception as error:  # out of memory, or NAME refuses
                 failed = error if isinstance(error, Failed) else Failed(_words(error), pb_utils.TritonError.INTERNAL)
                 for index, *_ in pictures:
                     responses[index] = failed.response()
 
     def _ask_for(self, images, wanted):
-        """What the models behind say, as far as the wanted outputs need it."""
+        """The outputs of the called models that the requested outputs need."""
         answers: dict = {}
         if wanted - {"embedding"}:
             answers |= self._ask(self.model, self.kind.OUTPUTS, images)
@@ -138,6 +139,6 @@ class TritonPythonModel:
         response = request.exec()
         if response.has_error():
             text = response.error().message()
-            busy = "queue size" in text or "timeout expired" in text  # of its queue, which Triton reports as an internal error here
+            busy = "queue size" in text or "timeout expired" in text  # its queue is full, which Triton reports as an internal error here
             raise Failed(f"{model}: {text}", pb_utils.TritonError.UNAVAILABLE if busy else response.error().code())
         return {name: np.array(read(pb_utils.get_output_tensor_by_name(response, name))) for name in outputs}

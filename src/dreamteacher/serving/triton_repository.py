@@ -24,8 +24,8 @@ Backend = Literal["onnxruntime", "python"]
 VERSION = "1"
 LABELS = "labels.txt"
 JOINED_ON_CPU = 4  # with 1, and one instance, Triton 24.10 pauses
-QUEUE_OF_CPU = 16  # requests that may wait for each instance: a burst that it answers in a second or so
-ENGINES = "/engines"  # folder of a GPU's server where TensorRT keeps what it has compiled; k8s/components/gpu mounts a volume there
+QUEUE_OF_CPU = 16  # queued requests per instance: about a second's work
+ENGINES = "/engines"  # TensorRT's engine cache on GPU servers; k8s/components/gpu mounts a volume there
 TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: DataType.TYPE_FP32,
     onnx.TensorProto.FLOAT16: DataType.TYPE_FP16,
@@ -38,9 +38,9 @@ def write_repository(models: dict[str, Path], out: Path, *, backend: Backend, se
 
     backend: "onnxruntime" for Triton's own images; "python" for the tritonserver of the nvidia-pytriton wheel, which has that
     backend only: NAME/1/model.py then runs the file, on CPU. Each instance has publish.threads threads in both.
-    Triton's model parameters carry the file's metadata, so that a client learns from the server how to prepare a picture.
-    With publish.pictures each task of ours gets a NAME-pictures, which takes the bytes of pictures, runs on the python backend in both
-    kinds of repository, and offers the embedding where NAME-backbone is in `models`.
+    Triton's model parameters contain the file's metadata, so that clients get the preprocessing contract from the server.
+    With publish.pictures each built-in task also gets a NAME-pictures, which takes the bytes of picture files, runs on the python backend
+    in both kinds of repository, and returns the embedding if NAME-backbone is in `models`.
 
     Returns the names of all models that were written.
 
@@ -78,7 +78,7 @@ def _channels(backbone: onnx.GraphProto) -> int:
 
 
 def check_repository(repository: Path) -> list[str]:
-    """The names of the models of a repository, each of whose config.pbtxt Triton can read and its ONNX file (or code) fulfils.
+    """Check a repository and return its model names: each config.pbtxt must be valid for Triton and match its ONNX file (or code).
 
     Raises:
         UserError: there is no model, or one with an unknown field, a wrong value, or inputs and outputs other than the file's.
@@ -102,7 +102,7 @@ def check_repository(repository: Path) -> list[str]:
 
 
 def _tensors(path: Path, config: ModelConfig) -> tuple[str, Tensors, Tensors]:
-    """What defines the model of a config.pbtxt, in words, and the inputs and outputs that this has."""
+    """The model file (or code) of a config.pbtxt, for messages, and its inputs and outputs."""
     file = path.parent / VERSION / "model.onnx"
     if not path.parent.name.endswith(SUFFIX) or file.exists():
         graph = load(file).graph
@@ -126,7 +126,7 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
         config.output.add(name=value.name, data_type=data_type, dims=dims, label_filename=LABELS if value.name == LOGITS else "")
     for prop in model.metadata_props:
         config.parameters[prop.key].string_value = prop.value
-    for key, text in contract.to_metadata().items():  # with the version, which older files lack
+    for key, text in contract.to_metadata().items():  # with the contract version, which older files lack
         config.parameters[key].string_value = text
     _add_batching(config, settings)
     if backend == "python":
@@ -136,15 +136,15 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
         return config
     kind = ModelInstanceGroup.KIND_GPU if settings.gpu else ModelInstanceGroup.KIND_CPU
     config.instance_group.add(kind=kind, count=settings.instances)
-    # As Triton's onnxruntime backend names them. Without them each instance has a thread for each core of the node, on GPU as well.
+    # Options of Triton's onnxruntime backend. Without them each instance has a thread per core of the node, on GPU as well.
     config.parameters["intra_op_thread_count"].string_value = str(settings.threads)
     config.parameters["inter_op_thread_count"].string_value = "1"
     batches = {"largest batch": settings.max_batch_size}
     if settings.gpu and {prop.key: prop.value for prop in model.metadata_props}.get("precision") == "fp16":
         tensorrt = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
         tensorrt.parameters.update({"precision_mode": "FP16", "trt_engine_cache_enable": "1", "trt_engine_cache_path": ENGINES})
-        batches["one picture"] = 1  # an engine is compiled for the range of shapes that it has seen
-    # The largest batch claims all memory before the first request and lets a GPU choose its kernels. The python backend warms
+        batches["one picture"] = 1  # engines are compiled for the range of shapes seen so far
+    # The largest batch allocates all memory before the first request and lets a GPU select its kernels. The python backend warms
     # itself up: this Triton crashes without a word when a warm-up fails there.
     for words, batch_size in batches.items():
         warm_up = config.model_warmup.add(name=words, batch_size=batch_size)
@@ -156,10 +156,10 @@ def _config(name: str, model: onnx.ModelProto, contract: Contract, backend: Back
 
 
 def _add_batching(config: ModelConfig, settings: Publish) -> None:
-    """How requests are joined, and how many may wait.
+    """The dynamic batcher and the queue limit.
 
-    They may wait as long as it takes: with a timeout Triton 24.10 hands requests to an instance that became free only when the next one
-    comes, or half a second later. After a refusal it does so, too, which a queue that lasts for half a second hides.
+    There is no queue timeout: with one, Triton 24.10 passes requests to a free instance only when the next request arrives, or half a
+    second later. It also does so after a refusal, which a queue that lasts for half a second hides.
     """
     largest = settings.max_batch_size
     joined = min(largest, settings.preferred_batch_size or (largest if settings.gpu else JOINED_ON_CPU))

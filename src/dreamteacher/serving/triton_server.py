@@ -1,4 +1,4 @@
-"""A real Triton on this machine: the tritonserver that the nvidia-pytriton wheel carries, without the rest of that wheel."""
+"""A local Triton: the tritonserver of the nvidia-pytriton wheel, without the rest of that wheel."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CACHE = Path(".dreamteacher/triton")
 START_SECONDS = 300  # large models warm up slowly
 STOP_SECONDS = 20
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Python that becomes its arguments, which the kernel then interrupts when their parent is gone, be it by kill -9 (Linux only). Not a
-# preexec_fn, which may hang where the parent has threads. The number is that of the parent: it may be gone before the call.
+# A Python that execs its arguments, with SIGINT on the parent's death, also by kill -9 (Linux only). Not a preexec_fn, which may hang
+# if the parent has threads. The number is the parent's pid: it may have exited before the call.
 DIES_WITH_PARENT = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -47,7 +47,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Triton:
-    """Where a running server answers, and the names of its models."""
+    """Addresses and model names of a running server."""
 
     http_url: str
     grpc_url: str
@@ -58,15 +58,15 @@ class Triton:
 
 
 def serve(repository: Path, http_port: int | None = None, grpc_port: int | None = None) -> None:
-    """Serve `repository` in the foreground until Ctrl-C or SIGTERM, which end it cleanly; prints where it answers once it is ready.
+    """Serve `repository` in the foreground until Ctrl-C or SIGTERM, which stop it cleanly; prints its addresses once it is ready.
 
     Raises:
-        UserError: it cannot start, or it ended by itself.
+        UserError: it cannot start, or it exited by itself.
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         for each in STOPPING:
-            signal.signal(each, signal.SIG_IGN)  # the impatient second one must not leave a server behind
+            signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C must not leave a server behind
         raise KeyboardInterrupt
 
     before = {each: signal.signal(each, stop) for each in STOPPING}
@@ -92,7 +92,7 @@ def serve(repository: Path, http_port: int | None = None, grpc_port: int | None 
 
 @contextmanager
 def running_triton(repository: Path, http_port: int | None = None, grpc_port: int | None = None) -> Iterator[Triton]:
-    """A Triton that serves all models of `repository` on this machine only, ready; stopped when the block ends, or this thread.
+    """Context with a ready Triton that serves all models of `repository` on localhost only; stopped when the block or this thread ends.
 
     Raises:
         UserError: the repository is broken, something is not installed, a port is taken, or the server does not start (with
@@ -103,7 +103,7 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
     models = check_repository(repository)
     server, backends, environment = installation()
     ports = _ports(http_port, grpc_port, None)
-    regions = f"triton_python_backend_shm_region_{secrets.token_hex(4)}_"  # a name of this server's own, for what a crash leaves behind
+    regions = f"triton_python_backend_shm_region_{secrets.token_hex(4)}_"  # a unique name, to clean up after a crash
     log = (CACHE / f"server-{ports[0]}.log").absolute()
     with _plainly_named(backends, repository.resolve()) as (backends, models_at):
         command = [str(server), f"--backend-directory={backends}", f"--model-repository={models_at}"]
@@ -116,7 +116,7 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
             "--exit-timeout-secs=5",
         ]
         with log.open("wb") as file:
-            # A session of its own: Ctrl-C reaches every process of the terminal's group, and the stubs must outlive the server's stop.
+            # Its own session: Ctrl-C reaches every process of the terminal's group, and the stubs must outlive the server's stop.
             process = subprocess.Popen(
                 [sys.executable, "-ISc", DIES_WITH_PARENT, str(os.getpid()), *command],
                 env=environment,
@@ -131,17 +131,17 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
             yield Triton(urls[0], urls[1], urls[2], models, process, log)
         finally:
             _stop(process, regions)
-            if process.returncode == 0:  # after a failure it stays
+            if process.returncode == 0:  # kept after a failure
                 log.unlink()
 
 
 @contextmanager
 def _plainly_named(*folders: Path) -> Iterator[tuple[Path, ...]]:
-    """The folders, by links in a temporary folder where names hold blanks or signs: the python backend starts its processes by a line for
-    bash, without quotes, waits for them in vain, and says nothing.
+    """The folders, or links to them in a temporary folder if their names contain blanks or special characters: the python backend starts
+    its processes with an unquoted bash command, and would hang silently.
 
     Raises:
-        UserError: the name of the temporary folder holds some as well.
+        UserError: the name of the temporary folder contains some as well.
     """
     if all(map(_is_plain, folders)):
         yield folders
@@ -169,7 +169,7 @@ def installation() -> tuple[Path, Path, dict[str, str]]:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     backends = (CACHE / f"py{version}" / "backends").absolute()
     (backends / "python").mkdir(parents=True, exist_ok=True)
-    # The backend looks for its stub beside itself, where the wheel does not have it.
+    # The backend looks for its stub in its own folder, where the wheel does not have it.
     for target in (backend / "libtriton_python.so", backend / "triton_python_backend_utils.py", stub):
         link = backends / "python" / f".{target.name}.{os.getpid()}"
         link.unlink(missing_ok=True)
@@ -178,7 +178,7 @@ def installation() -> tuple[Path, Path, dict[str, str]]:
     libraries = [package.parent / "nvidia_pytriton.libs", libpython]
     environment = os.environ | {
         "LD_LIBRARY_PATH": ":".join([*(str(p) for p in libraries if p), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # the stub takes the packages of the first python3
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # the stub uses the packages of the first python3
     }
     environment.pop("PYTHONHOME", None)
     return server / "bin" / "tritonserver", backends, environment
@@ -204,7 +204,7 @@ def find_server() -> tuple[Path, Path, Path | None]:
 
 
 def _libpython_folder(version: str) -> Path | None:
-    """The folder of the shared library of this Python, into which the backend's stub embeds itself; None: the loader finds it."""
+    """The folder of this Python's shared library, which the backend's stub embeds; None: the loader finds it."""
     name = f"libpython{version}.so.1.0"
     for folder in (sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib"):
         if folder and (Path(folder) / name).exists():
@@ -219,7 +219,7 @@ def _libpython_folder(version: str) -> Path | None:
 
 
 def _ports(*wanted: int | None) -> list[int]:
-    """The wanted ports, a free one for each None."""
+    """The requested ports, with a free one for each None."""
     sockets = []
     try:
         for port in wanted:
@@ -228,7 +228,7 @@ def _ports(*wanted: int | None) -> list[int]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port or 0))
-                probe.listen()  # or a second socket may have the same port
+                probe.listen()  # otherwise a second socket could get the same port
             except (OSError, OverflowError) as error:
                 raise UserError(f"port {port} cannot be used ({error}); name another, or none for a free one") from error
         return [probe.getsockname()[1] for probe in sockets]
@@ -238,7 +238,7 @@ def _ports(*wanted: int | None) -> list[int]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, models: list[str], log: Path) -> None:
-    """Return when all models answer."""
+    """Wait until all models are ready."""
     paths = ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models)]
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
@@ -253,16 +253,16 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, models: list[s
 
 
 def _complaints(log: Path) -> str:
-    """The server's own error lines, as one."""
+    """The server's own error messages in one line."""
     lines = log.read_text(errors="replace").splitlines()
     errors = [match[1].strip() for line in lines if (match := re.match(r'E\d{4} [^\]]*\] ?"?(.*?)"?$', line))]
-    errors = [error for error in errors if not error.startswith("CudaDriverHelper")]  # which it says wherever there is no GPU
+    errors = [error for error in errors if not error.startswith("CudaDriverHelper")]  # always logged without a GPU
     errors = [error for error in errors if error.startswith("failed to load")] or errors or lines[-3:]
     return " | ".join(dict.fromkeys(error.split("\\n\\nAt:")[0] for error in errors))[:1000]
 
 
 def _stop(process: subprocess.Popen[bytes], regions: str) -> None:
-    """Ask the server to end, end what is left of its session, and remove the shared memory that a crash or kill leaves behind."""
+    """Stop the server, kill the rest of its session, and remove shared memory left by a crash or kill."""
     with suppress(subprocess.TimeoutExpired, ProcessLookupError):
         process.send_signal(signal.SIGINT)
         process.wait(STOP_SECONDS)

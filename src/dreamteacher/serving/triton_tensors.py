@@ -1,6 +1,6 @@
 """Tensors of Triton's python backend as numpy arrays and back. Copied as `1/triton_tensors.py`, beside the `model.py` that imports it.
 
-They go by DLPack: with numpy 2, the numpy calls of the backend of Triton 24.10 and older return empty or wrong tensors without an error;
+Uses DLPack: with numpy 2, the numpy calls of the backend of Triton 24.10 and older return empty or wrong tensors without an error;
 with numpy 1, its DLPack calls crash.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
-USED = b"used_dltensor"  # the name of a DLPack capsule that was taken over
+USED = b"used_dltensor"  # the name of a consumed DLPack capsule
 
 _set_name = ctypes.pythonapi.PyCapsule_SetName
 _set_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
@@ -27,7 +27,7 @@ def write(name, array):
         return pb_utils.Tensor(name, array)
     capsule = array.__dlpack__()
     tensor = pb_utils.Tensor.from_dlpack(name, capsule)
-    # Triton 24.10 calls a capsule "used_dlpack", of which numpy complains when it is deleted: a traceback in the server's log for each
-    # tensor, which took a tenth of the time of NAME-pictures and 2 kB of disk for every answer.
+    # Triton 24.10 names a capsule "used_dlpack", about which numpy complains at deletion: a traceback in the server's log for each tensor,
+    # a tenth of the time of NAME-pictures and 2 kB of log per response.
     _set_name(capsule, USED)
     return tensor

@@ -1,7 +1,7 @@
-"""`dreamteacher follow`: what MLflow's webhooks announce is served at once, and not minutes later by the CronJob.
+"""`dreamteacher follow`: deploy at once on MLflow's webhooks, instead of minutes later by the CronJob.
 
-A delivery only says that an alias moved. Which version is served is read from MLflow, as `dreamteacher deploy --follow` does, so a
-delivery that was kept back or sent twice can serve nothing but what bears the alias now.
+A delivery only says that an alias moved. The version is read from MLflow, as in `dreamteacher deploy --follow`, so a delayed or repeated
+delivery can only deploy the version that has the alias now.
 
 The signature is that of MLflow 3.3 and later (https://mlflow.org/docs/latest/ml/webhooks), after https://www.standardwebhooks.com.
 """
@@ -32,7 +32,7 @@ LONGEST = 64 * 1024  # bytes of a body
 
 
 class Refused(Exception):
-    """A delivery that is not what it should be, and the status to answer with."""
+    """An invalid delivery, with the HTTP status of the response."""
 
     def __init__(self, status: HTTPStatus, why: str) -> None:
         super().__init__(why)
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 class Verifier:
-    """Who signed a delivery, when, and whether it came before. Not for several threads at once."""
+    """Verifies signature, age and uniqueness of deliveries. Not thread-safe."""
 
     def __init__(self, secret: str, clock: Callable[[], float] = time.time) -> None:
         self._secret, self._clock = secret.encode(), clock
@@ -50,11 +50,11 @@ class Verifier:
         """The id of the delivery. `headers` is a mapping that ignores case.
 
         Raises:
-            Refused: it is not signed with the secret, older than FRESH, of the future, or done already.
+            Refused: the signature is invalid, or it is older than FRESH, from the future, or already processed.
         """
         names = ("X-MLflow-Delivery-Id", "X-MLflow-Timestamp", "X-MLflow-Signature")
         delivery, signed, signature = (headers.get(name, "") for name in names)
-        if not delivery or "." in delivery or not signed.isdecimal():  # a dot would make another id and time of the same signed text
+        if not delivery or "." in delivery or not signed.isdecimal():  # with a dot, the same signed text could mean another id and time
             raise Refused(HTTPStatus.UNAUTHORIZED, f"not signed; needs {', '.join(names)}")
         digest = hmac.new(self._secret, f"{delivery}.{signed}.".encode() + body, hashlib.sha256).digest()
         if not hmac.compare_digest(f"v1,{base64.b64encode(digest).decode()}".encode(), signature.encode()):
@@ -68,15 +68,15 @@ class Verifier:
         return delivery
 
     def done(self, delivery: str) -> None:
-        """Accept `delivery` no more. One that failed is not done, since MLflow sends it again."""
+        """Mark `delivery` as processed. A failed one is not, since MLflow sends it again."""
         self._seen[delivery] = self._clock()
 
 
 def alias_of(body: bytes) -> tuple[str, str] | None:
-    """(registered model, alias) of a delivery that says that an alias was set; None for other events.
+    """(registered model, alias) of a delivery about a set alias; None for other events.
 
     Raises:
-        Refused: it is not what MLflow sends.
+        Refused: it is not an MLflow event.
     """
     try:
         event = json.loads(body)
@@ -91,10 +91,10 @@ def alias_of(body: bytes) -> tuple[str, str] | None:
 
 
 def server_of(secret: str, namespace: str | None = None, *, host: str = "", port: int = 8080) -> ThreadingHTTPServer:
-    """A server that listens, and serves what POSTs to it announce once `serve_forever` is called. GET /health answers 200.
+    """A listening server that deploys on POSTed deliveries once `serve_forever` is called. GET /health answers 200.
 
     Args:
-        secret: that of the webhook in MLflow.
+        secret: the webhook's secret in MLflow.
         namespace: of the Deployments; None as for `deploy`.
         host: on which it listens; "" for all.
         port: 0 for a free one.
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         moved = alias_of(body)
         try:
             lines = follow(*moved, self.server.namespace) if moved else []  # type: ignore[attr-defined]
-        except UserError as error:  # MLflow sends it again after 1, 2 and 4 seconds, and then there is the CronJob
+        except UserError as error:  # MLflow retries after 1, 2 and 4 seconds; after that the CronJob takes over
             log.warning("%s", error)
             return HTTPStatus.SERVICE_UNAVAILABLE, str(error)
         verifier.done(delivery)
@@ -150,11 +150,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Only what was done or refused is logged; probes are not."""
+        """Log only deployments and refusals, not probes."""
 
 
 def run(namespace: str | None, port: int) -> None:
-    """Serve what the webhooks announce until a signal comes.
+    """Run the webhook receiver until a signal comes.
 
     Raises:
         UserError: DREAMTEACHER_WEBHOOK_SECRET is not set, or the port is taken.

@@ -18,26 +18,28 @@ class Ingest(Section):
 
     source: str = Field(
         "samples/nuclei",
-        description="folder or s3:// prefix (with all below it), text file of paths, or WebDataset shards (path or URL, braces allowed)",
+        description="folder or s3:// prefix (read recursively), text file of paths, or WebDataset shards (path or URL, braces allowed)",
     )
     labels: Literal["auto", "none", "folders", "masks", "csv", "boxes"] = Field(
         "auto",
-        description="where labels come from: class folders, masks/ beside images/, labels.csv (or metadata.csv), boxes (COCO, Pascal "
-        "VOC, YOLO); auto: what is found, masks before boxes",
+        description="label format: class folders, masks/ beside images/, labels.csv (or metadata.csv), boxes (COCO, Pascal VOC, "
+        "YOLO); auto: whichever is found, masks before boxes",
     )
     task: Word = Field(
         "auto",
-        description="what is learned from the labels: segmentation, classification, detection, instances, keypoints, multilabel, depth, or "
-        "a task of another package; auto: classes of masks or of pictures, several where labels.csv has a column for each, or boxes, as "
-        "labels are",
+        description="what to learn from the labels: segmentation, classification, detection, instances, keypoints, multilabel, depth, "
+        "or a task of another package; auto: determined by the labels (masks: segmentation, boxes: detection, one class "
+        "per picture: classification, labels.csv with a column per class: multilabel)",
     )
     val_fraction: Fraction = Field(
-        0.1, description="share of the pictures kept for the final figure, by content hash, where the source has no train/ and val/"
+        0.1, description="share of the pictures held out for validation, by content hash, if the source has no train/ and val/"
     )
-    short_side: Positive | None = Field(256, description="larger pictures are reduced to this short side, pixels; null: kept as they are")
+    short_side: Positive | None = Field(
+        256, description="larger pictures are downscaled to this short side, pixels; null: kept as they are"
+    )
     min_side: Positive = Field(16, description="pictures with a shorter side are quarantined, pixels")
     max_pixels: Positive = Field(100_000_000, description="larger pictures are quarantined before decoding (decompression bombs)")
-    max_bad_fraction: Fraction = Field(0.05, description="the stage fails when more of the files than this are quarantined")
+    max_bad_fraction: Fraction = Field(0.05, description="the stage fails if a larger share of the files is quarantined")
     shard_mb: Positive = Field(256, description="size of a WebDataset shard, MB")
 
 
@@ -47,38 +49,39 @@ class Finetune(Training):
     resolution: Positive = Field(64, description="side of the training crops, pixels")
     head: str = Field(
         AUTO,
-        description="auto: the task's own, of one stage; faster-rcnn: two stages, for detection; mask-rcnn: two stages, for instances; or "
-        "a head of another package",
+        description="auto: the task's own one-stage head; faster-rcnn: two stages, for detection; mask-rcnn: two stages, for "
+        "instances; or a head of another package",
     )
     augment: Augment = Field(
         "natural",
-        description="random changes that leave the labels true: natural (roads, faces, products): scale, horizontal flips, brightness, "
-        "contrast, saturation; overhead (microscopy, satellite): also vertical flips and quarter turns; no-flip (text, traffic signs, "
-        "left and right of a body): natural without flips; none: crops alone, where size or colour is the label",
+        description="label-preserving augmentation; natural (roads, faces, products): scale, horizontal flips, brightness, contrast, "
+        "saturation; overhead (microscopy, satellite): also vertical flips and quarter turns; no-flip (text, traffic "
+        "signs, left and right of a body): natural without flips; none: only crops, if size or colour is the label",
     )
     dice_weight: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="weight of the Dice loss beside the cross entropy; segmentation only"
+        1.0, description="weight of the Dice loss, added to the cross entropy; segmentation only"
     )
     backbone_lr_scale: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="learning rate of a pretrained backbone relative to lr; scratch always takes lr"
+        1.0, description="learning rate of a pretrained backbone relative to lr; scratch always uses lr"
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
-        description="factor by which a pretrained backbone's learning rate falls from layer to layer, counted from the head as timm does; "
-        "1: all layers learn alike; scratch always does",
+        description="layer-wise learning rate decay of a pretrained backbone, away from the head, with layers as in timm; 1: no "
+        "decay; not for scratch",
     )
     head_steps: Count = Field(
         0,
-        description="first steps in which only head and neck learn and a pretrained backbone stays frozen, its norms in eval mode; then it "
-        "warms up as well, in what is left of steps; equal to steps: it stays frozen; scratch has none",
+        description="first steps that train only head and neck, with a pretrained backbone frozen and its norms in eval mode; then "
+        "the backbone's learning rate warms up within the remaining steps; if equal to steps, it stays frozen; not for "
+        "scratch",
     )
     carry_neck: bool = Field(
-        False, description="of recipes without labels: the head's neck starts from that of the feature regressor too; for tasks with a neck"
+        False, description="for recipes without labels: also initialise the head's neck from the feature regressor's; for tasks with a neck"
     )
     norm_eval: bool = Field(
         False,
-        description="batch norms of what is pretrained (the backbone, of label_recipes also neck and head, a carried neck) keep their "
-        "statistics of all pictures and normalise by them, instead of those of the few labelled ones; scratch has none to keep",
+        description="keep pretrained batch norms (of the backbone; with label_recipes also of neck and head; of a carried neck) in "
+        "eval mode, with their statistics of all pictures instead of the few labelled ones; not for scratch",
     )
 
     @field_validator("head")
@@ -91,84 +94,89 @@ class Finetune(Training):
 class Evaluate(Section):
     """Figures and pictures on the untouched validation split."""
 
-    batch_size: Positive = Field(8, description="pictures at once")
+    batch_size: Positive = Field(8, description="pictures per batch")
     overlays: Count = Field(8, description="pictures drawn with their predictions")
-    knn_k: Positive = Field(20, description="neighbours of the frozen kNN read-out")
+    knn_k: Positive = Field(20, description="number of neighbours of the kNN probe of the frozen backbone")
 
 
 class Assess(Section):
     """What `dreamteacher assess` spends to say what to expect of pretraining; no stage of the chain reads it."""
 
     minutes: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="about how long it may take here; trainings are as many, and as long up to finetune.steps, as fit"
+        10.0, description="approximate total time; number and length of the trainings are chosen to fit, at most finetune.steps each"
     )
     steps: Positive | None = Field(
-        None, description="optimiser steps of a training, whatever the minutes; null: finetune.steps, or as many as fit into the minutes"
+        None,
+        description="optimiser steps of each training, regardless of minutes; null: finetune.steps, or as many as fit into the minutes",
     )
     draws: Annotated[int, Field(ge=2)] = Field(
-        3, description="draws of the few labels and random weights, over which means and spreads are taken; at most"
+        3, description="maximum number of draws of few labels and random weights, for means and standard deviations"
     )
     price_per_hour: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="of this machine, in any currency, to price the chain; null: time only"
+        None, description="price of this machine, in any currency, to estimate the cost of the chain; null: only time"
     )
 
 
 class Export(Section):
     """ONNX files of the backbone and of the task model."""
 
-    init: str = Field("mix", description="which fine-tuned model is exported; must be among compare.inits")
-    seed: int = Field(0, description="which of its seeds; must be among compare.seeds")
+    init: str = Field("mix", description="initialisation of the exported model; must be among compare.inits")
+    seed: int = Field(0, description="seed of the exported model; must be among compare.seeds")
     size: Annotated[int, Field(gt=0, multiple_of=32)] = Field(
-        128, description="side of the example input, pixels; other multiples of 32 work where the model allows them"
+        128, description="side of the example input, pixels; other multiples of 32 work if the model allows them"
     )
-    opset: Literal[17, 18] = Field(18, description="current Triton images load both")
-    tolerance: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest |onnxruntime - torch| in fp32; more fails the stage")
+    opset: Literal[17, 18] = Field(18, description="ONNX opset; current Triton images load both")
+    tolerance: Annotated[float, Field(gt=0)] = Field(
+        1e-4, description="maximum of |onnxruntime - torch| in fp32; a larger difference fails the stage"
+    )
     precision: Literal["fp32", "fp16"] = Field(
-        "fp32", description="with what GPUs compute the served model (publish.gpu); fp16: by TensorRT, checked here on validation pictures"
+        "fp32", description="precision of the served model on GPUs (publish.gpu); fp16: with TensorRT, checked here on validation pictures"
     )
-    agreement: Fraction = Field(0.99, description="least share of decisions that fp16 must leave as they are; less fails the stage")
+    agreement: Fraction = Field(0.99, description="minimum share of decisions that fp16 must not change; a smaller share fails the stage")
 
 
 class Publish(Section):
     """Triton model repositories and the registered version."""
 
     name: Word = Field("dreamteacher", description="prefix of the model names in Triton and MLflow")
-    max_batch_size: Positive = Field(64, description="largest batch, of one request or of several that Triton joins")
+    max_batch_size: Positive = Field(64, description="largest batch, from one request or several that Triton batches together")
     preferred_batch_size: Positive | None = Field(
         None,
-        description="most pictures of several requests that Triton joins; null: max_batch_size on GPU, and 4 on CPU, where more only wait "
-        "for each other",
+        description="most pictures that Triton batches from several requests; null: max_batch_size on GPU, and 4 on CPU, where larger "
+        "batches only make requests wait for each other",
     )
     queue_delay_us: Count = Field(
-        0, description="longest wait of a smaller batch for further requests, microseconds; 0: an instance that is free takes what waits"
+        0, description="longest time that a smaller batch waits for further requests, microseconds; 0: a free instance takes what is queued"
     )
     max_queue: Positive | None = Field(
         None,
-        description="requests that may wait for one model, more are refused at once; null: 16 an instance, on GPU twice max_batch_size",
+        description="maximum number of queued requests per model, more are refused at once; null: 16 per instance, on GPU twice "
+        "max_batch_size",
     )
     instances: Positive = Field(
         2,
-        description="instances of each model on one server; on CPU, instances x threads should be its cores, but 2 at least: Triton 24.10 "
-        "leaves a single one idle while requests wait",
+        description="instances of each model on one server; on CPU, instances x threads should equal its cores, with at least 2 "
+        "instances: Triton 24.10 leaves a single one idle while requests wait",
     )
     threads: Positive = Field(
         1,
-        description="threads of each instance on CPU; several instances of one thread compute as many pictures as one of several, and keep "
-        "their speed beside other work, where threads that wait for each other collapse; more shorten the time of a single picture",
+        description="threads of each instance on CPU; several one-thread instances have the throughput of one instance with several "
+        "threads, and keep it beside other work, where threads that wait for each other collapse; more threads shorten "
+        "the latency of a single picture",
     )
     gpu: bool = Field(False, description="production instances on GPU (KIND_GPU) instead of CPU")
     pictures: bool = Field(
         True,
-        description="serve NAME-pictures as well, which takes the bytes of pictures; the server's Python needs numpy and Pillow for it, "
+        description="also serve NAME-pictures, which takes encoded picture files; the server's Python needs numpy and Pillow for it, "
         "which NVIDIA's images may lack",
     )
     max_pixels: Positive = Field(
-        50_000_000, description="larger pictures are refused by NAME-pictures before decoding; decoding takes up to 8 bytes a pixel"
+        50_000_000, description="NAME-pictures refuses larger pictures before decoding, which needs up to 8 bytes per pixel"
     )
     max_request_pixels: Positive = Field(
         20_000_000,
-        description="prepared pictures with more pixels are refused by NAME-pictures, and requests with more by NAME, since a model takes "
-        "hundreds of bytes a pixel; by NAME only where the python backend runs it (`dreamteacher serve`)",
+        description="NAME-pictures refuses pictures with more pixels after preprocessing, and NAME requests with more, since a model "
+        "needs hundreds of bytes per pixel; NAME only if the python backend runs it (`dreamteacher serve`)",
     )
 
 
@@ -176,17 +184,19 @@ class Retrain(Section):
     """Training again on what has arrived, and what a model must show to be promoted."""
 
     incoming: str | None = Field(
-        None, description="folder or s3:// prefix where unlabelled pictures arrive, beside ingest.source; null: nothing arrives elsewhere"
+        None, description="folder or s3:// prefix where unlabelled pictures arrive, in addition to ingest.source; null: none"
     )
-    min_new_images: Count = Field(100, description="with fewer new train pictures than this nothing is trained")
-    drift_images: Positive = Field(500, description="new and old pictures, each, that are compared for drift")
+    min_new_images: Count = Field(100, description="with fewer new train pictures than this, nothing is trained")
+    drift_images: Positive = Field(500, description="number of new and of old pictures compared for drift")
     metric_floor: Fraction = Field(
-        0.5, description="gate: least mIoU or top-1 of the exported initialisation, as mean over seeds and of the seed that is exported"
+        0.5, description="gate: minimum mIoU or top-1 of the exported initialisation, for the mean over seeds and for the exported seed"
     )
     regression_z: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="gate: standard errors by which both may be below the champion's mean; they come from the spread of its seeds"
+        1.0,
+        description="gate: how many standard errors both may be below the champion's mean; the error comes from the spread of the "
+        "champion's seeds",
     )
     latency_ms: Annotated[float, Field(gt=0)] | None = Field(
-        200.0, description="gate: median time of one export.size picture in onnxruntime on CPU, milliseconds; null: not measured"
+        200.0, description="gate: maximum median time of one export.size picture in onnxruntime on CPU, milliseconds; null: not measured"
     )
-    latency_runs: Positive = Field(30, description="pictures timed in each of three rounds, of which the best counts")
+    latency_runs: Positive = Field(30, description="pictures timed in each of three rounds; the best round counts")

@@ -1,4 +1,4 @@
-"""What pydantic says of impossible settings, in one line."""
+"""Pydantic's validation errors as one line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic_core import ErrorDetails
 
 from dreamteacher.settings.table import known_keys
 
-MOVED = {  # settings of earlier versions, and what to write now
+MOVED = {  # settings of earlier versions -> their replacement
     "distill.at_weight": "distill.objectives: {{mse: 1, at: {}}}",
     "compare.modes": "a recipe for each: label_recipes: {{NAME: {{features: RECIPE, labels: {{mode: NAME}}}}}}, of {}",
 }
 
 
 def explain(error: ValidationError, where: str) -> str:
-    """One line for the first problem: where it stands, what is wrong, what is possible."""
+    """One line for the first problem: its location, what is wrong, what is valid."""
     problem = error.errors()[0]
     if not problem["loc"]:
         return f"{where}: {problem['ctx']['error']}"

@@ -1,4 +1,4 @@
-"""Reading and writing settings: params.yaml, `--set KEY=VALUE`, and the sections that a pipeline hands to a step."""
+"""Reading and writing settings: params.yaml, `--set KEY=VALUE`, and the sections that a pipeline passes to a step."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dreamteacher.settings.table import describe
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` (no dot) as text; people, and DVC, mean the number. It also lets the last of two equal keys win, and reads 010
-    as 8 and 1:30 as 90: these are refused."""
+    """YAML with `1e-3` (no dot) as a number, as DVC reads it; YAML 1.1 reads it as text. Duplicate keys, and numbers that YAML 1.1 reads
+    differently from other readers (010 as 8, 1:30 as 90), are refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys differ."""
+        """A mapping; refuses duplicate keys."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -35,7 +35,7 @@ class _Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """A number that is the same to all readers."""
+        """An integer; refuses notations that other readers read as another number."""
         if re.match(r"[-+]?0[0-9_]*[0-9]$|.*:", node.value):
             problem = f"{node.value} means other numbers to other programs; write it without a 0 in front and without colons, or in quotes"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
@@ -45,7 +45,7 @@ class _Yaml(yaml.SafeLoader):
 _Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_yaml_int)
 
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
-# PyYAML's constructors let these out for text such as 2020-13-45, 0x_ or brackets nested a thousand deep.
+# PyYAML raises these for text such as 2020-13-45, 0x_ or brackets nested a thousand deep.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 
 
@@ -87,14 +87,14 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
 
 
 def restore_params(changes: dict[str, Any] | None = None, **sections: Any) -> Params:
-    """Settings of which only some sections are known, as a pipeline hands them to a step: what `Params.section` gave, or YAML text of it;
-    a value that is null may be the word "null". `changes`, of a teacher or a recipe, are those of `recipes.changes`.
+    """Settings from the sections that a pipeline passes to a step: the result of `Params.section`, or its YAML text, in which null values
+    may be the word "null". `changes` are the overrides of a teacher or recipe, from `recipes.changes`.
 
-    They were checked with all others when the run began, and without those a check across groups would say nothing. The rest has its
-    defaults, and the step does not read it.
+    They were validated with all others when the run began; checks across groups are not possible without the other groups. Other sections
+    have their defaults, and the step does not read them.
 
     Raises:
-        UserError: a value is impossible here, such as a term whose package this step's image lacks.
+        UserError: a value is invalid here, such as a loss term whose package is missing in this step's image.
     """
     plain = {name: _with_null(yaml.load(value, _Yaml) if isinstance(value, str) else value) for name, value in sections.items()}
     for name, change in _with_null(changes or {}).items():
@@ -110,24 +110,24 @@ def restore_params(changes: dict[str, Any] | None = None, **sections: Any) -> Pa
 
 
 def _with_null(value: Any) -> Any:
-    """Groups in which the word "null" stands for None, since KFP's local runner takes no null."""
+    """Replace the word "null" by None; KFP's local runner does not support null."""
     if not isinstance(value, dict):
         return value
     return {key: None if inner == "null" else _with_null(inner) for key, inner in value.items()}
 
 
 def write_sections(path: Path, params: Params) -> None:
-    """What `restore_params` gave, for the processes that a step starts."""
+    """Write the result of `restore_params` for the processes that a step starts."""
     path.write_text(yaml.safe_dump(params.model_dump(mode="json")))
 
 
 def read_sections(path: Path) -> Params:
-    """What `write_sections` wrote. Like `restore_params`, it holds no group against another: only some are those of the run."""
+    """Read the file of `write_sections`. Like `restore_params`, it makes no checks across groups."""
     return restore_params(**yaml.safe_load(path.read_text()))
 
 
 def save_overrides(path: Path, overrides: list[str]) -> Params:
-    """Write `KEY.KEY=VALUE` overrides into the file `path`, whose comments and order stay; the settings it then holds.
+    """Write `KEY.KEY=VALUE` overrides into the file `path`, preserving comments and order; returns the resulting settings.
 
     Raises:
         UserError: as load_params does; the file is unchanged then.

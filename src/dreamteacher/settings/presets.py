@@ -1,4 +1,4 @@
-"""What follows preset, teacher.kind and teacher.size wherever the settings leave it open, the first of them that says something.
+"""Defaults that depend on preset, teacher.kind and teacher.size, in this order of precedence. They fill settings that are not set.
 
 The values of `demo` and `tiny` are the defaults in pretraining.py.
 
@@ -12,23 +12,23 @@ from typing import Any
 
 LEVELS = {"tiny": 5, "mini": 4, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
 
-SIZED = ("ddpm", "edm", "random", "pixels")  # kinds whose decoder levels and noise steps follow from the settings, not from a folder
-DREAMING = ("stylegan2", "biggan", "icgan")  # kinds that make pictures of their own and cannot encode others
+SIZED = ("ddpm", "edm", "random", "pixels")  # kinds whose decoder levels and noise steps are determined by the settings, not by a folder
+DREAMING = ("stylegan2", "biggan", "icgan")  # kinds that only generate pictures and cannot encode given ones
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {},
-    # For an hour of a GPU: a fifth of the operations of `small`.
+    # For an hour on a GPU: a fifth of the FLOPs of `small`.
     "mini": {
         "teacher": {"batch_size": 256, "lr": 5e-4, "steps": 20_000, "ema": 0.9995, "sample_every": 5000},
         "distill": {"batch_size": 64, "lr": 2e-3, "steps": 4000, "warmup_steps": 100, "monitor_every": 250},
     },
-    # Rate, batch and averaging are those of DDPMs of this kind on 32 and 64 px.
+    # Learning rate, batch size and EMA as for published DDPMs on 32 and 64 px.
     "small": {
         "teacher": {"batch_size": 128, "lr": 1e-4, "steps": 100_000, "ema": 0.9999, "sample_every": 5000},
         "distill": {"batch_size": 64, "lr": 1e-3, "steps": 10_000, "warmup_steps": 100, "monitor_every": 250},
     },
-    # Tab 16 and 17. The steps are 300 epochs (teacher) and 200 (distillation) of the paper's 70,000 BDD100K pictures; for the rate of
-    # distillation the paper gives two figures, 2e-4 and 4e-3.
+    # Tab 16 and 17. The steps are 300 epochs (teacher) and 200 (distillation) of the paper's 70,000 BDD100K pictures; for the learning rate
+    # of distillation the paper gives two values, 2e-4 and 4e-3.
     "adm-256": {
         "teacher": {
             "prediction": "epsilon",
@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# What a kind of teacher wants otherwise, whatever its size: Adam, rate and averaging of StyleGAN2-ADA.
+# Defaults of a kind of teacher, for any size: Adam, learning rate and EMA of StyleGAN2-ADA.
 BY_KIND: dict[str, dict[str, dict[str, Any]]] = {
     "stylegan2": {"teacher": {"lr": 2e-3, "betas": (0.0, 0.99), "clip": None, "warmup_steps": 0, "ema": 0.999}},
 }
@@ -61,15 +61,14 @@ BY_KIND: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class ShareOf:
-    """Of another setting of the same group, rounded."""
+    """A share of another setting of the same group, rounded."""
 
     share: float
     setting: str
 
 
-# What `preset` fills. docs/recipes.md has for each value of `paper` its place in the paper, and how contradictions were resolved; for each
-# of `best` its evidence. The budget (pictures, batch, steps) is that of teacher.size, which `paper` sets to the paper's; BY_SIZE has what
-# the paper adds to it.
+# Values of `preset`. docs/recipes.md lists the source of each value of `paper`, how contradictions were resolved, and the evidence for
+# `best`. The budget (pictures, batch, steps) comes from teacher.size, which `paper` sets to the paper's; BY_SIZE has the paper's additions.
 NAMED: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {},
     "paper": {
@@ -128,12 +127,12 @@ BY_SIZE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 
 
 def fills(preset: str, *, kind: str | None, size: str | None, default_kind: str, default_size: str) -> dict[str, dict[str, Any]]:
-    """{group: {setting: value}} for what is left open; `kind` and `size` of the teacher are None where they are themselves."""
+    """{group: {setting: value}} for settings that are not set; `kind` and `size` of the teacher are None if they are not set."""
     named = NAMED[preset]
     kind = kind or named.get("teacher", {}).get("kind", default_kind)
     size = size or named.get("teacher", {}).get("size", default_size)
     filled: dict[str, dict[str, Any]] = {}
-    for values in (PRESETS[size], BY_KIND.get(kind, {}), named, BY_SIZE.get((preset, size), {})):  # the last wins
+    for values in (PRESETS[size], BY_KIND.get(kind, {}), named, BY_SIZE.get((preset, size), {})):  # the last takes precedence
         for group, of_group in values.items():
             filled.setdefault(group, {}).update(of_group)
     return filled

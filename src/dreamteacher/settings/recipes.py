@@ -1,4 +1,4 @@
-"""Teachers and recipes: the settings of each, which are those of all with what it names over them."""
+"""The settings of each teacher and recipe: the common settings with its overrides."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dreamteacher.settings.schema import FRESH, Params
 
 
 def of_teacher(params: Params, name: str) -> Params:
-    """`params` with the group teacher as that of `teachers` has it.
+    """`params` with the overrides of one of `teachers` applied.
 
     Raises:
-        UserError: there is no such teacher, or its settings are impossible.
+        UserError: there is no such teacher, or its settings are invalid.
     """
     return _with(params, f"teachers.{name}", teacher=_get(params.teachers, name, "teachers"))
 
 
 def of_recipe(params: Params, name: str) -> Params:
-    """`params` with the groups as one of `recipes` or `label_recipes` has them: teacher, taps, student and distill, interpreter and labels.
+    """`params` with the overrides of one of `recipes` or `label_recipes`: teacher, taps, student, distill, interpreter and labels.
 
     Raises:
-        UserError: there is no such recipe, or its settings are impossible.
+        UserError: there is no such recipe, or its settings are invalid.
     """
     with_labels = params.label_recipes.get(name)
     recipe = _get(params.recipes, base_of(params, name), "recipes")
@@ -48,24 +48,24 @@ def of_recipe(params: Params, name: str) -> Params:
 
 
 def of_init(params: Params, name: str) -> Params:
-    """`params` with the student that fine-tuning from `name` has: that of its recipe, and of all recipes for scratch and imagenet."""
+    """`params` with the student for fine-tuning from `name`: its recipe's, or the common one for scratch and imagenet."""
     return params if name in FRESH else of_recipe(params, name)
 
 
 def base_of(params: Params, name: str) -> str:
-    """The recipe without labels that one of `recipes`, `label_recipes` or `compare.inits` builds on; of scratch and imagenet the first."""
+    """The recipe without labels that a recipe or an initialisation builds on; the first one for scratch and imagenet."""
     if name in FRESH:
         return next(iter(params.recipes))
     return params.label_recipes[name].features if name in params.label_recipes else name
 
 
 def bases(params: Params) -> list[str]:
-    """The recipes without labels that compare.inits are, or build on."""
+    """The recipes without labels that are in compare.inits or that those build on."""
     return list(dict.fromkeys(base_of(params, init) for init in params.compare.inits if init not in FRESH))
 
 
 def changes(params: Params, resolved: Params, *sections: str) -> dict[str, Any]:
-    """What `resolved`, as a teacher or a recipe has them, changes of `sections` of `params`; `restore_params` takes it over them."""
+    """Differences of `sections` between `resolved`, the settings of a teacher or recipe, and `params`; an input of `restore_params`."""
     before, after = params.section(*sections), resolved.section(*sections)
     return {
         name: {key: inner for key, inner in value.items() if inner != before[name][key]} if isinstance(value, dict) else value
@@ -75,7 +75,7 @@ def changes(params: Params, resolved: Params, *sections: str) -> dict[str, Any]:
 
 
 def check(params: Params) -> None:
-    """UserError where the settings of a teacher or a recipe are impossible."""
+    """Raises UserError if the settings of a teacher or a recipe are invalid."""
     for name in params.teachers:
         of_teacher(params, name)
     for name in [*params.recipes, *params.label_recipes]:
@@ -89,7 +89,7 @@ def _get(group: dict[str, Any], name: str, what: str) -> Any:
 
 
 def _with(params: Params, where: str, **changes: Any) -> Params:
-    """`params` with `changes` of groups, or other values, which `where` names."""
+    """`params` with `changes` of groups or values; `where` names their place in params.yaml for messages."""
     changes = {name: value for name, value in changes.items() if value != {}}
     if not changes:
         return params

@@ -1,6 +1,6 @@
 """All settings of a project: the groups, and teachers and recipes by name. `params.yaml` holds their values.
 
-Each setting stands once, with type, range, default, unit and source: here, in pretraining.py, or in downstream.py.
+Each setting is defined once, with type, range, default, unit and source: here, in pretraining.py, or in downstream.py.
 """
 
 from __future__ import annotations
@@ -17,42 +17,44 @@ from dreamteacher.settings.section import Name, Positive, Section
 
 Taps = Annotated[list[Positive], Field(min_length=1)] | Literal["auto"]
 _OR_NOTHING = BeforeValidator(lambda value: {} if value is None else value)  # `NAME:` without anything after it
-NO_TEACHER = "none"  # of recipes whose method needs none
-ALL_TEACHERS = "."  # of recipes that learn from a team: the folder that holds them
-FRESH = ("scratch", "imagenet")  # initialisations that no recipe makes
+NO_TEACHER = "none"  # in recipes whose method needs no teacher
+ALL_TEACHERS = "."  # in recipes for the method team: the folder of all teachers
+FRESH = ("scratch", "imagenet")  # initialisations without a recipe
 
 
 class Recipe(Section):
-    """How a backbone is pretrained without labels: groups given here hold what differs from those of all recipes."""
+    """How a backbone is pretrained without labels; its groups override the common ones."""
 
-    teacher: Name | Literal["."] = Field(description="which of teachers; none: the method needs no teacher; '.': all, for the method team")
-    taps: Taps | None = Field(None, description="null: those of all recipes")
-    student: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of student that differ, for fine-tuning as well")
-    distill: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of distill that differ")
+    teacher: Name | Literal["."] = Field(
+        description="name of one of teachers; none: the method needs no teacher; '.': all, for the method team"
+    )
+    taps: Taps | None = Field(None, description="null: the common taps")
+    student: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="overrides of student, for fine-tuning as well")
+    distill: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="overrides of distill")
 
     @property
     def one_teacher(self) -> str | None:
-        """The name of the teacher; None: it has none, or all."""
+        """The name of the teacher; None if there is none, or all."""
         return None if self.teacher in (NO_TEACHER, ALL_TEACHERS) else self.teacher
 
 
 class LabelRecipe(Section):
-    """How a backbone is pretrained with the few labels, from what a recipe without them made."""
+    """How a backbone is pretrained with the few labels, starting from a recipe without labels."""
 
-    features: Name = Field(description="which of recipes; its teacher, taps, student and distill are this one's too")
-    interpreter: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of interpreter that differ")
-    labels: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="settings of labels that differ")
+    features: Name = Field(description="name of one of recipes, whose teacher, taps, student and distill are used")
+    interpreter: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="overrides of interpreter")
+    labels: Annotated[dict[str, Any], _OR_NOTHING] = Field({}, description="overrides of labels")
 
 
 class Compare(Section):
-    """What is compared. A group of its own, so that one seed more re-runs nothing that is done."""
+    """What is compared. A separate group, so that an additional seed reruns nothing else."""
 
     inits: Annotated[list[str], Field(min_length=1)] = Field(
         ["scratch", "features", "mix"],
         description="initialisations to fine-tune from: scratch, imagenet (timm's weights), and names of recipes and label_recipes",
     )
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
-        [0, 1, 2], description="each draws its own few labels and its own random weights"
+        [0, 1, 2], description="each seed draws its own few labels and its own random weights"
     )
 
 
@@ -61,33 +63,34 @@ class Params(Section):
 
     preset: Literal["demo", "paper", "best"] = Field(
         "demo",
-        description="what fills settings that no line names: demo: the defaults here; paper: the paper to the letter; best: what the "
-        "evidence ranks above it (docs/recipes.md); `dreamteacher params` prints the values",
+        description="values of settings that params.yaml does not set; demo: the defaults below; paper: the paper to the letter; "
+        "best: what published evidence ranks above it (docs/recipes.md); `dreamteacher params` prints the values",
     )
     seed: int = Field(0, description="seed of the stages that run once (teacher, features)")
     few_labels: Positive | None = Field(
-        None, description="how many labelled train pictures the interpreter and fine-tuning may see, drawn by seed; null: all"
+        None, description="number of labelled train pictures that interpreter and fine-tuning use, drawn by seed; null: all"
     )
     few_labels_by: Literal["random", "class", "cluster"] = Field(
         "random",
-        description="what the draw of few_labels balances: random: class ids alone; class: also which classes occur in masks or boxes; "
-        "cluster: kinds of pictures, by colours and brightness, so that few labels show all kinds and draws differ less",
+        description="what the draw of few_labels is stratified by; random: class ids only; class: also the classes in masks or boxes; "
+        "cluster: clusters of pictures by colour and brightness, so that few labels cover all kinds of pictures and draws "
+        "differ less",
     )
     taps: Taps = Field(
         "auto",
-        description="strides of the generator's decoder levels that are regressed and interpreted; auto: the coarsest four of 2 to 32, "
-        "which of adm-256 are the paper's 4 to 32",
+        description="strides of the generator's decoder levels that are regressed and interpreted; auto: the coarsest four of 2 to 32 "
+        "(for adm-256 the paper's 4 to 32)",
     )
     teachers: Annotated[dict[Name, Annotated[dict[str, Any], _OR_NOTHING]], Field(min_length=1)] = Field(
-        {"own": {}}, description="{NAME: settings of teacher that differ}; each is trained, or taken, once"
+        {"own": {}}, description="{NAME: overrides of teacher}; each is trained (or loaded, see teacher.pretrained) once"
     )
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)] = Field(
         {"features": Recipe(teacher="own")},
-        description="{NAME: {teacher: NAME, and what differs of taps, student, distill}}: backbones pretrained without labels",
+        description="{NAME: {teacher: NAME, and overrides of taps, student, distill}}: backbones pretrained without labels",
     )
     label_recipes: dict[Name, LabelRecipe] = Field(
         {"mix": LabelRecipe(features="features")},
-        description="{NAME: {features: NAME of recipes, and what differs of interpreter, labels}}: backbones pretrained with few labels",
+        description="{NAME: {features: NAME of a recipe, and overrides of interpreter, labels}}: backbones pretrained with few labels",
     )
     ingest: Ingest = Ingest()
     teacher: Teacher = Teacher()
@@ -106,7 +109,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _follow_the_size(self) -> Params:
-        """What is left open is that of preset, teacher.kind and teacher.size."""
+        """Settings that are not set take the defaults of preset, teacher.kind and teacher.size."""
         chosen = {key: getattr(self.teacher, key) if key in self.teacher.model_fields_set else None for key in ("kind", "size")}
         for name, values in fills(self.preset, **chosen, default_kind=self.teacher.kind, default_size=self.teacher.size).items():
             group = getattr(self, name)
@@ -115,7 +118,7 @@ class Params(Section):
                 if isinstance(value, ShareOf):
                     left_open[key] = round(value.share * left_open.get(value.setting, getattr(group, value.setting)))
             followed = group.model_copy(update=left_open)
-            followed.__pydantic_fields_set__ = set(group.model_fields_set)  # still open: another teacher may have another size
+            followed.__pydantic_fields_set__ = set(group.model_fields_set)  # still unset: another teacher may have another size
             self.__dict__[name] = followed  # frozen, but not complete before this
         return self
 
@@ -157,13 +160,13 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Params:
-        """What would otherwise fail hours later, in another stage."""
+        """Catch what would otherwise fail hours later, in another stage."""
         if self.teacher.kind in SIZED:
             self._fits_the_size()
         return self
 
     def _fits_the_size(self) -> None:
-        """Of other kinds the teacher's folder says what fits, which the stages read."""
+        """For the kinds in SIZED only; the folders of other kinds record what fits, and the stages check it."""
         for name, group in (("distill", self.distill), ("interpreter", self.interpreter)):
             steps = self.teacher.T_train
             if group.encoding == "stratified":
@@ -204,7 +207,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _head_fits_the_task(self) -> Params:
-        """Where the settings name the task; else fine-tuning refuses the head (see `tasks.base.get_task`)."""
+        """Checked here if the settings name the task; otherwise fine-tuning checks (see `tasks.base.get_task`)."""
         head, task = self.finetune.head, self.ingest.task
         if task != AUTO and head in HEADS and HEADS[head] != task:
             raise ValueError(f"finetune.head = {head!r} is a head for {HEADS[head]}, and ingest.task is {task!r}; set it to auto")
@@ -220,6 +223,6 @@ class Params(Section):
         return self
 
     def section(self, *names: str) -> dict[str, Any]:
-        """The named settings as plain data, to be recorded and digested: `section("seed", "teacher")`."""
+        """The named settings as plain data, for records and digests: `section("seed", "teacher")`."""
         plain = self.model_dump(mode="json")
         return {name: plain[name] for name in names}

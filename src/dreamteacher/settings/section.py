@@ -1,4 +1,4 @@
-"""What all groups of settings are made of."""
+"""Types and base classes of all groups of settings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_value_for_a_number_or_word(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as true or false, which pydantic would take for 1 or 0."""
+        """YAML reads yes, no, on and off as true or false, which pydantic would convert to 1 or 0."""
         if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("true and false (in YAML also yes, no, on, off) are no value of it; put a word into quotes")
         return value
@@ -56,7 +56,7 @@ def _takes_bool(annotation: Any) -> bool:
 
 
 def require_known(name: str, built_in: Sequence[str], group: str, noun: str) -> None:
-    """Refuse a name that is neither one of `built_in` nor that of an entry point of `group`; packages are asked of others' names alone.
+    """Refuse a name that is neither in `built_in` nor an entry point of `group`; entry points are read only for names not built in.
 
     Raises:
         ValueError: there is none; names the nearest one, or all.
@@ -70,7 +70,7 @@ def require_known(name: str, built_in: Sequence[str], group: str, noun: str) -> 
 
 
 class Training(Section):
-    """What every trained stage shares; each stage overrides the defaults that differ."""
+    """Settings of every training stage; each stage overrides defaults."""
 
     steps: Positive = Field(1000, description="optimiser steps")
     batch_size: Positive = Field(32, description=BATCH)
@@ -78,20 +78,22 @@ class Training(Section):
     optimizer: Literal["adamw", "lamb", "sgd"] = Field("adamw", description="Tab 17: AdamW; LAMB for batches of 2048 and more")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.05, description="Tab 17; not applied to biases, norms and what timm's models exempt, such as position embeddings"
+        0.05, description="Tab 17; not applied to biases, norms and timm's no_weight_decay parameters, such as position embeddings"
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW and LAMB moments, Tab 17; sgd takes the first as momentum")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="betas of AdamW and LAMB, Tab 17; sgd uses the first as momentum")
     warmup_steps: Count = Field(100, description=WARMUP)
-    clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest gradient norm; null: no clipping")
-    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the averaged weights; null: none are kept")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the device computes it fast, else fp32")
+    clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="maximum gradient norm; null: no clipping")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="decay of the exponential moving average of the weights; null: no averaging"
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 if the device is fast in it, else fp32")
     compile: bool = Field(
         False,
-        description="torch.compile of the network that is trained: a minute before the first step, less time for each after it; needs a "
-        "C++ compiler, which the image of docker/ lacks",
+        description="torch.compile of the trained network: adds a minute before the first step and makes each step faster; needs a "
+        "C++ compiler, which the container image lacks",
     )
     workers: Count | Literal["auto"] = Field(
-        "auto", description="loader processes; auto: 0 where the decoded set fits in memory and no GPU is used"
+        "auto", description="data loader processes; auto: 0 if the decoded data set fits in memory and no GPU is used"
     )
     checkpoint_every: Positive = Field(500, description="steps between checkpoints; the last three are kept")
-    log_every: Positive = Field(25, description="steps between records")
+    log_every: Positive = Field(25, description="steps between log records")

@@ -42,7 +42,7 @@ def _plain(section: Section) -> dict[str, Any]:
 
 def _words(kind: Any, metadata: Any = ()) -> str:
     origin = get_origin(kind)
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "at least"}
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "of length >="}
     limits = [
         f"{sign} {getattr(part, name):g}"
         for constraint in metadata

@@ -1,1 +1,1 @@
-"""The chain, one module a stage: its `run` reads inputs, wires the other packages, and writes one folder."""
+"""The chain, one module per stage: its `run` reads inputs, calls the other packages, and writes one folder."""

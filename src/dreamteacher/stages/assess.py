@@ -1,4 +1,4 @@
-"""What pretraining will gain on this data set, what else would, and what it costs: estimated beforehand by short trainings from scratch."""
+"""Estimate, from short trainings from scratch, what pretraining will gain and cost on this data set, and what else would help."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def run(params: Params, *, data: Path, out: Path, overwrite: bool = False) -> di
     """Train from scratch on draws of the labelled train pictures of `data`; `out` gets assess.json, assess.txt, curve.csv and curve.png.
 
     Everything is measured on labelled train pictures that are held out (`data.holdout`): the chain reports its results on the validation
-    split, and figures on pictures that also decided something would be too good. Each finished training is kept, by what it depends on, in
-    `.checkpoints/assess/points`, so that a stopped assessment goes on, and another with more minutes repeats nothing.
+    split, and metrics on pictures that also guided decisions would be biased. Finished trainings are cached by settings and data in
+    `.checkpoints/assess/points`, so that a stopped assessment resumes, and one with more minutes repeats nothing.
 
     Returns:
-        `scratch`, `double` (gain of twice the labels) and `expected_INIT` of what compare.inits names besides scratch.
+        `scratch`, `double` (gain from twice the labels) and `expected_INIT` for each of compare.inits except scratch.
 
     Raises:
         UserError: the data has no labels, or too few.

@@ -1,4 +1,4 @@
-"""What a data set has that the one before had not, and whether it looks like it."""
+"""New pictures of a data set compared with the previous one, and their drift."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def run(
 ) -> dict[str, float]:
     """Compare the train split of `data` with that of `before`, a data set or a folder with its manifest.csv; None: all is new.
 
-    A picture is new if `before` has no file of the same content. `out` gets new.txt (their names) and drift.json: for brightness,
-    size and, with `features` (output of distill-features), the backbone's embedding a `data.drift.Shift` of the new pictures
-    against the old ones that are still there, over up to retrain.drift_images of each.
+    A picture is new if `before` has no file with the same content. `out` gets new.txt (their names) and drift.json: for brightness,
+    size and, with `features` (output of distill-features), the backbone's embedding, a `data.drift.Shift` of the new pictures
+    against the old ones still in the data, over up to retrain.drift_images of each.
 
     Returns:
         n_new, n_known, n_gone (in `before` only), and if there are new and known ones NAME_shift and NAME_shift_by_chance.
@@ -63,7 +63,7 @@ def run(
 
 @torch.inference_mode()
 def _embed(images: ImageSet, indices: list[int], features: Path, params: Params) -> np.ndarray:
-    """`(N, C)`: the backbone's pooled embedding of a crop of each picture, as large as those it was trained on."""
+    """`(N, C)`: the backbone's pooled embedding of a crop of each picture, of its training resolution."""
     device = this_process().device
     backbone = load_backbone(features / BACKBONE_FOLDER).to(device)
     crops = Samples(images, pretrain_crop(params.distill.resolution), indices)

@@ -24,7 +24,7 @@ from dreamteacher.training.randomness import StepRandom, derive_seed
 
 COLLAPSED = 0.02
 TAUGHT_BY = "taught_by.json"  # the teacher's digest; train-interpreter depends on it in dvc.yaml
-NO_RESULT = {"step", "lr", "grad_norm"}  # columns of the curves that are no figures of the backbone
+NO_RESULT = {"step", "lr", "grad_norm"}  # columns of the curves that are not metrics of the backbone
 
 
 def run(
@@ -37,15 +37,14 @@ def run(
     start: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, float]:
-    """Pretrain on the train split of `data`; `out` gets `backbone/`, `curves.csv` and what else the method keeps.
+    """Pretrain on the train split of `data`; `out` gets `backbone/`, `curves.csv` and further files of the method.
 
-    `teacher` is used by methods that need one, such as `features`, and does not count for others. `recipe` is its name in the settings.
-    `start` is an earlier output of this stage for the same backbone (and neck and taps, with `features`), whose weights it goes on from
-    instead of random ones.
+    `teacher` is only used by methods that need one, such as `features`. `recipe` is its name in the settings. `start` is an earlier
+    output of this stage for the same backbone (and neck and taps, with `features`), from whose weights training continues.
 
     Returns:
-        The last losses, `pictures` seen in training, `embedding_spread` on held-out unlabelled pictures and, of `features`, there also
-        `explained_variance` of the whitened targets and that by tap.
+        The last losses, `pictures` seen in training, `embedding_spread` on held-out unlabelled pictures and, for `features`, also
+        `explained_variance` of the whitened targets, in total and by tap.
 
     Raises:
         UserError: the method needs a teacher and there is none, or the settings do not fit the teacher or the backbone.
@@ -90,7 +89,7 @@ def run(
 
 
 def hold_out(images: ImageSet, count: int, resolution: int, seed: int) -> tuple[Samples, Samples]:
-    """The train split without, and only, `count` pictures for the label-free quality signal.
+    """The train split without `count` pictures, and these held-out pictures, for the label-free metrics.
 
     Raises:
         UserError: fewer pictures would be left to train on than are held out.
@@ -103,7 +102,7 @@ def hold_out(images: ImageSet, count: int, resolution: int, seed: int) -> tuple[
 
 
 def _monitor(method: Method, held_out: Samples, settings: Distill) -> Callable[[nn.Module, int], dict[str, float]]:
-    """The method's figures and collapse on the same held-out crops and noise each time, in parts no larger than those of training."""
+    """The method's metrics on the same held-out crops and noise each time, in parts no larger than those of training."""
     images = torch.stack([held_out[(i, i)]["image"] for i in range(len(held_out))])
     at_once = max(1, settings.batch_size // settings.accumulate)
     parts = next(parts for parts in range(1, len(images) + 1) if len(images) % parts == 0 and len(images) // parts <= at_once)

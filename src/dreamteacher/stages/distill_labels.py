@@ -52,7 +52,7 @@ def run(
     `recipe` is its name in the settings. With `labels.start = features` backbone and neck start from those of `features`.
 
     Returns:
-        `loss` and its parts over the last records.
+        `loss` and its terms over the last log records.
     """
     settings = params.labels
     recorded = {**params.section("taps", "student", "distill", "labels"), "recipe": recipe, "seed": seed}
@@ -75,7 +75,7 @@ def run(
         objective = feature_objective(params.distill, whiten, generator.taps)
 
         def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-            # Of every so many steps one: floor(step x share) has grown.
+            # A share of the steps: those at which floor(step x share) increases.
             source = dreamer if int((random.step + 1) * settings.dreams) > int(random.step * settings.dreams) else generator
             lesson = source.teach(batch["image"], random)
             with torch.no_grad():
@@ -83,7 +83,7 @@ def run(
             taught = lesson
             if settings.mode == "mix" and regressed_from.encoding != source.encoding:
                 again = regressed_from.teach(lesson.images, random)
-                taught = again if again.images is lesson.images else lesson  # a GAN has made other pictures this time
+                taught = again if again.images is lesson.images else lesson  # a GAN has generated other pictures this time
             logits, regressed = model(normalize(lesson.images, mean, std), taught.step)
             labels = soft_label_cross_entropy(logits, soft, settings.tau)
             if settings.dice_weight and reader.dense:
@@ -109,10 +109,10 @@ def run(
 
 
 def _dreaming(generator: Teacher, settings: Labels) -> Teacher:
-    """The generator where it makes its own pictures, whose features are those at the interpreter's noise step.
+    """The generator with the encoding `dream`, for features at the interpreter's noise step.
 
     Raises:
-        UserError: it makes none, or the interpreter reads no single noise step.
+        UserError: it cannot generate pictures, or the interpreter does not use a single noise step.
     """
     if not isinstance(generator, DenoisingTeacher):
         raise UserError("labels.dreams needs a teacher that is a diffusion model, which makes pictures of noise; set it to 0")
@@ -122,7 +122,7 @@ def _dreaming(generator: Teacher, settings: Labels) -> Teacher:
 
 
 def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, images: ImageSet, taps: list[Tap]) -> None:
-    """Whether it reads these taps and tells the classes of the data.
+    """Check that the interpreter has these taps and the data's classes.
 
     Raises:
         UserError: it does not.
@@ -137,14 +137,14 @@ def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, ima
 
 
 def _check_features(features: Path, start: FeatureRegressor, params: Params, taps: list[Tap]) -> None:
-    """Whether they were distilled into the student of the settings, from these taps.
+    """Check that the features were distilled into the student of the settings, from these taps.
 
     Raises:
         UserError: they were not.
     """
     distilled = read_stage(features)["params"]["student"]
     for name, wanted in params.student:
-        if (found := distilled.get(name, Student.model_fields[name].default)) != wanted:  # the default of a setting that came later
+        if (found := distilled.get(name, Student.model_fields[name].default)) != wanted:  # the default of a setting added later
             raise UserError(
                 f"{features} was distilled with student.{name} = {found!r}, the settings say {wanted!r}; "
                 "run `dreamteacher distill-features` with these settings, or set labels.start = fresh"

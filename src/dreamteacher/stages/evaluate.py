@@ -1,4 +1,4 @@
-"""Compare the fine-tuned models on the untouched validation split: figures over seeds, frozen read-outs, pictures."""
+"""Compare the fine-tuned models on the untouched validation split: metrics over seeds, frozen probes, pictures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from dreamteacher.training.checkpoint import writing
 from dreamteacher.training.processes import this_process
 
 log = logging.getLogger(__name__)
-PCA_PICTURES = 4  # a generator's pass over whole pictures is slow, and a few show all there is to see
+PCA_PICTURES = 4  # a generator's forward pass over whole pictures is slow, and a few pictures suffice
 
 
 def run(
@@ -49,21 +49,22 @@ def run(
 ) -> dict[str, float]:
     """Score every model of compare.inits and compare.seeds below `finetuned` (INIT/SEED) on the validation split of `data`.
 
-    What they were pretrained from lies below `teachers` and `backbones`, by the names in the settings.
+    Their teachers and pretrained backbones are below `teachers` and `backbones`, by name.
 
     `out` gets metrics.json, per_model.csv, curves (finetune_loss.csv, teacher_loss/NAME.csv, distill_quality/RECIPE.csv), results.png,
-    overlays/N.png and pca/RECIPE_N.png; when it is whole, `metrics` and `plots` get copies for `dvc metrics` and `dvc plots`.
+    overlays/N.png and pca/RECIPE_N.png; when it is complete, `metrics` and `plots` get copies for `dvc metrics` and `dvc plots`.
 
-    `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: the figures of the task's `Score`, such as `miou` and `iou_CLASS`, and for
-    scratch and recipes without labels those of the backbone before fine-tuning, `linear_` and `knn_` (see `readout.read_out`), where the
-    task has classes of pixels or pictures. Masks are compared at their own size, for the read-outs at that of the pictures, which
-    ingest.short_side may have reduced. The spread is the sample standard deviation over seeds, 0 for one seed.
+    `metrics` is {init: {FIGURE_mean, FIGURE_std, n_seeds}}: the metrics of the task's `Score`, such as `miou` and `iou_CLASS`, and for
+    scratch and recipes without labels the probes of the backbone before fine-tuning, `linear_` and `knn_` (see `readout.read_out`), if the
+    task has classes of pixels or pictures. Masks are compared at their own size, for the probes at the size stored by ingest. The spread
+    is the sample standard deviation over seeds, 0 for one seed.
 
     Returns:
-        The same without those of single classes, as INIT_FIGURE_mean and so on.
+        The same without per-class metrics, as INIT_FIGURE_mean and so on.
 
     Raises:
-        UserError: a model is missing, the models were not trained alike, the validation split has no labels, or `metrics` or `plots`
+        UserError: a model is missing, the models were trained with different settings, the validation split has no labels, or `metrics` or
+        `plots`
             are of another run and `overwrite` is not set.
     """
     models = {(init, seed): finetuned / init / str(seed) for init in params.compare.inits for seed in params.compare.seeds}
@@ -95,7 +96,7 @@ def run(
             _draw_predictions(task, val, predictions, stage.tmp / "overlays")
             shown = _spread_over(val, min(PCA_PICTURES, params.evaluate.overlays))
             for recipe in pretrained if shown else []:
-                if recipe.teacher and (recipe.backbone / REGRESSOR_FILE).exists():  # which only feature distillation leaves
+                if recipe.teacher and (recipe.backbone / REGRESSOR_FILE).exists():  # only feature distillation writes it
                     drawn = draw_features(val, shown, recipe.teacher, recipe.backbone, this_process().device)
                     for number, picture in enumerate(drawn):
                         save_panels(picture, stage.tmp / "pca" / f"{recipe.name}_{number}.png")
@@ -122,7 +123,7 @@ class _Pretrained:
 
 
 def _pretrained(params: Params, teachers: Path, backbones: Path) -> list[_Pretrained]:
-    """The recipes without labels that the compared initialisations are, or build on."""
+    """The recipes without labels among the compared initialisations, or that these build on."""
     found = []
     for name in bases(params):
         teacher = params.recipes[name].one_teacher
@@ -131,7 +132,7 @@ def _pretrained(params: Params, teachers: Path, backbones: Path) -> list[_Pretra
 
 
 def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None) -> None:
-    """UserError where `metrics` or `plots` are not those of the finished output `by`."""
+    """Raises UserError if `metrics` or `plots` are not those of the finished output `by`."""
     same = by is not None and (not metrics.exists() or metrics.read_bytes() == (by / METRICS).read_bytes())
     taken = next((place for place in (metrics, plots) if place.exists()), None)
     if taken and not same:
@@ -139,10 +140,10 @@ def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None) -> None:
 
 
 def _common_settings(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
-    """The settings that all the models were trained with; only the student may be another, by its recipe.
+    """The common settings of all models; only the student may differ, by recipe.
 
     Raises:
-        UserError: a model is missing, or one had other settings or data than the first: such models cannot be compared.
+        UserError: a model is missing, or has other settings or data than the first, so that they cannot be compared.
     """
     first: tuple[Path, Any] | None = None
     for folder in models.values():
@@ -163,7 +164,7 @@ def _spread_over(val: ImageSet, count: int) -> list[int]:
 
 
 def _score(params: Params, models: dict[tuple[Any, int], Path], val: ImageSet) -> tuple[list[dict[str, Any]], dict[str, dict[int, Any]]]:
-    """A row of figures for each model, and the predictions of each init's first seed for the pictures that are drawn."""
+    """A row of metrics for each model, and the predictions of each init's first seed for the drawn pictures."""
     shown = _spread_over(val, params.evaluate.overlays)
     rows: list[dict[str, Any]] = []
     predictions: dict[str, dict[int, Any]] = {}
@@ -185,7 +186,7 @@ def _read_out(
     train: ImageSet,
     val: ImageSet,
 ) -> None:
-    """Add to the rows of scratch and recipes without labels what can be read from the backbone they started from."""
+    """Add probes of the initial backbone to the rows of scratch and recipes without labels."""
     backbones = {recipe.name: recipe.backbone for recipe in pretrained}
     for row in rows:
         if row["init"] == "scratch":
@@ -219,7 +220,7 @@ def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _write_curves(models: dict[tuple[Any, int], Path], pretrained: list[_Pretrained], folder: Path) -> None:
-    """The stages' curves as `dvc plots` draws them: no gaps; of fine-tuning a column for each init, its mean over seeds."""
+    """The stages' curves for `dvc plots`: without gaps; for fine-tuning a column per init, its mean over seeds."""
     losses: dict[str, dict[str, list[float]]] = {}
     for (init, _), model in models.items():
         for row in _curve(model, ["loss"]):
@@ -232,7 +233,7 @@ def _write_curves(models: dict[tuple[Any, int], Path], pretrained: list[_Pretrai
         if recipe.teacher:
             curves.append(("teacher_loss", recipe.teacher.name, recipe.teacher, "loss"))
         for curve, name, of, column in curves:
-            if rows := _curve(of, [column]):  # no explained variance, of another distill.method than features
+            if rows := _curve(of, [column]):  # no explained variance: distill.method is not features
                 (folder / curve).mkdir(exist_ok=True)
                 write_table(rows, folder / curve / f"{name}.csv")
 
@@ -244,7 +245,7 @@ def _curve(folder: Path, columns: list[str]) -> list[dict[str, str]]:
 
 
 def _draw_predictions(task: Task, val: ImageSet, predictions: dict[str, dict[int, Any]], folder: Path) -> None:
-    """For each picture truth and predictions."""
+    """For each picture its label and predictions."""
     for number, index in enumerate(sorted(next(iter(predictions.values())))):
         sample = val.read(index)
         labels: dict[str, Any] = {"truth": sample.label, **{init: kept[index] for init, kept in predictions.items()}}
@@ -252,7 +253,7 @@ def _draw_predictions(task: Task, val: ImageSet, predictions: dict[str, dict[int
 
 
 def copy_results(out: Path, metrics: Path, plots: Path) -> None:
-    """Copy an evaluation's metrics and plots where they are missing or differ, each file at once; remove those that it does not have."""
+    """Copy an evaluation's metrics and plots if missing or different, each file atomically; remove files that it does not have."""
     files = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (RECORD, METRICS)]
     _copy(out / METRICS, metrics)
     for file in files:

@@ -1,4 +1,4 @@
-"""A fine-tuned model to two ONNX files: the backbone (pyramid and embedding) and the task model (what `Task.serve` makes)."""
+"""Export a fine-tuned model to two ONNX files: the backbone (pyramid and embedding) and the task model (outputs of `Task.serve`)."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from dreamteacher.tasks.model import TaskModel, load_task_model
 
 log = logging.getLogger(__name__)
 
-HALF_PICTURES = 64  # on which fp16 is compared
-FINETUNE_SETTINGS = ("steps", "batch_size", "lr", "resolution")  # that the file's metadata name
+HALF_PICTURES = 64  # pictures for the fp16 check
+FINETUNE_SETTINGS = ("steps", "batch_size", "lr", "resolution")  # named in the file's metadata
 
 
 class PyramidAndEmbedding(nn.Module):
-    """All that a backbone offers, as one flat tuple."""
+    """A backbone with all its outputs as one flat tuple."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
 
     def forward(self, normalized: Tensor) -> tuple[Tensor, ...]:
-        """`(B, 3, H, W)` to one `(B, C_l, H/s_l, W/s_l)` a level, fine to coarse, and the embedding `(B, C_last)`."""
+        """`(B, 3, H, W)` to one `(B, C_l, H/s_l, W/s_l)` per level, fine to coarse, and the embedding `(B, C_last)`."""
         pyramid = self.backbone(normalized)
         return (*pyramid, self.backbone.embed(pyramid))
 
 
 class Served(nn.Module):
-    """What a task model is asked for when it is served."""
+    """A task model with its served outputs."""
 
     def __init__(self, model: TaskModel):
         super().__init__()
         self.model = model
 
     def forward(self, normalized: Tensor) -> tuple[Tensor, ...]:
-        """`(B, 3, H, W)` to what `Task.serve` makes of the head's outputs."""
+        """`(B, 3, H, W)` to `Task.serve` of the head's outputs."""
         return self.model.get_task().serve(self.model(normalized))
 
 
@@ -61,7 +61,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
     32 is taken; 0: only params.export.size) and, with params.export.precision fp16, `fp16_agreement` (share of equal decisions).
 
     Raises:
-        UserError: an input is incomplete, a file computes something else than torch by more than params.export.tolerance, or fp16
+        UserError: an input is incomplete, a file differs from torch by more than params.export.tolerance, or fp16
             changes more decisions than params.export.agreement allows.
     """
     settings = params.export
@@ -106,7 +106,7 @@ def run(params: Params, *, data: Path, finetuned: Path, out: Path, overwrite: bo
 
 
 def _contract(model: TaskModel, data: Path, size: int) -> Contract:
-    """How pictures are prepared for `model`."""
+    """The preprocessing contract of `model`."""
     return Contract(
         task=model.task,
         head="" if model.head_name == AUTO else model.head_name,
@@ -124,7 +124,7 @@ def _contract(model: TaskModel, data: Path, size: int) -> Contract:
 
 
 def _facts(model: TaskModel, finetuned: Path, data: Path) -> dict[str, str]:
-    """Where the model comes from, for the files' metadata."""
+    """The model's provenance, for the files' metadata."""
     made, found = read_stage(finetuned)["params"], json.loads((data / "dataset.json").read_text())
     settings = {"few_labels": made["few_labels"], "finetune": {key: made["finetune"][key] for key in FINETUNE_SETTINGS}}
     return {

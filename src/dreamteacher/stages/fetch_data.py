@@ -1,4 +1,4 @@
-"""Second step of a pipeline on a cluster: the pictures of a data version, by git and DVC."""
+"""Second step of a pipeline on a cluster: the pictures of a data version, with git and DVC."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from dreamteacher.settings.file import load_params
 from dreamteacher.settings.schema import Params
 from dreamteacher.versioning import Clone
 
-FILES = "files:"  # begins the data version of a folder that is taken as it is
+FILES = "files:"  # prefix of the data version of a local folder
 
 
 def settings_of(folder: Path, overrides: list[str], where: str) -> Params:
-    """The settings of the project in `folder`, whose ingest.source is a part of it. `where` is what a user calls the project.
+    """The settings of the project in `folder`, whose ingest.source must be inside it. `where` names the project in messages.
 
     Raises:
-        UserError: it is no project, a setting is impossible, its data lie elsewhere, or new pictures arrive at a place that a step would
-            look for in its own folder.
+        UserError: it is no project, a setting is invalid, its data is outside, or retrain.incoming is a relative path, which a step would
+            look up in its own folder.
     """
     if not (folder / "params.yaml").exists():
         raise UserError(f"{where} has no params.yaml and so is no project; git_url names a project's repository or folder")
@@ -44,17 +44,17 @@ def settings_of(folder: Path, overrides: list[str], where: str) -> Params:
 
 
 def check_source(folder: Path, source: str) -> None:
-    """Raises UserError where nothing lies in the project `folder` at `source`, or it leads out of the project."""
+    """Raises UserError if `source` does not exist in the project `folder`, or leads out of it."""
     place = inside(folder, source, f"ingest.source = {source}")
     if not place.exists() and not _is_pattern(source):
         raise UserError(f"{folder / source} does not exist; correct ingest.source, or fetch it by `dvc pull`")
 
 
 def parts_of(clone: Clone, source: str) -> set[str]:
-    """The files and folders of the revision that decide what `run` gets for `source`; a list of files is fetched for that.
+    """The files and folders of the revision that `run` needs for `source`; a list of files is fetched to find them.
 
     Raises:
-        UserError: the revision has no such list, or it leads out of the project.
+        UserError: the revision has no such list, or the list leads out of the project.
     """
     from dreamteacher.data.shard_source import are_shards
 
@@ -67,11 +67,10 @@ def parts_of(clone: Clone, source: str) -> set[str]:
 
 
 def run(*, git_url: str, data_version: str, source: str, out: Path) -> dict[str, str]:
-    """Put what lies at `source` in the project `git_url` into the folder `out`.
+    """Fetch `source` of the project `git_url` into the folder `out`.
 
-    `data_version` is a commit of the repository, where the data lie in git or DVC; where it begins with FILES, `git_url` is a local
-    folder. A folder comes under its own name; a list with the files that it names, and shards, lie in `out` as in the project. Links
-    become what they lead to.
+    `data_version` is a commit of the repository, with the data in git or DVC; if it begins with FILES, `git_url` is a local folder. A
+    folder keeps its name; a list with its files, and shards, have the same paths in `out` as in the project. Links are resolved.
 
     Returns:
         `{"revision", "name"}`: the commit ("" for a local folder) and the name of the source in `out`.
@@ -105,12 +104,12 @@ def _copy_folder(project: Path, source: str, target: Path) -> None:
 
 
 def _copy_files(project: Path, source: str, clone: Clone | None, out: Path) -> None:
-    """The files that a list or shards stand for, and those beside them that say something about labels."""
+    """The files of a list or of shards, and label files beside them."""
     from dreamteacher.data.places import inputs_of, look
     from dreamteacher.data.shard_source import are_shards
 
     if clone and not are_shards(source):
-        clone.get(posixpath.dirname(source) or source)  # masks, labels.csv and classes.txt lie beside it
+        clone.get(posixpath.dirname(source) or source)  # masks, labels.csv and classes.txt are beside it
         clone.get_files(_listed(project, source))
     for path in inputs_of(look(str(project / source))).values():
         name = os.path.relpath(path, project)
@@ -119,12 +118,12 @@ def _copy_files(project: Path, source: str, clone: Clone | None, out: Path) -> N
         return
     for name in _listed(project, source):
         place = inside(project, name, f"{source}: {name}")
-        if place.exists():  # else ingest says so, as it does of a list on a laptop
+        if place.exists():  # otherwise ingest reports it, as for a list on a laptop
             _copy(place, out / name)
 
 
 def _listed(project: Path, source: str) -> Iterator[str]:
-    """The files that a list names, and masks that belong to them, by their place in the project."""
+    """The files of a list and their masks, by path in the project."""
     from dreamteacher.data.names import read_list
 
     above = posixpath.dirname(source)
@@ -141,12 +140,12 @@ def _copy(place: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
         shutil.copyfile(place, target)
-    else:  # a link that leads nowhere: ingest quarantines it, as it does on a laptop
+    else:  # a broken link: ingest quarantines it, as on a laptop
         target.touch()
 
 
 def _is_pattern(source: str) -> bool:
-    """Whether braces or * stand for several shards."""
+    """Whether the path has braces or * for several shards."""
     return bool(re.search(r"[{*].*\.(tar|tar\.gz|tgz)$", source))
 
 

@@ -1,8 +1,8 @@
-"""First step of a pipeline on a cluster: all that the run depends on, as parameters that KFP's cache compares.
+"""First step of a pipeline on a cluster: everything the run depends on, as parameters for KFP's cache.
 
-KFP takes a step's outputs from an earlier run if component, parameters and the ids of its input artifacts are equal, and an artifact has
-a new id whenever the step that made it ran. So what changes often may reach only the steps that depend on it: each stage gets its own
-sections of the settings, and the pictures are named by the last commit that changed them.
+KFP reuses a step's outputs if component, parameters and the ids of its input artifacts are equal, and an artifact gets a new id whenever
+its step runs. So each step must get only parameters that it depends on: each stage gets its own sections of the settings, and pictures are
+identified by the last commit that changed them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dreamteacher.settings.schema import ALL_TEACHERS, FRESH, Params
 from dreamteacher.stages.fetch_data import FILES, check_source, parts_of, settings_of
 from dreamteacher.versioning import Clone
 
-# The sections of params.yaml that each step reads; of the stages of dvc.yaml those that it names there.
+# The sections of params.yaml that each step reads; for stages as in dvc.yaml.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "ingest": ("ingest",),
     "ingest_incoming": ("ingest", "retrain"),
@@ -45,12 +45,12 @@ class Resolved:
     """What a run depends on.
 
     Attributes:
-        commit: that `data_rev` is now; "" for a folder.
-        source: ingest.source, a place in the project.
-        data_version: the last commit that changed what lies there; for a folder FILES and a digest of names, sizes and times.
-        params: all settings that the run reads; of a retraining, those of its recipe.
-        teacher, recipe: names of what export.init builds on.
-        settings: {step: its sections of them}, as plain data without null, which KFP's local runner does not take.
+        commit: the commit of `data_rev`; "" for a folder.
+        source: ingest.source, a path in the project.
+        data_version: the last commit that changed it; for a folder FILES and a digest of names, sizes and times.
+        params: all settings that the run reads; for a retraining, those of its recipe.
+        teacher, recipe: names of the teacher and the recipe of export.init.
+        settings: {step: its sections}, as plain data without null, which KFP's local runner does not support.
         fresh: {"init", "seed"} of each fine-tuning from random or ImageNet weights.
         teachers: {"teacher", "changes"} of each teacher; changes are what it, or below a recipe, has otherwise than `settings`.
         recipes: {teacher: {"recipe", "distill", "finetune"} of each recipe without labels that learns from it}, the last two as changes.
@@ -75,16 +75,16 @@ class Resolved:
 
 
 def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str) -> Resolved:
-    """Read the settings of the project `git_url` at `data_rev`, and find out which pictures they name.
+    """Resolve the project `git_url` at `data_rev`: its settings, and the version of its pictures.
 
     Args:
-        git_url: of a git repository; or, where `data_rev` is "", a folder, which is taken as it is.
+        git_url: URL of a git repository; if `data_rev` is "", a local folder.
         data_rev: commit, tag or branch.
-        overrides: what differs from params.yaml, as `--set` takes it.
-        pipeline: "pretrain", or "retrain", which has nothing to compare with but the champion.
+        overrides: overrides of params.yaml, as for `--set`.
+        pipeline: "pretrain", or "retrain", which compares only with the champion.
 
     Raises:
-        UserError: there is no such project or revision, a setting is impossible, or the pipeline would have nothing to compare.
+        UserError: there is no such project or revision, a setting is invalid, or the pipeline would have nothing to compare.
     """
     for each in overrides:
         if not isinstance(each, str):
@@ -155,18 +155,18 @@ def _loops(params: Params) -> tuple[list[dict[str, Any]], dict[str, list[dict[st
     return list(teachers.values()), recipes, passes
 
 
-# Argo keeps all nodes of a run in one object of at most 1 MiB; what a pass of each loop takes of it, kB, and what is left beside the rest
+# Argo keeps all nodes of a run in one object of at most 1 MiB: kB per iteration of each loop, and the budget for all
 # (tests/pipelines/test_size.py).
 PASS_KB = {"teachers": 17, "recipes": 26, "label distillations": 25, "fine-tunings": 7}
 ROOM_KB = 670
 
 
 def check_comparison(params: Params, pipeline: str) -> None:
-    """What a pipeline can compare.
+    """Check that the pipeline can run these settings.
 
     Raises:
-        UserError: a loop of the pipeline would have no pass, which KFP cannot collect, or the loops more passes than Argo can keep; a
-            recipe learns from all teachers, or a retraining has several recipes without labels, or one without a teacher.
+        UserError: a loop would have no items, which KFP cannot collect, or the loops more iterations than Argo can store; a recipe learns
+            from all teachers, or a retraining has several recipes without labels, or one without a teacher.
     """
     retrain = pipeline == "retrain"
     inits = [init for init in params.compare.inits if not retrain or init not in FRESH]
@@ -204,7 +204,7 @@ def check_comparison(params: Params, pipeline: str) -> None:
 
 
 def _compared(params: Params) -> dict[str, Any]:
-    """The recipes of a run alone, so that another one changes nothing that its steps read."""
+    """Only the recipes of a run, so that other recipes do not change its steps' inputs."""
     with_labels = {name: each for name, each in params.label_recipes.items() if name in params.compare.inits}
     return {"recipes": {name: params.recipes[name] for name in bases(params)}, "label_recipes": with_labels}
 
@@ -217,7 +217,7 @@ def _without_null(value: Any) -> Any:
 
 
 def _digest_of_files(place: Path) -> str:
-    """Of names, sizes and times of what lies at `place`, or beside it where it is a list of files or stands for shards."""
+    """Digest of names, sizes and times of the files at `place` (or beside it, for a list of files or shards)."""
     folder = place if place.is_dir() else place.parent
 
     def describe(name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The downstream task from one initialisation, on the few labels, with the same budget for every initialisation."""
+"""Fine-tune for the task from one initialisation, on the few labels, with the same budget for every initialisation."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def run(
     Args:
         params: settings; `finetune`, `student`, `few_labels` and `few_labels_by` are read.
         data: data set made by ingest.
-        init: scratch, imagenet, or the name of the recipe that made `backbone`; `seed` draws the weights that are random.
-        seed: of the few labels, the random weights and the order.
-        out: folder to make.
-        backbone: output of distill-features, or of distill-labels, whose head is carried over too.
-        overwrite: replace `out` where it holds another result.
+        init: scratch, imagenet, or the name of the recipe that made `backbone`.
+        seed: seed of the few labels, the random weights and the sample order.
+        out: output folder.
+        backbone: output of distill-features, or of distill-labels, whose head is used too.
+        overwrite: replace another result in `out`.
 
     Returns:
         `loss` over the last records and `n_labels`.
@@ -60,7 +60,7 @@ def run(
 
 
 def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: int, place: Place, backbone: Path | None = None) -> Trained:
-    """Train a task model on the pictures `few` of `images`, all of which are labelled; `place` holds its checkpoints.
+    """Train a task model on the labelled pictures `few` of `images`; `place` has its checkpoints.
 
     `init`, `seed` and `backbone` are those of `run`; `finetune` and `student` of the settings are read.
     """
@@ -92,7 +92,7 @@ def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: in
 
 
 def _build(params: Params, images: ImageSet, init: str, folder: Path | None) -> TaskModel:
-    """The model with random weights, the same for every init of a seed, and then with those of `folder` over them."""
+    """The model with the seed's random weights, the same for every init, then overwritten by those of `folder`."""
     student = create_backbone(params.student.backbone, init == "imagenet", params.student.finest_stride)
     shape = params.finetune.resolution, params.student.width
     model = TaskModel(student, cast(str, images.task), images.classes, *shape, neck=params.student.neck, head=params.finetune.head)

@@ -1,4 +1,4 @@
-"""The ONNX files to Triton repositories, and the task model to MLflow's registry."""
+"""Create Triton repositories from the ONNX files, and register the task model in MLflow."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def run(params: Params, *, onnx: Path, evaluation: Path, out: Path, overwrite: b
 
 
 def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Path, evaluation: Path, repository: Path) -> str | None:
-    """Store with the version that `run` registered what it was made from, so that a retraining can start from it wherever it runs, and
-    the output of `run`, `repository`, which a cluster serves.
+    """Store the lineage of the version that `run` registered, from which a retraining can start anywhere, and the output of `run`,
+    `repository`, which a cluster serves.
 
-    A step of a pipeline ends with this, since its records of what MLflow did not take end with its pod: they are sent now, and while MLflow
-    does not answer, it is waited for. Without tracking nothing is done.
+    A pipeline step ends with this, because unsent MLflow records are lost with its pod: they are sent now, with retries while MLflow does
+    not answer. Does nothing without tracking.
 
-    Of a recipe without a teacher, where `teacher` is missing, nothing is stored that a retraining could start from.
+    For a recipe without a teacher, where `teacher` is missing, no lineage is stored.
 
     Returns the version; None without tracking.
 
@@ -72,7 +72,7 @@ def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Pat
         patient(sync)()
     except GivenUp:
         raise
-    except UserError as error:  # perhaps about records of another stage, which do not stop this one
+    except UserError as error:  # perhaps records of another stage, which must not stop this one
         log.warning("%s", error)
     version = choose(params.publish.name, sha256=digest_of(onnx / MODEL_FILE))
     if (teacher / RECORD).exists():
@@ -84,10 +84,10 @@ def keep(params: Params, *, onnx: Path, data: Path, teacher: Path, features: Pat
 
 
 def store(name: str, version: str, folders: dict[str, Path]) -> None:
-    """Store `folders`, by the names of `promotion.LINEAGE`, with `version` of `name`, if it was made from them. Once more does nothing.
+    """Store `folders`, by the names of `promotion.LINEAGE`, with `version` of `name`, if it was made from them. Idempotent.
 
     Raises:
-        UserError: it was not, a folder is missing, or MLflow does not take them.
+        UserError: it was not, a folder is missing, or MLflow does not store them.
     """
     recorded = read_stage(folders["evaluation"])["inputs"]
     for part, group in (("data", "data"), ("teacher", "teachers"), ("features", "backbones")):  # inputs are GROUP or GROUP/NAME

@@ -1,4 +1,4 @@
-"""Last step of a pipeline on a cluster: its outputs come back to DVC."""
+"""Last step of a pipeline on a cluster: push its outputs to DVC."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path],
     """Record a run's stage outputs on the branch `runs/RUN_ID` of `git_url`, so that a clone of it with `dvc pull` is up to date.
 
     The branch starts at `commit`, the one that the run's data came from, and has the run's settings in params.yaml, its dvc.lock and its
-    metrics; models and data go to DVC's remote. `outputs` are complete stage outputs in any order: each tells by its stage.json where it
-    belongs. Recipes that are not compared, which a run passes over, are left to `dvc repro`. Started again, the step replaces the branch.
+    metrics; models and data go to DVC's remote. `outputs` are complete stage outputs in any order, identified by their stage.json.
+    Recipes that are not compared, and so not in the run, are left to `dvc repro`. A rerun of the step replaces the branch.
 
     Returns:
         `{"branch", "commit"}`.
@@ -46,7 +46,7 @@ def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path],
         left = [place for place in places if place not in made or (not place.ours and not place.mark(clone.folder))]
         for place in left:
             log.warning("stage %s of dvc.yaml is not recorded, since a run has no output of it; `dvc repro` makes it", place.stage)
-        clone.get(source)  # what ingest read, which DVC compares
+        clone.get(source)  # the input of ingest, which DVC compares
         message = "\n".join([f"Run {run_id} of {clone.commit[:12]}", "", *overrides])
         recorded = clone.push([place.stage for place in places if place not in left], branch, message)
     log.info("recorded on branch %s (%s)", branch, recorded[:12])
@@ -54,7 +54,7 @@ def run(*, git_url: str, commit: str, overrides: list[str], outputs: list[Path],
 
 
 def _is_compared(place: Place, params: Params) -> bool:
-    """Whether the stage is one of the recipes in compare.inits, or of what they build on, or of no recipe."""
+    """Whether the stage belongs to a recipe in compare.inits, or one that those build on, or to no recipe."""
     used = bases(params)
     named = {"--name": [params.recipes[name].teacher for name in used], "--recipe": [*used, *params.compare.inits]}
     return all(value in named.get(option, [value]) for option, value in pairwise(place.command))

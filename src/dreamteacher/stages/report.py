@@ -1,4 +1,4 @@
-"""One HTML page about a run: did pretraining pay, what was learnt, from what, and what it cost."""
+"""One HTML page about a run: whether pretraining helped, metrics, data and cost."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from dreamteacher.settings.schema import ALL_TEACHERS, NO_TEACHER, Params
 from dreamteacher.stage import RECORD, digest_of, open_stage, read_stage
 
 PAGE = "report.html"
-BESIDE = ("assess", "compare-data", "gate")  # outputs that only some runs have
+BESIDE = ("assess", "compare-data", "gate")  # optional outputs
 
 
 def run(params: Params, *, artifacts: Path, out: Path, overwrite: bool = False) -> dict[str, float]:
-    """Write `out`/report.html about the outputs of stages in `artifacts` that the settings name.
+    """Write `out`/report.html about the stage outputs in `artifacts` that belong to the settings.
 
-    What is not there is listed on the page with the command that makes it. Only without any output there is no page. The seconds of the
-    stages on the page are those that this machine has on record, so the file, unlike most that stages write, is not the same bytes
-    everywhere.
+    Missing outputs are listed on the page with the commands that make them. The durations on the page come from this machine's records,
+    so unlike most outputs the file is not byte-identical everywhere.
 
     Returns:
-        `outputs` and `missing`, how many; INIT_gain over training from scratch of the figure that counts, in [-1, 1], and
-        INIT_gain_half, the half width of its 95 % interval.
+        Numbers of `outputs` and `missing` ones; INIT_gain over training from scratch in the main metric, in [-1, 1], and INIT_gain_half,
+        the half width of its 95 % interval.
 
     Raises:
         UserError: `artifacts` has no output of these settings, or one is damaged.
@@ -44,7 +43,7 @@ def run(params: Params, *, artifacts: Path, out: Path, overwrite: bool = False) 
 
 
 def _read(params: Params, artifacts: Path) -> Run:
-    """The outputs that the settings name, and those that only some runs have."""
+    """The outputs of the settings, and optional ones."""
     found: dict[str, Output] = {}
     missing: dict[str, str] = {}
     for place, command in _wanted(params, artifacts):
@@ -86,7 +85,7 @@ def _wanted(params: Params, artifacts: Path) -> Iterator[tuple[str, str]]:
 
 
 def _changed_since(run: Run) -> Iterator[str]:
-    """A sentence for each output that is another now than the comparison was made from."""
+    """A sentence for each output that has changed since the comparison."""
     if run.evaluation:
         for place, digest in run.evaluation.record["inputs"].items():
             if place in run.found and digest_of(run.found[place].folder) != digest:

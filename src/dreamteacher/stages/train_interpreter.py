@@ -27,7 +27,7 @@ from dreamteacher.training.randomness import StepRandom, derive_seed
 
 log = logging.getLogger(__name__)
 
-MEASURED = 256  # validation pictures at most that the interpreter is measured on
+MEASURED = 256  # maximum number of validation pictures for measuring the interpreter
 
 
 def run(
@@ -38,11 +38,11 @@ def run(
     `recipe` is the name of the label recipe in the settings.
 
     Returns:
-        `loss` over the last records, `n_labels`, the labelled pictures used, and val_FIGURE (`val_miou`, `val_top1`), what is read from
-        the generator on crops of validation pictures, if any has a label: a student learns little beyond that from soft labels.
+        `loss` over the last log records, `n_labels`, the number of labelled pictures, and val_FIGURE (`val_miou`, `val_top1`), the
+        interpreter's metric on crops of labelled validation pictures, if any: a student learns little beyond that from soft labels.
 
     Raises:
-        UserError: the data has no labels, or none of classes, or the teacher encodes no pictures.
+        UserError: the data has no labels, or none with classes, or the teacher cannot encode pictures.
     """
     settings = params.interpreter
     recorded = {**params.section("few_labels", "few_labels_by", "taps", "interpreter"), "recipe": recipe, "seed": seed}
@@ -92,13 +92,13 @@ def run(
             crops = Samples(val, pretrain_crop(settings.resolution, settings.mirror), measured)
             if (value := _figure(interpreter, generator, task, crops, batch_size=settings.batch_size, seed=seed)) is not None:
                 stage.metrics[f"val_{task.figure}"] = value
-                log.info("train-interpreter %s %s: reads %s %.3f from the generator", recipe, seed, task.figure, value)
+                log.info("train-interpreter %s %s: %s %.3f on validation crops", recipe, seed, task.figure, value)
     return stage.metrics
 
 
 @torch.inference_mode()
 def _figure(interpreter: FeatureInterpreter, generator: Teacher, task: Task, crops: Samples, *, batch_size: int, seed: int) -> float | None:
-    """The task's figure in [0, 1] on labelled crops; None without a label."""
+    """The task's metric in [0, 1] on labelled crops; None without labels."""
     totals, device = task.score(crops.images.classes), this_process().device
     interpreter = interpreter.eval().to(device)
     for start in range(0, len(crops), batch_size):

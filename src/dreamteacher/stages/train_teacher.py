@@ -1,4 +1,4 @@
-"""Train the generator on the unlabelled pictures, and save it with the taps that it offers."""
+"""Train the generator on the unlabelled pictures, and save it with its taps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dreamteacher.training.run import Trained
 
 log = logging.getLogger(__name__)
 
-LOSS_PICTURES = 256  # over which the loss of a pretrained teacher is measured
+LOSS_PICTURES = 256  # pictures for measuring the loss of a pretrained teacher
 
 
 def run(
@@ -35,17 +35,17 @@ def run(
 ) -> dict[str, float]:
     """Train on the train split of `data`; `out` gets the generator with `teacher.json`, `samples.png`, `curves.csv`.
 
-    `name` is that of the teacher in the settings. `start` is an earlier teacher of the same kind and size, whose weights it goes on from
-    instead of random ones. With teacher.pretrained that teacher is taken as it is, and only its samples and its loss on `data` are made.
-    An imported one is copied: what network it is stands in its folder, not in the settings.
+    `name` is the teacher's name in the settings. `start` is an earlier teacher of the same kind and size, from whose weights training
+    continues. With teacher.pretrained that teacher is used unchanged; only its samples and its loss on `data` are computed. An imported
+    teacher is copied, since its folder, not the settings, defines the network.
 
     Returns:
-        `loss`: what the kind minimises, over the last records or, of a pretrained teacher, over drawn pictures; 0 of a control and of an
-            imported teacher, which are not trained here.
+        `loss` of the kind, over the last log records or, for a pretrained teacher, over drawn pictures; 0 for a control or an imported
+            teacher, which are not trained here.
 
     Raises:
-        UserError: teacher.pretrained is missing, damaged, of another kind, or not that of teacher.digest; or the kind is not trained here,
-            or not told of classes, or there are none.
+        UserError: teacher.pretrained is missing, damaged, of another kind, or does not match teacher.digest; or the kind cannot be trained
+            here, or cannot be class-conditional, or there are no classes.
     """
     settings = params.teacher
     start = find_pretrained(settings.pretrained) if settings.pretrained else start
@@ -93,10 +93,10 @@ def run(
 
 
 def _facts_of(start: Path | None, settings: Teacher) -> dict[str, Any]:
-    """`teacher.json` of the teacher that is started from; {} without one.
+    """`teacher.json` of the teacher to start from; {} without one.
 
     Raises:
-        UserError: it is not that of teacher.digest, or of another kind.
+        UserError: it does not match teacher.digest, or is of another kind.
     """
     if start is None:
         return {}
@@ -113,7 +113,7 @@ def _train(generator: Generator, network: nn.Module, samples: Samples, params: P
     settings = params.teacher
 
     def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        loss: Any = generator.loss  # of some kinds it takes classes, too
+        loss: Any = generator.loss  # class-conditional for some kinds
         return loss(model, batch["image"], random, **({"classes": batch["class"]} if settings.conditional else {}))
 
     def draw(model: nn.Module, step: int) -> dict[str, float]:
@@ -136,10 +136,10 @@ def _build(generator: Generator, seed: int, start: Path | None) -> nn.Module:
 
 
 def _crop(generator: Any, images: ImageSet, params: Params) -> Transform:
-    """The crops to train on, with teacher.conditional also their classes, of which the generator is told how many there are.
+    """The train crops, with teacher.conditional also their classes; sets the generator's number of classes.
 
     Raises:
-        UserError: it cannot be told, or the labels are no classes of pictures.
+        UserError: the kind cannot be class-conditional, or the labels are not classes of pictures.
     """
     crop = pretrain_crop(params.teacher.resolution)
     if not params.teacher.conditional:

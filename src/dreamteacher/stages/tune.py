@@ -1,4 +1,4 @@
-"""Choose the noise step and the taps of a teacher, without labels or with the few, before anything is distilled."""
+"""Choose the noise step and the taps of a teacher before distillation, with or without labels."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from dreamteacher.training.processes import this_process
 
 log = logging.getLogger(__name__)
 SHARES = (0, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # noise steps that `auto` tries, as shares of the schedule
-PROBE_PICTURES, PROBE_CROPS = 64, 4  # labelled pictures at most, and crops of each
-WORTH = 0.5  # a tap is kept whose teachable share at the chosen step is at least this part of the best tap's
-NEAR = 0.01  # steps that score this close to the best count as equally good: with few labels that much is noise
-RISE = 0.05  # a curve has a peak if it rises above its beginning by more than this part of its range
+PROBE_PICTURES, PROBE_CROPS = 64, 4  # maximum labelled pictures, and crops of each
+WORTH = 0.5  # keep taps whose teachable share at the chosen step is at least this fraction of the best tap's
+NEAR = 0.01  # steps whose score is this close to the best count as equally good: with few labels that much is noise
+RISE = 0.05  # a curve has a peak if it rises above its start by more than this fraction of its range
 SUGGESTION = "suggestion.txt"
 
-Row = dict[str, float]  # T, stride and figures of one tap at one step
+Row = dict[str, float]  # T, stride and metrics of one tap at one step
 
 
 def run(params: Params, *, data: Path, teacher: Path, out: Path, recipe: str = "features", overwrite: bool = False) -> dict[str, float]:
     """Measure `teacher` on the train split of `data`; `out` gets `tune.csv`, `tune.png` and `suggestion.txt`, which is printed.
 
-    `recipe` is the name of that whose taps and distillation it is for.
+    `recipe` is the recipe whose taps and distillation are tuned.
 
-    The share of a tap's variance that is `teachable` (see `tuning.Shares`) falls with T as noise drowns the picture and rises before as
-    far as the teacher knows more than colours. With labels, where there are enough for FOLDS, a linear read-out of each tap, on pictures
-    that it was not fitted on, decides first: of the steps that are as good as the best by its mean over the taps, T is the one with the
-    largest teachable share. Taps are chosen by that share alone: a read-out of single pixels favours fine taps, whatever a coarse one
-    knows of the surroundings. The validation split is not read.
+    The share of a tap's variance that is `teachable` (see `tuning.Shares`) falls with T as noise hides the picture, after a rise if the
+    teacher knows more than colours. With enough labels for FOLDS, T is chosen by a cross-validated linear probe of each tap: of the steps
+    as good as the best by its mean over taps, the one with the largest teachable share. Taps are chosen by that share alone, because a
+    probe of single pixels favours fine taps, whatever context a coarse one has. The validation split is not used.
 
     Returns:
-        `T`, and at it the mean over taps of `teachable` and, with labels, of `probe`; `monotone`, 1 where what decides only falls with T.
+        `T`, and at it the mean over taps of `teachable` and, with labels, of `probe`; `monotone`, 1 if the deciding score only falls with
+        T.
 
     Raises:
         UserError: a step is beyond the teacher's schedule, there are too few pictures, or data and teacher do not fit.
@@ -78,7 +78,7 @@ def run(params: Params, *, data: Path, teacher: Path, out: Path, recipe: str = "
 
 
 def _labelled(params: Params, images: ImageSet) -> list[int]:
-    """The labelled pictures that a probe may read: those of `few_labels`; none where there are too few, or no classes to read."""
+    """The labelled pictures for the probe: those of `few_labels`; none if there are too few, or no classes."""
     if images.task is None or not get_task(images.task).classifies:
         return []
     few = few_labelled(images, min(params.few_labels or PROBE_PICTURES, PROBE_PICTURES, len(images.labelled())), params.seed)
@@ -93,7 +93,7 @@ def _measure(params: Params, generator: Teacher, images: ImageSet, labelled: lis
     crop = pretrain_crop(params.distill.resolution)
     some, few = Samples(images, crop), Samples(images, pretrain_crop(params.distill.resolution, params.interpreter.mirror), labelled)
     batches = list(draw_batches(some, settings.images, params.seed, device))
-    if len(batches) < 2:  # one batch explains the other
+    if len(batches) < 2:  # two batches for cross-validation
         batches = list(batches[0].chunk(2))
     rows: list[Row] = []
     for T in sorted({round(share * params.teacher.T_train) for share in SHARES} if settings.T == "auto" else set(settings.T)):
@@ -114,7 +114,7 @@ def _task(images: ImageSet) -> Task:
 
 
 def _encoding(params: Params, T: int) -> Encoding:
-    """At T: deterministic where distillation is, else stochastic."""
+    """The encoding at T: deterministic if distillation's is, else stochastic."""
     return Inversion(T, params.distill.passes) if params.distill.encoding == "ddim" else Stochastic(T)
 
 
@@ -123,7 +123,7 @@ def _mean(rows: list[Row], T: float, score: str) -> float:
 
 
 def _choose(rows: list[Row], score: str) -> tuple[int, list[int], list[int], bool]:
-    """The step; the taps worth it; the steps as good as the best; whether the mean score over the taps only falls with the step."""
+    """The chosen step and taps; the steps as good as the best; whether the mean score over taps only falls with the step."""
     steps = sorted({int(row["T"]) for row in rows})
     means = [_mean(rows, T, score) for T in steps]
     near = [T for T, mean in zip(steps, means, strict=True) if mean >= max(means) - NEAR]
@@ -135,7 +135,7 @@ def _choose(rows: list[Row], score: str) -> tuple[int, list[int], list[int], boo
 
 
 def _draw(rows: list[Row], best: int, title: str | None, path: Path) -> None:
-    """A curve over T for each tap: what there is to learn and, with labels, what a linear read-out reads."""
+    """A curve over T for each tap: teachable share and, with labels, linear probe."""
 
     def curves(of: Callable[[Row], float]) -> dict[str, list[tuple[float, float]]]:
         strides = sorted({row["stride"] for row in rows})
@@ -143,12 +143,12 @@ def _draw(rows: list[Row], best: int, title: str | None, path: Path) -> None:
 
     panels = {"teachable share of the variance": curves(lambda row: row["teachable"])}
     if title:
-        panels[f"{title} of a linear read-out"] = curves(lambda row: row["probe"])
+        panels[f"{title} of a linear probe"] = curves(lambda row: row["probe"])
     save_curves(panels, "noise step T", best, path)
 
 
 def _suggestion(best: int, taps: list[int], near: list[int], monotone: bool, labels: int) -> str:
-    by = f"a linear read-out of {labels} labelled pictures" if labels else "what there is to learn, without labels"
+    by = f"a linear probe on {labels} labelled pictures" if labels else "the teachable share, without labels"
     lines = [f"chosen by {by}; steps that are as good: {', '.join(map(str, near))}"]
     if monotone:
         lines.append(

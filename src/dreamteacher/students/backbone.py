@@ -1,4 +1,4 @@
-"""The student: any timm model that offers its maps, kept whole so that timm loads what we save."""
+"""The student: any timm model that supports `forward_intermediates`, unmodified, so that timm can load what we save."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from dreamteacher.errors import UserError, first_line
 from dreamteacher.students.simple_pyramid import SimplePyramid
 
 FINEST = 4  # stride of the pyramid's first level in the paper (Sec 3.1: l = 2, 3, 4, 5)
-FINEST_KEY = "finest_stride"  # in config.json; timm passes over it
-BACKBONE_FOLDER = "backbone"  # where an artifact with more in it keeps its backbone
-PYRAMID_FILE = "pyramid.safetensors"  # beside timm's files, of a backbone with one resolution; timm passes over it
-PROBES = (64, 96), (128, 160)  # pictures; a model that accepts both is taken to accept any size; strides are measured on the second
-TOLERANCE = 0.25  # by which a map may differ from its share of the picture, for convolutions without padding
+FINEST_KEY = "finest_stride"  # in config.json; ignored by timm
+BACKBONE_FOLDER = "backbone"  # subfolder of the backbone in artifacts with further files
+PYRAMID_FILE = "pyramid.safetensors"  # beside timm's files, for a backbone with one resolution; ignored by timm
+PROBES = (64, 96), (128, 160)  # picture sizes; a model that accepts both is taken to accept any size; strides are measured on the second
+TOLERANCE = 0.25  # tolerance of a map's size, for convolutions without padding
 
 
 class Backbone(nn.Module):
-    """A timm model that returns its pyramid, of pictures of any size.
+    """A timm model that returns its feature pyramid, for pictures of any size.
 
-    A model that was made for one size, or for multiples of it, sees a picture in tiles of that size, the last of a row or column filled up.
-    A model with one resolution, such as a plain vision transformer, gets a `SimplePyramid` on its last map; where its patches are no power
-    of two, as 14 px, it sees the picture reduced so far (14/16) that its map has the stride of one.
+    A model with a fixed input size, or only multiples of one, sees a picture in tiles of that size, the last of a row or column padded.
+    A model with one resolution, such as a plain vision transformer, gets a `SimplePyramid` on its last map; if its patch size is no power
+    of two, such as 14 px, the picture is downscaled (by 14/16) so that the map's stride is one.
 
     Attributes:
         name: timm's name of the architecture.
-        strides: of the pyramid's levels, fine to coarse: `finest` and coarser, as far as the model has them.
-        finest: the smallest stride that was asked for.
+        strides: of the pyramid's levels, fine to coarse: `finest` and coarser, if the model has them.
+        finest: the smallest requested stride.
         channels: of the same levels.
-        tile: side of the tiles, pixels; None: the model takes any size.
-        pyramid: of a model with one resolution, else None.
+        tile: side of the tiles, pixels; None: the model accepts any size.
+        pyramid: for a model with one resolution, else None.
         mean, std: of the RGB normalisation that the model expects, per channel, for values in [0, 1].
         frozen: see `freeze`.
     """
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         try:
             maps = [_measure(model, *size) for size in PROBES][-1]
             strides = [_stride(PROBES[-1][0], m.shape[2]) for m in maps]
-        except Exception:  # each family has its own way to refuse a size
+        except Exception:  # each family raises other errors for a wrong size
             maps, self.tile = _measure_tile(model)
             strides = [_stride(self.tile, m.shape[2]) for m in maps]
         self.pyramid: SimplePyramid | None = None
@@ -67,9 +67,9 @@ class Backbone(nn.Module):
         self.channels = [maps[i].shape[1] for i in self._levels]
 
     def _see_one_resolution(self, patch: int) -> None:
-        """Put a pyramid on the last map, whose stride is `patch`."""
+        """Add a pyramid to the last map, whose stride is `patch`."""
         self._patch, self._stride = patch, 2 ** round(math.log2(patch))
-        if self.tile:  # perhaps only because PROBES are no multiples of the patch
+        if self.tile:  # perhaps only because PROBES are not multiples of the patch
             with contextlib.suppress(Exception):
                 for height, width in PROBES:
                     _measure(self.model, height * patch // self._stride, width * patch // self._stride)
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
         self.strides, self.channels = self.pyramid.strides, self.pyramid.channels
 
     def forward(self, normalized: Tensor) -> list[Tensor]:
-        """`(B, 3, H, W)`, normalised by mean and std, to one `(B, C_l, H/s_l, W/s_l)` a level, fine to coarse.
+        """`(B, 3, H, W)`, normalised by mean and std, to one `(B, C_l, H/s_l, W/s_l)` per level, fine to coarse.
 
         Convolutions without padding make a map a little smaller.
         """
@@ -91,19 +91,19 @@ class Backbone(nn.Module):
         return self._levels_of(normalized) if self.tile is None else self._by_tiles(normalized, self.tile, self.strides)
 
     def _levels_of(self, normalized: Tensor) -> list[Tensor]:
-        # A transformer's last map is one of its residual stream, whose scale only the model's last norm sets.
+        # A transformer's last map is its residual stream, whose scale is set only by the final norm.
         norm = {"norm": True} if self.pyramid else {}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.model.forward_intermediates(normalized, indices=self._levels, intermediates_only=True, **norm)
 
     def freeze(self, frozen: bool) -> None:
-        """Keep timm's model as it is, or free it again: frozen it gets no gradient, and its norms and dropout stay in eval mode."""
+        """Freeze or unfreeze timm's model: frozen, it gets no gradient, and its norms and dropout stay in eval mode."""
         if frozen != self.frozen:
             self.frozen = frozen
             self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As for any module; a frozen model stays in eval mode."""
+        """As in `nn.Module`, but a frozen model stays in eval mode."""
         super().train(mode)
         if self.frozen:
             self.model.eval()
@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         height, width = normalized.shape[2:]
         whole = pyramid.strides[-1]
         rows, columns = (height + whole - 1) // whole * whole, (width + whole - 1) // whole * whole
-        seen = F.pad(normalized, (0, columns - width, 0, rows - height))  # by the mean colour, which is 0 here
+        seen = F.pad(normalized, (0, columns - width, 0, rows - height))  # with the mean colour, which is 0 here
         if self._patch != self._stride:
             size = rows * self._patch // self._stride, columns * self._patch // self._stride
             seen = F.interpolate(seen, size=size, mode="bilinear", align_corners=False)
@@ -126,7 +126,7 @@ class Backbone(nn.Module):
     def _by_tiles(self, normalized: Tensor, tile: int, strides: list[int]) -> list[Tensor]:
         batch, channels, height, width = normalized.shape
         rows, columns = (height + tile - 1) // tile, (width + tile - 1) // tile  # ONNX would round -height // tile to the other side
-        filled = F.pad(normalized, (0, columns * tile - width, 0, rows * tile - height))  # by the mean colour, which is 0 here
+        filled = F.pad(normalized, (0, columns * tile - width, 0, rows * tile - height))  # with the mean colour, which is 0 here
         tiles = filled.reshape(batch, channels, rows, tile, columns, tile).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         pyramid = []
         for maps, stride in zip(self._levels_of(tiles), strides, strict=True):
@@ -146,7 +146,7 @@ class Backbone(nn.Module):
 
 @torch.no_grad()
 def _measure(model: Any, height: int, width: int, **options: bool) -> list[Tensor]:
-    """All maps of an empty picture; `options` of timm's `forward_intermediates`."""
+    """All maps of an empty picture; `options` are those of timm's `forward_intermediates`."""
     was_training = model.training
     try:
         return model.eval().forward_intermediates(torch.zeros(1, 3, height, width), intermediates_only=True, **options)
@@ -155,7 +155,7 @@ def _measure(model: Any, height: int, width: int, **options: bool) -> list[Tenso
 
 
 def _measure_tile(model: Any) -> tuple[list[Tensor], int]:
-    """The maps of one tile and its side: that of the pictures that the model was made for, rounded up to 32 where it takes that."""
+    """The maps of one tile and its side: the model's input size, rounded up to a multiple of 32 if the model accepts that."""
     side = int(model.pretrained_cfg["input_size"][-1])
     rounded = -(-side // 32) * 32
     try:
@@ -165,7 +165,7 @@ def _measure_tile(model: Any) -> tuple[list[Tensor], int]:
 
 
 def _stride(side: int, length: int) -> int:
-    """Of a map of `length` that a picture of `side` pixels becomes: a whole fraction, or the nearest power of two.
+    """The stride of a map of `length` for a picture of `side` pixels: their integer ratio, or the nearest power of two.
 
     Raises:
         ValueError: it is neither.
@@ -181,10 +181,10 @@ def _stride(side: int, length: int) -> int:
 def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -> Backbone:
     """A backbone with random weights, or with timm's own (`pretrained`, which needs the model hub or its cache).
 
-    `finest` is the stride of the pyramid's first level; a model without it begins with its next coarser one.
+    `finest` is the stride of the pyramid's first level; a model without it starts at its next coarser one.
 
     Raises:
-        UserError: timm has no such model, it offers no maps, or its weights cannot be had.
+        UserError: timm has no such model, it offers no maps, or its weights cannot be loaded.
     """
     import timm
 
@@ -205,7 +205,7 @@ def create_backbone(name: str, pretrained: bool = False, finest: int = FINEST) -
 
 
 def _create(name: str, pretrained: bool) -> Any:
-    """timm's model; one with a setting for pictures of any size gets it set (Swin)."""
+    """timm's model, with `dynamic_img_size=True` if it refuses other sizes and has this option (ViT, Swin)."""
     import timm
 
     model = timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -220,7 +220,7 @@ def _create(name: str, pretrained: bool) -> Any:
 def save_backbone(backbone: Backbone, folder: Path) -> None:
     """Write a timm local folder: `config.json` and `model.safetensors`, read by `timm.create_model("local-dir:PATH", pretrained=True)`.
 
-    Beside them, where the backbone has one, `pyramid.safetensors`, which timm does not know.
+    Also writes `pyramid.safetensors`, which timm ignores, if the backbone has a pyramid.
     """
     from timm.models import save_for_hf
 

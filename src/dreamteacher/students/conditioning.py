@@ -1,4 +1,4 @@
-"""Heads that know the noise step of the features they regress (CleanDIFT, arXiv 2412.03439)."""
+"""Conditioning of the heads on the noise step of the regressed features (CleanDIFT, arXiv 2412.03439)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ EMBEDDING = 128  # sines and cosines of the step
 
 
 class StepCondition(nn.Module):
-    """Scale and shift of every channel of the neck's levels, as a function of the noise step; none before training.
+    """Scale and shift of every channel of the neck's levels, as a function of the noise step; the identity before training.
 
-    A student that sees clean pictures, and learns from teachers' features at many steps, would regress their average without it.
+    Without it, a student that sees clean pictures would regress the average of the teacher's features over noise steps.
     """
 
     def __init__(self, width: int, levels: int):
@@ -24,7 +24,7 @@ class StepCondition(nn.Module):
         self.network = nn.Sequential(nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU(), last)
 
     def forward(self, levels: list[Tensor], step: Tensor) -> list[Tensor]:
-        """Levels `(B, width, h_l, w_l)`, of which the finest may be missing, at noise steps `(B,)`."""
+        """Modulate levels `(B, width, h_l, w_l)`, of which the finest may be missing, by noise steps `(B,)`."""
         from diffusers.models.embeddings import get_timestep_embedding
 
         table = self.network(get_timestep_embedding(step, EMBEDDING)).view(len(step), self.levels, 2, self.width, 1, 1)

@@ -1,4 +1,4 @@
-"""Learning rates that fall from the head to the first layer of a backbone (Bao et al. 2021, BEiT)."""
+"""Layer-wise learning rate decay of a backbone (Bao et al. 2021, BEiT)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def layer_scales(model: Any, decay: float) -> dict[str, float]:
-    """The share of the learning rate that each parameter of a timm model gets, by name: `decay` to the power of its distance to the head.
+    """Learning rate scale of each parameter of a timm model, by name: `decay` to the power of its distance to the head.
 
-    Layers are timm's own (`group_matcher`; of models without one, groups of 12 parameters), so blocks count one by one, in CNNs as well.
+    Layers are timm's own (`group_matcher`; groups of 12 parameters for models without one), so each block counts as a layer, also in CNNs.
     """
     from timm.optim import param_groups_layer_decay
 
-    # timm counts layers from the head; without one it would take the last block for it.
+    # timm counts layers from the head; without a head it would count the last block as one.
     headed = copy.deepcopy(model)
     headed.reset_classifier(1)
     names = {parameter: name for name, parameter in headed.named_parameters()}

@@ -19,18 +19,18 @@ REGRESSOR_FILE = "regressor.json"
 
 
 class TapHeads(nn.Module):
-    """One 1x1 convolution a tap, on the neck's level that is nearest in resolution."""
+    """One 1x1 convolution per tap, on the neck's level nearest in resolution."""
 
     def __init__(self, level_strides: list[int], tap_channels: list[int], tap_strides: list[int], width: int):
         super().__init__()
         self.strides = tap_strides
         nearest = [min(range(len(level_strides)), key=lambda i: abs(level_strides[i] - s)) for s in tap_strides]
-        self.finest = min(nearest)  # the first level that is needed
+        self.finest = min(nearest)  # the finest level that is needed
         self.sources = [i - len(level_strides) for i in nearest]  # from the coarse end, so that finer levels may be missing
         self.convolutions = nn.ModuleList(nn.Conv2d(width, c, 1) for c in tap_channels)
 
     def forward(self, levels: list[Tensor], size: torch.Size | tuple[int, int]) -> list[Tensor]:
-        """The neck's outputs of pictures of `size` (H, W) to the regressed maps, one `(B, C_l, H/s_l, W/s_l)` a tap."""
+        """The neck's outputs for pictures of `size` (H, W) to the regressed maps, one `(B, C_l, H/s_l, W/s_l)` per tap."""
         regressed = []
         for source, stride, convolution in zip(self.sources, self.strides, self.convolutions, strict=True):
             maps, wanted = convolution(levels[source]), (size[0] // stride, size[1] // stride)
@@ -52,7 +52,7 @@ class FeatureRegressor(nn.Module):
         pooled: bool = False,
         conditioned: bool = False,
     ):
-        """`pooled`: the embedding is regressed, too, to the channels of the coarsest tap; `conditioned`: the heads know the noise step."""
+        """`pooled`: also regress the coarsest tap's channels from the embedding; `conditioned`: condition the heads on the noise step."""
         super().__init__()
         self.facts: dict[str, Any] = {"tap_channels": tap_channels, "tap_strides": tap_strides, "width": width, "neck": neck}
         self.facts |= {name: True for name, value in (("pooled", pooled), ("conditioned", conditioned)) if value}
@@ -63,16 +63,16 @@ class FeatureRegressor(nn.Module):
         self.condition = StepCondition(width, len(backbone.strides)) if conditioned else None
 
     def forward(self, normalized: Tensor, step: Tensor | None = None) -> list[Tensor]:
-        """`(B, 3, H, W)` to the regressed maps, one `(B, C_l, H/s_l, W/s_l)` a tap; with `pooled` then `(B, C_last)` of the embedding.
+        """`(B, 3, H, W)` to the regressed maps, one `(B, C_l, H/s_l, W/s_l)` per tap; with `pooled` also `(B, C_last)` from the embedding.
 
-        `step`, `(B,)`: noise steps of the features that are regressed; of use where the heads are conditioned.
+        `step`, `(B,)`: noise steps of the regressed features, for conditioned heads.
         """
         pyramid = self.backbone(normalized)
         maps = self.regress(pyramid, normalized.shape[2:], step)
         return maps if self.pooled is None else [*maps, self.pooled(self.backbone.embed(pyramid))]
 
     def regress(self, pyramid: list[Tensor], size: torch.Size | tuple[int, int], step: Tensor | None = None) -> list[Tensor]:
-        """The backbone's pyramid of pictures of `size` (H, W) to the regressed maps."""
+        """The backbone's pyramid for pictures of `size` (H, W) to the regressed maps."""
         levels = self.neck(pyramid, self.heads.finest)
         if self.condition is not None and step is not None:
             levels = self.condition(levels, step)

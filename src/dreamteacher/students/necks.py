@@ -1,6 +1,6 @@
-"""Necks: what makes one width of a backbone's levels and mixes them, under the heads of the taps (Sec 3.1) and of tasks (App G.4).
+"""Necks: fuse a backbone's levels at a common width, for the heads of the taps (Sec 3.1) and of tasks (App G.4).
 
-The paper compares four (Tab 8). All of its convolutions are followed by batch normalisation and ReLU (App D.1).
+The paper compares four (Tab 8). All convolutions are followed by batch normalisation and ReLU (App D.1).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from dreamteacher.errors import UserError
 
-DEFAULT = "fpn-ppm"  # also of files without a neck's name, from before there were others
+DEFAULT = "fpn-ppm"  # also for older files, which do not name the neck
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -63,13 +63,13 @@ class PyramidPooling(nn.Module):
 
 
 class GlobalAttention(nn.Module):
-    """A 1x1 convolution, then self-attention among all places of the coarsest level, added to it (non-local block, Wang et al. 2018).
+    """A 1x1 convolution plus self-attention over all positions of the coarsest level (non-local block, Wang et al. 2018).
 
-    Time and memory grow with the square of the number of places. The last projection starts at 0, so that training begins as that of a
+    Time and memory are quadratic in the number of positions. The last projection is initialised to 0, so that training starts as with a
     plain FPN.
     """
 
-    HEAD = 64  # channels of a head
+    HEAD = 64  # channels per attention head
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -98,9 +98,9 @@ class Neck(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pyramid: list[Tensor], finest: int = 0) -> list[Tensor]:
-        """One `(B, C_l, H/s_l, W/s_l)` a level to one `(B, width, H/s_l, W/s_l)` a level, fine to coarse.
+        """One `(B, C_l, H/s_l, W/s_l)` per level to one `(B, width, H/s_l, W/s_l)` per level, fine to coarse.
 
-        Levels before `finest` are not among the outputs, nor computed where the others do not need them: they cost most.
+        Levels before `finest` are not returned, nor computed if the others do not need them, since they cost most.
         """
 
 
@@ -128,7 +128,7 @@ class FeaturePyramid(Neck):
     """FPN (Lin et al. 2017): from the coarsest level down, each 1x1 convolution plus the resized level above, smoothed by a 3x3.
 
     `attention`: with `GlobalAttention` instead of the coarsest level's 1x1 convolution. The paper's ablation names "attention" without
-    saying which; here it takes the place of pyramid pooling, as it has the same purpose: context of the whole picture.
+    details; here it replaces pyramid pooling, which has the same purpose: global context.
     """
 
     def __init__(self, channels: list[int], width: int, attention: bool = False):
@@ -150,10 +150,10 @@ class FeaturePyramid(Neck):
 
 
 class PathAggregation(Neck):
-    """PAFPN (Liu et al. 2018): an FPN, and on it a path from the finest level up.
+    """PAFPN (Liu et al. 2018): an FPN followed by a bottom-up path.
 
-    The finest output is the FPN's. Each further one is the FPN's of its level plus the output below, halved by a 3x3 convolution, and
-    that sum smoothed by another 3x3.
+    The finest output is the FPN's. Each coarser output is the FPN's output of its level plus the next finer output, halved by a strided 3x3
+    convolution, smoothed by another 3x3.
     """
 
     def __init__(self, channels: list[int], width: int):
@@ -164,11 +164,11 @@ class PathAggregation(Neck):
         self.merge = nn.ModuleList(_conv(width, width, 3) for _ in channels[1:])
 
     def forward(self, pyramid: list[Tensor], finest: int = 0) -> list[Tensor]:
-        """See `Neck`. Every level is computed, as the finest one reaches all others."""
+        """See `Neck`. Every level is computed, since all depend on the finest one."""
         levels = self.down_path(pyramid)
         outputs = [levels[0]]
         for level, halve, merge in zip(levels[1:], self.halve, self.merge, strict=True):
-            # Resized, since some backbones' levels are not halves of each other; where they are, nothing changes.
+            # Resized, since some backbones' levels do not halve exactly; otherwise a no-op.
             outputs.append(merge(level + resize(halve(outputs[-1]), level.shape[2:])))
         return outputs[finest:]
 
@@ -190,7 +190,7 @@ def create_neck(name: str, channels: list[int], width: int) -> Neck:
         width: channels of each of its outputs.
 
     Raises:
-        UserError: there is none of this name, as in a file that a later version wrote.
+        UserError: there is none of this name, for example in a file of a later version.
     """
     if name not in NECKS:
         near = difflib.get_close_matches(name, NECKS, 1) or list(NECKS)

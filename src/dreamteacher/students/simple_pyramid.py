@@ -8,14 +8,14 @@ COARSEST = 32  # stride of the pyramid's last level
 
 
 class SimplePyramid(nn.Module):
-    """Levels at powers of two up to stride 32, each from the same map by a branch of its own.
+    """Levels at powers of two up to stride 32, each from the same map by its own branch.
 
-    Finer levels by 2x2 transposed convolutions of stride 2, which halve the channels, with a norm and GELU between two; coarser ones by
-    pooling; the map's own level is the map. ViTDet pools the maximum; here it is the average, so that the mean of the coarsest level, which
-    classification reads, is the mean of the map. What ViTDet adds to each level, a 1x1 and a 3x3 convolution to one width, is the neck.
+    Finer levels use 2x2 transposed convolutions of stride 2, which halve the channels, with norm and GELU between two; coarser levels use
+    average pooling; the map's own level is the map. ViTDet uses max pooling; with the average, the mean of the coarsest level, which
+    classification uses, equals the mean of the map. ViTDet's 1x1 and 3x3 convolutions on each level are the neck here.
 
     Attributes:
-        strides: of its levels, fine to coarse: `finest` (2 or 4), up to COARSEST or the map's own where that is coarser.
+        strides: of its levels, fine to coarse: `finest` (2 or 4), up to COARSEST, or the map's own if that is coarser.
         channels: of the same levels.
     """
 
@@ -28,12 +28,12 @@ class SimplePyramid(nn.Module):
         self.channels = [width for _, width in branches]
 
     def forward(self, maps: Tensor) -> list[Tensor]:
-        """`(B, C, h, w)`, with h and w multiples of the coarsest level's cells, to a map a level, fine to coarse."""
+        """`(B, C, h, w)`, with h and w multiples of the coarsest level's cells, to one map per level, fine to coarse."""
         return [branch(maps) for branch in self.branches]
 
 
 def _branch(channels: int, stride: int, wanted: int) -> tuple[nn.Module, int]:
-    """What makes a map at stride `wanted` from one at `stride`, and its channels."""
+    """The branch from a map at `stride` to one at stride `wanted`, and its output channels."""
     from timm.layers import LayerNorm2d
 
     if wanted >= stride:

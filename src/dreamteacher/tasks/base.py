@@ -1,4 +1,4 @@
-"""What a task is: all that differs between kinds of predictions, in one object, which is found by its name."""
+"""The interface of a task: everything that depends on the kind of prediction, in one object, found by its name."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ Size = torch.Size | tuple[int, int]
 
 
 class Score(Protocol):
-    """Accumulates predictions and labels into figures, in one process.
+    """Accumulates predictions and labels into metrics, in one process.
 
-    Others that trained beside it have ended: what waits for them, as torchmetrics does without `sync_on_compute=False`, waits for ever.
+    The other training processes have ended, so anything that synchronises with them (torchmetrics without `sync_on_compute=False`) hangs.
     """
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """What `Task.decode` returned for a picture, and its label as it stands in a batch (see `dataset.label_tensor`)."""
+        """Add the output of `Task.decode` for a picture, and its label as in a batch (see `dataset.label_tensor`)."""
 
     def compute(self) -> dict[str, float]:
-        """Figures by name, those of single classes as KIND_CLASS; `Task.figure` is in [0, 1], more is better. {} if nothing was counted."""
+        """Metrics by name, per-class ones as KIND_CLASS; `Task.figure` is in [0, 1], higher is better. {} if nothing was counted."""
 
 
 class Task(ABC):
-    """What is predicted for a picture, learned from its label. A subclass is one file; its one instance holds no state.
+    """A downstream task. A subclass is one file; its single instance is stateless.
 
     Attributes:
-        figure: key of the figure by which models are compared and judged.
-        title: of that figure, in print.
-        classifies: what gets one of the data's classes; None: nothing, as in a regression. With classes, the interpreter, label
-            distillation and the frozen read-outs apply: `head`'s outputs are then logits `(B, K, H, W)` or `(B, K)`.
-        served: names of the outputs of `serve`, as an ONNX file has them.
-        labels: of a task from outside the package, the task of ours whose labels it learns from, where `ingest.task` names it.
-        of: of another head of a task (`finetune.head`), the name of that task; its answers are read and drawn as the task's.
-        with_labels: whether the head takes the labels in training, behind the pictures' size, and then returns its losses.
-        count: of a part of a batch, how many things the loss is a mean over (see `training.loop.train`); None: the pictures.
+        figure: key of the main metric, by which models are compared.
+        title: of that metric, for display.
+        classifies: what is assigned one of the data's classes (pixels or pictures); None: nothing. If set, the interpreter, label
+            distillation and the frozen probes apply, and `head`'s outputs are logits `(B, K, H, W)` or `(B, K)`.
+        served: names of the outputs of `serve`, and of the ONNX file.
+        labels: for a task of another package, the built-in task whose label formats it uses, if `ingest.task` names it.
+        of: for an alternative head (`finetune.head`), the name of its task; predictions are decoded and drawn as the task's.
+        with_labels: whether the head takes the labels in training, after the pictures' size, and then returns its losses.
+        count: number of items in an accumulation part that the loss is a mean over (see `training.loop.train`); None: the pictures.
     """
 
     figure: str
@@ -70,7 +70,7 @@ class Task(ABC):
 
     @abstractmethod
     def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
-        """What predicts from the pyramid of a backbone: its `forward` takes the levels, fine to coarse, and the pictures' (H, W).
+        """The head on a backbone's pyramid: its `forward` takes the levels, fine to coarse, and the pictures' (H, W).
 
         Args:
             channels: of the levels.
@@ -80,27 +80,27 @@ class Task(ABC):
 
     @abstractmethod
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
-        """The crops of `size` x `size` pixels that the task is trained on, and their labels."""
+        """The transform to train crops of `size` x `size` pixels, with their labels."""
 
     def picture_size(self, size: int) -> int | None:
-        """Short side at which a model that was trained on crops of side `size` sees a whole picture.
+        """Short side at which a model trained on crops of side `size` sees a whole picture.
 
-        None: as it is, which is right where the scale of a picture says how large or how far its objects are.
+        None: unscaled, which is right if the scale of a picture determines the size or distance of its objects.
         """
         return None
 
     @abstractmethod
     def loss(self, outputs: Any, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
-        """`loss` and its parts. `batch` holds `image`, `label` and, with `count`, the mean `count` of the parts of the batch."""
+        """`loss` and its terms. `batch` has `image`, `label` and, if `count` is set, the mean `count` over the parts of the batch."""
 
     @abstractmethod
     def decode(self, output: Any, own: Size, size: Size) -> Tensor:
         """The prediction for one picture.
 
         Args:
-            output: of the head for this picture, which was padded on the bottom and the right.
+            output: the head's output for this picture, which was padded at the bottom and the right.
             own: (H, W) of the picture without the padding.
-            size: of the mask that it is compared with, or (H, W) of the picture on which it is drawn.
+            size: (H, W) of the mask that it is compared with, or of the picture on which it is drawn.
         """
 
     @abstractmethod
@@ -109,32 +109,32 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
-        """A row of panels: the picture, uint8 `(H, W, 3)`, with its truth and predictions by name."""
+        """A row of panels: the picture, uint8 `(H, W, 3)`, with its label and predictions by name."""
 
     def check(self, classes: list[str], augmentation: Augmentation) -> None:
-        """Refuse a training whose labels would not stay true.
+        """Refuse an augmentation that would make labels wrong.
 
         Raises:
-            UserError: nobody knows what the augmentation makes of a class.
+            UserError: the augmentation changes the meaning of a class in an unknown way.
         """
         return
 
     def serve(self, outputs: Any) -> tuple[Tensor, ...]:
-        """What an exported model computes from the head's outputs: of each name in `served` a tensor whose first two sizes are known."""
+        """The exported model's outputs, from the head's outputs: for each name in `served` a tensor whose first two sizes are known."""
         return (outputs,)
 
     def align(self, theirs: list[np.ndarray], ours: list[np.ndarray]) -> list[np.ndarray]:
-        """What an exported model computed, in the order of what `serve` did in torch, to compare both: for heads that choose and sort."""
+        """Outputs of an exported model in the order of torch's `serve`, for the parity check of heads that select and sort."""
         return theirs
 
     def agreement(self, exact: Any, rounded: Any) -> tuple[int, int]:
-        """(decisions that are the same, decisions) in two outputs of the head; one that rests on an infinite value is not the same."""
+        """(equal decisions, decisions) of two outputs of the head; a decision based on an infinite value counts as different."""
         equal = (exact.argmax(1) == rounded.argmax(1)) & rounded.isfinite().all(1)
         return int(equal.sum()), equal.numel()
 
 
 def count_known(batch: dict[str, Tensor]) -> int:
-    """How many values of a batch's labels, of pixels or of classes, are not IGNORE: those that the loss is a mean over."""
+    """Number of label values in a batch (of pixels or classes) that are not IGNORE: the items that the loss is a mean over."""
     return int((batch["label"] != IGNORE).sum())
 
 
@@ -144,10 +144,10 @@ def of_picture(outputs: Outputs, place: int) -> Outputs:
 
 
 class NeckHead(nn.Module):
-    """A head on a neck, which label distillation shares with the heads of the teacher's taps (Eq 6).
+    """A head on a neck. Label distillation shares the neck with the heads of the teacher's taps (Eq 6).
 
     Attributes:
-        neck: the default one; where `student.neck` names another, the task model puts that in its place. All have the same outputs.
+        neck: the default neck; the task model replaces it by `student.neck`. All necks have the same outputs.
     """
 
     def __init__(self, channels: list[int], width: int):
@@ -155,11 +155,11 @@ class NeckHead(nn.Module):
         self.neck: Neck = create_neck(DEFAULT, channels, width)
 
     def see_strides(self, strides: list[int]) -> None:
-        """Take over what depends on the strides of the pyramid's levels, fine to coarse: nothing, in most heads."""
+        """Set what depends on the strides of the pyramid's levels, fine to coarse; nothing in most heads."""
         return
 
     def forward(self, pyramid: list[Tensor], size: Size) -> Any:
-        """A pyramid, fine to coarse, of pictures of `size` (H, W) to outputs."""
+        """Pyramid, fine to coarse, of pictures of `size` (H, W) to outputs."""
         return self.from_neck(self.neck(pyramid), size)
 
     def from_neck(self, levels: list[Tensor], size: Size) -> Any:
@@ -173,13 +173,13 @@ def convolved(inputs: int, width: int) -> list[nn.Module]:
 
 
 def at_finest(levels: list[Tensor]) -> Tensor:
-    """All levels `(B, C, h, w)` of a neck, fine to coarse, at the resolution of the finest, one behind the other in the channels."""
+    """All levels `(B, C, h, w)` of a neck, fine to coarse, at the resolution of the finest, concatenated along the channels."""
     return torch.cat([levels[0], *(resize(level, levels[0].shape[2:]) for level in levels[1:])], dim=1)
 
 
 @cache
 def get_task(name: str, head: str = AUTO) -> Task:
-    """The task of a name, one of BUILT_IN or that of an entry point of GROUP; with `head`, as a head of HEADS or of HEADS_GROUP does it.
+    """The task with this name, one of BUILT_IN or an entry point of GROUP; `head`: with an alternative head of HEADS or HEADS_GROUP.
 
     Raises:
         UserError: there is none of this name, it cannot be loaded (see `plugins.load_plugin`), or the task has no such head.

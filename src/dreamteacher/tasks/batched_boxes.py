@@ -1,4 +1,4 @@
-"""Boxes of a batch of pictures in tensors of one size, for torch and for ONNX: what torchvision does for one picture after the other."""
+"""Batched box operations with fixed output sizes, for torch and ONNX; torchvision does them picture by picture."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
 
 from dreamteacher.tasks.base import Size
 
-SAME = 1e-2  # fractions of the picture, or score, by which a box in ONNX may differ to be taken for the one in torch
-FLIPS = 0.2  # share of the boxes that only one of both may have; 2 % are usual, with many scores within 1e-6 more; a wrong file moves all
+SAME = 1e-2  # tolerance (fractions of the picture, or score) for matching a box of ONNX with one of torch
+FLIPS = 0.2  # allowed share of unmatched boxes; 2 % are usual, more if many scores are within 1e-6; a wrong file changes all
 
 
 class _NonMaximumSuppression(torch.autograd.Function):
@@ -27,7 +27,7 @@ class _NonMaximumSuppression(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g: Any, boxes: Any, scores: Any, overlap: float) -> Any:
-        """ONNX' operator takes a batch; it returns (batch, class, box) of each that is kept."""
+        """NMS by ONNX' operator, which takes a batch and returns (batch, class, box) of each kept box."""
         least, threshold = torch.tensor([0.0]), torch.tensor([overlap])
         most = g.op("Constant", value_t=torch.tensor([torch.iinfo(torch.int32).max]))
         constants = (g.op("Constant", value_t=value) for value in (threshold, least))
@@ -39,9 +39,9 @@ class _NonMaximumSuppression(torch.autograd.Function):
 
 
 def not_suppressed(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
-    """1.0 for boxes that overlap no better one of their class and picture by more than `overlap`, else 0.0: `(B, K, A)`.
+    """NMS as a mask `(B, K, A)`: 1.0 for boxes that overlap no better one of their class and picture by more than `overlap`, else 0.0.
 
-    boxes: (B, A, 4) of x1, y1, x2, y2. scores: (B, K, A); one of 0 is none.
+    boxes: (B, A, 4) of x1, y1, x2, y2. scores: (B, K, A); 0 means no box.
     """
     result: Tensor = _NonMaximumSuppression.apply(boxes.detach(), scores.detach(), overlap)
     return result
@@ -59,23 +59,23 @@ class _BestPlaces(torch.autograd.Function):
 
 
 def best_places(scores: Tensor, count: int) -> Tensor:
-    """Where the `count` highest of `scores` (B, A) are, the highest first, of equal ones the first: int64 (B, count).
+    """Indices of the `count` highest of `scores` (B, A) in descending order, ties by lower index: int64 (B, count).
 
-    `topk` leaves open which of equal scores it takes. Where all cells of a level see the same, as in a picture of one colour, hundreds are
-    equal, and torch and onnxruntime would find other objects.
+    `topk` does not define the order of ties. In a picture of one colour, for example, hundreds of cells have equal scores, and torch and
+    onnxruntime would select different ones.
     """
     places: Tensor = _BestPlaces.apply(scores.detach(), count)
     return places
 
 
 def pool_boxes(pool: MultiScaleRoIAlign, levels: list[Tensor], boxes: Tensor) -> Tensor:
-    """What `pool` makes of boxes `(B, A, 4)` in pixels, whose scales are set: `(B * A, C, side, side)`."""
+    """RoI pooling of boxes `(B, A, 4)` in pixels by `pool`, whose scales are set: `(B * A, C, side, side)`."""
     pictures = torch.arange(boxes.shape[0], device=boxes.device).to(boxes)[:, None, None].expand(-1, boxes.shape[1], 1)
     return pool_regions(pool, levels, torch.cat([pictures, boxes], 2).flatten(0, 1))
 
 
 def pool_regions(pool: MultiScaleRoIAlign, levels: list[Tensor], regions: Tensor) -> Tensor:
-    """As `pool_boxes`, of regions `(R, 5)`: the number of the picture, and the box in it."""
+    """As `pool_boxes`, for regions `(R, 5)`: index of the picture, and the box in it."""
     assert pool.scales is not None and pool.map_levels is not None, "see_strides sets them"
     chosen = pool.map_levels([regions[:, 1:]])
     pooled = torch.zeros(regions.shape[0], levels[0].shape[1], *pool.output_size, device=regions.device)
@@ -94,7 +94,7 @@ def spans(boxes: Tensor, size: Size) -> Tensor:
 
 
 def unknown_share(boxes: Tensor, unknown: Tensor) -> Tensor:
-    """`(A,)`: the share of each of the boxes `(A, 4)`, as far as it lies in the picture, that is `unknown`, bool (H, W)."""
+    """`(A,)`: the share of each box `(A, 4)`, clipped to the picture, that is `unknown`, bool (H, W)."""
     height, width = unknown.shape
     sums = torch.zeros(height + 1, width + 1, device=boxes.device)
     sums[1:, 1:] = unknown.double().cumsum(0).cumsum(1)
@@ -104,11 +104,11 @@ def unknown_share(boxes: Tensor, unknown: Tensor) -> Tensor:
 
 
 def align_boxes(theirs: list[np.ndarray], ours: list[np.ndarray]) -> list[np.ndarray]:
-    """`scores` (B, K, A), `boxes` (B, 4, A) and, where there are, `masks` (B, A, M, M), in the order of `ours`.
+    """`scores` (B, K, A), `boxes` (B, 4, A) and, if present, `masks` (B, A, M, M), reordered to match `ours`.
 
-    Boxes are sorted and chosen by scores, and two programs that differ by 1e-6 exchange neighbours, or keep the other of two that overlap
-    by just the limit. Up to FLIPS of the boxes of a picture may therefore be in one of them only, and stand as in `ours`; with more, or
-    other shapes, all stay as they are. A mask that only one of both has, of a box without a score, counts as equal.
+    Boxes are sorted and selected by score, so differences of 1e-6 between two runtimes can swap neighbours, or keep the other of two boxes
+    that overlap by just the threshold. So up to FLIPS of a picture's boxes may be unmatched; they are replaced by those of `ours`. With
+    more, or other shapes, everything is returned unchanged. Masks of boxes without a score count as equal.
     """
     if any(one.shape != other.shape for one, other in zip(theirs, ours, strict=True)):
         return theirs

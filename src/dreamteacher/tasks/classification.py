@@ -32,7 +32,7 @@ class Accuracy:
 
     def __init__(self, classes: list[str]):
         self.classes = classes
-        self._predicted: list[int] = []  # counted at once, since each update of torchmetrics takes 2 ms
+        self._predicted: list[int] = []  # computed in one go, since each update of torchmetrics takes 2 ms
         self._truth: list[int] = []
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
@@ -53,18 +53,18 @@ class Accuracy:
 
 
 class PictureTask(Task):
-    """What tasks share that predict for a picture as a whole, from its embedding."""
+    """Base of tasks that predict for the whole picture, from its embedding."""
 
     def head(self, channels: list[int], width: int, classes: int) -> nn.Module:
         """Logits `(B, K)`."""
         return ClassificationHead(channels[-1], classes)
 
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
-        """A part of the picture, scaled to the crop."""
+        """A random part of the picture, scaled to the crop size."""
         return picture_crop(size, augmentation)
 
     def picture_size(self, size: int) -> int | None:
-        """The crop's, to which training scales as well."""
+        """The crop size, as in training."""
         return size
 
 
@@ -86,7 +86,7 @@ class Classification(PictureTask):
         return Accuracy(classes)
 
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
-        """The picture below the words."""
+        """The picture with its classes as text above."""
         return [("\n".join(f"{name}: {classes[int(label)]}" for name, label in labels.items()), image)]
 
 

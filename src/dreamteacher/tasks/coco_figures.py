@@ -1,4 +1,4 @@
-"""COCO's average precision by pycocotools, of whatever kind its objects are."""
+"""COCO's average precision by pycocotools, for any kind of objects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Annotations = list[dict[str, Any]]  # as in COCO's files, of pictures with the ids 1, 2 and so on
+Annotations = list[dict[str, Any]]  # COCO annotations, for pictures with the ids 1, 2 and so on
 
 
 def coco_precision(
@@ -18,12 +18,12 @@ def coco_precision(
 
     Args:
         kind: "segm" or "keypoints".
-        truth: what there is.
-        found: what was found, with scores.
+        truth: the labels.
+        found: the detections, with scores.
         sizes: (H, W) of each picture.
-        classes: how many categories there are, with the ids 0, 1 and so on.
-        most: objects of a picture that count, the likeliest first.
-        sigmas: of "keypoints", how far each may lie off.
+        classes: number of categories, with the ids 0, 1 and so on.
+        most: maximum detections per picture, by descending score.
+        sigmas: for "keypoints", OKS' constant of each keypoint.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

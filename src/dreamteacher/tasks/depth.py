@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INVARIANCE = 0.5  # share of a picture's common scale error that costs nothing (λ of Eq 4)
-UNIT_STEP = 64.0  # of the one number that all logarithms share: metres and millimetres are far apart, and Adam's steps are small
-RANGE = 25.0  # logarithms beyond are cut, so that no depth is infinite
+INVARIANCE = 0.5  # share of a picture's common scale error that is not penalised (λ of Eq 4)
+UNIT_STEP = 64.0  # of the common offset of all logarithms: metres and millimetres are far apart, and Adam's steps are small
+RANGE = 25.0  # logarithms are clipped to this, so that no depth is infinite
 CLOSE = 1.25
 
 
 class DepthHead(SegmentationHead):
-    """That of segmentation with one map, of logarithms, and a number that shifts all of them to the unit of the labels."""
+    """The segmentation head with one map, of log depth, and an offset that adapts to the unit of the labels."""
 
     def __init__(self, channels: list[int], width: int):
         super().__init__(channels, width, 1)
@@ -51,7 +51,7 @@ class DepthErrors:
         self._labels = DepthCounts()
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Depths, float `(H, W)`; nothing is counted where `truth` is 0."""
+        """Depths, float `(H, W)`; pixels with `truth` 0 are ignored."""
         predicted, truth = predicted.cpu().double(), truth.cpu().double()
         self._labels.add(truth.numpy())
         found, there = predicted[truth > 0], truth[truth > 0]
@@ -71,9 +71,9 @@ class DepthErrors:
         return dict(zip(("delta1", "abs_rel", "rmse"), means, strict=True))
 
 
-@lru_cache(maxsize=1)  # once for all models that are measured on the same labels
+@lru_cache(maxsize=1)  # once for all models measured on the same labels
 def _say_unit(span: str) -> None:
-    log.info("the depth that is measured against is %s; rmse is in the same unit, and delta1 and abs_rel have none", span)
+    log.info("the depth labels of the evaluation are %s; rmse is in the same unit, delta1 and abs_rel have none", span)
 
 
 class Depth(Task):
@@ -87,7 +87,7 @@ class Depth(Task):
         return DepthHead(channels, width)
 
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
-        """A window of picture and map at their own scale: another scale would look like another depth."""
+        """A random crop of picture and map without rescaling, since another scale would look like another depth."""
         return pixel_crop(size, replace(augmentation, scale=False))
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ class Depth(Task):
         return int(equal.sum()), equal.numel()
 
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
-        """The picture, and each map in colours, near to far, of the truth's range."""
+        """The picture, and each map colour-coded from near to far in the label's range."""
         from dreamteacher.data.drawing import draw_depth
 
         known = next(iter(labels.values()))

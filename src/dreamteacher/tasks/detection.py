@@ -1,6 +1,6 @@
 """Detection: the heads of FCOS (Tian et al. 2019, arXiv 1904.01355) on the neck's levels, COCO's average precision.
 
-FCOS has no anchors to be chosen for the sizes of objects, and one prediction a place, few enough to be served as they are.
+FCOS needs no anchors tuned to object sizes, and has one prediction per location, few enough to be served as they are.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from dreamteacher.training.transfer import constant
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
 
-MULTIPLE = 32  # of the sides of crops, and of pictures as `transforms.whole` pads them: cells are then as wide as high
-RADIUS = 1.5  # strides around a box' centre, whose places predict it (center sampling)
-REACH = 8  # strides from a place to the farthest side of its box, beyond which the next coarser level predicts it
-SHOWN = 0.5  # least score of a detection that is drawn, or that fp16 must keep
-SAME_BOX = 0.9  # least overlap of a box with that in fp16
+MULTIPLE = 32  # of the sides of crops, and of pictures as padded by `transforms.whole`, so that cells are square
+RADIUS = 1.5  # radius around a box' centre in strides; locations inside predict the box (center sampling)
+REACH = 8  # maximum distance in strides from a location to the sides of its box; larger boxes belong to the next coarser level
+SHOWN = 0.5  # minimum score of detections that are drawn and compared with fp16
+SAME_BOX = 0.9  # minimum IoU of a box with its counterpart in fp16
 BACKGROUND, UNCOUNTED = -1, -2
 
 
 class FcosHead(NeckHead):
-    """At each place of each level: a logit for each class, a box, and whether the place is near the middle of its box."""
+    """At each location of each level: a logit per class, a box, and centre-ness."""
 
     def __init__(self, channels: list[int], width: int, classes: int):
         from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
         super().__init__(channels, width)
-        groups = gcd(32, width)  # as torchvision's, but of two channels at least: one channel of a map of one cell has no spread
+        groups = gcd(32, width)  # as torchvision's, but with at least two channels per group: one channel of a one-cell map has no variance
         norm = partial(nn.GroupNorm, groups if groups < width else max(width // 2, 1))
         self.classify = FCOSClassificationHead(width, 1, classes, norm_layer=norm)
         self.regress = FCOSRegressionHead(width, 1, norm_layer=norm)
-        nn.init.ones_(self.regress.bbox_reg.bias)  # a stride: at 0, where torchvision begins, half of the ReLUs behind have no gradient
+        nn.init.ones_(self.regress.bbox_reg.bias)  # in strides; with torchvision's 0, half of the following ReLUs would have no gradient
 
     def from_neck(self, levels: list[Tensor], size: Size) -> dict[str, Tensor]:
-        """The neck's levels to predictions at their A places, of all levels one after the other, row by row.
+        """The neck's levels to predictions at their A locations, of all levels in order, each row by row.
 
         Returns:
-            `logits` (B, K, A). `middle` (B, 1, A): logits. `boxes` (B, 4, A): x1, y1, x2, y2. `places` (B, 4, A): x, y of a place, width
-            and height of its cell. Boxes and places are in fractions of the picture.
+            `logits` (B, K, A). `middle` (B, 1, A): logits. `boxes` (B, 4, A): x1, y1, x2, y2. `places` (B, 4, A): x, y of a location, width
+            and height of its cell. Boxes and locations are in fractions of the picture.
         """
         logits = self.classify(levels).transpose(1, 2)
-        distances, middle = self.regress(levels)  # in cells, from the place to left, top, right, bottom
+        distances, middle = self.regress(levels)  # in cells, from the location to left, top, right, bottom
         places = torch.cat([places_of(level) for level in levels]).t().expand(logits.shape[0], -1, -1)
         x, y, width, height = places.unbind(1)
         left, top, right, bottom = distances.float().unbind(2)
@@ -64,13 +64,13 @@ class FcosHead(NeckHead):
 
 
 def crop_of_whole_cells(size: int, augmentation: Augmentation, task: str) -> Transform:
-    """`object_crop` where cells of the neck's levels are as wide as high.
+    """`object_crop` of a size for which cells of the neck's levels are square.
 
     Raises:
         UserError: with this size they are not.
     """
     if size % MULTIPLE:
-        raise UserError(f"{task} needs crops of a multiple of {MULTIPLE} pixels, and finetune.resolution is {size}; choose such a one")
+        raise UserError(f"{task} needs crops of a multiple of {MULTIPLE} pixels, and finetune.resolution is {size}; set it to a multiple")
     return object_crop(size, augmentation)
 
 
@@ -83,14 +83,14 @@ def places_of(level: Tensor) -> Tensor:
 
 
 def assign(places: Tensor, rows: Tensor) -> Tensor:
-    """Which box each place of a picture should predict (Sec 3.1 and 3.2 of FCOS).
+    """Assign a box to each location of a picture (Sec 3.1 and 3.2 of FCOS).
 
     Args:
         places: (3, A) of x, y and stride in pixels, fine to coarse.
         rows: (N, ROW) of boxes, as `dataset.label_tensor` makes them.
 
     Returns:
-        int64 (A,): the row of the smallest box that the place fits, else BACKGROUND, or UNCOUNTED in a region to ignore.
+        int64 (A,): the row of the smallest matching box, else BACKGROUND, or UNCOUNTED in a region to ignore.
     """
     if not len(rows):
         return torch.full_like(places[0], BACKGROUND, dtype=torch.long)
@@ -109,13 +109,12 @@ def assign(places: Tensor, rows: Tensor) -> Tensor:
 
 
 def _losses(logits: Tensor, middle: Tensor, boxes: Tensor, places: Tensor, rows: Tensor) -> Tensor:
-    """Focal, box and centre-ness loss of one picture, each a mean over the places that have a box; boxes and places in pixels."""
+    """Focal, box and centre-ness loss of one picture, each a mean over the positive locations; boxes and locations in pixels."""
     from torchvision.ops import sigmoid_focal_loss
 
     rows = rows if len(rows) else rows.new_full((1, ROW), -1.0)
     chosen = assign(places, rows)
-    # Every place is computed, and those that do not count are left out of the sums: to compute only the others, the host would have to
-    # wait until it is known which.
+    # Computed for every location and masked in the sums, because selecting the positive ones would synchronise with the host.
     positive = chosen >= 0
     own = rows[chosen.clamp(min=0)]
     target = (torch.arange(len(logits), device=logits.device)[:, None] == own[:, 4]) & positive
@@ -131,7 +130,7 @@ def _losses(logits: Tensor, middle: Tensor, boxes: Tensor, places: Tensor, rows:
 def giou_loss(boxes: Tensor, truth: Tensor) -> Tensor:
     """1 - generalised intersection over union (Rezatofighi et al. 2019) of boxes `(4, A)` each: `(A,)` in [0, 2].
 
-    torchvision's indexes by a mask, for which the host waits.
+    torchvision's version indexes by a mask, which synchronises with the host.
     """
     inner = torch.minimum(boxes[2:], truth[2:]) - torch.maximum(boxes[:2], truth[:2])
     outer = torch.maximum(boxes[2:], truth[2:]) - torch.minimum(boxes[:2], truth[:2])
@@ -151,7 +150,7 @@ class AveragePrecision:
         self._metric = MeanAveragePrecision(class_metrics=True, backend="pycocotools", sync_on_compute=False)
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Detections (D, 6) as `boxes.choose` returns them, and rows of boxes (N, ROW); nothing is counted in regions to ignore."""
+        """Detections (D, 6) as `boxes.choose` returns them, and rows of boxes (N, ROW); detections in regions to ignore are not counted."""
         predicted, truth = predicted.cpu(), truth.cpu()
         found = {"boxes": predicted[:, :4], "labels": predicted[:, 4].long(), "scores": predicted[:, 5]}
         there = {"boxes": truth[:, :4], "labels": truth[:, 4].long(), "iscrowd": truth[:, 5].long()}
@@ -179,14 +178,14 @@ class Detection(Task):
         return FcosHead(channels, width, classes)
 
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
-        """A window of the picture, about at its own scale."""
+        """A random crop of the picture, at about its own scale."""
         return crop_of_whole_cells(size, augmentation, "detection")
 
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Focal + generalised IoU + centre-ness loss (Eq 2 of FCOS), a mean over the pictures.
 
-        Each picture's is a mean over its own places with a box, as of torchvision's RetinaNet, so that the loss is the same however a batch
-        is split.
+        Each picture's is a mean over its own positive locations, as in torchvision's RetinaNet, so that the loss does not depend on how a
+        batch is split.
         """
         sides = constant(batch["image"].shape[:1:-1], outputs["boxes"].device)[:, None]  # (W, H)
         places = outputs["places"] * sides.repeat(2, 1)
@@ -211,7 +210,7 @@ class Detection(Task):
         return AveragePrecision(classes)
 
     def agreement(self, exact: dict[str, Tensor], rounded: dict[str, Tensor]) -> tuple[int, int]:
-        """Over the places where either finds an object: the same class, and about the same box."""
+        """Over the locations where either finds an object: the same class, and about the same box."""
         from torchvision.ops import box_iou
 
         (scores, boxes), (others, other_boxes) = self.serve(exact), self.serve(rounded)

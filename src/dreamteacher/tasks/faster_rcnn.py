@@ -1,7 +1,7 @@
-"""Faster R-CNN (Ren et al. 2015, arXiv 1506.01497) on the neck's levels, by torchvision's parts: `finetune.head: faster-rcnn`.
+"""Faster R-CNN (Ren et al. 2015, arXiv 1506.01497) on the neck's levels, with torchvision's modules: `finetune.head: faster-rcnn`.
 
-Training is torchvision's. A served model needs outputs of one size for any number of pictures, so `FasterRcnnHead.predict` computes what
-torchvision does picture by picture for the batch at once; the tests compare both.
+Training is torchvision's. A served model needs outputs of a fixed size, so `FasterRcnnHead.predict` does for a whole batch what torchvision
+does picture by picture; the tests compare both.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from dreamteacher.tasks.base import NeckHead, Size
 from dreamteacher.tasks.batched_boxes import align_boxes, best_places, not_suppressed, pool_boxes, spans, unknown_share
 from dreamteacher.tasks.detection import SAME_BOX, SHOWN, Detection
 
-ANCHOR = 4  # strides, a side of the square anchor; torchvision's 8 are for pictures of 800 px, ours are reduced to 256
+ANCHOR = 4  # side of the square anchor in strides; torchvision's 8 are for pictures of 800 px, ours have 256
 RATIOS = (0.5, 1.0, 2.0)
-CANONICAL = 112  # pixels: objects of this side are read from stride 16; torchvision's 224 are for pictures of 800 px, too
-CANDIDATES = 1000  # of a level, of which proposals are chosen
-LEAST_SIDE = 1.0  # pixels of a box from which something is learned
-HIDDEN = 0.5  # share of an anchor or proposal in unknown regions from which on it is no mistake
+CANONICAL = 112  # pixels: objects of this side are pooled from stride 16; torchvision's 224 are for pictures of 800 px
+CANDIDATES = 1000  # per level, from which proposals are selected
+LEAST_SIDE = 1.0  # minimum side of a box used in training, pixels
+HIDDEN = 0.5  # an anchor or proposal with a larger share in unknown regions is ignored
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's, in the middle of the cells of levels whose strides are known."""
+    """torchvision's anchors, centred in the cells, for levels with known strides."""
 
     cell_anchors: list[Tensor]
 
@@ -51,27 +51,27 @@ class Anchors(AnchorGenerator):
         return self.grid_anchors([level.shape[2:] for level in levels], [[stride, stride] for stride in self.strides])
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """All anchors of each picture, as torchvision wants them."""
+        """All anchors of each picture, in torchvision's format."""
         return [torch.cat(self.of_levels(feature_maps))] * len(image_list.image_sizes)
 
 
 class Proposals(RegionProposalNetwork):
-    """torchvision's, for which anchors in unknown regions are neither right nor wrong."""
+    """torchvision's RPN, ignoring anchors in unknown regions."""
 
     def assign_targets_to_anchors(self, anchors: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
         """See torchvision; `unknown` of a target is bool (H, W)."""
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for of_picture, target, places in zip(labels, targets, anchors, strict=True):
             of_picture[(of_picture == 0) & (unknown_share(places, target["unknown"]) >= HIDDEN)] = -1
-            of_picture[:1] *= (of_picture >= 0).any()  # a mean over none would not be finite
+            of_picture[:1] *= (of_picture >= 0).any()  # a mean over no anchors would not be finite
         return labels, boxes
 
 
 class FasterRcnnHead(NeckHead):
-    """A region proposal network, and what tells the class and the box of each proposal from a 7 x 7 map of it.
+    """A region proposal network, and RoI heads that predict class and box of each proposal from its pooled 7 x 7 map.
 
     Attributes:
-        proposals: of a picture.
+        proposals: number per picture.
         classes: without the background, which torchvision counts as class 0.
     """
 
@@ -84,7 +84,7 @@ class FasterRcnnHead(NeckHead):
         self.rpn = Proposals(
             Anchors([4 << level for level in range(len(channels) + 1)]), RPNHead(width, len(RATIOS)), 0.7, 0.3, 256, 0.5, *most, 0.7
         )
-        # 128 regions of a picture, as Ren et al.; torchvision's 512 are for 800 px.
+        # 128 regions per picture, as Ren et al.; torchvision's 512 are for 800 px.
         predictor = FastRCNNPredictor(4 * width, classes + 1)
         self.roi = RoIHeads(
             self.pooling(channels, 7), TwoMLPHead(width * 7**2, 4 * width), predictor,
@@ -95,11 +95,11 @@ class FasterRcnnHead(NeckHead):
 
     @staticmethod
     def pooling(channels: list[int], side: int) -> MultiScaleRoIAlign:
-        """Of maps of `side` x `side` from the neck's levels."""
+        """RoI pooling to maps of `side` x `side` from the neck's levels."""
         return MultiScaleRoIAlign([str(i) for i in range(len(channels))], side, 2, canonical_scale=CANONICAL)
 
     def see_strides(self, strides: list[int]) -> None:
-        """Anchors of a size by the stride of their level, and where to pool boxes."""
+        """Set anchor sizes and RoI pooling levels by the strides."""
         self.rpn.anchor_generator = Anchors([*strides, 2 * strides[-1]])
         for module in self.modules():
             if isinstance(module, MultiScaleRoIAlign):
@@ -107,7 +107,7 @@ class FasterRcnnHead(NeckHead):
                 module.map_levels = LevelMapper(*(stride.bit_length() - 1 for stride in (strides[0], strides[-1])), CANONICAL)
 
     def forward(self, pyramid: list[Tensor], size: Size, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """A pyramid of pictures of `size` (H, W) to what `predict` returns or, in training with labels, to the losses by name."""
+        """A pyramid of pictures of `size` (H, W) to the outputs of `predict` or, in training with labels, to the losses by name."""
         levels = [level.float() for level in self.neck(pyramid)]  # in bf16 a coordinate would be some pixels off
         coarser = [*levels, F.max_pool2d(levels[-1], 1, stride=2)]  # as torchvision's FPN
         if not self.training or labels is None:
@@ -122,7 +122,7 @@ class FasterRcnnHead(NeckHead):
         return {name.removeprefix("loss_"): loss for name, loss in {**first, **second}.items()}
 
     def targets(self, labels: Tensor, size: Size) -> list[dict[str, Tensor]]:
-        """What torchvision learns from, of rows of boxes `(B, N, ROW)`, and `unknown`, bool (H, W)."""
+        """torchvision's targets from rows of boxes `(B, N, ROW)`, with `unknown`, bool (H, W)."""
         found = []
         for rows in labels:
             ignored = rows[rows[:, 5] > 0]
@@ -131,8 +131,8 @@ class FasterRcnnHead(NeckHead):
         return found
 
     def predict(self, levels: list[Tensor], coarser: list[Tensor], size: Size) -> dict[str, Tensor]:
-        """`scores` (B, K, A) in [0, 1], of each of A boxes that of one class, and `boxes` (B, 4, A): x1, y1, x2, y2, fractions of the
-        picture. A is the same for pictures of any size; a box that is none has a score of 0."""
+        """`scores` (B, K, A) in [0, 1], non-zero for one class per box, and `boxes` (B, 4, A): x1, y1, x2, y2, fractions of the picture.
+        A does not depend on the size of pictures; padding has score 0."""
         limits = torch.stack([torch.as_tensor(side, device=levels[0].device) for side in (size[1], size[0])]).float().repeat(2)
         boxes, found = self.propose(coarser, limits)
         pooled = pool_boxes(self.roi.box_roi_pool, levels, boxes)
@@ -149,10 +149,10 @@ class FasterRcnnHead(NeckHead):
         return {"scores": scores[:, None] * of_class, "boxes": (corners / limits).transpose(1, 2)}
 
     def propose(self, coarser: list[Tensor], limits: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B, proposals, 4)` boxes in pixels, the best first, and how likely each shows an object, `(B, proposals)`; 0: it is none."""
+        """Boxes `(B, proposals, 4)` in pixels, the best first, and their objectness `(B, proposals)`; 0 for padding."""
         boxes, scores = [], []
         for objectness, deltas, anchors in zip(*self.rpn.head(coarser), self.rpn.anchor_generator.of_levels(coarser), strict=True):
-            # By CANDIDATES more that are none, there are as many as are chosen in the smallest picture.
+            # Padded by CANDIDATES, so that even the smallest picture has enough to select from.
             likely = F.pad(objectness.permute(0, 2, 3, 1).flatten(1).sigmoid(), (0, CANDIDATES))
             deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # noqa: PLW2901
             places = best_places(likely, CANDIDATES)
@@ -169,7 +169,7 @@ class FasterRcnnHead(NeckHead):
 
 
 def in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
-    """A forward hook for what predicts coordinates and scores, which the code behind computes with."""
+    """A forward hook that converts predicted coordinates and scores to float32."""
     return outputs.float() if isinstance(outputs, Tensor) else type(outputs)(in_float32(module, inputs, each) for each in outputs)
 
 
@@ -180,7 +180,7 @@ def _chosen(scores: Tensor, boxes: Tensor) -> Tensor:
 
 
 def within(boxes: Tensor, limits: Tensor) -> Tensor:
-    """Boxes (..., 4) cut at the borders; limits: width, height, width, height."""
+    """Boxes (..., 4) clipped at the borders; limits: width, height, width, height."""
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
@@ -194,8 +194,8 @@ class FasterRcnn(Detection):
         return FasterRcnnHead(channels, width, classes)
 
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
-        """The sum of the head's: of the proposals `objectness` and `rpn_box_reg`, of the regions `classifier` and `box_reg`; means over the
-        samples of the part of a batch."""
+        """The sum of the head's losses: `objectness` and `rpn_box_reg` of proposals, `classifier` and `box_reg` of regions; means over the
+        samples of an accumulation part."""
         return {"loss": torch.stack(list(outputs.values())).sum(), **outputs}
 
     def serve(self, outputs: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Fine-tuning that keeps what a backbone knows: its learning rates, the head first, and the neck it was distilled with."""
+"""Fine-tuning that preserves pretrained features: learning rates of the backbone, head first, and the pretrained neck."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dreamteacher.training.optim import Rate
 def pretrained_rates(model: TaskModel, settings: Finetune, distilled: bool) -> Callable[[str], Rate]:
     """The learning rate of each parameter of a model with a pretrained backbone, by name.
 
-    The backbone's is scaled by `backbone_lr_scale` and, layer by layer, by `layer_decay`, and begins after `head_steps`. The pyramid of a
-    backbone with one resolution counts as its last layer where it was `distilled`, too; timm's own weights have none.
+    The backbone's is scaled by `backbone_lr_scale` and, per layer, by `layer_decay`, and starts after `head_steps`. The pyramid of a
+    backbone with one resolution counts as its last layer if it was `distilled` too; timm's own weights have none.
     """
     prefix = "backbone.model."
     layers = layer_scales(model.backbone.model, settings.layer_decay)
@@ -37,12 +37,12 @@ def pretrained_rates(model: TaskModel, settings: Finetune, distilled: bool) -> C
 
 
 def freeze_backbone(model: nn.Module, frozen: bool) -> None:
-    """Freeze or free the backbone of a task model, which may be wrapped in DDP; see `Backbone.freeze`."""
+    """Freeze or unfreeze the backbone of a task model, which may be wrapped in DDP; see `Backbone.freeze`."""
     cast(TaskModel, getattr(model, "module", model)).backbone.freeze(frozen)
 
 
 def pretrained_parts(init: str, *, with_head: bool, carry_neck: bool) -> list[str]:
-    """Names of the parts of a task model that do not start from random weights; of the whole model (`with_head`): ""."""
+    """Names of the pretrained modules of a task model; "" for the whole model (`with_head`)."""
     if init == "scratch":
         return []
     if with_head:
@@ -51,9 +51,9 @@ def pretrained_parts(init: str, *, with_head: bool, carry_neck: bool) -> list[st
 
 
 def keep_statistics(model: nn.Module, parts: list[str]) -> None:
-    """Put the batch norms of these parts of a task model, which may be wrapped in DDP, in eval mode, as mmdetection's `norm_eval` does.
+    """Put the batch norms of these modules of a task model (perhaps in DDP) in eval mode, as mmdetection's `norm_eval` does.
 
-    To be called after each `train()` of the model, which ends it.
+    Call it after each `train()` of the model, which resets the mode.
     """
     task_model: nn.Module = getattr(model, "module", model)
     for part in parts:
@@ -63,7 +63,7 @@ def keep_statistics(model: nn.Module, parts: list[str]) -> None:
 
 
 def start_from_features(model: TaskModel, folder: Path, carry_neck: bool) -> None:
-    """Load the backbone of a feature distillation and, with `carry_neck`, the neck of its regressor under the task's head.
+    """Load the backbone of a feature distillation and, with `carry_neck`, the neck of its regressor into the task's head.
 
     Raises:
         UserError: the task's head has no neck, or `folder` holds no regressor.
@@ -73,7 +73,7 @@ def start_from_features(model: TaskModel, folder: Path, carry_neck: bool) -> Non
         model.backbone.load_state_dict(load_backbone(folder / BACKBONE_FOLDER).state_dict())
         return
     if not isinstance(model.head, NeckHead):
-        raise UserError(f"the head of {model.task} has no neck that could be carried over; set finetune.carry_neck = false")
+        raise UserError(f"the head of {model.task} has no neck to initialise; set finetune.carry_neck = false")
     regressor = load_regressor(folder)
     model.backbone.load_state_dict(regressor.backbone.state_dict())
     model.head.neck.load_state_dict(regressor.neck.state_dict())

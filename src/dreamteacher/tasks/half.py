@@ -1,4 +1,4 @@
-"""What float16 would change in a task model's answers: the arithmetic of a GPU's tensor cores, imitated on any device."""
+"""How float16 changes a task model's predictions: simulates the arithmetic of a GPU's tensor cores on any device."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ BATCH = 8
 
 @torch.inference_mode()
 def half_agreement(model: TaskModel, images: ImageSet, size: int | None, count: int) -> float:
-    """The share of decisions (of pixels, pictures or places with an object) that float16 leaves as they are, over `count` pictures spread
+    """The share of decisions (of pixels, pictures or locations with an object) that float16 does not change, on `count` pictures spread
     over `images`.
 
     Weights, input and the output of each layer are rounded to float16 and sums are formed in float32, as TensorRT does with FP16.
-    A value beyond float16's 65504 becomes infinite; decisions that such a value reaches count as changed.
+    A value beyond float16's 65504 becomes infinite; decisions that depend on such a value count as changed.
 
     Args:
         model: on the CPU.
         images: at least one picture; labels are not needed.
-        size: short side at which the model sees a picture, pixels; None: as it is (`Task.picture_size`).
-        count: of pictures at most.
+        size: short side at which the model sees a picture, pixels; None: unscaled (`Task.picture_size`).
+        count: maximum number of pictures.
 
     Returns:
         In [0, 1].

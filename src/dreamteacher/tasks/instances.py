@@ -1,8 +1,8 @@
-"""Instance segmentation, bottom up (Panoptic-DeepLab, Cheng et al. 2020, arXiv 1911.10194): classes of pixels, a map of centres, and from
-each pixel of an object the way to its middle.
+"""Bottom-up instance segmentation (Panoptic-DeepLab, Cheng et al. 2020, arXiv 1911.10194): classes of pixels, a centre heatmap, and offsets
+from each pixel to the centre of its object.
 
-Three dense maps need no proposals, sizes or anchors, learn from few pictures, export to ONNX as they are, and keep hundreds of small
-objects that touch each other apart; a pixel belongs to one object, so of objects that overlap the upper one counts.
+Three dense maps need no proposals, sizes or anchors, learn from few pictures, export to ONNX unchanged, and separate hundreds of small
+touching objects. A pixel belongs to one object, so where objects overlap only the upper one is represented.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from dreamteacher.tasks.coco_figures import coco_precision
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
 
-UNIT = 16.0  # pixels: of the head's offsets, so that they are about 1
-SPREAD = 0.5  # of a centre's heat, in radii of a circle of the object's area
-SAME_VOTE = 1.0  # pixels that fp16 may move the place to which a pixel points
+UNIT = 16.0  # scale of the head's offsets, pixels, so that outputs are about 1
+SPREAD = 0.5  # std of a centre's heat, in radii of a circle of the object's area
+SAME_VOTE = 1.0  # tolerance of fp16 offsets, pixels
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
 class InstancesHead(NeckHead):
-    """The neck's levels at the finest resolution, fused by one 3x3 convolution, as UPerNet does; from there a branch for each map."""
+    """The neck's levels at the finest resolution, fused by one 3x3 convolution as in UPerNet, then a branch for each map."""
 
     def __init__(self, channels: list[int], width: int, classes: int):
         super().__init__(channels, width)
@@ -45,7 +45,7 @@ class InstancesHead(NeckHead):
         self.point = nn.Sequential(*convolved(width, width), nn.Conv2d(width, 2, 1))
 
     def from_neck(self, levels: list[Tensor], size: Size) -> dict[str, Tensor]:
-        """The neck's outputs to `logits` (B, K + 1, H, W), of no object and of each class, `centres` (B, 1, H, W), logits too, and
+        """The neck's outputs to `logits` (B, K + 1, H, W) of background and each class, `centres` (B, 1, H, W), also logits, and
         `offsets` (B, 2, H, W), pixels down and to the right."""
         fused = self.fuse(at_finest(levels))
         maps = {"logits": self.classify(fused), "centres": self.center(fused), "offsets": self.point(fused) * UNIT}
@@ -53,10 +53,10 @@ class InstancesHead(NeckHead):
 
 
 def targets(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the head should predict for maps of objects `(B, H, W)` (see `data.instances`).
+    """The head's targets for instance maps `(B, H, W)` (see `data.instances`).
 
     Returns:
-        Classes, int64 `(B, H, W)`: 0 for no object, IGNORE where unknown. Heat `(B, 1, H, W)` in [0, 1]. Offsets `(B, 2, H, W)`, 0 outside
+        Classes, int64 `(B, H, W)`: 0 for background, IGNORE for unknown. Heat `(B, 1, H, W)` in [0, 1]. Offsets `(B, 2, H, W)`, 0 outside
         of objects.
     """
     real = labels > IGNORE
@@ -77,9 +77,8 @@ def targets(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class MaskPrecision:
     """COCO's `ap`, `ap50` and `ap75` of masks, `precision`, and `ap_CLASS` of each class that occurs.
 
-    `precision` is that of the Data Science Bowl 2018: TP / (TP + FP + FN) of a picture, whatever the classes, as mean over overlaps of 0.5
-    to 0.95 and pictures. All objects of a picture count, of AP up to 1000, not COCO's 100. What is found where the truth is unknown does
-    not count.
+    `precision` is the Data Science Bowl 2018's: TP / (TP + FP + FN) of a picture, ignoring classes, averaged over IoU thresholds of 0.5 to
+    0.95 and pictures. All objects of a picture count (for AP up to 1000, COCO's tool: 100). Detections in unknown regions are ignored.
     """
 
     def __init__(self, classes: list[str]):
@@ -90,7 +89,7 @@ class MaskPrecision:
         self._precision: list[float] = []
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Maps of objects of one shape (see `data.instances`)."""
+        """Instance maps of one shape (see `data.instances`)."""
         there, labels, _ = unpack(truth.cpu().numpy())
         found, classes, scores = unpack(np.where(truth.cpu().numpy() == IGNORE, 0, predicted.cpu().numpy()))
         self._sizes.append(there.shape)
@@ -102,7 +101,7 @@ class MaskPrecision:
             shared = np.bincount((there * (len(classes) + 1) + found).ravel(), minlength=(len(labels) + 1) * (len(classes) + 1))
             table = shared.reshape(len(labels) + 1, -1)
             overlaps = table[1:, 1:] / np.maximum(table[1:].sum(1)[:, None] + table[:, 1:].sum(0) - table[1:, 1:], 1)
-            hits = np.array([(overlaps > threshold).any(1).sum() for threshold in THRESHOLDS])  # above 0.5 at most one fits
+            hits = np.array([(overlaps > threshold).any(1).sum() for threshold in THRESHOLDS])  # above 0.5 at most one matches
             self._precision.append(float((hits / (len(labels) + len(classes) - hits)).mean()))
 
     def _annotations(self, numbers: np.ndarray, classes: np.ndarray, facts: dict[str, Any], before: int) -> list[dict[str, Any]]:
@@ -128,7 +127,7 @@ class MaskPrecision:
 
 
 class Instances(Task):
-    """Objects with classes, each with its pixels."""
+    """Instance segmentation: objects with classes and masks."""
 
     figure, title, classifies = "ap", "mask AP", None
     served = ("probabilities", "centres", "offsets")
@@ -139,7 +138,7 @@ class Instances(Task):
         return InstancesHead(channels, width, classes)
 
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
-        """A window of the picture, about at its own scale."""
+        """A random crop of the picture, at about its own scale."""
         return object_crop(size, augmentation)
 
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
@@ -155,11 +154,11 @@ class Instances(Task):
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def serve(self, outputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """`probabilities` (B, K + 1, H, W), of no object and of each class, `centres` (B, 1, H, W) in [0, 1], `offsets` (B, 2, H, W)."""
+        """`probabilities` (B, K + 1, H, W) of background and each class, `centres` (B, 1, H, W) in [0, 1], `offsets` (B, 2, H, W)."""
         return outputs["logits"].softmax(1), outputs["centres"].sigmoid(), outputs["offsets"]
 
     def decode(self, output: dict[str, Tensor], own: Size, size: Size) -> Tensor:
-        """A map of objects with their scores, int64 `(H, W)` of `size`: see `data.instances`."""
+        """An instance map with scores, int64 `(H, W)` of `size`: see `data.instances`."""
         served = self.serve({name: part[None] for name, part in output.items()})
         probabilities, centres, offsets = (values[0].float().cpu().numpy() for values in served)
         return torch.from_numpy(pack(*group(probabilities, centres, offsets, (own[0], own[1]), (size[0], size[1]))))
@@ -169,7 +168,7 @@ class Instances(Task):
         return MaskPrecision(classes)
 
     def agreement(self, exact: dict[str, Tensor], rounded: dict[str, Tensor]) -> tuple[int, int]:
-        """Over the pixels: the same class and, inside of objects, the same way, at a centre of about the same heat."""
+        """Over the pixels: the same class and, inside objects, about the same offset and centre heat."""
         classes, others = exact["logits"].argmax(1), rounded["logits"].nan_to_num().argmax(1)
         moved = (exact["offsets"] - rounded["offsets"]).abs().amax(1)
         warmer = (exact["centres"].sigmoid() - rounded["centres"].sigmoid()).abs().amax(1)
@@ -177,7 +176,7 @@ class Instances(Task):
         return int(same.sum()), same.numel()
 
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
-        """The picture, and for each map its objects in the colours of their numbers, outlined."""
+        """The picture, and for each map its objects, outlined and coloured by id."""
         from dreamteacher.data.drawing import draw_objects
 
         return [("picture", image), *((name, draw_objects(image, unpack(label)[0])) for name, label in labels.items())]

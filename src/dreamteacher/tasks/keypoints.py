@@ -1,8 +1,8 @@
-"""Keypoints of several objects: a map of centres, and at each place the way to every keypoint of the object there, as in CenterNet's
-regression (Zhou et al. 2019, arXiv 1904.07850, Sec 4.2).
+"""Keypoints of several objects: a centre heatmap, and at each location offsets to every keypoint of the object there, as in CenterNet
+(Zhou et al. 2019, arXiv 1904.07850, Sec 4.2).
 
-One pass finds and groups the keypoints of any number of objects: nothing is cropped or associated afterwards. The maps are exported as they
-are, and what chooses among them needs numpy only.
+One forward pass finds and groups the keypoints of any number of objects, without crops or grouping. The maps are exported unchanged, and
+decoding needs numpy only.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UNIT = 4.0  # cells: of the head's ways to keypoints, so that they are about 1
-PRIOR = -2.19  # logit of a centre before training, 0.1, as CenterNet's: of the many places hardly any is one
-SPREAD = 0.1  # of a centre's heat, in sides of a square of the box' area
-NEAR = 0.5  # heat from which a place learns the object's keypoints, too
-POINTS_WEIGHT = 5.0  # of their error, which is in sides of the object
-LEAST_SIDE = 8.0  # pixels: smaller objects count like such ones
-SHOWN = 0.3  # least score of an object that is drawn, or that fp16 must keep
-LIKELY = 0.5  # probability from which a keypoint counts as there
+UNIT = 4.0  # scale of the head's offsets, cells, so that outputs are about 1
+PRIOR = -2.19  # initial logit of a centre (0.1), as in CenterNet, since centres are rare
+SPREAD = 0.1  # std of a centre's heat, in sides of a square of the box' area
+NEAR = 0.5  # minimum heat of locations that also learn the object's keypoints
+POINTS_WEIGHT = 5.0  # weight of the keypoint error, which is relative to the object's side
+LEAST_SIDE = 8.0  # minimum side of an object for this, pixels
+SHOWN = 0.3  # minimum score of objects that are drawn and compared with fp16
+LIKELY = 0.5  # visibility threshold
 CLOSE = 0.2  # of PCK: share of the longer side of an object's box
 _PAIRS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 COCO = ["nose", *(f"{side}_{part}" for part in _PAIRS for side in ("left", "right"))]
@@ -45,7 +45,7 @@ COCO_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87
 
 
 class KeypointsHead(NeckHead):
-    """The neck's levels at the finest resolution, fused by one 3x3 convolution; from there a branch for each map."""
+    """The neck's levels at the finest resolution, fused by one 3x3 convolution, then a branch for each map."""
 
     def __init__(self, channels: list[int], width: int, keypoints: int):
         super().__init__(channels, width)
@@ -60,7 +60,7 @@ class KeypointsHead(NeckHead):
 
         Returns:
             `centres` (B, 1, h, w): logits. `points` (B, 2 P, h, w): x and y of each keypoint of the object whose centre is there, as
-            fractions of the picture. `seen` (B, P, h, w): logits of whether it is in the picture. `places` (B, 2, h, w): x, y of a cell's
+            fractions of the picture. `seen` (B, P, h, w): logits of visibility. `places` (B, 2, h, w): x, y of a cell's
             middle.
         """
         fused = self.fuse(at_finest(levels))
@@ -76,7 +76,7 @@ def _losses(centre: Tensor, points: Tensor, seen: Tensor, places: Tensor, rows: 
     """Focal, keypoint and visibility loss of one picture.
 
     Args:
-        centre: (A,) logits at the A places.
+        centre: (A,) logits at the A locations.
         points: (A, P, 2), pixels.
         seen: (A, P) logits.
         places: (A, 2), pixels.
@@ -87,14 +87,14 @@ def _losses(centre: Tensor, points: Tensor, seen: Tensor, places: Tensor, rows: 
     corners, ignored = rows[:, :4], rows[:, 5]
     middle, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     squared = (places - middle[:, None]).square().sum(2)
-    squared = squared - squared.amin(1, keepdim=True)  # the nearest place is the hottest: exactly 1
+    squared = squared - squared.amin(1, keepdim=True)  # the nearest location has heat exactly 1
     scale = sides.prod(1).clamp(min=1).sqrt()
     heat = (-squared / (2 * (SPREAD * scale).clamp(min=1.0).square())[:, None]).exp() * (ignored == 0)[:, None]
     best, owner = heat.max(0)
     inside = ((places > corners[:, None, :2]) & (places < corners[:, None, 2:])).all(2)
     crowd = (inside & (ignored > 0)[:, None]).any(0) & (best < NEAR)
 
-    # The penalty-reduced focal loss (Eq 1 of CenterNet), as sums over all places without an index, for which the host would wait.
+    # The penalty-reduced focal loss (Eq 1 of CenterNet), as sums over all locations; indexing would synchronise with the host.
     probability, is_centre = centre.sigmoid(), best == 1
     found = F.logsigmoid(centre) * (1 - probability).square()
     empty = F.logsigmoid(-centre) * probability.square() * (1 - best).pow(4)
@@ -104,10 +104,10 @@ def _losses(centre: Tensor, points: Tensor, seen: Tensor, places: Tensor, rows: 
     labelled = own[:, :, 2] > 0
     near = best * (best >= NEAR)
     weight = near[:, None] * labelled
-    # In sides of the object, as OKS measures them, so that small objects count like large ones.
+    # Relative to the object's side, as in OKS, so that small objects count like large ones.
     error = (points - own[:, :, :2]).abs().sum(2) / scale[owner, None].clamp(min=LEAST_SIDE)
     point = (weight * error).sum() / weight.sum().clamp(min=1e-6)
-    known = near[:, None] * labelled.any(1, keepdim=True)  # an object without any is one that nobody looked at
+    known = near[:, None] * labelled.any(1, keepdim=True)  # objects without keypoints were not annotated
     visible = F.binary_cross_entropy_with_logits(seen, labelled.to(seen), reduction="none")
     visibility = (known * visible).sum() / (known.sum() * labelled.shape[1]).clamp(min=1e-6)
     return torch.stack([focal, POINTS_WEIGHT * point, visibility])
@@ -116,8 +116,8 @@ def _losses(centre: Tensor, points: Tensor, seen: Tensor, places: Tensor, rows: 
 class KeypointPrecision:
     """COCO's `ap`, `ap50` and `ap75` of object keypoint similarity, `pck`, and `pck_KEYPOINT` of each that is labelled somewhere.
 
-    OKS has COCO's sigmas where the keypoints are COCO's 17, else their mean for all. `pck` is the share of the labelled keypoints that are
-    found within CLOSE x the longer side of their object's box, among as many of the likeliest objects as a picture has.
+    OKS uses COCO's sigmas for COCO's 17 keypoints, else their mean for all. `pck` is the share of labelled keypoints found within CLOSE x
+    the longer side of their object's box, among as many of the best detections as the picture has objects.
     """
 
     def __init__(self, names: list[str]):
@@ -147,7 +147,7 @@ class KeypointPrecision:
         annotations.append(facts)
 
     def _count(self, found: np.ndarray, rows: np.ndarray, there: np.ndarray) -> None:
-        """Each object gets the one found that is likest it, no two the same."""
+        """Match each object with the most similar detection, one to one."""
         labelled = there[:, :, 2] > 0
         self._hits[1] += labelled.sum(0)
         with_some: list[int] = np.flatnonzero(labelled.any(1)).tolist()
@@ -185,27 +185,28 @@ class KeypointTask(Task):
         return KeypointsHead(channels, width, classes)
 
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
-        """A window of the picture, about at its own scale."""
+        """A random crop of the picture, at about its own scale."""
         return crop_of_whole_cells(size, augmentation, "keypoints")
 
     def check(self, classes: list[str], augmentation: Augmentation) -> None:
-        """A flip makes a left hand a right one, which only names can tell."""
+        """Flips swap left and right keypoints, which must be recognisable by name."""
         names = tuple(classes)
         if not (augmentation.mirror or augmentation.turn):
             return
         if lonely := without_partner(names):
             raise UserError(
-                f"keypoint {lonely[0]!r} has no other side among {', '.join(names)}, so nobody knows what it is in a mirrored picture; "
+                f"keypoint {lonely[0]!r} has no left or right counterpart among {', '.join(names)}, "
+                "so it cannot be swapped in a flipped picture; "
                 "rename it, or set finetune.augment to no-flip"
             )
         if not has_sides(names):
-            log.warning("no keypoint has left or right in its name, so that all keep theirs in mirrored pictures; if they must not, set "
+            log.warning("no keypoint has left or right in its name, so flips swap none; if they must be swapped, rename them, or set "
                         "finetune.augment to no-flip")  # fmt: skip
 
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
         """Focal loss of the centres + error of the keypoints + cross entropy of whether they are there, a mean over the pictures.
 
-        Each picture's is a mean over its own objects, so that the loss is the same however a batch is split.
+        Each picture's is a mean over its own objects, so that the loss does not depend on how a batch is split.
         """
         sides = constant(batch["image"].shape[:1:-1], outputs["points"].device)  # (W, H)
         places = outputs["places"].flatten(2).mT * sides
@@ -231,7 +232,7 @@ class KeypointTask(Task):
         return KeypointPrecision(classes)
 
     def agreement(self, exact: dict[str, Tensor], rounded: dict[str, Tensor]) -> tuple[int, int]:
-        """Over the places that either takes for a centre: both do, and the keypoints lie within 1 % of the picture on average."""
+        """Over the centres that either detects: both do, and the keypoints differ by less than 1 % of the picture on average."""
         (heat, points, _), (others, other_points, _) = self.serve(exact), self.serve(rounded)
         found, still = heat >= SHOWN, others.nan_to_num() >= SHOWN
         moved = (points - other_points).abs().mean(1, keepdim=True).nan_to_num(nan=torch.inf)

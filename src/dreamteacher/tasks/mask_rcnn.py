@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al. 2017, arXiv 1703.06870) on the neck's levels, by torchvision's parts: `finetune.head: mask-rcnn`."""
+"""Mask R-CNN (He et al. 2017, arXiv 1703.06870) on the neck's levels, with torchvision's modules: `finetune.head: mask-rcnn`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dreamteacher.tasks.faster_rcnn import FasterRcnnHead, in_float32
 from dreamteacher.tasks.instances import Instances
 
 SIDE = 28  # of a mask
-DETECTIONS = 200  # of a picture; COCO counts 100, and there may be hundreds of cells
+DETECTIONS = 200  # per picture; COCO counts 100, but a picture may have hundreds of cells
 
 
 class MaskRcnnHead(FasterRcnnHead):
-    """Beside the class and box of each region a mask of 28 x 28 for each class, from a 14 x 14 map of it."""
+    """Faster R-CNN's head with a mask branch: a 28 x 28 mask per class from each region's pooled 14 x 14 map."""
 
     proposals = 600
 
@@ -48,8 +48,8 @@ class MaskRcnnHead(FasterRcnnHead):
         return found
 
     def predict(self, levels: list[Tensor], coarser: list[Tensor], size: Size) -> dict[str, Tensor]:
-        """As `FasterRcnnHead.predict`, the best DETECTIONS D that do not overlap a better one of their class, with a score of 0 below
-        LEAST_SCORE, and `masks` (B, D, 28, 28) in [0, 1], each spread over its box."""
+        """As `FasterRcnnHead.predict`, but after NMS the best DETECTIONS D, with score 0 below LEAST_SCORE, and `masks` (B, D, 28, 28) in
+        [0, 1], each relative to its box."""
         found = super().predict(levels, coarser, size)
         kept = found["scores"] * not_suppressed(found["boxes"].transpose(1, 2), found["scores"], MOST_OVERLAP)
         likely = kept.amax(1)
@@ -60,7 +60,7 @@ class MaskRcnnHead(FasterRcnnHead):
         sides = torch.stack([torch.as_tensor(side, device=values.device) for side in (size[1], size[0])]).float().repeat(2)
         pictures = torch.arange(values.shape[0], device=values.device).to(values)[:, None, None].expand(-1, values.shape[1], 1)
         regions = torch.cat([pictures, boxes.transpose(1, 2) * sides], 2).flatten(0, 1)
-        # Only what is sure enough is computed, and the best box of each picture: not all programs take an empty batch.
+        # Masks only of boxes above the threshold, plus the best box of each picture, since not all runtimes accept an empty batch.
         there = (F.pad(values[:, 1:], (1, 0), value=1.0).flatten() > LEAST_SCORE).nonzero()[:, 0]
         logits = self.roi.mask_predictor(self.roi.mask_head(pool_regions(self.roi.mask_roi_pool, levels, regions[there])))
         classes = kept.argmax(1).flatten()[there] + 1
@@ -71,7 +71,7 @@ class MaskRcnnHead(FasterRcnnHead):
 
 
 class MaskRcnn(Instances):
-    """Objects with classes, each with its pixels, in two stages."""
+    """Instance segmentation in two stages."""
 
     of, with_labels = "instances", True
     served = ("scores", "boxes", "masks")
@@ -82,7 +82,7 @@ class MaskRcnn(Instances):
         return MaskRcnnHead(channels, width, classes)
 
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
-        """A window of the picture, about at its own scale."""
+        """A random crop of the picture, at about its own scale."""
         return crop_of_whole_cells(size, augmentation, "mask-rcnn")
 
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ class MaskRcnn(Instances):
     align = staticmethod(FASTER_RCNN.align)
 
     def decode(self, output: dict[str, Tensor], own: Size, size: Size) -> Tensor:
-        """A map of objects with their scores, int64 `(H, W)` of `size`: see `data.instances`."""
+        """An instance map with scores, int64 `(H, W)` of `size`: see `data.instances`."""
         scores, boxes, masks = (output[name].float().cpu().numpy() for name in self.served)
         padded = -(-own[0] // MULTIPLE) * MULTIPLE, -(-own[1] // MULTIPLE) * MULTIPLE
         return torch.from_numpy(pack(*paste((scores, boxes, masks), padded, (own[0], own[1]), (size[0], size[1]))))

@@ -1,4 +1,4 @@
-"""A backbone with the head of its task: built, saved, loaded."""
+"""The task model: a backbone with the head of its task; build, save, load."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class TaskModel(nn.Module):
     """Backbone and head.
 
     Attributes:
-        task: its name (see `base.get_task`).
+        task: name of the task (see `base.get_task`).
         classes: names, in the order of the logits.
         size: side of the crops it was trained on, pixels.
-        neck: name of the neck under the heads that have one.
+        neck: name of the neck, for heads that have one.
         head_name: as `finetune.head`.
         mean, std: of the normalisation of RGB values in [0, 1] that `forward` expects.
     """
@@ -45,20 +45,20 @@ class TaskModel(nn.Module):
                 self.head.neck = create_neck(neck, backbone.channels, width)
 
     def get_task(self) -> Task:
-        """What is predicted, as this head does it."""
+        """The task with this head."""
         return get_task(self.task, self.head_name)
 
     def forward(self, normalized: Tensor, labels: Tensor | None = None) -> Any:
         """`(B, 3, H, W)` to the head's outputs: logits `(B, K, H, W)` for segmentation, `(B, K)` for classification; see `Task.head`.
 
-        labels: as they stand in a batch, for heads that learn with them (`Task.with_labels`).
+        labels: as in a batch, for heads that need them in training (`Task.with_labels`).
         """
         given = () if labels is None else (labels,)
         return self.head(self.backbone(normalized), normalized.shape[2:], *given)
 
 
 def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """RGB `(B, 3, H, W)` in [0, 1] to (x - mean) / std a channel."""
+    """Normalise RGB `(B, 3, H, W)` in [0, 1]: (x - mean) / std per channel."""
     shape = (1, 3, 1, 1)
     return (images - constant(mean, images.device).view(shape)) / constant(std, images.device).view(shape)
 
@@ -94,6 +94,6 @@ def load_task_model(folder: Path | str) -> TaskModel:
         shape = facts["task"], facts["classes"], facts["size"], facts["width"]
         model = TaskModel(load_backbone(folder / BACKBONE_FOLDER), *shape, neck=facts.get("neck", DEFAULT), head=facts.get("head", AUTO))
         model.head.load_state_dict(load_file(folder / HEAD_FILE))
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:  # of a copy without its stage.json
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:  # in a copy without its stage.json
         raise UserError(f"{folder} is damaged ({first_line(error)}); copy it again") from error
     return cast(TaskModel, model.eval())

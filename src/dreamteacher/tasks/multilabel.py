@@ -18,12 +18,12 @@ from dreamteacher.tasks.classification import PictureTask
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
 
-LIKELY = 0.5  # probability from which a picture counts as having a label
+LIKELY = 0.5  # probability threshold of a label
 
 
 class Precisions:
-    """`map`, the mean over the classes that some picture has of their average precision, `f1`, likewise, `f1_micro`, of all labels
-    together, and `ap_CLASS` of those classes. F1 is at a probability of 0.5; what is unknown does not count."""
+    """`map` and `f1`, means over the classes that occur, `f1_micro` over all labels, and `ap_CLASS` of the classes that occur. F1 uses a
+    threshold of 0.5; unknown labels are ignored."""
 
     def __init__(self, classes: list[str]):
         self.classes = classes
@@ -77,7 +77,7 @@ class MultiLabel(PictureTask):
         return int(equal.sum()), equal.numel()
 
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
-        """The picture below the words."""
+        """The picture with its classes as text above."""
         lines = []
         for name, label in labels.items():
             values = np.asarray(label)

@@ -1,4 +1,4 @@
-"""Linear and nearest-neighbour read-outs of a frozen backbone's features, trained on the few labels: how much it learned before."""
+"""Linear and kNN probes of a frozen backbone's features, trained on the few labels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dreamteacher.tasks.scoring import whole_batches
 from dreamteacher.training.randomness import derive_seed
 
 SUPPORT_PIXELS, QUERY_PIXELS = 4096, 8192  # drawn from all labelled train pictures, and from all validation pictures
-# Channels of a spread below this share of their level's upper quartile are left out; where most are dead, below its square of the largest
-# spread. Of a scratch ResNet-18 on the sample a fifth of the
-# channels are such ReLUs, nearly always 0. Divided by their spread, a query that wakes one up would be thousands of standard
-# deviations away and decide by it alone; without them none is beyond 40, and clipping changes the figures by less than 0.2 points.
+# Channels whose std is below this share of their level's upper quartile are dropped (if most are dead, below its square times the largest
+# std). In a scratch ResNet-18 on the sample a fifth of the channels are such dead ReLUs. After standardisation, a query that activates one
+# would be thousands of standard deviations away, and this channel alone would decide. Without them none is beyond 40, and clipping
+# changes the metrics by less than 0.2 points.
 NEARLY_DEAD = 0.1
-TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018)
-L2 = 1e-2  # of the linear read-out, on standardised features
+TEMPERATURE = 0.07  # temperature of the neighbours' votes (Wu et al. 2018)
+L2 = 1e-2  # regularisation of the linear probe, on standardised features
 ITERATIONS = 50
 CHUNK = 2048
 
@@ -43,24 +43,24 @@ def read_out(
 ) -> dict[str, float]:
     """Train on the pictures `few` of `train` (the support), measure on all labelled ones of `val` (the queries).
 
-    A task that classifies pixels reads each of a fixed random sample of them from the pyramid, every level interpolated to that pixel and
-    all concatenated, so the figures are estimates over that sample, which is the same for every backbone. The pixels are those of the
-    pictures and masks as ingest stored them, also where `scoring.score` counts at a mask's own, larger size. A task that classifies
-    pictures reads the pooled embedding of every picture.
+    For tasks that classify pixels, the features are a fixed random sample of pixels of the pyramid, all levels interpolated to the pixel
+    and concatenated; so metrics are estimates on that sample, which is the same for every backbone. Pictures and masks have the size
+    stored by ingest, even if `scoring.score` measures at a mask's own, larger size. For tasks that classify pictures, the features are the
+    pooled embeddings.
 
     Args:
         backbone: frozen here; it is put in eval mode on `device`.
-        train: where `few` are labelled; its task classifies pixels or pictures.
-        few: indices.
-        val: where the figures are measured.
+        train: the split of `few`; its task classifies pixels or pictures.
+        few: indices of the labelled pictures to train on.
+        val: the split to measure on.
         size: side of the crops that the task is trained on, pixels.
-        k: neighbours.
-        batch_size: pictures at once.
-        device: where it is computed.
+        k: number of neighbours.
+        batch_size: pictures per batch.
+        device: compute device.
         among: only these labelled pictures of `val` are the queries; None: all.
 
     Returns:
-        The task's figure that counts, of both read-outs: `linear_FIGURE` and `knn_FIGURE`.
+        The task's main metric of both probes: `linear_FIGURE` and `knn_FIGURE`.
 
     Raises:
         UserError: no pixel of the support, or of the queries, has a class.
@@ -73,7 +73,7 @@ def read_out(
     if not len(labels) or not len(truth):
         of = "validation masks" if len(labels) else f"{len(few)} labelled pictures"
         raise UserError(
-            f"no pixel of the {of} has a class at the size to which ingest.short_side reduces them, so features cannot be read out; "
+            f"no pixel of the {of} has a class at the size to which ingest.short_side downscales them, so the features cannot be probed; "
             "raise ingest.short_side or label more"
         )
     levels = backbone.channels if task.classifies == "pixels" else backbone.channels[-1:]
@@ -91,9 +91,9 @@ def read_out(
 
 
 def standardize(support: Tensor, queries: Tensor, levels: list[int]) -> tuple[Tensor, Tensor]:
-    """`(N, C)` and `(M, C)` by the support's mean and standard deviation of each channel, without its nearly dead channels.
+    """Standardise `(N, C)` and `(M, C)` by the support's mean and std per channel, and drop nearly dead channels.
 
-    `levels` counts the channels of each level of the pyramid, in their order, since levels differ in scale; their sum is C.
+    `levels`: number of channels of each pyramid level, in order, since levels differ in scale; their sum is C.
     """
     mean, std = support.mean(0), support.std(0, correction=0)
     live = torch.cat([part > NEARLY_DEAD * max(part.quantile(0.75), NEARLY_DEAD * part.max()) for part in std.split(levels)])

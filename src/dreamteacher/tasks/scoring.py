@@ -1,4 +1,4 @@
-"""Figures of a task model on whole pictures: every labelled one of a split, each counted once."""
+"""Metrics of a task model on whole pictures: every labelled picture of a split, once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dreamteacher.errors import UserError
 from dreamteacher.tasks.base import of_picture
 from dreamteacher.tasks.model import TaskModel, normalize
 
-PENDING = 8  # batches that wait at most for companions of their size
+PENDING = 8  # maximum number of unfinished batches, one per picture size
 
 
 def whole_batches(images: ImageSet, indices: list[int], batch_size: int, size: int | None) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Whole pictures (see `transforms.whole`), batched with others of the same padded size; each index comes once, in any order."""
+    """Whole pictures (see `transforms.whole`), batched by padded size; each index comes once, in any order."""
     transform = whole(size=size)
     waiting: dict[tuple[int, ...], dict[int, dict[str, Tensor]]] = {}
     for index in indices:
@@ -47,16 +47,16 @@ def score(
     keep: Collection[int] = (),
     among: list[int] | None = None,
 ) -> tuple[dict[str, float], dict[int, np.ndarray]]:
-    """The figures of `model` on all labelled pictures of `images`, measured by the labels as they came (see `Task.decode`).
+    """The metrics of `model` on all labelled pictures of `images`, at the labels' own size (see `Task.decode`).
 
     `among`: only on these labelled pictures.
 
     Returns:
-        Figures in [0, 1], of which the first is the one that counts, and the predictions for the pictures in `keep` by index, as
-        `Task.decode` makes them for the picture's size.
+        Metrics in [0, 1], the main one first, and the predictions for the pictures in `keep`, by index, from `Task.decode` at the picture's
+        size.
 
     Raises:
-        UserError: there is no label to measure by.
+        UserError: there are no labels.
     """
     task = model.get_task()
     totals, kept = task.score(model.classes), {}

@@ -19,7 +19,7 @@ from dreamteacher.tasks.base import NeckHead, Size, Task, at_finest, convolved, 
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
 
-RESIZED = 1 << 26  # logits that are resized at once
+RESIZED = 1 << 26  # maximum number of logits resized at once
 
 
 class SegmentationHead(NeckHead):
@@ -38,7 +38,7 @@ class SegmentationHead(NeckHead):
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - Dice of the soft prediction (Milletari et al. 2016), averaged over pictures and classes; `(B, K, H, W)` and `(B, H, W)`.
 
-    Dice is taken of each picture, not of the batch, so that the loss is the same however a batch is split.
+    Dice is computed per picture, not per batch, so that the loss does not depend on how a batch is split.
     """
     counted = (labels != IGNORE)[:, None]
     truth = F.one_hot(labels.clamp(max=logits.shape[1] - 1), logits.shape[1]).movedim(-1, 1) * counted
@@ -75,7 +75,7 @@ class IntersectionOverUnion:
         self._metrics = MetricCollection({"iou": iou, "accuracy": accuracy})
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Class ids, int64 of one shape; nothing is counted where `truth` is IGNORE."""
+        """Class ids, int64 of one shape; pixels with `truth` IGNORE are not counted."""
         predicted, truth = predicted.cpu(), truth.cpu()
         self._metrics.update(predicted, truth)
         self._seen += torch.bincount(truth[truth != IGNORE], minlength=len(self.classes))
@@ -101,7 +101,7 @@ class Segmentation(Task):
         return SegmentationHead(channels, width, classes)
 
     def crop(self, size: int, augmentation: Augmentation) -> Transform:
-        """A window of picture and mask, about at their own scale."""
+        """A random crop of picture and mask, at about their own scale."""
         return pixel_crop(size, augmentation)
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], settings: Finetune | Interpreter) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ class Segmentation(Task):
     def decode(self, output: Tensor, own: Size, size: Size) -> Tensor:
         """Class ids, int64 `(H, W)` of `size`.
 
-        The logits are resized to the mask where ingest reduced the picture; resizing the mask instead would lose thin objects.
+        If ingest downscaled the picture, the logits are resized to the mask; resizing the mask instead would lose thin objects.
         """
         return resized_argmax(output[:, : own[0], : own[1]], size)
 
@@ -125,7 +125,7 @@ class Segmentation(Task):
         return IntersectionOverUnion(classes)
 
     def draw(self, image: np.ndarray, labels: dict[str, Any], classes: list[str]) -> list[Panel]:
-        """The picture, and the picture tinted by each mask."""
+        """The picture, and an overlay of each mask."""
         from dreamteacher.data.drawing import draw_classes
 
         return [("picture", image), *((name, draw_classes(image, mask, classes)) for name, mask in labels.items())]

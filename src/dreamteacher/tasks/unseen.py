@@ -1,4 +1,4 @@
-"""Labels that are not there: of the whole data set, and classes that the few labels leave out."""
+"""Checks for missing labels: of the whole data set, and of classes in the few labels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dreamteacher.errors import UserError
 
 log = logging.getLogger(__name__)
 
-THINGS = {"boxes": "a box", "instances": "an object", "labels": "a class", "keypoints": "a keypoint"}  # of forms that may be empty
-MASKS = 2000  # of more masks none is read: it would take minutes, and a class that they all lack is unlikely
+THINGS = {"boxes": "a box", "instances": "an object", "labels": "a class", "keypoints": "a keypoint"}  # for label formats that may be empty
+MASKS = 2000  # with more masks the check is skipped: it would take minutes, and a class missing in all is unlikely
 
 
 def require_labels(images: ImageSet, data: Path, purpose: str) -> str:
@@ -35,7 +35,7 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
     """Warn of the classes that none of the labelled pictures `few` shows: a model that is trained on these pictures never predicts them.
 
     Raises:
-        UserError: they show none at all, as sparse masks may after they were reduced to ingest.short_side.
+        UserError: they show none at all, for example sparse masks after downscaling to ingest.short_side.
     """
     if images.form in ("mask", "instances") and len(few) > MASKS:
         return

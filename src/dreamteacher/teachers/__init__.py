@@ -1,1 +1,1 @@
-"""Generators whose features are distilled, one file a kind, and the import of what others trained."""
+"""Teachers: generators whose features are distilled, one file per kind, and the import of trained generators."""

@@ -1,8 +1,8 @@
 """Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with limited data").
 
-The discriminator of few pictures memorises them. So it only ever sees augmented ones, real and generated alike, each change with
-probability p. As p is below 1, the best generator still makes pictures as they are (Sec 2.2). p rises while the discriminator recognises
-real pictures too well, and falls otherwise (Sec 3).
+With few pictures a discriminator memorises them. So it only sees augmented pictures, real and generated, each change with probability p.
+As p is below 1, augmentations do not leak into generated pictures (Sec 2.2). p rises while the discriminator recognises real pictures too
+well, and falls otherwise (Sec 3).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dreamteacher.teachers.augmentation import draw_parameters, transform
 from dreamteacher.training.randomness import StepRandom
 from dreamteacher.training.transfer import constant
 
-LARGEST = 0.8  # of p: beyond, changes leak into what is generated (Fig 4)
-PICTURES = 500_000  # in which p can go from 0 to 1
+LARGEST = 0.8  # maximum of p; above, augmentations leak into generated pictures (Fig 4)
+PICTURES = 500_000  # real pictures in which p can go from 0 to 1
 EVERY = 4  # steps between changes of p
 
 
 def augment(images: Tensor, p: Tensor, random: StepRandom) -> Tensor:
-    """Pictures `(B, 3, S, S)` in [-1, 1], flipped, turned, scaled, stretched, shifted and recoloured, each change with probability `p`."""
+    """Augment pictures `(B, 3, S, S)` in [-1, 1]: flip, rotation, scale, stretch, shift and colour, each with probability `p`."""
     return recolour(transform(images, draw_parameters(len(images), random, p)), p, random)
 
 
@@ -42,19 +42,19 @@ def recolour(images: Tensor, p: Tensor, random: StepRandom) -> Tensor:
     angle = sometimes((uniform() * 2 - 1) * math.pi, 0.0)
     saturation = sometimes((random.normal((count,)) * math.log(2)).exp(), 1.0)
 
-    grey = torch.full((3, 3), 1 / 3, device=images.device)  # projection to the axis of greys
+    grey = torch.full((3, 3), 1 / 3, device=images.device)  # projection to the luminance axis
     a = 1 / math.sqrt(3)
     cross = constant([[0, -a, a], [a, 0, -a], [-a, a, 0]], images.device)
     rest = torch.eye(3, device=images.device) - grey
     angle, saturation, negative = (values[:, None, None] for values in (angle, saturation, negative))
-    # Along the axis: its sign. Across it: turned by the angle of the hue, and stretched.
+    # Along the axis: its sign. Across it: rotation by the hue angle, and saturation.
     matrix = contrast[:, None, None] * (negative * grey + saturation * (angle.cos() * rest + angle.sin() * cross))
     shift = (contrast * brightness)[:, None, None, None]
     return torch.einsum("bij,bjhw->bihw", matrix, images.float()) + shift
 
 
 class Adaptation(nn.Module):
-    """p, and what it follows: how often the discriminator calls real pictures real. All are buffers, so that checkpoints hold them."""
+    """p and the statistic that it follows, the sign of the discriminator on real pictures. Buffers, so that checkpoints contain them."""
 
     def __init__(self, target: float | None):
         """`target`: mean sign of the discriminator on real pictures at which p stays; None: p stays 0."""
@@ -68,7 +68,7 @@ class Adaptation(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor, random: StepRandom) -> None:
-        """Take in the logits `(B,)` of a part of a batch of real pictures; p changes at the first part of every EVERY-th step."""
+        """Add the logits `(B,)` of a part of a batch of real pictures; p is updated at the first part of every EVERY-th step."""
         if self.target is None:
             return
         if random.part == 0 and random.step % EVERY == 0:

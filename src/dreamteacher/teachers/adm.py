@@ -1,7 +1,7 @@
-"""ADM (Dhariwal & Nichol 2021), the paper's teacher: checkpoints of guided-diffusion and of what was trained with it: kind `adm`.
+"""ADM (Dhariwal & Nichol 2021), the paper's teacher: checkpoints of guided-diffusion and its derivatives: kind `adm`.
 
-Its U-Net is diffusers' UNet2DModel under other names, so the folder is a pipeline of diffusers. What a state dict does not show, which
-changes the features without any error, is an option: the order of the rows of `qkv`, the heads, the noise schedule.
+Its U-Net is diffusers' UNet2DModel with other names, so the folder is a diffusers pipeline. Properties that a state dict does not show, and
+that would silently change the features, are options: the order of the rows of `qkv`, the heads, the noise schedule.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dreamteacher.teachers.unet import class_embedding, read_scheduler, read_une
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-KNOWN = {  # sha256 of a published checkpoint -> what its state dict does not show
+KNOWN = {  # sha256 of a published checkpoint -> options that its state dict does not show
     # 256x256_diffusion_uncond.pt of guided-diffusion's release, the paper's teacher for ImageNet
     "a37c32fffd316cd494cf3f35b339936debdc1576dad13fe57c42399a5dbc78b1": {
         "image_size": "256",
@@ -89,7 +89,7 @@ def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> 
 
 
 def set_heads(unet: UNet2DModel, heads: int | None) -> None:
-    """Give each attention of `unet` this many heads; None: leave them. diffusers' UNet2DModel only knows heads of a fixed width."""
+    """Set the number of heads of each attention of `unet`; None: unchanged. diffusers' UNet2DModel supports only heads of fixed width."""
     from diffusers.models.attention_processor import Attention
 
     for module in unet.modules():
@@ -98,7 +98,7 @@ def set_heads(unet: UNet2DModel, heads: int | None) -> None:
 
 
 def _compare(found: dict[str, Any], flags: dict[str, str], source: str) -> None:
-    """UserError where an option says something else than the state dict."""
+    """Raises UserError if an option contradicts the state dict."""
     size = _number("image_size", flags["image_size"]) if flags.get("image_size") else None
     for flag in READABLE:
         text, actual = flags.get(flag, ""), found[flag]
@@ -121,7 +121,7 @@ def _compare(found: dict[str, Any], flags: dict[str, str], source: str) -> None:
 
 
 def _choose(flags: dict[str, str], source: str) -> dict[str, Any]:
-    """What the state dict does not show."""
+    """The options that the state dict does not show."""
     needed = {flag: flags.get(flag, "") for flag in NEEDED}
     if needed["num_head_channels"] in ("", "-1"):  # guided-diffusion's default, with which num_heads counts
         needed["num_head_channels"] = "-1" if flags.get("num_heads") else ""
@@ -148,7 +148,7 @@ _VALUES = {"use_new_attention_order": "True|False", "num_head_channels": "N", "n
 
 
 def build(found: dict[str, Any], chosen: dict[str, Any]) -> UNet2DModel:
-    """The network of these flags, with random weights."""
+    """The network for these flags, with random weights."""
     from diffusers import UNet2DModel
 
     residual, widths = found["resblock_updown"], found["channel_mult"]

@@ -1,4 +1,4 @@
-"""State dicts of guided-diffusion: which network they are of, and their weights by the names of diffusers' UNet2DModel."""
+"""State dicts of guided-diffusion: infer the architecture, and rename weights to diffusers' UNet2DModel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreamteacher.errors import UserError
 
-READABLE = (  # guided-diffusion's flags that the state dict shows; an option is compared with it
+READABLE = (  # guided-diffusion's flags that can be inferred from the state dict; options are compared with it
     *("num_channels", "num_res_blocks", "channel_mult", "attention_resolutions"),
     *("learn_sigma", "class_cond", "use_scale_shift_norm", "resblock_updown"),
 )
@@ -26,7 +26,7 @@ RESNET = {  # of diffusers -> of guided-diffusion
 
 
 def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net alone of a state dict that has it below a prefix, such as `model.`, maybe beside others."""
+    """The U-Net's part of a state dict that has it below a prefix, such as `model.`, perhaps beside other networks."""
     prefixes = [key.removesuffix(FIRST) for key in state if key.endswith(FIRST)]
     if len(prefixes) != 1 or prefixes == [""]:
         return state
@@ -34,10 +34,10 @@ def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_flags(state: dict[str, Tensor], source: str) -> dict[str, Any]:
-    """READABLE off a state dict; `attention_resolutions` as strides, `channel_mult` in channels.
+    """The flags READABLE from a state dict; `attention_resolutions` as strides, `channel_mult` in channels.
 
     Raises:
-        UserError: it is not that of a U-Net of guided-diffusion for RGB pictures.
+        UserError: it is not a guided-diffusion U-Net for RGB pictures.
     """
     blocks = 1 + max((int(key.split(".")[1]) for key in state if re.match(r"output_blocks\.\d+\.", key)), default=-1)
     try:
@@ -73,12 +73,12 @@ def read_flags(state: dict[str, Tensor], source: str) -> dict[str, Any]:
 
 
 def _upsampler(state: dict[str, Tensor], block: int) -> int:
-    """Place of the up-sampler within a block of the decoder; 0: it has none."""
+    """Index of the up-sampler within a decoder block; 0: it has none."""
     return next((i for i in (1, 2) for key in ("conv.weight", "in_layers.0.weight") if f"output_blocks.{block}.{i}.{key}" in state), 0)
 
 
 def to_diffusers(state: dict[str, Tensor], found: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights in float32, by the names of UNet2DModel; the labels' embedding is left out."""
+    """The weights in float32, by the names of UNet2DModel, without the class embedding."""
     weights: dict[str, Tensor] = {}
     for theirs, ours in _modules(state, found):
         for kind in ("weight", "bias"):
@@ -96,7 +96,7 @@ def to_diffusers(state: dict[str, Tensor], found: dict[str, Any], chosen: dict[s
 
 
 def split_qkv(rows: Tensor, chosen: dict[str, Any]) -> list[Tensor]:
-    """Queries, keys and values, each of C rows `(C, ...)`, heads after each other, of the 3C rows of a `qkv`.
+    """Split the 3C rows of a `qkv` into queries, keys and values of C rows `(C, ...)` each, head by head.
 
     With H heads of c channels the legacy order is (H, 3, c), the new one (3, H, c).
     """
@@ -142,7 +142,7 @@ def _modules(state: dict[str, Tensor], found: dict[str, Any]) -> Iterator[tuple[
 
 
 def check_shapes(weights: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
-    """UserError where the names or shapes of `weights` are not those of `wanted`, a UNet2DModel's."""
+    """Raises UserError if names or shapes of `weights` differ from `wanted`, those of a UNet2DModel."""
     wrong = [name for name in sorted({*weights, *wanted}) if name not in weights or name not in wanted]
     wrong += [name for name in weights if name in wanted and weights[name].shape != wanted[name].shape]
     if wrong:

@@ -1,7 +1,7 @@
-"""Augmentation that a generator is told of, so that it does not show in what it makes (Karras et al. 2022, App F.2, their Tab 6).
+"""Non-leaking augmentation: the generator is conditioned on it (Karras et al. 2022, App F.2, their Tab 6).
 
-A generator of few pictures memorises them. Augmented ones are more, and as the network gets the parameters of each augmentation, with
-zeros for none, it still models the pictures as they are.
+A generator memorises few pictures; augmentation gives it more. Since the network gets the augmentation's parameters as input, with zeros
+for none, it still models the original pictures.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from dreamteacher.training.randomness import StepRandom
 
 PARAMETERS = 9  # flips left to right and upside down, ln scale, cos - 1 and sin of the angle, ln stretch along 2 directions, 2 shifts
-SHARE = 0.12  # of the pictures that each change is made to
+SHARE = 0.12  # probability of each change
 SCALE, SHIFT = 0.2 * math.log(2), 0.125  # standard deviations: of ln scale and ln stretch, and of the shift as a share of the side
 
 
 def draw_parameters(count: int, random: StepRandom, share: Tensor | float | None = None) -> Tensor:
-    """Parameters of `count` augmentations, `(count, 9)`; 0 where nothing is changed. `share`: of the pictures, for each change; SHARE."""
+    """Random parameters of `count` augmentations, `(count, 9)`; 0 for no change. `share`: probability of each change; default SHARE."""
     share = SHARE if share is None else share
 
     def uniform() -> Tensor:
@@ -43,14 +43,14 @@ def draw_parameters(count: int, random: StepRandom, share: Tensor | float | None
 
 
 def transform(images: Tensor, parameters: Tensor) -> Tensor:
-    """Square pictures `(B, C, S, S)` changed as `parameters` `(B, 9)` say; what comes in at the border is the picture's reflection.
+    """Augment square pictures `(B, C, S, S)` by `parameters` `(B, 9)`, with reflection at the border.
 
-    Flipped first, then scaled, turned counterclockwise, stretched (doubled along a direction is halved across it) and shifted.
+    Order: flip, scale, rotation (counterclockwise), stretch (doubling along a direction halves across it), shift.
     """
     p = parameters.float()
     left, up, scale, cosine, sine, along, across, right, down = p.unbind(1)
     cosine = cosine + 1
-    # The place in the source of each place in the result: the inverse of each change, the last one first.
+    # The source position of each target position: the inverse changes, last one first.
     amount = torch.hypot(along, across)
     direction = torch.atan2(across, along)
     inverse = _rotation(direction.cos(), direction.sin()) @ _diagonal((-amount).exp(), amount.exp())
@@ -60,7 +60,7 @@ def transform(images: Tensor, parameters: Tensor) -> Tensor:
     shift = inverse @ torch.stack([right, down], 1)[:, :, None] * -2  # the side is 2 in the coordinates of affine_grid
     grid = F.affine_grid(torch.cat([inverse, shift], 2).to(images), list(images.shape), align_corners=False)
     changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    # All are sampled: to sample only those that change, the host would have to wait until it is known which. The others stay to the bit.
+    # All are resampled, because selecting the changed ones would synchronise with the host. The others stay bit-identical.
     return torch.where(parameters.ne(0).any(1)[:, None, None, None], changed, images)
 
 

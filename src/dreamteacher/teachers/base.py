@@ -1,4 +1,4 @@
-"""What a generator must offer to teach, and to be trained. Each kind is one module: `folder.KINDS`."""
+"""Interfaces of a teacher and of its training. Each kind is one module: `folder.KINDS`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Tap:
 
 
 def choose_taps(offered: list[Tap], strides: list[int] | None) -> list[Tap]:
-    """Those of `offered` at `strides`; None: all.
+    """The taps of `offered` at `strides`; None: all.
 
     Raises:
-        UserError: nothing is offered at one of the strides.
+        UserError: there is no tap at one of the strides.
     """
     there = [tap.stride for tap in offered]
     if missing := sorted(set(strides or []) - set(there)):
@@ -36,7 +36,7 @@ def choose_taps(offered: list[Tap], strides: list[int] | None) -> list[Tap]:
 
 
 def check_sides(images: Tensor, multiple: int) -> None:
-    """Whether a teacher takes pictures `(B, 3, H, W)`.
+    """Check that a teacher accepts pictures `(B, 3, H, W)`.
 
     Raises:
         UserError: H or W is no multiple of `multiple`.
@@ -51,9 +51,9 @@ class Lesson:
     """Pictures with their features.
 
     Attributes:
-        images: `(B, 3, H, W)` in [0, 1], of which the features are: those that were given, or the generator's own.
-        features: one float32 `(B, C_l, H/s_l, W/s_l)` a tap, fine to coarse.
-        step: `(B,)`, int64, the noise step of each picture; None: the teacher knows none.
+        images: `(B, 3, H, W)` in [0, 1], to which the features belong: the input pictures, or the generator's own samples.
+        features: one float32 `(B, C_l, H/s_l, W/s_l)` per tap, fine to coarse.
+        step: `(B,)`, int64, the noise step of each picture; None: the teacher has no noise steps.
     """
 
     images: Tensor
@@ -66,7 +66,7 @@ class Teacher(Protocol):
 
     Attributes:
         taps: fine to coarse.
-        multiple: of which the sides of pictures must be multiples, pixels.
+        multiple: height and width of pictures must be multiples of it, pixels.
         encoding: how pictures enter it.
     """
 
@@ -75,7 +75,7 @@ class Teacher(Protocol):
     encoding: Encoding
 
     def teach(self, images: Tensor, random: StepRandom) -> Lesson:
-        """The lesson of pictures `(B, 3, H, W)` in [0, 1]; `random` is the source of all that is drawn.
+        """The lesson for pictures `(B, 3, H, W)` in [0, 1]; `random` is the only source of randomness.
 
         Raises:
             UserError: the pictures do not fit the generator.
@@ -91,18 +91,18 @@ class Teacher(Protocol):
         ...
 
     def to(self, device: Any) -> Teacher:
-        """On `device`, as torch's modules."""
+        """Move to `device`, as torch's modules."""
         ...
 
 
 class FrozenTeacher(nn.Module):
-    """What teachers share whose network never learns and is the same whatever the encoding."""
+    """Base of teachers whose frozen network does not depend on the encoding."""
 
     def __init__(self, offered: list[Tap], strides: list[int] | None, encoding: Encoding):
-        """`strides` chooses taps of `offered`, None all. Call `freeze` once the network is there.
+        """`strides` selects taps of `offered`, None all. Call `freeze` once the network is built.
 
         Raises:
-            UserError: a stride that is not offered.
+            UserError: a stride is not among `offered`.
         """
         super().__init__()
         self.taps = choose_taps(offered, strides)
@@ -120,22 +120,22 @@ class FrozenTeacher(nn.Module):
         return other
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval, whatever module holds it."""
+        """Stay in eval mode, also as a submodule."""
         return super().train(False)
 
 
 def dreams(teacher: Teacher) -> bool:
-    """Whether its lessons are of pictures of its own instead of the given ones: its attribute `dreams`, False where it has none."""
+    """Whether its lessons are on its own samples instead of the input pictures: its attribute `dreams`, default False."""
     return getattr(teacher, "dreams", False)
 
 
 class Generator(Protocol):
-    """How one kind of generator is trained; made of the settings `teacher`.
+    """Training of one kind of generator; constructed from the settings `teacher`.
 
     Attributes:
-        trains: whether it is trained at all; a control is not, and gets neither `loss` nor `sample` asked.
-        classes: optional, of a kind that can be told of the pictures' classes: how many there are, 0 by default. Where it is set, `loss`
-            also gets `classes` `(B,)`, their ids, and this number for a picture without one.
+        trains: whether it is trained at all; for a control, neither `loss` nor `sample` is called.
+        classes: optional, for class-conditional kinds: the number of classes, default 0. If set, `loss` also gets the class ids `classes`
+            `(B,)`, with this number as the null class.
     """
 
     trains: bool
@@ -149,15 +149,15 @@ class Generator(Protocol):
         ...
 
     def loss(self, network: nn.Module, images: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """What is minimised, as `loss`, and its parts, of pictures `(B, 3, H, W)` in [0, 1]."""
+        """`loss`, which is minimised, and its terms, for pictures `(B, 3, H, W)` in [0, 1]."""
         ...
 
     def sample(self, network: nn.Module, count: int, seed: int) -> Tensor:
-        """Pictures that the generator makes, `(count, 3, H, W)` in [0, 1] on the CPU; the same ones for the same seed."""
+        """Samples, `(count, 3, H, W)` in [0, 1] on the CPU, determined by the seed."""
         ...
 
     def load_weights(self, network: nn.Module, folder: Path) -> None:
-        """Give `network` the weights of the teacher in `folder`.
+        """Load the weights of the teacher in `folder` into `network`.
 
         Raises:
             UserError: `folder` holds no teacher, a damaged one, or one that does not fit.
@@ -165,5 +165,5 @@ class Generator(Protocol):
         ...
 
     def save(self, network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
-        """Write all that `folder.open_teacher` reads, and `teacher.json` with the kind, the taps and `facts`."""
+        """Write the files for `folder.open_teacher`, including `teacher.json` with the kind, the taps and `facts`."""
         ...

@@ -1,6 +1,6 @@
-"""BigGAN and BigGAN-deep that others trained: kind `biggan`.
+"""Imported BigGAN and BigGAN-deep: kind `biggan`.
 
-Two layouts are read: a folder of the torch model of the hub (BigGAN-deep: config.json and pytorch_model.bin), and G_ema.pth of
+Two formats are read: a folder of the torch model of the hub (BigGAN-deep: config.json and pytorch_model.bin), and G_ema.pth of
 ajbrock/BigGAN-PyTorch, which IC-GAN shares.
 """
 
@@ -67,11 +67,11 @@ def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> 
 def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     """Write the teacher's folder `out`; see `importing.import_teacher`.
 
-    Options: `truncation` in (0, 1], of z; BigGAN-deep has statistics of its own for each. `eps`, of conditional normalisation, 1e-5; not
-    of BigGAN-deep, whose config.json names it.
+    Options: `truncation` of z in (0, 1]; BigGAN-deep has batch-norm statistics for each. `eps` of conditional normalisation, 1e-5; not for
+    BigGAN-deep, whose config.json has it.
 
     Raises:
-        UserError: the file cannot be read without running what it brings, or is of another architecture.
+        UserError: the file cannot be read without executing its code, or is of another architecture.
     """
     check_options(options, ["truncation", "eps"])
     path, truncation = Path(source), read_truncation(options)
@@ -102,7 +102,7 @@ def read_deep(folder: Path, truncation: float) -> BigGAN:
     """BigGAN-deep from the folder of the torch model of the hub, at one truncation.
 
     Raises:
-        UserError: the folder does not hold one config.json and one file of weights, or they are of another architecture.
+        UserError: the folder does not contain one config.json and one file of weights, or they are of another architecture.
     """
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".safetensors")]
     configs = sorted(folder.glob("*config.json"))
@@ -138,9 +138,9 @@ def read_deep(folder: Path, truncation: float) -> BigGAN:
 
 
 def at_truncation(statistics: Tensor, truncation: float) -> Tensor:
-    """Of statistics `(n, C)` for truncations 0 ... 1 those at `truncation`, `(C,)`.
+    """Interpolate statistics `(n, C)` for truncations 0 ... 1 at `truncation`, to `(C,)`.
 
-    Between two of them the published model weighs the nearer one less; its pictures are those of that mistake.
+    Reproduces a bug of the published model, which gives the nearer of two neighbours the smaller weight.
     """
     share, first = math.modf(truncation * (len(statistics) - 1))
     first = int(first)
@@ -150,7 +150,7 @@ def at_truncation(statistics: Tensor, truncation: float) -> Tensor:
 
 
 def read_wide(path: Path, found: Weights, options: dict[str, Any], instances: tuple[Tensor, Tensor] | None = None) -> BigGAN:
-    """A generator of BigGAN-PyTorch, whose shape the weights have; `instances`: stored features `(n, d)` and classes `(n,)` of IC-GAN.
+    """A BigGAN-PyTorch generator, its architecture inferred from the weights; `instances`: IC-GAN's features `(n, d)` and classes `(n,)`.
 
     Raises:
         UserError: weights are missing, left over or of another shape, or the instances do not fit.
@@ -189,7 +189,7 @@ def read_wide(path: Path, found: Weights, options: dict[str, Any], instances: tu
 
 
 def _conditioning(path: Path, found: Weights, weights: Weights, blocks: int, instances: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
-    """What the generator is conditioned on, by the length of the condition; moves the weights of it."""
+    """The generator's conditioning, inferred from the length of the condition; moves its weights."""
     start = weights["start.weight"].shape[1]
     features = found.get("shared_feat.weight")
     if features is not None and instances is None:
@@ -205,7 +205,7 @@ def _conditioning(path: Path, found: Weights, weights: Weights, blocks: int, ins
         raise UserError(f"{path} has conditions of length {rest + given}, which neither classes ({width}) nor parts of z ({start}) explain")
     by_class, chunk = fits[0]
     shape = {"latent": chunk * (blocks + 1) if chunk else start, "chunk": chunk}
-    embedding = found.pop("shared.weight", None)  # IC-GAN has it also where no class is used
+    embedding = found.pop("shared.weight", None)  # IC-GAN has it even without classes
     if by_class and embedding is not None:
         shape |= {"classes": len(embedding), "class_width": width}
         weights["embed.weight"] = embedding
@@ -221,7 +221,7 @@ def _conditioning(path: Path, found: Weights, weights: Weights, blocks: int, ins
 
 
 def standing_statistics(found: Weights, name: str) -> tuple[Tensor, Tensor]:
-    """Take mean and variance of a normalisation out of `found`; sums over batches are divided by their number."""
+    """Pop mean and variance of a normalisation from `found`; sums over batches are divided by their number."""
     prefix = f"{name}.bn." if any(key.startswith((f"{name}.bn.stored", f"{name}.bn.running")) for key in found) else f"{name}."
     names = ("stored_mean", "stored_var") if f"{prefix}stored_mean" in found else ("running_mean", "running_var")
     mean, var = (found.pop(prefix + key) for key in names)
@@ -230,7 +230,7 @@ def standing_statistics(found: Weights, name: str) -> tuple[Tensor, Tensor]:
 
 
 def without_spectral_norm(found: Weights) -> Weights:
-    """Weights divided by their largest singular value, as the stored vectors estimate it.
+    """Apply spectral normalisation: weights divided by their largest singular value, estimated from the stored vectors.
 
     torch keeps `weight_orig`, `weight_u` and `weight_v`. BigGAN-PyTorch keeps `weight` and `u0`, and improves the estimate by one step of
     power iteration each time it is used.

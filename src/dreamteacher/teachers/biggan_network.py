@@ -19,7 +19,7 @@ TAIL = 2.0  # standard deviations at which z is cut off by truncation
 
 
 class ConditionalNorm(nn.Module):
-    """Batch normalisation by stored statistics, whose gain and bias are linear in the condition."""
+    """Conditional batch normalisation with fixed statistics; gain and bias are linear in the condition."""
 
     def __init__(self, channels: int, condition: int, eps: float):
         super().__init__()
@@ -39,7 +39,7 @@ class ConditionalNorm(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """Self-attention of each place over the places of the maps at half the resolution."""
+    """Self-attention of each position over the positions of the maps at half the resolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -75,7 +75,7 @@ class Wide(nn.Module):
 
 
 class Deep(nn.Module):
-    """Bottleneck block of BigGAN-deep (Fig 16); where there are fewer outputs than inputs, the skip drops channels."""
+    """Bottleneck block of BigGAN-deep (Fig 16); with fewer outputs than inputs, the skip drops channels."""
 
     def __init__(self, inputs: int, outputs: int, up: bool, condition: int, eps: float):
         super().__init__()
@@ -99,16 +99,16 @@ class Deep(nn.Module):
 
 
 class BigGAN(nn.Module):
-    """A generator, and what it is conditioned on.
+    """A generator with its conditioning.
 
     Args:
         layers: coarse to fine, each ["wide", inputs, outputs], ["deep", inputs, outputs, up] or ["attention", channels].
         latent: length of z.
         chunk: length of the part of z that the first layer and, as a part of its condition, each wide block get; 0: all get all of it in
             BigGAN-deep, and only the first layer in BigGAN.
-        classes: their number, 0 where it is not conditional on a class.
+        classes: number of classes; 0: not class-conditional.
         class_width: length of a class's embedding.
-        instances: stored feature vectors, of which one is drawn for each picture; 0 where it is not conditional on these.
+        instances: number of stored feature vectors, one of which is drawn for each picture; 0: not conditioned on instances.
         instance_size: their length.
         instance_width: length of a feature vector's embedding; 0: it is not embedded.
         eps: of conditional normalisation.

@@ -9,11 +9,13 @@ from pathlib import Path
 
 def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
     """Add the command to those of `dreamteacher`; `add` takes name, function and help."""
-    command = add("import-teacher", _import_teacher, "make a teacher of a generator that others trained; see docs/teachers.md")
+    command = add("import-teacher", _import_teacher, "import a trained generator as a teacher; see docs/teachers.md")
     command.add_argument("kind", metavar="KIND", help="such as adm or diffusers")
-    command.add_argument("source", metavar="SOURCE", help="checkpoint, folder or hub id, as the kind takes it")
-    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the teacher; must not hold anything")
-    command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the kind; licence=... is kept as it is")
+    command.add_argument("source", metavar="SOURCE", help="checkpoint, folder or hub id, depending on the kind")
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the teacher; must not exist or be empty")
+    command.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the kind; licence=... is recorded verbatim"
+    )
 
 
 def _import_teacher(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""A DDPM (Ho et al. 2020) in pixels, trained here: kind `ddpm`. Its folder is a pipeline of diffusers."""
+"""A DDPM (Ho et al. 2020) in pixels, trained here: kind `ddpm`. Its folder is a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def denoising_loss(
 
     epsilon: the noise (DDPM, Ho et al. 2020, Eq 14). v_prediction: sqrt(a_t) noise - sqrt(1 - a_t) picture (Salimans & Ho 2022, App D).
 
-    self_conditioning: the U-Net gets its own estimate of half of the pictures. classes: `class_labels` `(B,)` of a U-Net that takes them.
+    self_conditioning: for half of the pictures, the U-Net gets its own estimate. classes: `class_labels` `(B,)` of a conditional U-Net.
     """
     pictures, noise = images * 2 - 1, random.normal(images.shape)
     steps = random.integers(0, scheduler.config.num_train_timesteps, len(images))
@@ -61,7 +61,7 @@ def denoising_loss(
 
 
 def estimate_picture(output: Tensor, noisy: Tensor, kept: Tensor, prediction: str) -> Tensor:
-    """The picture `(B, 3, H, W)` in [-1, 1] that an output, epsilon or v, at inputs `noisy` means; kept: `(B,)`, a of their noise steps."""
+    """The estimate of the picture `(B, 3, H, W)` in [-1, 1] from an output (epsilon or v) at inputs `noisy`; kept: `(B,)`, alpha_bar."""
     kept = kept[:, None, None, None]
     if prediction == "epsilon":
         return ((noisy - (1 - kept).sqrt() * output) / kept.sqrt()).clamp(-1, 1)
@@ -87,10 +87,10 @@ def check_schedule(scheduler: DDPMScheduler, folder: Path) -> None:
 
 
 class Generator:
-    """How a DDPM is trained: `settings.size`, `resolution`, `T_train`, `prediction` and `self_conditioning` say which one.
+    """Training of a DDPM, as set by `settings.size`, `resolution`, `T_train`, `prediction` and `self_conditioning`.
 
     Attributes:
-        classes: of pictures that it is told of; 0: none.
+        classes: number of classes that it is conditioned on; 0: unconditional.
     """
 
     kind, trains, classes = "ddpm", True, 0
@@ -110,19 +110,19 @@ class Generator:
         return build_unet(self.settings.size, self.settings.resolution, **options)
 
     def loss(self, network: nn.Module, images: Tensor, random: StepRandom, classes: Tensor | None = None) -> dict[str, Tensor]:
-        """See `denoising_loss`. classes: `(B,)` ids, `self.classes` for none; None: none of any picture."""
+        """See `denoising_loss`. classes: `(B,)` ids, `self.classes` is the null class; None: all null."""
         self_conditioning, labels = self.settings.self_conditioning, self._labels(len(images), images.device)
         if classes is not None:
             labels = {"class_labels": some_without(classes, self.classes, random)}
         return {"loss": denoising_loss(network, self.scheduler, images, random, self_conditioning=self_conditioning, **labels)}
 
     def _labels(self, count: int, device: Any) -> dict[str, Tensor]:
-        """What a U-Net that takes classes gets where there are none."""
+        """The null class for a conditional U-Net without given classes."""
         return {"class_labels": no_class(count, self.classes, device)} if self.classes else {}
 
     @torch.no_grad()
     def sample(self, network: nn.Module, count: int, seed: int) -> Tensor:
-        """Pictures `(count, 3, side, side)` in [0, 1], of each class in turn, by DDIM (Song et al. 2021) in `sample_steps` steps."""
+        """Samples `(count, 3, side, side)` in [0, 1], of each class in turn, by DDIM (Song et al. 2021) in `sample_steps` steps."""
         from diffusers import DDIMScheduler
 
         settings = self.settings
@@ -139,7 +139,7 @@ class Generator:
         return (pictures.cpu() / 2 + 0.5).clamp(0, 1)
 
     def load_weights(self, network: nn.Module, folder: Path) -> None:
-        """In float32 whatever they are stored in.
+        """Load weights as float32, whatever their stored dtype.
 
         Raises:
             UserError: `folder` holds a damaged teacher, or one of another size or noise schedule.
@@ -157,7 +157,7 @@ class Generator:
 
 
 class DDPMTeacher(DiffusionTeacher):
-    """A DiffusionTeacher that gets its own estimate of the picture if it was trained so, and no class if it was told of some."""
+    """A DiffusionTeacher with self-conditioning if it was trained so, and the null class if it is class-conditional."""
 
     def forward_pass(self, unet: Any, noisy: Tensor, steps: Tensor) -> Tensor:
         """See `DiffusionTeacher`."""

@@ -1,6 +1,6 @@
-"""Diffusion models that are stored as diffusers stores them, in a folder or on the model hub: kind `diffusers`.
+"""Diffusion models in diffusers format, in a folder or on the model hub: kind `diffusers`.
 
-U-Nets in pixels, latent diffusion with U-Nets or transformers. Weights are read without running anything that comes with them.
+U-Nets in pixels, latent diffusion with U-Nets or transformers. Weights are read without executing code from the source.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dreamteacher.teachers.unet import class_embedding, read_scheduler
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
-ALIASES = {"Transformer2DModel": "DiTTransformer2DModel"}  # as DiT's own repositories say
+ALIASES = {"Transformer2DModel": "DiTTransformer2DModel"}  # as in DiT's own repositories
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "SD3Transformer2DModel")
 AUTOENCODERS = ("AutoencoderKL", "VQModel")
 OPTIONS = {  # beside revision and variant
@@ -46,7 +46,7 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
         out: an empty folder.
         options: `revision` and `variant` of the source; `prompt`, by default the empty one, or `prompt_embedding`, a .safetensors file
             (see `prompts.read_embedding`); `class` ("mean", "none" or a number for a U-Net, see `unet.class_embedding`; a number or
-            "none", its class for none, for a DiT); `blocks` of a transformer, such as "9,14", by default the one in the middle.
+            "none", its null class, for a DiT); `blocks` of a transformer, such as "9,14", by default the middle one.
 
     Raises:
         UserError: the source cannot be read, is of another kind, or an option does not fit.
@@ -124,11 +124,11 @@ class _Source:
         return cast(dict[str, Any], _class(name).load_config(self.source, subfolder=place or None, **revision))
 
     def _places(self, part: str) -> list[str]:
-        """Where a part may lie: below its name, or in old repositories beside model_index.json."""
+        """Candidate paths of a component: its own subfolder or, in old repositories, beside model_index.json."""
         return [part, ""] if not self.local else [part if (Path(self.source) / part).is_dir() else ""]
 
     def find(self, usable: tuple[str, ...], what: str) -> tuple[str, str]:
-        """Class and name of the part whose class is among `usable`.
+        """Class and name of the component whose class is among `usable`.
 
         Raises:
             UserError: there is none.
@@ -140,7 +140,7 @@ class _Source:
         raise UserError(f"{self.source} has no {what} that can teach: {', '.join(usable)} can, it has {', '.join(parts.values())}")
 
     def load(self, name: str, part: str) -> Any:
-        """A part, in float32, all of whose weights were found.
+        """A component in float32; all its weights must be present.
 
         Raises:
             UserError: it cannot be read, or lacks weights.
@@ -193,7 +193,7 @@ def _class(name: str) -> Any:
 
 
 def _check(network: Any, autoencoder: Any, source: str, name: str) -> None:
-    """UserError where the network takes something that a picture alone does not give, or has no plain decoder."""
+    """Raises UserError if the network needs further inputs, or has no plain decoder."""
     config, inputs = network.config, int(network.config.in_channels)
     if autoencoder is None and name != "UNet2DModel":
         raise UserError(f"{source} is a {name} without an autoencoder (vae), whose latents it denoises; name the whole pipeline")
@@ -220,7 +220,7 @@ def _check(network: Any, autoencoder: Any, source: str, name: str) -> None:
 
 
 def _fold_classes(unet: Any, choice: str | None) -> str | None:
-    """Make `unet` one without classes, by adding the embedding of one choice of them to the time embedding; what was chosen."""
+    """Make `unet` unconditional by adding a class embedding to the time embedding; returns the chosen class."""
     table = unet.class_embedding
     if table is None:
         if choice:
@@ -234,7 +234,7 @@ def _fold_classes(unet: Any, choice: str | None) -> str | None:
 
 
 def _label(choice: str, classes: int) -> int:
-    """The number of a DiT's class; behind the classes is the one for none, of its guidance without a classifier."""
+    """The id of a DiT's class; the null class of classifier-free guidance follows the last class."""
     if choice == "none":
         return classes
     if not choice.isdecimal() or int(choice) >= classes:
@@ -247,14 +247,14 @@ def _blocks(text: str | None, count: int) -> list[int]:
         return [count // 2]
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) < count for part in parts) or len(set(parts)) < len(parts):
-        raise UserError(f"--option blocks={text} are no different numbers from 0 to {count - 1}, divided by commas")
+        raise UserError(f"--option blocks={text} are no different numbers from 0 to {count - 1}, separated by commas")
     return sorted(int(part) for part in parts)
 
 
 def _check_prompt(prompt: dict[str, Tensor], config: Any, where: str) -> None:
-    """UserError where the embedding is not as wide as what the network takes."""
+    """Raises UserError if the embedding does not have the width that the network needs."""
     pooled = config.get("pooled_projection_dim")
-    if config.get("addition_embed_type") == "text_time":  # with six numbers for the picture's sizes
+    if config.get("addition_embed_type") == "text_time":  # plus six numbers for the picture's sizes
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     takes = {"prompt_embeds": config.get("joint_attention_dim") or config.get("cross_attention_dim"), "pooled_prompt_embeds": pooled}
     for key, wanted in takes.items():

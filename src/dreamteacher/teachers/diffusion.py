@@ -27,20 +27,20 @@ def decoder_taps(unet: UNet2DModel | UNet2DConditionModel, stride: int = 1) -> l
 
 
 class Space(Protocol):
-    """What a diffusion model denoises: pictures, or their latents.
+    """The space of a diffusion model: pixels or latents.
 
     Attributes:
-        stride: pixels a side that one place stands for.
+        stride: side of a position, pixels.
     """
 
     stride: int
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures `(B, 3, H, W)` in [0, 1] to inputs `(B, C, H/stride, W/stride)`, about as large as standard normal noise."""
+        """Pictures `(B, 3, H, W)` in [0, 1] to inputs `(B, C, H/stride, W/stride)` of about unit variance."""
         ...
 
     def decode(self, inputs: Tensor) -> Tensor:
-        """The reverse."""
+        """The inverse."""
         ...
 
 
@@ -59,7 +59,7 @@ class Pixels:
 
 
 class DenoisingTeacher(FrozenTeacher):
-    """A frozen diffusion model, of whatever network: encoded inputs, one denoising pass, the maps at its taps."""
+    """A frozen diffusion model with any network: encoded inputs, one denoising pass, the maps at its taps."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class DenoisingTeacher(FrozenTeacher):
         strides: list[int] | None,
         space: Space | None = None,
     ):
-        """`offered`: all taps, fine to coarse, of which `strides` chooses; None: all. `space`: None: pixels.
+        """`offered`: all taps, fine to coarse; `strides` selects some, None all. `space`: None: pixels.
 
         Raises:
-            UserError: a stride that is not offered, or an encoding that the schedule does not allow.
+            UserError: a stride is not among `offered`, or the schedule does not allow the encoding.
         """
         encoding.check(scheduler)
         super().__init__(offered, strides, encoding)
@@ -114,12 +114,12 @@ class DenoisingTeacher(FrozenTeacher):
         raise NotImplementedError
 
     def kept(self, steps: Tensor) -> Tensor:
-        """How much of the picture's variance is left at noise steps `(B,)`: `(B,)`."""
-        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(steps.device)  # stays there, as with its own `add_noise`
+        """alpha_bar at noise steps `(B,)`, the share of the picture's variance that is left: `(B,)`."""
+        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(steps.device)  # stays on the device, as with its own `add_noise`
         return self.scheduler.alphas_cumprod[steps]
 
     def noise_of(self, output: Tensor, noisy: Tensor, steps: Tensor) -> Tensor:
-        """The noise that the network's output means. What a network says of the variance, behind its prediction, is passed over."""
+        """The noise predicted by the network's output; a predicted variance in further channels is ignored."""
         output = output[:, : noisy.shape[1]].float()
         kept = self.kept(steps)[:, None, None, None]
         return {
@@ -130,11 +130,11 @@ class DenoisingTeacher(FrozenTeacher):
 
 
 class DiffusionTeacher(DenoisingTeacher):
-    """A frozen U-Net that is cut off after its finest wanted tap, so nothing beyond is computed.
+    """A frozen U-Net, truncated after its finest requested tap to save compute.
 
     Attributes:
-        unet: the part that features need.
-        whole: all of it, with the same parameters, for encodings that need what it predicts.
+        unet: the truncated U-Net, for features.
+        whole: the full U-Net, sharing parameters, for encodings that need its prediction.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class DiffusionTeacher(DenoisingTeacher):
         strides: list[int] | None = None,
         space: Space | None = None,
     ):
-        """Take over `unet` (it is frozen). See `DenoisingTeacher`."""
+        """Freezes `unet`. See `DenoisingTeacher`."""
         super().__init__(decoder_taps(unet, space.stride if space else 1), scheduler, encoding, strides, space)
         self.whole = unet
         self.unet = _cut_after(unet, int(self.taps[0].name.split(".")[1]))
@@ -170,7 +170,7 @@ class DiffusionTeacher(DenoisingTeacher):
         return maps
 
     def forward_pass(self, unet: Any, noisy: Tensor, steps: Tensor) -> Tensor:
-        """What `unet`, the whole or the cut one, returns of inputs at noise steps `(B,)`."""
+        """Output of `unet`, full or truncated, for inputs at noise steps `(B,)`."""
         return cast(Tensor, unet(noisy, steps).sample)
 
     def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class DiffusionTeacher(DenoisingTeacher):
 
 
 def _cut_after(unet: Any, last_block: int) -> Any:
-    """A view of `unet`, whose modules are the same, without what comes after an up block and before its up-sampling."""
+    """A copy of `unet` that shares its modules, truncated after an up block, before its up-sampling."""
     cut = _shallow(unet)
     cut.up_blocks = nn.ModuleList([*unet.up_blocks[:last_block], _shallow(unet.up_blocks[last_block])])
     cast(Any, cut.up_blocks[-1]).upsamplers = None
@@ -190,7 +190,7 @@ def _cut_after(unet: Any, last_block: int) -> Any:
 
 
 def _shallow(module: Any) -> Any:
-    """A copy whose children can be replaced."""
+    """A shallow copy whose children can be replaced."""
     other = copy(module)
     other._modules = dict(module._modules)
     return other

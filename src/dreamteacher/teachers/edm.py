@@ -1,7 +1,6 @@
-"""A diffusion model in the design of Karras et al. 2022 ("EDM"), with augmentation conditioning, trained here: kind `edm`.
+"""A diffusion model with the design of Karras et al. 2022 ("EDM"), with augmentation conditioning, trained here: kind `edm`.
 
-Its noise steps are those of the DDPM: at step T the noise is as strong relative to the picture as there, so that one T means the same
-for both kinds.
+Noise steps are those of the DDPM: step T has the same signal-to-noise ratio for both kinds.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from dreamteacher.settings.pretraining import Teacher as Settings
 
-SIGMA_DATA = 0.5  # of pictures in [-1, 1]
+SIGMA_DATA = 0.5  # std of pictures in [-1, 1]
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2  # of the noise levels in training (Tab 1)
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # of the noise levels in sampling (Eq 5)
 WEIGHTS, CONDITIONING, CLASSES = "unet/diffusion_pytorch_model.safetensors", "augmentation.safetensors", "classes.safetensors"
@@ -43,7 +42,7 @@ class Denoiser(nn.Module):
     A U-Net of 6 channels is self-conditioned: the last 3 are an earlier estimate of the picture, or zeros.
 
     Attributes:
-        classes: embeddings `(K + 1, C)` of the classes that it is told of, and of none; None: of none at all.
+        classes: embeddings `(K + 1, C)` of the classes and the null class; None: unconditional.
     """
 
     def __init__(self, unet: UNet2DModel, classes: int = 0):
@@ -66,8 +65,8 @@ class Denoiser(nn.Module):
             noisy: `(B, 3, H, W)`, pictures in [-1, 1] plus noise.
             sigma: `(B,)`, standard deviation of the noise.
             parameters: `(B, 9)`, of the augmentation; None: none.
-            estimate: `(B, 3, H, W)`, what an earlier pass returned; None: nothing. Of no effect without self-conditioning.
-            classes: `(B,)`, ids of the classes; None: none.
+            estimate: `(B, 3, H, W)`, output of an earlier forward pass; None: zeros. Ignored without self-conditioning.
+            classes: `(B,)`, class ids; None: the null class.
 
         Returns:
             float32 `(B, 3, H, W)`.
@@ -82,7 +81,7 @@ class Denoiser(nn.Module):
 
 
 def denoise(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, conditioning: Tensor, estimate: Tensor | None = None) -> Tensor:
-    """D of Eq 7 by the U-Net, given the embedding `(B, C)` of augmentation and class; else as `Denoiser`."""
+    """D of Eq 7 for the embedding `(B, C)` of augmentation and class; other arguments as `forward`."""
     level = sigma[:, None, None, None]
     total = level.square() + SIGMA_DATA**2
     output = unet(*unet_input(unet, noisy, sigma, estimate), class_labels=conditioning).sample.float()
@@ -90,7 +89,7 @@ def denoise(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, conditioning: Tenso
 
 
 def unet_input(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, estimate: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What the U-Net gets (Tab 1): c_in x noisy, beside an estimate of unit variance if it takes one; c_noise = ln(sigma) / 4, `(B,)`."""
+    """Inputs of the U-Net (Tab 1): c_in x noisy, with a unit-variance estimate if self-conditioned; c_noise = ln(sigma) / 4, `(B,)`."""
     scaled = noisy / (sigma.square() + SIGMA_DATA**2).sqrt()[:, None, None, None]
     if is_self_conditioned(unet):
         scaled = beside(scaled, None if estimate is None else estimate / SIGMA_DATA)
@@ -98,10 +97,10 @@ def unet_input(unet: UNet2DModel, noisy: Tensor, sigma: Tensor, estimate: Tensor
 
 
 class Generator:
-    """How it is trained: `settings.size`, `resolution`, `T_train` and `self_conditioning` say which one.
+    """Training of an EDM, as set by `settings.size`, `resolution`, `T_train` and `self_conditioning`.
 
     Attributes:
-        classes: of pictures that it is told of; 0: none.
+        classes: number of classes that it is conditioned on; 0: unconditional.
     """
 
     trains, classes = True, 0
@@ -120,9 +119,9 @@ class Generator:
         return Denoiser(build_unet(self.settings.size, self.settings.resolution, class_embed_type="identity", **channels), self.classes)
 
     def loss(self, network: nn.Module, images: Tensor, random: StepRandom, classes: Tensor | None = None) -> dict[str, Tensor]:
-        """Weighted squared error of the denoised pictures at random noise levels (Eq 8), of pictures augmented at random (App F.2).
+        """Weighted squared error of the denoised pictures at random noise levels (Eq 8), on randomly augmented pictures (App F.2).
 
-        classes: `(B,)` ids, `self.classes` for none; None: none of any picture.
+        classes: `(B,)` ids, `self.classes` is the null class; None: all null.
         """
         parameters = draw_parameters(len(images), random)
         pictures = transform(images, parameters) * 2 - 1
@@ -138,7 +137,7 @@ class Generator:
 
     @torch.no_grad()
     def sample(self, network: nn.Module, count: int, seed: int) -> Tensor:
-        """Pictures `(count, 3, side, side)` in [0, 1], of each class in turn, by Heun's method in `sample_steps` steps (Algorithm 1)."""
+        """Samples `(count, 3, side, side)` in [0, 1], of each class in turn, by Heun's method in `sample_steps` steps (Algorithm 1)."""
         steps, side, device = self.settings.sample_steps, self.settings.resolution, next(network.parameters()).device
         ramp = torch.linspace(0, 1, steps, device=device)
         levels = (SIGMA_MAX ** (1 / RHO) + ramp * (SIGMA_MIN ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO
@@ -157,7 +156,7 @@ class Generator:
         return (x.cpu() / 2 + 0.5).clamp(0, 1)
 
     def load_weights(self, network: nn.Module, folder: Path) -> None:
-        """In float32 whatever they are stored in.
+        """Load weights as float32, whatever their stored dtype.
 
         Raises:
             UserError: `folder` holds a damaged teacher, or one of another size, noise schedule or other classes.
@@ -174,7 +173,7 @@ class Generator:
         check_schedule(self.scheduler, folder)
 
     def save(self, network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
-        """Write `unet/` and `scheduler/` as diffusers does, the conditioning, and `teacher.json` with the taps and `facts`."""
+        """Write `unet/` and `scheduler/` in diffusers format, the conditioning, and `teacher.json` with the taps and `facts`."""
         denoiser = cast(Denoiser, network)
         denoiser.unet.save_pretrained(folder / "unet", safe_serialization=True)
         self.scheduler.save_pretrained(folder / "scheduler")
@@ -185,10 +184,10 @@ class Generator:
 
 
 class EDMTeacher(DiffusionTeacher):
-    """A DiffusionTeacher whose U-Net is that of a Denoiser.
+    """A DiffusionTeacher with the U-Net of a Denoiser.
 
     Attributes:
-        no_class: `(C,)`, the embedding of no class; of a Denoiser without classes zeros.
+        no_class: `(C,)`, the embedding of the null class; zeros for an unconditional Denoiser.
     """
 
     no_class: Tensor
@@ -205,12 +204,12 @@ class EDMTeacher(DiffusionTeacher):
         return cast(Tensor, unet(*unet_input(unet, pictures, sigma, estimate), class_labels=nothing).sample)
 
     def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
-        """See `encodings.Denoiser`: what differs from the denoised pictures, by sigma."""
+        """See `encodings.Denoiser`: (input - denoised picture) / sigma."""
         pictures, sigma, nothing = self._own_scale(noisy, steps)
         return (pictures - denoise(self.whole, pictures, sigma, nothing)) / sigma[:, None, None, None]
 
     def _own_scale(self, noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures plus noise, its standard deviation `(B,)`, and the embedding of no augmentation and no class."""
+        """Pictures plus noise, sigma `(B,)`, and the embedding of no augmentation and the null class."""
         kept = self.kept(steps)
         nothing = self.no_class.to(noisy).expand(len(noisy), -1)
         return noisy / kept.sqrt()[:, None, None, None], ((1 - kept) / kept).sqrt(), nothing

@@ -1,4 +1,4 @@
-"""How pictures enter a diffusion model: which noise step they get, and what of the noise (Sec 3.1, Tab 10)."""
+"""Encodings: how pictures become noisy inputs of a diffusion model (Sec 3.1, Tab 10)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class Denoiser(Protocol):
-    """The network that inputs are made for.
+    """The network to encode for.
 
     Attributes:
-        scheduler: whose `alphas_cumprod` say how much of the picture is left at each noise step.
+        scheduler: has `alphas_cumprod`, alpha_bar of each noise step.
     """
 
     scheduler: DDPMScheduler
 
     def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
-        """The standard normal noise in inputs `(B, C, h, w)` at noise steps `(B,)`, float32 of the same shape."""
+        """The predicted noise in inputs `(B, C, h, w)` at noise steps `(B,)`, float32 of the same shape."""
         ...
 
 
 class Encoded(NamedTuple):
-    """Inputs `(B, C, h, w)` of the network at noise steps `(B,)`, int64, and the clean inputs of which they are the noisy ones."""
+    """Noisy inputs `(B, C, h, w)` at noise steps `(B,)`, int64, and the corresponding clean inputs."""
 
     noisy: Tensor
     steps: Tensor
@@ -41,22 +41,22 @@ class Encoded(NamedTuple):
 
 
 class Encoding(Protocol):
-    """Equal encodings encode alike."""
+    """An encoding. Equal encodings encode in the same way."""
 
     def check(self, scheduler: DDPMScheduler) -> None:
-        """UserError where the schedule does not have the noise steps that are asked for."""
+        """Raises UserError if the schedule lacks the requested noise steps."""
         ...
 
     def encode(self, network: Denoiser, inputs: Tensor, random: StepRandom) -> Encoded:
-        """Clean inputs `(B, C, h, w)` in the scale of the network (pictures in [-1, 1], or latents), to what it denoises.
+        """Encode clean inputs `(B, C, h, w)` in the scale of the network (pictures in [-1, 1], or latents).
 
-        `Encoded.clean` is `inputs` itself, unless the encoding makes pictures of its own.
+        `Encoded.clean` is `inputs` itself, unless the encoding samples pictures.
         """
         ...
 
 
 def get_encoding(settings: EncodingSettings | dict[str, Any]) -> Encoding:
-    """What the settings `distill` or `interpreter` say; as a dict, what an earlier run recorded of them, if only T."""
+    """The encoding of the settings `distill` or `interpreter`, or of their dict recorded by an earlier run (perhaps only T)."""
     if isinstance(settings, dict):
         names = EncodingSettings.model_fields
         settings = EncodingSettings.model_validate({name: value for name, value in settings.items() if name in names})
@@ -68,14 +68,14 @@ def get_encoding(settings: EncodingSettings | dict[str, Any]) -> Encoding:
 
 
 def encoding_of_pictures(settings: EncodingSettings | dict[str, Any]) -> Encoding:
-    """As `get_encoding`, for pictures that are given: where the settings have the teacher dream, their stochastic encoding at T."""
+    """As `get_encoding`, but for encoding given pictures: `dream` is replaced by the stochastic encoding at T."""
     encoding = get_encoding(settings)
     return Stochastic(encoding.T) if isinstance(encoding, Dream) else encoding
 
 
 @dataclass(frozen=True)
 class Stochastic:
-    """Forward diffusion of each picture to noise step `T`, with noise of its own."""
+    """Forward diffusion of each picture to noise step `T`, with new noise."""
 
     T: int
 
@@ -91,10 +91,10 @@ class Stochastic:
 
 @dataclass(frozen=True)
 class Stratified:
-    """Forward diffusion of each picture to a noise step of its own.
+    """Forward diffusion with a random noise step per picture.
 
-    The strata are [edges[0], edges[1]), [edges[1], edges[2]), ...: the pictures of a batch take them in turn, and in its stratum each
-    draws a step. So every batch has all of them equally often, as far as it can be divided.
+    The strata are [edges[0], edges[1]), [edges[1], edges[2]), ...: the pictures of a batch are assigned to them in turn, and draw a step
+    within their stratum. So each batch has all strata about equally often.
     """
 
     edges: tuple[int, ...]
@@ -125,7 +125,7 @@ class Inversion:
         _check_step(self.T, scheduler)
 
     def encode(self, network: Denoiser, inputs: Tensor, random: StepRandom) -> Encoded:
-        """x_T of Song et al. 2021, Eq 14, backwards; nothing is drawn."""
+        """x_T by reversing Eq 14 of Song et al. 2021; deterministic."""
         noisy = inputs
         for before, after in pairwise([None, *_grid(0, self.T, self.passes)]):
             noisy = _ddim_step(network, noisy, before, after, at=before or 0)
@@ -134,20 +134,20 @@ class Inversion:
 
 @dataclass(frozen=True)
 class Dream:
-    """Pictures that the teacher makes of noise by DDIM, in about `passes` steps, one of them at noise step `T` (Sec 3.1, "synthesised").
+    """Pictures sampled from the teacher by DDIM, in about `passes` steps, one of them at noise step `T` (Sec 3.1, "synthesised").
 
-    Their features are those of the pass at T on the way. Of the pictures that are given, only the size and number count. A schedule that
-    ends in noise alone (zero terminal SNR) is entered one step before, since no picture can be told from noise alone.
+    Their features are those of the forward pass at T. Of the input pictures, only size and number matter. With zero terminal SNR,
+    sampling starts one step earlier, since pure noise contains no information about the picture.
     """
 
     T: int
     passes: int
 
     def check(self, scheduler: DDPMScheduler) -> None:
-        """0 <= T < steps of the schedule, of which T has some of the picture.
+        """0 <= T < steps of the schedule, and the SNR at T is above 0.
 
         Raises:
-            UserError: T is not so.
+            UserError: T is invalid.
         """
         _check_step(self.T, scheduler)
         if _last_with_a_picture(scheduler) < self.T:
@@ -173,12 +173,12 @@ def _last_with_a_picture(scheduler: DDPMScheduler) -> int:
 
 
 def _kept(scheduler: DDPMScheduler) -> Tensor:
-    """`alphas_cumprod` on the host, which else would have to wait for the device that it may be on."""
+    """`alphas_cumprod` on the CPU, to avoid synchronising."""
     return scheduler.alphas.cumprod(0)
 
 
 def _grid(low: int, high: int, passes: int) -> list[int]:
-    """`passes` noise steps, or all where there are fewer, evenly from above `low` to `high`; high alone where they are equal."""
+    """`passes` noise steps (or all, if fewer), evenly spaced from above `low` to `high`; only `high` if they are equal."""
     return sorted({round(low + (high - low) * i / passes) for i in range(1, passes + 1)} - {low}) or [high]
 
 

@@ -1,4 +1,4 @@
-"""Kinds of teachers, and their folders: `teacher.json` says of which kind a teacher is and which taps it offers."""
+"""Kinds of teachers, and their folders: `teacher.json` names the kind and the taps."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 OWN = ("ddpm", "edm", "random", "pixels", "adm", "stylegan2", "biggan", "icgan", "timm")
 KINDS = {name: f"dreamteacher.teachers.{name}" for name in OWN}
 KINDS["diffusers"] = "dreamteacher.teachers.diffusers_folder"
-ENTRY_POINTS = "dreamteacher.teachers"  # group in which another package names modules of its own kinds
+ENTRY_POINTS = "dreamteacher.teachers"  # entry point group of other packages' kinds
 
 
 class Kind(Protocol):
-    """What the module of a kind offers. A kind that is only imported, from what others trained, has no `Generator`."""
+    """The module of a kind. A kind that can only be imported has no `Generator`."""
 
     def Generator(self, settings: Settings) -> Generator:
-        """How it is trained."""
+        """Its training."""
         ...
 
     def open_folder(self, folder: Path, strides: list[int] | None, encoding: Encoding) -> Teacher:
@@ -45,7 +45,7 @@ class Kind(Protocol):
 
 
 def get_kind(name: str) -> Kind:
-    """The module of a kind of teachers: one of KINDS, or one that an installed package names in ENTRY_POINTS.
+    """The module of a kind of teachers: one of KINDS, or an entry point of ENTRY_POINTS.
 
     Raises:
         UserError: there is none of that name, or it cannot be loaded.
@@ -57,7 +57,7 @@ def open_teacher(folder: Path, strides: list[int] | None, encoding: Encoding, de
     """The frozen teacher in `folder` on `device`, with taps at `strides` (None: all).
 
     Raises:
-        UserError: the folder holds no teacher, a damaged one, one of an unknown kind, or one that the strides or the encoding do not fit.
+        UserError: the folder holds no teacher, a damaged one, or one of an unknown kind, or strides or encoding do not fit.
     """
     return move_frozen(get_kind(read_facts(folder)["kind"]).open_folder(folder, strides, encoding), device)
 
@@ -73,7 +73,7 @@ def write_json(folder: Path, content: dict[str, Any]) -> None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """`teacher.json` of a teacher folder, `kind` and `taps` among it.
+    """The content of `teacher.json`, including `kind` and `taps`.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -82,19 +82,19 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{folder} is not a teacher (no {TAPS_FILE}); run `dreamteacher train-teacher` first")
     try:
-        return {"kind": "ddpm", **json.loads(path.read_text())}  # what was written when there was no other kind
+        return {"kind": "ddpm", **json.loads(path.read_text())}  # files from when there was only one kind
     except ValueError as error:  # no JSON, no text
         raise damaged(folder, error) from error
 
 
 def damaged(folder: Path, error: Exception) -> UserError:
-    """What to say of a teacher that `error` keeps from being read."""
+    """The error for a teacher that cannot be read because of `error`."""
     why = first_line(error).replace(f"{folder}/", "")
     return UserError(f"{folder} is damaged ({why}); fetch it again (`dvc checkout`), or remove it and run `dreamteacher train-teacher`")
 
 
 def choose_strides(folder: Path, taps: list[int] | Literal["auto"]) -> list[int]:
-    """The tap strides that `taps` means for this teacher, fine to coarse; auto: see `presets.auto_taps`."""
+    """The tap strides that `taps` selects for this teacher, fine to coarse; auto: see `presets.auto_taps`."""
     return sorted(taps) if taps != "auto" else auto_taps([int(tap["stride"]) for tap in read_facts(folder)["taps"]])
 
 

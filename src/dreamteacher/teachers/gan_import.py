@@ -1,4 +1,4 @@
-"""What the imports of GANs share: names, shapes and truncation."""
+"""Shared parts of the GAN imports: names, shapes and truncation."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from dreamteacher.errors import UserError
 
 Weights = dict[str, Tensor]
-# Pattern of the name there -> name here, in which {n} is the number that the function makes of the pattern's groups.
+# Pattern of the source's name -> our name, in which {n} is the number that the function computes from the pattern's groups.
 Names = list[tuple[str, str, Callable[..., int] | None]]
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def rename(found: Weights, names: Names, path: Path, passed: str = r"(?!)") -> Weights:
-    """By the first pattern that fits each name; names that fit `passed` are passed over.
+    """Rename weights by the first matching pattern; names that match `passed` are ignored.
 
     Raises:
-        UserError: a name fits none.
+        UserError: a name matches none.
     """
     renamed: Weights = {}
     for name, value in found.items():
@@ -48,7 +48,7 @@ def load(network: Network, weights: Weights, path: Path) -> Network:
         shapes = [tuple(side[name].shape) if name in side else "none" for side in (weights, own)]
         if shapes[0] != shapes[1]:
             raise UserError(f"{path} does not fit a {type(network).__name__}: of {name} it has {shapes[0]}, the network {shapes[1]}")
-    network.load_state_dict(weights)  # which casts
+    network.load_state_dict(weights)  # copy_ casts
     return network.eval()
 
 

@@ -1,4 +1,4 @@
-"""IC-GAN (Casanova et al. 2021) that others trained, a BigGAN conditioned on the features of stored pictures: kind `icgan`."""
+"""Imported IC-GAN (Casanova et al. 2021), a BigGAN conditioned on features of stored pictures: kind `icgan`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ open_folder = biggan.open_folder
 def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     """Write the teacher's folder `out`; see `importing.import_teacher`.
 
-    `source` is G_ema_*.pth, or the folder of it, as unpacked from the published archive; of several the one of the lower FID is taken.
+    `source` is G_ema_*.pth, or the folder of it, as unpacked from the published archive; of several, the one with the lowest FID is used.
 
     Options: `instances`, the .npy of stored instance features (and their classes), required; `truncation` and `eps` as of kind biggan.
 
     Raises:
-        UserError: a file cannot be read without running what it brings, or is of another architecture.
+        UserError: a file cannot be read without executing its code, or is of another architecture.
     """
     check_options(options, ["instances", "truncation", "eps"])
     if "instances" not in options:
@@ -40,7 +40,7 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
 
 
 def find_weights(source: Path) -> Path:
-    """The averaged generator of the lowest FID in a folder; `source` where it is a file.
+    """The EMA generator with the lowest FID in a folder; `source` itself if it is a file.
 
     Raises:
         UserError: `source` is an archive, holds no generator, or several of unknown FID.

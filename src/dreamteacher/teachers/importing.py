@@ -1,4 +1,4 @@
-"""`dreamteacher import-teacher`: a teacher's folder from a generator that others trained. Nothing that it brings is ever run."""
+"""`dreamteacher import-teacher`: make a teacher's folder from a trained generator, without executing code of the source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.teachers.folder import KINDS, get_kind, read_facts, write_json
 
-# Keys below which checkpoints keep their tensors; averaged weights first.
+# Keys of nested state dicts in checkpoints; EMA weights first.
 WRAPPERS = ("ema", "g_ema", "params_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
 
 
@@ -23,14 +23,14 @@ def import_teacher(kind: str, source: str, out: Path, options: list[str]) -> Non
     """Write the teacher's folder `out`, or nothing.
 
     Args:
-        kind: one whose module has `import_weights(source, out, options)`, which writes the weights as safetensors and, by
-            `folder.write_facts`, teacher.json; `out` is an empty folder, which is renamed when whole.
-        source: file, folder or hub id, as the kind takes it.
-        options: "KEY=VALUE", which the kind reads; `licence` is kept in teacher.json as it is, else what the kind found, with `source`
-            and the others.
+        kind: a kind whose module has `import_weights(source, out, options)`, which writes the weights as safetensors and teacher.json (with
+            `folder.write_facts`) to the empty folder `out`, which is renamed when complete.
+        source: file, folder or hub id, depending on the kind.
+        options: "KEY=VALUE" options of the kind; `licence` (default: the one that the kind finds), `source` and all options are recorded
+            in teacher.json.
 
     Raises:
-        UserError: the kind is not imported, `out` holds something, an option is no KEY=VALUE, or the kind refuses the source.
+        UserError: the kind cannot be imported, `out` is not empty, an option is not KEY=VALUE, or the kind refuses the source.
     """
     module = get_kind(kind)
     if not hasattr(module, "import_weights"):
@@ -63,7 +63,7 @@ def _parse(options: list[str]) -> dict[str, str]:
 
 
 def check_options(options: Collection[str], allowed: Collection[str]) -> None:
-    """UserError where `options` has a key that is not among `allowed`, those of a kind."""
+    """Raises UserError if a key of `options` is not among `allowed`."""
     for key in options:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, 1) or sorted({*allowed, "licence"})
@@ -71,10 +71,10 @@ def check_options(options: Collection[str], allowed: Collection[str]) -> None:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a .pt or .pth file of torch or a .safetensors file holds, on the CPU: tensors and plain types, for nothing else is read.
+    """The content of a .pt, .pth or .safetensors file, on the CPU; only tensors and plain types are read.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds something that would have to be run to be read.
+        UserError: there is no such file, it is damaged, or it contains something that would have to be executed to be read.
     """
     import torch
     from safetensors import SafetensorError
@@ -96,13 +96,13 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def _what_it_would_run(error: Exception) -> str:
-    """Of torch's several lines of advice the one that names the object."""
+    """The line of torch's error message that names the object."""
     lines = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line]
     return (lines or [first_line(error)])[0].removeprefix("WeightsUnpickler error: ")[:200]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by their names, also where they lie below a key such as `state_dict`, or `module.` is before each.
+    """The tensors of a checkpoint by name, also if nested below a key such as `state_dict` or prefixed with `module.`.
 
     Raises:
         UserError: see `read_checkpoint`; or there are none.
@@ -120,5 +120,5 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def copy_teacher(folder: Path, out: Path) -> None:
-    """Copy the teacher in `folder`, as it is, into the existing folder `out`; not what a stage recorded of it."""
+    """Copy the teacher in `folder` unchanged to the existing folder `out`, without stage.json."""
     shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json", "curves.csv", ".*"))

@@ -34,7 +34,7 @@ class Latents(nn.Module):
         self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The means of the latents, not samples: what is drawn is the noise of the encoding."""
+        """The means of the latents, not samples: the only randomness is the encoding's noise."""
         encoded = cast(Any, self.autoencoder.encode(images * 2 - 1))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents.float() - self.shift) * self.scale
@@ -51,7 +51,7 @@ def latent_stride(config: Any) -> int:
 
 
 class LatentTeacher(DiffusionTeacher):
-    """A DiffusionTeacher whose U-Net works on latents, and sees the same prompt for every picture."""
+    """A DiffusionTeacher whose U-Net works on latents, with the same prompt for every picture."""
 
     prompt_embeds: Tensor
     pooled_prompt_embeds: Tensor
@@ -66,7 +66,7 @@ class LatentTeacher(DiffusionTeacher):
         *,
         prompt: dict[str, Tensor],
     ):
-        """`prompt`: `prompt_embeds` `(1, L, D)` and, for a U-Net that takes it, `pooled_prompt_embeds` `(1, P)`; {}: it takes none."""
+        """`prompt`: `prompt_embeds` `(1, L, D)` and, if needed, `pooled_prompt_embeds` `(1, P)`; {}: the U-Net takes no prompt."""
         super().__init__(unet, scheduler, encoding, strides, space)
         for name, value in prompt.items():
             self.register_buffer(name, value.float())

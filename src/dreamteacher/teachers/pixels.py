@@ -1,4 +1,4 @@
-"""A control: the pictures themselves, reduced, as targets: kind `pixels`."""
+"""A control: the downscaled pictures themselves as targets: kind `pixels`."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Generator:
 
 
 class Pixels(nn.Module):
-    """The average of the pixels under each cell of a tap, in [-1, 1]. Pictures enter without noise, whatever the encoding."""
+    """The average of the pixels in each cell of a tap, in [-1, 1], without noise, whatever the encoding."""
 
     def __init__(self, taps: list[Tap], multiple: int, encoding: Encoding):
         super().__init__()
         self.taps, self.multiple, self.encoding = taps, multiple, encoding
 
     def with_encoding(self, encoding: Encoding) -> Pixels:
-        """The same, as no encoding changes it."""
+        """Itself, since encodings have no effect."""
         return Pixels(self.taps, self.multiple, encoding)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Embeddings of the one prompt that a text-to-image model sees with every picture; made once, so that no text encoder is kept."""
+"""Embeddings of the prompt of a text-to-image model, the same for every picture; computed once, so no text encoder is needed later."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = ("prompt_embeds", "pooled_prompt_embeds")
 
 
 def read_embedding(content: Any, where: str) -> dict[str, Tensor]:
-    """`prompt_embeds` `(1, L, D)` and, where there is one, `pooled_prompt_embeds` `(1, P)`, as pipelines of diffusers take them.
+    """`prompt_embeds` `(1, L, D)` and, if present, `pooled_prompt_embeds` `(1, P)`, in diffusers' format.
 
     Raises:
         UserError: there is none.
@@ -30,7 +30,7 @@ def read_embedding(content: Any, where: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def embed_prompt(source: str, index: dict[str, Any], prompt: str, more: dict[str, str]) -> dict[str, Tensor]:
-    """By the text encoders of the pipeline in `source`, whose model_index.json is `index`. A T5, which may be left out, is.
+    """Embed with the text encoders of the pipeline in `source`, whose model_index.json is `index`; an optional T5 is not used.
 
     Raises:
         UserError: transformers is not installed, or the pipeline has no text encoder that can be read.
@@ -57,5 +57,5 @@ def embed_prompt(source: str, index: dict[str, Any], prompt: str, more: dict[str
 
 
 def _other_prompts(name: Any, prompt: str) -> dict[str, str]:
-    """Pipelines with several text encoders take one prompt for each."""
+    """Arguments for pipelines with several text encoders: the prompt for each."""
     return {"StableDiffusion3Pipeline": {"prompt_2": prompt, "prompt_3": prompt}}.get(name, {})

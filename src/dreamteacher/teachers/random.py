@@ -1,4 +1,4 @@
-"""A control: the DDPM's network with random weights, which has seen no picture: kind `random`."""
+"""A control: the DDPM's network with random weights: kind `random`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ open_folder = ddpm.open_folder
 
 
 class Generator(ddpm.Generator):
-    """What a backbone gains from it comes from the network's form and from the objective, not from a generator."""
+    """A gain from it comes from the architecture and the objective, not from a trained generator."""
 
     kind, trains = "random", False

@@ -1,8 +1,8 @@
 """StyleGAN2 (Karras et al. 2020) with adaptive discriminator augmentation, trained here or imported: kind `stylegan2`.
 
-Both players learn in the same step, each from the other as it was before: the one loss is the sum of theirs, each with the other's weights
-held fixed. So they share the loop, the optimiser and the checkpoints of all other kinds. As in the paper's GAN (App F.1), there is no
-path length regularisation and no style mixing.
+Generator and discriminator are updated simultaneously: the loss is the sum of theirs, each with the other's weights fixed. So the GAN uses
+the training loop, optimiser and checkpoints of all other kinds. As in the paper's GAN (App F.1), there is no path length regularisation
+and no style mixing.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from dreamteacher.training.randomness import StepRandom
 if TYPE_CHECKING:
     from dreamteacher.settings.pretraining import Teacher as Settings
 
-# Length of z, layers of the mapping, channels x resolution, most channels. small and adm-256: both networks of StyleGAN2-ADA.
+# Length of z, layers of the mapping, channels x resolution, maximum channels. small and adm-256: the two networks of StyleGAN2-ADA.
 SIZES = {"tiny": (64, 2, 1024, 64), "mini": (256, 2, 8192, 256), "small": (512, 2, 16384, 512), "adm-256": (512, 8, 32768, 512)}
 DISCRIMINATOR = "discriminator.safetensors"
 LAZY = 16  # steps between regularisations of the discriminator
 
 
 class Players(nn.Module):
-    """Generator and discriminator; called for what both minimise."""
+    """Generator and discriminator; `forward` returns their losses."""
 
     def __init__(self, generator: Synthesizer, discriminator: Discriminator, gamma: float | None, target: float | None):
         """`gamma`: weight of R1, None: by the size of the pictures and the batch; `target`: as of `Adaptation`."""
@@ -44,7 +44,7 @@ class Players(nn.Module):
         self.adaptation = Adaptation(target)
 
     def forward(self, images: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """The losses of real pictures `(B, 3, S, S)` in [0, 1] and as many generated ones."""
+        """The losses on real pictures `(B, 3, S, S)` in [0, 1] and equally many generated ones."""
         real = images * 2 - 1
         fake, _ = self.generator.draw(len(images), random)
         p = self.adaptation.p.clone()  # which `update` changes in place
@@ -85,7 +85,7 @@ def taps(network: Synthesizer) -> list[Tap]:
 
 
 class Generator:
-    """How it is trained: `settings.size` and `resolution` say which one, `r1_gamma` and `ada_target` how."""
+    """Training of a StyleGAN2, as set by `settings.size`, `resolution`, `r1_gamma` and `ada_target`."""
 
     trains = True
 
@@ -119,7 +119,7 @@ class Generator:
         return pictures.cpu()
 
     def load_weights(self, network: nn.Module, folder: Path) -> None:
-        """Those of both players.
+        """Load the weights of both networks.
 
         Raises:
             UserError: `folder` holds a damaged teacher, one of another size, or one without a discriminator.
@@ -134,7 +134,7 @@ class Generator:
             raise UserError(f"{folder} is a teacher of another size than teacher.size; start from one of that size, or without") from error
 
     def save(self, network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
-        """Write the weights of both players, and `teacher.json` with the taps and `facts`."""
+        """Write the weights of both networks, and `teacher.json` with the taps and `facts`."""
         players = cast(Players, network)
         save_teacher(players.generator, players.discriminator, folder, facts)
 

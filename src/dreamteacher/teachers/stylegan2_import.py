@@ -1,4 +1,4 @@
-"""StyleGAN2 networks that others trained: .pt of rosinality/stylegan2-pytorch, and .pkl of NVlabs/stylegan2-ada-pytorch."""
+"""Import of StyleGAN2 networks: .pt of rosinality/stylegan2-pytorch, and .pkl of NVlabs/stylegan2-ada-pytorch."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ ADA_LAYER = {"affine.weight": "style.weight", "affine.bias": "style.bias", "nois
 def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     """Write the teacher's folder `out`; see `importing.import_teacher`.
 
-    Options: `truncation`, psi in (0, 1] of the pictures it makes; 1 by default, as the features of all pictures are wanted.
+    Options: `truncation`, psi in (0, 1]; default 1, no truncation.
 
     Raises:
-        UserError: the file cannot be read without running what it brings, or is of another architecture.
+        UserError: the file cannot be read without executing its code, or is of another architecture.
     """
     check_options(options, ["truncation"])
     truncation = read_truncation(options)
@@ -77,7 +77,7 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
 
 
 def read_rosinality(path: Path) -> tuple[Synthesizer, Discriminator | None]:
-    """The averaged generator, and the discriminator where the file has one."""
+    """The EMA generator, and the discriminator if the file has one."""
     with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a training run; plain values
         content = read_checkpoint(path)
     with in_one_line(path):
@@ -110,7 +110,7 @@ def _averaged(content: Any, path: Path) -> tuple[Synthesizer, Discriminator | No
 
 
 def read_ada(path: Path) -> tuple[Synthesizer, Discriminator | None]:
-    """The averaged generator, and the discriminator where the file has an unconditional one.
+    """The EMA generator, and the discriminator if the file has an unconditional one.
 
     Raises:
         UserError: it is no such file, or of another architecture.
@@ -175,7 +175,7 @@ def _check_filter(kernel: Tensor, path: Path, name: str) -> None:
 
 
 def _build(weights: Weights, path: Path, clamp: float | None) -> Synthesizer:
-    """The generator whose shape the weights have."""
+    """The generator, with its architecture inferred from the weights."""
     try:
         levels = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
         channels = [len(weights[f"blocks.{level}.conv.bias"]) for level in range(levels)]
@@ -197,6 +197,6 @@ def _discriminator(weights: Weights, generator: Synthesizer, path: Path, clamp: 
 
 @torch.no_grad()
 def _measure_average(generator: Synthesizer) -> None:
-    """The mean of w, which checkpoints of a training run do not hold."""
+    """The mean of w, which training checkpoints do not contain."""
     z = torch.randn(10_000, generator.latent, generator=torch.Generator().manual_seed(0))
     generator.mapping.average.copy_(generator.mapping(z).mean(0))

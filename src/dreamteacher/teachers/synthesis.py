@@ -1,4 +1,4 @@
-"""A generator as teacher that makes its own pictures: their features come from the same pass (Sec 3.1, "synthesized dataset")."""
+"""A teacher that generates pictures; their features come from the same forward pass (Sec 3.1, "synthesized dataset")."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreamteacher.teachers.encodings import Encoding
 from dreamteacher.teachers.folder import damaged
 from dreamteacher.training.randomness import StepRandom
 
-COARSEST = 32  # no pyramid of a backbone has a coarser level
+COARSEST = 32  # no backbone pyramid has a coarser level
 WEIGHTS = "generator.safetensors"
 
 
@@ -34,7 +34,7 @@ class SynthesisTeacher(FrozenTeacher):
     multiple = 1
 
     def __init__(self, network: nn.Module, offered: list[Tap], strides: list[int] | None, encoding: Encoding):
-        """Take over `network`, a Dreamer; `strides` chooses taps, None all.
+        """`network`: a Dreamer; `strides` selects taps, None all.
 
         Raises:
             UserError: a stride that the generator does not have.
@@ -45,7 +45,7 @@ class SynthesisTeacher(FrozenTeacher):
 
     @torch.no_grad()
     def teach(self, images: Tensor, random: StepRandom) -> Lesson:
-        """As many pictures of its own as `images` `(B, 3, H, W)` has, of its own size; the content of `images` has no effect."""
+        """As many samples as there are `images` `(B, 3, H, W)`, at the generator's resolution; the content of `images` has no effect."""
         pictures, maps = cast(Dreamer, self.network).dream(len(images), random)
         return Lesson(pictures, [maps[tap.stride].float() for tap in self.taps])
 

@@ -1,7 +1,7 @@
-"""Any model of timm, or a checkpoint of self-supervised training in its form, as a frozen teacher: kind `timm`.
+"""Any timm model, or a self-supervised checkpoint of a timm architecture, as a frozen teacher: kind `timm`.
 
-It is no generator: its encoder's maps of the clean picture are the features, whatever the encoding. A hierarchical model gives one tap a
-stride, a plain ViT one tap in all: the maps of its last blocks, side by side.
+It is an encoder, not a generator: the features are its maps of the clean picture, whatever the encoding. A hierarchical model has one tap
+per stride, a plain ViT a single tap: the concatenated maps of its last blocks.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from dreamteacher.training.transfer import constant
 
 WEIGHTS = "encoder.safetensors"
 WRAPPERS = ("teacher", "model_ema", "ema", "target_encoder", "state_dict", "model", "student", "encoder")  # keys of nested state dicts
-PROBE = (128, 160)  # pixels of the picture by which strides are measured
+PROBE = (128, 160)  # side of the picture for measuring strides, pixels
 ANY_SIZE: tuple[dict[str, Any], ...] = (
     {},
     {"dynamic_img_size": True},
     {"strict_img_size": False},
-)  # what families call the option to take pictures of any size
+)  # options for pictures of any size, by family
 
 
 class Encoder(nn.Module):
-    """A model of timm that returns its maps, fine to coarse.
+    """A timm model that returns its maps, fine to coarse.
 
-    A patch whose side is no power of two, such as 14, gets a picture that is as much smaller than its cells are: with maps at stride 16 a
-    picture of 224 px enters as one of 196.
+    If the patch size is no power of two, such as 14, the picture is downscaled so that maps are at the next power of two: for stride 16, a
+    picture of 224 px is resized to 196.
     """
 
     def __init__(self, model: Any, blocks: int):
-        """`blocks`: how many of the last maps of a stride are one tap.
+        """`blocks`: number of last maps per stride that are concatenated to a tap.
 
         Raises:
-            ValueError: the model takes no pictures of this size, or has fewer maps.
+            ValueError: the model does not accept pictures of this size, or has fewer maps.
         """
         super().__init__()
         self.model = model
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _all_maps(self, images: Tensor, indices: list[int] | None) -> list[Tensor]:
-        """Those of `indices`, None: all, of pictures `(B, 3, H, W)` in [0, 1]."""
+        """The maps of `indices` (None: all) for pictures `(B, 3, H, W)` in [0, 1]."""
         if self.scale != 1:
             size = [round(side * self.scale) for side in images.shape[2:]]
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
@@ -80,14 +80,14 @@ class Encoder(nn.Module):
         return self.model.forward_intermediates(normalized, indices=indices, norm=plain, intermediates_only=True)
 
     def forward(self, images: Tensor, strides: list[int]) -> list[Tensor]:
-        """Pictures `(B, 3, H, W)` in [0, 1] to one `(B, C, H/stride, W/stride)` a stride."""
+        """Pictures `(B, 3, H, W)` in [0, 1] to one `(B, C, H/stride, W/stride)` per stride."""
         wanted = sorted(i for stride in strides for i in self.levels[stride])
         maps = dict(zip(wanted, self._all_maps(images, wanted), strict=True))
         return [torch.cat([maps[i] for i in self.levels[stride]], 1) for stride in strides]
 
 
 class EncoderTeacher(FrozenTeacher):
-    """A frozen encoder. Pictures enter as they are, whatever the encoding."""
+    """A frozen encoder of clean pictures, whatever the encoding."""
 
     def __init__(self, encoder: Encoder, strides: list[int] | None, encoding: Encoding):
         """`strides` chooses taps, None all.
@@ -121,13 +121,13 @@ def open_folder(folder: Path, strides: list[int] | None, encoding: Encoding) -> 
 def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
     """Write the teacher's folder `out`; see `importing.import_teacher`.
 
-    `source` is a name of timm ("vit_small_patch16_dinov3.lvd1689m"), a hub id ("hf-hub:timm/..."), or a folder that timm saved.
+    `source` is a timm model name ("vit_small_patch16_dinov3.lvd1689m"), a hub id ("hf-hub:timm/..."), or a folder saved by timm.
 
-    Options: `weights`, a checkpoint of this architecture (.pth, .pt, .safetensors) instead of timm's; `blocks`, how many of the last maps
-    of a stride are one tap (1); `pretrained`, false for random weights, a control.
+    Options: `weights`, a checkpoint of this architecture (.pth, .pt, .safetensors) instead of timm's; `blocks`, number of last maps
+    per stride that are concatenated to a tap (1); `pretrained`, false for random weights, a control.
 
     Raises:
-        UserError: timm does not know it, it cannot be fetched, takes no pictures of any size, or the checkpoint does not fit.
+        UserError: timm does not know it, it cannot be fetched, it has a fixed input size, or the checkpoint does not fit.
     """
     check_options(options, ["weights", "blocks", "pretrained"])
     if options.get("pretrained", "true") not in ("true", "false"):
@@ -154,7 +154,7 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
 
 
 def _create(name: str, pretrained: bool, blocks: int) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder, and what its architecture was made with beside its name."""
+    """The encoder, and the further arguments of its architecture."""
     import timm
     from timm.models import load_model_config_from_hf
     from timm.models._hub import load_model_config_from_path
@@ -192,9 +192,9 @@ def _create(name: str, pretrained: bool, blocks: int) -> tuple[Encoder, dict[str
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    """Give `model` the weights of a checkpoint: its own names, or what timm translates, also below a key or behind a prefix.
+    """Load a checkpoint into `model`: with timm's names or names that timm converts, also nested or with a prefix.
 
-    What the checkpoint has beside the encoder, such as heads and queues, is passed over.
+    Other weights in the checkpoint, such as heads and queues, are ignored.
 
     Raises:
         UserError: a tensor of the encoder is missing or has another shape.
@@ -216,7 +216,7 @@ def _load(model: nn.Module, path: Path) -> None:
     if convert := getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None):
         try:
             found = convert(found, model)
-        except Exception as error:  # it expects the layouts that it knows
+        except Exception as error:  # it fails for formats that it does not know
             raise UserError(f"{path} is of another architecture than {type(model).__name__} ({first_line(error)})") from error
     for name, value in wanted.items():
         if name not in found or found[name].shape != value.shape:

@@ -1,6 +1,6 @@
 """Diffusion transformers on latents: DiT (Peebles & Xie 2023), and MMDiT (Esser et al. 2024, "SD3"), which is trained by flow matching.
 
-All blocks have one resolution, so the hidden states of some of them together are the one tap.
+All blocks have the same resolution, so the concatenated hidden states of some blocks are the only tap.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class _TransformerTeacher(DenoisingTeacher):
 
 
 class DiTTeacher(_TransformerTeacher):
-    """Every picture gets the same class, or the one that stands for none."""
+    """DiT with the same class, or the null class, for every picture."""
 
     def __init__(self, network: DiTTransformer2DModel, *others: Any, label: int, **more: Any):
         super().__init__(network, *others, **more)
         self.label = label
 
     def _run(self, noisy: Tensor, steps: Tensor, until: int) -> tuple[list[Tensor], Tensor]:
-        """The hidden states behind each block up to `until`, and the labels."""
+        """The hidden states after each block up to `until`, and the labels."""
         labels = torch.full_like(steps, self.label)
         states = [self.network.pos_embed(noisy)]
         for block in self.network.transformer_blocks[: until + 1]:
@@ -68,7 +68,7 @@ class DiTTeacher(_TransformerTeacher):
         return self._to_map([states[i] for i in self.blocks], noisy)
 
     def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
-        """See `encodings.Denoiser`. diffusers' own pass returns square pictures alone."""
+        """See `encodings.Denoiser`. diffusers' own forward supports only square pictures."""
         network, patch = self.network, self.network.config.patch_size
         states, labels = self._run(noisy, steps, len(network.transformer_blocks) - 1)
         conditioning = network.transformer_blocks[0].norm1.emb(steps, labels, hidden_dtype=states[-1].dtype)
@@ -83,7 +83,7 @@ class DiTTeacher(_TransformerTeacher):
 class FlowTeacher(_TransformerTeacher):
     """MMDiT. Its inputs are (1 - s) x latents + s x noise at level s = T/N at noise step T of N.
 
-    The schedule that encodings see, `flow_schedule`, has the same ratio of noise to latents at each step in a DDPM's scale.
+    Encodings use `flow_schedule`, the DDPM schedule with the same signal-to-noise ratio at each step.
     """
 
     prompt_embeds: Tensor

@@ -1,4 +1,4 @@
-"""The U-Net that the diffusion kinds share: its sizes, and how it lies in a folder."""
+"""The U-Net of the diffusion kinds: sizes, loading and saving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamteacher.teachers.folder import damaged
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
 
-# Widths of the levels (stride 1, 2, 4, ...), residual blocks a level, and the strides that carry self-attention.
+# Widths of the levels (stride 1, 2, 4, ...), residual blocks per level, and the strides with self-attention.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"widths": (16, 32, 48, 64, 96), "depth": 1, "attention": (8, 16), "head_dim": 32, "groups": 8, "dropout": 0.0},
     "mini": {"widths": (64, 128, 192, 256), "depth": 1, "attention": (4, 8), "head_dim": 64, "groups": 32, "dropout": 0.1},
@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def build_unet(size: str, resolution: int, **options: Any) -> UNet2DModel:
-    """The U-Net of a preset, for RGB crops of side `resolution`. `options`: further ones of diffusers' UNet2DModel.
+    """The U-Net of a preset, for RGB crops of side `resolution`. `options`: further arguments of diffusers' UNet2DModel.
 
     Raises:
         UserError: `resolution` cannot be halved as often as the preset does.
@@ -67,7 +67,7 @@ def build_unet(size: str, resolution: int, **options: Any) -> UNet2DModel:
 
 
 def load_weights(module: nn.Module, folder: Path, file: str) -> None:
-    """Give `module` the weights of `file` of the teacher in `folder`, in float32 whatever they are stored in.
+    """Load `file` of the teacher in `folder` into `module`, as float32, whatever the stored dtype.
 
     Raises:
         UserError: the file is missing or damaged, or of a network of another size.
@@ -86,7 +86,7 @@ def load_weights(module: nn.Module, folder: Path, file: str) -> None:
 
 
 def class_embedding(table: Tensor, choice: str) -> Tensor:
-    """What is added to the time embedding, `(E,)`, of a class-conditional network that is to work without classes.
+    """Constant to add to the time embedding, `(E,)`, to make a class-conditional network unconditional.
 
     Args:
         table: embeddings of the classes, `(K, E)`.
@@ -114,7 +114,7 @@ def read_unet(folder: Path) -> UNet2DModel:
 
     try:
         return cast("UNet2DModel", UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True))
-    except OSError as error:  # diffusers' word for all that cannot be read
+    except OSError as error:  # diffusers' error for anything that cannot be read
         raise damaged(folder, error) from error
 
 

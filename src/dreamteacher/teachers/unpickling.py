@@ -1,8 +1,8 @@
-"""Tensors and plain data out of pickles that others wrote, without running anything that lies in them.
+"""Read tensors and plain data from untrusted pickles without executing their code.
 
-A pickle names functions and classes to be called. Here a name is looked up in one short table, whose entries only build tensors, arrays
-and dicts; any other name is refused. StyleGAN2-ADA's networks are pickled with their source code, which their own loader executes: here
-the code is passed over, and attributes and weights are kept.
+A pickle names functions and classes to call. Here names are looked up in a short allowlist whose entries only build tensors, arrays and
+dicts; any other name is refused. StyleGAN2-ADA's networks are pickled with their source code, which their own loader executes: here the
+code is ignored, and attributes and weights are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dreamteacher.errors import UserError, first_line
 
 
 class Stored:
-    """A pickled object of a class that is not loaded: the name of the class, and its attributes."""
+    """Placeholder of a pickled object whose class is not loaded: class name and attributes."""
 
     __slots__ = ("kind", "state")
 
@@ -33,7 +33,7 @@ class Stored:
         raise pickle.UnpicklingError("it changes an object that is complete")
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of a stored module, by the names that a state dict has."""
+        """Parameters and buffers of a stored module, by state dict names."""
         found, seen = {}, set()
         todo = [("", self)]
         while todo:
@@ -48,7 +48,7 @@ class Stored:
 
 
 class _Call:
-    """What a name in the pickle stands for. Neither it nor what it calls can be changed by the pickle."""
+    """The entry of a name in the pickle. The pickle cannot change it or the function it calls."""
 
     __slots__ = ("_function",)
 
@@ -63,7 +63,7 @@ class _Call:
 
 
 class _Dtype:
-    """A numpy dtype in the making: the pickle gives its byte order afterwards."""
+    """A numpy dtype under construction: the pickle sets its byte order afterwards."""
 
     __slots__ = ("_code", "_order")
 
@@ -81,7 +81,7 @@ class _Dtype:
 
 
 class _Array:
-    """A numpy array in the making."""
+    """A numpy array under construction."""
 
     __slots__ = ("value",)
 
@@ -149,7 +149,7 @@ class _Reader(pickle.Unpickler):
     def __init__(self, file: IO[bytes]):
         super().__init__(file)
 
-        class EasyDict(dict):  # a class of this pickle alone, as a pickle can set attributes of a class
+        class EasyDict(dict):  # a new class for this pickle, since a pickle can set attributes of a class
             def __setstate__(self, state: Any) -> None:
                 raise pickle.UnpicklingError("it gives a dict attributes")
 
@@ -165,17 +165,17 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """What the pickle holds, with a `Stored` for each object of a class of its own.
+    """The pickle's content, with a `Stored` for each object of an unknown class.
 
     Raises:
-        UserError: it cannot be read, or asks for more than tensors and plain data.
+        UserError: it cannot be read, or contains more than tensors and plain data.
     """
     with in_one_line(path), path.open("rb") as file:
         return _finish(_Reader(file).load())
 
 
 def read_array(path: Path) -> Any:
-    """What a .npy file holds: an array, or the object that `numpy.save` pickled.
+    """The content of a .npy file: an array, or the object that `numpy.save` pickled.
 
     Raises:
         UserError: as of `read_pickle`.
@@ -192,7 +192,7 @@ def read_array(path: Path) -> Any:
 
 
 class in_one_line:
-    """Whatever a foreign file makes go wrong inside becomes a UserError that names it."""
+    """Turn any error caused by a foreign file into a UserError that names it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -206,7 +206,7 @@ class in_one_line:
 
 
 def _finish(value: Any, done: dict[int, Any] | None = None) -> Any:
-    """`value` with arrays in place of those in the making; what the pickle refers to several times stays one object."""
+    """`value` with finished arrays instead of those under construction; shared references stay shared."""
     done = {} if done is None else done
     if id(value) in done:
         return done[id(value)]

@@ -1,1 +1,1 @@
-"""The one training loop. It knows no model: it is given a step function."""
+"""The training loop of all stages. It is independent of the model: stages pass a step function."""

@@ -1,4 +1,4 @@
-"""Checkpoints that a crash, a full disk or a flipped bit cannot turn into a wrong result.
+"""Atomic, checksummed checkpoints: a crash, a full disk or a flipped bit cannot lead to a wrong result.
 
 A checkpoint is one file, `step-00000500-SHA256.pt` (first 32 hex digits of its checksum), of tensors and plain types.
 """
@@ -30,10 +30,10 @@ class Damaged(Exception):
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write `state` as the checkpoint of `step` and remove all but the newest three.
 
-    At every moment the folder holds only whole checkpoints (and perhaps a hidden temporary file), also after a power cut.
+    The folder contains only complete checkpoints (and perhaps a hidden temporary file) at any time, also after a power cut.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; the checkpoints before are intact.
+        UserError: the disk is full or the folder cannot be written; earlier checkpoints are intact.
     """
     temporary = folder / f".step-{step:08d}.tmp"
     with writing(folder):
@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
             temporary.unlink(missing_ok=True)
             raise
         sync_to_disk(folder)
-        # What claims a later step than the one just reached was passed over as damaged when this run resumed.
+        # Checkpoints of later steps were skipped as damaged when this run resumed.
         kept = [path, *(other for other in list_checkpoints(folder) if _step(other) < step)][:KEPT]
         for other in list_checkpoints(folder):
             if other not in kept:
@@ -65,7 +65,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(
     folder: Path, usable: Callable[[dict[str, Any]], bool], say: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole and `usable`, or None; `say` gets a line for each that is passed over, with the reason."""
+    """The newest checkpoint that is complete and `usable`, or None; `say` gets a line with the reason for each skipped one."""
     for path in list_checkpoints(folder):
         try:
             state = read_checkpoint(path)
@@ -81,7 +81,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in the checkpoint `path`, on the CPU.
 
     Raises:
-        Damaged: it cannot be read, its checksum is wrong, or it is not what `save_checkpoint` writes.
+        Damaged: it cannot be read, its checksum is wrong, or it was not written by `save_checkpoint`.
     """
     match = _NAME.fullmatch(path.name)
     try:
@@ -99,7 +99,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a failure to write below `folder` into one line for the user."""
+    """Turn a failure to write below `folder` into a one-line UserError."""
     try:
         yield
     except OSError as error:
@@ -109,9 +109,9 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 class _HashingSink:
-    """A file for torch.save that learns the checksum on the way, so that the bytes are read from memory once.
+    """A file for torch.save that computes the checksum while writing.
 
-    torch writes from C++, where an exception of `write` would end the process: it is kept and raised by `finish`.
+    torch writes from C++, where an exception in `write` would abort the process: it is stored and raised by `finish`.
     """
 
     def __init__(self, file: IO[bytes]):

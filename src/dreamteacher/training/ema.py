@@ -1,4 +1,4 @@
-"""Averaged weights."""
+"""Exponential moving average (EMA) of weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ if TYPE_CHECKING:
 
 
 def create_ema(model: nn.Module, decay: float) -> ModelEmaV3:
-    """A running average of the parameters and buffers of `model`, in eval mode as `.module`."""
+    """EMA of the parameters and buffers of `model`; `.module` is in eval mode."""
     from timm.utils.model_ema import ModelEmaV3
 
     return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=9, warmup_power=1)
 
 
 def update_ema(ema: ModelEmaV3, model: nn.Module, step: int) -> None:
-    """Take in the weights after `step` (from 0), with decay min(decay, (1 + step) / (10 + step)): short runs forget their random start.
+    """Update with the weights after `step` (from 0), with decay min(decay, (1 + step) / (10 + step)), so that short runs forget the
+        random initialisation.
 
-    timm's warm-up is 1 - 1 / (1 + s / gamma) with s = its step - 1, which is this one for gamma = 9 and s = step + 1.
+    timm's warm-up is 1 - 1 / (1 + s / gamma) with s = its step - 1, which equals this for gamma = 9 and s = step + 1.
     """
     ema.update(model, step + 2)

@@ -1,4 +1,4 @@
-"""The one training loop: every stage gives it a model, a step function and data."""
+"""The training loop: every stage passes it a model, a step function and data."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def train(
     """Train `model` for settings.steps optimiser steps, from the newest good checkpoint of `place` if there is one.
 
     Args:
-        model: trained in place; every process must be given the same weights.
+        model: trained in place; must have the same weights in every process.
         step: computes the losses of a batch.
         data: map-style, with items addressed by (index, seed of the augmentation); each a dict of tensors.
         place: the stage, with the folder of its checkpoints and its tracker.
-        seed: of the order of the samples, their augmentation, and all noise.
-        count: of a part of a batch, on the CPU, how many things the loss is a mean over, such as labelled pixels. `step` then finds in
-            batch["count"] the mean of these counts over all parts and processes (from at least one thing in all): a sum divided by it
-            has the same gradient however the batch is split.
-        on_eval: measures the averaged (else the trained) model's kept part, which is in eval mode on the device, after every
-            `eval_every` steps and at the end, in the first process. Its figures enter the history.
-        rates: of the parameters, by name; None: settings.lr for all.
-        after_step: changes the model after an optimiser step (from 0), the same in every process: momentum encoders. It sees the
-            model without DDP. All that it carries from step to step must be in the model's state dict, which checkpoints hold.
-        kept: the part of the model whose average is kept and which on_eval measures; default: all of it.
+        seed: seed of sample order, augmentation and all noise.
+        count: number of items in an accumulation part (on the CPU) that the loss is a mean over, such as labelled pixels. batch["count"] is
+            then the mean count over all parts and processes (of at least one item in all): a sum divided by it has the same gradient
+            however the batch is split.
+        on_eval: measures the `kept` part of the EMA model (without EMA, of the trained model), in eval mode on the device, every
+            `eval_every` steps and at the end, in the first process. Its metrics are added to the history.
+        rates: learning rates of the parameters, by name; None: settings.lr for all.
+        after_step: updates the model after an optimiser step (from 0), identically in every process, such as momentum encoders. It gets the
+            model without DDP. Its state must be in the model's state dict, so that checkpoints contain it.
+        kept: the part of the model that EMA averages and on_eval measures; default: the whole model.
 
     Raises:
         UserError: the batch cannot be split evenly, the loss or gradient is not finite, checkpoints cannot be written.
@@ -88,7 +88,7 @@ def train(
         with open_loader(data, batches, workers, processes.device) as loader:
             while run.done < settings.steps:
                 try:
-                    with request.at_once():  # the state is that after a whole step
+                    with request.at_once():  # the state is that after a complete step
                         parts = run.fetch(loader)
                 except Stop:
                     run.save()
@@ -117,7 +117,7 @@ def train(
 
 
 def _describe(run: Run, workers: int) -> str:
-    """What was chosen, in a line."""
+    """The chosen device, precision and batch split in one line."""
     settings, count = run.settings, run.processes.count
     split = f" = {count} processes x {settings.accumulate} parts" if count * settings.accumulate > 1 else ""
     start = f"resumes after step {run.done} of" if run.done else "starts"

@@ -13,7 +13,7 @@ from dreamteacher.settings.section import Training
 
 
 class Rate(NamedTuple):
-    """Of a parameter: its learning rate relative to settings.lr, and the step from which it has one, after a warm-up of its own."""
+    """Learning rate of a parameter relative to settings.lr, and the step at which it starts, with its own warm-up."""
 
     scale: float = 1.0
     start: int = 0
@@ -22,8 +22,8 @@ class Rate(NamedTuple):
 def create_optimizer(model: nn.Module, settings: Training, rates: Callable[[str], Rate] | None = None) -> torch.optim.Optimizer:
     """The optimiser over the trainable parameters.
 
-    Not decayed are biases and norms (at most one dimension) and what timm's models name by `no_weight_decay()`, such as position
-    embeddings. Each group keeps its `start` and its `peak_lr`, settings.lr times the scale of `rates(parameter name)`.
+    No weight decay on biases and norms (at most one dimension) and on parameters in timm's `no_weight_decay()`, such as position
+    embeddings. Each group stores its `start` and its `peak_lr`, settings.lr times the scale of `rates(parameter name)`.
     """
     exempt = _exempt_from_decay(model)
     groups: dict[tuple[float, Rate], list[nn.Parameter]] = {}
@@ -43,14 +43,14 @@ def create_optimizer(model: nn.Module, settings: Training, rates: Callable[[str]
     if settings.optimizer == "lamb":
         from timm.optim import Lamb
 
-        # The loop clips; Lamb's own clipping would do it a second time.
+        # The loop clips; Lamb would clip a second time.
         return Lamb(plain, lr=settings.lr, betas=settings.betas, max_grad_norm=None)
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.AdamW(plain, lr=settings.lr, betas=settings.betas, fused=fused)
 
 
 def _exempt_from_decay(model: nn.Module) -> set[str]:
-    """Names of the parameters that `model` or a module in it exempts by timm's `no_weight_decay()`."""
+    """Names of the parameters that `model` or one of its modules lists in timm's `no_weight_decay()`."""
     names = set()
     for prefix, module in model.named_modules():
         if callable(listed := getattr(module, "no_weight_decay", None)):
@@ -59,9 +59,9 @@ def _exempt_from_decay(model: nn.Module) -> set[str]:
 
 
 def schedule(step: int, warmup_steps: int, steps: int) -> float:
-    """Share of the peak learning rate at `step` in [0, steps).
+    """Factor of the peak learning rate at `step` in [0, steps).
 
-    Linear from 1 / warmup to 1 over the warm-up, then half a cosine down to 0. A warm-up longer than half the run is cut to half of it.
+    Linear from 1 / warmup to 1 over the warm-up, then cosine decay to 0. The warm-up is limited to half of the run.
     """
     warmup = min(warmup_steps, steps // 2)
     if step < warmup:
@@ -70,13 +70,13 @@ def schedule(step: int, warmup_steps: int, steps: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, settings: Training) -> float:
-    """Give every group its learning rate at `step`; returns the largest.
+    """Set every group's learning rate at `step`; returns the largest.
 
-    It is the group's peak times `schedule`, before its `start` 0, and from there warmed up once more.
+    It is the group's peak times `schedule`; 0 before its `start`, followed by its own warm-up.
     """
     share = schedule(step, settings.warmup_steps, settings.steps)
     for group in optimizer.param_groups:
-        start = group.get("start", 0)  # checkpoints from before it have none
+        start = group.get("start", 0)  # missing in older checkpoints
         warmup = max(1, min(settings.warmup_steps, (settings.steps - start) // 2))
         own = min(1.0, max(0, step - start + 1) / warmup) if start else 1.0
         group["lr"] = group["peak_lr"] * share * own

@@ -1,4 +1,4 @@
-"""Which picture comes when: an endless sample order that can start at any step."""
+"""The sample order: endless, and can start at any step."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dreamteacher.training.randomness import derive_seed
 
 
 def global_batch(length: int, batch_size: int, seed: int, step: int) -> list[tuple[int, int]]:
-    """(index, seed of its augmentation) of every position in the global batch of `step`.
+    """(index, augmentation seed) of every position in the global batch of `step`.
 
-    The stream of indices is one permutation of range(length) after another; batch `step` takes `batch_size` of them from
-    position step * batch_size on. So in every epoch each sample comes once, whatever the batch size.
+    The stream of indices is a sequence of permutations of range(length); batch `step` takes `batch_size` of them from position
+    step * batch_size on. So each sample comes once per epoch, for any batch size.
     """
     items = []
     for position in range(step * batch_size, (step + 1) * batch_size):
@@ -39,7 +39,7 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Batches(Sampler[list[tuple[int, int]]]):
-    """The batches of one process: for every step from `start` to `steps`, one for each of its `accumulate` parts.
+    """Batch sampler of one process: for every step from `start` to `steps`, one batch per accumulation part.
 
     Part `micro * processes + rank` of the global batch goes to process `rank` as its `micro`-th.
     """
@@ -63,7 +63,7 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
 
 def draw_batches(data: Dataset, count: int, seed: int, device: torch.device) -> Iterator[Tensor]:
-    """The pictures of `count` items (of all, if there are fewer) that `seed` draws, since they lie sorted by class folder.
+    """The pictures of `count` items (or all) drawn by `seed`, because items are sorted by class folder.
 
     Yields:
         Up to 16 `(B, 3, H, W)` at a time, on `device`.
@@ -75,9 +75,9 @@ def draw_batches(data: Dataset, count: int, seed: int, device: torch.device) -> 
 
 
 def choose_workers(data: Dataset, workers: int | Literal["auto"], device: torch.device) -> int:
-    """Loader processes; auto: as many as this process' share of the cores allows, for a GPU up to 16, else up to 4.
+    """Number of loader processes; auto: this process' share of the cores, at most 16 for a GPU, else 4.
 
-    On a CPU data with `in_memory` True get none. A GPU would have nothing to do while this process makes crops for it.
+    On a CPU, data with `in_memory` True needs none. A GPU would idle while this process makes crops.
     """
     if workers != "auto":
         return workers
@@ -89,9 +89,9 @@ def choose_workers(data: Dataset, workers: int | Literal["auto"], device: torch.
 
 @contextlib.contextmanager
 def open_loader(data: Dataset, batches: Batches, workers: int, device: torch.device) -> Iterator[Iterator[dict[str, Tensor]]]:
-    """The batches of `data`, whose items are addressed by (index, seed); no loader process outlives the block, however it is left.
+    """The batches of `data`, whose items are addressed by (index, seed); no loader process outlives the block.
 
-    A UserError that `data` raises arrives as it is, also from a loader process.
+    A UserError raised by `data` is passed on unchanged, also from a loader process.
     """
     others = set(multiprocessing.active_children())
     loader: Any = None
@@ -108,19 +108,19 @@ def open_loader(data: Dataset, batches: Batches, workers: int, device: torch.dev
         )
         yield map(_raise_user_error, loader)
     finally:
-        # Left to the interpreter's exit, Python would end them by SIGTERM, which they ignore, and wait for ever.
+        # At interpreter exit, Python would send SIGTERM, which they ignore, and wait forever.
         try:
             if workers and loader is not None:
-                loader._shutdown_workers()  # waits for each a few seconds; torch no longer takes their end for a fault
+                loader._shutdown_workers()  # waits a few seconds for each; torch then no longer reports their end as an error
         finally:
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
 
 
 class _Batched(Dataset):
-    """Whole batches of `data`, put together by its `collate` if it has one.
+    """Dataset of whole batches of `data`, collated by its `collate` if it has one.
 
-    A UserError is returned, not raised: on its way out of a loader process torch would rewrite its text."""
+    A UserError is returned, not raised, because torch would rewrite its text when passing it between processes."""
 
     def __init__(self, data: Dataset):
         self.data = data
@@ -140,6 +140,6 @@ def _raise_user_error(batch: dict[str, Tensor] | UserError) -> dict[str, Tensor]
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to the whole group (Ctrl-C, `timeout`) is the loop's to answer; its workers must live until the last step is done."""
+    """Ignore signals to the process group (Ctrl-C, `timeout`): the loop handles them, and needs its workers until the last step is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

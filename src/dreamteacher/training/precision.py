@@ -1,4 +1,4 @@
-"""In which number format and memory layout a device computes fast."""
+"""Number format and memory layout in which a device is fast."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 
 
 def choose_precision(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> torch.dtype:
-    """The autocast type: bfloat16, or float32 for none. Weights, optimiser and averages are float32 in either case.
+    """The autocast dtype: bfloat16, or float32 for no autocast. Weights, optimiser state and EMA are always float32.
 
-    auto is bfloat16 on CUDA devices that have it in hardware and on CPUs with AMX or AVX512-BF16. Speed of forward and backward
-    of 32 pictures of 64 px against fp32 contiguous, two runs of benchmarks/precision.py on one core with AVX512-BF16, without AMX:
+    auto is bfloat16 on CUDA devices with hardware support and on CPUs with AMX or AVX512-BF16. Speed of forward and backward
+    on 32 pictures of 64 px against fp32 contiguous, two runs of benchmarks/precision.py on one core with AVX512-BF16, without AMX:
 
     |                                | fp32 channels_last | bf16 contiguous | bf16 channels_last |
     | ResNet-18 pyramid              | x1.20, x1.02       | x2.35, x1.57    | x2.25, x1.66       |
@@ -25,18 +25,18 @@ def choose_precision(precision: Literal["auto", "bf16", "fp32"], device: torch.d
 
 
 def choose_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """Layout of pictures and convolution weights: channels_last, but contiguous for bfloat16 on a CPU.
+    """Memory format of pictures and convolution weights: channels_last, but contiguous for bfloat16 on a CPU.
 
-    There oneDNN brings convolutions into its own layout anyway and GroupNorm's backward pass is slow in channels_last;
-    figures in `choose_precision`.
+    There oneDNN uses its own layout for convolutions anyway, and GroupNorm's backward pass is slow in channels_last;
+    measurements in `choose_precision`.
     """
     return torch.contiguous_format if device.type == "cpu" and dtype == torch.bfloat16 else torch.channels_last
 
 
 def move_frozen(module: Any, device: torch.device) -> Any:
-    """A frozen `module` on `device`; on a GPU with the convolutions' weights in the layout of the pictures.
+    """A frozen `module` on `device`; on a GPU with convolution weights in the memory format of the pictures.
 
-    cuDNN would bring them into it again at each call. On a CPU they stay as they are.
+    Otherwise cuDNN would convert them at each call. On a CPU they are unchanged.
     """
     if device.type == "cuda" and isinstance(module, nn.Module):
         return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -50,7 +50,7 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def _cpu_flags() -> set[str]:
-    """What Linux lists for the first core; empty elsewhere. The kernel hides what it has not enabled, so this is safer than CPUID."""
+    """CPU flags that Linux lists for the first core; empty elsewhere. Unlike CPUID, they exclude features the kernel has not enabled."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

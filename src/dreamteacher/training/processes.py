@@ -1,4 +1,4 @@
-"""The processes that train together, one or many."""
+"""The training processes, one or many."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def this_process() -> PartialState:
-    """This process among those that train together: `device`, `is_main_process`. The first call joins them.
+    """This process among the training processes: `device`, `is_main_process`. The first call initialises the process group.
 
-    accelerate alone joins CPU processes only when told so before anything else asks it for the device.
+    accelerate initialises CPU process groups only if configured before its device is first used.
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu)
@@ -29,14 +29,14 @@ def this_process() -> PartialState:
 
 
 class Processes:
-    """What accelerate found: `rank` of `count` processes, each on `device`.
+    """The process group: `rank` of `count` processes, each on `device`.
 
-    What the processes tell each other besides gradients goes from host to host, so that no step waits for its accelerator.
+    Communication other than gradients uses the CPU, so that no step synchronises with its accelerator.
     """
 
     def __init__(self) -> None:
         this_process()
-        # Which of a backbone's stages take part depends on the pyramid levels asked for, so some parameters may get no gradient.
+        # Which stages of a backbone are used depends on the requested pyramid levels, so some parameters may get no gradient.
         wrapping = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
         self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[wrapping])
         self.count = self.accelerator.num_processes
@@ -45,17 +45,17 @@ class Processes:
         self.device = self.accelerator.device
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model on this process' device, in DDP where there are several."""
+        """The model on this process' device, wrapped in DDP if there are several processes."""
         return self.accelerator.prepare_model(model)
 
     def reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-        """All processes' values (CPU tensors of one shape, which are overwritten) in one: their sum, or what `operation` says."""
+        """All-reduce of CPU tensors of one shape, in place: their sum, or `operation`."""
         if self.count > 1:
             dist.all_reduce(values, operation, group=_hosts())
         return values
 
     def from_first(self, value: T) -> T:
-        """What the first process has; the others wait for it."""
+        """Broadcast from the first process; the others wait for it."""
         if self.count == 1:
             return value
         values = [value]
@@ -64,9 +64,9 @@ class Processes:
 
 
 def gather(values: Tensor) -> Tensor:
-    """All processes' values `(n, ...)` one after another, by rank: `(count * n, ...)`, which carries gradients to all of them.
+    """All-gather `(n, ...)` by rank to `(count * n, ...)`, with gradients to all processes.
 
-    Where each process takes a mean over its own share, the gradients that DDP averages are those of the mean over all.
+    If each process takes a mean over its own share, the gradients averaged by DDP are those of the mean over all.
     """
     return _Gather.apply(values) if dist.is_initialized() and dist.get_world_size() > 1 else values
 
@@ -87,7 +87,7 @@ class _Gather(torch.autograd.Function):
 
 @cache
 def _hosts() -> dist.ProcessGroup:
-    # The others may wait for the first process to measure or to write a large checkpoint.
+    # The others may wait while the first process measures or writes a large checkpoint.
     group = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
     assert isinstance(group, dist.ProcessGroup)
     return group

@@ -1,4 +1,4 @@
-"""What a person sees while training runs, and the records beside the checkpoints."""
+"""Progress output of training, and the log beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LINE_EVERY = 30.0  # seconds between plain lines
 
 
 class Pace:
-    """Pictures per second and the share of time spent waiting for data, since the last reading, and the seconds of all training so far.
+    """Pictures per second and share of time spent waiting for data since the last reading, and seconds of all training so far.
 
-    What is done between steps, measurements and checkpoints, is no part of it.
+    Time between steps (measurements, checkpoints) does not count.
     """
 
     def __init__(self) -> None:
@@ -31,23 +31,23 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        """Training begins now; what was added is forgotten."""
+        """Start now, and reset the counters."""
         self._since = time.perf_counter()
         self._pictures = 0
         self._waited = 0.0
 
     def go_on_at(self, seconds: float) -> None:
-        """So many seconds have been trained before, by a run that was stopped."""
+        """Add the training seconds of a stopped run."""
         self._before = seconds
 
     def add(self, pictures: int, waited: float) -> None:
-        """These many more pictures, for which training waited these seconds."""
+        """Add pictures, and the seconds that training waited for them."""
         self._pictures += pictures
         self._waited += waited
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time of the block does not count."""
+        """Context whose time does not count."""
         begin = time.perf_counter()
         try:
             yield
@@ -55,11 +55,11 @@ class Pace:
             self._since += time.perf_counter() - begin
 
     def seconds(self) -> float:
-        """Of training in all."""
+        """Seconds of all training."""
         return self._before + time.perf_counter() - self._since
 
     def read(self) -> dict[str, float]:
-        """{"img_per_s", "data_wait" in [0, 1]}, and start over."""
+        """{"img_per_s", "data_wait" in [0, 1]} since the last reading."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         values = {"img_per_s": self._pictures / seconds, "data_wait": self._waited / seconds}
         self._before += seconds
@@ -68,9 +68,9 @@ class Pace:
 
 
 class Idle:
-    """Seconds in which a GPU had no step to compute, because the host still waited for data or was late with something else.
+    """Seconds in which a GPU was idle because the host waited for data or was late for another reason.
 
-    The host runs ahead of the GPU, so how long it waits itself says nothing of that. On a CPU, which is its own host, nothing is measured.
+    The host runs ahead of the GPU, so its own waiting time does not show this. On a CPU nothing is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -79,24 +79,24 @@ class Idle:
         self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def begins(self) -> None:
-        """All of a step has been queued, and when it is done the GPU is idle."""
+        """Record that all work of a step is queued; once it is done the GPU is idle."""
         if self.on_gpu:
             self._since = self._now()
 
     def ends(self) -> None:
-        """The next step follows."""
+        """Record that the next step starts."""
         if self._since:
             self._pairs.append((self._since, self._now()))
 
     def read(self) -> float:
-        """Since the last reading. The GPU must be done with these steps."""
+        """Idle seconds since the last reading. The GPU must have finished these steps."""
         seconds = sum(begin.elapsed_time(end) for begin, end in self._pairs) / 1000
         self._pairs.clear()
         self.pauses()
         return seconds
 
     def pauses(self) -> None:
-        """What the host does until the next step is no wait: records, measurements, checkpoints."""
+        """Ignore the time until the next step (logging, measurements, checkpoints)."""
         self._since = None
 
     @staticmethod
@@ -107,7 +107,7 @@ class Idle:
 
 
 class Display:
-    """A bar on stderr when that is a terminal, else a plain line about every half minute; silent on all but the first process."""
+    """A progress bar on stderr if it is a terminal, else a line about every half minute; only in the first process."""
 
     def __init__(self, name: str, steps: int, shown: bool):
         self._name = name
@@ -132,14 +132,14 @@ class Display:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._shown:
             print(text, file=sys.stderr, flush=True)
 
     def start_at(self, step: int) -> None:
-        """Training begins, at `step`."""
+        """Training starts at `step`."""
         self._first = step
         self._started = self._spoke = time.monotonic()
         if self._bar:
@@ -165,7 +165,7 @@ def _clock(seconds: float) -> str:
 
 
 class Records:
-    """JSON lines in `path`, one for each record; what a killed run wrote after its last checkpoint is cut off at resume."""
+    """JSON lines in `path`, one per record; records of a killed run after its last checkpoint are removed at resume."""
 
     def __init__(self, path: Path, step: int):
         """Keep the records up to `step`."""

@@ -1,4 +1,4 @@
-"""Randomness that resuming, more processes and gradient accumulation leave unchanged."""
+"""Random numbers that do not depend on resuming, the number of processes or gradient accumulation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def derive_seed(*keys: int | str) -> int:
 
 
 def seed_everything(seed: int, device: torch.device) -> None:
-    """Seed the generators that dropout and its like draw from on `device`.
+    """Seed the default generators (for dropout and the like) on `device`.
 
-    torch.manual_seed records a stack trace for every kind of accelerator that torch was built for and has not used yet: half a
-    millisecond, which is felt where it is called for every step.
+    Unlike torch.manual_seed, which records a stack trace for every unused kind of accelerator: half a millisecond, too slow for every
+    step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -28,10 +28,10 @@ def seed_everything(seed: int, device: torch.device) -> None:
 
 
 class StepRandom:
-    """The noise of one optimiser step, as a function of (seed, step, position in the global batch) alone.
+    """The noise of one optimiser step, as a function of only (seed, step, position in the global batch).
 
-    Every draw is made for the global batch, with a stream of its own for each call, and this part's slice is returned. So one process
-    with a batch of 8, two with 4 each, and two accumulated parts of 4 see the same noise for the same picture.
+    Every call draws for the global batch, with its own stream, and returns this part's slice. So one process with a batch of 8, two with 4
+    each, and two accumulated parts of 4 get the same noise for the same picture.
     """
 
     def __init__(self, seed: int, step: int, part: int, parts: int, device: torch.device | str = "cpu"):
@@ -54,7 +54,7 @@ class StepRandom:
         return self._slice(torch.randint(low, high, (n * self.parts,), generator=self._generator(), device=self.device))
 
     def positions(self, n: int) -> Tensor:
-        """The places of this part's `n` pictures in the global batch: int64 (n,)."""
+        """The positions of this part's `n` pictures in the global batch: int64 (n,)."""
         return torch.arange(self.part * n, (self.part + 1) * n, device=self.device)
 
     def _generator(self) -> torch.Generator:

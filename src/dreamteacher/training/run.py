@@ -1,4 +1,4 @@
-"""A training run: all that changes from step to step, and the moves that change it."""
+"""A training run: its state, and the operations of the loop on it."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ Part = dict[str, Tensor]  # of a batch: pictures, and labels if there are any, b
 
 
 class Step(Protocol):
-    """What a stage trains: the losses of one part of the batch."""
+    """A step function: the losses of one accumulation part of the batch."""
 
     def __call__(self, model: nn.Module, batch: Part, random: StepRandom) -> dict[str, Tensor]:
-        """Scalars, the same names each time: "loss" is minimised, the others are logged, all as means over the parts of the batch.
+        """Scalars, always with the same names: "loss" is minimised, the others are logged; all are averaged over the parts of the batch.
 
-        A mean over the pictures of the part is then one over the whole batch, since parts are equally large. What is a mean over something
-        that pictures have more or less of, such as labelled pixels, is divided by batch["count"] instead: see `train`.
+        A mean over the pictures of a part thus becomes a mean over the whole batch, since parts have equal size. A mean over a varying
+        number of items, such as labelled pixels, must be a sum divided by batch["count"] instead: see `train`.
 
-        `batch` is on the device, pictures in the layout fast there; the call runs under autocast. Call `model` (which may be wrapped
+        `batch` is on the device, pictures in its memory format; the call runs under autocast. Call `model` (which may be wrapped
         in DDP) once, and draw noise from `random`; other random numbers (dropout) are reproducible but differ between processes.
         """
         ...
 
 
 class Place(Protocol):
-    """Where a run belongs; a `stage.Stage` is one."""
+    """Title, checkpoint folder and tracker of a run; `stage.Stage` implements it."""
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         ...
 
     @property
@@ -61,15 +61,15 @@ class Place(Protocol):
 
     @property
     def tracker(self) -> Tracker:
-        """Gets the metrics of each record."""
+        """Receives the metrics of each log record."""
         ...
 
 
 @dataclass
 class Trained:
-    """The result: models on the CPU, float32, contiguous, in eval mode; `history` holds what does not depend on the clock.
+    """The result: models on the CPU, float32, contiguous, in eval mode; `history` has the metrics that do not depend on time.
 
-    `ema` are the averaged weights of the part of `model` that is kept.
+    `ema` is the averaged `kept` part of `model`.
     """
 
     model: nn.Module
@@ -77,13 +77,13 @@ class Trained:
     history: list[Row]
 
     def last_loss(self) -> float:
-        """The mean loss of the last ten rows of the history, as far as they have one."""
+        """The mean loss of the last ten rows of the history that have one."""
         last = [row["loss"] for row in self.history[-10:] if "loss" in row]
         return sum(last) / len(last)
 
 
 class Run:
-    """All that changes from step to step, and the moves that change it."""
+    """The state of a training run, and the operations on it."""
 
     def __init__(
         self,
@@ -113,20 +113,20 @@ class Run:
         self.dtype = choose_precision(settings.precision, self.device)
         self.layout = choose_layout(self.device, self.dtype)
         if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # crops have one size
+            torch.backends.cudnn.benchmark = True  # all crops have the same size
 
         self.model = model
-        # Statistics over all processes' pictures; on a copy, since the result should be loadable without a process group.
+        # Synchronised batch norm; on a copy, since the result must be loadable without a process group.
         sync = processes.count > 1 and self.device.type == "cuda"
         alone = settings.batch_size == settings.accumulate * processes.count and not sync
         if alone and any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules()):
-            raise UserError(f"{self.title}: batch normalisation needs two pictures at once; raise batch_size or lower accumulate")
+            raise UserError(f"{self.title}: batch normalisation needs at least two pictures; raise batch_size or lower accumulate")
         self.module: nn.Module = _sync_batchnorm(model) if sync else model
         self.module.train().to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = create_ema(kept(self.module), settings.ema) if settings.ema is not None else None
         if settings.compile:
-            warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # of how it sees functions of libraries
-            self.module.compile()  # in place; the averaged copy is measured rarely, and stays as it is
+            warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # about functions of libraries
+            self.module.compile()  # in place; the EMA copy is used rarely and is not compiled
         self.ddp = processes.wrap(self.module)
         self.optimizer = create_optimizer(self.module, settings, rates)
         self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -135,8 +135,8 @@ class Run:
         self.saved = 0  # step of the newest checkpoint; the initial weights need none
         self.lr = 0.0
         self.history: list[Row] = []
-        self.names: list[str] = []  # of the columns of `window`, without the last, which is the gradient's norm
-        self.window: list[Tensor] = []  # a row for each step since the last record, left on the device so that no step waits for it
+        self.names: list[str] = []  # of the columns of `window`, except the last, the gradient norm
+        self.window: list[Tensor] = []  # a row per step since the last record, kept on the device so that no step synchronises
         self.idle = Idle(self.device)
 
     def fetch(self, loader: Iterator[Part]) -> list[Part]:
@@ -176,14 +176,14 @@ class Run:
         return total
 
     def mean_count(self, parts: list[Part]) -> Part:
-        """What `step` finds in batch["count"]; on the CPU, from which an accelerator takes a single number without a wait."""
+        """The value of batch["count"]; on the CPU, since an accelerator can use a CPU scalar without synchronising."""
         if not self.count:
             return {}
         total = self.processes.reduce(torch.tensor(sum(self.count(part) for part in parts)))
         return {"count": torch.tensor(max(int(total), 1) / (len(parts) * self.processes.count))}
 
     def to_device(self, value: Tensor) -> Tensor:
-        """A part of the batch where the model is, pictures in its layout."""
+        """A part of the batch on the model's device, pictures in its memory format."""
         return value.to(self.device, non_blocking=True, memory_format=self.layout if value.ndim == 4 else torch.preserve_format)
 
     def optimizer_step(self) -> Tensor:
@@ -230,15 +230,15 @@ class Run:
         return {**dict(zip(self.names, losses, strict=True)), "lr": self.lr, "grad_norm": norm}
 
     def read_clock(self) -> Row:
-        """What depends on the machine, since the last record and, `seconds` of training, in all; and how many `pictures` were seen.
+        """Machine-dependent metrics: speed since the last record, and `seconds` and `pictures` of all training so far.
 
-        To be called after `read_log`, which waits for the device.
+        Call it after `read_log`, which synchronises.
         """
         self.pace.add(0, self.idle.read())
         return {**self.pace.read(), "seconds": self.pace.seconds(), "pictures": self.done * self.settings.batch_size}
 
     def evaluate(self, on_eval: Callable[[nn.Module, int], dict[str, float]]) -> Row:
-        """What the first process measures, for all."""
+        """Measure in the first process, and broadcast."""
         model = self.ema.module if self.ema else self.kept(self.module)
         values: Row = {}
         self.idle.pauses()
@@ -256,7 +256,7 @@ class Run:
         Raises:
             UserError: the weights are not finite, or the checkpoint cannot be written.
         """
-        if self.done == self.saved:  # a run that is stopped before its first step, perhaps with seconds to live
+        if self.done == self.saved:  # a run stopped before its first step may have only seconds left
             return
         window = self.read_window()
         self.idle.pauses()
@@ -272,11 +272,11 @@ class Run:
                     "seconds": self.pace.seconds(),
                 }
                 save_checkpoint(self.checkpoints, self.done, state)
-            self.processes.from_first(None)  # nobody goes on, or stops, before it is written
+            self.processes.from_first(None)  # no process continues or stops before it is written
         self.saved = self.done
 
     def restore(self, say: Callable[[str], None]) -> None:
-        """Go on from the newest checkpoint that is whole and fits."""
+        """Resume from the newest checkpoint that is complete and fits."""
         found = newest_checkpoint(self.checkpoints, self.fits, say) if self.processes.is_first else None
         path = self.processes.from_first(found[0] if found else None)
         if not path:
@@ -289,15 +289,15 @@ class Run:
         self.window = list(state["window"].to(self.device))
         self.history = state["history"]
         self.done = self.saved = state["step"]
-        self.pace.go_on_at(state.get("seconds", 0.0))  # none in checkpoints of earlier revisions
+        self.pace.go_on_at(state.get("seconds", 0.0))  # missing in older checkpoints
 
     def fits(self, state: dict[str, Any]) -> bool:
-        """Whether a checkpoint's weights are this model's by name and shape."""
+        """Whether a checkpoint's weights match this model by name and shape."""
         shapes = {key: value.shape for key, value in self.module.state_dict().items()}
         return shapes == {key: value.shape for key, value in state["model"].items()} and (state["ema"] is None) == (self.ema is None)
 
     def result(self) -> Trained:
-        """Hand the models back as they came: on the CPU, contiguous."""
+        """Return the models on the CPU, contiguous."""
         self.optimizer.zero_grad()
         self.module._compiled_call_impl = None
         if self.module is not self.model:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish to stop after the step."""
+"""SIGTERM and Ctrl-C as a request to stop after the current step."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from types import FrameType
 
 
 class Stop(BaseException):
-    """Raised by the signal itself inside `StopRequest.at_once`; like KeyboardInterrupt it is no Exception, which libraries catch."""
+    """Raised by a signal inside `StopRequest.at_once`; a BaseException like KeyboardInterrupt, since libraries catch Exception."""
 
 
 class StopRequest:
     """`signum` is 0 until SIGTERM or SIGINT comes."""
 
     def __init__(self, alone: bool) -> None:
-        """`alone`: no other process has to stop at the same step."""
+        """`alone`: there is no other process that must stop at the same step."""
         self.signum = 0
         self._alone = alone
         self._waiting = False
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A wait that a signal ends by raising `Stop`, because it may be long and nothing is lost by it."""
+        """Context in which a signal raises `Stop`, for long waits that can be aborted safely."""
         try:
             self._waiting = self._alone
             if self._waiting and self.signum:
@@ -34,12 +34,12 @@ class StopRequest:
             self._waiting = False
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Note the signal; of a process that is alone a second Ctrl-C raises KeyboardInterrupt at once."""
+        """Note the signal; in a single process, a second Ctrl-C raises KeyboardInterrupt at once."""
         if self._alone and self.signum == signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = self.signum or signum
         if self._waiting:
-            self._waiting = False  # another signal must not disturb the checkpoint that follows
+            self._waiting = False  # another signal must not disturb writing the checkpoint
             raise Stop
 
 
@@ -47,7 +47,7 @@ class StopRequest:
 def stop_request(alone: bool) -> Iterator[StopRequest]:
     """Catch the two signals inside the block.
 
-    Outside the main thread Python cannot catch signals: there the request never comes.
+    Python can handle signals only in the main thread; elsewhere no request ever comes.
     """
     request = StopRequest(alone)
     if threading.current_thread() is not threading.main_thread():

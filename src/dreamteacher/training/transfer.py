@@ -1,4 +1,4 @@
-"""What brings numbers of the host to the device without making the host wait for it."""
+"""Copy numbers from host to device without synchronising."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor
 
 
 def constant(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """`torch.tensor(values, device=device)`, for what is computed in every step.
+    """`torch.tensor(values, device=device)` without synchronising, for use in every step.
 
-    From ordinary memory a GPU is only fed once it has done all that was queued before, and the host waits for that; from pinned memory it
-    takes the values in their turn.
+    A copy from pageable memory waits for all work queued on the GPU; a copy from pinned memory is queued.
     """
     tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
