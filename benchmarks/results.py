@@ -1,8 +1,8 @@
-"""docs/results.md and its plots, from the figures that `python -m benchmarks.paper` left in benchmarks/results.
+"""Builds docs/results.md and its plots from the results of `python -m benchmarks.paper` in benchmarks/results.
 
     python -m benchmarks.results
 
-A sentence by hand stands in benchmarks/results/SET/notes.yaml, under the result's name.
+benchmarks/results/SET/notes.yaml has a hand-written comment for each result.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ HEAD = """# Results
 
 <!-- Made by `python -m benchmarks.results`; a test compares it with benchmarks/results. -->
 
-Each table compares initialisations of the same backbone, fine-tuned on the same labelled pictures with the same settings, and measured on a
-validation split that training never sees. Gains are paired: of two models that were trained on the same draw of labels with the same random
-weights. `± ` behind a figure is the standard deviation over draws; behind a gain it is half of the 95 % interval (Student's t), in points.
-The seeds of the pretraining alternate over the draws. Seconds are those of the distillation on the machine named, without the teacher's
-own training. `over random-teacher` is the gain over features of a generator with random weights, which the same recipe distilled.
+Each table compares initialisations of the same backbone, fine-tuned on the same labelled pictures with the same settings and evaluated on a
+validation split that training never sees. Gains are paired: both models were trained on the same draw of labels with the same random
+weights. `±` after a metric is the standard deviation over draws; after a gain it is half the width of the 95 % interval (Student's t), in
+points. Draws alternate between the pretraining seeds. `seconds` is the time of the distillation on the given machine, without training the
+teacher. `over random-teacher` is the gain over the same recipe with a generator of random weights.
 
-Read an interval that contains 0 as "not shown". Intervals are not corrected for the number of rows. The figures are of small pictures and
-short budgets on the machines named, so they say which recipe is better there, and nothing of the paper's own scale.
+An interval that contains 0 means "not shown". Intervals are not corrected for the number of rows. The results are for small pictures and
+short budgets on the given machines: they say which recipe is better there, and nothing about the paper's scale.
 
 How to run a table, and add to it: [Recipes](recipes.md#the-papers-tables).
 """
