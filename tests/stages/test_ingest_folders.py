@@ -76,6 +76,8 @@ def test_empty_folders_among_classes_are_said(tmp_path: Path, capsys: pytest.Cap
     assert "folders are empty" not in capsys.readouterr().err
     (tmp_path / "s/horse").mkdir()
     (tmp_path / "s/horse/.keep").touch()
+    for other in ("masks", "test"):  # no names of classes
+        (tmp_path / "s" / other).mkdir()
     run(tmp_path / "s", tmp_path / "out")
     assert "1 folders are empty, so if they are classes, the set does not know them (such as horse)" in capsys.readouterr().err
     assert facts(tmp_path / "out")["classes"] == ["cat", "dog"]

@@ -1,6 +1,7 @@
 """Which mask belongs to which picture, where names differ in more than an ending; what pairs with nothing is no training picture."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from ingest_sources import manifest, picture, report, run, save
 from PIL import Image
 
+from dreamteacher.data import names
 from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.table import open_table, take_deeper_pictures, tell_masks_from_pictures
 from dreamteacher.errors import UserError
 
 Write = Callable[[Path, int], None]
@@ -188,3 +191,49 @@ def test_depth_that_a_table_names_is_no_picture_and_read_where_it_is_wanted(tmp_
     assert len(manifest(tmp_path / "auto")) == 4
     run(root, tmp_path / "depth", task="depth")
     assert np.array_equal(ImageSet(tmp_path / "depth", "train").label(1), ids(2))
+
+
+def test_a_mask_without_its_picture_is_not_that_of_one_stray_picture_elsewhere(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", "images/{i}.png", "masks/{i}.png")
+    save(picture(7), root / "stray/7.png")
+    save(Image.fromarray(ids(7)), root / "masks/7.png")
+    run(root, tmp_path / "out")
+    assert len(ImageSet(tmp_path / "out", "train").labelled()) == 4
+    assert "1 masks belong to no picture (such as masks/7.png)" in report(tmp_path / "out")["summary"]
+
+
+def test_a_line_names_masks_that_were_taken_for_pictures_elsewhere(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", "images/{i}.png", "masks/{i}.png")
+    for i in (7, 8):
+        save(picture(i), root / f"stray/{i}.png")
+        save(Image.fromarray(ids(i)), root / f"masks/{i}.png")
+    run(root, tmp_path / "out")
+    (line,) = (line for line in report(tmp_path / "out")["summary"] if "neighbours" in line)
+    assert line.startswith("2 masks or files of boxes were taken") and "masks/7.png for stray/7.png" in line
+
+
+def test_flat_masks_whose_names_are_those_of_several_pictures_are_refused(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", "images/rust/{i}.png", "masks/{i}.png")
+    for i in range(3):  # the numbers begin anew in each folder, so that 3 is unlike by chance
+        save(picture(10 + i), root / f"images/crack/{i}.png")
+    with pytest.raises(UserError, match="no mask is named as a picture is"):
+        run(root, tmp_path / "out")
+
+
+def test_a_stray_text_around_class_folders_is_no_file_of_boxes(tmp_path: Path) -> None:
+    for cls in ("cat", "dog"):
+        for i in range(3):
+            save(picture(i + 3 * (cls == "dog")), tmp_path / f"s/{cls}/{cls}_{i}.png")
+    (tmp_path / "s/cat_1.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    run(tmp_path / "s", tmp_path / "out")
+    assert [row["label"] for row in manifest(tmp_path / "out")] == ["0"] * 3 + ["1"] * 3
+
+
+def test_flat_files_are_looked_for_below_their_folder_alone() -> None:
+    """Pictures that all have one name would else be compared each with each: 20,000 take minutes then."""
+    files = [name for i in range(20_000) for name in (f"images/c{i}x/image.jpg", f"masks/c{i}y/image.png", f"labels/c{i}y/image.txt")]
+    table = open_table(map(names.row, files))
+    start = time.perf_counter()
+    tell_masks_from_pictures(table)
+    take_deeper_pictures(table)
+    assert time.perf_counter() - start < 10

@@ -8,18 +8,16 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 
-from dreamteacher.data import yolo
+from dreamteacher.data import voc, yolo
 from dreamteacher.data.boxes import SUFFIX, TOLERANCE, Boxes
 from dreamteacher.data.coco import Detail, read_coco
 from dreamteacher.data.corners import refuse_corners, refuse_corners_of_yolo
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.items import BoxLabel
 from dreamteacher.data.keypoints import Body
-from dreamteacher.data.names import class_name
 from dreamteacher.data.table import take_deeper_pictures
 from dreamteacher.data.tool_labels import Shape, is_labelme, is_supervisely, labelme, supervisely
 from dreamteacher.data.trees import Tree
@@ -114,7 +112,7 @@ def _looks_right(form: str, data: bytes) -> bool:
     if form in _IS:
         return _IS[form](data)
     try:
-        return bool(_VOC_ROOT in data and _voc(data)[1] is not None) if form == "voc" else bool(list(_yolo(data, 1, 1)))
+        return bool(voc.ROOT in data and voc.read(data)[1] is not None) if form == "voc" else bool(list(_yolo(data, 1, 1)))
     except BadPicture:
         return False
 
@@ -137,7 +135,6 @@ def _names_in_files(table: sqlite3.Connection, tree: Tree, max_bytes: int, form:
     return sorted(names)
 
 
-_VOC_ROOT = b"<annotation"
 _IS = {"labelme": is_labelme, "supervisely": is_supervisely}
 
 
@@ -214,38 +211,6 @@ def _coco(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
     return stored["size"], rows
 
 
-def _read_voc(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
-    return _voc(data)
-
-
-def _voc(data: bytes) -> tuple[Any, list[Row]]:
-    """Pixels count from 1 and the last belongs to the box (as in detectron2), so that 1..W is the whole width."""
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise BadPicture("its .xml declares entities, which are not read")
-    try:
-        root = ElementTree.fromstring(data)
-        size = [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
-        rows: list[Row] = []
-        for thing in root.iter("object"):
-            box, name = thing.find("bndbox"), class_name(thing.findtext("name") or "")
-            if box is None or not name:
-                raise ValueError("an object has no bndbox or no name")
-            x1, y1, x2, y2 = (float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
-            (x1, x2), (y1, y2) = _between_pixels(x1, x2), _between_pixels(y1, y2)
-            ignored = (thing.findtext("difficult") or "0").strip() in ("1", "true")
-            rows.append((x1, y1, x2, y2, name, ignored))
-    except (ElementTree.ParseError, ValueError) as error:
-        raise BadPicture(f"its .xml is no Pascal VOC annotation: {error}") from error
-    return size, rows
-
-
-def _between_pixels(first: float, last: float) -> tuple[float, float]:
-    """Where a span of pixels, which count from 1, begins and ends, either way round; of equal ones no extent, not a pixel."""
-    if first == last:
-        return first, first
-    return (first - 1, last) if first < last else (first, last - 1)
-
-
 def _read_yolo(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
     return None, list(_yolo(data, *upright))
 
@@ -307,7 +272,7 @@ _SHAPES = {"labelme": labelme, "supervisely": supervisely}
 _READ: dict[str, Callable[[bytes, tuple[int, int]], tuple[Any, list[Row]]]] = {
     "coco": _coco,
     "imagefolder": _coco,
-    "voc": _read_voc,
+    "voc": lambda data, _: voc.read(data),
     "yolo": _read_yolo,
     "labelme": lambda data, _: _read_shapes(labelme(data)),
     "supervisely": lambda data, _: _read_shapes(supervisely(data)),

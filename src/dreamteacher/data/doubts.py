@@ -50,6 +50,7 @@ def doubts(
     """
     yield from _numbered_classes(table, boxes)
     yield from _shared_labels(table)
+    yield from _labels_of_pictures_elsewhere(table)
     names = boxes.names if boxes and not boxes.body else classes.names if classes and kind in ("csv", "folders") else None
     if names:
         for name, other, how in alike(names)[:3]:
@@ -148,6 +149,17 @@ def _shared_labels(table: sqlite3.Connection) -> Iterator[str]:
     n, label, first, other = table.execute(f"SELECT count(*), min(mask), one, other FROM ({shared})").fetchone()
     if n:
         yield f"{n} masks or files of boxes belong to several pictures (such as {label} to {first} and {other}); give each another name"
+
+
+def _labels_of_pictures_elsewhere(table: sqlite3.Connection) -> Iterator[str]:
+    """A line on masks or boxes whose neighbours have pictures beside them, and they themselves only one of their name further below."""
+    found = "SELECT count(*), min(label), e.picture FROM elsewhere AS e JOIN pairs ON mask = label AND pairs.picture = e.picture"
+    n, label, picture = table.execute(found).fetchone()
+    if n:
+        yield (
+            f"{n} masks or files of boxes were taken for the one picture of their name in another folder than their neighbours' pictures "
+            f"(such as {label} for {picture}); if they are of others, rename them"
+        )
 
 
 def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Labels of a source: of which kind they are, which classes there are, and folders that are no classes."""
+"""Labels of a source: of which kind they are, and which classes there are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import csv
 import posixpath
 import re
 import sqlite3
-from collections import defaultdict
 from collections.abc import Iterator
 
+from dreamteacher.data.class_folders import classes_of_folders
 from dreamteacher.data.class_list import NUMBER, ClassList, require_mask_classes, require_two
 from dreamteacher.data.columns import SplitColumns, require_once, split_is_not_read
 from dreamteacher.data.imagefolder import read_classes, refuse_other_folders
@@ -36,7 +36,6 @@ OTHER_LISTS = (
     "label_class_dict.csv",
     "class_dict_seg.csv",
 )
-PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[-_. ]?\d+", re.IGNORECASE)
 
 _NUMBERS = re.compile(r"\[?\s*-?\d+(\.\d+)?([\s,;]+-?\d+(\.\d+)?){3,}\s*\]?")  # four or more
 FEWEST = 10  # labels, of which some must be equal
@@ -51,7 +50,6 @@ EXPECTED = {
     "Supervisely) for each",
     "folders": "class folders",
 }
-
 DEPTH_EXPECTED = "map of depth (16-bit PNG, float TIFF or .npy; no disparity), such as depth/train/A.png for images/train/A.jpg"
 
 
@@ -59,7 +57,7 @@ def kinds_of_labels(labels: LabelKind, task: str) -> tuple[LabelKind, ...]:
     """The kinds of labels that ingest.labels and ingest.task leave.
 
     Raises:
-        UserError: none.
+        UserError: the task does not learn from such labels.
     """
     kinds = KINDS if task == AUTO else KINDS_OF_TASK[task]
     if labels == "auto":
@@ -137,7 +135,7 @@ def read_labels(
         if tables[0] != "labels.csv" and folders_count and task != "multilabel":
             refuse_other_folders(table, tree, tables[0])
     elif kind == "folders":
-        names, strange = _classes_of_folders(table, tree, names)
+        names, strange = classes_of_folders(table, tree, names)
         classes, counts["folders_without_class"] = ClassList(names), len(strange)
         examples |= {"folders_without_class": strange[0]} if strange else {}
     elif kind == "masks":
@@ -203,51 +201,6 @@ def _other_list(tree: Tree) -> str | None:
                 text.close()
                 return folder + name
     return None
-
-
-def _classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> tuple[list[str], list[str]]:
-    """The classes, and the folders that are none of them; what lies in such folders has no label from here on."""
-    of_pictures = "FROM files WHERE role = 'picture'"
-    names = [name for (name,) in table.execute(f"SELECT DISTINCT class {of_pictures} AND class != '' ORDER BY class")]
-    if not classes:
-        _refuse_unknown_splits(table, tree, names)
-    strange = sorted(set(names) - set(classes or names))
-    table.executemany("UPDATE files SET class = '' WHERE class = ?", [(name,) for name in strange])
-    return classes or names, strange
-
-
-def _refuse_unknown_splits(table: sqlite3.Connection, tree: Tree, names: list[str]) -> None:
-    """Folders that may be parts of the set under a name that is no split's never become classes without a word."""
-    of_pictures = "FROM files WHERE role = 'picture'"
-    way_out = "or, if they are classes, list all classes in classes.txt"
-    mixed = table.execute(f"SELECT name {of_pictures} AND split NOT NULL AND class = '' AND name NOT LIKE '%unlabel%' LIMIT 1").fetchone()
-    inside = table.execute(f"SELECT name {of_pictures} AND split NOT NULL AND class != '' LIMIT 1").fetchone()
-    beside = table.execute(f"SELECT class {of_pictures} AND split IS NULL AND class != '' LIMIT 1").fetchone()
-    if beside and (mixed or inside):
-        raise UserError(
-            f"{tree}: {(mixed or inside)[0]} is read as a picture of that split, but beside it lies the class {beside[0]!r}; "
-            f"put all classes below train/ and val/, give the class another name, {way_out}"
-        )
-    if len(names) > 1 and all(PARTS.fullmatch(name) for name in names):
-        raise UserError(
-            f"{tree}: the folders {_few(names)} look like parts of one set, not like classes; name them train and val, set ingest.labels "
-            f"to none, {way_out}"
-        )
-    if inside:
-        return
-    inner: dict[str, set[str]] = defaultdict(set)
-    for cls, below in table.execute(f"SELECT DISTINCT class, below {of_pictures} AND class != '' LIMIT 1000"):
-        inner[cls].add(below)
-    sets = list(inner.values())
-    if len(sets) > 1 and all(len(each) > 1 and "" not in each and len(each & sets[0]) > 0.8 * len(each | sets[0]) for each in sets):
-        raise UserError(
-            f"{tree}: the folders {_few(list(inner))} hold the same folders ({_few(sorted(sets[0]))}), as splits do; name them train, "
-            f"val and test, {way_out}"
-        )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def require_classes(classes: ClassList, kind: str, where: str, task: str) -> None:

@@ -34,10 +34,13 @@ def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
     table.execute("CREATE TABLE labels (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
     table.execute("CREATE TABLE pairs (picture TEXT PRIMARY KEY, mask TEXT, n INTEGER) WITHOUT ROWID")
     table.execute("CREATE INDEX by_mask ON pairs (mask)")
+    table.execute("CREATE TABLE elsewhere (label TEXT PRIMARY KEY, picture TEXT) WITHOUT ROWID")
     table.execute("BEGIN")
     table.create_function("nfc", 1, nfc, deterministic=True)
     table.create_function("without_items", 1, without_items, deterministic=True)
     table.create_function("shared", 2, shared_folders, deterministic=True)
+    table.create_function("stem", 1, posixpath.basename, deterministic=True)
+    table.create_function("folder", 1, posixpath.dirname, deterministic=True)
     table.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", ((*row[:5], *row.place) for row in rows))
     table.execute("CREATE TABLE box_files (name TEXT PRIMARY KEY, key TEXT, suffix TEXT) WITHOUT ROWID")
     table.create_function("suffix", 1, lambda name: posixpath.splitext(name)[1].lower(), deterministic=True)
@@ -115,9 +118,17 @@ def _pair_with_deeper_pictures(table: sqlite3.Connection) -> None:
 
 
 def take_deeper_pictures(table: sqlite3.Connection) -> None:
-    """Give files of boxes that lie flat, labels/A.txt, the key of the one picture A in folders below theirs; see `_find_deeper`."""
+    """Give files of boxes that lie flat, labels/A.txt, the key of the one picture A in folders below theirs; see `_find_deeper`.
+
+    Files around the folders of pictures, such as notes.txt beside cat/ and dog/, are none of these.
+    """
     picture = "SELECT 1 FROM files AS q WHERE q.role = 'picture'"
-    flat = f"SELECT name, key FROM box_files AS b WHERE NOT EXISTS ({picture} AND (q.key = b.key OR q.key2 = b.key))"
+    around = f"{picture} AND q.name >= place || '/' AND q.name < place || '0'"
+    places = f"SELECT place FROM (SELECT DISTINCT folder(name) AS place FROM box_files) WHERE place != '' AND NOT EXISTS ({around})"
+    flat = (
+        f"SELECT name, key FROM box_files AS b WHERE NOT EXISTS ({picture} AND (q.key = b.key OR q.key2 = b.key)) "
+        f"AND folder(name) IN ({places})"
+    )
     if not one(table, f"SELECT EXISTS ({flat})"):
         return
     _find_deeper(table, flat, f"SELECT folder(key) FROM box_files AS b WHERE EXISTS ({picture} AND q.key = b.key)")
@@ -128,23 +139,28 @@ def take_deeper_pictures(table: sqlite3.Connection) -> None:
 def _find_deeper(table: sqlite3.Connection, flat: str, beside: str) -> None:
     """Fill a table `deeper` with files that lie flat, and the name and key of the one picture of the same stem in their folder or below.
 
-    flat: a query of the names and keys of these files. beside: of folders where others find their picture by their key; then a folder of
-    pictures below counts if half of them have such a file, as numbers may be those of other pictures.
+    None of a folder counts if some have the stem of several pictures below, as names there do not tell pictures apart.
+
+    flat: a query of the names and keys of these files. beside: of folders where others find their picture by their key, so that those
+    without one may have lost it; then a folder of pictures below counts if it has several such files and they are those of half its
+    pictures, as a picture of that number may be another, and the table `elsewhere` names them.
     """
-    table.create_function("stem", 1, posixpath.basename, deterministic=True)
-    table.create_function("folder", 1, posixpath.dirname, deterministic=True)
-    table.execute("CREATE INDEX IF NOT EXISTS by_stem ON files (stem(key)) WHERE role = 'picture'")
+    table.execute("CREATE INDEX IF NOT EXISTS by_stem ON files (stem(key), key) WHERE role = 'picture'")
     table.execute("DROP TABLE IF EXISTS deeper")
-    table.execute(
-        "CREATE TABLE deeper AS SELECT m.name, min(p.name) AS picture, p.key, folder(m.key) AS beside, folder(p.key) AS within "
-        f"FROM ({flat}) AS m JOIN files AS p ON stem(p.key) = stem(m.key) WHERE p.role = 'picture' "
-        "AND substr(p.key, 1, length(m.key) - length(stem(m.key))) || stem(m.key) = m.key GROUP BY m.name HAVING count(*) = 1"
+    table.execute(  # x'' is more than any text: below the source itself lies all
+        "CREATE TABLE deeper AS SELECT m.name, min(p.name) AS picture, p.key, folder(m.key) AS beside, folder(p.key) AS within, "
+        f"count(*) AS n, min(p.key) != max(p.key) AS several FROM ({flat}) AS m JOIN files AS p ON stem(p.key) = stem(m.key) "
+        "AND p.key >= CASE folder(m.key) WHEN '' THEN '' ELSE folder(m.key) || '/' END "
+        "AND p.key < CASE folder(m.key) WHEN '' THEN x'' ELSE folder(m.key) || '0' END WHERE p.role = 'picture' GROUP BY m.name"
     )
+    table.execute("DELETE FROM deeper WHERE beside IN (SELECT beside FROM deeper WHERE several)")
+    table.execute("DELETE FROM deeper WHERE n > 1")
     in_folder = "SELECT count(*) FROM files WHERE role = 'picture' AND files.key >= within || '/' AND files.key < within || '0'"
     table.execute(
         "DELETE FROM deeper WHERE (beside, within) IN (SELECT beside, within FROM deeper GROUP BY beside, within "
-        f"HAVING beside IN ({beside}) AND 2 * count(*) < ({in_folder}))"
+        f"HAVING beside IN ({beside}) AND (count(*) = 1 OR 2 * count(*) < ({in_folder})))"
     )
+    table.execute(f"INSERT OR IGNORE INTO elsewhere SELECT name, picture FROM deeper WHERE beside IN ({beside})")
 
 
 def shared_folders(one: str, other: str) -> int:

@@ -11,6 +11,7 @@ import re
 import sqlite3
 import unicodedata
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -18,6 +19,7 @@ import fsspec
 
 from dreamteacher.data.decode import SUFFIXES, UNREAD
 from dreamteacher.data.items import BOX_SUFFIXES, PassedOver
+from dreamteacher.data.layout import meaning
 from dreamteacher.errors import UserError
 from dreamteacher.files import SYSTEM_FOLDERS, walk
 
@@ -73,7 +75,7 @@ class Folder:
 
     def pictures(self, passed_over: PassedOver) -> Iterator[str]:
         """See Tree."""
-        return _pictures(walk(self.root, passed_over.add_folder), passed_over)
+        return _pictures(walk(self.root, partial(_pass_over, passed_over)), passed_over)
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
         """One file after the other."""
@@ -203,6 +205,13 @@ def cannot_open(url: str, error: Exception) -> UserError:
 def _can_be_written(name: str) -> bool:
     """Neither a manifest nor a shard could name what is not UTF-8, or holds line ends and other controls."""
     return name.isprintable() or not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
+
+
+def _pass_over(passed_over: PassedOver, kind: str, folder: str) -> None:
+    """Count a folder; not an empty one that is named as splits, pictures or masks are, which is no class."""
+    said = meaning(posixpath.basename(folder))
+    if kind != "empty" or not (said.split or said.role):
+        passed_over.add_folder(kind, folder)
 
 
 def _pictures(names: Iterator[str], passed_over: PassedOver) -> Iterator[str]:

@@ -19,6 +19,7 @@ def take_val_annotations(table: sqlite3.Connection, tree: Tree, lists: list[str]
         Those of the text files `lists` that gave a picture its class.
     """
     used = []
+    classes = {cls for (cls,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture'")} if lists else set()
     for name in lists:
         file = tree.open_text(name) if posixpath.basename(name) == NAME else None
         if file is None:
@@ -26,13 +27,12 @@ def take_val_annotations(table: sqlite3.Connection, tree: Tree, lists: list[str]
         folder, n = posixpath.dirname(name), 0
         with file, utf8(f"{tree}/{name}"):
             for words in map(str.split, file):
-                if len(words) > 1:
-                    cls, picture = class_name(words[1]), nfc(words[0])
+                cls = class_name(words[1]) if len(words) > 1 else ""
+                if cls and cls in classes:
+                    picture = nfc(words[0])
                     places = [posixpath.join(folder, below, picture) for below in ("images", "")]
                     n += table.execute(
-                        "UPDATE files SET class = ? WHERE name IN (?, ?) AND role = 'picture' AND class = '' "
-                        "AND EXISTS (SELECT 1 FROM files WHERE role = 'picture' AND class = ?)",
-                        (cls, *places, cls),
+                        "UPDATE files SET class = ? WHERE name IN (?, ?) AND role = 'picture' AND class = ''", (cls, *places)
                     ).rowcount
         if n:
             table.execute("DELETE FROM box_files WHERE name = ?", [name])

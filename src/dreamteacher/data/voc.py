@@ -1,0 +1,43 @@
+"""Boxes of Pascal VOC: an .xml for each picture."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from dreamteacher.data.formats import BadPicture
+from dreamteacher.data.names import class_name
+
+ROOT = b"<annotation"
+Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name of the class, ignored
+
+
+def read(data: bytes) -> tuple[list[float], list[Row]]:
+    """([width, height], boxes): pixels count from 1 and the last belongs to the box (as in detectron2), so that 1..W is the whole width.
+
+    Raises:
+        BadPicture: it cannot be understood.
+    """
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise BadPicture("its .xml declares entities, which are not read")
+    try:
+        root = ElementTree.fromstring(data)
+        size = [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
+        rows: list[Row] = []
+        for thing in root.iter("object"):
+            box, name = thing.find("bndbox"), class_name(thing.findtext("name") or "")
+            if box is None or not name:
+                raise ValueError("an object has no bndbox or no name")
+            x1, y1, x2, y2 = (float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
+            (x1, x2), (y1, y2) = _between_pixels(x1, x2), _between_pixels(y1, y2)
+            ignored = (thing.findtext("difficult") or "0").strip() in ("1", "true")
+            rows.append((x1, y1, x2, y2, name, ignored))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise BadPicture(f"its .xml is no Pascal VOC annotation: {error}") from error
+    return size, rows
+
+
+def _between_pixels(first: float, last: float) -> tuple[float, float]:
+    """Where a span of pixels, which count from 1, begins and ends, either way round; of equal ones no extent, not a pixel."""
+    if first == last:
+        return first, first
+    return (first - 1, last) if first < last else (first, last - 1)
