@@ -90,7 +90,7 @@ def test_recorded_run_is_up_to_date_in_a_fresh_clone(recorded: Recorded, origin:
     assert (clone.folder / "artifacts/finetuned/mix/0/model.safetensors").read_text() == "finetune0"
     assert json.loads((clone.folder / "metrics/evaluate.json").read_text()) == {"mix": {"miou_mean": 0.0123}}
     settings = (clone.folder / "params.yaml").read_text()
-    assert "# of teacher and feature distillation" in settings
+    assert "# seed of teacher and feature distillation" in settings
     assert load_params(clone.folder / "params.yaml") == load_params(origin.folder / "params.yaml", OVERRIDES)
     assert set(clone.run("git", "diff", "--name-only", "HEAD~1").split()) == {"dvc.lock", "params.yaml", "metrics/evaluate.json"}
     assert "finetune.lr=0.0123" in clone.run("git", "log", "-1", "--format=%B")

@@ -13,6 +13,7 @@ from pathlib import Path
 from helpers import free_port
 
 MISSING = "no haproxy here: apt-get install haproxy"
+# Without `timeout check`, an answer later than `inter`, as on a busy machine, marks a server as down. A refused connection does so at once.
 CONFIG = """
 global
   stats socket {folder}/control level admin
@@ -21,6 +22,7 @@ defaults
   timeout connect 2s
   timeout client 60s
   timeout server 60s
+  timeout check 5s
   option redispatch
   retries 3
   retry-on conn-failure

@@ -178,6 +178,6 @@ def test_a_start_of_another_size_is_one_line(stage, rounds, tmp_path):
             train_teacher.run(small, data=root / "data", start=tmp_path / "start", out=tmp_path / "out")
     else:
         wide = params.model_copy(update={"student": params.student.model_copy(update={"width": 16})})
-        with pytest.raises(UserError, match="has another backbone, neck or taps than the settings say"):
+        with pytest.raises(UserError, match="has another backbone, neck or taps than the settings"):
             given = {"data": root / "data", "teacher": root / "teacher", "start": root / "features"}
             distill_features.run(wide, **given, out=tmp_path / "out")
