@@ -91,8 +91,12 @@ def sha256_of(path: str | os.PathLike[str]) -> bytes:
 def replace_file(path: Path, content: bytes | str) -> None:
     """Write `path` atomically: readers, also after a crash, see the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_note(path: Path) -> dict[str, Any]:

@@ -87,8 +87,8 @@ def publish(tmp: Path, out: Path) -> None:
     readers = stat.S_IMODE((tmp / LOCK).stat().st_mode)
     (tmp / LOCK).unlink()
     for path in [*tmp.rglob("*"), tmp]:
-        mode = path.stat().st_mode
-        if path.is_file() and mode | readers != mode:  # safetensors makes files that nobody else may read, whatever the umask
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) and mode | readers != mode:  # safetensors makes files that nobody else may read, whatever the umask
             path.chmod(stat.S_IMODE(mode) | readers)
         sync_to_disk(path)
     if out.is_symlink() or out.is_file():
