@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import posixpath
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -116,6 +117,18 @@ def append_line(path: Path, line: str) -> None:
         if file.write(content) < len(content):
             file.truncate(size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def share(folder: Path) -> None:
+    """Give the files below `folder` the mode that the umask allows: safetensors makes files that only their owner may read."""
+    new = folder / ".mode"
+    new.touch()
+    allowed = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode  # what a link leads to may be of somebody else
+        if stat.S_ISREG(mode) and mode | allowed != mode:
+            path.chmod(stat.S_IMODE(mode) | allowed)
 
 
 def sync_to_disk(path: Path) -> None:
