@@ -1,6 +1,7 @@
 """The documentation speaks of what exists."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,22 @@ def test_a_backbone_is_loaded_with_its_weights(page: Path) -> None:
 def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_anchor_in_a_link_is_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text()):
+        headings = re.findall(r"^#+ (.+)$", (page.parent / target if target else page).read_text(), re.M)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, (target, anchor)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_row_of_a_table_is_a_line(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    for above, line in pairwise(lines):
+        if "| --- |" in line:
+            cells = [re.sub(r"`[^`]*`", "", each).count("|") for each in (above, line)]
+            assert re.fullmatch(r"[| :-]+", line.strip()) and cells[0] == cells[1], (above, line)
 
 
 def test_every_page_is_linked_from_another() -> None:

@@ -214,6 +214,13 @@ def test_outputs_may_be_read_by_whom_the_umask_lets_read():
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in OUT.iterdir()} == {"model.safetensors": "0o640", "stage.json": "0o640"}
 
 
+def test_what_a_link_in_an_output_leads_to_keeps_its_mode(tmp_path):
+    (tmp_path / "private").touch(0o600)
+    with open_stage("train-teacher", params={}, inputs={}, out=OUT) as stage:
+        (stage.tmp / "link").symlink_to(tmp_path / "private")
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+
+
 def test_record_is_plain_standard_json():
     make()
     assert json.loads((OUT / "stage.json").read_text(), parse_constant=pytest.fail)

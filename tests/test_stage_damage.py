@@ -4,13 +4,15 @@ import errno
 import json
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from dreamteacher import integrity
 from dreamteacher.errors import UserError
-from dreamteacher.files import append_line
+from dreamteacher.files import append_line, replace_file
 from dreamteacher.stage import digest_of, open_stage, read_stage
 from small_stage import OUT, make
 
@@ -207,15 +209,30 @@ def test_a_run_whose_notes_a_full_disk_cut_short_goes_on(monkeypatch: pytest.Mon
     assert make()
 
 
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Files take no more than `size` bytes: what is written beyond is cut short, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_that_does_not_fit_on_the_disk_leaves_the_old_one_alone(tmp_path):
+    path = tmp_path / "notes.json"
+    replace_file(path, "old")
+    with full_disk(4), pytest.raises(OSError, match="File too large"):
+        replace_file(path, "new and longer")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_line_that_does_not_fit_on_the_disk_is_not_begun(tmp_path):
     path = tmp_path / "records.jsonl"
     append_line(path, "first")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # what is written beyond is cut short, as on a full disk
-    try:
-        with pytest.raises(OSError, match="No space left"):
-            append_line(path, "a second one")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(10), pytest.raises(OSError, match="No space left"):
+        append_line(path, "a second one")
     append_line(path, "a second one")
     assert path.read_text() == "first\na second one\n"

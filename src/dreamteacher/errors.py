@@ -115,8 +115,12 @@ def is_memory_error(error: BaseException) -> bool:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether there was no room for a file, as the system or a library says it."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full)
+    return _has(error, errno.ENOSPC) or _has(error, errno.EDQUOT)
+
+
+def _has(error: BaseException, code: int) -> bool:
+    """Whether the system raised `error` with this errno, or a library with the text of it."""
+    return getattr(error, "errno", None) == code or os.strerror(code) in str(error)
 
 
 def _too_little_memory(error: Exception, command: str) -> str | None:
@@ -165,7 +169,7 @@ def _disk_trouble(error: Exception) -> str | None:
     if _is_making_something(error):
         advice[errno.ENOENT] = "it cannot be made there: name another place"
     for code, remedy in advice.items():
-        if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+        if _has(error, code):
             where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
             return f"{where}{os.strerror(code)}; {remedy}"
     return None

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import posixpath
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -91,8 +92,12 @@ def sha256_of(path: str | os.PathLike[str]) -> bytes:
 def replace_file(path: Path, content: bytes | str) -> None:
     """Write `path` atomically: readers, also after a crash, see the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_note(path: Path) -> dict[str, Any]:
@@ -112,6 +117,18 @@ def append_line(path: Path, line: str) -> None:
         if file.write(content) < len(content):
             file.truncate(size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def share(folder: Path) -> None:
+    """Give the files below `folder` the mode that the umask allows: safetensors makes files that only their owner may read."""
+    new = folder / ".mode"
+    new.touch()
+    allowed = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode  # what a link leads to may be of somebody else
+        if stat.S_ISREG(mode) and mode | allowed != mode:
+            path.chmod(stat.S_IMODE(mode) | allowed)
 
 
 def sync_to_disk(path: Path) -> None:

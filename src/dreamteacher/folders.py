@@ -6,14 +6,13 @@ import fcntl
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from dreamteacher.errors import UserError
-from dreamteacher.files import sync_to_disk
+from dreamteacher.files import share, sync_to_disk
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -84,12 +83,9 @@ def _is(file: IO[str], path: Path) -> bool:
 
 def publish(tmp: Path, out: Path) -> None:
     """Rename `tmp` to `out` once every byte is on disk; the old `out` is deleted only after the new one is in place."""
-    readers = stat.S_IMODE((tmp / LOCK).stat().st_mode)
     (tmp / LOCK).unlink()
+    share(tmp)
     for path in [*tmp.rglob("*"), tmp]:
-        mode = path.stat().st_mode
-        if path.is_file() and mode | readers != mode:  # safetensors makes files that nobody else may read, whatever the umask
-            path.chmod(stat.S_IMODE(mode) | readers)
         sync_to_disk(path)
     if out.is_symlink() or out.is_file():
         out.unlink()

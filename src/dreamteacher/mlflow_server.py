@@ -35,10 +35,11 @@ def tracking_uri() -> str:
 
 
 def missing_database() -> Path | None:
-    """The file of the database that MLflow would make at `tracking_uri`; None if it is there, or a server."""
+    """The file of the database that MLflow would make at `tracking_uri`; None if it exists, or runs or models are elsewhere."""
     uri = tracking_uri()
     file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    return file if uri.startswith("sqlite:///") and not file.exists() else None
+    is_local = uri.startswith("sqlite:///") and not os.environ.get("MLFLOW_REGISTRY_URI")
+    return file if is_local and not file.exists() else None
 
 
 def without_password(text: str) -> str:

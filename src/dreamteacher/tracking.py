@@ -282,7 +282,7 @@ def _drop_torn_line(journal: Path) -> None:
     """Remove the incomplete last line of a killed process, before appending."""
     path = journal / RECORDS
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
+        os.truncate(path, text.rfind(b"\n") + 1)  # needs no room, unlike writing the file again
 
 
 def _key(name: str) -> str:

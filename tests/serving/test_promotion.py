@@ -19,6 +19,7 @@ from dreamteacher import cli, outages
 from dreamteacher.errors import UserError
 from dreamteacher.lifecycle import promotion
 from dreamteacher.lifecycle.promotion import LINEAGE, choose, fetch_champion, keep_lineage, promote, refuse, rollback
+from dreamteacher.mlflow_server import missing_database
 from dreamteacher.settings.downstream import Publish
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of, open_stage
@@ -321,6 +322,8 @@ def test_a_folder_where_nothing_was_tracked_is_named_and_stays_empty(words, in_t
     assert f"error: there is no {in_tmp / 'mlflow.db'}, so no stage has been tracked here; " in capsys.readouterr().err
     assert fetch_champion("blobs", in_tmp / "champion") is None
     assert list(in_tmp.iterdir()) == [in_tmp / "champion"]
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:5000")  # models are not in the missing database
+    assert missing_database() is None
 
 
 def test_server_that_is_down_is_one_line_without_the_password(in_tmp):

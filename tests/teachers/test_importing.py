@@ -55,6 +55,7 @@ def test_a_foreign_checkpoint_becomes_a_teachers_folder(checkpoint: Path, tmp_pa
     facts = json.loads((out / "teacher.json").read_text())
     assert (facts["kind"], facts["source"], facts["licence"]) == ("foreign", str(checkpoint), "CC BY-NC 4.0")
     assert [path.name for path in out.parent.iterdir()] == ["mine"]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # safetensors makes files that only their owner may read
 
 
 def test_what_holds_something_is_never_written_to(checkpoint: Path, tmp_path: Path) -> None:

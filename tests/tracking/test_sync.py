@@ -1,5 +1,6 @@
 """Records that MLflow cannot take at once are sent later, whole and once."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from tracked import assert_complete, runs, stage
 from dreamteacher import tracking
 from dreamteacher.errors import Interrupted, UserError
 from dreamteacher.mlflow_server import _is_logged
-from dreamteacher.tracking import UNSENT, open_tracker, sync
+from dreamteacher.tracking import RECORDS, UNSENT, open_tracker, sync
 from helpers import free_port, process_inside
 
 STEPS = (0, 10, 40, 50)
@@ -96,6 +97,18 @@ def test_journal_of_a_killed_process_is_sent_and_its_run_ends_as_killed():
     assert len(sync()) == 1
     assert runs()["ingest"].info.status == "KILLED"
     assert runs()["ingest"].data.metrics == {"n": 1.0}
+
+
+def test_a_torn_line_is_cut_off_on_a_full_disk_too(tmp_path, monkeypatch):
+    records = tmp_path / RECORDS
+    records.write_text('{"do": "start"}\n{"do": "met')
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    tracking._drop_torn_line(tmp_path)
+    assert records.read_text() == '{"do": "start"}\n'
 
 
 @pytest.mark.parametrize("then", ["stage", "sync"])

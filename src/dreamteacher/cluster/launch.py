@@ -28,7 +28,7 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **extra
         params: settings.
         inputs: {name of the stage's argument: folder}.
         out: output folder.
-        extra: the stage's further arguments (seed, mode, init).
+        extra: the stage's further arguments (name, recipe, init, seed).
 
     Raises:
         UserError: an error of the stage, or its processes failed.

@@ -44,7 +44,7 @@ class NodeWatch:
 
         self._core, self._watch = CoreV1Api(client), Watch()
         self._name, self._namespace, self._nodes, self._start_min = name, namespace, nodes, start_min
-        self._endings: dict[str, tuple[float, Ending]] = {}  # last pod of each node, and when it was seen
+        self._endings: dict[str, tuple[float, Ending]] = {}  # the last ending of each node, and when it was seen
         self._final: tuple[str, Ending] | None = None
         self._handled: set[tuple[str, ...]] = set()
         self._said: set[str] = set()

@@ -85,8 +85,8 @@ def run_stage(
 ) -> None:
     """Run `dreamteacher STAGE` on the nodes and copy its output to `out`.
 
-    `extra` are the stage's further options (seed, mode, init). The job survives if the step is killed, and a retried step attaches to it;
-    when the job ends it is deleted.
+    `extra` are the stage's further options (name, recipe, init, seed). The job survives if the step is killed, and a retried step attaches
+    to it; when the job ends it is deleted.
 
     Raises:
         UserError: an input is missing, or the job failed (how each node failed is logged), was deleted, cannot be created or cannot start.

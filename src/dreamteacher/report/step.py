@@ -36,7 +36,8 @@ def facts(folder: Path) -> dict[str, Any]:
     """What distinguishes an artifact: stage, digest, figures, and, as far as it has them, data hash, classes, taps, backbone."""
     record = read_stage(folder)
     found = {"stage": record["stage"], "digest": record["digest"], "version": record["version"], **record["metrics"]}
-    found |= {key: record["params"][key] for key in IDENTITY if key in record["params"]}
+    # KFP's pages would show a property `name` in place of the artifact's own.
+    found |= {"teacher" if key == "name" else key: record["params"][key] for key in IDENTITY if key in record["params"]}
     if student := record["params"].get("student"):
         found["backbone"] = student["backbone"]
     for file, keys in (("dataset.json", ("hash", "task", "classes")), ("teacher.json", ("taps",)), ("task.json", ("task", "classes"))):

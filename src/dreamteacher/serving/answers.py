@@ -260,8 +260,8 @@ class Keypoints:
     """Keypoints of the objects in the picture, by descending score.
 
     points: float32 (D, P, 2) of x and y in pixels of the original picture, which spans (0, 0) to (W, H). seen: float32 (D, P) in [0, 1],
-    the visibility of each. scores: float32 (D,) in [0, 1]; apply a threshold, as up to 100 objects with low scores are included. classes:
-    names of the P keypoints; skeleton: pairs of keypoint indices to connect in drawings.
+    how likely each is in the picture. scores: float32 (D,) in [0, 1]; apply a threshold, as up to 100 objects with low scores are included.
+    classes: names of the P keypoints; skeleton: pairs of keypoint indices to connect in drawings.
     """
 
     OUTPUTS: ClassVar = ("centres", "points", "seen")

@@ -52,8 +52,8 @@ class Teacher(Training):
     )
     conditional: bool = Field(
         False,
-        description="condition a ddpm or edm on the class of each train picture that has one (class folders, labels.csv), dropped for "
-        "10 % of them; features are taken without a class. It uses all labels, not only few_labels of them",
+        description="condition a ddpm or edm on the class of each train picture that has one (class folders, labels.csv), dropped one "
+        "time in ten; features are taken without a class. It uses all labels, not only few_labels of them",
     )
     resolution: Positive = Field(64, description=f"side of the random training crops, pixels ({by_size('teacher', 'resolution')})")
     T_train: Positive = Field(1000, description="diffusion steps of the linear schedule, betas 1e-4 to 2e-2 (Tab 16)")
@@ -134,7 +134,7 @@ class Distill(Training, EncodingSettings):
     method: str = Field(
         "features",
         description="features: distil the teacher's features, as in the paper; team: features of several teachers; simclr, moco, "
-        "byol, swav, densecl: contrastive methods on two views; mae, simmim, spark: masked prediction; denoising; other "
+        "byol, swav, densecl: compare two views; mae, simmim, spark, denoising: reconstruct masked or noisy pictures; other "
         "packages may add methods. encoding, T, strata, passes, whitening, stats_images, objectives and margin only apply "
         "to features and team",
     )
@@ -209,7 +209,7 @@ class Distill(Training, EncodingSettings):
         f"({by_size('distill', 'monitor_every')})",
     )
     monitor_images: Positive = Field(
-        64, description="unlabelled train pictures held out for that measurement; the backbone is not trained on them"
+        64, description="train pictures held out for that measurement: features are not distilled on them, their labels are not read"
     )
 
     @field_validator("objectives")

@@ -32,7 +32,7 @@ RATIOS = (0.5, 1.0, 2.0)
 CANONICAL = 112  # pixels: objects of this side are pooled from stride 16; torchvision's 224 are for pictures of 800 px
 CANDIDATES = 1000  # per level, from which proposals are selected
 LEAST_SIDE = 1.0  # minimum side of a box used in training, pixels
-HIDDEN = 0.5  # an anchor or proposal with a larger share in unknown regions is ignored
+HIDDEN = 0.5  # an anchor or proposal with at least this share in unknown regions is ignored
 
 
 class Anchors(AnchorGenerator):

@@ -37,7 +37,7 @@ NEAR = 0.5  # minimum heat of locations that also learn the object's keypoints
 POINTS_WEIGHT = 5.0  # weight of the keypoint error, which is relative to the object's side
 LEAST_SIDE = 8.0  # minimum side of an object for this, pixels
 SHOWN = 0.3  # minimum score of objects that are drawn and compared with fp16
-LIKELY = 0.5  # visibility threshold
+LIKELY = 0.5  # minimum probability of a keypoint that is drawn
 CLOSE = 0.2  # of PCK: share of the longer side of an object's box
 _PAIRS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 COCO = ["nose", *(f"{side}_{part}" for part in _PAIRS for side in ("left", "right"))]
@@ -60,8 +60,8 @@ class KeypointsHead(NeckHead):
 
         Returns:
             `centres` (B, 1, h, w): logits. `points` (B, 2 P, h, w): x and y of each keypoint of the object whose centre is there, as
-            fractions of the picture. `seen` (B, P, h, w): logits of visibility. `places` (B, 2, h, w): x, y of a cell's
-            middle.
+            fractions of the picture. `seen` (B, P, h, w): logits of whether it is in the picture, visible or hidden. `places` (B, 2, h, w):
+            x, y of a cell's middle.
         """
         fused = self.fuse(at_finest(levels))
         height, width = fused.shape[2:]

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from dreamteacher.errors import UserError, first_line
+from dreamteacher.files import share
 from dreamteacher.teachers.folder import KINDS, get_kind, read_facts, write_json
 
 # Keys of nested state dicts in checkpoints; EMA weights first.
@@ -47,6 +48,7 @@ def import_teacher(kind: str, source: str, out: Path, options: list[str]) -> Non
         module.import_weights(source, made, settings)
         facts = read_facts(made)
         write_json(made, facts | {"source": source, "licence": licence or facts.get("licence"), "options": settings})
+        share(made)
         made.rename(out)
 
 

@@ -19,7 +19,7 @@ def create_ema(model: nn.Module, decay: float) -> ModelEmaV3:
 
 def update_ema(ema: ModelEmaV3, model: nn.Module, step: int) -> None:
     """Update with the weights after `step` (from 0), with decay min(decay, (1 + step) / (10 + step)), so that short runs forget the
-        random initialisation.
+    random initialisation.
 
     timm's warm-up is 1 - 1 / (1 + s / gamma) with s = its step - 1, which equals this for gamma = 9 and s = step + 1.
     """

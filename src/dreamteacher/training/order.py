@@ -75,7 +75,7 @@ def draw_batches(data: Dataset, count: int, seed: int, device: torch.device) -> 
 
 
 def choose_workers(data: Dataset, workers: int | Literal["auto"], device: torch.device) -> int:
-    """Number of loader processes; auto: this process' share of the cores, at most 16 for a GPU, else 4.
+    """Number of loader processes; auto: this process' share of the cores less one, at most 16 for a GPU, else 4.
 
     On a CPU, data with `in_memory` True needs none. A GPU would idle while this process makes crops.
     """
