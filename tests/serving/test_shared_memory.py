@@ -1,5 +1,6 @@
 """Requests to this machine go by shared memory where they can, and as bytes where they cannot."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dreamteacher.serving.shared_memory import Passage, Regions
 
 
 def leftovers():
-    return list(Path("/dev/shm").glob("dreamteacher-*"))
+    return list(Path("/dev/shm").glob(f"dreamteacher-{os.getpid()}-*"))  # other tests run beside these
 
 
 def regions_of(triton):

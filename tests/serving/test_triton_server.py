@@ -9,7 +9,9 @@ import sysconfig
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import onnxruntime
@@ -112,10 +114,6 @@ def single(models, tmp_path, monkeypatch):
     return folder
 
 
-def regions():
-    return set(SHARED_MEMORY.glob("triton_python_backend_shm_region_*"))
-
-
 def test_server_that_cannot_start_says_why(single):
     model = single / "cells" / "1" / "model.py"
     model.write_text(model.read_text().replace("import onnxruntime\n", "import onnxruntime_of_another_world\n"))
@@ -126,9 +124,16 @@ def test_server_that_cannot_start_says_why(single):
     assert str(log) in str(error.value)
 
 
-def test_server_that_crashes_while_it_starts_leaves_no_shared_memory(single, models):
+def test_server_that_crashes_while_it_starts_leaves_no_shared_memory(single, models, monkeypatch):
     write_repository({"stages": models["stages"]}, single, backend="python", settings=PARAMS.publish)  # with NAME-pictures: more processes
-    before = regions()
+    monkeypatch.setattr(triton_server.secrets, "token_hex", lambda size: "crashes-at-start")  # other servers run beside this test
+    made, stop = [], triton_server._stop
+
+    def look_and_stop(process, regions):
+        made.extend(SHARED_MEMORY.glob(f"{regions}*"))
+        stop(process, regions)
+
+    monkeypatch.setattr(triton_server, "_stop", look_and_stop)
     model = single / "cells" / "1" / "model.py"
     model.write_text(
         model.read_text().replace(
@@ -137,7 +142,7 @@ def test_server_that_crashes_while_it_starts_leaves_no_shared_memory(single, mod
     )
     with pytest.raises(UserError, match=r"does not start \(code -9\)"), running_triton(single):
         pass
-    assert regions() <= before
+    assert made and all("crashes-at-start" in region.name for region in made) and not left(made)
 
 
 def test_folders_with_blanks_and_signs_in_their_names_are_served(single, tmp_path, monkeypatch):
@@ -224,6 +229,27 @@ def test_serve_answers_at_the_given_port_and_stops_cleanly(single, number):
     assert not Path(f"/proc/{server}").exists()
     assert held and not left(held)
     assert not list(Path(".dreamteacher/triton").glob("*.log"))
+
+
+def test_a_server_is_ready_only_once_its_metrics_answer(tmp_path):
+    asked = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(503 if self.path == "/metrics" and asked.count("/metrics") < 3 else 200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server, subprocess.Popen(["sleep", "60"]) as process:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"127.0.0.1:{server.server_port}"
+        triton_server._wait_until_ready(process, url, url, ["cells"], tmp_path / "log")
+        process.kill()
+        server.shutdown()
+    assert asked == ["/v2/health/ready", "/v2/models/cells/ready", "/metrics"] * 3
 
 
 def test_killed_serve_takes_its_server_along(single):

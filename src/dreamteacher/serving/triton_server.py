@@ -127,7 +127,7 @@ def running_triton(repository: Path, http_port: int | None = None, grpc_port: in
             )
         try:
             urls = [f"{HOST}:{port}" for port in ports]
-            _wait_until_ready(process, urls[0], models, log)
+            _wait_until_ready(process, urls[0], urls[2], models, log)
             yield Triton(urls[0], urls[1], urls[2], models, process, log)
         finally:
             _stop(process, regions)
@@ -237,16 +237,16 @@ def _ports(*wanted: int | None) -> list[int]:
             probe.close()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, models: list[str], log: Path) -> None:
-    """Wait until all models are ready."""
-    paths = ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models)]
+def _wait_until_ready(process: subprocess.Popen[bytes], http: str, metrics: str, models: list[str], log: Path) -> None:
+    """Wait until all models are ready and the metrics answer, which Triton serves last: after gRPC and HTTP."""
+    urls = [f"{http}/v2/health/ready", *(f"{http}/v2/models/{model}/ready" for model in models), f"{metrics}/metrics"]
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
             raise UserError(f"tritonserver does not start (code {process.returncode}): {_complaints(log)}; its log: {log}")
         with suppress(urllib.error.URLError, ConnectionError, TimeoutError):  # not listening yet, or not ready
-            for path in paths:
-                urllib.request.urlopen(f"http://{url}{path}", timeout=5).close()
+            for url in urls:
+                urllib.request.urlopen(f"http://{url}", timeout=5).close()
             return
         time.sleep(0.1)
     raise UserError(f"tritonserver was not ready after {START_SECONDS} s: {_complaints(log)}; its log: {log}")
