@@ -1,9 +1,10 @@
 """Whether assessments were right: the gain that each predicted, against the gain that its run realised.
 
-    python -m benchmarks.assess PROJECT... [--out benchmarks/results/assess]
+    python -m benchmarks.assess PROJECT... [--out assess]
 
 Each PROJECT has `artifacts/assess/assess.json` and `metrics/evaluate.json` of the same labels and settings. Prints a table and the shares
-that are right in sign and within their intervals; writes OUT.json and OUT.svg.
+that are right in sign and within their intervals; writes OUT.json and OUT.svg. For the records of `python -m benchmarks.paper --assess`,
+`python -m benchmarks.results` does the same in docs/results.md.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks.paper.comparison import SCRATCH, inits, of_labels
+from benchmarks.paper.plots import STYLE
 from dreamteacher.assessment.prediction import realised
 from dreamteacher.assessment.verdict import points
 from dreamteacher.report.summary import markdown
@@ -25,7 +30,7 @@ ASSESSMENT, METRICS = Path("artifacts/assess/assess.json"), Path("metrics/evalua
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("projects", type=Path, nargs="+", metavar="PROJECT", help="folder of a finished chain")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/assess"), help="without extension (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("assess"), help="without extension (default: %(default)s)")
     options = parser.parse_args(arguments)
     rows = [row for project in options.projects for row in compare(project)]
     if not rows:
@@ -48,6 +53,27 @@ def compare(project: Path) -> list[dict[str, Any]]:
     return [{"project": name, "labels": labels, "init": init, **row} for init, row in realised(assessment, metrics).items()]
 
 
+def compare_record(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each assessment and initialisation of a record of `benchmarks.paper` but scratch and the control."""
+    rows, figure = [], content["figure"]
+    for assessment in content["assessments"]:
+        models = of_labels(content, assessment["labels"])
+        for init in inits(content, models):
+            values = {name: {row["seed"]: row[figure] for row in models if row["init"] == name} for name in (SCRATCH, init)}
+            seeds = values[SCRATCH].keys() & values[init].keys()
+            if init in (SCRATCH, content["control"]) or not seeds:
+                continue
+            metrics = {name: _summary(figure, [own[seed] for seed in sorted(seeds)]) for name, own in values.items()}
+            named = {"project": content["set"], "labels": assessment["labels"] or content["data"]["labelled"], "init": init}
+            rows += [named | row for row in realised(assessment, metrics).values()]
+    return rows
+
+
+def _summary(figure: str, values: list[float]) -> dict[str, float]:
+    """As in metrics.json of evaluate."""
+    return {f"{figure}_mean": fmean(values), f"{figure}_std": stdev(values) if len(values) > 1 else 0.0, "n_seeds": len(values)}
+
+
 def share(rows: list[dict[str, Any]], key: str) -> float:
     """Of the rows in which `key` is true."""
     return sum(row[key] for row in rows) / len(rows)
@@ -65,6 +91,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Predicted against realised gain, in points; bars are the predicted interval and the standard error."""
+    with matplotlib.rc_context(STYLE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _figure(rows).savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def _figure(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(5, 4.5), layout="constrained")
     axes = figure.subplots()
     for row in rows:
@@ -79,7 +111,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.axvline(0, color="0.8", linewidth=0.8)
     axes.set_xlabel("predicted gain over scratch, points")
     axes.set_ylabel("realised gain, points")
-    figure.savefig(path, metadata={"Date": None})
+    return figure
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks import assess
 from benchmarks.paper.comparison import by_pretraining, label_counts, order, table
 from benchmarks.paper.plots import draw
 from benchmarks.paper.record import read
@@ -22,7 +23,7 @@ from benchmarks.paper.settings import read_table
 from dreamteacher.report.summary import markdown
 
 PROJECT = Path(__file__).parents[1]
-RESULTS, PAGE = PROJECT / "benchmarks/results", PROJECT / "docs/results.md"
+RESULTS, PAGE, PLOT = PROJECT / "benchmarks/results", PROJECT / "docs/results.md", "assess.svg"
 HEAD = """# Results
 
 <!-- Made by `python -m benchmarks.results`; a test compares it with benchmarks/results. -->
@@ -38,6 +39,17 @@ short budgets on the given machines: they say which recipe is better there, and 
 
 How to run a table, and add to it: [Recipes](recipes.md#the-papers-tables).
 """
+PREDICTED = """
+## Predicted gains
+
+What [`dreamteacher assess`](assess.md) predicted from short trainings from scratch, before any pretraining and without the validation
+split, beside the measured gain over scratch, in points. The prediction does not know the recipe. {right} of {all} are right in sign (a gain
+of at least half a point, or none), {within} lie between the predicted bounds; `± error` is the standard error over the draws.
+
+{table}
+
+![predicted and measured gains]({plot})
+"""
 NOTHING = "\nNothing has been measured yet.\n"
 
 
@@ -50,6 +62,8 @@ def main(words: list[str] | None = None) -> None:
     options = parser.parse_args(words)
     for path in records(options.results):
         draw(read(path), path.with_suffix(".svg"))
+    if rows := predicted(options.results):
+        assess.draw(rows, options.results / PLOT)
     options.page.write_text(page(options.results, options.page.parent))
     print(f"{options.page}: {len(records(options.results))} results")
 
@@ -69,7 +83,20 @@ def page(results: Path, beside: Path) -> str:
         sections += [f"\n## {name}\n"] if name != last else []
         sections.append(section(path, notes.get(path.stem), Path(os.path.relpath(path.with_suffix(".svg"), beside))))
         last = name
+    if rows := predicted(results):
+        right, within = (sum(row[key] for row in rows) for key in ("right", "within"))
+        plot = Path(os.path.relpath(results / PLOT, beside)).as_posix()
+        sections.append(PREDICTED.format(right=right, within=within, all=len(rows), table=assess.table(rows), plot=plot))
     return HEAD + ("".join(sections) or NOTHING)
+
+
+def predicted(results: Path) -> list[dict[str, Any]]:
+    """The gains that were predicted and measured, of all records; a record with a name of its own says so."""
+    rows = []
+    for path in records(results):
+        own = "" if path.stem == "label-efficiency" else f", {path.stem}"
+        rows += [row | {"project": row["project"] + own} for row in assess.compare_record(read(path))]
+    return rows
 
 
 def section(path: Path, note: str | None, plot: Path) -> str:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import yaml
 from tiny_chain import draw
 
+from benchmarks.assess import compare_record
 from benchmarks.paper import __main__ as paper
 from benchmarks.paper import budget
 from benchmarks.paper.chain import Chain
@@ -191,6 +193,19 @@ def test_equal_seconds_give_a_method_of_half_the_price_twice_the_steps_and_keep_
     assert len(asked) == 4
     with pytest.raises(SystemExit):
         run(tiny, work, tmp_path, "tab07-distillation", *words[:2])  # label recipes have steps of another kind
+
+
+def test_a_record_keeps_what_was_predicted_of_each_initialisation(tiny: Path, work: Path, tmp_path: Path) -> None:
+    words = ("label-efficiency", "--seeds", "0", "1", "--labels", "6", "--only", "scratch", "features", "--assess", "0.2")
+    content = run(tiny, work, tmp_path, *words)
+    (assessment,) = content["assessments"]
+    assert (assessment["labels"], assessment["budget"]["seeds"]) == (6, 2)
+    assert set(assessment["prediction"]) == {"features", "random-teacher"}
+    (row,) = compare_record(content)
+    figures = {init: [model["miou"] for model in content["models"] if model["init"] == init] for init in ("scratch", "features")}
+    assert row["gain"] == pytest.approx(fmean(figures["features"]) - fmean(figures["scratch"]))
+    assert row["predicted"] == assessment["prediction"]["features"]["expected"] and row["labels"] == 6
+    assert run(tiny, work, tmp_path, *words) == content  # nothing is assessed again
 
 
 def test_a_step_is_timed_by_the_real_loop(tiny: Path, work: Path) -> None:

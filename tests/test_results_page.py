@@ -134,3 +134,16 @@ def test_a_result_of_another_name_has_it_in_its_heading(tmp_path: Path) -> None:
     headings = [line for line in results.page(tmp_path, tmp_path).splitlines() if line.startswith("### ")]
     title = read_table("tab09-objectives").title
     assert headings == [f"### {title}, short", f"### {title}"]
+
+
+def test_predicted_gains_stand_beside_those_that_were_measured(tmp_path: Path) -> None:
+    prediction = {init: {"low": 0.01, "expected": 0.04, "high": 0.07} for init in ("mse-at", "mse", "at", "random-teacher")}
+    (tmp_path / "blobs").mkdir()
+    content = record() | {"assessments": [{"labels": 20, "figure": "miou", "prediction": prediction}]}
+    (tmp_path / "blobs/label-efficiency.json").write_text(to_json(content))
+    text = results.page(tmp_path, tmp_path)
+    assert "2 of 3 are right in sign" in text and "2 lie between the predicted bounds" in text
+    assert "| blobs   | 20     | mse    | +4.0      | +1.0 | +7.0 | +5.0     |" in text
+    assert "![predicted and measured gains](assess.svg)" in text
+    results.main(["--results", str(tmp_path), "--page", str(tmp_path / "results.md")])
+    assert "random-teacher" not in (tmp_path / "assess.svg").read_text()

@@ -13,7 +13,8 @@ The command may be stopped at any time, and goes on when it is given again; --mi
 
 The figures go to --out/SET/TABLE.json as they come, where several sessions and machines add to them; `python -m benchmarks.results` makes
 plots and docs/results.md of them. With --equal seconds each recipe's steps are those that fit into the seconds of the first recipe's
-distillation, measured on this machine, and the file is TABLE-seconds.json.
+distillation, measured on this machine, and the file is TABLE-seconds.json. With --assess MINUTES the record also gets what `dreamteacher
+assess` predicts from so many minutes of short trainings, which docs/results.md compares with what came.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from dreamteacher.report.paired import Row
 from dreamteacher.report.summary import markdown
 from dreamteacher.tasks.base import get_task
 
+ASSESSED = ("figure", "budget", "scratch", "spread", "headroom", "prediction")  # kept of assess.json
 DRAWS, PRETRAINING_SEEDS = range(10), (0, 1)
 STOPPED = 75  # EX_TEMPFAIL: give the command again
 
@@ -75,6 +77,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "--external", action="append", default=[], metavar="NAME=COMMAND",
         help="one more: a command that reads pictures in {data} and leaves timm weights of {backbone} in {out}",
     )  # fmt: skip
+    parser.add_argument("--assess", type=float, metavar="MINUTES", help="first predict the gains, see docs/assess.md")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="start no stage after so long; 0: ingest alone (default: no limit)"
     )
@@ -97,7 +100,8 @@ def run(options: argparse.Namespace, words: list[str]) -> Path:
     external = dict(_external(word, [*params.recipes, *params.label_recipes]) for word in options.external)
     inits = _chosen(options, [*params.compare.inits, *external])
     path = options.out / name / f"{options.name or options.table + ('-seconds' if options.equal == 'seconds' else '')}.json"
-    todo = _missing(read(path)["models"], options, inits, options.labels or (counts if described.curve else [params.few_labels]))
+    labels = options.labels or (counts if described.curve else [params.few_labels])
+    todo = _missing(read(path)["models"], options, inits, labels)
     if options.dry_run:
         print("\n".join(["to do:", *map(_words, todo)]))
         return path
@@ -108,6 +112,10 @@ def run(options: argparse.Namespace, words: list[str]) -> Path:
         made |= {init: {"command": without_paths(each.command)} for init, each in external.items()}
         head = {"table": options.table, "set": name, "control": described.control, "equal": options.equal, **_facts(chain)}
         record = Record(path, head, made, budget, describe_session(words))
+        assessed = [row["labels"] for row in read(path)["assessments"]]
+        for count in [count for count in labels if options.assess and count not in assessed]:
+            facts = chain.assess(count, len(options.seeds), options.assess)
+            record.add("assessments", {"labels": count, **{name: facts[name] for name in ASSESSED}})
         for number, key in enumerate(todo, start=1):
             begin, init, seed = time.monotonic(), key["init"], key["pretraining"]
             figures = chain.figures(init, seed, key["draw"], key["labels"])

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from benchmarks.paper.external import External, pretrain
+from dreamteacher.assessment.facts import ASSESSMENT
 from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.settings.recipes import base_of, of_init, of_recipe, of_teacher
 from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.stage import RECORD, read_stage
-from dreamteacher.stages import distill_features, distill_labels, finetune, ingest, train_interpreter, train_teacher
+from dreamteacher.stages import assess, distill_features, distill_labels, finetune, ingest, train_interpreter, train_teacher
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import load_task_model
@@ -146,6 +147,15 @@ class Chain:
         assert folder
         record = read_stage(folder)
         return record["metrics"] | ({"seconds": log[-1]["seconds"]} if (log := self.log_of(folder)) else {})
+
+    def assess(self, count: int | None, draws: int, minutes: float) -> dict[str, Any]:
+        """What `dreamteacher assess` predicts, in about `minutes`, of a comparison over `draws` draws of `count` labels."""
+        seeds = self.params.compare.model_copy(update={"seeds": list(range(draws))})
+        spent = self.params.assess.model_copy(update={"minutes": minutes})
+        params = self.params.model_copy(update={"few_labels": count, "compare": seeds, "assess": spent})
+        key = [params.section(*assess.SECTIONS), self.data().name]
+        folder = self._stage("assessments", key, assess.run, params, data=self.data())
+        return dict(json.loads((folder / ASSESSMENT).read_text()))
 
     def log_of(self, folder: Path) -> list[dict[str, float]]:
         """The records of the run that made `folder`, with `step` and `seconds`; empty where there was none on this machine."""

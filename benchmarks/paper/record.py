@@ -21,7 +21,7 @@ from dreamteacher.settings.schema import Params
 from dreamteacher.stage import flat
 
 KEY = ("init", "labels", "draw", "pretraining")  # of a model's row
-PRETRAINING_KEY = ("init", "pretraining")
+KEYS = {"models": KEY, "pretraining": ("init", "pretraining"), "assessments": ("labels",)}
 VERSIONS = ("dreamteacher", "torch", "timm", "diffusers")
 
 
@@ -29,7 +29,8 @@ class Record:
     """A JSON file, read and replaced as a whole; several processes may add to it.
 
     head: what all its figures share: table, set, figure, data, settings. inits: what makes each initialisation. The file also has
-    `budget`, `sessions` (machine, versions, commit, command, first and last day), `pretraining` and `models`, a row each.
+    `budget`, `sessions` (machine, versions, commit, command, first and last day), and `assessments`, `pretraining` and `models`, a row
+    each.
     """
 
     def __init__(self, path: Path, head: dict[str, Any], inits: dict[str, Any], budget: dict[str, Any], session: dict[str, Any]):
@@ -37,13 +38,13 @@ class Record:
         with self._changing() as content:
             self._check(content, head, inits)
             first = head | {"budget": budget, "inits": content["inits"] | inits}
-            rest = {key: content[key] for key in ("sessions", "pretraining", "models")}
+            rest = {key: content[key] for key in ("sessions", "assessments", "pretraining", "models")}
             content.clear()
             content.update(first | rest)
 
     def add(self, rows: str, row: dict[str, Any]) -> None:
-        """Add a row to `models` or `pretraining`, unless one of the same key is there."""
-        names = KEY if rows == "models" else PRETRAINING_KEY
+        """Add a row to one of KEYS, unless one of the same key is there."""
+        names = KEYS[rows]
         with self._changing() as content:
             if any(all(other[name] == row[name] for name in names) for other in content[rows]):
                 return
@@ -97,15 +98,16 @@ def read(path: Path) -> dict[str, Any]:
         UserError: it is no record.
     """
     empty: dict[str, Any] = {"sessions": [], "pretraining": [], "models": [], "inits": {}}
+    later: dict[str, Any] = {"assessments": []}  # which older records lack
     if not path.exists():
-        return empty
+        return empty | later
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         if missing := [key for key in empty if key not in content]:
             raise ValueError(f"it has no {missing[0]}")
     except ValueError as error:
         raise UserError(f"{path} is no record of figures ({error}); restore it, or move it away") from error
-    return content
+    return later | content
 
 
 def to_json(content: dict[str, Any]) -> str:
