@@ -23,7 +23,7 @@ SYSTEM_FOLDERS = {
 
 def walk(
     root: str | os.PathLike[str],
-    passed_over: Callable[[str, str], None] = lambda kind, name: None,
+    skipped: Callable[[str, str], None] = lambda kind, name: None,
     on_link: Callable[[str], None] = lambda path: None,
 ) -> Iterator[str]:
     """Names, relative to `root`, of every file below it, in the order of the file system; what starts with a dot is passed over, as are
@@ -50,7 +50,7 @@ def walk(
         except PermissionError:
             if folder == top:
                 raise
-            passed_over("unreadable", folder[above:])
+            skipped("unreadable", folder[above:])
             continue
         is_empty = True
         with entries:
@@ -60,7 +60,7 @@ def walk(
                     on_link(entry.path)
                 if _is_folder(entry):
                     if entry.name.lower() in SYSTEM_FOLDERS:
-                        passed_over("system", entry.path[above:])
+                        skipped("system", entry.path[above:])
                     elif entry.is_symlink():
                         bisect.insort(links, entry.path)
                     else:
@@ -68,7 +68,7 @@ def walk(
                 elif entry.is_symlink() or entry.is_file():
                     yield entry.path[above:]
         if is_empty:
-            passed_over("empty", folder[above:])
+            skipped("empty", folder[above:])
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -8,7 +8,7 @@ from PIL import Image
 from serving_samples import make_model
 
 from dreamteacher.data.dataset import Sample
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.serving.client import (
     AsyncClient,
     Client,
@@ -49,5 +49,5 @@ def pixels(height, width, seed=0):
 def by_torch(task, picture):
     model = make_model(task)
     with torch.no_grad():
-        logits = model(normalize(whole(32)(Sample(picture, None, "a"))["image"][None], model.mean, model.std))[0]
+        logits = model(normalize(full_image(32)(Sample(picture, None, "a"))["image"][None], model.mean, model.std))[0]
     return logits[:, : picture.shape[0], : picture.shape[1]].argmax(0).numpy() if task == "segmentation" else logits.softmax(0).numpy()

@@ -14,7 +14,7 @@ from serving_samples import PARAMS, make_model
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.dataset import ImageSet, Sample
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.errors import UserError
 from dreamteacher.onnx_files import read_metadata
 from dreamteacher.serving.contract import Contract, prepare
@@ -46,7 +46,7 @@ def test_mask_and_overlay_show_what_the_torch_model_says(triton, tmp_path, capsy
     predict([picture], url(triton, protocol), "cells", tmp_path / "out", protocol=protocol)
     pixels = np.asarray(Image.open(picture))
     model = make_model("segmentation")
-    image = whole(32)(Sample(pixels, None, "a"))["image"][None]
+    image = full_image(32)(Sample(pixels, None, "a"))["image"][None]
     expected = model(normalize(image, model.mean, model.std))[0, :, :40, :45].argmax(0).numpy()
     mask = Image.open(tmp_path / "out" / "a.mask.png")
     assert (np.asarray(mask) == expected).all() and len(np.unique(expected)) > 1
@@ -98,7 +98,7 @@ def test_class_and_probability_are_the_model_s(triton, tmp_path, capsys):
     picture = save_picture(tmp_path / "a.png", 32, 32)
     predict([picture], url(triton, "http"), "stages")
     model = make_model("classification")
-    image = whole(32)(Sample(np.asarray(Image.open(picture)), None, "a"))["image"][None]
+    image = full_image(32)(Sample(np.asarray(Image.open(picture)), None, "a"))["image"][None]
     share, best = model(normalize(image, model.mean, model.std))[0].softmax(0).max(0)
     assert capsys.readouterr().out.startswith(f"{picture}: {model.classes[best]} {share:.3f}")
 

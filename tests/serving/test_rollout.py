@@ -22,7 +22,7 @@ from proxy import MISSING, haproxy
 from serving_samples import PARAMS, SIZE, make_data, make_finetuned, make_model
 
 from dreamteacher.data.dataset import Sample
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.errors import UserError
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.triton_repository import write_repository
@@ -53,7 +53,7 @@ def versions(tmp_path_factory):
             repository = folder / f"repository{version}"
             write_repository({"stages": onnx / "model.onnx"}, repository, backend="python", settings=PARAMS.publish)
             with torch.no_grad():
-                images = torch.stack([whole(SIZE)(Sample(picture, None, "a"))["image"] for picture in PICTURES])
+                images = torch.stack([full_image(SIZE)(Sample(picture, None, "a"))["image"] for picture in PICTURES])
                 made[version] = repository, model(normalize(images, model.mean, model.std)).softmax(1).numpy()
     assert np.abs(made[1][1] - made[2][1]).max(1).min() > 1e-3
     return made

@@ -17,7 +17,7 @@ from serving_samples import PARAMS
 import dreamteacher
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.instances import unpack
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.serving import rendering
 from dreamteacher.serving.client import Client, Detections, Instances
 from dreamteacher.serving.contract import Contract
@@ -98,7 +98,7 @@ def by_torch(folder: Path, task: str) -> Any:
     """As evaluation has it."""
     model: TaskModel = dreamteacher.load(folder / task / "finetuned/scratch/0")
     image = np.asarray(Image.open(picture(folder)))
-    outputs = model(normalize(whole()(Sample(image, None, ""))["image"][None], model.mean, model.std))
+    outputs = model(normalize(full_image()(Sample(image, None, ""))["image"][None], model.mean, model.std))
     size = image.shape[0], image.shape[1]
     return model.get_task().decode(of_picture(outputs, 0), size, size).numpy()
 

@@ -180,7 +180,7 @@ def test_held_out_parts_are_apart_and_take_turns(chain: Chain) -> None:
 
 def test_of_many_labels_one_part_is_held_out_for_all_draws(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     images = ImageSet(chain.root / "data", "train")
-    monkeypatch.setattr("dreamteacher.data.holdout.LEAST", {"class": 3, "mask": 3})
+    monkeypatch.setattr("dreamteacher.data.holdout.MIN_HELD_OUT", {"class": 3, "mask": 3})
     parts = [hold_out(images, draw) for draw in range(3)]
     assert parts[0] == parts[1] == parts[2]
     assert len(parts[0][1]) == {"segmentation": 3, "classification": 2}[chain.task], "three tenths, of each class"

@@ -14,7 +14,7 @@ from tiny_chain import Chain, brief_params
 from torch.nn import functional as F
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import evaluate, finetune, ingest
 from dreamteacher.tasks.model import load_task_model, normalize
@@ -105,7 +105,7 @@ def test_the_final_figure_is_that_of_the_masks_as_they_came(chains: dict[str, Ch
         truth = np.array(Image.open(source / name.replace("images", "masks")))
         assert min(height, width) == 32 < min(truth.shape)
         with torch.no_grad():
-            logits = model(normalize(whole()(sample)["image"][None], model.mean, model.std))[:, :, :height, :width]
+            logits = model(normalize(full_image()(sample)["image"][None], model.mean, model.std))[:, :, :height, :width]
         answer = F.interpolate(logits, size=truth.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
         truths.append(truth[truth != 255])
         answers.append(answer[truth != 255])

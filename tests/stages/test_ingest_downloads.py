@@ -10,7 +10,7 @@ import pytest
 from ingest_sources import facts, manifest, picture, report, run, save, stored
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.data.several_labels import from_json
+from dreamteacher.data.multilabel import from_json
 from dreamteacher.errors import UserError
 
 VOC = (

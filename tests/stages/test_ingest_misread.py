@@ -14,7 +14,7 @@ from PIL import Image
 
 from dreamteacher.data import tally
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.data.places import look
+from dreamteacher.data.places import locate
 from dreamteacher.data.signs import thin_between
 from dreamteacher.errors import UserError
 
@@ -196,10 +196,10 @@ def test_of_many_copies_the_line_says_how_many_the_report_names(tmp_path: Path, 
 def test_a_file_that_is_no_list_is_refused_by_what_it_is(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"PK\3\4")
     with pytest.raises(UserError, match=words):
-        look(str(tmp_path / name))
+        locate(str(tmp_path / name))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="neither a folder nor a file, but a pipe"):
-        look(str(tmp_path / "pipe"))
+        locate(str(tmp_path / "pipe"))
 
 
 def test_a_list_may_hold_paths_of_windows(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dreamteacher.data import names
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.data.table import open_table, take_deeper_pictures, tell_masks_from_pictures
+from dreamteacher.data.table import assign_roles, open_table, take_deeper_pictures
 from dreamteacher.errors import UserError
 
 Write = Callable[[Path, int], None]
@@ -234,6 +234,6 @@ def test_flat_files_are_looked_for_below_their_folder_alone() -> None:
     files = [name for i in range(20_000) for name in (f"images/c{i}x/image.jpg", f"masks/c{i}y/image.png", f"labels/c{i}y/image.txt")]
     table = open_table(map(names.row, files))
     start = time.perf_counter()
-    tell_masks_from_pictures(table)
+    assign_roles(table)
     take_deeper_pictures(table)
     assert time.perf_counter() - start < 10

@@ -4,7 +4,7 @@ import numpy as np
 from ingest_sources import mask_of, params, picture, report, run, save
 from PIL import Image
 
-from dreamteacher.data.items import MOST_SUFFIXES, PassedOver
+from dreamteacher.data.items import MAX_SUFFIXES, Skipped
 from dreamteacher.stages import ingest
 
 
@@ -129,10 +129,10 @@ def test_what_is_passed_over_is_counted_alike_in_any_order_of_files_and_in_bound
     names = [f"{i}.{i % 90:03}" for i in range(900)]
     counts = []
     for order in (names, names[::-1], sorted(names, key=lambda name: name[::-1])):
-        passed_over = PassedOver()
+        skipped = Skipped()
         for name in order:
-            passed_over.add(name)
-        counts.append(passed_over.by_suffix)
+            skipped.add(name)
+        counts.append(skipped.by_suffix)
     assert counts[0] == counts[1] == counts[2]
-    assert len(counts[0]) == MOST_SUFFIXES + 1
+    assert len(counts[0]) == MAX_SUFFIXES + 1
     assert sum(count for count, _ in counts[0].values()) == 900

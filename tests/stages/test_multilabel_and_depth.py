@@ -20,7 +20,7 @@ from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.decode import BadPicture, decode
 from dreamteacher.data.depth import FAR, DepthCounts, from_tiff, read_depth, to_tiff
 from dreamteacher.data.items import IGNORE
-from dreamteacher.data.several_labels import from_json, to_json
+from dreamteacher.data.multilabel import from_json, to_json
 from dreamteacher.errors import UserError
 from dreamteacher.stages import evaluate, finetune, ingest
 from dreamteacher.tasks import depth, multilabel

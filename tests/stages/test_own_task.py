@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import dreamteacher
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
-from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop, whole
+from dreamteacher.data.transforms import Augmentation, Transform, full_image, pixel_crop
 from dreamteacher.errors import UserError
 from dreamteacher.report.figures import Panel
 from dreamteacher.report.summary import table
@@ -145,7 +145,7 @@ def test_it_is_finetuned_and_evaluated(chains: dict[str, Chain], data: Path, tmp
         sample = val.read(index)
         height, width = sample.image.shape[:2]
         with torch.no_grad():
-            predicted = model(normalize(whole()(sample)["image"][None], model.mean, model.std))[0, 0, :height, :width]
+            predicted = model(normalize(full_image()(sample)["image"][None], model.mean, model.std))[0, 0, :height, :width]
         errors.append((predicted - crowding(torch.from_numpy(sample.label)[None])[0]).abs()[sample.label != IGNORE])
     assert figures["features"]["fit_mean"] == pytest.approx(1 - torch.cat(errors).mean().item(), rel=1e-5)
 

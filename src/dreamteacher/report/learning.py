@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dreamteacher.data.drawing import class_colours, colours_in_turn
+from dreamteacher.data.drawing import class_colours, cycled_colours
 from dreamteacher.report.charts import curves
 from dreamteacher.report.pictures import Album
 from dreamteacher.report.records import CLASSES
@@ -130,7 +130,7 @@ def _legend(description: dict[str, Any]) -> list[tuple[str, str]]:
         case "segmentation":
             colours = class_colours(named)
         case "detection":
-            colours = colours_in_turn(len(named))
+            colours = cycled_colours(len(named))
         case _:
             return []
     return [(name, f"#{colour.tobytes().hex()}") for name, colour in zip(named, colours, strict=False) if colour.any()]
