@@ -9,8 +9,8 @@ import pytest
 
 from dreamteacher.assessment.changes import Change, changes, shortened, with_settings
 from dreamteacher.assessment.curve import Curve, fit
-from dreamteacher.assessment.plan import Point, Speed, make_plan, sizes
-from dreamteacher.assessment.prediction import described, expectation, predict, realised, seeds_to_show
+from dreamteacher.assessment.plan import Point, Speed, curve_sizes, make_plan
+from dreamteacher.assessment.prediction import expectation, predict, realised, seeds_to_show, to_json
 from dreamteacher.assessment.verdict import duration, points, text, verdict
 from dreamteacher.settings.schema import Params
 
@@ -59,7 +59,7 @@ def test_labels_that_a_gain_is_worth_are_read_off_the_curve() -> None:
     ],
 )
 def test_the_curve_has_points_on_both_sides_of_the_few_labels(few: int, pool: int, least: int, numbers: list[int]) -> None:
-    assert sizes(few, pool, least) == numbers
+    assert curve_sizes(few, pool, least) == numbers
 
 
 def test_a_plan_is_as_rich_as_its_minutes() -> None:
@@ -137,7 +137,7 @@ def facts(curve: Curve = LEVEL, few: int = 20, longer: float = 0.0, **budget: An
         "spread": 0.012,
         "changes": [{"name": "longer", "words": "3 times the steps", "settings": {"finetune.steps": 480}, "mean": now + longer,
                      "gain": longer, "error": 0.001}],
-        "prediction": {"features": described(made)},
+        "prediction": {"features": to_json(made)},
         "cost": {"machine": "2 CPU cores", "seconds": 700.0, "price": 0.1,
                  "stages": [{"name": "finetune", "seconds": 700.0, "times": 9, "why": ""},
                             {"name": "x", "seconds": None, "times": 1, "why": "so"}]},

@@ -140,7 +140,7 @@ def test_the_model_that_will_be_served_must_pass_as_the_mean_must(judge, values,
 
 
 def test_a_champion_without_figures_is_one_line(judge, here, monkeypatch):
-    monkeypatch.setattr(gate, "about", lambda _: {"version": "7", "init": "mix"})
+    monkeypatch.setattr(gate, "champion_facts", lambda _: {"version": "7", "init": "mix"})
     with pytest.raises(UserError, match=r"version 7, the champion, has no 'miou_mean' of init mix .*`dreamteacher promote`"):
         judge([0.8], [0.8])
 

@@ -272,9 +272,9 @@ def test_promotion_by_hand_warns_only_of_what_is_stored_nowhere(registry, in_tmp
     make_lineage(in_tmp / "made", "stored", "1")
     registry.set_model_version_tag("stored", "1", "repository", "somewhere")
     caplog.clear()
-    promote_stage.by_hand(Params(), "stored", artifacts=in_tmp / "artifacts", version="1")
+    promote_stage.promote_manually(Params(), "stored", artifacts=in_tmp / "artifacts", version="1")
     assert not caplog.records
-    promote_stage.by_hand(Params(), "stored", artifacts=in_tmp / "artifacts", version="2")
+    promote_stage.promote_manually(Params(), "stored", artifacts=in_tmp / "artifacts", version="2")
     assert "what version 2 was made from is not stored" in caplog.text and "git checkout runs/RUN_ID" in caplog.text
     assert "the repository of version 2 is not stored, and no cluster can serve it" in caplog.text
 

@@ -146,13 +146,13 @@ def test_promoting_by_hand_stores_what_the_version_was_made_from_if_it_is_here(r
     params = rounds["first"].params
     place = registry.get_model_version("blobs", "1").tags["lineage"]
     registry.delete_model_version_tag("blobs", "1", "lineage")
-    promote.by_hand(params, "blobs", artifacts=tmp_path / "second", version="1")
+    promote.promote_manually(params, "blobs", artifacts=tmp_path / "second", version="1")
     assert "is not stored, and no retraining can start from it" in caplog.text
     assert "lineage" not in registry.get_model_version("blobs", "1").tags
-    promote.by_hand(params, "blobs", artifacts=tmp_path / "first", version="1")
+    promote.promote_manually(params, "blobs", artifacts=tmp_path / "first", version="1")
     assert registry.get_model_version("blobs", "1").tags["lineage"] == place
     assert fetch_champion("blobs", tmp_path / "champion") == "1"
-    promote.by_hand(params, "blobs", artifacts=tmp_path / "second", version="2")
+    promote.promote_manually(params, "blobs", artifacts=tmp_path / "second", version="2")
 
 
 def test_a_changed_validation_split_is_no_comparison(rounds, tmp_path):
