@@ -42,7 +42,7 @@ class Forked:
         return self._read(1)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.stdout + self.stderr
 
     def _read(self, index: int) -> str:

@@ -109,7 +109,7 @@ class Maker:
 
     def assessed(self) -> None:
         """As `dreamteacher assess` writes it."""
-        said = {
+        summary = {
             "expect": "much",
             "words": "expect much from pretraining",
             "because": ["20 labels reach 61"],
@@ -124,7 +124,7 @@ class Maker:
             "scratch": 0.612,
             "prediction": prediction,
             "cost": costs,
-            "verdict": {**said, "help": help_more},
+            "verdict": {**summary, "help": help_more},
         }
         self.output("assess", "assess", {}, {"assess.json": facts}, {}, "data")
 

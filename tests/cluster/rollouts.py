@@ -102,10 +102,10 @@ class Load:
 
     def _tensor(self) -> np.ndarray:
         image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
-        given = tritonclient.http.InferInput("images", image.shape, "FP32")
-        given.set_data_from_numpy(image)
+        inputs = tritonclient.http.InferInput("images", image.shape, "FP32")
+        inputs.set_data_from_numpy(image)
         client = tritonclient.http.InferenceServerClient(self._address)  # a new connection each, so that pods change
-        (logits,) = client.infer(self._model, [given]).as_numpy("logits")
+        (logits,) = client.infer(self._model, [inputs]).as_numpy("logits")
         client.close()
         return logits.reshape(len(logits), -1).mean(1)
 
@@ -198,8 +198,10 @@ def pods_that_stay() -> list[str]:
 def evict(pod: str) -> bool:
     """Whether the disruption budget refuses to let the pod go."""
     wish = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
-    said = kubectl("create", "--raw", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction", "-f", "-", stdin=json.dumps(wish), check=False)
-    return '"Success"' not in said
+    response = kubectl(
+        "create", "--raw", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction", "-f", "-", stdin=json.dumps(wish), check=False
+    )
+    return '"Success"' not in response
 
 
 def test_a_killed_server_costs_bare_requests_under_way_and_none_of_the_client_library(served: str):

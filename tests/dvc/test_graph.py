@@ -112,8 +112,8 @@ def test_what_a_server_leaves_in_its_repository_changes_no_output(clean):
 
 
 def test_plots_are_drawn(project):
-    said = project.run("dvc", "plots", "show")
-    assert "failed" not in said and "could not find" not in said
+    output = project.run("dvc", "plots", "show")
+    assert "failed" not in output and "could not find" not in output
     page = (project.folder / "dvc_plots/index.html").read_text()
     for title in ("loss", "explained_variance"):
         assert f'"{title}"' in page

@@ -111,15 +111,15 @@ def test_predict_sees_and_says_what_evaluation_sees_and_says(triton, project, mo
     for i in (0, 1):
         save_picture(here / "in" / "train" / model.classes[i] / f"train{i}.png", 50, 50, seed=9 + i)
     (here / "in" / "classes.txt").write_text("\n".join(model.classes))
-    told = read_metadata(models["stages"])
-    ingest.run(Params(ingest={"short_side": json.loads(told["short_side"])}), source=here / "in", out=here / "data")
+    metadata = read_metadata(models["stages"])
+    ingest.run(Params(ingest={"short_side": json.loads(metadata["short_side"])}), source=here / "in", out=here / "data")
     val = ImageSet(here / "data", "val")
-    _, said = score(model, val, 4, torch.device("cpu"), keep=range(len(val)))
+    _, predicted = score(model, val, 4, torch.device("cpu"), keep=range(len(val)))
     predict(paths, url(triton, "http"), "stages")
     answers = {Path(line.split(": ")[0]).name: line.split(": ")[1].split()[0] for line in capsys.readouterr().out.splitlines()}
-    assert {Path(val.names[i]).name: model.classes[label] for i, label in said.items()} == answers
+    assert {Path(val.names[i]).name: model.classes[label] for i, label in predicted.items()} == answers
     assert len(set(answers.values())) > 1
-    contract = Contract.from_metadata(told, "stages")
+    contract = Contract.from_metadata(metadata, "stages")
     for indices, batch in whole_batches(val, list(range(len(val))), 1, get_task(model.task).picture_size(model.size)):
         tensor, _ = prepare(np.asarray(Image.open(here / "in" / val.names[indices[0]])), contract)
         step = 1 / 255 / min(model.std)  # Pillow and torchvision may round differently

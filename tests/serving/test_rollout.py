@@ -202,14 +202,14 @@ def failing(repository):
 def test_a_version_that_is_broken_starts_no_server_and_the_old_one_serves_on(site, versions, tmp_path):
     site.start("a", versions[1][0])
     load = Load(site.proxy, versions, retries=0)
-    for harm, words in (
+    for mutate, words in (
         (truncated, "model.onnx"),
         (of_another_shape, r"are not the ONNX file's .*publish the model again"),
         (without_a_file, "model.onnx"),
         (failing, "tritonserver does not start .*no such operator"),
     ):
-        repository = shutil.copytree(versions[2][0], tmp_path / harm.__name__)
-        harm(repository)
+        repository = shutil.copytree(versions[2][0], tmp_path / mutate.__name__)
+        mutate(repository)
         with load.easy(), pytest.raises(UserError, match=words) as error:
             site.start("b", repository)
         assert "\n" not in str(error.value)

@@ -81,8 +81,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             place, params = folder / task, settings(task)
             ingest.run(params, source=source, out=place / "data")
             finetune.run(params, data=place / "data", init="scratch", seed=0, out=place / "finetuned/scratch/0")
-            given: dict[str, Any] = {"metrics": place / "metrics.json", "plots": place / "plots", "teachers": place, "backbones": place}
-            evaluate.run(params, data=place / "data", finetuned=place / "finetuned", out=place / "evaluation", **given)
+            options: dict[str, Any] = {"metrics": place / "metrics.json", "plots": place / "plots", "teachers": place, "backbones": place}
+            evaluate.run(params, data=place / "data", finetuned=place / "finetuned", out=place / "evaluation", **options)
             export_onnx.run(params, data=place / "data", finetuned=place / "finetuned/scratch/0", out=place / "onnx")
             models[task] = place / "onnx/model.onnx"
         write_repository(models, folder / "triton", backend="python", settings=PARAMS.publish)

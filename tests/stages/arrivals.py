@@ -77,10 +77,10 @@ class Round:
             for seed in self.params.compare.seeds:
                 places = [self.root / kind / str(seed) for kind in ("interpreters", "mix")]
                 train_interpreter.run(self.params, **made, seed=seed, out=places[0])
-                given = {**made, "features": at["features"], "interpreter": places[0], "seed": seed}
-                distill_labels.run(self.params, **given, out=places[1])
-                given = {"data": at["data"], "init": "mix", "seed": seed, "backbone": places[1]}
-                finetune.run(self.params, **given, out=self.root / "finetuned/mix" / str(seed))
+                options = {**made, "features": at["features"], "interpreter": places[0], "seed": seed}
+                distill_labels.run(self.params, **options, out=places[1])
+                options = {"data": at["data"], "init": "mix", "seed": seed, "backbone": places[1]}
+                finetune.run(self.params, **options, out=self.root / "finetuned/mix" / str(seed))
             places = {"metrics": self.root / "metrics.json", "plots": self.root / "plots"}
             places |= {"teachers": self.root, "backbones": self.root}
             evaluate.run(self.params, data=at["data"], finetuned=self.root / "finetuned", out=at["evaluation"], **places)

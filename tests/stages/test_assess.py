@@ -212,10 +212,10 @@ def test_too_few_labels_are_refused(chains: dict[str, Chain], tmp_path: Path, mo
 
 
 def test_minutes_and_price_are_short_for_settings(monkeypatch: pytest.MonkeyPatch, in_tmp: Path) -> None:
-    told = []
-    monkeypatch.setattr(assess, "run", lambda params, **places: told.append((params.assess, places)) or {})
+    calls = []
+    monkeypatch.setattr(assess, "run", lambda params, **places: calls.append((params.assess, places)) or {})
     assert cli.main(["assess", "--minutes", "2.5", "--price-per-hour", "3", "--set", "assess.draws=4"]) == 0
-    (settings, places) = told[0]
+    (settings, places) = calls[0]
     assert (settings.minutes, settings.price_per_hour, settings.draws) == (2.5, 3.0, 4)
     assert places == {"data": Path("artifacts/data"), "out": Path("artifacts/assess"), "overwrite": False}
 

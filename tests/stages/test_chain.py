@@ -94,8 +94,8 @@ def test_the_final_figure_is_that_of_the_masks_as_they_came(chains: dict[str, Ch
     data, finetuned = tmp_path / "data", tmp_path / "finetuned"
     ingest.run(params, source=source, out=data)
     finetune.run(params, data=data, init="scratch", seed=0, out=finetuned / "scratch/0")
-    given = {"teachers": made.root, "backbones": made.root, "finetuned": finetuned}
-    evaluate.run(params, data=data, **given, out=tmp_path / "evaluation", metrics=tmp_path / "metrics.json", plots=tmp_path / "plots")
+    options = {"teachers": made.root, "backbones": made.root, "finetuned": finetuned}
+    evaluate.run(params, data=data, **options, out=tmp_path / "evaluation", metrics=tmp_path / "metrics.json", plots=tmp_path / "plots")
 
     model, val = load_task_model(finetuned / "scratch/0"), ImageSet(data, "val")
     truths, answers, reduced = [], [], []

@@ -57,10 +57,10 @@ def test_tables_that_would_be_misread_are_refused(text: str, problem: str, tmp_p
 def test_what_is_doubtful_in_a_table_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "path,label\na/1.png,1\na/2.png,1.0\nb/3.png,nan\nB/3.png,nan\n"
     run(table(tmp_path / "s", text), tmp_path / "out")
-    said = capsys.readouterr().err
-    assert "classes '1' and '1.0' are the same number; are they one?" in said
-    assert "labels.csv names 'B/3.png', for one, and there is no such picture (capitals count)" in said
-    assert "'nan' in labels.csv was taken as a class; leave the label of pictures without one empty" in said
+    stderr = capsys.readouterr().err
+    assert "classes '1' and '1.0' are the same number; are they one?" in stderr
+    assert "labels.csv names 'B/3.png', for one, and there is no such picture (capitals count)" in stderr
+    assert "'nan' in labels.csv was taken as a class; leave the label of pictures without one empty" in stderr
 
 
 def test_a_table_without_labels_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

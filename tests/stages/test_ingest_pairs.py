@@ -88,8 +88,8 @@ def test_a_name_that_fits_pictures_of_two_scans_gives_no_split(tmp_path: Path) -
     (root / "train.txt").write_text("0\n")
     (root / "val.txt").write_text("1\n")
     run(root, tmp_path / "out")
-    said = "val.txt seems to list pictures, and names none that is here (such as '1'), so it is not followed"
-    assert said in report(tmp_path / "out")["summary"]
+    note = "val.txt seems to list pictures, and names none that is here (such as '1'), so it is not followed"
+    assert note in report(tmp_path / "out")["summary"]
 
 
 @pytest.mark.parametrize("boxes", ["labels/{n}_{k}.txt", "labels/scan_{n}/{n}_{k}.txt", "images/scan_{n}/{n}_{k}.txt"])

@@ -46,8 +46,13 @@ def test_objects_go_through_the_chain(source: Path, tmp_path: Path) -> None:
     params = brief_params(source, ingest={"task": "instances", "short_side": 32}, finetune={"accumulate": 2}, **ONLY)
     ingest.run(params, source=source, out=tmp_path / "data")
     finetune.run(params, data=tmp_path / "data", init="scratch", seed=0, out=tmp_path / "finetuned/scratch/0")
-    given: dict[str, Any] = {"metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots", "teachers": tmp_path, "backbones": tmp_path}
-    evaluate.run(params, data=tmp_path / "data", finetuned=tmp_path / "finetuned", out=tmp_path / "out", **given)
+    options: dict[str, Any] = {
+        "metrics": tmp_path / "metrics.json",
+        "plots": tmp_path / "plots",
+        "teachers": tmp_path,
+        "backbones": tmp_path,
+    }
+    evaluate.run(params, data=tmp_path / "data", finetuned=tmp_path / "finetuned", out=tmp_path / "out", **options)
     figures = json.loads((tmp_path / "metrics.json").read_text())["scratch"]
     assert [name for name in figures if name.endswith("_mean")] == [
         f"{name}_mean" for name in ("ap", "ap50", "ap75", "precision", "ap_object")

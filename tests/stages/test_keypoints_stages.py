@@ -69,8 +69,13 @@ def test_keypoints_go_through_the_chain(source: Path, tmp_path: Path) -> None:
     ingest.run(params, source=source, out=tmp_path / "data")
     model = tmp_path / "finetuned/scratch/0"
     finetune.run(params, data=tmp_path / "data", init="scratch", seed=0, out=model)
-    given: dict[str, Any] = {"metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots", "teachers": tmp_path, "backbones": tmp_path}
-    evaluate.run(params, data=tmp_path / "data", finetuned=tmp_path / "finetuned", out=tmp_path / "out", **given)
+    options: dict[str, Any] = {
+        "metrics": tmp_path / "metrics.json",
+        "plots": tmp_path / "plots",
+        "teachers": tmp_path,
+        "backbones": tmp_path,
+    }
+    evaluate.run(params, data=tmp_path / "data", finetuned=tmp_path / "finetuned", out=tmp_path / "out", **options)
     figures = json.loads((tmp_path / "metrics.json").read_text())["scratch"]
     expected = ["ap", "ap50", "ap75", "pck", *(f"pck_{name}" for name in NAMES)]
     assert [name for name in figures if name.endswith("_mean")] == [f"{name}_mean" for name in expected]

@@ -160,12 +160,12 @@ def test_a_changed_validation_split_is_no_comparison(rounds, tmp_path):
     champion = shutil.copytree(first.root / "champion", tmp_path / "champion")
     lines = (champion / "data/manifest.csv").read_text().splitlines(keepends=True)
     (champion / "data/manifest.csv").write_text("".join([lines[0], *lines[2:]]))
-    given = {"onnx": first.root / "onnx", "evaluation": first.root / "evaluation", "champion": champion}
+    options = {"onnx": first.root / "onnx", "evaluation": first.root / "evaluation", "champion": champion}
     with pytest.raises(UserError, match=r"data/manifest.csv is damaged"):
-        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **given)
+        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **options)
     (champion / "data/stage.json").unlink()  # as if it were that of another data set
     with pytest.raises(UserError, match=r"validation split is not the champion's \(1 pictures differ\)"):
-        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **given)
+        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **options)
 
 
 @pytest.mark.parametrize("stage", ["teacher", "features"])
@@ -179,5 +179,5 @@ def test_a_start_of_another_size_is_one_line(stage, rounds, tmp_path):
     else:
         wide = params.model_copy(update={"student": params.student.model_copy(update={"width": 16})})
         with pytest.raises(UserError, match="has another backbone, neck or taps than the settings"):
-            given = {"data": root / "data", "teacher": root / "teacher", "start": root / "features"}
-            distill_features.run(wide, **given, out=tmp_path / "out")
+            options = {"data": root / "data", "teacher": root / "teacher", "start": root / "features"}
+            distill_features.run(wide, **options, out=tmp_path / "out")

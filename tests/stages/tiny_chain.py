@@ -99,8 +99,8 @@ class Chain:
             params = of_recipe(self.params, name)
             calls[name] = partial(distill_labels.run, **{**distilled, "params": params}, recipe=name, out=at[name])
         for init in INITS:
-            given = {} if init == "scratch" else {"backbone": at[init]}
-            calls[f"finetune/{init}"] = partial(finetune.run, **seeded, **given, init=init, out=self.root / "finetune" / init)
+            options = {} if init == "scratch" else {"backbone": at[init]}
+            calls[f"finetune/{init}"] = partial(finetune.run, **seeded, **options, init=init, out=self.root / "finetune" / init)
         return calls
 
     def run(self) -> Chain:

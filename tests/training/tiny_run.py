@@ -71,9 +71,9 @@ def run(
     """Train with checkpoints in `folder`."""
     chosen = Training(**{**DEFAULTS, **(settings or {})})
     more.setdefault("on_eval", lambda model, step: {"bias": float(model[0].bias.sum())})
-    given = model or build(), step, data or Pictures(), chosen
+    arguments = model or build(), step, data or Pictures(), chosen
     place = SimpleNamespace(title="tiny", checkpoints=folder, tracker=Tracker())
-    return train(*given, place, seed=3, eval_every=10, **more)
+    return train(*arguments, place, seed=3, eval_every=10, **more)
 
 
 def outcome(trained: Trained) -> bytes:
