@@ -1,4 +1,4 @@
-"""The learning curve, the plan, the prediction and its words, on figures whose answer is known."""
+"""Learning curve, plan, prediction and text of an assessment, on metrics with known answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes stay on their objects, whatever happens to the picture."""
+"""Boxes stay on their objects under all transforms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sample(height: int, width: int, x1: int, y1: int, x2: int, y2: int) -> Sampl
 
 
 def seen(bright: np.ndarray) -> list[int]:
-    """The corners around what is true."""
+    """The bounding box of the true pixels."""
     rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 

@@ -1,4 +1,4 @@
-"""Objects: stored and read back, cut with their picture, put together from a model's maps; masks and outlines that people have."""
+"""Instances: storage, cropping, assembly from a model's maps, and reading of common masks and outlines."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_stored_label_that_is_damaged_is_refused(data: bytes) -> None:
 
 
 def maps(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a perfect model says of NUMBERS in the upper left part."""
+    """Outputs of a perfect model for NUMBERS in the upper left part."""
     probabilities, centres, offsets = np.zeros((3, height, width), np.float32), np.zeros((1, height, width)), np.zeros((2, height, width))
     probabilities[0] = 1
     for number, cls in ((1, 0), (2, 0), (3, 1)):

@@ -1,4 +1,4 @@
-"""Keypoints follow every change of their picture, left and right are known from names, and what a model finds is chosen from its maps."""
+"""Keypoints under all transforms, left and right from names, and selection of predicted objects."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def eyes(image: np.ndarray, mirrored: bool) -> dict[int, tuple[float, float]]:
 
 
 def is_mirrored(image: np.ndarray) -> bool:
-    """Whether the way from middle over green to blue turns the other way round."""
+    """Whether the turn from the middle over green to blue is reversed."""
     places = [np.argwhere((np.abs(image.astype(int) - colour) < 60).all(2)).mean(0) for colour in COLOURS]
     (y0, x0), (y1, x1), (y2, x2) = places
     return bool((x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0) > 0)
@@ -131,7 +131,7 @@ def test_a_side_without_the_other_is_known_as_such() -> None:
 
 
 def maps(height: int = 8, width: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two objects of two keypoints each in an input of 32 x 64, at cells of 4 px; beside the better one a place that says the same."""
+    """Two objects of two keypoints each in an input of 32 x 64, at cells of 4 px; beside the better one a duplicate."""
     centres, points, seen = np.zeros((1, height, width), np.float32), np.zeros((4, height, width), np.float32), np.zeros((2, height, width))
     centres[0, 2, 3], centres[0, 2, 5], centres[0, 5, 10] = 0.9, 0.7, 0.6
     for row, column in ((2, 3), (2, 5)):
@@ -147,7 +147,7 @@ def test_objects_are_the_peaks_that_say_different_things() -> None:
     assert found[:, 0].tolist() == pytest.approx([0.9, 0.6])
     assert found[0, 1:].tolist() == [16, 16, 1, 40, 16, 0.5]
     assert found[1, 1:].tolist() == [80, 40, 0.25, 120, 40, 1]  # cut at the picture's border
-    assert select_objects(*maps(), (32, 64), (30, 20), size=(30, 20)).shape == (1, 7)  # what is in the padding is nothing
+    assert select_objects(*maps(), (32, 64), (30, 20), size=(30, 20)).shape == (1, 7)  # the padding is ignored
     assert select_objects(maps()[0] * 0, *maps()[1:], (32, 64), (30, 60), size=(30, 60)).shape == (0, 7)
 
 

@@ -1,4 +1,4 @@
-"""Near copies in val and train, whichever comes first, and in any number."""
+"""Near-duplicates in val and train, in any order and number."""
 
 import numpy as np
 import pytest

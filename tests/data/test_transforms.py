@@ -14,7 +14,7 @@ NATURAL, OVERHEAD = AUGMENTATIONS["natural"], AUGMENTATIONS["overhead"]
 
 
 def sample(height: int, width: int, label: bool | int = True) -> Sample:
-    """Red tells the row, green the column; the mask is 1 where the picture is bright in blue."""
+    """Red encodes the row, green the column; the mask is 1 where blue is bright."""
     rows, columns = np.mgrid[:height, :width].astype(np.uint8)
     mask = ((rows // 8 + columns // 8) % 2).astype(np.uint8)
     return Sample(np.stack([rows, columns, mask * 255], axis=2), mask if label is True else None if label is False else label, "x")

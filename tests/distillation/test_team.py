@@ -66,7 +66,7 @@ def pictures(count: int = 4, side: int = 32) -> Tensor:
 
 @pytest.fixture
 def team(monkeypatch: pytest.MonkeyPatch) -> Team:
-    """A diffusion model at many noise steps, with a global branch; the pixels, a hundred times as loud by their terms; a dreamer."""
+    """A diffusion model at many noise steps with a global branch; pixels with a hundred times larger losses; a synthesising teacher."""
     monkeypatch.setitem(unets.SIZES, "tiny", SLIM)
     torch.manual_seed(1)
     encoding = Stratified((0, 100, 200))

@@ -1,4 +1,4 @@
-"""`dreamteacher STAGE` whose stage takes no time: all around its body is real."""
+"""`dreamteacher STAGE` with a stub for the stage's body; everything else is real."""
 
 from __future__ import annotations
 

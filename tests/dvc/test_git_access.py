@@ -1,4 +1,4 @@
-"""GIT_TOKEN is for git and for the host of GIT_HOST: asked of git itself, and seen by a real server on https."""
+"""GIT_TOKEN is given only to git and only for GIT_HOST: checked with git itself and a real https server."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def offered(url: str, scratch: Path, **description: str) -> bool:
-    """Whether git, which works with `url`, would give the token to what asks."""
+    """Whether git, with remote `url`, would send the token for this credential request."""
     question = "".join(f"{key}={value}\n" for key, value in description.items())
     environment = with_token(url, scratch)
     command = ["git", "credential", "fill"]

@@ -1,4 +1,4 @@
-"""What the real dvc.yaml runs again, and what not."""
+"""Which stages of the real dvc.yaml are rerun after a change."""
 
 import json
 

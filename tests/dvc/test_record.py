@@ -24,7 +24,7 @@ OVERRIDES = ["finetune.lr=0.0123", "publish.instances=3"]
 
 @pytest.fixture(scope="module")
 def outputs(project: Project, origin: Project, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The stage outputs of a run with OVERRIDES, as a cluster hands them over: folders whose names say nothing."""
+    """The stage outputs of a run with OVERRIDES, as a cluster passes them: folders with meaningless names."""
     folder = tmp_path_factory.mktemp("run")
     work = shutil.copytree(project.folder, folder / "work", ignore=shutil.ignore_patterns("artifacts", "metrics", "plots"))
     record.save_overrides(work / "params.yaml", OVERRIDES)

@@ -1,4 +1,4 @@
-"""What the image does as a cluster runs it: any user of group 0, read-only root, no network, only /tmp and volumes writable.
+"""The image in a cluster's environment: any user of group 0, read-only root, no network, only /tmp and volumes writable.
 
 Not named test_*, so that `make test` leaves it out: it needs a built image, `make test-image` makes one (scripts/test_image.sh).
 """

@@ -1,4 +1,4 @@
-"""Each rule of manifest_lint finds its fault: manifests that are right are broken in one place."""
+"""Each rule of manifest_lint detects its fault: valid manifests are mutated in one place."""
 
 from __future__ import annotations
 

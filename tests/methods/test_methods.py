@@ -1,4 +1,4 @@
-"""Each method learns, keeps a timm backbone and nothing else, and goes on after a stop as if there had been none."""
+"""Each method learns, saves only a timm backbone, and resumes without a difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real browser, without a window, by its debugging pipe: no package, no port."""
+"""A headless browser, controlled through its debugging pipe: no package, no port."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Browser:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """A browser with a fresh profile."""
+    """A browser with an empty profile."""
     to_it, ours = os.pipe()
     theirs, from_it = os.pipe()[::-1]
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",

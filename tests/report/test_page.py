@@ -1,4 +1,4 @@
-"""One page says whether pretraining paid, what is missing, and what it cost; it needs no other file."""
+"""The self-contained report: whether pretraining helps, what is missing, and the cost."""
 
 from __future__ import annotations
 

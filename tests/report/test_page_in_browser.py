@@ -1,4 +1,4 @@
-"""The page as a browser shows it: it fits a desk and a phone, in light and dark, and loads nothing."""
+"""The report in a browser: it fits desktop and phone, light and dark, and loads nothing."""
 
 from __future__ import annotations
 

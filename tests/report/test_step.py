@@ -1,4 +1,4 @@
-"""What a step says of its artifact on KFP's pages."""
+"""Metadata and page of a step's artifact in the KFP UI."""
 
 from pathlib import Path
 
