@@ -1,4 +1,4 @@
-"""The store of results: what one machine computed, another takes."""
+"""The store of results: results are shared between machines."""
 
 import json
 import logging

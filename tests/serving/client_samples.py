@@ -1,4 +1,4 @@
-"""Clients of each kind, pictures, and what the models of `serving_samples` say of them."""
+"""Clients of each kind, pictures, and expected answers of the models in `serving_samples`."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ KINDS = [(kind, protocol) for kind in ("sync", "async") for protocol in ("http",
 
 
 class Waited:
-    """An AsyncClient whose methods wait, in an event loop of its own."""
+    """An AsyncClient with blocking methods, in its own event loop."""
 
     def __init__(self, *arguments, **options):
         self.runner = asyncio.Runner()

@@ -1,4 +1,4 @@
-"""A published repository comes from MLflow to a pod whole, or not at all."""
+"""A published repository is delivered from MLflow to a pod completely, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of all kinds that a server on a network gets: each is answered or refused in words, the server lives, and its memory stays.
+"""Malformed requests: each is answered or refused with a message, the server stays up, and its memory does not grow.
 
 `python benchmarks/hostile.py` does it with 1,000 mutations and draws the memory.
 """

@@ -1,4 +1,4 @@
-"""Whether the schedule of retraining is alive: the age of MLflow's newest run."""
+"""Monitoring of scheduled retraining: the age of MLflow's newest run."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Aliases of a registered model, on a database and on a real server; what is wrong comes out as one line."""
+"""Aliases of a registered model, on a database and on a real server; errors are one line."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def state(registry: MlflowClient, name: str) -> tuple[dict[str, int], dict[int, 
 
 
 def stop_at_each_change(registry: MlflowClient, name: str, action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Do `action` whole, then from the same beginning killed before each change in MLflow and repeated; returns how many there are.
+    """Run `action` completely, then killed before each change in MLflow and repeated, from the same start; returns the number of changes.
 
     Each must end as the whole one did.
     """
@@ -141,7 +141,7 @@ def stop_at_each_change(registry: MlflowClient, name: str, action: Callable[[], 
 
 
 def make_lineage(folder: Path, name: str, *versions: str) -> None:
-    """Something small for each part, of which the manifest tells the version, stored with each of `versions`."""
+    """Store a small lineage with each of `versions`; the manifest contains the version."""
     for version in versions:
         parts = {part: folder / version / part for part in LINEAGE}
         with pytest.MonkeyPatch.context() as patch:

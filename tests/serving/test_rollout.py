@@ -1,4 +1,4 @@
-"""Two real tritonservers behind a real proxy: versions change and servers die under load, and no request fails.
+"""Two real tritonservers behind a real proxy: no request fails during rollouts and server crashes under load.
 
     DREAMTEACHER_ROLLOUT_SECONDS=30 pytest -n 0 -s tests/serving/test_rollout.py
 

@@ -1,4 +1,4 @@
-"""Requests to this machine go by shared memory where they can, and as bytes where they cannot."""
+"""Local requests use shared memory if possible, else bytes."""
 
 import os
 import sys

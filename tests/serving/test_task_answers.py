@@ -1,4 +1,4 @@
-"""Each task from its weights to the client: the same answer from torch, from NAME and from NAME-pictures, and from predict."""
+"""Each task end to end: the same answer from torch, NAME, NAME-pictures and predict."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @torch.no_grad()
 def by_torch(folder: Path, name: str, image: np.ndarray) -> Any:
-    """As evaluation has it."""
+    """The prediction of the evaluation."""
     model, size, task = load_task_model(folder / "finetuned" / name), (image.shape[0], image.shape[1]), base.get_task(name)
     short = task.picture_size(SIZE)
     item = full_image(size=short)(Sample(image, None, ""))["image"]

@@ -1,4 +1,4 @@
-"""Two-stage heads from settings to the client: trained by the stage, exported, served, and answered as evaluation does."""
+"""Two-stage heads end to end: trained, exported, served, with the answers of the evaluation."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def picture(folder: Path) -> Path:
 
 @torch.no_grad()
 def by_torch(folder: Path, task: str) -> Any:
-    """As evaluation has it."""
+    """The prediction of the evaluation."""
     model: TaskModel = dreamteacher.load(folder / task / "finetuned/scratch/0")
     image = np.asarray(Image.open(picture(folder)))
     outputs = model(normalize(full_image()(Sample(image, None, ""))["image"][None], model.mean, model.std))

@@ -1,4 +1,4 @@
-"""A retraining as the pipeline does it, stage by stage, on tiny pictures."""
+"""A retraining in the order of the pipeline, on tiny pictures."""
 
 import json
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def arrive(folder: Path, numbers: range, brightness: int = 0) -> None:
 
 @dataclass
 class Round:
-    """What the pipeline does, stage by stage, in folders of its own."""
+    """The stages of a retraining, with outputs below `root`."""
 
     root: Path
     source: Path
@@ -59,7 +59,7 @@ class Round:
     params: Params
 
     def run(self) -> promote.Outcome | None:
-        """None: there was too little new."""
+        """None: too few new pictures."""
         at = {name: self.root / name for name in ("data", "drift", "teacher", "features", "evaluation", "onnx", "triton", "gate")}
         fetched = self.root / "champion"
         champion = fetched if fetch_champion(self.params.publish.name, fetched) else None

@@ -1,4 +1,4 @@
-"""What `dreamteacher assess` measures, and that it goes on where it was stopped."""
+"""Metrics of `dreamteacher assess`, and resuming."""
 
 from __future__ import annotations
 

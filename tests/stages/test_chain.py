@@ -1,4 +1,4 @@
-"""From pictures to task models: every stage complete, repeatable to the byte, and blind to the validation split."""
+"""The chain: every stage is complete, reproducible to the byte, and does not use the validation split for training."""
 
 from __future__ import annotations
 

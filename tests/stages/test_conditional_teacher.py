@@ -1,4 +1,4 @@
-"""A teacher that is told the pictures' classes, and one that dreams what labels are read from, through the stages; and what is refused."""
+"""Class-conditional and synthesising teachers through the stages; and unsupported combinations."""
 
 from __future__ import annotations
 

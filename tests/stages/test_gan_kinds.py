@@ -1,4 +1,4 @@
-"""Teachers that make pictures of their own, and those that only encode, through the whole chain."""
+"""Synthesising and encoding teachers through the whole chain."""
 
 from __future__ import annotations
 

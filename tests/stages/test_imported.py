@@ -1,4 +1,4 @@
-"""Teachers that others trained, in the chain: teacher, features, labels, fine-tuning, evaluation, ONNX."""
+"""Imported teachers in the chain: teacher, features, labels, fine-tuning, evaluation, ONNX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes are found in the forms that people have, mean the same objects in all of them, and are refused where they cannot."""
+"""Box labels in all supported formats: equal results, and refusal of invalid ones."""
 
 from __future__ import annotations
 

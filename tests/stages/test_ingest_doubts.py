@@ -1,4 +1,4 @@
-"""What may be a mistake in a source is said in a line that names the first of its kind."""
+"""Notes on probable mistakes in a source, each with its first example."""
 
 import tarfile
 from pathlib import Path

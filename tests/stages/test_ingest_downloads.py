@@ -1,4 +1,4 @@
-"""Sets as they are downloaded: Tiny ImageNet, exports of Roboflow, Pascal VOC's lists of each class."""
+"""Data sets as downloaded: Tiny ImageNet, Roboflow exports, Pascal VOC's image sets per class."""
 
 from __future__ import annotations
 

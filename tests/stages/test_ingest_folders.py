@@ -1,4 +1,4 @@
-"""Folders that are no classes: of pictures without a label, of the wrong kind, of parts of the set; and what is named where labels lack."""
+"""Folders that are not classes: unlabelled, of the wrong kind, parts of the data set; and notes on missing labels."""
 
 from __future__ import annotations
 

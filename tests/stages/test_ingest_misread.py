@@ -1,4 +1,4 @@
-"""What would be read as something else, silently: refused in one line, or said."""
+"""Sources that could be misread silently are refused in one line, or noted."""
 
 from __future__ import annotations
 

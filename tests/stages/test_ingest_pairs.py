@@ -1,4 +1,4 @@
-"""Which mask belongs to which picture, where names differ in more than an ending; what pairs with nothing is no training picture."""
+"""Pairs of masks and pictures whose names differ in more than a suffix; an unpaired mask is not a training picture."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Splits that files name: lists of pictures, YOLO's data.yaml; and lists of classes beside labels."""
+"""Splits from files: lists of pictures, YOLO's data.yaml; and class lists beside labels."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What ingest says at its end; report.json has the same."""
+"""The summary of ingest, also in report.json."""
 
 import numpy as np
 from ingest_sources import mask_of, params, picture, report, run, save

@@ -1,4 +1,4 @@
-"""Tables of labels that would be misread silently: columns that say splits or are there twice, labels that are no classes."""
+"""Label tables that could be misread silently: split columns, duplicate columns, labels that are not classes."""
 
 from __future__ import annotations
 

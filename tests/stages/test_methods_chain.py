@@ -1,4 +1,4 @@
-"""Baselines in the same harness: pretrained without a teacher, then fine-tuned, evaluated and exported as any backbone."""
+"""Baselines in the chain: pretrained without a teacher, then fine-tuned, evaluated and exported like any backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retraining in rounds on tiny pictures: what is new, what is promoted, and what the registry says after each round."""
+"""Rounds of retraining on tiny pictures: new data, promotion, and the registry after each round."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def aliases(registry: MlflowClient) -> dict[str, int]:
 def rounds(slim_unet, registry, tmp_path_factory) -> dict[str, Round]:
     """The rounds of the story, each asserted where it happens, since the next builds upon it.
 
-    Which of two trained models is better hangs on the machine's rounding. Therefore one of each two compared has learned next to nothing:
+    Which of two trained models is better depends on rounding. Therefore one of each compared pair has learned next to nothing:
     over seeds it has an mIoU of 0.02 to 0.57, and a trained one of 0.70 to 0.84.
     """
     root = tmp_path_factory.mktemp("rounds")

@@ -1,4 +1,4 @@
-"""Other necks and plain transformers through the whole chain, and fine-tuning that keeps what a backbone knows."""
+"""Other necks and plain transformers through the whole chain, and fine-tuning options that preserve pretrained weights."""
 
 from __future__ import annotations
 

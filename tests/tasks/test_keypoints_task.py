@@ -1,4 +1,4 @@
-"""Keypoints: what the loss counts, that it learns several objects at once, and that the figures are COCO's."""
+"""Keypoints: loss, learning of several objects, and COCO's metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN on our pyramid: what torchvision's own would find, what they learn from, and what they refuse."""
+"""Faster and Mask R-CNN on our pyramid: equality with torchvision, training, and unsupported settings."""
 
 from __future__ import annotations
 

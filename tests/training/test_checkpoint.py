@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, newest good one first."""
+"""Checkpoints: complete or absent; the newest valid one is used."""
 
 import hashlib
 import pickle

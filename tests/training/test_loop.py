@@ -1,4 +1,4 @@
-"""The loop: the same result whatever happens to it and however the batch is split."""
+"""The training loop: the same result after interruptions and for any split of the batch."""
 
 import json
 import math

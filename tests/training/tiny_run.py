@@ -77,7 +77,7 @@ def run(
 
 
 def outcome(trained: Trained) -> bytes:
-    """Everything that must not depend on kills, as bytes."""
+    """Everything that must not depend on interruptions, as bytes."""
     assert trained.ema is not None
     return save(trained.model.state_dict()) + save(trained.ema.state_dict()) + json.dumps(trained.history).encode()
 
@@ -101,7 +101,7 @@ def _child(folder: Path, step: Step, more: dict[str, Any]) -> None:
 
 
 def ended(folder: Path, child: mp.process.BaseProcess) -> bytes:
-    """What the child left, once it has ended by itself."""
+    """The outcome of the child, once it has exited."""
     child.join(120)
     assert child.exitcode == 0
     return folder.with_suffix(".result").read_bytes()
