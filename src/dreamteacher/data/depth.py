@@ -9,7 +9,7 @@ from PIL import Image
 
 from dreamteacher.data.decode import BadPicture, Picture
 from dreamteacher.data.deep import NO_VALUE
-from dreamteacher.data.masks import decode_values, exif_transpose
+from dreamteacher.data.masks import decode_values, to_upright
 
 SUFFIX = "depth.tif"  # of a stored label file
 NUMPY = b"\x93NUMPY"
@@ -32,8 +32,7 @@ def read_depth(data: bytes, picture: Picture, max_pixels: int) -> tuple[np.ndarr
     if values.ndim == 3 or _has_colours(data):
         raise BadPicture("its depth is in colours; store it in one channel of 16 bits or floats")
     height, width = picture.image.shape[:2]
-    if picture.orientation > 4 and width != height and values.shape == (width, height):
-        values = exif_transpose(values, picture.orientation)
+    values = to_upright(values, picture)
     if values.shape != (height, width):
         raise BadPicture(f"its depth is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
     with np.errstate(over="ignore", invalid="ignore"):

@@ -11,7 +11,7 @@ import math
 import posixpath
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -134,7 +134,7 @@ def refuse_other_folders(table: sqlite3.Connection, tree: Tree, name: str) -> No
         raise UserError(f"{other}; correct one, or set ingest.labels to csv (the file counts) or folders")
 
 
-def sorted_classes(names: set[str]) -> list[str]:
+def sorted_classes(names: Iterable[str]) -> list[str]:
     """Classes sorted by number, then by name."""
     return sorted(names, key=lambda name: (0, float(name), name) if NUMBER.fullmatch(name) else (1, 0, name))
 

@@ -11,7 +11,7 @@ from dreamteacher.data.class_list import ClassList, is_background, is_void
 from dreamteacher.data.decode import BadPicture, Picture
 from dreamteacher.data.instances import from_png, pack, unique_by_runs, unpack
 from dreamteacher.data.items import IGNORE, BoxLabel
-from dreamteacher.data.masks import decode_numbers, exif_transpose
+from dreamteacher.data.masks import decode_numbers, exif_transpose, to_upright
 from dreamteacher.data.run_lengths import decode_runs
 
 THOUSAND = 1000  # Cityscapes encodes class x 1000 + number; smaller values are not objects
@@ -40,8 +40,7 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
     height, width = picture.image.shape[:2]
     values = decode_numbers(data, max_pixels=max_pixels)
     refuse_interpolated(values)
-    if picture.orientation > 4 and width != height and values.shape == (width, height):
-        values = exif_transpose(values, picture.orientation)
+    values = to_upright(values, picture)
     if values.shape != (height, width):
         raise BadPicture(f"mask is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
     skips_to_255 = len(object_classes(classes)) == 1 and _skips_to_255(values)

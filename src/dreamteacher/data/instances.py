@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.boxes import Boxes
+from dreamteacher.data.boxes import Boxes, non_maximum_suppression
 from dreamteacher.data.items import IGNORE
 
 SUFFIX = "instances.png"  # of a stored label file
@@ -175,14 +175,8 @@ def _peaks(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = heat[found[:, 0], found[:, 1]]
     order = np.argsort(-values, kind="stable")[: 4 * MAX_OBJECTS]
     places = found[order]
-    kept: list[int] = []
-    free = np.ones(len(places), bool)
-    for index, place in enumerate(places):  # one pixel of a plateau
-        if free[index]:
-            kept.append(index)
-            if len(kept) == MAX_OBJECTS:
-                break
-            free &= np.abs(places - place).max(1) > MIN_DISTANCE
+    # One pixel of each plateau.
+    kept = non_maximum_suppression(len(places), MAX_OBJECTS, lambda i: np.abs(places - places[i]).max(1) > MIN_DISTANCE)
     return places[kept].astype(np.float32), values[order][kept]
 
 

@@ -9,9 +9,9 @@ import sqlite3
 from collections.abc import Iterator
 
 from dreamteacher.data.class_folders import classes_of_folders
-from dreamteacher.data.class_list import NUMBER, ClassList, require_mask_classes, require_two
+from dreamteacher.data.class_list import ClassList, require_mask_classes, require_two
 from dreamteacher.data.columns import SplitColumns, require_once, split_is_not_read
-from dreamteacher.data.imagefolder import read_classes, refuse_other_folders
+from dreamteacher.data.imagefolder import read_classes, refuse_other_folders, sorted_classes
 from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
 from dreamteacher.data.layout import meaning
@@ -272,5 +272,4 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, *, multilabel: bool) -> lis
             splits.refuse(table, where)
         except csv.Error as error:
             raise UserError(f"{where}: {error}; write it as comma-separated values") from error
-    values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
-    return sorted(values, key=lambda value: (0, float(value), value) if NUMBER.fullmatch(value) else (1, 0, value))
+    return sorted_classes(value for (value,) in table.execute("SELECT DISTINCT value FROM labels"))

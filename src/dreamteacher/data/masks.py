@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,9 @@ from dreamteacher.data.deep import jpeg_2000_facts
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.load import TIFF_MARKS, Source, drop_false_alpha, load, retry_without_metadata, to_rgb
+
+if TYPE_CHECKING:
+    from dreamteacher.data.decode import Picture
 
 VOC_BORDER = 0xE0E0C0  # the colour around objects in Pascal VOC's masks, index 255 of its palette
 MANY_COLOURS = 8  # unlisted colours, from which interpolation is suspected
@@ -85,6 +89,14 @@ def exif_transpose(mask: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         mask = mask[::-1]
     return mask[:, ::-1] if orientation in (2, 3, 6, 7) else mask
+
+
+def to_upright(values: np.ndarray, picture: Picture) -> np.ndarray:
+    """A label map (H, W) on the upright `picture`: transposed if only the stored pixels have its size, else unchanged."""
+    height, width = picture.image.shape[:2]
+    if picture.orientation > 4 and width != height and values.shape == (width, height):
+        return exif_transpose(values, picture.orientation)
+    return values
 
 
 def _decode_numbers(data: bytes, _: int | None, *, max_pixels: int) -> np.ndarray:

@@ -9,18 +9,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dreamteacher.data.decode import BadPicture, Picture
-from dreamteacher.data.instance_labels import THOUSAND, refuse_interpolated
+from dreamteacher.data.instance_labels import LARGEST, THOUSAND, refuse_interpolated
 from dreamteacher.data.instances import pack
 from dreamteacher.data.items import AUTO
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning, without_image_tail
-from dreamteacher.data.masks import decode_numbers, exif_transpose
+from dreamteacher.data.masks import decode_numbers, to_upright
 from dreamteacher.data.table import HAS_PICTURE, HAS_PICTURE_BY_SUFFIX, assign_roles
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
 LOOKED_AT = 8
-MAX_OBJECTS = 65535
 _NUMBERS = re.compile(r"(instance|segmentation_?object)[^/]*(/.*)?\.(png|tiff?|bmp|gif)$", re.IGNORECASE)
 _LAST_WORD = re.compile(r"[\s._-]+[^\s._/-]*$")
 
@@ -170,13 +169,11 @@ def read_object_files(masks: Sequence[bytes], picture: Picture, max_pixels: int)
         BadPicture: as `decode_numbers`; a mask is of another size, or holds several values.
     """
     height, width = picture.image.shape[:2]
-    if len(masks) > MAX_OBJECTS:
-        raise BadPicture(f"it has more than {MAX_OBJECTS} objects")
+    if len(masks) > LARGEST:
+        raise BadPicture(f"it has more than {LARGEST} objects")
     drawn: list[np.ndarray] = []  # flat indices
     for data in masks:
-        values = decode_numbers(data, max_pixels=max_pixels)
-        if picture.orientation > 4 and width != height and values.shape == (width, height):
-            values = exif_transpose(values, picture.orientation)
+        values = to_upright(decode_numbers(data, max_pixels=max_pixels), picture)
         if values.shape != (height, width):
             raise BadPicture(f"a mask is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
         shown = values > 0

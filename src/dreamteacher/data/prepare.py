@@ -23,7 +23,7 @@ from dreamteacher.data.items import AUTO, IGNORE, Item
 from dreamteacher.data.keypoint_labels import read_keypoints
 from dreamteacher.data.keypoints import SUFFIX as KEYPOINTS
 from dreamteacher.data.keypoints import Body, Keypoints
-from dreamteacher.data.masks import exif_transpose, is_lossy, read_mask
+from dreamteacher.data.masks import is_lossy, read_mask, to_upright
 from dreamteacher.data.multilabel import SUFFIX as LABELS
 from dreamteacher.data.multilabel import to_json, to_label
 from dreamteacher.data.object_files import read_object_files
@@ -200,8 +200,7 @@ def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: in
     height, width = picture.image.shape[:2]
     try:
         mask, palette = read_mask(data, max_pixels=max_pixels, colours=classes.colours)
-        if picture.orientation > 4 and width != height and mask.shape == (width, height):
-            mask = exif_transpose(mask, picture.orientation)  # it was drawn on the stored pixels
+        mask = to_upright(mask, picture)
         _check(mask, width, height, classes.names)
     except BadPicture as error:
         if is_lossy(data):

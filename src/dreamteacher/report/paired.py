@@ -13,10 +13,9 @@ Row = dict[str, Any]  # of per_model.csv: init, seed, and metrics in [0, 1]
 
 @dataclass(frozen=True)
 class Gain:
-    """mean: of `init` - `reference` over `pairs` seeds, in [-1, 1]. half: half width of its 95 % interval; nan for one pair."""
+    """mean: of `init` less the reference over `pairs` seeds, in [-1, 1]. half: half width of its 95 % interval; nan for one pair."""
 
     init: str
-    reference: str
     mean: float
     half: float
     pairs: int
@@ -46,11 +45,11 @@ def gain_over(rows: Sequence[Row], figure: str, init: str, reference: str) -> Ga
     pairs = [(value, by_seed[reference, seed]) for (name, seed), value in by_seed.items() if name == init and (reference, seed) in by_seed]
     gains = [value - other for value, other in pairs]
     if len(gains) < 2:
-        return Gain(init, reference, gains[0], math.nan, 1) if gains else None
+        return Gain(init, gains[0], math.nan, 1) if gains else None
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(gains) - 1)) * stdev(gains) / len(gains) ** 0.5
-    return Gain(init, reference, fmean(gains), half, len(gains))
+    return Gain(init, fmean(gains), half, len(gains))
 
 
 def points(value: float) -> str:

@@ -48,7 +48,7 @@ class MaskRcnnHead(FasterRcnnHead):
         return found
 
     def predict(self, levels: list[Tensor], coarser: list[Tensor], size: Size) -> dict[str, Tensor]:
-        """As `FasterRcnnHead.predict`, but after NMS the best DETECTIONS D, with score 0 below LEAST_SCORE, and `masks` (B, D, 28, 28) in
+        """As `FasterRcnnHead.predict`, but after NMS the best DETECTIONS D, with score 0 below MIN_SCORE, and `masks` (B, D, 28, 28) in
         [0, 1], each relative to its box."""
         found = super().predict(levels, coarser, size)
         kept = found["scores"] * not_suppressed(found["boxes"].transpose(1, 2), found["scores"], MAX_OVERLAP)
