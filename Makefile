@@ -1,9 +1,9 @@
-# make demo: the whole chain on samples/nuclei, then a real Triton answers.   make test: lint, types, tests.
+# make demo: run the chain on samples/nuclei and serve the model with Triton.   make test: lint, types, tests.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
-# Images of containers often set it; each process would then compile torch and the others anew.
+# Often set in container images; without bytecode each process would compile torch and other packages again.
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -18,16 +18,16 @@ test: $(VENV)/.installed-test
 	mypy
 	OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# Builds the image of docker/ and runs it as a cluster does; as root, because it may start a Docker engine.
+# Builds the image in docker/ and runs it as on a cluster; needs root if it has to start a Docker engine.
 test-image: $(VENV)/.installed-test
 	scripts/test_image.sh
 
-# Serves models on the cluster of KUBECONFIG, in a namespace of its own; tests/cluster/rollouts.py says which images it needs.
+# Serves models on the cluster in KUBECONFIG, in a temporary namespace; for the required images see tests/cluster/rollouts.py.
 test-cluster: $(VENV)/.installed-test
 	pytest -n 0 -s -rs tests/cluster/rollouts.py
 
-# The stamps make a second start skip pip. constraints.txt names every package, so pip has nothing to resolve (scripts/pins.py); `pip check`
-# says whether that holds, of all but nvidia-pytriton: it brings a real tritonserver, and declares numpy<2 for a Python API that is not used.
+# Stamp files skip pip on the next start. constraints.txt pins every package, so pip resolves nothing (scripts/pins.py); `pip check` verifies
+# that, except for nvidia-pytriton, which contains tritonserver and requires numpy<2 only for a Python API that is not used.
 INSTALL := python -m pip install --quiet --no-compile --no-deps --requirement /dev/stdin
 CHECK := ! python -m pip check | grep --invert-match -e '^nvidia-pytriton ' -e '^No broken requirements'
 
@@ -45,7 +45,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(CHECK)
 	touch $@
 
-# After a change of the dependencies: pip resolves them anew in a fresh environment, and what it chose becomes constraints.txt.
+# After a change of dependencies: resolve them in a fresh environment, and write the result to constraints.txt.
 pins:
 	rm -rf .venv-pins
 	$(PYTHON) -m venv .venv-pins

@@ -28,14 +28,14 @@ def compare_data(
     from pathlib import Path
 
     from dreamteacher.lifecycle.promotion import part
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.compare_data import run
 
     params = restore_params(**settings)
     folders = {"before": part(champion.path, "known"), "features": part(champion.path, "features")}
     found = int(run(params, data=Path(data.path), out=Path(out.path), **folders)["n_new"])
-    tell(Path(out.path), out, page)
+    fill_artifacts(Path(out.path), out, page)
     least = params.retrain.min_new_images
     enough = found >= least
     words = f"{found} new pictures" if enough else f"nothing new: {found} new pictures, fewer than retrain.min_new_images = {least}"

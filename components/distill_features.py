@@ -32,14 +32,14 @@ def distill_features(
     from pathlib import Path
 
     from dreamteacher.cluster.launch import launch
-    from dreamteacher.lifecycle.promotion import start_of
-    from dreamteacher.report.step import tell
+    from dreamteacher.lifecycle.promotion import start_input
+    from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stage import RECORD
 
     params = restore_params(changes, **settings)
-    inputs = {"data": data.path, **start_of(champion, "features")}
+    inputs = {"data": data.path, **start_input(champion, "features")}
     if (Path(teacher.path) / RECORD).exists():
         inputs["teacher"] = teacher.path
     launch("distill-features", params, inputs, out.path, recipe=recipe)
-    tell(Path(out.path), out, page)
+    fill_artifacts(Path(out.path), out, page)

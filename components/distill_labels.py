@@ -36,10 +36,10 @@ def distill_labels(
     from pathlib import Path
 
     from dreamteacher.cluster.launch import launch
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
 
     params = restore_params(changes, **settings)
     inputs = {"data": data.path, "teacher": teacher.path, "features": features.path, "interpreter": interpreter.path}
     launch("distill-labels", params, inputs, out.path, recipe=recipe, seed=seed)
-    tell(Path(out.path), out, page)
+    fill_artifacts(Path(out.path), out, page)

@@ -38,7 +38,7 @@ def evaluate(
     from pathlib import Path
 
     from dreamteacher.cluster.artifacts import lay_out
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.evaluate import run
 
@@ -46,4 +46,4 @@ def evaluate(
     with lay_out(teacher, features, teachers, backbones, distilled, mixed, fresh) as made:
         inputs = {name: made / name for name in ("teachers", "backbones", "finetuned")}
         run(params, data=Path(data.path), **inputs, out=Path(out.path), metrics=made / "metrics.json", plots=made / "plots")
-    tell(Path(out.path), out, page)
+    fill_artifacts(Path(out.path), out, page)

@@ -30,7 +30,7 @@ def export_onnx(
     from pathlib import Path
 
     from dreamteacher.cluster.artifacts import lay_out
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.export_onnx import run
 
@@ -38,4 +38,4 @@ def export_onnx(
     with lay_out(fresh, distilled, mixed) as made:
         chosen = made / "finetuned" / params.export.init / str(params.export.seed)
         run(params, data=Path(data.path), finetuned=chosen, out=Path(out.path))
-    tell(Path(out.path), out, page)
+    fill_artifacts(Path(out.path), out, page)

@@ -17,7 +17,7 @@ def fetch_champion(settings: dict, champion: Output[Model], page: Output[HTML]) 
     """
     from pathlib import Path
 
-    from dreamteacher.lifecycle.promotion import about, fetch_champion
+    from dreamteacher.lifecycle.promotion import champion_facts, fetch_champion
     from dreamteacher.report.step import write_facts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.steps import announce
@@ -26,6 +26,6 @@ def fetch_champion(settings: dict, champion: Output[Model], page: Output[HTML]) 
     name, folder = restore_params(**settings).publish.name, Path(champion.path)
     version = fetch_champion(name, folder) or ""
     champion.metadata["version"] = version
-    facts = about(folder) if version else {"name": name, "version": "no champion yet"}
+    facts = champion_facts(folder) if version else {"name": name, "version": "no champion yet"}
     write_facts(Path(page.path), "fetch-champion", facts)
     return version

@@ -32,10 +32,10 @@ def finetune(
     from pathlib import Path
 
     from dreamteacher.cluster.launch import launch
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
 
     params = restore_params(changes, **settings)
     inputs = {"data": data.path} | ({"backbone": backbone.path} if backbone else {})
     launch("finetune", params, inputs, out.path, init=init, seed=seed)
-    tell(Path(out.path), out, page)
+    fill_artifacts(Path(out.path), out, page)

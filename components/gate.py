@@ -30,12 +30,12 @@ def gate(
     from pathlib import Path
 
     from dreamteacher.lifecycle.promotion import part
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.gate import run
 
     made = {"data": Path(data.path), "onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
     there = Path(champion.path) if part(champion.path, "evaluation") else None
     passed = run(restore_params(**settings), **made, champion=there, out=Path(out.path))["passed"]
-    tell(Path(out.path), out, page)
+    fill_artifacts(Path(out.path), out, page)
     return bool(passed)

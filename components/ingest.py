@@ -23,11 +23,11 @@ def ingest(
     """
     from pathlib import Path
 
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.ingest import run
 
     place = Path(pictures.path) / pictures.metadata["name"]
     params = restore_params(**settings)
     run(params, source=place, incoming=params.retrain.incoming, out=Path(out.path))
-    tell(Path(out.path), out, page)
+    fill_artifacts(Path(out.path), out, page)

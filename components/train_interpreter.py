@@ -32,9 +32,9 @@ def train_interpreter(
     from pathlib import Path
 
     from dreamteacher.cluster.launch import launch
-    from dreamteacher.report.step import tell
+    from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
 
     params = restore_params(changes, **settings)
     launch("train-interpreter", params, {"data": data.path, "teacher": teacher.path}, out.path, recipe=recipe, seed=seed)
-    tell(Path(out.path), out, page)
+    fill_artifacts(Path(out.path), out, page)

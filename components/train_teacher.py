@@ -30,8 +30,8 @@ def train_teacher(
     from pathlib import Path
 
     from dreamteacher.cluster.launch import launch
-    from dreamteacher.lifecycle.promotion import start_of
-    from dreamteacher.report.step import tell, write_facts
+    from dreamteacher.lifecycle.promotion import start_input
+    from dreamteacher.report.step import fill_artifacts, write_facts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.settings.schema import NO_TEACHER
 
@@ -40,5 +40,7 @@ def train_teacher(
         (Path(out.path) / "nothing").touch()
         write_facts(Path(page.path), "train-teacher", {"teacher": "none, as the method needs none"})
         return
-    launch("train-teacher", restore_params(changes, **settings), {"data": data.path, **start_of(champion, "teacher")}, out.path, name=name)
-    tell(Path(out.path), out, page)
+    launch(
+        "train-teacher", restore_params(changes, **settings), {"data": data.path, **start_input(champion, "teacher")}, out.path, name=name
+    )
+    fill_artifacts(Path(out.path), out, page)

@@ -1,4 +1,4 @@
-"""What `make demo` shows once the chain has run: a real Triton answers for validation pictures, the table, and where everything lies."""
+"""The end of `make demo`: predictions of a local Triton for validation pictures, the table of results, and paths of all outputs."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ PLACES = {
 
 
 def main() -> None:
-    """Serve, ask, print."""
+    """Serve the model, predict, and print the results."""
     params = load_params()
     source = Path(params.ingest.source)
     with Path("artifacts/data/manifest.csv").open(newline="") as file:

@@ -1,7 +1,7 @@
-"""See to the shared library of this Python, which the python backend of the local Triton loads.
+"""Make sure that the shared library of this Python exists, which the python backend of the local Triton loads.
 
-Pythons of uv, conda and most of pyenv bring it. Debian and Ubuntu have it in a package of its own, which is installed here when that is
-possible without asking (root, apt-get); otherwise one line says what to do, and only `dreamteacher serve` goes without.
+Pythons of uv, conda and most of pyenv include it. Debian and Ubuntu have a separate package, which is installed here if possible (root,
+apt-get); otherwise a warning says what to do. Only `dreamteacher serve` needs it.
 """
 
 import ctypes.util
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Look, install if possible, or say what to do."""
+    """Check, install if possible, or print what to do."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     folders = [sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib"]
     if any((Path(folder) / f"libpython{version}.so.1.0").exists() for folder in folders) or ctypes.util.find_library(f"python{version}"):

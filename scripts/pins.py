@@ -1,11 +1,11 @@
-"""constraints.txt: the exact versions of everything that is installed, in sections, so that pip resolves nothing.
+"""constraints.txt: the exact versions of all packages, in sections, so that pip resolves nothing.
 
     python scripts/pins.py SECTION...    print sections, for `pip install --no-deps --requirement`
     python scripts/pins.py --write       write the file from the packages of this environment (`make pins` makes a fresh one)
 
-A section holds what the ones before it lack: `runtime` what dreamteacher needs, `cuda` what a torch built for CUDA needs beyond that,
-`pipelines` and `test` the extras, `triton` the server. `cuda` prints nothing where the installed torch is built for CPUs, so that pip
-then installs no CUDA libraries.
+Each section adds to those before it: `runtime` has the dependencies of dreamteacher, `cuda` those of a torch built for CUDA, `pipelines`
+and `test` those of the extras, `triton` the server. `cuda` prints nothing if the installed torch is built for CPUs, so that no CUDA
+libraries are installed.
 """
 
 import sys
@@ -19,7 +19,7 @@ from typing import Any
 PROJECT = Path(__file__).parents[1]
 FILE = PROJECT / "constraints.txt"
 HEADER = "# The exact versions of all packages; written by `make pins`, read by scripts/pins.py. `pip install -c` takes the file as well.\n"
-CUDA = ("nvidia-", "cuda-", "triton")  # how the names of torch's own CUDA packages begin
+CUDA = ("nvidia-", "cuda-", "triton")  # prefixes of torch's CUDA packages
 PYTHONS = ("3.11", "3.12")
 MACHINES = [("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64")]
 
@@ -38,7 +38,7 @@ def read() -> dict[str, list[str]]:
 
 
 def environments() -> list[Environment]:
-    """PEP 508 markers of every Python and kind of machine that the file is for."""
+    """PEP 508 environments of all supported Pythons and platforms."""
     return [
         {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": name, "platform_system": system,
          "platform_machine": machine, "os_name": "posix", "implementation_name": "cpython", "platform_python_implementation": "CPython"}
@@ -48,13 +48,13 @@ def environments() -> list[Environment]:
 
 
 def closure(roots: Iterable[str], needs: Callable[[str], list[str]], environment: Environment, *, cuda: bool) -> set[str]:
-    """Normalized names of `roots` (requirements) and all that they need.
+    """Normalized names of `roots` and all their dependencies.
 
     Args:
         roots: requirements, as in pyproject.toml.
-        needs: the requirements of a package, by its normalized name.
+        needs: normalized name of a package -> its requirements.
         environment: one of `environments()`.
-        cuda: follow what torch needs for CUDA.
+        cuda: include torch's CUDA packages.
     """
     from packaging.utils import canonicalize_name
 
@@ -77,13 +77,13 @@ def closure(roots: Iterable[str], needs: Callable[[str], list[str]], environment
 
 @cache
 def _requirement(text: str) -> Any:
-    from packaging.requirements import Requirement  # not installed yet where sections are only printed
+    from packaging.requirements import Requirement  # not installed yet when sections are only printed
 
     return Requirement(text)
 
 
 def sections_of(needs: Callable[[str], list[str]]) -> dict[str, dict[str, str]]:
-    """{section: {package: its marker, or ""}} of what pyproject.toml asks for, if the packages need what `needs` says."""
+    """{section: {package: marker or ""}} of the dependencies in pyproject.toml. needs: see `closure`."""
     wanted_by_us = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     project, build = wanted_by_us["project"], wanted_by_us["build-system"]["requires"]
     extras = project["optional-dependencies"]
@@ -103,7 +103,7 @@ def sections_of(needs: Callable[[str], list[str]]) -> dict[str, dict[str, str]]:
 
 
 def _marker(places: list[Environment]) -> str:
-    """The PEP 508 marker that `places` have in common; "" if they are of every kind."""
+    """The PEP 508 marker that selects `places`; "" for all environments."""
     conditions = []
     for name in ("python_version", "sys_platform", "platform_machine"):
         values = {place[name] for place in places}
@@ -113,7 +113,7 @@ def _marker(places: list[Environment]) -> str:
 
 
 def main() -> None:
-    """See the module."""
+    """Command line, see the module."""
     if sys.argv[1:] == ["--write"]:
         write()
         return
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def write() -> None:
-    """Write the file from the versions that are installed here."""
+    """Write constraints.txt from the installed versions."""
     from packaging.utils import canonicalize_name
 
     installed = {canonicalize_name(each.metadata["Name"]): each for each in distributions()}

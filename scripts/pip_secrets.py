@@ -1,6 +1,6 @@
-"""Pip's own settings here as build secrets: FOLDER/pip_conf, and FOLDER/pip_ca if it trusts a certificate file. Argument: FOLDER.
+"""Write pip's configuration as build secrets: FOLDER/pip_conf, and FOLDER/pip_ca if a certificate file is set. Argument: FOLDER.
 
-Local folders of packages are left out, because they are not in the build.
+Local package folders are left out, because they do not exist in the build.
 """
 
 import ast

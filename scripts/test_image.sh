@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the CPU image without any image registry and runs tests/image/checks.py against it: `make test-image`.
+# Builds the CPU image without an image registry and runs tests/image/checks.py on it: `make test-image`.
 #
-#   BASE=NAME      take this base image instead of making one from Debian's packages
-#   VARIANT=cuda   build the other variant; what is checked runs on CPU all the same
+#   BASE=NAME      use this base image instead of building one from Debian's packages
+#   VARIANT=cuda   build the CUDA variant; checks still run on CPU
 #
-# A running Docker engine is used; if none answers, one is started (as root) and stopped at the end. Debian 12's engine is enough.
+# Uses a running Docker engine, or starts one (as root) and stops it at the end. Debian 12's engine suffices.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)

@@ -1,4 +1,4 @@
-"""What all tests share: nothing is tracked or left in the project, no server is asked unless a test says so."""
+"""Shared fixtures: no tracking, no files in the project, and no server unless a test needs one."""
 
 import os
 import shutil
@@ -14,12 +14,12 @@ import pytest
 
 from helpers import free_port, wait_for
 
-hypothesis.settings.register_profile("loaded machine", deadline=None)  # an example may wait for a core
+hypothesis.settings.register_profile("loaded machine", deadline=None)  # an example may be delayed by other processes
 hypothesis.settings.load_profile("loaded machine")
 
 # `make test` has three processes, which take a file each (`--dist loadfile`): on two cores, as some wait for servers.
-FIRST = ("pipelines", "dvc", "stages", "tracking", "training")  # the slowest folders: who starts a long file last keeps the other waiting
-TOGETHER = {"dvc", "stages", "tracking"}  # as if they were one file: what their tests share takes up to 20 s to make
+FIRST = ("pipelines", "dvc", "stages", "tracking", "training")  # the slowest folders are started first, for balance
+TOGETHER = {"dvc", "stages", "tracking"}  # one process, as their fixtures take up to 20 s
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process for all files of a folder in TOGETHER; any other for each file, as ever."""
+    """Run all files of a folder in TOGETHER in one process; the default otherwise."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_trace_in_the_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tracking off, checkpoints and caches elsewhere, and nothing of the caller's own MLflow, DVC or torchrun; subprocesses inherit it."""
+    """Disable tracking, move checkpoints and caches, unset variables of MLflow, DVC and torchrun; inherited by subprocesses."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and so by all children, where the tests run in the background
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "DREAMTEACHER_"))]:
@@ -59,7 +59,7 @@ def no_trace_in_the_project(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory, with checkpoints in it as for a user."""
+    """An empty current directory, with checkpoints in it as in production."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DREAMTEACHER_CHECKPOINTS")
     return tmp_path
@@ -67,7 +67,7 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Makes FOLDER/mlflow.db, whose URI it returns: a copy of a database of MLflow, which takes seconds to make its tables."""
+    """Factory of FOLDER/mlflow.db (returns its URI): a copy of an empty MLflow database, whose creation takes seconds."""
     from mlflow.tracking import MlflowClient
 
     empty = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -82,7 +82,7 @@ def new_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], s
 
 @pytest.fixture(scope="session")
 def mlflow_server(new_database: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real MLflow server on SQLite, one for the whole session since it takes long to start."""
+    """The URL of a real MLflow server on SQLite, one per session, because it starts slowly."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", new_database(folder), "--artifacts-destination", str(folder / "artifacts")]

@@ -1,4 +1,4 @@
-"""Data sets as ingest writes them, of pictures and masks that a test gives."""
+"""Data sets in ingest's format from given pictures and masks."""
 
 from __future__ import annotations
 

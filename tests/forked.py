@@ -1,4 +1,4 @@
-"""A command as a fork of the tests' process, which has imported what a new Python would take seconds to import again."""
+"""Run a command as a fork of the tests' process, which saves seconds of imports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Forked:
 
     @property
     def stdout(self) -> str:
-        """What it has written so far."""
+        """Its output so far."""
         return self._read(0)
 
     @property
@@ -42,7 +42,7 @@ class Forked:
         return self._read(1)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.stdout + self.stderr
 
     def _read(self, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Small things that tests of several rooms need; a module of its own, because every folder has its conftest."""
+"""Helpers for tests of several folders; a module of its own, because every folder has its conftest."""
 
 import socket
 import subprocess
@@ -16,7 +16,7 @@ PROJECT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """For a folder whose conftest imports it: tiny models are slower on several threads than on one."""
+    """Fixture to import in a conftest: tiny models are slower on several threads than on one."""
     import torch
 
     before = torch.get_num_threads()

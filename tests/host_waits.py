@@ -1,4 +1,4 @@
-"""A pretended GPU that finds where the host would wait for it. Needs no GPU.
+"""A fake GPU that detects host synchronisation. Needs no GPU.
 
 Tensors on it have a shape but no values (torch's FakeTensorMode), so that whatever needs values, such as `item()`, a condition or indexing
 by a mask, cannot be computed; those on the host are real. Copies that a real GPU makes the host wait for are refused. Gradients are not

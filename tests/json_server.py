@@ -1,4 +1,4 @@
-"""A server on this machine for fakes of APIs: what a function answers, as JSON or text over HTTP."""
+"""A local HTTP server for fake APIs: returns the result of a function as JSON or text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked; `headers` ignore case."""
+    """A request; `headers` are case-insensitive."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class Request:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Hands requests to `answer` of its server."""
+    """Passes requests to `answer` of its server."""
 
     protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
 
@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class JsonServer:
-    """Answers at `url` from now on until `close`, or the end of a `with` block."""
+    """Serves at `url` until `close`, or the end of a `with` block."""
 
     def __init__(self, answer: Callable[[Request], tuple[int, Any]], handler: type[Handler] = Handler):
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

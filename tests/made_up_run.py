@@ -1,4 +1,4 @@
-"""A run as its stages would leave it, made up in a second: figures, curves and pictures without any training."""
+"""A synthetic run: outputs, metrics, curves and pictures of all stages without any training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def settings(**changes: Any) -> Params:
 
 
 class Maker:
-    """Writes outputs of stages below `artifacts`."""
+    """Writes stage outputs below `artifacts`."""
 
     def __init__(self, artifacts: Path, task: str | None = "segmentation", classes: tuple[str, ...] = ("background", "cell")):
         self.artifacts, self.task, self.classes = artifacts, task, list(classes) if task else []
@@ -99,7 +99,7 @@ class Maker:
         self.output("evaluation", "evaluate", {"inits": list(figures)}, files, {}, *reads)
 
     def retrained(self, passed: bool = True) -> None:
-        """What a retraining leaves beside the rest."""
+        """Add the outputs of a retraining."""
         shifts = {"brightness": {"old": 0.3, "new": 0.5, "shift": 1.2, "by_chance": 0.1}}
         drift = {"counts": {"n_new": 40.0, "n_known": 100.0, "n_gone": 0.0}, "shifts": shifts}
         self.output("compare-data", "compare-data", {}, {"drift.json": drift}, {}, "data")
@@ -109,7 +109,7 @@ class Maker:
 
     def assessed(self) -> None:
         """As `dreamteacher assess` writes it."""
-        said = {
+        summary = {
             "expect": "much",
             "words": "expect much from pretraining",
             "because": ["20 labels reach 61"],
@@ -124,7 +124,7 @@ class Maker:
             "scratch": 0.612,
             "prediction": prediction,
             "cost": costs,
-            "verdict": {**said, "help": help_more},
+            "verdict": {**summary, "help": help_more},
         }
         self.output("assess", "assess", {}, {"assess.json": facts}, {}, "data")
 

@@ -1,4 +1,4 @@
-"""A stage of one file that takes no time."""
+"""A trivial stage with one output file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OUT = Path("artifacts/teachers/own")
 def make(
     text: str = "weights", *, out: Path = OUT, params: dict | None = None, inputs: dict | None = None, overwrite: bool = False
 ) -> bool:
-    """Run it; whether it had something to do."""
+    """Run it; returns whether it was executed."""
     with open_stage("train-teacher", params=params or {"lr": 1e-3}, inputs=inputs or {}, out=out, overwrite=overwrite) as stage:
         if not stage.done:
             (stage.tmp / "unet").mkdir()

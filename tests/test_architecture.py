@@ -1,4 +1,4 @@
-"""Who may import whom: arrows point down only."""
+"""Allowed imports between packages."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from helpers import PROJECT
 
 SOURCE = PROJECT / "src/dreamteacher"
 BASE = {"errors", "settings"}
-ROOMS = {  # room or module -> what it may import of ours
+ROOMS = {  # package or module -> our packages that it may import
     "errors": set(),
     "files": set(),
     "limits": set(),
@@ -61,7 +61,7 @@ ROOMS = {  # room or module -> what it may import of ours
 
 
 def imports() -> list[tuple[str, str, str]]:
-    """(file, its room, imported room) of every import of ours."""
+    """(file, its package, imported package) of every import of ours."""
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
         inside = path.relative_to(SOURCE)

@@ -1,4 +1,4 @@
-"""The documentation speaks of what exists."""
+"""Commands, settings and paths in the documentation exist."""
 
 import re
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""What of disk and memory is the user's to mend, and what is not."""
+"""Errors of disk and memory that become a UserError, and others that do not."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the module of each stage imports: seconds of every run before its first line, so the table is kept by hand."""
+"""Heavy imports of each stage's module, which delay the start of every run; the table is maintained manually."""
 
 import json
 import subprocess

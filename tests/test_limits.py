@@ -1,4 +1,4 @@
-"""What a container may use of its host."""
+"""CPU and memory limits of a container."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is waited for, how long, and what is said at once. The texts are those of git 2.39, DVC 3.67, MLflow 3.17 and boto3 1.43."""
+"""Outages that are waited for, how long, and errors that are raised at once. Texts of git 2.39, DVC 3.67, MLflow 3.17 and boto3 1.43."""
 
 import logging
 import sqlite3

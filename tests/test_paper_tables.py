@@ -114,8 +114,8 @@ def test_a_session_that_ran_out_of_time_goes_on_to_the_same_figures(
     stages = []
     real = Chain._stage
 
-    def two_stages(self: Chain, kind: str, *given: Any, **more: Any) -> Path:
-        made = real(self, kind, *given, **more)
+    def two_stages(self: Chain, kind: str, *args: Any, **more: Any) -> Path:
+        made = real(self, kind, *args, **more)
         stages.append(kind)
         if "finetuned" in stages:
             self.deadline = 0.0
@@ -176,10 +176,10 @@ def test_figures_of_other_settings_are_refused(
 def test_equal_seconds_give_a_method_of_half_the_price_twice_the_steps_and_keep_them(
     tiny: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    requested = []
 
     def price(chain: Chain, recipe: str) -> float:
-        asked.append(recipe)
+        requested.append(recipe)
         return {"mse": 0.4, "at": 0.2}.get(recipe, 0.8)
 
     monkeypatch.setattr(budget, "seconds_per_step", price)
@@ -188,9 +188,9 @@ def test_equal_seconds_give_a_method_of_half_the_price_twice_the_steps_and_keep_
     assert (made["equal"], made["budget"]["reference"]) == ("seconds", "mse")
     assert made["budget"]["steps"] == {"mse": 2, "at": 4, "mse-at": 1, "random-teacher": 1}
     assert {row["init"]: row["pictures"] for row in made["pretraining"]} == {"mse": 8, "at": 16, "mse-at": 4}
-    assert asked == ["mse", "at", "mse-at", "random-teacher"]
+    assert requested == ["mse", "at", "mse-at", "random-teacher"]
     assert run(tiny, work, tmp_path, "tab09-objectives", *words) == made
-    assert len(asked) == 4
+    assert len(requested) == 4
     with pytest.raises(SystemExit):
         run(tiny, work, tmp_path, "tab07-distillation", *words[:2])  # label recipes have steps of another kind
 

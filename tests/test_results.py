@@ -1,4 +1,4 @@
-"""The store of results: what one machine computed, another takes."""
+"""The store of results: results are shared between machines."""
 
 import json
 import logging
@@ -76,11 +76,11 @@ def test_a_result_that_is_not_whole_is_none(store: Path, tmp_path: Path):
     assert not compute(tmp_path / "c")
 
 
-@pytest.mark.parametrize("harm", ["flipped", "lost"])
-def test_a_damaged_result_is_computed_again_and_replaced(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: str):
+@pytest.mark.parametrize("damage", ["flipped", "lost"])
+def test_a_damaged_result_is_computed_again_and_replaced(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str):
     assert compute(tmp_path / "a")
     (weights,) = store.rglob("model.safetensors")
-    weights.write_text("0.002") if harm == "flipped" else weights.unlink()
+    weights.write_text("0.002") if damage == "flipped" else weights.unlink()
     assert compute(tmp_path / "b")
     assert "train-teacher" in caplog.text
     assert read_stage(tmp_path / "b")["metrics"] == {"loss": 0.25}
@@ -128,7 +128,7 @@ def test_several_processes_are_not_started_for_what_the_store_has(store: Path, t
                 (opened.tmp / "weights").touch()
 
     started = []
-    monkeypatch.setattr(launch, "_run", lambda stage, params, folders, out, given: run(params, out=out, **given))
+    monkeypatch.setattr(launch, "_run", lambda stage, params, folders, out, options: run(params, out=out, **options))
     monkeypatch.setattr(launch.subprocess, "run", lambda *words, **_: started.append(words) or run(Params(), out=tmp_path / "b", seed=0))
     monkeypatch.setenv(launch.PROCESSES, "2")
     run(Params(), out=tmp_path / "a", seed=0)

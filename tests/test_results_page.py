@@ -85,12 +85,12 @@ def test_the_table_has_a_line_for_each_initialisation() -> None:
 def test_each_pair_of_the_papers_order_is_re_established_refuted_or_within_noise() -> None:
     paper = read_table("tab09-objectives").paper
     assert paper
-    said = order(record(), paper, 20)
-    assert said.startswith(
+    sentence = order(record(), paper, 20)
+    assert sentence.startswith(
         "The paper's order (BDD100K instances, box AP (100 epochs): mse-at 25.0, mse 23.6, at 22.3) is re-established in"
     )
-    assert "mse-at over mse: paper +1.4, here +0.7 ± 2.7 (within noise)" in said
-    assert "mse-at over at: paper +2.7, here +6.0 ± 0.0 (re-established)" in said
+    assert "mse-at over mse: paper +1.4, here +0.7 ± 2.7 (within noise)" in sentence
+    assert "mse-at over at: paper +2.7, here +6.0 ± 0.0 (re-established)" in sentence
     turned = record(FIGURES | {"at": [value + 0.1 + i / 1000 for i, value in enumerate(FIGURES["mse-at"])]})
     assert "is refuted in part" in order(turned, paper, 20)
     assert "(refuted)" in order(turned, paper, 20)

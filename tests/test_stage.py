@@ -1,4 +1,4 @@
-"""Whole outputs or none, what is resumed and repeated, and what a stage says."""
+"""Complete outputs or none, resuming, repetition, and messages of a stage."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Inputs and outputs that are missing, cut or changed, and disks that are full."""
+"""Missing, truncated or modified inputs and outputs, and full disks."""
 
 import errno
 import json

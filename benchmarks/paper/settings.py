@@ -13,7 +13,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params
 from dreamteacher.settings.recipes import base_of
 from dreamteacher.settings.schema import ALL_TEACHERS, FRESH, Params
-from dreamteacher.stage import PASSED_OVER, digest_of, without
+from dreamteacher.stage import NOT_DIGESTED, digest_of, without
 from dreamteacher.teachers.folder import find_pretrained
 
 HERE = Path(__file__).parent
@@ -104,7 +104,7 @@ def resolve(table: Table, data_set: str, source: Path | None, overrides: list[st
 
 def common(params: Params) -> dict[str, Any]:
     """The settings that all figures of a table share, as plain data without this machine's paths."""
-    plain = without(params.model_dump(mode="json"), PASSED_OVER)
+    plain = without(params.model_dump(mode="json"), NOT_DIGESTED)
     unused = NOT_COMPARED | (set() if params.label_recipes else {"interpreter", "labels"})
     plain = {key: value for key, value in plain.items() if key not in unused}
     plain["ingest"]["source"] = Path(params.ingest.source).name

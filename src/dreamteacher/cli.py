@@ -83,10 +83,10 @@ def _run_doctor(_: argparse.Namespace) -> int:
 
 def _run_promote(options: argparse.Namespace) -> int:
     from dreamteacher.settings.file import load_params
-    from dreamteacher.stages.promote import by_hand
+    from dreamteacher.stages.promote import promote_manually
 
     name = _model_name(options)
-    _print_served(name, by_hand(load_params(), name, artifacts=options.artifacts, version=options.version))
+    _print_served(name, promote_manually(load_params(), name, artifacts=options.artifacts, version=options.version))
     return 0
 
 

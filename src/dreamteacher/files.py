@@ -23,19 +23,19 @@ SYSTEM_FOLDERS = {
 
 def walk(
     root: str | os.PathLike[str],
-    passed_over: Callable[[str, str], None] = lambda kind, name: None,
+    skipped: Callable[[str, str], None] = lambda kind, name: None,
     on_link: Callable[[str], None] = lambda path: None,
 ) -> Iterator[str]:
-    """Names, relative to `root`, of every file below it, in the order of the file system; what starts with a dot is passed over, as are
-    pipes and sockets, which would keep a reader waiting. A link that leads nowhere is named.
+    """Names, relative to `root`, of all files below it, in the order of the file system, without hidden files, pipes and sockets.
 
-    passed_over: is called with "system" or "unreadable" and the name of each folder that is not entered, one of SYSTEM_FOLDERS, or one
-    that this user may not read, and with "empty" and the name of each that holds nothing. `root` itself must be readable. on_link: is
-    called with the path of each link before it is followed.
+    Links are followed after everything else; a broken link is yielded. Each folder is entered once, as a link may lead to a parent. Entries
+    are read one by one, because os.walk would hold the names of a folder of a million pictures, and names are strings, because pathlib
+    interns every part of a path and Python 3.12 never frees interned strings.
 
-    Links are followed, after all that is no link, and a folder is entered once, as a link may lead to one above it. Entry by entry, as
-    os.walk would hold the names of a folder of a million pictures; plain text, as pathlib interns every part of a path, and Python 3.12
-    never frees what is interned.
+    Args:
+        root: folder, which must be readable.
+        skipped: called with (kind, folder): "system" for SYSTEM_FOLDERS and "unreadable", which are not entered, and "empty".
+        on_link: called with the path of each link before it is followed.
     """
     waiting, links, visited = [os.fspath(root)], deque[str](), set()
     top, above = waiting[0], len(posixpath.join(root, ""))
@@ -50,7 +50,7 @@ def walk(
         except PermissionError:
             if folder == top:
                 raise
-            passed_over("unreadable", folder[above:])
+            skipped("unreadable", folder[above:])
             continue
         is_empty = True
         with entries:
@@ -60,7 +60,7 @@ def walk(
                     on_link(entry.path)
                 if _is_folder(entry):
                     if entry.name.lower() in SYSTEM_FOLDERS:
-                        passed_over("system", entry.path[above:])
+                        skipped("system", entry.path[above:])
                     elif entry.is_symlink():
                         bisect.insort(links, entry.path)
                     else:
@@ -68,7 +68,7 @@ def walk(
                 elif entry.is_symlink() or entry.is_file():
                     yield entry.path[above:]
         if is_empty:
-            passed_over("empty", folder[above:])
+            skipped("empty", folder[above:])
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

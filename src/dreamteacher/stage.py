@@ -36,7 +36,7 @@ RECORD = "stage.json"
 LOG = "log.jsonl"  # log of training.loop, beside its checkpoints
 # Settings that affect how a stage runs or what it logs, but not its result. If only they change, a stopped run is resumed and a finished
 # one is not repeated.
-PASSED_OVER = {"workers", "checkpoint_every", "log_every", "sample_every", "monitor_every"}
+NOT_DIGESTED = {"workers", "checkpoint_every", "log_every", "sample_every", "monitor_every"}
 KEYS = {"stage", "version", "digest", "params", "inputs", "versions", "files", "metrics"}  # of stage.json, besides its own sha256
 ZEROS = "0" * 64  # placeholder for stage.json's own sha256 while that is computed
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "diffusers", "accelerate", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
@@ -65,7 +65,7 @@ class Stage:
 def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], out: Path, overwrite: bool = False) -> Iterator[Stage]:
     """Open a stage whose output `out` appears atomically when the body ends, and not at all if it fails.
 
-    Only `params` (sections of settings) and `inputs` may affect the result; without PASSED_OVER they form the digest that identifies a
+    Only `params` (sections of settings) and `inputs` may affect the result; without NOT_DIGESTED they form the digest that identifies a
     finished `out` and checkpoints. If `out` is complete with this digest, or the store of results has it (see `results`), and `overwrite`
     is not set, `done` is true, `metrics` are the recorded ones, and the body has nothing to do. `metrics` must not depend on time: they
     are part of `stage.json`, whose bytes depend only on params, inputs and package versions.
@@ -79,7 +79,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
     with resource_errors_in_one_line(name):
         _refuse_to_replace(out, inputs)
         announce(_title(name, params), params)
-        params = without(params, PASSED_OVER)
+        params = without(params, NOT_DIGESTED)
         digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
         digest = _sha256(_to_json({"stage": name, "params": params, "inputs": digests}).encode())[:16]
         checkpoints = clock.checkpoints_of(name, digest)

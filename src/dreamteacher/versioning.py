@@ -214,7 +214,7 @@ class Clone:
             words = [word for word in command if not word.startswith("-") and word not in (sys.executable, "dvc", "git")]
             hint = why_no_token(self.url) if name == "git" and words[0] in _REMOTE else ""
             kind = NoAnswer if words[0] in _REMOTE and is_outage(done.stderr + done.stdout) else UserError
-            raise kind(f"{name} {words[0]} failed: {_last_words(done.stderr or done.stdout)}{hint}")
+            raise kind(f"{name} {words[0]} failed: {_error_line(done.stderr or done.stdout)}{hint}")
         return done.stdout.strip()
 
     def _try(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -249,8 +249,8 @@ def _command(words: str | list[str]) -> str:
     return words if isinstance(words, str) else " && ".join(words)
 
 
-def _last_words(text: str) -> str:
+def _error_line(text: str) -> str:
     """The line in which git or DVC say what is wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(("ERROR:", "fatal:", "error:", "remote:"))] or lines or ["no reason given"]
-    return without_password(telling[0])[:300]
+    errors = [line for line in lines if line.startswith(("ERROR:", "fatal:", "error:", "remote:"))] or lines or ["no reason given"]
+    return without_password(errors[0])[:300]

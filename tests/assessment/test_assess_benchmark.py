@@ -1,4 +1,4 @@
-"""`python -m benchmarks.assess`: the prediction of each project beside what came."""
+"""`python -m benchmarks.assess`: the prediction of each project compared with its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning curve, the plan, the prediction and its words, on figures whose answer is known."""
+"""Learning curve, plan, prediction and text of an assessment, on metrics with known answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from dreamteacher.assessment.changes import Change, changes, shortened, with_settings
 from dreamteacher.assessment.curve import Curve, fit
-from dreamteacher.assessment.plan import Point, Speed, make_plan, sizes
-from dreamteacher.assessment.prediction import described, expectation, predict, realised, seeds_to_show
+from dreamteacher.assessment.plan import Point, Speed, curve_sizes, make_plan
+from dreamteacher.assessment.prediction import expectation, predict, realised, seeds_to_show, to_json
 from dreamteacher.assessment.verdict import duration, points, text, verdict
 from dreamteacher.settings.schema import Params
 
@@ -59,7 +59,7 @@ def test_labels_that_a_gain_is_worth_are_read_off_the_curve() -> None:
     ],
 )
 def test_the_curve_has_points_on_both_sides_of_the_few_labels(few: int, pool: int, least: int, numbers: list[int]) -> None:
-    assert sizes(few, pool, least) == numbers
+    assert curve_sizes(few, pool, least) == numbers
 
 
 def test_a_plan_is_as_rich_as_its_minutes() -> None:
@@ -137,7 +137,7 @@ def facts(curve: Curve = LEVEL, few: int = 20, longer: float = 0.0, **budget: An
         "spread": 0.012,
         "changes": [{"name": "longer", "words": "3 times the steps", "settings": {"finetune.steps": 480}, "mean": now + longer,
                      "gain": longer, "error": 0.001}],
-        "prediction": {"features": described(made)},
+        "prediction": {"features": to_json(made)},
         "cost": {"machine": "2 CPU cores", "seconds": 700.0, "price": 0.1,
                  "stages": [{"name": "finetune", "seconds": 700.0, "times": 9, "why": ""},
                             {"name": "x", "seconds": None, "times": 1, "why": "so"}]},
@@ -145,47 +145,47 @@ def facts(curve: Curve = LEVEL, few: int = 20, longer: float = 0.0, **budget: An
 
 
 def test_the_verdict_says_why_and_what_would_help_more() -> None:
-    said = verdict(facts())
-    assert said["expect"] == "little"
-    assert said["words"].startswith(
+    result = verdict(facts())
+    assert result["expect"] == "little"
+    assert result["words"].startswith(
         "expect little from pretraining: +1.0 mIoU points over scratch by features, as much as 20 more labels ("
     )
-    assert said["because"][0] == "from scratch 20 labels reach 82.0 and 434 reach 83.9: labels can gain 1.9 points"
-    assert said["because"][1] == "twice the labels would gain 1.0 points"
-    assert "shows over about 3 seeds, as many as compare.seeds has 3" in said["because"][2]
-    assert [each["name"] for each in said["help"]] == ["more-labels"]
-    assert "they are there: few_labels: 40" in said["help"][0]["words"]
-    assert said["warnings"] == []
+    assert result["because"][0] == "from scratch 20 labels reach 82.0 and 434 reach 83.9: labels can gain 1.9 points"
+    assert result["because"][1] == "twice the labels would gain 1.0 points"
+    assert "shows over about 3 seeds, as many as compare.seeds has 3" in result["because"][2]
+    assert [each["name"] for each in result["help"]] == ["more-labels"]
+    assert "they are there: few_labels: 40" in result["help"][0]["words"]
+    assert result["warnings"] == []
 
 
 def test_what_costs_no_label_comes_first() -> None:
-    said = verdict(facts(longer=0.05))
-    assert [each["name"] for each in said["help"]] == ["longer", "more-labels"]
-    assert said["warnings"] == [
+    result = verdict(facts(longer=0.05))
+    assert [each["name"] for each in result["help"]] == ["longer", "more-labels"]
+    assert result["warnings"] == [
         "160 steps are too few: 3 times as many gain 5.0 points from scratch; raise finetune.steps first, it costs no label and no "
         "pretraining"
     ]
 
 
 def test_trainings_that_are_too_short_tell_nothing() -> None:
-    said = verdict(facts(longer=0.05, steps=50))
-    assert said["expect"] == "unknown"
-    assert said["words"].endswith("50 steps are too few, as 3 times as many gain 5.0 points; all 160 take --minutes 9 here")
-    assert "longer" not in [each["name"] for each in said["help"]], "more steps than these are planned anyway"
+    result = verdict(facts(longer=0.05, steps=50))
+    assert result["expect"] == "unknown"
+    assert result["words"].endswith("50 steps are too few, as 3 times as many gain 5.0 points; all 160 take --minutes 9 here")
+    assert "longer" not in [each["name"] for each in result["help"]], "more steps than these are planned anyway"
     assert verdict(facts(steps=50))["expect"] == "little", "short ones that have converged do"
 
 
 def test_what_does_not_learn_tells_nothing() -> None:
-    told = facts()
-    told["floor"] = told["scratch"]
-    said = verdict(told)
-    assert said["expect"] == "unknown"
-    assert "scratch hardly beats the constant prediction (82.0), so it does not learn yet; look at the labels" in said["words"]
+    inputs = facts()
+    inputs["floor"] = inputs["scratch"]
+    result = verdict(inputs)
+    assert result["expect"] == "unknown"
+    assert "scratch hardly beats the constant prediction (82.0), so it does not learn yet; look at the labels" in result["words"]
 
 
 def test_the_text_has_every_figure() -> None:
-    told = facts()
-    printed = text(told | {"verdict": verdict(told)})
+    inputs = facts()
+    printed = text(inputs | {"verdict": verdict(inputs)})
     for line in (
         "  constant prediction             42.0",
         "  random weights, frozen, linear  75.0 ± 1.1",
@@ -199,7 +199,7 @@ def test_the_text_has_every_figure() -> None:
 
 
 def test_what_came_is_held_against_what_was_predicted() -> None:
-    told = facts()  # +1.0, from -1.0 to +2.7
+    inputs = facts()  # +1.0, from -1.0 to +2.7
 
     def metrics(gain: float, seeds: int = 3) -> dict[str, dict[str, float]]:
         return {
@@ -207,15 +207,15 @@ def test_what_came_is_held_against_what_was_predicted() -> None:
             "features": {"miou_mean": 0.82 + gain, "miou_std": 0.016, "n_seeds": seeds},
         }
 
-    came = realised(told, metrics(0.02))["features"]
-    assert came["gain"] == pytest.approx(0.02)
-    assert came["error"] == pytest.approx(0.02 / math.sqrt(3))
-    assert (came["within"], came["right"]) == (True, True)
-    none = realised(told, metrics(-0.005))["features"]
+    outcome = realised(inputs, metrics(0.02))["features"]
+    assert outcome["gain"] == pytest.approx(0.02)
+    assert outcome["error"] == pytest.approx(0.02 / math.sqrt(3))
+    assert (outcome["within"], outcome["right"]) == (True, True)
+    none = realised(inputs, metrics(-0.005))["features"]
     assert (none["within"], none["right"]) == (True, False)
-    assert realised(told, metrics(0.05))["features"]["within"] is False
-    assert realised(told, metrics(0.02, seeds=1))["features"]["error"] is None
-    assert realised(told, {"scratch": metrics(0)["scratch"]}) == {}
+    assert realised(inputs, metrics(0.05))["features"]["within"] is False
+    assert realised(inputs, metrics(0.02, seeds=1))["features"]["error"] is None
+    assert realised(inputs, {"scratch": metrics(0)["scratch"]}) == {}
 
 
 def test_figures_are_per_cent_and_times_are_rounded() -> None:

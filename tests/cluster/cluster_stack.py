@@ -1,4 +1,4 @@
-"""The overlay k8s/overlays/dev in a namespace of its own on a real cluster, with the images that the cluster can get."""
+"""k8s/overlays/dev in a temporary namespace of a real cluster, with available images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kubectl(*arguments: str, stdin: str | None = None, check: bool = True) -> st
 
 
 def manifests(model: str) -> list[Manifest]:
-    """Those of the overlay: in NAMESPACE, of these images, serving `model`; the CronJob waits to be started by hand."""
+    """The overlay's manifests, in NAMESPACE, with these images, serving `model`; the CronJob is suspended."""
     found = [each for each in yaml.safe_load_all(kubectl("kustomize", str(PROJECT / "k8s/overlays/dev"))) if each["kind"] != "Namespace"]
     has_storage = "is-default-class" in kubectl("get", "storageclass", "-o", "yaml")
     if not has_storage:
@@ -88,7 +88,7 @@ def applied(model: str) -> Iterator[None]:
 
 @contextmanager
 def forwarded(target: str, port: int) -> Iterator[int]:
-    """The local port that leads to `port` of `target` until the block ends."""
+    """Forward a local port to `port` of `target` in the block."""
     local = free_port()
     process = subprocess.Popen(["kubectl", "-n", NAMESPACE, "port-forward", target, f"{local}:{port}"], stdout=subprocess.DEVNULL)
     try:
@@ -109,7 +109,7 @@ def address() -> str:
 
 
 def fetch_seconds() -> list[float]:
-    """How long the init container of each pod of Triton that stays took to fetch and compare its version."""
+    """Seconds that the init container of each current Triton pod took to fetch and verify its version."""
     pods = yaml.safe_load(kubectl("get", "pods", "-l", "app.kubernetes.io/name=triton", "-o", "yaml"))["items"]
     pods = [each for each in pods if "deletionTimestamp" not in each["metadata"]]
     ends = [each["status"]["initContainerStatuses"][0]["state"]["terminated"] for each in pods]

@@ -1,5 +1,5 @@
-"""k8s/overlays/dev on a real cluster: a version is rolled out under load, one that is damaged is not, and the one before it comes back.
-Then the same Triton serves the model of a second domain as well.
+"""k8s/overlays/dev on a real cluster: rollout of a version under load, refusal of a damaged one, rollback.
+Then the same Triton also serves the model of a second domain.
 
 Not named test_*, so that `make test` leaves it out: `make test-cluster` runs it, given KUBECONFIG and images that the cluster can get:
 
@@ -102,10 +102,10 @@ class Load:
 
     def _tensor(self) -> np.ndarray:
         image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
-        given = tritonclient.http.InferInput("images", image.shape, "FP32")
-        given.set_data_from_numpy(image)
-        client = tritonclient.http.InferenceServerClient(self._address)  # a new connection each, so that pods change
-        (logits,) = client.infer(self._model, [given]).as_numpy("logits")
+        inputs = tritonclient.http.InferInput("images", image.shape, "FP32")
+        inputs.set_data_from_numpy(image)
+        client = tritonclient.http.InferenceServerClient(self._address)  # new connections are balanced over the pods
+        (logits,) = client.infer(self._model, [inputs]).as_numpy("logits")
         client.close()
         return logits.reshape(len(logits), -1).mean(1)
 
@@ -124,7 +124,7 @@ class Load:
             print(f"  {kind}: {dict(found)}")
 
     def different(self) -> set[int]:
-        """How many different answers there were, of each kind."""
+        """Number of answers by kind."""
         return {len(found) for found in self.answers.values()}
 
 
@@ -178,7 +178,7 @@ def test_a_damaged_version_is_not_served_and_the_old_one_serves_on(served: str, 
 
 
 def test_a_drained_pod_costs_no_request_and_the_budget_keeps_one(served: str):
-    """Both pods are evicted as a drained node evicts them: the second one is refused until the first has been replaced."""
+    """Evict both pods as in a node drain: the second eviction is refused until the first pod has been replaced."""
     load = Load(served)
     pods = pods_that_stay()
     refused = [evict(pod.partition("/")[2]) for pod in pods]
@@ -198,8 +198,10 @@ def pods_that_stay() -> list[str]:
 def evict(pod: str) -> bool:
     """Whether the disruption budget refuses to let the pod go."""
     wish = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
-    said = kubectl("create", "--raw", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction", "-f", "-", stdin=json.dumps(wish), check=False)
-    return '"Success"' not in said
+    response = kubectl(
+        "create", "--raw", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction", "-f", "-", stdin=json.dumps(wish), check=False
+    )
+    return '"Success"' not in response
 
 
 def test_a_killed_server_costs_bare_requests_under_way_and_none_of_the_client_library(served: str):

@@ -1,4 +1,4 @@
-"""Files as other programs write them, which Pillow cannot write."""
+"""Writers for files of other programs that Pillow cannot write."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Boxes stay on their objects, whatever happens to the picture."""
+"""Boxes stay on their objects under all transforms."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dreamteacher.data.boxes import Boxes, choose
+from dreamteacher.data.boxes import Boxes, select_detections
 from dreamteacher.data.dataset import Sample, collate
-from dreamteacher.data.masks import turn_upright
-from dreamteacher.data.transforms import AUGMENTATIONS, GREY, object_crop, pretrain_crop, whole
+from dreamteacher.data.masks import exif_transpose
+from dreamteacher.data.transforms import AUGMENTATIONS, GREY, full_image, object_crop, pretrain_crop
 
 BRIGHT = 250
 
@@ -27,7 +27,7 @@ def sample(height: int, width: int, x1: int, y1: int, x2: int, y2: int) -> Sampl
 
 
 def seen(bright: np.ndarray) -> list[int]:
-    """The corners around what is true."""
+    """The bounding box of the true pixels."""
     rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
@@ -35,8 +35,8 @@ def seen(bright: np.ndarray) -> list[int]:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_boxes_turn_as_pictures_do(orientation: int) -> None:
     image = sample(20, 30, 4, 5, 14, 9).image
-    turned = boxes_of([4, 5, 14, 9]).turned_upright(orientation, 30, 20)
-    assert turned.corners.tolist() == [seen(turn_upright(image[..., 0], orientation) == BRIGHT)]
+    turned = boxes_of([4, 5, 14, 9]).exif_transposed(orientation, 30, 20)
+    assert turned.corners.tolist() == [seen(exif_transpose(image[..., 0], orientation) == BRIGHT)]
 
 
 @pytest.mark.parametrize("augment", ["natural", "overhead", "no-flip", "none"])
@@ -79,7 +79,7 @@ def test_pretraining_crops_keep_boxes_too() -> None:
 
 
 def test_whole_pictures_are_scaled_with_their_boxes() -> None:
-    item = whole(size=32)(sample(64, 80, 8, 6, 18, 16))
+    item = full_image(size=32)(sample(64, 80, 8, 6, 18, 16))
     assert item["image"].shape == (3, 32, 64)
     assert item["label"][0, :4].tolist() == [4, 3, 9, 8]
 
@@ -101,17 +101,17 @@ def test_boxes_are_stored_as_torchvision_names_them() -> None:
 def test_of_overlapping_detections_of_a_class_the_best_stays() -> None:
     corners = np.float32([[0, 0, 0.5, 0.5], [0.02, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.9, 0.9, 0.95, 0.95]]).T
     scores = np.float32([[0.9, 0.8, 0.01, 0.6], [0.0, 0.7, 0.3, 0.0]])
-    found = choose(scores, corners, padded=(64, 64), own=(48, 56), size=(96, 112))
+    found = select_detections(scores, corners, padded=(64, 64), own=(48, 56), size=(96, 112))
     expected = [[0, 0, 64, 64, 0, 0.9], [2.56, 0, 64, 64, 1, 0.7], [64, 64, 112, 96, 1, 0.3]]  # the last lies in the padding
     assert np.allclose(found, expected, atol=1e-4)
 
 
 def test_no_detection_is_an_empty_table_and_there_are_at_most_a_hundred() -> None:
-    assert choose(np.zeros((2, 3), np.float32), np.zeros((4, 3), np.float32), (32, 32), (32, 32), (32, 32)).shape == (0, 6)
+    assert select_detections(np.zeros((2, 3), np.float32), np.zeros((4, 3), np.float32), (32, 32), (32, 32), (32, 32)).shape == (0, 6)
     places = np.arange(400) / 400
     corners = np.float32([places, np.zeros(400), places + 1 / 400, np.ones(400)])
     scores = np.linspace(0.1, 1, 400, dtype=np.float32)[None]
-    found = choose(scores, corners, (64, 800), (64, 800), (64, 800))
+    found = select_detections(scores, corners, (64, 800), (64, 800), (64, 800))
     assert found.shape == (100, 6)
     assert (np.diff(found[:, 5]) <= 0).all()
     assert found[0, 0] == pytest.approx(798)

@@ -19,7 +19,7 @@ from dreamteacher.stages import ingest
 
 
 def make(folder: Path, classes: dict[str, int]) -> Path:
-    """Ingest noise pictures, `classes` of each class folder; picture i of a class has a red value that tells class and i."""
+    """Ingest noise pictures in class folders with `classes` pictures each; the red value of a picture encodes its class and index."""
     for c, (name, n) in enumerate(classes.items()):
         (folder / "in" / name).mkdir(parents=True)
         for i in range(n):

@@ -1,4 +1,4 @@
-"""Formats beside the common ones: read, or named with what to do."""
+"""Less common formats: read, or named in the error with a remedy."""
 
 import io
 import struct

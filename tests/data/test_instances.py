@@ -1,4 +1,4 @@
-"""Objects: stored and read back, cut with their picture, put together from a model's maps; masks and outlines that people have."""
+"""Instances: storage, cropping, assembly from a model's maps, and reading of common masks and outlines."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image
 from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.decode import BadPicture, decode
-from dreamteacher.data.instance_labels import in_pieces, read_instance_mask, read_outlines, read_stored
-from dreamteacher.data.instances import MOST, boxes_of, from_png, group, pack, to_png, unique_of_areas, unpack
+from dreamteacher.data.instance_labels import is_fragmented, read_instance_mask, read_outlines, read_stored
+from dreamteacher.data.instances import MAX_OBJECTS, boxes_of, from_png, group, pack, to_png, unique_by_runs, unpack
 from dreamteacher.data.items import IGNORE, BoxLabel
-from dreamteacher.data.transforms import AUGMENTATIONS, object_crop, whole
+from dreamteacher.data.transforms import AUGMENTATIONS, full_image, object_crop
 
 NUMBERS = np.zeros((20, 30), np.int64)
 NUMBERS[2:8, 3:9], NUMBERS[2:8, 9:15], NUMBERS[12:18, 20:30] = 1, 2, 3
@@ -68,7 +68,7 @@ def test_predictions_are_numbered_by_their_scores() -> None:
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=6))
 def test_values_of_areas_are_found_as_numpy_finds_them(values: list[list[int]]) -> None:
     array = np.array(values)
-    for found, expected in zip(unique_of_areas(array), np.unique(array, return_index=True, return_inverse=True), strict=True):
+    for found, expected in zip(unique_by_runs(array), np.unique(array, return_index=True, return_inverse=True), strict=True):
         assert (found == expected.reshape(found.shape)).all()
 
 
@@ -88,7 +88,7 @@ def test_most_numbers_in_several_pieces_are_told_from_objects(n_whole: int, n_ap
             numbers[2:8, 10 * number : 10 * number + 6] = number
             numbers[5, 10 * number : 10 * number + 6] = 0 if is_apart else number
         packed = pack(numbers, np.zeros(n_whole + n_apart, np.int64)).astype(np.int32)
-        assert in_pieces(packed) is expected
+        assert is_fragmented(packed) is expected
 
 
 @pytest.mark.parametrize("augment", ["natural", "overhead", "none"])
@@ -106,7 +106,7 @@ def test_objects_are_cut_with_their_picture_and_unknown_outside_of_it(augment: s
 
 
 def test_whole_pictures_are_padded_by_unknown() -> None:
-    label = whole()(Sample(np.zeros((20, 30, 3), np.uint8), PACKED, "a"))["label"]
+    label = full_image()(Sample(np.zeros((20, 30, 3), np.uint8), PACKED, "a"))["label"]
     assert label.shape == (32, 32)
     assert torch.equal(label[:20, :30], torch.from_numpy(PACKED).long())
     assert (label[20:] == IGNORE).all()
@@ -214,7 +214,7 @@ def test_a_stored_label_that_is_damaged_is_refused(data: bytes) -> None:
 
 
 def maps(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a perfect model says of NUMBERS in the upper left part."""
+    """Outputs of a perfect model for NUMBERS in the upper left part."""
     probabilities, centres, offsets = np.zeros((3, height, width), np.float32), np.zeros((1, height, width)), np.zeros((2, height, width))
     probabilities[0] = 1
     for number, cls in ((1, 0), (2, 0), (3, 1)):
@@ -245,6 +245,6 @@ def test_objects_are_wanted_in_the_labels_own_size() -> None:
 def test_noise_gives_at_most_the_objects_that_an_answer_holds() -> None:
     noise = np.random.default_rng(0).random((5, 512, 640), np.float32)
     numbers, classes, scores = group(noise[:2] * 0.1, noise[2:3], noise[3:], (512, 640), (512, 640))
-    assert 100 < len(classes) == len(scores) == numbers.max() <= MOST
+    assert 100 < len(classes) == len(scores) == numbers.max() <= MAX_OBJECTS
     nothing = group(noise[:2] * 0, noise[2:3] * 0, noise[3:], (512, 640), (512, 640))
     assert (nothing[0].max(), len(nothing[1]), len(nothing[2])) == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Keypoints follow every change of their picture, left and right are known from names, and what a model finds is chosen from its maps."""
+"""Keypoints under all transforms, left and right from names, and selection of predicted objects."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from PIL import Image
 
 from dreamteacher.data.dataset import FORMS, Sample, label_tensor
 from dreamteacher.data.decode import ORIENTATION, decode
-from dreamteacher.data.holdout import LEAST, MOST
-from dreamteacher.data.keypoints import OBJECT, Body, Keypoints, choose_objects, has_sides, mirror_partners, without_partner
-from dreamteacher.data.transforms import AUGMENTATIONS, object_crop, pretrain_crop, whole
+from dreamteacher.data.holdout import MAX_HELD_OUT, MIN_HELD_OUT
+from dreamteacher.data.keypoints import OBJECT, Body, Keypoints, flip_indices, has_sides, select_objects, unpaired_sides
+from dreamteacher.data.transforms import AUGMENTATIONS, full_image, object_crop, pretrain_crop
 
 BODY = Body(("middle", "left_eye", "right_eye"), ((0, 1), (0, 2)))
 COLOURS = {(255, 0, 0): 0, (0, 255, 0): 1, (0, 0, 255): 2}  # of a marked pixel: the keypoint in its middle
@@ -40,7 +40,7 @@ def eyes(image: np.ndarray, mirrored: bool) -> dict[int, tuple[float, float]]:
 
 
 def is_mirrored(image: np.ndarray) -> bool:
-    """Whether the way from middle over green to blue turns the other way round."""
+    """Whether the turn from the middle over green to blue is reversed."""
     places = [np.argwhere((np.abs(image.astype(int) - colour) < 60).all(2)).mean(0) for colour in COLOURS]
     (y0, x0), (y1, x1), (y2, x2) = places
     return bool((x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0) > 0)
@@ -88,7 +88,7 @@ def test_keypoints_turn_with_their_picture(orientation: int) -> None:
     exif[ORIENTATION] = orientation
     Image.fromarray(stored.image).save(file, "PNG", exif=exif)
     upright = decode(file.getvalue()).image
-    turned = stored.label.turned_upright(orientation, 50, 40)  # type: ignore[union-attr]
+    turned = stored.label.exif_transposed(orientation, 50, 40)  # type: ignore[union-attr]
     for number, place in eyes(upright, mirrored=False).items():
         assert tuple(turned.points[0, number, :2]) == place
 
@@ -100,7 +100,7 @@ def test_keypoints_are_stored_without_loss_and_reach_a_batch_as_rows() -> None:
     none = label.cropped(0, 0, 2, 2)
     assert Keypoints.from_json(none.to_json(), BODY).points.shape == (0, 3, 3)
     assert torch.equal(label_tensor(label), torch.from_numpy(label.rows()))  # type: ignore[arg-type]
-    item = whole(size=20)(sample())
+    item = full_image(size=20)(sample())
     assert item["label"][0, :4].tolist() == [5, 4, 20, 15]
     torch.manual_seed(0)
     assert pretrain_crop(32)(sample())["label"].shape == (1, OBJECT + 9)
@@ -120,18 +120,18 @@ def test_keypoints_are_stored_without_loss_and_reach_a_batch_as_rows() -> None:
     ],
 )
 def test_sides_are_known_from_names(names: tuple[str, ...], partners: list[int]) -> None:
-    assert mirror_partners(names) == partners
-    assert without_partner(names) == []
+    assert flip_indices(names) == partners
+    assert unpaired_sides(names) == []
     assert has_sides(names) == (partners != [0, 1])
 
 
 def test_a_side_without_the_other_is_known_as_such() -> None:
-    assert without_partner(("left_eye", "nose", "R_ear")) == ["left_eye", "R_ear"]
+    assert unpaired_sides(("left_eye", "nose", "R_ear")) == ["left_eye", "R_ear"]
     assert not has_sides(("1", "2", "3"))
 
 
 def maps(height: int = 8, width: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two objects of two keypoints each in an input of 32 x 64, at cells of 4 px; beside the better one a place that says the same."""
+    """Two objects of two keypoints each in an input of 32 x 64, at cells of 4 px; beside the better one a duplicate."""
     centres, points, seen = np.zeros((1, height, width), np.float32), np.zeros((4, height, width), np.float32), np.zeros((2, height, width))
     centres[0, 2, 3], centres[0, 2, 5], centres[0, 5, 10] = 0.9, 0.7, 0.6
     for row, column in ((2, 3), (2, 5)):
@@ -142,14 +142,14 @@ def maps(height: int = 8, width: int = 16) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def test_objects_are_the_peaks_that_say_different_things() -> None:
-    found = choose_objects(*maps(), (32, 64), (30, 60), size=(60, 120))
+    found = select_objects(*maps(), (32, 64), (30, 60), size=(60, 120))
     assert found.shape == (2, 7)
     assert found[:, 0].tolist() == pytest.approx([0.9, 0.6])
     assert found[0, 1:].tolist() == [16, 16, 1, 40, 16, 0.5]
     assert found[1, 1:].tolist() == [80, 40, 0.25, 120, 40, 1]  # cut at the picture's border
-    assert choose_objects(*maps(), (32, 64), (30, 20), size=(30, 20)).shape == (1, 7)  # what is in the padding is nothing
-    assert choose_objects(maps()[0] * 0, *maps()[1:], (32, 64), (30, 60), size=(30, 60)).shape == (0, 7)
+    assert select_objects(*maps(), (32, 64), (30, 20), size=(30, 20)).shape == (1, 7)  # the padding is ignored
+    assert select_objects(maps()[0] * 0, *maps()[1:], (32, 64), (30, 60), size=(30, 60)).shape == (0, 7)
 
 
 def test_every_form_of_labels_can_be_held_out() -> None:
-    assert set(MOST) == set(LEAST) == {"class", *FORMS}
+    assert set(MAX_HELD_OUT) == set(MIN_HELD_OUT) == {"class", *FORMS}

@@ -1,4 +1,4 @@
-"""Metadata never costs a picture."""
+"""Broken metadata does not prevent decoding."""
 
 import io
 import re

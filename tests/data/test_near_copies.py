@@ -1,4 +1,4 @@
-"""Near copies in val and train, whichever comes first, and in any number."""
+"""Near-duplicates in val and train, in any order and number."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_a_set_in_which_all_look_alike_has_no_copies() -> None:
 
 
 def test_of_more_pictures_than_are_held_the_first_are_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_copies, "HELD", 20)
+    monkeypatch.setattr(near_copies, "MAX_COMPARED", 20)
     near, val = NearCopies(), thumbnails(30)
     for i, one in enumerate(val):
         near.add("val", one, digest(i))

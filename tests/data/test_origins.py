@@ -1,4 +1,4 @@
-"""Names that say what a picture was taken from."""
+"""Names that contain the origin of a picture."""
 
 import pytest
 

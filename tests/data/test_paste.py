@@ -1,4 +1,4 @@
-"""Boxes with small masks become a map of objects."""
+"""Boxes with small masks become an instance map."""
 
 from __future__ import annotations
 

@@ -10,23 +10,23 @@ def run(body: str) -> subprocess.CompletedProcess:
 
 
 def test_c_libraries_are_silent_and_python_is_heard():
-    said = run(
+    process = run(
         "with quiet_c_libraries():\n os.write(2, b'libtiff: noise\\n'); print('progress', file=sys.stderr); warnings.warn('careful')\n"
         "os.write(2, b'after\\n'); print('end', file=sys.stderr)"
     )
-    assert said.returncode == 0
-    assert "noise" not in said.stderr
-    assert [word for word in ("progress", "careful", "after", "end") if word not in said.stderr] == []
+    assert process.returncode == 0
+    assert "noise" not in process.stderr
+    assert [word for word in ("progress", "careful", "after", "end") if word not in process.stderr] == []
 
 
 def test_tracebacks_reach_the_user():
-    said = run(
+    process = run(
         "import threading\nwith quiet_c_libraries():\n"
         " thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()\n raise ValueError('loud')"
     )
-    assert said.returncode == 1
-    assert "ZeroDivisionError" in said.stderr
-    assert said.stderr.endswith("ValueError: loud\n")
+    assert process.returncode == 1
+    assert "ZeroDivisionError" in process.stderr
+    assert process.stderr.endswith("ValueError: loud\n")
 
 
 def test_a_closed_or_replaced_standard_error_is_no_hindrance(capsys):

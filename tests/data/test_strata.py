@@ -1,4 +1,4 @@
-"""Small draws of labelled pictures that look like the whole."""
+"""Stratified draws of labelled pictures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 
 
 def kinds(images: ImageSet, drawn: list[int]) -> Counter[int]:
-    """How many of a draw are dark, red, green, blue."""
+    """Numbers of dark, red, green and blue pictures in a draw."""
     means = [images.read(i).image.mean(axis=(0, 1)) for i in drawn]
     return Counter(int(mean.argmax()) + 1 if mean.max() > 100 else 0 for mean in means)
 
@@ -73,7 +73,7 @@ def test_each_class_of_masks_is_in_a_draw_by_class(masks: ImageSet) -> None:
 
 
 def test_the_default_draws_as_before(masks: ImageSet) -> None:
-    """First by hash of seed and content, and nothing else."""
+    """The first by hash of seed and content."""
     assert few_labelled(masks, 6, 0) == few_labelled(masks, 6, 0, "random") != few_labelled(masks, 6, 0, "class")
 
 

@@ -7,14 +7,14 @@ import torch
 
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.items import IGNORE
-from dreamteacher.data.transforms import AUGMENTATIONS, picture_crop, pixel_crop, pretrain_crop, whole
+from dreamteacher.data.transforms import AUGMENTATIONS, full_image, picture_crop, pixel_crop, pretrain_crop
 from dreamteacher.settings.section import Augment
 
 NATURAL, OVERHEAD = AUGMENTATIONS["natural"], AUGMENTATIONS["overhead"]
 
 
 def sample(height: int, width: int, label: bool | int = True) -> Sample:
-    """Red tells the row, green the column; the mask is 1 where the picture is bright in blue."""
+    """Red encodes the row, green the column; the mask is 1 where blue is bright."""
     rows, columns = np.mgrid[:height, :width].astype(np.uint8)
     mask = ((rows // 8 + columns // 8) % 2).astype(np.uint8)
     return Sample(np.stack([rows, columns, mask * 255], axis=2), mask if label is True else None if label is False else label, "x")
@@ -63,7 +63,7 @@ def test_pretrain_crops_reach_every_place_and_flip_half_of_the_time():
 
 
 def test_classes_and_missing_labels_pass_through():
-    for transform in (pretrain_crop(16), picture_crop(16, NATURAL), whole(32)):
+    for transform in (pretrain_crop(16), picture_crop(16, NATURAL), full_image(32)):
         assert "label" not in transform(sample(40, 40, label=False))
         label = transform(sample(40, 40, label=7))["label"]
         assert (label.shape, label.dtype, label.item()) == ((), torch.int64, 7)
@@ -149,19 +149,19 @@ def test_a_fixed_seed_gives_a_fixed_item():
 
 
 def test_whole_pictures_are_padded_on_the_bottom_and_the_right():
-    item = whole(32)(sample(40, 64))
+    item = full_image(32)(sample(40, 64))
     assert item["image"].shape == (3, 64, 64)
     red, green = places(item)
     assert np.array_equal(red[:, 0], [*range(40), *range(38, 14, -1)])  # reflected
     assert np.array_equal(green[0], range(64))
     assert (item["label"][40:] == IGNORE).all()
     assert torch.equal(item["label"][:40], torch.from_numpy(sample(40, 64).label).long())
-    assert whole(32)(sample(3, 5))["image"].shape == (3, 32, 32)  # reflected more than once
-    assert whole(16)(sample(32, 48))["image"].shape == (3, 32, 48)
+    assert full_image(32)(sample(3, 5))["image"].shape == (3, 32, 32)  # reflected more than once
+    assert full_image(16)(sample(32, 48))["image"].shape == (3, 32, 48)
 
 
 def test_whole_pictures_can_be_scaled_first():
-    item = whole(32, size=20)(sample(40, 64))
+    item = full_image(32, size=20)(sample(40, 64))
     assert item["image"].shape == (3, 32, 32)
     assert (item["label"][:20] != IGNORE).all()
     assert (item["label"][20:] == IGNORE).all()
@@ -176,8 +176,8 @@ def test_the_picture_in_the_cache_is_not_changed():
         pretrain_crop(40),
         pixel_crop(16, OVERHEAD),
         pixel_crop(40, OVERHEAD),
-        whole(8),
-        whole(32),
+        full_image(8),
+        full_image(32),
     ):
         transform(source)["image"].mul_(0)
     assert np.array_equal(source.image, before[0])

@@ -1,4 +1,4 @@
-"""Two views of one picture."""
+"""Two augmented views of a picture."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ SIZE = 32
 
 
 def picture(height: int, width: int) -> Sample:
-    """Red tells the row, green the column."""
+    """Red encodes the row, green the column."""
     rows, columns = np.mgrid[:height, :width].astype(np.uint8)
     return Sample(np.stack([rows, columns, np.full_like(rows, 99)], axis=2), None, "x")
 

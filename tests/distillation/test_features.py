@@ -1,4 +1,4 @@
-"""The step of feature distillation: Eq 3 of its parts, whitening by either kind, the quality and collapse signals."""
+"""The step of feature distillation: Eq 3, both kinds of whitening, quality metrics and collapse detection."""
 
 from __future__ import annotations
 

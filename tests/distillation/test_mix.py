@@ -63,7 +63,7 @@ def test_labels_alone_train_the_task_and_nothing_more(task: str) -> None:
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
 @pytest.mark.parametrize("regress", [True, False])
 def test_each_weight_is_there_once_and_is_averaged_once(task: str, regress: bool) -> None:
-    """A weight known by two names would be saved twice and averaged with the square of the decay."""
+    """A weight with two names would be saved twice and averaged with the squared decay."""
     student = MixStudent(*parts(task), regress=regress)
     places = [value.data_ptr() for value in student.state_dict().values()]
     assert len(places) == len(set(places))

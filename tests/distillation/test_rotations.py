@@ -1,4 +1,4 @@
-"""Rotations that make all channels equally loud, by both constructions."""
+"""Rotations that equalise the variance of channels, by both constructions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_hadamard_matrices_hold_ones_in_orthogonal_rows(order: int) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 3, 5, 6, 12, 16, 48, 96, 130])
 @pytest.mark.parametrize("rank", [1, 4, 500])
 def test_after_the_rotation_all_channels_have_the_mean_variance(channels: int, rank: int) -> None:
-    """Also of channels that are 190 times as loud as others, and of features with few directions."""
+    """Also for channels with 190 times the amplitude of others, and for low-rank features."""
     generator = torch.Generator().manual_seed(channels)
     loudness = torch.logspace(0, 2.28, channels, dtype=torch.float64)[torch.randperm(channels, generator=generator)]
     factor = torch.randn(channels, rank, generator=generator, dtype=torch.float64) * loudness[:, None]

@@ -66,7 +66,7 @@ def pictures(count: int = 4, side: int = 32) -> Tensor:
 
 @pytest.fixture
 def team(monkeypatch: pytest.MonkeyPatch) -> Team:
-    """A diffusion model at many noise steps, with a global branch; the pixels, a hundred times as loud by their terms; a dreamer."""
+    """A diffusion model at many noise steps with a global branch; pixels with a hundred times larger losses; a synthesising teacher."""
     monkeypatch.setitem(unets.SIZES, "tiny", SLIM)
     torch.manual_seed(1)
     encoding = Stratified((0, 100, 200))
@@ -199,8 +199,8 @@ def test_the_loop_trains_a_student_of_all_and_a_stopped_run_resumes_to_the_same_
     averaged = whole.ema
     assert isinstance(averaged, TeamRegressor)
     save_regressor(averaged.regressor("diffusion"), tmp_path / "saved")
-    loaded, given = load_regressor(tmp_path / "saved").eval(), (torch.randn(2, 3, 32, 32), torch.tensor([3, 150]))
-    for a, b in zip(loaded(*given), averaged.regressor("diffusion").eval()(*given), strict=True):
+    loaded, inputs = load_regressor(tmp_path / "saved").eval(), (torch.randn(2, 3, 32, 32), torch.tensor([3, 150]))
+    for a, b in zip(loaded(*inputs), averaged.regressor("diffusion").eval()(*inputs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

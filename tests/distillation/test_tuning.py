@@ -36,7 +36,7 @@ def colour(images: Tensor, random: StepRandom) -> Tensor:
 
 
 def texture(images: Tensor, random: StepRandom) -> Tensor:
-    """Of the spread within a cell, of which its mean colour says nothing."""
+    """The spread within a cell, which its mean colour does not explain."""
     return (F.avg_pool2d(images.square(), 4) - F.avg_pool2d(images, 4).square())[:, :1]
 
 
@@ -108,6 +108,6 @@ def test_a_probe_reads_what_features_tell_and_nothing_of_what_it_was_fitted_on(d
         return figure
 
     assert read(colour, 1) > 0.95
-    many = 200 if not dense else 30  # noise enough to tell any picture of the fit by heart
+    many = 200 if not dense else 30  # enough noise to memorise the pictures of the fit
     assert read(lambda images, random: random.normal((len(images), many, 8, 8)), many) < 0.75
     assert read(colour, 1) == read(colour, 1)

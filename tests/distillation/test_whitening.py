@@ -1,4 +1,4 @@
-"""Targets by measured statistics: against numpy, through their file, and channels that were dead."""
+"""Whitening by measured statistics: against numpy, after a round trip through the file, and with dead channels."""
 
 from __future__ import annotations
 

@@ -29,14 +29,14 @@ def _dvc(*words: str) -> int:
     DVC asks its slow parser for params.yaml five times a stage."""
     start, parse = dvc.stage.run._run, cache(_yaml.parse_yaml)
 
-    def run(executable: str, command: str, *, cwd: str, env: dict[str, str], **given: Any) -> None:
+    def run(executable: str, command: str, *, cwd: str, env: dict[str, str], **options: Any) -> None:
         name, *words = shlex.split(command)
         if name == "dreamteacher" and "&&" not in words:
             done = Forked(partial(stand_in.main, words), Path(cwd), env)
             if done.wait():
-                raise StageCmdFailedError(f"{command}: {done.said}", done.returncode)
+                raise StageCmdFailedError(f"{command}: {done.output}", done.returncode)
         else:
-            start(executable, command, cwd=cwd, env=env, **given)
+            start(executable, command, cwd=cwd, env=env, **options)
 
     dvc.stage.run._run = run
     _yaml.parse_yaml = lambda *text, **kind: deepcopy(parse(*text, **kind))
@@ -54,8 +54,8 @@ class Project:
     def run(self, *command: str) -> str:
         if command[0] == "dvc":
             forked = Forked(partial(_dvc, *command[1:]), self.folder, self.environment)
-            assert forked.wait() == 0, f"{command}: {forked.said}"
-            return forked.said
+            assert forked.wait() == 0, f"{command}: {forked.output}"
+            return forked.output
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr

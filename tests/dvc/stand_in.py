@@ -1,4 +1,4 @@
-"""`dreamteacher STAGE` whose stage takes no time: all around its body is real."""
+"""`dreamteacher STAGE` with a stub for the stage's body; everything else is real."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def main(words: list[str]) -> int:
     name = words[0]
 
     def run(
-        params: Params, *, out: Path, overwrite: bool, metrics: Path | None = None, plots: Path | None = None, **given: Any
+        params: Params, *, out: Path, overwrite: bool, metrics: Path | None = None, plots: Path | None = None, **options: Any
     ) -> dict[str, float]:
-        given.pop("artifacts", None)
-        inputs = {key: value for key, value in given.items() if isinstance(value, Path)}
+        options.pop("artifacts", None)
+        inputs = {key: value for key, value in options.items() if isinstance(value, Path)}
         with Path("ran.log").open("a") as log:
             print(" ".join(words), file=log)
-        settings = {**params.section(*READS[name]), **{key: value for key, value in given.items() if key not in inputs}}
+        settings = {**params.section(*READS[name]), **{key: value for key, value in options.items() if key not in inputs}}
         files = {**FILES, "metrics.json": json.dumps({"mix": {"miou_mean": params.finetune.lr}})} if plots else {}
         with open_stage(name, params=settings, inputs=inputs, out=out, overwrite=overwrite) as stage:
-            (stage.tmp / "model.safetensors").write_text(name + str(given.get("seed")))
+            (stage.tmp / "model.safetensors").write_text(name + str(options.get("seed")))
             if name == "distill-features":
                 (stage.tmp / "taught_by.json").write_text(digest_of(inputs["teacher"]))
             for file, text in files.items():

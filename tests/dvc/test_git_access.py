@@ -1,4 +1,4 @@
-"""GIT_TOKEN is for git and for the host of GIT_HOST: asked of git itself, and seen by a real server on https."""
+"""GIT_TOKEN is given only to git and only for GIT_HOST: checked with git itself and a real https server."""
 
 import os
 import shutil
@@ -26,9 +26,9 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def offered(url: str, scratch: Path, **asked: str) -> bool:
-    """Whether git, which works with `url`, would give the token to what asks."""
-    question = "".join(f"{key}={value}\n" for key, value in asked.items())
+def offered(url: str, scratch: Path, **description: str) -> bool:
+    """Whether git, with remote `url`, would send the token for this credential request."""
+    question = "".join(f"{key}={value}\n" for key, value in description.items())
     environment = with_token(url, scratch)
     command = ["git", "credential", "fill"]
     done = subprocess.run(command, input=f"{question}\n", cwd=scratch, env=environment, capture_output=True, text=True, check=False)
@@ -60,7 +60,7 @@ def test_a_host_may_be_narrowed_to_a_path(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("host", "url", "said"),
+    ("host", "url", "message"),
     [
         (None, "https://git.example.org/x.git", "GIT_TOKEN is set, but not for which host; set GIT_HOST"),
         ("", "HTTPS://git.example.org/x.git", "GIT_TOKEN is set, but not for which host; set GIT_HOST"),
@@ -70,11 +70,13 @@ def test_a_host_may_be_narrowed_to_a_path(tmp_path: Path, monkeypatch: pytest.Mo
         ("a b", "https://host/x.git", "GIT_HOST = a b: write a host"),
     ],
 )
-def test_a_token_for_no_host_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str | None, url: str, said: str):
+def test_a_token_for_no_host_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str | None, url: str, message: str
+):
     monkeypatch.delenv("GIT_HOST", raising=False)
     if host is not None:
         monkeypatch.setenv("GIT_HOST", host)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         Clone(url, "main", tmp_path / "clone")
     assert "s3cret" not in str(caught.value) and "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "clone").exists()

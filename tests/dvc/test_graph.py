@@ -1,4 +1,4 @@
-"""What the real dvc.yaml runs again, and what not."""
+"""Which stages of the real dvc.yaml are rerun after a change."""
 
 import json
 
@@ -112,8 +112,8 @@ def test_what_a_server_leaves_in_its_repository_changes_no_output(clean):
 
 
 def test_plots_are_drawn(project):
-    said = project.run("dvc", "plots", "show")
-    assert "failed" not in said and "could not find" not in said
+    output = project.run("dvc", "plots", "show")
+    assert "failed" not in output and "could not find" not in output
     page = (project.folder / "dvc_plots/index.html").read_text()
     for title in ("loss", "explained_variance"):
         assert f'"{title}"' in page
@@ -134,9 +134,9 @@ def test_no_setting_that_the_run_cache_passes_over_goes_unwatched():
     """DVC's run cache leaves out of its key what is called `size` or `nfiles` within a group of settings."""
     stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"].values()
     watched = {key for stage in stages for key in stage.get("do", stage).get("params", [])}
-    passed_over = {key for key in known_keys() if key.split(".")[-1] in ("size", "nfiles")}
-    assert passed_over == {"teacher.size", "export.size"}
-    assert passed_over <= watched
+    skipped = {key for key in known_keys() if key.split(".")[-1] in ("size", "nfiles")}
+    assert skipped == {"teacher.size", "export.size"}
+    assert skipped <= watched
 
 
 def test_nothing_is_told_to_anyone():

@@ -1,4 +1,4 @@
-"""Nothing outside the project reaches a run: links, imports and paths of a repository that lead out of it."""
+"""Links, imports and paths of a repository that lead outside the project are refused."""
 
 import os
 import re

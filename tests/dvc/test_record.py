@@ -24,7 +24,7 @@ OVERRIDES = ["finetune.lr=0.0123", "publish.instances=3"]
 
 @pytest.fixture(scope="module")
 def outputs(project: Project, origin: Project, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The stage outputs of a run with OVERRIDES, as a cluster hands them over: folders whose names say nothing."""
+    """The stage outputs of a run with OVERRIDES, as a cluster passes them: folders with meaningless names."""
     folder = tmp_path_factory.mktemp("run")
     work = shutil.copytree(project.folder, folder / "work", ignore=shutil.ignore_patterns("artifacts", "metrics", "plots"))
     record.save_overrides(work / "params.yaml", OVERRIDES)
@@ -33,7 +33,7 @@ def outputs(project: Project, origin: Project, tmp_path_factory: pytest.TempPath
     for name, *words in map(str.split, commands):
         if name == "dreamteacher":
             step = Forked(partial(stand_in.main, words), work, origin.environment)
-            assert step.wait() == 0, step.said
+            assert step.wait() == 0, step.output
     stages = sorted(path.parent for path in (work / "artifacts").rglob("stage.json"))
     assert len(stages) == 12
     return [Path(shutil.copytree(stage, folder / "artifacts" / str(number))) for number, stage in enumerate(stages)]
@@ -46,7 +46,7 @@ class Recorded:
     done: dict[str, str]
     commit: str
     clone: Project
-    said: str
+    output: str
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_recorded_run_is_up_to_date_in_a_fresh_clone(recorded: Recorded, origin:
     assert done["branch"] == "runs/abc"
     assert clone.run("git", "rev-parse", "HEAD").strip() == done["commit"]
     assert clone.run("git", "rev-parse", "HEAD~1").strip() == recorded.commit == head(origin)
-    assert "Data and pipelines are up to date" in recorded.said
+    assert "Data and pipelines are up to date" in recorded.output
     assert clone.run("git", "status", "--porcelain", "--untracked-files=no").strip() == ""
     assert (clone.folder / "artifacts/finetuned/mix/0/model.safetensors").read_text() == "finetune0"
     assert json.loads((clone.folder / "metrics/evaluate.json").read_text()) == {"mix": {"miou_mean": 0.0123}}
@@ -113,7 +113,7 @@ def test_recipes_that_are_not_compared_are_left_to_dvc(origin: Project, outputs:
 def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(recorded: Recorded, origin: Project):
     assert find(url(origin), "moving").commit != recorded.commit
     assert [path.name for path in (recorded.clone.folder / "samples/nuclei").iterdir()] == ["a.png"]
-    assert "Data and pipelines are up to date" in recorded.said
+    assert "Data and pipelines are up to date" in recorded.output
 
 
 def test_missing_and_foreign_outputs_are_refused(origin: Project, outputs: list[Path]):

@@ -139,7 +139,7 @@ def ours(tmp_path: Path) -> Project:
 
 def test_our_own_stages_are_forks_and_give_the_bytes_of_started_ones(ours, tmp_path):
     done = repro(ours)
-    assert done.returncode == 0, done.said
+    assert done.returncode == 0, done.output
     made = [(ours.folder / f"artifacts/finetuned/scratch/{seed}/stage.json").read_bytes() for seed in (0, 1)]
     assert made[0] != made[1]
     again = str(tmp_path / "again")
@@ -151,8 +151,8 @@ def test_a_stage_of_ours_that_fails_says_why_in_one_line(ours):
     (ours.folder / "params.yaml").write_text("ingest: {source: nowhere}\n")
     done = repro(ours)
     assert done.returncode != 0
-    assert "error: ingest.source: nowhere does not exist" in done.said
-    assert "Traceback" not in done.said
+    assert "error: ingest.source: nowhere does not exist" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_a_folder_without_dvc_is_refused_in_one_line(tmp_path):

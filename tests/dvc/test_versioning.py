@@ -41,7 +41,7 @@ def test_data_in_dvc_are_pulled_through_the_shared_cache(origin: Project, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("rev", "override", "said"),
+    ("rev", "override", "message"),
     [
         ("nowhere", "seed=1", "has no revision 'nowhere'; name a commit, tag or branch"),
         ("v1", "ingest.source=samples/none", "has no samples/none, neither in git nor in DVC"),
@@ -49,8 +49,8 @@ def test_data_in_dvc_are_pulled_through_the_shared_cache(origin: Project, tmp_pa
         ("v1", "finetun.lr=1", "did you mean 'finetune.lr'"),
     ],
 )
-def test_what_cannot_be_fetched_is_said_in_one_line(origin: Project, tmp_path: Path, rev: str, override: str, said: str):
-    with pytest.raises(UserError, match=said) as caught:
+def test_what_cannot_be_fetched_is_said_in_one_line(origin: Project, tmp_path: Path, rev: str, override: str, message: str):
+    with pytest.raises(UserError, match=message) as caught:
         fetch(origin, rev, tmp_path / "out", override)
     assert "\n" not in str(caught.value)
 
@@ -91,8 +91,8 @@ def test_data_are_waited_for_until_their_store_is_back(
     monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "1")
     monkeypatch.setattr(outages, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: move(s3)))
     assert (clone.get("pool/big") / "b.png").read_bytes() == b"big picture"
-    (said,) = [line for line in caplog.messages if "next try" in line]
-    assert re.match(r"dvc pull failed: ERROR: .*Could not connect to the endpoint URL.*; next try in 10 s", said)
+    (message,) = [line for line in caplog.messages if "next try" in line]
+    assert re.match(r"dvc pull failed: ERROR: .*Could not connect to the endpoint URL.*; next try in 10 s", message)
 
 
 def test_unreadable_repository_is_said_without_its_password(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What the image does as a cluster runs it: any user of group 0, read-only root, no network, only /tmp and volumes writable.
+"""The image in a cluster's environment: any user of group 0, read-only root, no network, only /tmp and volumes writable.
 
 Not named test_*, so that `make test` leaves it out: it needs a built image, `make test-image` makes one (scripts/test_image.sh).
 """
@@ -51,9 +51,9 @@ def locked_down(volume: Path, *options: str) -> list[str]:
 
 
 def test_without_a_command_it_says_whether_the_chain_can_run(volume):
-    said = docker(*locked_down(volume, "--rm")).stdout
-    assert "the chain can run here" in said
-    assert "missing " not in said
+    output = docker(*locked_down(volume, "--rm")).stdout
+    assert "the chain can run here" in output
+    assert "missing " not in output
     (volume / "params.yaml").write_text("ingest: {source: nowhere}\n")
     refused = docker(*locked_down(volume, "--rm"), check=False)
     assert refused.returncode == 1
@@ -155,7 +155,7 @@ def test_it_says_what_it_is_and_keeps_no_secret():
     assert config["User"].split(":")[0].isdigit() and not config["User"].startswith("0"), "Kubernetes' runAsNonRoot wants a number"
     assert not config.get("Entrypoint"), "KFP gives a whole command line"
     shell = "command -v python3 mktemp git dvc dreamteacher; pip check; cat /etc/pip.conf; ls /run/secrets; pip show --files dreamteacher"
-    said = docker("run", "--rm", "--network=none", IMAGE, "sh", "-c", shell, check=False)
-    assert len(said.stdout.splitlines()[:5]) == 5 and said.stdout.startswith("/")
-    assert "/etc/pip.conf: No such file" in said.stderr and "/run/secrets" in said.stderr
-    assert "Editable" not in said.stdout and "stages/ingest.py" in said.stdout
+    output = docker("run", "--rm", "--network=none", IMAGE, "sh", "-c", shell, check=False)
+    assert len(output.stdout.splitlines()[:5]) == 5 and output.stdout.startswith("/")
+    assert "/etc/pip.conf: No such file" in output.stderr and "/run/secrets" in output.stderr
+    assert "Editable" not in output.stdout and "stages/ingest.py" in output.stdout

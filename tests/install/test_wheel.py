@@ -80,9 +80,9 @@ def test_a_project_starts_without_the_checkout(installed: Installed) -> None:
             shutil.copy(picture, pictures / folder)
     shutil.copy(PROJECT / "samples/nuclei/classes.txt", pictures)
 
-    said = installed.run("dreamteacher", "init", "mine", "--source", "pictures", "--hours", "0.5")
-    assert "task: segmentation, 2 classes: background, nucleus" in said
-    assert str(PROJECT) not in said
+    output = installed.run("dreamteacher", "init", "mine", "--source", "pictures", "--hours", "0.5")
+    assert "task: segmentation, 2 classes: background, nucleus" in output
+    assert str(PROJECT) not in output
     assert "ingest: artifacts/data" in installed.run("dreamteacher", "ingest", cwd="mine")
     assert "train-teacher@own:" in installed.run("python", "-m", "dvc", "status", cwd="mine")
     files = [path for path in (installed.work / "mine").rglob("*") if path.is_file()]

@@ -68,11 +68,13 @@ def test_no_secret_is_in_the_tree():
 
 
 def test_what_the_steps_refer_to_is_here_or_told_to_be_made():
-    asked = yaml.safe_load((PROJECT / "pipelines/resources.yaml").read_text())["environment"]
+    environment_settings = yaml.safe_load((PROJECT / "pipelines/resources.yaml").read_text())["environment"]
     environment = one("ConfigMap")
-    assert asked["config_map"] == {environment["metadata"]["name"]: list(environment["data"])}
-    assert asked["volume"]["claim"] == one("PersistentVolumeClaim")["metadata"]["name"]
-    assert environment["data"]["DREAMTEACHER_DVC_CACHE"].startswith(f"{asked['volume']['mount']}/")
-    told = re.findall(r"create secret generic (\S+) (.*)", (BASE / "kustomization.yaml").read_text())
-    secrets = asked["secrets"] | {name: keys for step in asked["step_secrets"].values() for name, keys in step.items()}
-    assert {name: re.findall(r"--from-literal=(\w+)", keys) for name, keys in told} == secrets
+    assert environment_settings["config_map"] == {environment["metadata"]["name"]: list(environment["data"])}
+    assert environment_settings["volume"]["claim"] == one("PersistentVolumeClaim")["metadata"]["name"]
+    assert environment["data"]["DREAMTEACHER_DVC_CACHE"].startswith(f"{environment_settings['volume']['mount']}/")
+    commands = re.findall(r"create secret generic (\S+) (.*)", (BASE / "kustomization.yaml").read_text())
+    secrets = environment_settings["secrets"] | {
+        name: keys for step in environment_settings["step_secrets"].values() for name, keys in step.items()
+    }
+    assert {name: re.findall(r"--from-literal=(\w+)", keys) for name, keys in commands} == secrets

@@ -1,4 +1,4 @@
-"""Each rule of manifest_lint finds its fault: manifests that are right are broken in one place."""
+"""Each rule of manifest_lint detects its fault: valid manifests are mutated in one place."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ def without_port(found: Stack, name: str, way: str, *ports: int | str) -> None:
     get(found, "NetworkPolicy", name)["spec"][way] = [each for each in kept if each["ports"]]  # without ports it would open all
 
 
-def fails(found: Stack, harm: Callable[[Stack], object], said: str) -> None:
+def fails(found: Stack, mutate: Callable[[Stack], object], message: str) -> None:
     assert lint(found, MADE) == []
     broken = copy.deepcopy(found)
-    harm(broken)
+    mutate(broken)
     problems = lint(broken, MADE)
-    assert any(said in problem for problem in problems), problems
+    assert any(message in problem for problem in problems), problems
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("mutate", "message"),
     [
         # what matches nothing, and what leads nowhere
         (lambda m: get(m, "Service")["spec"]["selector"].update(typo="x"), "matches no pod, so it has no endpoints"),
@@ -207,12 +207,12 @@ def fails(found: Stack, harm: Callable[[Stack], object], said: str) -> None:
         (lambda m: m.remove(get(m, "NetworkPolicy", "dreamteacher-bucket")), "Job dreamteacher-bucket: network policies cut ENDPOINT"),
     ],
 )
-def test_in_one_namespace(dev: Stack, harm: Callable[[Stack], object], said: str):
-    fails(dev, harm, said)
+def test_in_one_namespace(dev: Stack, mutate: Callable[[Stack], object], message: str):
+    fails(dev, mutate, message)
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("mutate", "message"),
     [
         (lambda m: get(m, "Deployment")["spec"].update(replicas=2), "has replicas of its own, to which each apply sets it back"),
         (lambda m: get(m, "ScaledObject")["spec"]["scaleTargetRef"].update(name="x"), "there is no Deployment x"),
@@ -249,12 +249,12 @@ def test_in_one_namespace(dev: Stack, harm: Callable[[Stack], object], said: str
         ),
     ],
 )
-def test_in_production(production: Stack, harm: Callable[[Stack], object], said: str):
-    fails(production, harm, said)
+def test_in_production(production: Stack, mutate: Callable[[Stack], object], message: str):
+    fails(production, mutate, message)
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("mutate", "message"),
     [
         (
             lambda m: get(m, "ResourceQuota", "dreamteacher-training")["spec"]["hard"].update({"requests.nvidia.com/gpu": "x"}),
@@ -281,8 +281,8 @@ def test_in_production(production: Stack, harm: Callable[[Stack], object], said:
         ),
     ],
 )
-def test_of_training(training: Stack, harm: Callable[[Stack], object], said: str):
-    fails(training, harm, said)
+def test_of_training(training: Stack, mutate: Callable[[Stack], object], message: str):
+    fails(training, mutate, message)
 
 
 def test_a_policy_that_names_a_range_of_ports_or_all_of_them_cuts_nothing(dev: Stack):

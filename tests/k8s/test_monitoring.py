@@ -1,4 +1,4 @@
-"""Alerts and dashboard: each alert fires for its fault, and what they ask is what a real tritonserver tells a real Prometheus."""
+"""Alerts and dashboard: each alert fires for its fault, and their metrics exist in a real tritonserver and Prometheus."""
 
 from __future__ import annotations
 

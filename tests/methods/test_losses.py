@@ -1,4 +1,4 @@
-"""The losses against plain loops in float64, and what masks promise."""
+"""Losses against plain loops in float64, and properties of masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each method learns, keeps a timm backbone and nothing else, and goes on after a stop as if there had been none."""
+"""Each method learns, saves only a timm backbone, and resumes without a difference."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_both_views_come_from_the_method_s_transform(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "backbone", "settings", "said"),
+    ("name", "backbone", "settings", "message"),
     [
         ("mae", "test_resnet", {}, "'mae' needs a plain vision transformer, such as vit_small_patch16_224, which 'test_resnet' is not"),
         ("spark", "test_vit", {}, "'spark' needs a convolutional backbone for pictures of any size, which 'test_vit' is not"),
@@ -220,8 +220,8 @@ def test_both_views_come_from_the_method_s_transform(name: str) -> None:
         ("moco", "", {"queue": 0}, "queue = 0 leaves moco without negatives; raise it, or use simclr"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(name: str, backbone: str, settings: dict[str, int], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_is_refused_in_one_line(name: str, backbone: str, settings: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         create(name, backbone, **settings)
 
 

@@ -25,7 +25,7 @@ class LocalRun:
     """`steps` holds a folder for each step, with its artifacts in it; `temporary` is what was /tmp to the run."""
 
     code: int
-    said: str
+    output: str
     steps: Path
     temporary: Path
 
@@ -75,10 +75,10 @@ def run_local(project: Path, root: Path, *words: str, anew: bool = False) -> Loc
     if anew:
         command = [sys.executable, "-m", "pipelines", *words]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-        code, said = done.returncode, done.stdout + done.stderr
+        code, output = done.returncode, done.stdout + done.stderr
     else:
         forked = start_local(partial(main, [*words]), root, environment)
-        code, said = forked.wait(), forked.said
+        code, output = forked.wait(), forked.output
     steps = next(root.glob("dreamteacher-*"), None)
-    assert steps, said[-3000:]
-    return LocalRun(code, said, steps, temporary)
+    assert steps, output[-3000:]
+    return LocalRun(code, output, steps, temporary)

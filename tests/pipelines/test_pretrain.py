@@ -44,7 +44,7 @@ def by_hand(several: Path) -> Path:
 
 def test_the_pipeline_makes_what_the_chain_makes_to_the_byte(pretrained: LocalRun, by_hand: Path) -> None:
     """Of all teachers, recipes and models: nothing is missing, and nothing is made that is not compared."""
-    assert pretrained.code == 0, pretrained.said[-3000:]
+    assert pretrained.code == 0, pretrained.output[-3000:]
     apart = {"publish", "report"}  # whose outputs hold times
     records = [
         sorted(path.read_bytes() for path in folder.rglob("stage.json") if json.loads(path.read_text())["stage"] not in apart)
@@ -68,24 +68,24 @@ def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) 
     assert "One seed: no interval, no verdict" in pages["report"] and "of computation on cpu" in pages["report"]
     assert "is missing" not in pages["report"]
     assert not [name for name, page in pages.items() if "http" in page.replace("http-equiv", "")]  # self-contained
-    assert "'taps'" in pretrained.said
-    assert "'backbone': 'test_resnet'" in pretrained.said
+    assert "'taps'" in pretrained.output
+    assert "'backbone': 'test_resnet'" in pretrained.output
 
 
 def test_the_run_ends_with_finish_and_leaves_nothing_behind(pretrained: LocalRun) -> None:
-    assert "SUCCEEDED" in pretrained.said
+    assert "SUCCEEDED" in pretrained.output
     assert not list(pretrained.temporary.iterdir())
 
 
 def test_a_failing_step_leaves_the_others_outputs_and_finish_runs(small_project: Path, tmp_path: Path) -> None:
     run = run_local(small_project, tmp_path / "runs", "--set", "teacher.lr=1.0e+30", "--set", "teacher.clip=null")
     assert run.code == 2
-    assert "error: pretrain: " in run.said
-    assert "train-teacher" in run.said.splitlines()[-1]
-    assert "not finite" in run.said
+    assert "error: pretrain: " in run.output
+    assert "train-teacher" in run.output.splitlines()[-1]
+    assert "not finite" in run.output
     assert (run.out("ingest") / "stage.json").exists()
     assert not list(run.steps.rglob("distill-features/out/stage.json"))
-    assert "FAILED" in run.said
+    assert "FAILED" in run.output
 
 
 def test_a_long_name_of_the_folder_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         (["--set", "nope.x=1"], "unknown setting 'nope.x'"),
         (["--set", "compare.seeds=[5]"], "export.seed = 0 is not among compare.seeds = [5]"),
@@ -124,12 +124,12 @@ def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch:
         (["--root", "/proc/x"], "/proc/x: No such file or directory; it cannot be made there"),
     ],
 )
-def test_what_no_step_could_do_is_said_before_any_runs(capfd: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+def test_what_no_step_could_do_is_said_before_any_runs(capfd: pytest.CaptureFixture[str], words: list[str], output: str) -> None:
     assert main(["run-local", "--sample", "--project", str(PROJECT), *words]) == 2
     error = capfd.readouterr().err.splitlines()
     assert len(error) == 1
     assert error[0].startswith("error: ")
-    assert said in error[0]
+    assert output in error[0]
 
 
 def test_two_runs_in_one_process_find_the_same_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def start(project: Path, root: Path, volume: Path) -> Forked:
 def kill_the_step(pipeline: Forked, volume: Path) -> None:
     """SIGKILL to the process of train-teacher as soon as a checkpoint of it is complete."""
     while not list(volume.glob("run-1/checkpoints/train-teacher/*/step-*")):
-        assert pipeline.returncode is None, pipeline.said
+        assert pipeline.returncode is None, pipeline.output
         time.sleep(0.05)
     for process in psutil.Process(pipeline.pid).children(recursive=True):
         process.kill()
@@ -59,22 +59,22 @@ def test_a_step_that_was_killed_and_then_stopped_gives_the_same_bytes(
     assert not list((tmp_path / "first").rglob("train-teacher/out/stage.json"))
 
     second = start(project, tmp_path / "second", volume)
-    while "resumes after step" not in second.said:
-        assert second.returncode is None, second.said
+    while "resumes after step" not in second.output:
+        assert second.returncode is None, second.output
         time.sleep(0.05)
     below = psutil.Process(second.pid).children(recursive=True)
     ours = psutil.Process().cmdline()  # steps are forks, not new Pythons that import torch
     assert all(process.cmdline() == ours or "resource_tracker" in process.cmdline()[-1] for process in below)
     second.terminate()
-    assert second.wait() == 128 + signal.SIGTERM, second.said
-    assert "stopped by signal 2 at step" in second.said  # what Ctrl-C sends to all, to each process
-    assert second.said.splitlines()[-1] == "stopped; start the same command again to go on"
+    assert second.wait() == 128 + signal.SIGTERM, second.output
+    assert "stopped by signal 2 at step" in second.output  # what Ctrl-C sends to all, to each process
+    assert second.output.splitlines()[-1] == "stopped; start the same command again to go on"
     left = psutil.wait_procs(below, timeout=5)[1]
     assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []  # those only wait for the container's first
 
     again = start(project, tmp_path / "again", volume)
-    assert again.wait() == 0, again.said
-    assert "resumes after step" in again.said
+    assert again.wait() == 0, again.output
+    assert "resumes after step" in again.output
     (resumed,) = (tmp_path / "again").rglob("train-teacher/out/stage.json")
 
     monkeypatch.chdir(project)

@@ -76,8 +76,8 @@ def aliases(registry: MlflowClient) -> dict[str, int]:
 
 def test_with_nothing_new_the_run_succeeds_says_so_and_trains_nothing(retrain: Retrain, registry: MlflowClient) -> None:
     run = retrain()
-    assert run.code == 0, run.said[-3000:]
-    assert "nothing new: 0 new pictures, fewer than retrain.min_new_images = 5" in run.said
+    assert run.code == 0, run.output[-3000:]
+    assert "nothing new: 0 new pictures, fewer than retrain.min_new_images = 5" in run.output
     assert not [step for step in TRAINING if list(run.steps.rglob(step))]
     assert aliases(registry) == {"champion": 1}
 
@@ -90,7 +90,7 @@ def test_broken_pictures_fail_the_run_before_anything_is_trained(retrain: Retrai
     for path in broken:
         path.unlink()
     assert run.code == 2
-    assert "3 of 9 incoming pictures cannot be used, more than ingest.max_bad_fraction" in run.said
+    assert "3 of 9 incoming pictures cannot be used, more than ingest.max_bad_fraction" in run.output
     assert not [step for step in TRAINING if list(run.steps.rglob(step))]
     assert aliases(registry) == {"champion": 1}
 
@@ -104,8 +104,8 @@ def promoted(retrain: Retrain, incoming: Path) -> LocalRun:
 @pytest.mark.timeout(900)  # about 14 processes, each of which imports torch and mlflow
 def test_what_arrives_is_trained_on_from_the_champion_and_promoted(champion: Round, promoted: LocalRun, registry: MlflowClient) -> None:
     run = promoted
-    assert run.code == 0, run.said[-3000:]
-    assert "promoted = true, version 2: miou" in run.said
+    assert run.code == 0, run.output[-3000:]
+    assert "promoted = true, version 2: miou" in run.output
     assert aliases(registry) == {"champion": 2, "previous": 1}
     for step in ("train-teacher", "distill-features"):
         name = {"train-teacher": "teacher", "distill-features": "features"}[step]

@@ -69,7 +69,7 @@ def init(*words: str) -> int:
 def test_a_project_has_all_that_dvc_and_the_stages_read(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pictures = KINDS[kind](tmp_path / "pictures")
     assert init("--source", "pictures") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     params = load_params(Path("mine/params.yaml"))
     assert params.ingest.source == str(pictures)
     assert params.few_labels is None
@@ -82,24 +82,24 @@ def test_a_project_has_all_that_dvc_and_the_stages_read(kind: str, tmp_path: Pat
     assert Path("mine/dvc.yaml").read_text() == (PROJECT / "dvc.yaml").read_text()
     assert Path("mine/.dvc/config").read_text() == (PROJECT / ".dvc/config").read_text()
     first = "dvc repro distill-features" if kind == "unlabelled" else "dvc repro ingest"
-    assert first in said.split("Next:")[1].splitlines()[3]
-    assert ("dreamteacher assess " in said) == (kind != "unlabelled"), "without labels it could only refuse"
+    assert first in output.split("Next:")[1].splitlines()[3]
+    assert ("dreamteacher assess " in output) == (kind != "unlabelled"), "without labels it could only refuse"
     assert first in Path("mine/README.md").read_text()
     for line in survey.survey("pictures").lines()[1:]:
-        assert line in said
+        assert line in output
         assert line in Path("mine/README.md").read_text()
 
 
 def test_what_was_understood_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     segmentation(tmp_path / "pictures")
     init("--source", "pictures")
-    said = capsys.readouterr().out
-    assert "pictures: 12 in pictures\n" in said
-    assert "short side 128 to 128 px, median 128 px" in said
-    assert "task: segmentation, 2 classes: road, car" in said
-    assert "labels: 8 pictures, by masks (such as masks/train/0.png of images/train/0.png)" in said
-    assert "validation: the source's own, 6 pictures" in said
-    assert "machine: 2 CPU cores, 8 GB, fp32" in said
+    output = capsys.readouterr().out
+    assert "pictures: 12 in pictures\n" in output
+    assert "short side 128 to 128 px, median 128 px" in output
+    assert "task: segmentation, 2 classes: road, car" in output
+    assert "labels: 8 pictures, by masks (such as masks/train/0.png of images/train/0.png)" in output
+    assert "validation: the source's own, 6 pictures" in output
+    assert "machine: 2 CPU cores, 8 GB, fp32" in output
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
@@ -203,9 +203,9 @@ def test_steps_fill_the_hours_that_the_user_has(tmp_path: Path) -> None:
 def test_more_than_the_hours_is_admitted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     segmentation(tmp_path / "pictures")
     assert init("--source", "pictures", "--hours", "0.01") == 0
-    said = capsys.readouterr().out
-    assert "in 1 min nothing would be learnt: these are the fewest steps that make sense" in said
-    assert "one seed only, so figures will have no spread" in said
+    output = capsys.readouterr().out
+    assert "in 1 min nothing would be learnt: these are the fewest steps that make sense" in output
+    assert "one seed only, so figures will have no spread" in output
     unlabelled(tmp_path / "others")
     assert cli.main(["init", "other", "--source", "others", "--hours", "0.01"]) == 0
     assert "one seed" not in capsys.readouterr().out
@@ -264,9 +264,9 @@ def test_a_large_source_is_examined_in_part(tmp_path: Path, monkeypatch: pytest.
 
 def refused(capsys: pytest.CaptureFixture, *words: str) -> str:
     assert init(*words) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1
-    return said
+    output = capsys.readouterr().err
+    assert output.startswith("error: ") and output.count("\n") == 1
+    return output
 
 
 def test_nothing_existing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -286,7 +286,7 @@ def test_nothing_existing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "output"),
     [
         ("nowhere", "--source nowhere does not exist"),
         ("empty", "no pictures in"),
@@ -298,7 +298,9 @@ def test_nothing_existing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureF
         ("broken", "broken: the size of none of its 2 pictures can be read; are they pictures?"),
     ],
 )
-def test_what_cannot_become_a_project_is_refused_in_one_line(source: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_cannot_become_a_project_is_refused_in_one_line(
+    source: str, output: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     Path("empty").mkdir()
     Path("pictures.zip").touch()
     Path("broken").mkdir()
@@ -306,7 +308,7 @@ def test_what_cannot_become_a_project_is_refused_in_one_line(source: str, said: 
         Path(f"broken/{name}.jpg").write_text("no picture")
     segmentation(tmp_path / "masks")
     Path("masks/classes.txt").unlink()
-    assert said in refused(capsys, "--source", source)
+    assert output in refused(capsys, "--source", source)
     assert not Path("mine").exists(), "nothing is half made"
 
 

@@ -1,4 +1,4 @@
-"""A real browser, without a window, by its debugging pipe: no package, no port."""
+"""A headless browser, controlled through its debugging pipe: no package, no port."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PATIENCE = 60  # seconds for an answer, on a machine with much else to do
 
 
 class Browser:
-    """One page of Chromium. `said` are the messages that came on the way, such as lines of the console."""
+    """One page of Chromium. `messages` are the messages that came on the way, such as lines of the console."""
 
     def __init__(self, write: int, read: int):
         self._write, self._read = write, read
         self._number, self._buffer = 0, b""
         self.session = ""
-        self.said: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """The answer to a command of the DevTools protocol."""
@@ -33,14 +33,14 @@ class Browser:
         message = {"id": self._number, "method": method, "params": params} | ({"sessionId": self.session} if self.session else {})
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self._number:
-            self.said.append(answer)
+            self.messages.append(answer)
         assert "error" not in answer, answer
         return dict(answer["result"])
 
     def wait_for(self, event: str) -> None:
         """Until the page says so."""
-        while not any(message.get("method") == event for message in self.said):
-            self.said.append(self._next())
+        while not any(message.get("method") == event for message in self.messages):
+            self.messages.append(self._next())
 
     def evaluate(self, expression: str) -> Any:
         """The value of JavaScript in the page; promises are awaited."""
@@ -61,7 +61,7 @@ class Browser:
 
     def open(self, page: Path, width: int, height: int, scheme: str) -> None:
         """Load a file in a window of that many pixels, for eyes that like it `light` or `dark`."""
-        self.said.clear()
+        self.messages.clear()
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.ask("Page.navigate", url=page.absolute().as_uri())
@@ -74,7 +74,7 @@ class Browser:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """A browser with a fresh profile."""
+    """A browser with an empty profile."""
     to_it, ours = os.pipe()
     theirs, from_it = os.pipe()[::-1]
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",

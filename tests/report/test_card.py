@@ -1,4 +1,4 @@
-"""The model card says in one page what was made, from what, how good it is, and how to use it."""
+"""The model card: model, data, metrics and usage in one page."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One page says whether pretraining paid, what is missing, and what it cost; it needs no other file."""
+"""The self-contained report: whether pretraining helps, what is missing, and the cost."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_a_page_leaves_out_pictures_before_it_becomes_too_large(maker: Maker, mo
     maker.whole()
     written()
     whole = Path("artifacts/report/report.html").stat().st_size
-    monkeypatch.setattr(page_module, "ROOM", 60_000)
+    monkeypatch.setattr(page_module, "MAX_PICTURE_BYTES", 60_000)
     page = written()
     assert Path("artifacts/report/report.html").stat().st_size < whole
     assert "Left out, as the page would become too large: " in page.text

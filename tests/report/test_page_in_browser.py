@@ -1,4 +1,4 @@
-"""The page as a browser shows it: it fits a desk and a phone, in light and dark, and loads nothing."""
+"""The report in a browser: it fits desktop and phone, light and dark, and loads nothing."""
 
 from __future__ import annotations
 
@@ -47,10 +47,12 @@ def test_the_page_is_shown_whole(page: Path, chromium: Browser, width: int, heig
     assert chromium.evaluate(UNDECODED) == 0
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
     assert chromium.evaluate(CUT) == []
-    complaints = [m for m in chromium.said if m.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")]
+    complaints = [
+        m for m in chromium.messages if m.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    ]
     assert not complaints
-    asked = [m["params"]["request"]["url"] for m in chromium.said if m.get("method") == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith("data:")] == [page.absolute().as_uri()]
+    requested = [m["params"]["request"]["url"] for m in chromium.messages if m.get("method") == "Network.requestWillBeSent"]
+    assert [url for url in requested if not url.startswith("data:")] == [page.absolute().as_uri()]
     with Image.open(io.BytesIO(chromium.screenshot())) as image:
         pixels = np.asarray(image.convert("L"))
     assert pixels.shape[1] == width and pixels.shape[0] > 2 * height

@@ -1,4 +1,4 @@
-"""Clients of each kind, pictures, and what the models of `serving_samples` say of them."""
+"""Clients of each kind, pictures, and expected answers of the models in `serving_samples`."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from PIL import Image
 from serving_samples import make_model
 
 from dreamteacher.data.dataset import Sample
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.serving.client import (
     AsyncClient,
     Client,
@@ -19,7 +19,7 @@ KINDS = [(kind, protocol) for kind in ("sync", "async") for protocol in ("http",
 
 
 class Waited:
-    """An AsyncClient whose methods wait, in an event loop of its own."""
+    """An AsyncClient with blocking methods, in its own event loop."""
 
     def __init__(self, *arguments, **options):
         self.runner = asyncio.Runner()
@@ -49,5 +49,5 @@ def pixels(height, width, seed=0):
 def by_torch(task, picture):
     model = make_model(task)
     with torch.no_grad():
-        logits = model(normalize(whole(32)(Sample(picture, None, "a"))["image"][None], model.mean, model.std))[0]
+        logits = model(normalize(full_image(32)(Sample(picture, None, "a"))["image"][None], model.mean, model.std))[0]
     return logits[:, : picture.shape[0], : picture.shape[1]].argmax(0).numpy() if task == "segmentation" else logits.softmax(0).numpy()

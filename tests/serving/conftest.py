@@ -11,7 +11,7 @@ from dreamteacher.stages import export_onnx
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread():
-    """Pictures are tiny, and on a busy machine two threads mostly wait for each other."""
+    """One thread: pictures are tiny, and on a busy machine two threads mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,7 +61,7 @@ def repository(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(folder):
-    """Of a server of `folder`/triton, where a test module makes a `folder` of its own."""
+    """URL of a server of `folder`/triton; a test module overrides the fixture `folder`."""
     with running_triton(folder / "triton") as server:
         yield server.http_url
 

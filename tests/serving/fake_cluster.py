@@ -62,7 +62,7 @@ def annotations(cluster: Cluster) -> tuple[str | None, str | None]:
 def running_cluster(state: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """The cluster that Kubernetes' client finds."""
     found = Cluster(state)
-    server = JsonServer(lambda asked: found.answer(asked.method, asked.path, json.loads(asked.body or "null")))
+    server = JsonServer(lambda request: found.answer(request.method, request.path, json.loads(request.body or "null")))
     kubeconfig = {
         "clusters": [{"name": "c", "cluster": {"server": server.url}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "ml"}}],

@@ -1,4 +1,4 @@
-"""Requests that no client of ours would send, to a real tritonserver: over HTTP and gRPC, as JSON and as bytes, whole and mutated."""
+"""Malformed requests to a real tritonserver: over HTTP and gRPC, as JSON and as bytes, valid and mutated."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Came:
 
     @property
     def is_clean(self) -> bool:
-        """Whether it is an answer, or says in words what is wrong."""
+        """Whether it is an answer or an error with a message."""
         return self.is_answer or (bool(self.words) and self.status not in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"))
 
 
@@ -63,7 +63,7 @@ class Caller:
         self._channel.close()
 
     def send(self, sent: Sent) -> Came:
-        """What the server says to a request."""
+        """Send a request; returns the answer or the error."""
         return self._grpc(sent) if sent.protocol == "grpc" else self._http(sent)
 
     def _grpc(self, sent: Sent) -> Came:
@@ -190,7 +190,7 @@ def _header(sent: Sent, chance: random.Random) -> Sent:
 
 
 def _field(sent: Sent, chance: random.Random) -> Sent:
-    """A fault of meaning in a gRPC request that is otherwise whole."""
+    """A semantic fault in an otherwise valid gRPC request."""
     message = ModelInferRequest()
     try:
         message.ParseFromString(sent.body)

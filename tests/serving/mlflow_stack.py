@@ -69,9 +69,9 @@ def running_postgres(folder: Path) -> Iterator[Postgres]:
         for above in folder.parents:  # pytest's folders are of the user who started it alone
             if above.stat().st_uid == os.geteuid() and not above.stat().st_mode & 0o001:
                 above.chmod(above.stat().st_mode | 0o011)
-    given: dict[str, Any] = {"user": user, "group": user and entry.pw_gid, "extra_groups": [] if user else None, "cwd": folder}
+    arguments: dict[str, Any] = {"user": user, "group": user and entry.pw_gid, "extra_groups": [] if user else None, "cwd": folder}
     make = [DATABASE / "initdb", "--pgdata=data", "--username=mlflow", "--pwfile=password", "--auth=scram-sha-256", "--no-sync"]
-    subprocess.run(make, check=True, capture_output=True, **given)
+    subprocess.run(make, check=True, capture_output=True, **arguments)
     options = [
         "-D",
         "data",
@@ -85,7 +85,7 @@ def running_postgres(folder: Path) -> Iterator[Postgres]:
         "fsync=off",
     ]
     with (folder / "log").open("w") as log:
-        server = subprocess.Popen([DATABASE / "postgres", *options], stdout=log, stderr=log, **given)
+        server = subprocess.Popen([DATABASE / "postgres", *options], stdout=log, stderr=log, **arguments)
     found = Postgres("127.0.0.1", port)
     try:
         ready = [DATABASE / "pg_isready", "--host=127.0.0.1", f"--port={port}", "--timeout=30"]

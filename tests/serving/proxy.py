@@ -1,4 +1,4 @@
-"""HAProxy before several servers, as a cluster's Service and readiness probes are before its pods."""
+"""HAProxy in front of several servers, in the role of a Service with readiness probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small models and the folders that the stages before export would leave."""
+"""Small models, and the outputs of the stages before export."""
 
 import json
 from pathlib import Path

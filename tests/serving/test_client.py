@@ -1,4 +1,4 @@
-"""The client library against the real tritonserver: what it answers, and what it needs."""
+"""The client library against a real tritonserver: answers and dependencies."""
 
 import re
 import subprocess

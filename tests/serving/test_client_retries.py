@@ -1,4 +1,4 @@
-"""Tries, deadlines and refusals of the client, behind a gate that misbehaves as networks and servers do."""
+"""Retries, deadlines and errors of the client, behind a proxy that simulates network and server faults."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ from dreamteacher.serving.triton_server import running_triton
 
 
 class Gate:
-    """A port before the server's, which treats the first connections as told and passes the others on.
+    """A port before the server's, which mistreats the first connections and passes the others on.
 
     "close": closed at once. "503": answered so by a proxy. "hang": never answered.
     """

@@ -1,4 +1,4 @@
-"""A published repository comes from MLflow to a pod whole, or not at all."""
+"""A published repository is delivered from MLflow to a pod completely, or not at all."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def test_a_pod_that_starts_before_mlflow_does_waits_for_it(published, tmp_path: 
     client.delete_registered_model_alias("cells", "champion")
 
 
-@pytest.mark.parametrize("harm", ["truncated", "missing", "rewritten", "other record", "gone"])
-def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, harm: str):
+@pytest.mark.parametrize("damage", ["truncated", "missing", "rewritten", "other record", "gone"])
+def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, damage: str):
     client, _ = published
     place = stored(client)
     safe = shutil.copytree(place, tmp_path / "safe")
@@ -140,13 +140,13 @@ def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, 
     fetch_repository("cells", "1", out)
     before = (out / "cells/1/model.onnx").read_bytes()
     try:
-        if harm == "truncated":
+        if damage == "truncated":
             model.write_bytes(model.read_bytes()[:-1])
-        elif harm == "missing":
+        elif damage == "missing":
             model.unlink()
-        elif harm == "rewritten":
+        elif damage == "rewritten":
             model.write_bytes(model.read_bytes()[:-1] + b"x")
-        elif harm == "other record":
+        elif damage == "other record":
             record = json.loads((place / "stage.json").read_text())
             (place / "stage.json").write_text(json.dumps({key: value for key, value in record.items() if key != "sha256"}))
         else:
@@ -165,8 +165,8 @@ def test_a_registry_that_goes_down_in_the_middle_costs_time_or_one_message(publi
     fetch_repository("cells", "1", out)
     before = sorted((path, path.read_bytes()) for path in out.rglob("*") if path.is_file())
 
-    def breaking(*given):
-        folder = Path(original(*given))
+    def breaking(*args):
+        folder = Path(original(*args))
         if comes_back and pauses:
             return str(folder)
         (folder / "production/cells/1/model.onnx").write_bytes(b"half")

@@ -15,7 +15,7 @@ from PIL import Image
 from serving_samples import PARAMS, SIZE, make_data, make_finetuned, picture
 
 from dreamteacher.data.dataset import Sample
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.serving.client import Client, Detections
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_repository import check_repository, write_repository
@@ -29,7 +29,7 @@ CLASSES = ["cell", "platelet", "other"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random detector that finds much, as fine-tuned and as exported."""
+    """A random detector with many detections, fine-tuned and exported."""
     folder = tmp_path_factory.mktemp("detector")
     torch.manual_seed(0)
     model = TaskModel(create_backbone("test_efficientnet"), "detection", CLASSES, SIZE, 16).eval()
@@ -50,9 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def by_torch(folder: Path, image: np.ndarray) -> np.ndarray:
-    """(D, 6) as evaluation has it."""
+    """Detections (D, 6) of the evaluation."""
     model, size = load_task_model(folder / "finetuned"), (image.shape[0], image.shape[1])
-    outputs = model(normalize(whole()(Sample(image, None, ""))["image"][None], model.mean, model.std))
+    outputs = model(normalize(full_image()(Sample(image, None, ""))["image"][None], model.mean, model.std))
     return get_task("detection").decode(of_picture(outputs, 0), size, size).numpy()
 
 

@@ -1,4 +1,4 @@
-"""What stands in for operators that cannot be exported gives the same numbers, and transformers export for any picture size."""
+"""Replacements of operators that cannot be exported give the same numbers, and transformers export for any picture size."""
 
 from __future__ import annotations
 

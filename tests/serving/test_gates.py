@@ -84,11 +84,11 @@ def test_a_machine_that_is_busy_for_a_while_refuses_nothing(model, monkeypatch):
 
 
 def test_latency_is_measured_with_the_threads_of_the_pod(model, monkeypatch):
-    given = []
-    monkeypatch.setattr(gates, "_median_ms", lambda session, *_: given.append(session.get_session_options().intra_op_num_threads) or 1.0)
+    calls = []
+    monkeypatch.setattr(gates, "_median_ms", lambda session, *_: calls.append(session.get_session_options().intra_op_num_threads) or 1.0)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     check_latency(model, 64, 50.0, runs=1)
-    assert set(given) == {3}
+    assert set(calls) == {3}
 
 
 def make_evaluation(folder: Path, values: list[float]) -> Path:
@@ -140,7 +140,7 @@ def test_the_model_that_will_be_served_must_pass_as_the_mean_must(judge, values,
 
 
 def test_a_champion_without_figures_is_one_line(judge, here, monkeypatch):
-    monkeypatch.setattr(gate, "about", lambda _: {"version": "7", "init": "mix"})
+    monkeypatch.setattr(gate, "champion_facts", lambda _: {"version": "7", "init": "mix"})
     with pytest.raises(UserError, match=r"version 7, the champion, has no 'miou_mean' of init mix .*`dreamteacher promote`"):
         judge([0.8], [0.8])
 

@@ -1,4 +1,4 @@
-"""Requests of all kinds that a server on a network gets: each is answered or refused in words, the server lives, and its memory stays.
+"""Malformed requests: each is answered or refused with a message, the server stays up, and its memory does not grow.
 
 `python benchmarks/hostile.py` does it with 1,000 mutations and draws the memory.
 """
@@ -68,8 +68,8 @@ FORMS = (as_json, as_binary, as_grpc)
 )  # fmt: skip
 def test_wrong_shapes_and_types_are_refused_in_words(server, caller, model, form, shape, kind):
     array = np.zeros(shape, {"FP32": np.float32, "FP64": np.float64, "UINT8": np.uint8}[kind])
-    came = caller.send(form(model, array, kind, outputs=[]))
-    assert came.is_clean and not came.is_answer, came
+    response = caller.send(form(model, array, kind, outputs=[]))
+    assert response.is_clean and not response.is_answer, response
 
 
 def test_not_a_number_stays_in_its_picture(server):
@@ -94,12 +94,12 @@ def test_bodies_of_nothing_and_of_100_mb_are_refused(server, caller, good, proto
     large = np.zeros((1, 3, 2880, 2880), np.float32)
     form = as_grpc if protocol == "grpc" else as_binary
     for model in ("cells", "cells-backbone", "cells-pictures"):
-        came = caller.send(Sent(protocol, model, b""))
-        assert came.is_clean and not came.is_answer, came
-    came = caller.send(form("cells", large, "FP32", outputs=[]))
-    assert "1 x 2880 x 2880 pixels in a request are more than 5000000; send less" in came.words, came
-    came = caller.send(form("cells-pictures", np.zeros((1, 100_000_000), np.uint8), "UINT8", outputs=[]))
-    assert "picture is" in came.words, came
+        response = caller.send(Sent(protocol, model, b""))
+        assert response.is_clean and not response.is_answer, response
+    response = caller.send(form("cells", large, "FP32", outputs=[]))
+    assert "1 x 2880 x 2880 pixels in a request are more than 5000000; send less" in response.words, response
+    response = caller.send(form("cells-pictures", np.zeros((1, 100_000_000), np.uint8), "UINT8", outputs=[]))
+    assert "picture is" in response.words, response
     assert_alive(server, caller, good)
 
 
@@ -124,8 +124,8 @@ def test_pictures_that_grow_are_refused_before_they_do(server, caller, good):
     ):
         array = np.frombuffer(data, np.uint8)[None]
         for form in FORMS:
-            came = caller.send(form("cells-pictures", array, "UINT8", outputs=["mask"]))
-            assert not came.is_answer and any(word in came.words for word in words.split("|")), came
+            response = caller.send(form("cells-pictures", array, "UINT8", outputs=["mask"]))
+            assert not response.is_answer and any(word in response.words for word in words.split("|")), response
     assert memory_of(server.process.pid) < before + MOST_GROWTH
     assert_alive(server, caller, good)
 
@@ -136,8 +136,8 @@ def test_mutated_requests_are_answered_or_refused_in_words_and_memory_stays(serv
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(caller.send, requests[: MUTATIONS // 2]))
         before = memory_of(server.process.pid)
-        came = list(zip(requests, pool.map(caller.send, requests), strict=True))
-    assert [(sent, answer) for sent, answer in came if not answer.is_clean] == []
-    assert 0 < sum(answer.is_answer for _, answer in came) < MUTATIONS / 2
+        response = list(zip(requests, pool.map(caller.send, requests), strict=True))
+    assert [(sent, answer) for sent, answer in response if not answer.is_clean] == []
+    assert 0 < sum(answer.is_answer for _, answer in response) < MUTATIONS / 2
     assert memory_of(server.process.pid) < before + MOST_GROWTH
     assert_alive(server, caller, good)

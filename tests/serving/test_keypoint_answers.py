@@ -1,4 +1,4 @@
-"""Keypoints as a client has them: those of evaluation, whole through NAME-pictures' tensors, drawn with their skeleton, and counted."""
+"""Keypoints at the client: equal to the evaluation, unchanged through NAME-pictures' tensors, drawn with their skeleton, counted."""
 
 from __future__ import annotations
 

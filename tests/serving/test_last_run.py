@@ -1,4 +1,4 @@
-"""Whether the schedule of retraining is alive: the age of MLflow's newest run."""
+"""Monitoring of scheduled retraining: the age of MLflow's newest run."""
 
 import time
 from collections.abc import Callable
@@ -34,6 +34,6 @@ def test_a_schedule_that_missed_its_day_is_an_error(client: MlflowClient, capsys
 def test_without_an_experiment_or_a_run_it_says_so(client: MlflowClient, capsys: pytest.CaptureFixture[str]):
     client.create_experiment("empty")
     assert cli.main(["last-run", "--experiment", "none"]) == cli.main(["last-run", "--experiment", "empty"]) == 2
-    said = capsys.readouterr().err
-    assert "MLflow has no experiment none; --experiment names another" in said
-    assert "experiment empty has no run" in said
+    stderr = capsys.readouterr().err
+    assert "MLflow has no experiment none; --experiment names another" in stderr
+    assert "experiment empty has no run" in stderr

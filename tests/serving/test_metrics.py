@@ -70,18 +70,18 @@ def test_each_expression_finds_what_it_asks_for(prometheus: str, triton: Triton)
     wrong.set_data_from_numpy(np.zeros((1, 2, 32, 32), np.float32))
     panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
     rules = [rule for group in yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"] for rule in group["rules"]]
-    asked = [rule["expr"] for rule in rules if "kube_" not in rule["expr"]]
-    asked += [target["expr"] for panel in panels for target in panel["targets"]]
-    bare = [without_limit(expression) for expression in asked]
+    expressions = [rule["expr"] for rule in rules if "kube_" not in rule["expr"]]
+    expressions += [target["expr"] for panel in panels for target in panel["targets"]]
+    without_limits = [without_limit(expression) for expression in expressions]
     with tritonclient.http.InferenceServerClient(triton.http_url) as client:
         end = time.monotonic() + 60
-        missing = bare
+        missing = without_limits
         while missing and time.monotonic() < end:
             client.infer("cells", [image])
             with pytest.raises(tritonclient.http.InferenceServerException):
                 client.infer("cells", [wrong])
             time.sleep(0.5)
-            missing = [each for each in bare if not ask(prometheus, each)]
+            missing = [each for each in without_limits if not ask(prometheus, each)]
     assert not missing
     (served,) = {each["metric"]["version"] for each in ask(prometheus, 'nv_inference_request_success{model="cells"}')}
     assert served == "1"

@@ -1,4 +1,4 @@
-"""More requests than a server can answer: it answers as many as it can, and refuses the others at once."""
+"""Overload: the server answers what it can, and refuses other requests at once."""
 
 import asyncio
 import time

@@ -14,7 +14,7 @@ from serving_samples import PARAMS, make_model
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.data.dataset import ImageSet, Sample
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.errors import UserError
 from dreamteacher.onnx_files import read_metadata
 from dreamteacher.serving.contract import Contract, prepare
@@ -46,7 +46,7 @@ def test_mask_and_overlay_show_what_the_torch_model_says(triton, tmp_path, capsy
     predict([picture], url(triton, protocol), "cells", tmp_path / "out", protocol=protocol)
     pixels = np.asarray(Image.open(picture))
     model = make_model("segmentation")
-    image = whole(32)(Sample(pixels, None, "a"))["image"][None]
+    image = full_image(32)(Sample(pixels, None, "a"))["image"][None]
     expected = model(normalize(image, model.mean, model.std))[0, :, :40, :45].argmax(0).numpy()
     mask = Image.open(tmp_path / "out" / "a.mask.png")
     assert (np.asarray(mask) == expected).all() and len(np.unique(expected)) > 1
@@ -98,7 +98,7 @@ def test_class_and_probability_are_the_model_s(triton, tmp_path, capsys):
     picture = save_picture(tmp_path / "a.png", 32, 32)
     predict([picture], url(triton, "http"), "stages")
     model = make_model("classification")
-    image = whole(32)(Sample(np.asarray(Image.open(picture)), None, "a"))["image"][None]
+    image = full_image(32)(Sample(np.asarray(Image.open(picture)), None, "a"))["image"][None]
     share, best = model(normalize(image, model.mean, model.std))[0].softmax(0).max(0)
     assert capsys.readouterr().out.startswith(f"{picture}: {model.classes[best]} {share:.3f}")
 
@@ -111,15 +111,15 @@ def test_predict_sees_and_says_what_evaluation_sees_and_says(triton, project, mo
     for i in (0, 1):
         save_picture(here / "in" / "train" / model.classes[i] / f"train{i}.png", 50, 50, seed=9 + i)
     (here / "in" / "classes.txt").write_text("\n".join(model.classes))
-    told = read_metadata(models["stages"])
-    ingest.run(Params(ingest={"short_side": json.loads(told["short_side"])}), source=here / "in", out=here / "data")
+    metadata = read_metadata(models["stages"])
+    ingest.run(Params(ingest={"short_side": json.loads(metadata["short_side"])}), source=here / "in", out=here / "data")
     val = ImageSet(here / "data", "val")
-    _, said = score(model, val, 4, torch.device("cpu"), keep=range(len(val)))
+    _, predicted = score(model, val, 4, torch.device("cpu"), keep=range(len(val)))
     predict(paths, url(triton, "http"), "stages")
     answers = {Path(line.split(": ")[0]).name: line.split(": ")[1].split()[0] for line in capsys.readouterr().out.splitlines()}
-    assert {Path(val.names[i]).name: model.classes[label] for i, label in said.items()} == answers
+    assert {Path(val.names[i]).name: model.classes[label] for i, label in predicted.items()} == answers
     assert len(set(answers.values())) > 1
-    contract = Contract.from_metadata(told, "stages")
+    contract = Contract.from_metadata(metadata, "stages")
     for indices, batch in whole_batches(val, list(range(len(val))), 1, get_task(model.task).picture_size(model.size)):
         tensor, _ = prepare(np.asarray(Image.open(here / "in" / val.names[indices[0]])), contract)
         step = 1 / 255 / min(model.std)  # Pillow and torchvision may round differently

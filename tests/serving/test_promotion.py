@@ -1,4 +1,4 @@
-"""Aliases of a registered model, on a database and on a real server; what is wrong comes out as one line."""
+"""Aliases of a registered model, on a database and on a real server; errors are one line."""
 
 import json
 import os
@@ -88,13 +88,13 @@ class Failing:
         self.client, self.left, self.failed = client, fatal, False
 
     def __getattr__(self, name: str) -> Any:
-        def call(*given: Any, **named: Any) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
             changes = not name.startswith(("get_", "search_", "list_", "download_"))
             self.failed = self.failed or (changes and self.left == 0)
             if self.failed:
                 raise Stopped
             self.left -= changes
-            return getattr(self.client, name)(*given, **named)
+            return getattr(self.client, name)(*args, **named)
 
         return call
 
@@ -104,7 +104,7 @@ def state(registry: MlflowClient, name: str) -> tuple[dict[str, int], dict[int, 
 
 
 def stop_at_each_change(registry: MlflowClient, name: str, action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Do `action` whole, then from the same beginning killed before each change in MLflow and repeated; returns how many there are.
+    """Run `action` completely, then killed before each change in MLflow and repeated, from the same start; returns the number of changes.
 
     Each must end as the whole one did.
     """
@@ -141,7 +141,7 @@ def stop_at_each_change(registry: MlflowClient, name: str, action: Callable[[], 
 
 
 def make_lineage(folder: Path, name: str, *versions: str) -> None:
-    """Something small for each part, of which the manifest tells the version, stored with each of `versions`."""
+    """Store a small lineage with each of `versions`; the manifest contains the version."""
     for version in versions:
         parts = {part: folder / version / part for part in LINEAGE}
         with pytest.MonkeyPatch.context() as patch:
@@ -257,9 +257,9 @@ def test_a_refused_challenger_is_promoted_by_its_number_only(registry, in_tmp, c
     registry.set_registered_model_alias("refused", "challenger", "2")
     refuse("refused", "2", "floor: miou 0.1, at least 0.5")
     assert cli.main(["promote", "refused"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "version 2 of refused, the challenger, was refused (floor: miou 0.1, at least 0.5); " in said
-    assert "`dreamteacher promote refused --version 2`" in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "version 2 of refused, the challenger, was refused (floor: miou 0.1, at least 0.5); " in message
+    assert "`dreamteacher promote refused --version 2`" in message
     assert aliases(registry, "refused") == {"champion": 1, "challenger": 2}
     assert cli.main(["promote", "refused", "--version", "2"]) == 0
     assert aliases(registry, "refused") == {"champion": 2, "previous": 1}
@@ -272,9 +272,9 @@ def test_promotion_by_hand_warns_only_of_what_is_stored_nowhere(registry, in_tmp
     make_lineage(in_tmp / "made", "stored", "1")
     registry.set_model_version_tag("stored", "1", "repository", "somewhere")
     caplog.clear()
-    promote_stage.by_hand(Params(), "stored", artifacts=in_tmp / "artifacts", version="1")
+    promote_stage.promote_manually(Params(), "stored", artifacts=in_tmp / "artifacts", version="1")
     assert not caplog.records
-    promote_stage.by_hand(Params(), "stored", artifacts=in_tmp / "artifacts", version="2")
+    promote_stage.promote_manually(Params(), "stored", artifacts=in_tmp / "artifacts", version="2")
     assert "what version 2 was made from is not stored" in caplog.text and "git checkout runs/RUN_ID" in caplog.text
     assert "the repository of version 2 is not stored, and no cluster can serve it" in caplog.text
 
@@ -345,7 +345,7 @@ def test_promotion_by_hand_waits_for_mlflow_and_says_so(registry, monkeypatch, c
     monkeypatch.setattr(outages, "time", back)
     assert cli.main(["promote", "awaited", "--version", "1"]) == 0
     assert aliases(registry, "awaited") == {"champion": 1}
-    (said,) = [line for line in caplog.messages if "next try" in line]
-    assert said.startswith("MLflow at http://127.0.0.1:") and said.endswith(
+    (message,) = [line for line in caplog.messages if "next try" in line]
+    assert message.startswith("MLflow at http://127.0.0.1:") and message.endswith(
         "([Errno 111] Connection refused); check MLFLOW_TRACKING_URI; next try in 10 s, for 5 more minutes at most (Ctrl-C ends it)"
     )

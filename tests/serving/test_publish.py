@@ -229,7 +229,7 @@ def test_a_pipelines_publish_waits_until_mlflow_is_back_and_tells_finish(project
 
 def test_a_pipelines_publish_stores_what_a_retraining_starts_from(project, registry, in_tmp, caplog):
     start_step("whole", project, in_tmp / "pod")
-    promote.by_hand(Params(), "whole", artifacts=in_tmp / "artifacts")  # on a laptop, where nothing of the run is
+    promote.promote_manually(Params(), "whole", artifacts=in_tmp / "artifacts")  # on a laptop, where nothing of the run is
     assert not [record for record in caplog.records if "stored" in record.getMessage()]
     assert fetch_champion("whole", in_tmp / "champion") == "1"
     for part in ("teacher", "features", "evaluation"):

@@ -1,4 +1,4 @@
-"""Two real tritonservers behind a real proxy: versions change and servers die under load, and no request fails.
+"""Two real tritonservers behind a real proxy: no request fails during rollouts and server crashes under load.
 
     DREAMTEACHER_ROLLOUT_SECONDS=30 pytest -n 0 -s tests/serving/test_rollout.py
 
@@ -22,7 +22,7 @@ from proxy import MISSING, haproxy
 from serving_samples import PARAMS, SIZE, make_data, make_finetuned, make_model
 
 from dreamteacher.data.dataset import Sample
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.errors import UserError
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.triton_repository import write_repository
@@ -53,7 +53,7 @@ def versions(tmp_path_factory):
             repository = folder / f"repository{version}"
             write_repository({"stages": onnx / "model.onnx"}, repository, backend="python", settings=PARAMS.publish)
             with torch.no_grad():
-                images = torch.stack([whole(SIZE)(Sample(picture, None, "a"))["image"] for picture in PICTURES])
+                images = torch.stack([full_image(SIZE)(Sample(picture, None, "a"))["image"] for picture in PICTURES])
                 made[version] = repository, model(normalize(images, model.mean, model.std)).softmax(1).numpy()
     assert np.abs(made[1][1] - made[2][1]).max(1).min() > 1e-3
     return made
@@ -202,14 +202,14 @@ def failing(repository):
 def test_a_version_that_is_broken_starts_no_server_and_the_old_one_serves_on(site, versions, tmp_path):
     site.start("a", versions[1][0])
     load = Load(site.proxy, versions, retries=0)
-    for harm, words in (
+    for mutate, words in (
         (truncated, "model.onnx"),
         (of_another_shape, r"are not the ONNX file's .*publish the model again"),
         (without_a_file, "model.onnx"),
         (failing, "tritonserver does not start .*no such operator"),
     ):
-        repository = shutil.copytree(versions[2][0], tmp_path / harm.__name__)
-        harm(repository)
+        repository = shutil.copytree(versions[2][0], tmp_path / mutate.__name__)
+        mutate(repository)
         with load.easy(), pytest.raises(UserError, match=words) as error:
             site.start("b", repository)
         assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""What is served becomes what arrives for retraining: by a real tritonserver, to S3 and to a folder; nothing unless asked for."""
+"""Sampling of served pictures for retraining: with a real tritonserver, to S3 and to a folder; off by default."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def picture(seed: int, kind: str = "JPEG", **options: Any) -> bytes:
 
 
 def with_place() -> bytes:
-    """A JPEG that says where, by whom and how it is to be turned."""
+    """A JPEG whose EXIF has location, author and orientation."""
     exif = Image.Exif()
     exif[0x0112], exif[0x013B] = 6, "Somebody"
     exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0)})

@@ -1,4 +1,4 @@
-"""The examples of docs/serving.md, each run as it stands, with other addresses and another model."""
+"""The examples of docs/serving.md, run with other addresses and another model."""
 
 import json
 import re

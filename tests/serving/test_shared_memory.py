@@ -1,4 +1,4 @@
-"""Requests to this machine go by shared memory where they can, and as bytes where they cannot."""
+"""Local requests use shared memory if possible, else bytes."""
 
 import os
 import sys
@@ -78,9 +78,9 @@ def test_shared_memory_is_for_this_machine_only():
 def test_answers_come_by_shared_memory_once_their_size_is_known(triton, kind, protocol):
     pictures = [pixels(48, 200, i) for i in range(8)]
     with connect(kind, protocol, triton) as client:
-        asked = client.client if kind == "async" else client
+        sync_client = client.client if kind == "async" else client
         first = client.features_batch(pictures)
-        lengths = asked._regions.answers["cells-backbone", (64, 224)]
+        lengths = sync_client._regions.answers["cells-backbone", (64, 224)]
         assert lengths == {name: array.nbytes for name, array in first[0].maps.items()} | {"embedding": first[0].embedding.nbytes}
         for _ in range(2):
             for again, before in zip(client.features_batch(pictures), first, strict=True):
@@ -89,9 +89,9 @@ def test_answers_come_by_shared_memory_once_their_size_is_known(triton, kind, pr
         kept = client.features(pictures[0])
         client.features(pictures[1])  # in the same region
         assert np.abs(kept.maps["stride8"] - first[0].maps["stride8"]).max() < 1e-5
-        asked._regions.answers["cells-backbone", (64, 224)] = dict.fromkeys(lengths, 4)  # as of a version with shorter answers
+        sync_client._regions.answers["cells-backbone", (64, 224)] = dict.fromkeys(lengths, 4)  # as of a version with shorter answers
         assert np.abs(client.features(pictures[0]).embedding - first[0].embedding).max() < 1e-5
-        assert asked._regions.answers["cells-backbone", (64, 224)] == lengths and asked._regions.is_on
+        assert sync_client._regions.answers["cells-backbone", (64, 224)] == lengths and sync_client._regions.is_on
     assert regions_of(triton) == [] and leftovers() == []
 
 

@@ -1,4 +1,4 @@
-"""Each task from its weights to the client: the same answer from torch, from NAME and from NAME-pictures, and from predict."""
+"""Each task end to end: the same answer from torch, NAME, NAME-pictures and predict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.instances import unpack
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.serving.client import Client, Depth, Instances, Keypoints, MultiLabel, Raw
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_repository import check_repository, write_repository
@@ -77,10 +77,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @torch.no_grad()
 def by_torch(folder: Path, name: str, image: np.ndarray) -> Any:
-    """As evaluation has it."""
+    """The prediction of the evaluation."""
     model, size, task = load_task_model(folder / "finetuned" / name), (image.shape[0], image.shape[1]), base.get_task(name)
     short = task.picture_size(SIZE)
-    item = whole(size=short)(Sample(image, None, ""))["image"]
+    item = full_image(size=short)(Sample(image, None, ""))["image"]
     outputs = model(normalize(item[None], model.mean, model.std))
     return task.decode(base.of_picture(outputs, 0), size, size).numpy()
 

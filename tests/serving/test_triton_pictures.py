@@ -1,4 +1,4 @@
-"""NAME-pictures in the real tritonserver: the bytes of a picture in, its answer out."""
+"""NAME-pictures in a real tritonserver: picture files in, answers out."""
 
 import ast
 import io
@@ -42,7 +42,7 @@ def encoded(image, kind, **options):
 
 
 def turned():
-    """A JPEG whose EXIF says that it must be turned."""
+    """A JPEG with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(pixels(40, 70, 3), "JPEG", exif=exif)

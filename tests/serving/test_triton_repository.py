@@ -38,8 +38,8 @@ def test_configs_name_what_the_onnx_files_take_and_give(models, production, repo
                 assert tensor.data_type == model_config_pb2.TYPE_FP32
         assert (folder / name / "1" / "model.onnx").read_bytes() == path.read_bytes()
         parameters = {key: value.string_value for key, value in config.parameters.items()}
-        told = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-        assert parameters.items() >= told.items()
+        metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+        assert parameters.items() >= metadata.items()
 
 
 def test_segmentation_has_its_classes_and_free_picture_size(production):

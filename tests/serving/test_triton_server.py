@@ -35,10 +35,10 @@ def ask(triton, protocol, model, images, outputs=None):
     """The outputs of a served model, or all."""
     library = LIBRARIES[protocol]
     with library.InferenceServerClient(getattr(triton, f"{protocol}_url")) as client:
-        given = library.InferInput("images", list(images.shape), "FP32")
-        given.set_data_from_numpy(images)
+        inputs = library.InferInput("images", list(images.shape), "FP32")
+        inputs.set_data_from_numpy(images)
         wanted = outputs and [library.InferRequestedOutput(name) for name in outputs]
-        answer = client.infer(model, [given], outputs=wanted)
+        answer = client.infer(model, [inputs], outputs=wanted)
         names = outputs or [o["name"] for o in client.get_model_metadata(model, **AS_JSON[protocol])["outputs"]]
         return {name: answer.as_numpy(name) for name in names}
 
@@ -217,12 +217,12 @@ def left(held):
 def test_serve_answers_at_the_given_port_and_stops_cleanly(single, number):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process, told = start_serving(single, "--http-port", str(port))
+    process, printed = start_serving(single, "--http-port", str(port))
     server = server_of(process)
     held = regions_of(server)
-    assert told["HTTP"].strip() == f"http://127.0.0.1:{port}" and told["models"].strip() == "cells"
+    assert printed["HTTP"].strip() == f"http://127.0.0.1:{port}" and printed["models"].strip() == "cells"
     assert urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/cells/ready").status == 200
-    assert b"nv_inference_request_success" in urllib.request.urlopen(told["metrics"].strip()).read()
+    assert b"nv_inference_request_success" in urllib.request.urlopen(printed["metrics"].strip()).read()
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, "stopped\n", "")
@@ -232,12 +232,12 @@ def test_serve_answers_at_the_given_port_and_stops_cleanly(single, number):
 
 
 def test_a_server_is_ready_only_once_its_metrics_answer(tmp_path):
-    asked = []
+    requested = []
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
-            self.send_response(503 if self.path == "/metrics" and asked.count("/metrics") < 3 else 200)
+            requested.append(self.path)
+            self.send_response(503 if self.path == "/metrics" and requested.count("/metrics") < 3 else 200)
             self.end_headers()
 
         def log_message(self, *_):
@@ -249,7 +249,7 @@ def test_a_server_is_ready_only_once_its_metrics_answer(tmp_path):
         triton_server._wait_until_ready(process, url, url, ["cells"], tmp_path / "log")
         process.kill()
         server.shutdown()
-    assert asked == ["/v2/health/ready", "/v2/models/cells/ready", "/metrics"] * 3
+    assert requested == ["/v2/health/ready", "/v2/models/cells/ready", "/metrics"] * 3
 
 
 def test_killed_serve_takes_its_server_along(single):

@@ -1,4 +1,4 @@
-"""Two-stage heads from settings to the client: trained by the stage, exported, served, and answered as evaluation does."""
+"""Two-stage heads end to end: trained, exported, served, with the answers of the evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving_samples import PARAMS
 import dreamteacher
 from dreamteacher.data.dataset import Sample
 from dreamteacher.data.instances import unpack
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.serving import rendering
 from dreamteacher.serving.client import Client, Detections, Instances
 from dreamteacher.serving.contract import Contract
@@ -81,8 +81,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             place, params = folder / task, settings(task)
             ingest.run(params, source=source, out=place / "data")
             finetune.run(params, data=place / "data", init="scratch", seed=0, out=place / "finetuned/scratch/0")
-            given: dict[str, Any] = {"metrics": place / "metrics.json", "plots": place / "plots", "teachers": place, "backbones": place}
-            evaluate.run(params, data=place / "data", finetuned=place / "finetuned", out=place / "evaluation", **given)
+            options: dict[str, Any] = {"metrics": place / "metrics.json", "plots": place / "plots", "teachers": place, "backbones": place}
+            evaluate.run(params, data=place / "data", finetuned=place / "finetuned", out=place / "evaluation", **options)
             export_onnx.run(params, data=place / "data", finetuned=place / "finetuned/scratch/0", out=place / "onnx")
             models[task] = place / "onnx/model.onnx"
         write_repository(models, folder / "triton", backend="python", settings=PARAMS.publish)
@@ -95,10 +95,10 @@ def picture(folder: Path) -> Path:
 
 @torch.no_grad()
 def by_torch(folder: Path, task: str) -> Any:
-    """As evaluation has it."""
+    """The prediction of the evaluation."""
     model: TaskModel = dreamteacher.load(folder / task / "finetuned/scratch/0")
     image = np.asarray(Image.open(picture(folder)))
-    outputs = model(normalize(whole()(Sample(image, None, ""))["image"][None], model.mean, model.std))
+    outputs = model(normalize(full_image()(Sample(image, None, ""))["image"][None], model.mean, model.std))
     size = image.shape[0], image.shape[1]
     return model.get_task().decode(of_picture(outputs, 0), size, size).numpy()
 

@@ -1,4 +1,4 @@
-"""`dreamteacher follow`: webhooks of a real MLflow server, and deliveries that nobody should believe."""
+"""`dreamteacher follow`: webhooks of a real MLflow server, and forged deliveries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What settings may be, alone and together, and how they are described."""
+"""Validation of settings, single and combined, and their descriptions."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A retraining as the pipeline does it, stage by stage, on tiny pictures."""
+"""A retraining in the order of the pipeline, on tiny pictures."""
 
 import json
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def arrive(folder: Path, numbers: range, brightness: int = 0) -> None:
 
 @dataclass
 class Round:
-    """What the pipeline does, stage by stage, in folders of its own."""
+    """The stages of a retraining, with outputs below `root`."""
 
     root: Path
     source: Path
@@ -59,7 +59,7 @@ class Round:
     params: Params
 
     def run(self) -> promote.Outcome | None:
-        """None: there was too little new."""
+        """None: too few new pictures."""
         at = {name: self.root / name for name in ("data", "drift", "teacher", "features", "evaluation", "onnx", "triton", "gate")}
         fetched = self.root / "champion"
         champion = fetched if fetch_champion(self.params.publish.name, fetched) else None
@@ -77,10 +77,10 @@ class Round:
             for seed in self.params.compare.seeds:
                 places = [self.root / kind / str(seed) for kind in ("interpreters", "mix")]
                 train_interpreter.run(self.params, **made, seed=seed, out=places[0])
-                given = {**made, "features": at["features"], "interpreter": places[0], "seed": seed}
-                distill_labels.run(self.params, **given, out=places[1])
-                given = {"data": at["data"], "init": "mix", "seed": seed, "backbone": places[1]}
-                finetune.run(self.params, **given, out=self.root / "finetuned/mix" / str(seed))
+                options = {**made, "features": at["features"], "interpreter": places[0], "seed": seed}
+                distill_labels.run(self.params, **options, out=places[1])
+                options = {"data": at["data"], "init": "mix", "seed": seed, "backbone": places[1]}
+                finetune.run(self.params, **options, out=self.root / "finetuned/mix" / str(seed))
             places = {"metrics": self.root / "metrics.json", "plots": self.root / "plots"}
             places |= {"teachers": self.root, "backbones": self.root}
             evaluate.run(self.params, data=at["data"], finetuned=self.root / "finetuned", out=at["evaluation"], **places)

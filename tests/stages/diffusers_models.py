@@ -1,4 +1,4 @@
-"""Tiny models with random weights, of the layouts that users have, as their pipelines store them."""
+"""Tiny models with random weights in the layouts of common diffusers pipelines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources for ingest, and what it made of them."""
+"""Sources for ingest, and readers of its outputs."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What `dreamteacher assess` measures, and that it goes on where it was stopped."""
+"""Metrics of `dreamteacher assess`, and resuming."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_held_out_parts_are_apart_and_take_turns(chain: Chain) -> None:
 
 def test_of_many_labels_one_part_is_held_out_for_all_draws(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     images = ImageSet(chain.root / "data", "train")
-    monkeypatch.setattr("dreamteacher.data.holdout.LEAST", {"class": 3, "mask": 3})
+    monkeypatch.setattr("dreamteacher.data.holdout.MIN_HELD_OUT", {"class": 3, "mask": 3})
     parts = [hold_out(images, draw) for draw in range(3)]
     assert parts[0] == parts[1] == parts[2]
     assert len(parts[0][1]) == {"segmentation": 3, "classification": 2}[chain.task], "three tenths, of each class"
@@ -212,10 +212,10 @@ def test_too_few_labels_are_refused(chains: dict[str, Chain], tmp_path: Path, mo
 
 
 def test_minutes_and_price_are_short_for_settings(monkeypatch: pytest.MonkeyPatch, in_tmp: Path) -> None:
-    told = []
-    monkeypatch.setattr(assess, "run", lambda params, **places: told.append((params.assess, places)) or {})
+    calls = []
+    monkeypatch.setattr(assess, "run", lambda params, **places: calls.append((params.assess, places)) or {})
     assert cli.main(["assess", "--minutes", "2.5", "--price-per-hour", "3", "--set", "assess.draws=4"]) == 0
-    (settings, places) = told[0]
+    (settings, places) = calls[0]
     assert (settings.minutes, settings.price_per_hour, settings.draws) == (2.5, 3.0, 4)
     assert places == {"data": Path("artifacts/data"), "out": Path("artifacts/assess"), "overwrite": False}
 

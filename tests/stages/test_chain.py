@@ -1,4 +1,4 @@
-"""From pictures to task models: every stage complete, repeatable to the byte, and blind to the validation split."""
+"""The chain: every stage is complete, reproducible to the byte, and does not use the validation split for training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_chain import Chain, brief_params
 from torch.nn import functional as F
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import evaluate, finetune, ingest
 from dreamteacher.tasks.model import load_task_model, normalize
@@ -94,8 +94,8 @@ def test_the_final_figure_is_that_of_the_masks_as_they_came(chains: dict[str, Ch
     data, finetuned = tmp_path / "data", tmp_path / "finetuned"
     ingest.run(params, source=source, out=data)
     finetune.run(params, data=data, init="scratch", seed=0, out=finetuned / "scratch/0")
-    given = {"teachers": made.root, "backbones": made.root, "finetuned": finetuned}
-    evaluate.run(params, data=data, **given, out=tmp_path / "evaluation", metrics=tmp_path / "metrics.json", plots=tmp_path / "plots")
+    options = {"teachers": made.root, "backbones": made.root, "finetuned": finetuned}
+    evaluate.run(params, data=data, **options, out=tmp_path / "evaluation", metrics=tmp_path / "metrics.json", plots=tmp_path / "plots")
 
     model, val = load_task_model(finetuned / "scratch/0"), ImageSet(data, "val")
     truths, answers, reduced = [], [], []
@@ -105,7 +105,7 @@ def test_the_final_figure_is_that_of_the_masks_as_they_came(chains: dict[str, Ch
         truth = np.array(Image.open(source / name.replace("images", "masks")))
         assert min(height, width) == 32 < min(truth.shape)
         with torch.no_grad():
-            logits = model(normalize(whole()(sample)["image"][None], model.mean, model.std))[:, :, :height, :width]
+            logits = model(normalize(full_image()(sample)["image"][None], model.mean, model.std))[:, :, :height, :width]
         answer = F.interpolate(logits, size=truth.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
         truths.append(truth[truth != 255])
         answers.append(answer[truth != 255])

@@ -1,4 +1,4 @@
-"""A teacher that is told the pictures' classes, and one that dreams what labels are read from, through the stages; and what is refused."""
+"""Class-conditional and synthesising teachers through the stages; and unsupported combinations."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_labels_are_read_from_dreams_in_a_share_of_the_steps(tmp_path: Path, mon
     encode, dreamt, seen = Dream.encode, [], []
     soft_labels = distill_labels.soft_label_cross_entropy
 
-    def watched(self: Dream, *given: Any) -> Any:
-        dreamt.append((self, encode(self, *given)))
+    def watched(self: Dream, *args: Any) -> Any:
+        dreamt.append((self, encode(self, *args)))
         return dreamt[-1][1]
 
     def learned(logits: torch.Tensor, soft: torch.Tensor, tau: float) -> torch.Tensor:
@@ -79,8 +79,8 @@ def test_pictures_without_a_label_are_of_no_class(tmp_path: Path) -> None:
     ingest.run(params, source=tmp_path / "source", out=tmp_path / "data")
     images = ImageSet(tmp_path / "data", "train")
     samples = Samples(images, with_class(pretrain_crop(16), 2))
-    told = {images.names[i].split("/")[1]: int(samples[i, 0]["class"]) for i in range(len(images))}
-    assert told == {"green": 0, "red": 1, "unlabelled": 2}
+    class_ids = {images.names[i].split("/")[1]: int(samples[i, 0]["class"]) for i in range(len(images))}
+    assert class_ids == {"green": 0, "red": 1, "unlabelled": 2}
     plain = Samples(images, pretrain_crop(16))
     assert all(torch.equal(samples[i, 7]["image"], plain[i, 7]["image"]) for i in range(len(images)))
 

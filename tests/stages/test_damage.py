@@ -1,4 +1,4 @@
-"""A byte that changed in any file of any artifact is one line of whatever reads it."""
+"""A flipped bit in any file of any artifact is a one-line error of every reader."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Readers = dict[str, tuple[set[Path], Callable[[], object]]]
 
 @contextmanager
 def flipped(path: Path) -> Iterator[None]:
-    """One bit in the middle of `path`, for a while."""
+    """Flip one bit in the middle of `path` in the block."""
     content, status = path.read_bytes(), path.stat()
     half = len(content) // 2
     path.write_bytes(content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :])
@@ -39,7 +39,7 @@ def all_files(folder: Path) -> list[Path]:
 
 
 def assert_noticed(readers: Readers) -> None:
-    """Each file of each folder, by each of its readers."""
+    """Each file of each folder, with each of its readers."""
     for name, (folders, read) in readers.items():
         for folder in folders:
             assert (folder / "stage.json").exists(), folder

@@ -140,10 +140,10 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line_before_anything_is_compu
         ("interpreter was made with a teacher of another size; run", {"teacher": tmp_path / "wide"}, {}),
     ]
     for mode in ("labels", "mix"):
-        for line, given, changes in cases:
+        for line, options, changes in cases:
             with pytest.raises(UserError) as caught:
                 params = brief_params(chain.source, **changes | {"labels": {"mode": mode} | changes.get("labels", {})})
-                distill_labels.run(params, **folders | given, seed=0, out=tmp_path / "out")
+                distill_labels.run(params, **folders | options, seed=0, out=tmp_path / "out")
             assert line in str(caught.value)
             assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()

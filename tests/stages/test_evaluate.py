@@ -1,4 +1,4 @@
-"""Evaluation on tiny made-up data sets, with models whose weights are random: what is tested is the measuring."""
+"""Evaluation on tiny synthetic data sets with random models: tests the metrics."""
 
 from __future__ import annotations
 

@@ -67,9 +67,9 @@ def test_the_model_opens_by_itself(chain: Chain, init: str) -> None:
 def test_a_pretrained_backbone_may_learn_more_slowly(chain: Chain, tmp_path: Path) -> None:
     """Adam's first steps are as long as the rate, so a rate a thousand times lower shows."""
     params = brief_params(chain.source, finetune={"backbone_lr_scale": 1e-3})
-    given = {"data": chain.root / "data", "seed": 0}
-    finetune.run(params, **given, init="features", backbone=chain.root / "features", out=tmp_path / "features")
-    finetune.run(params, **given, init="scratch", out=tmp_path / "scratch")
+    options = {"data": chain.root / "data", "seed": 0}
+    finetune.run(params, **options, init="features", backbone=chain.root / "features", out=tmp_path / "features")
+    finetune.run(params, **options, init="scratch", out=tmp_path / "scratch")
 
     def way(folder: Path, init: str) -> float:
         after, before = load_task_model(folder).backbone.model, begun(chain, init)
@@ -97,20 +97,20 @@ def test_pictures_are_augmented_as_the_settings_say(chain: Chain, tmp_path: Path
 
 
 def test_what_does_not_fit_is_refused_in_one_line(chain: Chain, tmp_path: Path) -> None:
-    given = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "out"}
+    options = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "out"}
     with pytest.raises(UserError, match="init mix needs --backbone: the output of distill-features or distill-labels"):
-        finetune.run(chain.params, init="mix", **given)
+        finetune.run(chain.params, init="mix", **options)
     wide = brief_params(chain.source, student={"width": 16})
     with pytest.raises(UserError, match=r"does not fit student\.backbone = 'resnet10t'.*run `dreamteacher distill-features` again"):
         finetune.run(
-            brief_params(chain.source, student={"backbone": "resnet10t"}), init="features", backbone=chain.root / "features", **given
+            brief_params(chain.source, student={"backbone": "resnet10t"}), init="features", backbone=chain.root / "features", **options
         )
     if chain.task == "segmentation":
         with pytest.raises(
             UserError,
             match=r"student\.width = 16, student\.neck = 'fpn-ppm' and the 2 classes of the data; run `dreamteacher distill-labels` again",
         ):
-            finetune.run(wide, init="mix", backbone=chain.root / "mix", **given)
+            finetune.run(wide, init="mix", backbone=chain.root / "mix", **options)
     assert list(tmp_path.iterdir()) == []
 
 

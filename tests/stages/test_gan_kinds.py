@@ -1,4 +1,4 @@
-"""Teachers that make pictures of their own, and those that only encode, through the whole chain."""
+"""Synthesising and encoding teachers through the whole chain."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def from_features_to_onnx(params: Params, chain: Chain, teacher: Path, root: Pat
     data = chain.root / "data"
     metrics = distill_features.run(params, data=data, teacher=teacher, out=root / "features")
     assert metrics["explained_variance"] < 1 and metrics["embedding_spread"] > 0
-    for init, given in (("scratch", {}), ("features", {"backbone": root / "features"})):
-        finetune.run(params, data=data, init=init, seed=0, out=root / f"finetuned/{init}/0", **given)
+    for init, options in (("scratch", {}), ("features", {"backbone": root / "features"})):
+        finetune.run(params, data=data, init=init, seed=0, out=root / f"finetuned/{init}/0", **options)
     places = {"metrics": root / "metrics.json", "plots": root / "plots"}
     places |= {"teachers": teacher.parent, "backbones": root}
     evaluate.run(params, data=data, finetuned=root / "finetuned", out=root / "eval", **places)

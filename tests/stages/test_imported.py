@@ -1,4 +1,4 @@
-"""Teachers that others trained, in the chain: teacher, features, labels, fine-tuning, evaluation, ONNX."""
+"""Imported teachers in the chain: teacher, features, labels, fine-tuning, evaluation, ONNX."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_a_whole_chain_runs_on_an_imported_teacher(name: str, chains: dict[str, 
     finetuned = tmp_path / "finetuned"
     for init, backbone in (("scratch", None), ("mix", at["mix"])):
         finetune.run(params, data=data, init=init, seed=0, backbone=backbone, out=finetuned / init / "0")
-    given = {"teachers": tmp_path, "backbones": tmp_path, "finetuned": finetuned}
+    arguments = {"teachers": tmp_path, "backbones": tmp_path, "finetuned": finetuned}
     places = {"out": tmp_path / "evaluation", "metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots"}
-    evaluate.run(params, data=data, **given, **places)
+    evaluate.run(params, data=data, **arguments, **places)
     assert list((tmp_path / "plots").glob("pca/features_*.png"))  # the teacher's features of whole pictures
     export_onnx.run(params, data=data, finetuned=finetuned / "mix/0", out=tmp_path / "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx")

@@ -1,4 +1,4 @@
-"""What ingest writes: stored bytes, manifest, shards; and that memory does not grow with the set."""
+"""Outputs of ingest: stored bytes, manifest, shards; constant memory."""
 
 import gc
 import hashlib

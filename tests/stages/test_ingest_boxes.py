@@ -1,4 +1,4 @@
-"""Boxes are found in the forms that people have, mean the same objects in all of them, and are refused where they cannot."""
+"""Box labels in all supported formats: equal results, and refusal of invalid ones."""
 
 from __future__ import annotations
 
@@ -105,15 +105,15 @@ def test_boxes_are_reduced_as_their_picture(tmp_path: Path) -> None:
     assert stored(tmp_path / "out")["0.png"] == [[*BOX, 0, 0]]
 
 
-@pytest.mark.parametrize(("said", "corners"), [((20, 24), BOX), ((24, 20), [20 - 9, 4, 20 - 5, 14])])
+@pytest.mark.parametrize(("named_size", "corners"), [((20, 24), BOX), ((24, 20), [20 - 9, 4, 20 - 5, 14])])
 def test_boxes_of_a_turned_picture_lie_on_the_pixels_whose_size_they_name(
-    said: tuple[int, int], corners: list[int], tmp_path: Path
+    named_size: tuple[int, int], corners: list[int], tmp_path: Path
 ) -> None:
     """Orientation 6: the camera was turned, so that what is stored as 24 x 20 is shown as 20 x 24."""
     exif = Image.Exif()
     exif[0x0112] = 6
     save(picture(0, (24, 20)), tmp_path / "in/0.jpg", exif=exif)
-    coco_file(tmp_path / "in/boxes.json", {"0.jpg": [(3, 4, 5, 10, 4)]}, size=said)
+    coco_file(tmp_path / "in/boxes.json", {"0.jpg": [(3, 4, 5, 10, 4)]}, size=named_size)
     run(tmp_path / "in", tmp_path / "out")
     assert stored(tmp_path / "out")["0.jpg"] == [[*corners, 0, 0]]
 

@@ -1,4 +1,4 @@
-"""Boxes that are written as corners where sizes are meant, and pixels that count from 0."""
+"""Boxes written as corners instead of sizes, and zero-based pixels."""
 
 from __future__ import annotations
 

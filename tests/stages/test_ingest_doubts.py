@@ -1,4 +1,4 @@
-"""What may be a mistake in a source is said in a line that names the first of its kind."""
+"""Notes on probable mistakes in a source, each with its first example."""
 
 import tarfile
 from pathlib import Path
@@ -22,8 +22,8 @@ def test_a_mask_of_two_pictures_is_said(tmp_path: Path) -> None:
     source = masks(tmp_path / "in", mask_of(1))
     save(picture(50), source / "images/0.bmp")
     run(source, tmp_path / "out")
-    said = "1 masks or files of boxes belong to several pictures (such as masks/0.png to images/0.bmp and images/0.png)"
-    assert any(line.startswith(said) for line in report(tmp_path / "out")["summary"])
+    note = "1 masks or files of boxes belong to several pictures (such as masks/0.png to images/0.bmp and images/0.png)"
+    assert any(line.startswith(note) for line in report(tmp_path / "out")["summary"])
 
 
 def test_two_ways_of_writing_the_object_are_said(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_measured_values_are_said_to_be_taken_as_classes(tmp_path: Path) -> None
     rows = "".join(f"{i}.png,{value}\n" for i, value in enumerate((0.5, 1.25, 2) * 2))
     (tmp_path / "in/labels.csv").write_text(f"path,label\n{rows}")
     run(tmp_path / "in", tmp_path / "out")
-    said = "'0.5' in labels.csv and 1 other fractions are taken as classes; values are not learnt as such"
-    assert said in report(tmp_path / "out")["summary"]
+    note = "'0.5' in labels.csv and 1 other fractions are taken as classes; values are not learnt as such"
+    assert note in report(tmp_path / "out")["summary"]
 
 
 def test_links_in_shards_have_no_content_and_are_said(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_pictures_of_one_origin_on_both_sides_are_said(tmp_path: Path) -> None:
         for i in range(2):
             save(picture(10 * k + i), tmp_path / "in" / name.format(f"{10 * k + i:032x}"))
     run(tmp_path / "in", tmp_path / "out")
-    (said,) = [line for line in report(tmp_path / "out")["summary"] if line.startswith("by their names")]
-    assert said.startswith("by their names 2 pictures of val come from what pictures of train come from")
+    (note,) = [line for line in report(tmp_path / "out")["summary"] if line.startswith("by their names")]
+    assert note.startswith("by their names 2 pictures of val come from what pictures of train come from")
     for i in range(2):
         (tmp_path / f"in/val/a.rf.{20 + i:032x}.png").unlink()
     run(tmp_path / "in", tmp_path / "apart")

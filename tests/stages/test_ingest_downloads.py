@@ -1,4 +1,4 @@
-"""Sets as they are downloaded: Tiny ImageNet, exports of Roboflow, Pascal VOC's lists of each class."""
+"""Data sets as downloaded: Tiny ImageNet, Roboflow exports, Pascal VOC's image sets per class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from ingest_sources import facts, manifest, picture, report, run, save, stored
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.data.several_labels import from_json
+from dreamteacher.data.multilabel import from_json
 from dreamteacher.errors import UserError
 
 VOC = (

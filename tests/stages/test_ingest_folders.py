@@ -1,4 +1,4 @@
-"""Folders that are no classes: of pictures without a label, of the wrong kind, of parts of the set; and what is named where labels lack."""
+"""Folders that are not classes: unlabelled, of the wrong kind, parts of the data set; and notes on missing labels."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_other_names_are_classes(name: str, tmp_path: Path) -> None:
 def test_folders_that_are_hardly_classes_are_said_unless_they_are_listed(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = f"the folder {name} was taken as a class; if its pictures have none, call it unlabelled, or take it away"
+    message = f"the folder {name} was taken as a class; if its pictures have none, call it unlabelled, or take it away"
     run(folders(tmp_path / "s", "cat", "dog", name), tmp_path / "out")
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     (tmp_path / "s/classes.txt").write_text(f"cat\ndog\n{name}\n")
     run(tmp_path / "s", tmp_path / "listed")
-    assert said not in capsys.readouterr().err
+    assert message not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_folders_that_are_in_train_and_val_are_classes(
         for i in range(3):
             save(picture(10 * k + i), tmp_path / "s" / folder / f"{i}.png")
     run(tmp_path / "s", tmp_path / "out")
-    said = capsys.readouterr().err
-    assert ("differ in numbers alone" in said) == is_said
-    assert "was taken as a class" not in said
+    stderr = capsys.readouterr().err
+    assert ("differ in numbers alone" in stderr) == is_said
+    assert "was taken as a class" not in stderr
 
 
 def test_empty_folders_among_classes_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,8 +97,8 @@ def test_what_may_hold_the_missing_split_or_labels_is_named(tmp_path: Path) -> N
 def test_drawings_of_masks_without_masks_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_pictures(tmp_path / "s", "images/1.png", "images/2.png", "labels_colored/1.png", "labels_colored/2.png")
     run(tmp_path / "s", tmp_path / "out")
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
         "2 files, such as labels_colored/1.png, are passed over as drawings of masks; if they are the masks, call their folder masks/"
-        in said
+        in stderr
     )

@@ -1,4 +1,4 @@
-"""Where ingest finds labels."""
+"""Locations of labels that ingest finds."""
 
 import io
 import unicodedata

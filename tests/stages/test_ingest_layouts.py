@@ -1,4 +1,4 @@
-"""Masks, splits and classes are found where well-known sets and tools put them, or refused; a mask never becomes a training picture."""
+"""Masks, splits and classes in the layouts of well-known data sets and tools are found or refused; a mask is never a training picture."""
 
 from pathlib import Path
 

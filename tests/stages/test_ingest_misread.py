@@ -1,4 +1,4 @@
-"""What would be read as something else, silently: refused in one line, or said."""
+"""Sources that could be misread silently are refused in one line, or noted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from dreamteacher.data import tally
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.data.places import look
+from dreamteacher.data.places import locate
 from dreamteacher.data.signs import thin_between
 from dreamteacher.errors import UserError
 
@@ -57,10 +57,10 @@ def test_tables_that_would_be_misread_are_refused(text: str, problem: str, tmp_p
 def test_what_is_doubtful_in_a_table_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "path,label\na/1.png,1\na/2.png,1.0\nb/3.png,nan\nB/3.png,nan\n"
     run(table(tmp_path / "s", text), tmp_path / "out")
-    said = capsys.readouterr().err
-    assert "classes '1' and '1.0' are the same number; are they one?" in said
-    assert "labels.csv names 'B/3.png', for one, and there is no such picture (capitals count)" in said
-    assert "'nan' in labels.csv was taken as a class; leave the label of pictures without one empty" in said
+    stderr = capsys.readouterr().err
+    assert "classes '1' and '1.0' are the same number; are they one?" in stderr
+    assert "labels.csv names 'B/3.png', for one, and there is no such picture (capitals count)" in stderr
+    assert "'nan' in labels.csv was taken as a class; leave the label of pictures without one empty" in stderr
 
 
 def test_a_table_without_labels_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,10 +196,10 @@ def test_of_many_copies_the_line_says_how_many_the_report_names(tmp_path: Path, 
 def test_a_file_that_is_no_list_is_refused_by_what_it_is(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"PK\3\4")
     with pytest.raises(UserError, match=words):
-        look(str(tmp_path / name))
+        locate(str(tmp_path / name))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="neither a folder nor a file, but a pipe"):
-        look(str(tmp_path / "pipe"))
+        locate(str(tmp_path / "pipe"))
 
 
 def test_a_list_may_hold_paths_of_windows(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Objects as people have them: a file for each, numbers in one mask, outlines of YOLO, labelme and Supervisely; and what is refused."""
+"""Instance labels: a file per object, numbers in one mask, outlines of YOLO, labelme and Supervisely; and invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which mask belongs to which picture, where names differ in more than an ending; what pairs with nothing is no training picture."""
+"""Pairs of masks and pictures whose names differ in more than a suffix; an unpaired mask is not a training picture."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from PIL import Image
 
 from dreamteacher.data import names
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.data.table import open_table, take_deeper_pictures, tell_masks_from_pictures
+from dreamteacher.data.table import assign_roles, open_table, take_deeper_pictures
 from dreamteacher.errors import UserError
 
 Write = Callable[[Path, int], None]
@@ -88,8 +88,8 @@ def test_a_name_that_fits_pictures_of_two_scans_gives_no_split(tmp_path: Path) -
     (root / "train.txt").write_text("0\n")
     (root / "val.txt").write_text("1\n")
     run(root, tmp_path / "out")
-    said = "val.txt seems to list pictures, and names none that is here (such as '1'), so it is not followed"
-    assert said in report(tmp_path / "out")["summary"]
+    note = "val.txt seems to list pictures, and names none that is here (such as '1'), so it is not followed"
+    assert note in report(tmp_path / "out")["summary"]
 
 
 @pytest.mark.parametrize("boxes", ["labels/{n}_{k}.txt", "labels/scan_{n}/{n}_{k}.txt", "images/scan_{n}/{n}_{k}.txt"])
@@ -234,6 +234,6 @@ def test_flat_files_are_looked_for_below_their_folder_alone() -> None:
     files = [name for i in range(20_000) for name in (f"images/c{i}x/image.jpg", f"masks/c{i}y/image.png", f"labels/c{i}y/image.txt")]
     table = open_table(map(names.row, files))
     start = time.perf_counter()
-    tell_masks_from_pictures(table)
+    assign_roles(table)
     take_deeper_pictures(table)
     assert time.perf_counter() - start < 10

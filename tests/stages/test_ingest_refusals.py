@@ -1,4 +1,4 @@
-"""What ingest leaves out: bad pictures, copies, leaks; and when it refuses."""
+"""Pictures that ingest leaves out (bad, duplicates, leaks), and sources that it refuses."""
 
 import os
 import subprocess

@@ -254,11 +254,11 @@ def test_what_comes_in_is_for_training_only_and_has_no_label(tmp_path):
     ingest.run(settings, out=tmp_path / "after", source=tmp_path / "pictures", incoming=tmp_path / "incoming")
     before, after = manifest(tmp_path / "before"), manifest(tmp_path / "after")
     assert {row["split"] for row in before} == {"train", "val"}
-    came = [row for row in after if row["path"].startswith("incoming/")]
-    assert len(came) == 40  # not those three that the source has, be it in train or val
-    assert {(row["split"], row["label"]) for row in came} == {("train", "")}
+    arrived = [row for row in after if row["path"].startswith("incoming/")]
+    assert len(arrived) == 40  # not those three that the source has, be it in train or val
+    assert {(row["split"], row["label"]) for row in arrived} == {("train", "")}
     named = ("path", "sha256", "split", "label")
-    assert [[row[n] for n in named] for row in after if row not in came] == [[row[n] for n in named] for row in before]
+    assert [[row[n] for n in named] for row in after if row not in arrived] == [[row[n] for n in named] for row in before]
     assert report(tmp_path / "after")["incoming"] == 43
 
 

@@ -1,4 +1,4 @@
-"""Splits that files name: lists of pictures, YOLO's data.yaml; and lists of classes beside labels."""
+"""Splits from files: lists of pictures, YOLO's data.yaml; and class lists beside labels."""
 
 from pathlib import Path
 
@@ -53,8 +53,8 @@ def test_numbers_behind_the_names_in_a_list_are_said_where_there_are_no_labels(t
         save(picture(i), tmp_path / "in/images" / f"{i}.jpg")
     (tmp_path / "in/val.txt").write_text("images/0.jpg 7\nimages/3.jpg 2\n")
     run(tmp_path / "in", tmp_path / "out")
-    said = "the numbers in val.txt (images/0.jpg 7) are not read; if they are classes, write labels.csv (columns path, label)"
-    assert said in report(tmp_path / "out")["summary"]
+    note = "the numbers in val.txt (images/0.jpg 7) are not read; if they are classes, write labels.csv (columns path, label)"
+    assert note in report(tmp_path / "out")["summary"]
     (tmp_path / "in/val.txt").write_text("images/0.jpg\nimages/3.jpg\n")
     run(tmp_path / "in", tmp_path / "plain")
     assert not any("the numbers in" in line for line in report(tmp_path / "plain")["summary"])
@@ -72,14 +72,14 @@ def test_a_list_of_other_pictures_is_said_and_several_divisions_are_not_mixed(tm
     source = in_class_folders(tmp_path / "in")
     (source / "val.txt").write_text("elsewhere/1.jpg\n")
     run(source, tmp_path / "out", val_fraction=0.5)
-    said = "val.txt seems to list pictures, and names none that is here (such as 'elsewhere/1.jpg'), so it is not followed"
-    assert said in report(tmp_path / "out")["summary"]
+    note = "val.txt seems to list pictures, and names none that is here (such as 'elsewhere/1.jpg'), so it is not followed"
+    assert note in report(tmp_path / "out")["summary"]
     (source / "val.txt").unlink()
     for fold in (1, 2):
         (source / f"test{fold}.txt").write_text(f"cat/{fold}\n")
     run(source, tmp_path / "folds", val_fraction=0.5)
-    said = "test1.txt and test2.txt divide the pictures differently, and none such is followed; keep one of each"
-    assert said in report(tmp_path / "folds")["summary"]
+    note = "test1.txt and test2.txt divide the pictures differently, and none such is followed; keep one of each"
+    assert note in report(tmp_path / "folds")["summary"]
     assert report(tmp_path / "folds")["left_out_as_test"] == 0
 
 

@@ -1,4 +1,4 @@
-"""Tables of labels that would be misread silently: columns that say splits or are there twice, labels that are no classes."""
+"""Label tables that could be misread silently: split columns, duplicate columns, labels that are not classes."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def test_lists_of_numbers_are_no_classes(label: str, tmp_path: Path) -> None:
 
 def test_what_may_be_a_mistake_in_classes_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(table(tmp_path / "s", "labels.csv", "path,label", "no_crack", "no crack", "-1", "-1"), tmp_path / "out")
-    said = capsys.readouterr().err
-    assert "classes 'no crack' and 'no_crack' differ in blanks and strokes only; are they one?" in said
-    assert "'-1' in labels.csv was taken as a class" in said
+    stderr = capsys.readouterr().err
+    assert "classes 'no crack' and 'no_crack' differ in blanks and strokes only; are they one?" in stderr
+    assert "'-1' in labels.csv was taken as a class" in stderr
     run(table(tmp_path / "two", "labels.csv", "path,label", "1", "-1", "1", "-1"), tmp_path / "two-out")
     assert "was taken as a class" not in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Objects through the stages: from numbered masks and from COCO's outlines, fine-tuned, compared, and refused where nothing fits."""
+"""Instance segmentation through the stages: from numbered masks and COCO's outlines; and unsupported combinations."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from ingest_sources import facts, manifest, reasons, report, run
 from PIL import Image
-from tiny_chain import brief_params
+from tiny_chain import brief_params, scratch_metrics
 
 import dreamteacher
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.instances import unpack
 from dreamteacher.errors import UserError
-from dreamteacher.stages import evaluate, finetune, ingest, train_interpreter
+from dreamteacher.stages import train_interpreter
 
 ONLY: dict[str, Any] = {"compare": {"inits": ["scratch"]}, "export": {"init": "scratch"}}
 
@@ -44,11 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_objects_go_through_the_chain(source: Path, tmp_path: Path) -> None:
     params = brief_params(source, ingest={"task": "instances", "short_side": 32}, finetune={"accumulate": 2}, **ONLY)
-    ingest.run(params, source=source, out=tmp_path / "data")
-    finetune.run(params, data=tmp_path / "data", init="scratch", seed=0, out=tmp_path / "finetuned/scratch/0")
-    given: dict[str, Any] = {"metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots", "teachers": tmp_path, "backbones": tmp_path}
-    evaluate.run(params, data=tmp_path / "data", finetuned=tmp_path / "finetuned", out=tmp_path / "out", **given)
-    figures = json.loads((tmp_path / "metrics.json").read_text())["scratch"]
+    figures = scratch_metrics(params, source, tmp_path)
     assert [name for name in figures if name.endswith("_mean")] == [
         f"{name}_mean" for name in ("ap", "ap50", "ap75", "precision", "ap_object")
     ]

@@ -1,4 +1,4 @@
-"""Keypoints through the stages: from COCO's files, fine-tuned, compared, exported, and refused where nothing fits."""
+"""Keypoints through the stages: from COCO's files to export; and unsupported combinations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import onnx
 import pytest
 from ingest_sources import facts, manifest, reasons, report, run
 from PIL import Image
-from tiny_chain import brief_params
+from tiny_chain import brief_params, scratch_metrics
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.keypoints import Keypoints
 from dreamteacher.errors import UserError
 from dreamteacher.serving.contract import Contract
-from dreamteacher.stages import evaluate, export_onnx, finetune, ingest, train_interpreter
+from dreamteacher.stages import export_onnx, finetune, ingest, train_interpreter
 
 ONLY: dict[str, Any] = {"compare": {"inits": ["scratch"]}, "export": {"init": "scratch", "size": 32}}
 NAMES = ["head", "left_hand", "right_hand"]
@@ -66,12 +66,7 @@ def change_file(source: Path, **changes: Any) -> Path:
 
 def test_keypoints_go_through_the_chain(source: Path, tmp_path: Path) -> None:
     params = brief_params(source, ingest={"task": "keypoints", "short_side": 32}, finetune={"accumulate": 2, "augment": "overhead"}, **ONLY)
-    ingest.run(params, source=source, out=tmp_path / "data")
-    model = tmp_path / "finetuned/scratch/0"
-    finetune.run(params, data=tmp_path / "data", init="scratch", seed=0, out=model)
-    given: dict[str, Any] = {"metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots", "teachers": tmp_path, "backbones": tmp_path}
-    evaluate.run(params, data=tmp_path / "data", finetuned=tmp_path / "finetuned", out=tmp_path / "out", **given)
-    figures = json.loads((tmp_path / "metrics.json").read_text())["scratch"]
+    figures, model = scratch_metrics(params, source, tmp_path), tmp_path / "finetuned/scratch/0"
     expected = ["ap", "ap50", "ap75", "pck", *(f"pck_{name}" for name in NAMES)]
     assert [name for name in figures if name.endswith("_mean")] == [f"{name}_mean" for name in expected]
     assert [path.name for path in (tmp_path / "out/overlays").iterdir()] == ["0.png"]

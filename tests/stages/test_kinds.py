@@ -1,4 +1,4 @@
-"""A kind of teacher that another package brings: one file, and no edit of ours."""
+"""A teacher kind from another package: one file, without a change of ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines in the same harness: pretrained without a teacher, then fine-tuned, evaluated and exported as any backbone."""
+"""Baselines in the chain: pretrained without a teacher, then fine-tuned, evaluated and exported like any backbone."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_a_baseline_goes_through_the_whole_chain_without_a_teacher(method: str, 
     for init in ("scratch", "features"):
         backbone = features if init == "features" else None
         finetune.run(params, data=data, init=init, seed=0, backbone=backbone, out=tmp_path / f"finetuned/{init}/0")
-    given = {"teachers": tmp_path, "backbones": tmp_path, "finetuned": tmp_path / "finetuned"}
+    arguments = {"teachers": tmp_path, "backbones": tmp_path, "finetuned": tmp_path / "finetuned"}
     places = {"metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots"}
-    evaluate.run(params, data=data, **given, **places, out=tmp_path / "evaluation")
+    evaluate.run(params, data=data, **arguments, **places, out=tmp_path / "evaluation")
     results = json.loads((tmp_path / "metrics.json").read_text())
     assert {"miou_mean", "linear_miou_mean", "knn_miou_mean"} <= set(results["features"])
     assert not list((tmp_path / "plots").glob("pca/*.png")) and list((tmp_path / "plots").glob("overlays/*.png"))
@@ -85,9 +85,9 @@ def test_label_distillation_says_that_a_baseline_has_no_neck(chains: dict[str, C
     made = chains["segmentation"]
     baseline = brief_params(made.source, distill={"method": "denoising"})
     distill_features.run(baseline, data=made.root / "data", out=tmp_path / "features")
-    given = {"data": made.root / "data", "teacher": made.root / "teacher", "interpreter": made.root / "interpreter"}
+    arguments = {"data": made.root / "data", "teacher": made.root / "teacher", "interpreter": made.root / "interpreter"}
     with pytest.raises(UserError, match=r"features holds no feature regressor.*distill\.method = 'features'"):
-        distill_labels.run(made.params, **given, features=tmp_path / "features", seed=0, out=tmp_path / "mix")
+        distill_labels.run(made.params, **arguments, features=tmp_path / "features", seed=0, out=tmp_path / "mix")
 
 
 def test_the_defaults_of_the_settings_are_feature_distillation() -> None:

@@ -1,9 +1,8 @@
-"""Several labels of a picture, and depth of its pixels, from the labels that people have to the figures."""
+"""Multilabel classification and depth estimation, from labels to metrics."""
 
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ingest_sources import facts, reasons, report, run, save_pictures
 from PIL import Image
-from tiny_chain import brief_params
+from tiny_chain import brief_params, scratch_metrics
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.decode import BadPicture, decode
 from dreamteacher.data.depth import FAR, DepthCounts, from_tiff, read_depth, to_tiff
 from dreamteacher.data.items import IGNORE
-from dreamteacher.data.several_labels import from_json, to_json
+from dreamteacher.data.multilabel import from_json, to_json
 from dreamteacher.errors import UserError
-from dreamteacher.stages import evaluate, finetune, ingest
 from dreamteacher.tasks import depth, multilabel
 
 ONLY: dict[str, Any] = {"compare": {"inits": ["scratch"]}, "export": {"init": "scratch"}}
@@ -107,12 +105,9 @@ def test_unknown_labels_cost_nothing() -> None:
 
 def chain(source: Path, tmp_path: Path, task: str, **settings: Any) -> dict[str, float]:
     params = brief_params(source, ingest={"task": task, **settings}, finetune={"accumulate": 2}, **ONLY)
-    ingest.run(params, source=source, out=tmp_path / "data")
-    finetune.run(params, data=tmp_path / "data", init="scratch", seed=0, out=tmp_path / "finetuned/scratch/0")
-    given: dict[str, Any] = {"metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots", "teachers": tmp_path, "backbones": tmp_path}
-    evaluate.run(params, data=tmp_path / "data", finetuned=tmp_path / "finetuned", out=tmp_path / "out", **given)
+    figures = scratch_metrics(params, source, tmp_path)
     assert list((tmp_path / "out/overlays").iterdir())
-    return json.loads((tmp_path / "metrics.json").read_text())["scratch"]
+    return figures
 
 
 def test_several_labels_go_through_the_chain(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What distillation may be set to: every encoding, whitening and term through the stages, stopped and resumed."""
+"""Every encoding, whitening and loss term through the stages, stopped and resumed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import dreamteacher
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.data.items import IGNORE
-from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop, whole
+from dreamteacher.data.transforms import Augmentation, Transform, full_image, pixel_crop
 from dreamteacher.errors import UserError
 from dreamteacher.report.figures import Panel
 from dreamteacher.report.summary import table
@@ -127,8 +127,8 @@ def test_it_is_finetuned_and_evaluated(chains: dict[str, Chain], data: Path, tmp
     params = brief_params(chain.source, finetune={"steps": 30, "lr": 1e-2}, **compare)
     for init, backbone in (("scratch", None), ("features", chain.root / "features")):
         finetune.run(params, data=data, init=init, seed=0, backbone=backbone, out=tmp_path / "finetuned" / init / "0")
-    given = {"teachers": chain.root, "backbones": chain.root, "finetuned": tmp_path / "finetuned"}
-    returned = evaluate.run(params, data=data, **given, out=tmp_path / "out", metrics=tmp_path / "metrics.json", plots=tmp_path / "plots")
+    options = {"teachers": chain.root, "backbones": chain.root, "finetuned": tmp_path / "finetuned"}
+    returned = evaluate.run(params, data=data, **options, out=tmp_path / "out", metrics=tmp_path / "metrics.json", plots=tmp_path / "plots")
 
     losses = [float(line.split(",")[1]) for line in (tmp_path / "finetuned/features/0/curves.csv").read_text().splitlines()[1:]]
     assert losses[-1] < 0.7 * losses[0]
@@ -145,18 +145,18 @@ def test_it_is_finetuned_and_evaluated(chains: dict[str, Chain], data: Path, tmp
         sample = val.read(index)
         height, width = sample.image.shape[:2]
         with torch.no_grad():
-            predicted = model(normalize(whole()(sample)["image"][None], model.mean, model.std))[0, 0, :height, :width]
+            predicted = model(normalize(full_image()(sample)["image"][None], model.mean, model.std))[0, 0, :height, :width]
         errors.append((predicted - crowding(torch.from_numpy(sample.label)[None])[0]).abs()[sample.label != IGNORE])
     assert figures["features"]["fit_mean"] == pytest.approx(1 - torch.cat(errors).mean().item(), rel=1e-5)
 
 
 def test_without_classes_there_is_nothing_to_interpret(chains: dict[str, Chain], data: Path, tmp_path: Path) -> None:
     chain = chains["segmentation"]
-    given = {"params": chain.params, "data": data, "teacher": chain.root / "teacher", "seed": 0, "out": tmp_path / "out"}
+    options = {"params": chain.params, "data": data, "teacher": chain.root / "teacher", "seed": 0, "out": tmp_path / "out"}
     with pytest.raises(
         UserError, match=f"{NAME} predicts no classes that an interpreter could read; drop label_recipes, and them from compare"
     ):
-        train_interpreter.run(**given)
+        train_interpreter.run(**options)
     distilled = {"features": chain.root / "features", "interpreter": chain.root / "interpreter"}
     with pytest.raises(UserError, match=f"trained for 2 classes of segmentation, .* has 2 classes of {NAME}; run"):
-        distill_labels.run(**given, **distilled)
+        distill_labels.run(**options, **distilled)

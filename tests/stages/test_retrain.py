@@ -1,4 +1,4 @@
-"""Retraining in rounds on tiny pictures: what is new, what is promoted, and what the registry says after each round."""
+"""Rounds of retraining on tiny pictures: new data, promotion, and the registry after each round."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def aliases(registry: MlflowClient) -> dict[str, int]:
 def rounds(slim_unet, registry, tmp_path_factory) -> dict[str, Round]:
     """The rounds of the story, each asserted where it happens, since the next builds upon it.
 
-    Which of two trained models is better hangs on the machine's rounding. Therefore one of each two compared has learned next to nothing:
+    Which of two trained models is better depends on rounding. Therefore one of each compared pair has learned next to nothing:
     over seeds it has an mIoU of 0.02 to 0.57, and a trained one of 0.70 to 0.84.
     """
     root = tmp_path_factory.mktemp("rounds")
@@ -146,13 +146,13 @@ def test_promoting_by_hand_stores_what_the_version_was_made_from_if_it_is_here(r
     params = rounds["first"].params
     place = registry.get_model_version("blobs", "1").tags["lineage"]
     registry.delete_model_version_tag("blobs", "1", "lineage")
-    promote.by_hand(params, "blobs", artifacts=tmp_path / "second", version="1")
+    promote.promote_manually(params, "blobs", artifacts=tmp_path / "second", version="1")
     assert "is not stored, and no retraining can start from it" in caplog.text
     assert "lineage" not in registry.get_model_version("blobs", "1").tags
-    promote.by_hand(params, "blobs", artifacts=tmp_path / "first", version="1")
+    promote.promote_manually(params, "blobs", artifacts=tmp_path / "first", version="1")
     assert registry.get_model_version("blobs", "1").tags["lineage"] == place
     assert fetch_champion("blobs", tmp_path / "champion") == "1"
-    promote.by_hand(params, "blobs", artifacts=tmp_path / "second", version="2")
+    promote.promote_manually(params, "blobs", artifacts=tmp_path / "second", version="2")
 
 
 def test_a_changed_validation_split_is_no_comparison(rounds, tmp_path):
@@ -160,12 +160,12 @@ def test_a_changed_validation_split_is_no_comparison(rounds, tmp_path):
     champion = shutil.copytree(first.root / "champion", tmp_path / "champion")
     lines = (champion / "data/manifest.csv").read_text().splitlines(keepends=True)
     (champion / "data/manifest.csv").write_text("".join([lines[0], *lines[2:]]))
-    given = {"onnx": first.root / "onnx", "evaluation": first.root / "evaluation", "champion": champion}
+    options = {"onnx": first.root / "onnx", "evaluation": first.root / "evaluation", "champion": champion}
     with pytest.raises(UserError, match=r"data/manifest.csv is damaged"):
-        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **given)
+        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **options)
     (champion / "data/stage.json").unlink()  # as if it were that of another data set
     with pytest.raises(UserError, match=r"validation split is not the champion's \(1 pictures differ\)"):
-        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **given)
+        gate.run(first.params, data=first.root / "data", out=tmp_path / "gate", **options)
 
 
 @pytest.mark.parametrize("stage", ["teacher", "features"])
@@ -179,5 +179,5 @@ def test_a_start_of_another_size_is_one_line(stage, rounds, tmp_path):
     else:
         wide = params.model_copy(update={"student": params.student.model_copy(update={"width": 16})})
         with pytest.raises(UserError, match="has another backbone, neck or taps than the settings"):
-            given = {"data": root / "data", "teacher": root / "teacher", "start": root / "features"}
-            distill_features.run(wide, **given, out=tmp_path / "out")
+            options = {"data": root / "data", "teacher": root / "teacher", "start": root / "features"}
+            distill_features.run(wide, **options, out=tmp_path / "out")

@@ -36,17 +36,17 @@ def test_a_backbone_learns_from_all_teachers_and_is_finetuned(chains: dict[str, 
     record = json.loads((tmp_path / "both/stage.json").read_text())
     assert set(record["inputs"]) == {"data", "teachers/pixels", "teachers/teacher"}
     assert load_regressor(tmp_path / "both").facts["tap_strides"] == [4, 8]
-    given = {"data": chain.root / "data", "backbone": tmp_path / "both", "seed": 0}
-    assert finetune.run(params, **given, init="both", out=tmp_path / "finetuned")["loss"] > 0
+    options = {"data": chain.root / "data", "backbone": tmp_path / "both", "seed": 0}
+    assert finetune.run(params, **options, init="both", out=tmp_path / "finetuned")["loss"] > 0
 
 
 def test_a_team_may_be_some_of_the_teachers_and_must_be_two(chains: dict[str, Chain], teachers: Path, tmp_path: Path) -> None:
     chain = chains["segmentation"]
-    given = {"data": chain.root / "data", "teacher": teachers, "out": tmp_path / "out"}
+    options = {"data": chain.root / "data", "teacher": teachers, "out": tmp_path / "out"}
     missing = brief_params(chain.source, distill=BRIEF | {"method": "team", "team": ["teacher", "gan"]})
     with pytest.raises(UserError, match="holds no teacher 'gan'; there are pixels, teacher"):
-        distill_features.run(missing, **given)
+        distill_features.run(missing, **options)
     alone = brief_params(chain.source, distill=BRIEF | {"method": "team"})
     with pytest.raises(UserError, match=r"needs two teachers, and .* holds none"):
-        distill_features.run(alone, **given | {"teacher": chain.root / "teacher"})
+        distill_features.run(alone, **options | {"teacher": chain.root / "teacher"})
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Other necks and plain transformers through the whole chain, and fine-tuning that keeps what a backbone knows."""
+"""Other necks and plain transformers through the whole chain, and fine-tuning options that preserve pretrained weights."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def test_another_neck_than_the_features_were_distilled_with_is_refused(chains: d
     folders = {name: chain.root / name for name in ("data", "teacher", "features", "interpreter")}
     with pytest.raises(UserError, match=r"was distilled with student\.neck = 'fpn-ppm', the settings say 'fpn'; run"):
         distill_labels.run(params, **folders, seed=0, out=tmp_path / "mix")
-    given = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "model"}
+    options = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "model"}
     for init in ("features", "mix"):
         with pytest.raises(UserError, match=r"does not fit .*student\.neck = 'fpn' and the 2 classes"):
-            finetune.run(params, **given, init=init, backbone=chain.root / init)
+            finetune.run(params, **options, init=init, backbone=chain.root / init)
 
 
 def test_features_of_an_earlier_version_have_the_neck_that_there_was(
@@ -114,10 +114,10 @@ def test_the_neck_is_carried_over_from_the_regressor(chains: dict[str, Chain], t
 def test_a_task_without_a_neck_has_none_to_carry(chains: dict[str, Chain], tmp_path: Path) -> None:
     chain = chains["classification"]
     params = brief_params(chain.source, finetune={"carry_neck": True})
-    given = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "model"}
+    options = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "model"}
     with pytest.raises(UserError, match=r"^the head of classification has no neck .*; set finetune\.carry_neck = false$"):
-        finetune.run(params, **given, init="features", backbone=chain.root / "features")
-    assert finetune.run(params, **given, init="scratch")["loss"] > 0
+        finetune.run(params, **options, init="features", backbone=chain.root / "features")
+    assert finetune.run(params, **options, init="scratch")["loss"] > 0
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -135,8 +135,8 @@ def test_the_backbone_stays_as_it_is_while_the_head_learns(
     def after(head_steps: int, init: str) -> dict[str, torch.Tensor]:
         params = brief_params(chain.source, student=student, finetune={"head_steps": head_steps, "ema": None})
         folder = tmp_path / f"{init}-{head_steps}"
-        given = {} if init == "scratch" else {"backbone": pretrained}
-        finetune.run(params, data=chain.root / "data", init=init, seed=0, out=folder, **given)
+        options = {} if init == "scratch" else {"backbone": pretrained}
+        finetune.run(params, data=chain.root / "data", init=init, seed=0, out=folder, **options)
         return load_task_model(folder).state_dict()
 
     frozen = after(4, "features")
@@ -157,7 +157,7 @@ def test_a_run_stopped_before_at_or_after_the_backbone_is_freed_ends_with_the_sa
     chain = chains["segmentation"]
     settings = {"head_steps": 3, "steps": 7, "checkpoint_every": 1, "layer_decay": 0.5, "ema": 0.9, "log_every": 1}
     params = brief_params(chain.source, finetune=settings)
-    given = {"data": chain.root / "data", "init": "features", "seed": 0, "backbone": chain.root / "features"}
+    options = {"data": chain.root / "data", "init": "features", "seed": 0, "backbone": chain.root / "features"}
     task, steps = get_task("segmentation"), []
     loss = task.loss
 
@@ -167,14 +167,14 @@ def test_a_run_stopped_before_at_or_after_the_backbone_is_freed_ends_with_the_sa
             raise RuntimeError("the machine is gone")
         return loss(*args)
 
-    finetune.run(params, **given, out=tmp_path / "whole")
+    finetune.run(params, **options, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(task, "loss", failing)
         with pytest.raises(RuntimeError, match="gone"):
-            finetune.run(params, **given, out=tmp_path / "resumed")
+            finetune.run(params, **options, out=tmp_path / "resumed")
     seen: list[Any] = []
     monkeypatch.setattr(task, "loss", lambda *args: seen.append(0) or loss(*args))
-    finetune.run(params, **given, out=tmp_path / "resumed")
+    finetune.run(params, **options, out=tmp_path / "resumed")
     assert len(seen) == 7 - stopped
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():
@@ -195,8 +195,8 @@ def test_pretrained_batch_norms_keep_the_statistics_of_all_pictures(
         """The parts of the model whose statistics fine-tuning changed."""
         params = brief_params(chain.source, finetune={"ema": None, **settings})
         out = tmp_path / f"{init}-{len(settings)}-{settings.get('norm_eval')}"
-        given = {"backbone": recipes[init]} if recipes[init] else {}
-        finetune.run(params, data=chain.root / "data", init=init, seed=0, out=out, **given)
+        options = {"backbone": recipes[init]} if recipes[init] else {}
+        finetune.run(params, data=chain.root / "data", init=init, seed=0, out=out, **options)
         after = norms(load_task_model(out).state_dict())
         parts = {"backbone": "backbone.", "neck": "head.neck.", "fuse": "head."}
         differ = [
@@ -216,8 +216,8 @@ def test_early_layers_learn_more_slowly(chains: dict[str, Chain], tmp_path: Path
     """Adam's first step is as long as the rate."""
     chain = chains["segmentation"]
     params = brief_params(chain.source, finetune={"layer_decay": 0.1, "steps": 1, "weight_decay": 0.0, "ema": None, "clip": None})
-    given = {"data": chain.root / "data", "init": "features", "seed": 0, "backbone": chain.root / "features"}
-    finetune.run(params, **given, out=tmp_path / "model")
+    options = {"data": chain.root / "data", "init": "features", "seed": 0, "backbone": chain.root / "features"}
+    finetune.run(params, **options, out=tmp_path / "model")
     before, after = load_backbone(chain.root / "features/backbone").model, load_task_model(tmp_path / "model").backbone.model
 
     def way(name: str) -> float:

@@ -81,8 +81,8 @@ def test_labelled_crops_are_mirrored_as_the_settings_say(chain: Chain, tmp_path:
     monkeypatch.setattr(train_interpreter, "pretrain_crop", lambda *args: used.append(args) or pretrain_crop(*args))
     for mirror in (True, False):
         params = brief_params(chain.source, interpreter={"steps": 1, "mirror": mirror})
-        given = {"data": chain.root / "data", "teacher": chain.root / "teacher", "seed": 0}
-        train_interpreter.run(params, **given, out=tmp_path / str(mirror))
+        options = {"data": chain.root / "data", "teacher": chain.root / "teacher", "seed": 0}
+        train_interpreter.run(params, **options, out=tmp_path / str(mirror))
     assert used == [(16, True), (16, True), (16, False), (16, False)]  # to learn from, and to measure on
 
 
@@ -108,10 +108,10 @@ def test_more_labels_than_there_are_is_refused(chain: Chain, tmp_path: Path) -> 
 def test_fewer_labels_than_classes_are_told(chains: dict[str, Chain], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = chains["classification"]
     params = made.params.model_copy(update={"few_labels": 1})
-    given = {"data": made.root / "data", "seed": 0}
-    train_interpreter.run(params, **given, teacher=made.root / "teacher", out=tmp_path / "interpreter")
-    finetune.run(params, **given, init="scratch", out=tmp_path / "scratch")
-    train_interpreter.run(made.params, **given, teacher=made.root / "teacher", out=tmp_path / "of_all_classes")
+    options = {"data": made.root / "data", "seed": 0}
+    train_interpreter.run(params, **options, teacher=made.root / "teacher", out=tmp_path / "interpreter")
+    finetune.run(params, **options, init="scratch", out=tmp_path / "scratch")
+    train_interpreter.run(made.params, **options, teacher=made.root / "teacher", out=tmp_path / "of_all_classes")
     (first, second) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
     assert first == second
     assert first.startswith("none of the 1 labelled pictures is of class ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from torch import Tensor
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.settings.recipes import of_recipe
 from dreamteacher.settings.schema import Params
-from dreamteacher.stages import distill_features, distill_labels, finetune, ingest, train_interpreter, train_teacher
+from dreamteacher.stages import distill_features, distill_labels, evaluate, finetune, ingest, train_interpreter, train_teacher
 
 TASKS = ("segmentation", "classification")
 BRIEF = {"steps": 4, "batch_size": 4, "log_every": 2, "warmup_steps": 1, "checkpoint_every": 100, "precision": "fp32"}
@@ -42,6 +43,16 @@ def brief_params(source: Path, **changes: dict[str, Any]) -> Params:
         "export": {"init": "mix", "seed": 0},
     }
     return Params(few_labels=6, taps=[4, 8], **{name: settings.get(name, {}) | changes.get(name, {}) for name in settings | changes})
+
+
+def scratch_metrics(params: Params, source: Path, folder: Path) -> dict[str, float]:
+    """Ingest `source`, fine-tune from scratch with seed 0 and evaluate, with all outputs in `folder`; returns the metrics of scratch."""
+    data, finetuned, metrics = folder / "data", folder / "finetuned", folder / "metrics.json"
+    ingest.run(params, source=source, out=data)
+    finetune.run(params, data=data, init="scratch", seed=0, out=finetuned / "scratch/0")
+    inputs = {"data": data, "teachers": folder, "backbones": folder, "finetuned": finetuned}
+    evaluate.run(params, **inputs, out=folder / "out", metrics=metrics, plots=folder / "plots")
+    return json.loads(metrics.read_text())["scratch"]
 
 
 def draw(task: str, folder: Path) -> Path:
@@ -99,8 +110,8 @@ class Chain:
             params = of_recipe(self.params, name)
             calls[name] = partial(distill_labels.run, **{**distilled, "params": params}, recipe=name, out=at[name])
         for init in INITS:
-            given = {} if init == "scratch" else {"backbone": at[init]}
-            calls[f"finetune/{init}"] = partial(finetune.run, **seeded, **given, init=init, out=self.root / "finetune" / init)
+            options = {} if init == "scratch" else {"backbone": at[init]}
+            calls[f"finetune/{init}"] = partial(finetune.run, **seeded, **options, init=init, out=self.root / "finetune" / init)
         return calls
 
     def run(self) -> Chain:

@@ -1,4 +1,4 @@
-"""Any timm model with a pyramid, against timm's own features and timm's own way of loading."""
+"""timm models with a feature pyramid, against timm's features and loading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads that know the noise step, and the head of the embedding."""
+"""Heads conditioned on the noise step, and the embedding head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detection: which place predicts which box, what the loss counts, and what the score says."""
+"""Detection: target assignment, loss and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decisions that float16 changes, against models of which they are known."""
+"""Predictions that change in float16, on models with known results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instance segmentation: what the head should predict, what the loss counts, and what the figures say."""
+"""Instance segmentation: targets, loss and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keypoints: what the loss counts, that it learns several objects at once, and that the figures are COCO's."""
+"""Keypoints: loss, learning of several objects, and COCO's metrics."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def model() -> TaskModel:
 
 
 def test_it_learns_to_find_several_objects_with_their_keypoints(model: TaskModel) -> None:
-    given = batch(rows(), rows().flip(0))
+    inputs = batch(rows(), rows().flip(0))
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     model.train()
     for _ in range(120):
-        loss = TASK.loss(model(given["image"]), given, Finetune())["loss"]
+        loss = TASK.loss(model(inputs["image"]), inputs, Finetune())["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        found = TASK.decode(of_picture(model(given["image"]), 0), (SIDE, SIDE), (SIDE, SIDE))
+        found = TASK.decode(of_picture(model(inputs["image"]), 0), (SIDE, SIDE), (SIDE, SIDE))
     sure = found[found[:, 0] >= keypoints.SHOWN]
     assert len(sure) == 2
     score = TASK.score(NAMES)
@@ -80,9 +80,9 @@ def test_the_loss_is_the_same_however_a_batch_is_split(model: TaskModel) -> None
     one = rows()
     other = torch.full_like(one, -1.0)
     other[0] = rows()[1]  # as `collate` fills up
-    given = batch(one, other.clamp(min=0)) | {"label": torch.stack([one, other])}
-    together = TASK.loss(model(given["image"]), given, Finetune())
-    alone = [{"image": given["image"][i : i + 1], "label": label[None]} for i, label in enumerate((one, rows()[1:]))]
+    inputs = batch(one, other.clamp(min=0)) | {"label": torch.stack([one, other])}
+    together = TASK.loss(model(inputs["image"]), inputs, Finetune())
+    alone = [{"image": inputs["image"][i : i + 1], "label": label[None]} for i, label in enumerate((one, rows()[1:]))]
     parts = [TASK.loss(model(part["image"]), part, Finetune()) for part in alone]
     for name, value in together.items():
         assert value.item() == pytest.approx(sum(part[name].item() for part in parts) / 2, rel=1e-5)
@@ -96,25 +96,25 @@ def outputs(count: int = 1) -> dict[str, Tensor]:
 
 
 def test_what_is_not_labelled_costs_nothing() -> None:
-    given = outputs()
-    TASK.loss(given, {"image": torch.zeros(1, 3, SIDE, SIDE), "label": rows()[None, 1:]}, Finetune())["loss"].backward()
-    assert given["points"].grad is not None
-    assert not given["points"].grad[0, :2].any()
-    assert given["points"].grad[0, 2:].any()
-    given = outputs()
+    inputs = outputs()
+    TASK.loss(inputs, {"image": torch.zeros(1, 3, SIDE, SIDE), "label": rows()[None, 1:]}, Finetune())["loss"].backward()
+    assert inputs["points"].grad is not None
+    assert not inputs["points"].grad[0, :2].any()
+    assert inputs["points"].grad[0, 2:].any()
+    inputs = outputs()
     nobody_looked = rows()[None, 1:].clone()
     nobody_looked[..., OBJECT:] = 0
-    TASK.loss(given, {"image": torch.zeros(1, 3, SIDE, SIDE), "label": nobody_looked}, Finetune())["loss"].backward()
-    assert not given["points"].grad.any()  # type: ignore[union-attr]
-    assert not given["seen"].grad.any()  # type: ignore[union-attr]
-    assert given["centres"].grad.any()  # type: ignore[union-attr]
+    TASK.loss(inputs, {"image": torch.zeros(1, 3, SIDE, SIDE), "label": nobody_looked}, Finetune())["loss"].backward()
+    assert not inputs["points"].grad.any()  # type: ignore[union-attr]
+    assert not inputs["seen"].grad.any()  # type: ignore[union-attr]
+    assert inputs["centres"].grad.any()  # type: ignore[union-attr]
 
 
 def test_crowds_are_neither_objects_nor_background() -> None:
-    given, crowd = outputs(), rows()[None, :1].clone()
+    inputs, crowd = outputs(), rows()[None, :1].clone()
     crowd[..., 5] = 1
-    TASK.loss(given, {"image": torch.zeros(1, 3, SIDE, SIDE), "label": crowd}, Finetune())["loss"].backward()
-    gradient = given["centres"].grad[0, 0]  # type: ignore[index]
+    TASK.loss(inputs, {"image": torch.zeros(1, 3, SIDE, SIDE), "label": crowd}, Finetune())["loss"].backward()
+    gradient = inputs["centres"].grad[0, 0]  # type: ignore[index]
     assert not gradient[2:7, 2:6].any()
     assert gradient[8:].all()
 

@@ -93,8 +93,8 @@ def test_masks_without_a_known_pixel_are_no_figure(tmp_path: Path) -> None:
     sets = [
         ImageSet(write_masks_set(tmp_path / name, ["a", "b"], [(picture, mask)]), "val") for name, mask in (("1", known), ("2", unknown))
     ]
-    given = {"size": 32, "k": 1, "batch_size": 1, "device": torch.device("cpu")}
+    options = {"size": 32, "k": 1, "batch_size": 1, "device": torch.device("cpu")}
     backbone = create_backbone("test_resnet")
     for train, val, which in ((sets[1], sets[0], "1 labelled pictures"), (sets[0], sets[1], "validation masks")):
         with pytest.raises(UserError, match=rf"no pixel of the {which} has a class .* raise ingest\.short_side or label more"):
-            read_out(backbone, train, [0], val, **given)
+            read_out(backbone, train, [0], val, **options)

@@ -1,4 +1,4 @@
-"""Figures on whole pictures, against counts by numpy."""
+"""Metrics on whole pictures, against numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eq 4 against numpy and by hand; pixels to ignore; the head and the metric."""
+"""Eq 4 against numpy and worked examples; ignored pixels; head and metric."""
 
 from __future__ import annotations
 

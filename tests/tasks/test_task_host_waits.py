@@ -37,8 +37,8 @@ def test_no_task_makes_the_host_wait(name: str) -> None:
         model.to(GPU)
 
         def step(random: StepRandom) -> None:
-            given = batch(name)
-            task.loss(model(normalize(given["image"], model.mean, model.std)), given, Finetune())
+            inputs = batch(name)
+            task.loss(model(normalize(inputs["image"], model.mean, model.std)), inputs, Finetune())
 
         never_waits(step)
 

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN on our pyramid: what torchvision's own would find, what they learn from, and what they refuse."""
+"""Faster and Mask R-CNN on our pyramid: equality with torchvision, training, and unsupported settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from dreamteacher.data.boxes import LEAST_SCORE, MOST_OVERLAP
+from dreamteacher.data.boxes import MAX_OVERLAP, MIN_SCORE
 from dreamteacher.data.instances import pack, unpack
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import AUGMENTATIONS
@@ -115,7 +115,7 @@ def by_torchvision(model: TaskModel, images: Tensor) -> list[dict[str, Tensor]]:
     )  # fmt: skip
     masks = (head.roi.mask_roi_pool, head.roi.mask_head, head.roi.mask_predictor) if head.roi.has_mask() else ()
     regions = RoIHeads(
-        head.roi.box_roi_pool, head.roi.box_head, head.roi.box_predictor, 0.5, 0.5, 128, 0.25, None, LEAST_SCORE, MOST_OVERLAP, 100, *masks
+        head.roi.box_roi_pool, head.roi.box_head, head.roi.box_predictor, 0.5, 0.5, 128, 0.25, None, MIN_SCORE, MAX_OVERLAP, 100, *masks
     )
     unchanged = GeneralizedRCNNTransform(SIDE, SIDE, [0.0] * 3, [1.0] * 3)
     with torch.no_grad():

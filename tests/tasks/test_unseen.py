@@ -1,4 +1,4 @@
-"""Classes that no labelled picture shows are named, for either task."""
+"""Classes without a labelled picture are reported, for each task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files with the layouts of what others' code writes, from networks of ours."""
+"""Checkpoints in the layouts of other implementations, from our networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of guided-diffusion against a forward pass that is written from the architecture alone."""
+"""Checkpoints of guided-diffusion against an independent implementation of the architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each change by itself against numpy, and how often each is made."""
+"""Each augmentation against numpy, and its frequency."""
 
 from __future__ import annotations
 

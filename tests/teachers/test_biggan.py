@@ -1,4 +1,4 @@
-"""BigGAN files of others: the same pictures as the networks that wrote them."""
+"""Published BigGAN checkpoints give the same pictures as their original networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a ddpm or an edm sees beside the noisy picture: its own estimate, the picture's class, and, as a teacher, no class."""
+"""Conditioning of ddpm and edm: self-conditioning, the picture's class, and, as a teacher, no class."""
 
 from __future__ import annotations
 

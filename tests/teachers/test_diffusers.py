@@ -69,15 +69,15 @@ def expected_maps(name: str, folder: Path, pictures: Tensor) -> list[Tensor]:
     """What the untouched network hands from level to level of its decoder, or from block to block, fine to coarse."""
     clean = clean_inputs(name, folder, pictures)
     noise, seen = StepRandom(3, 0, 0, 1).normal(clean.shape), []
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if (folder / "prompt.safetensors").exists():
         prompt = load_file(folder / "prompt.safetensors")
-        given["encoder_hidden_states"] = prompt["prompt_embeds"].repeat(2, 1, 1)
+        arguments["encoder_hidden_states"] = prompt["prompt_embeds"].repeat(2, 1, 1)
         if name == "stable_diffusion_xl":
             sizes = torch.tensor([[*pictures.shape[2:], 0, 0, *pictures.shape[2:]]]).repeat(2, 1)
-            given["added_cond_kwargs"] = {"text_embeds": prompt["pooled_prompt_embeds"].repeat(2, 1), "time_ids": sizes}
+            arguments["added_cond_kwargs"] = {"text_embeds": prompt["pooled_prompt_embeds"].repeat(2, 1), "time_ids": sizes}
         if name == "stable_diffusion_3":
-            given["pooled_projections"] = prompt["pooled_prompt_embeds"].repeat(2, 1)
+            arguments["pooled_projections"] = prompt["pooled_prompt_embeds"].repeat(2, 1)
     if name == "stable_diffusion_3":  # x_t = (1 - s) x + s noise (Esser et al. 2024, Eq 13); the network sees 1000 s
         level = 40 / 1000
         network, noisy, step = part(folder, "transformer"), (1 - level) * clean + level * noise, torch.tensor([1000 * level] * 2)
@@ -90,12 +90,12 @@ def expected_maps(name: str, folder: Path, pictures: Tensor) -> list[Tensor]:
             lambda module, inputs, output: seen.append(output[1] if isinstance(output, tuple) else output)
         )
         if name == "dit":
-            given["class_labels"] = torch.tensor([10, 10])  # behind its 10 classes: none
-        network(noisy, timestep=step, **given)
+            arguments["class_labels"] = torch.tensor([10, 10])  # behind its 10 classes: none
+        network(noisy, timestep=step, **arguments)
         return [seen[0].transpose(1, 2).reshape(2, 16, noisy.shape[2] // 2, noisy.shape[3] // 2)]
     for module in [*(block.upsamplers[0] for block in network.up_blocks[:-1]), network.conv_norm_out]:
         module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    network(noisy, step, **given)
+    network(noisy, step, **arguments)
     return seen[::-1]
 
 
@@ -137,8 +137,8 @@ def test_the_noise_that_a_flow_predicts_is_that_in_its_inputs(tmp_path: Path) ->
     latents, noise, steps = torch.randn(2, 16, 4, 4), torch.randn(2, 16, 4, 4), torch.tensor([40, 700])
 
     class Perfect(nn.Module):
-        def forward(self, inputs: Tensor, **given: Any) -> Any:
-            level = (given["timestep"] / 1000)[:, None, None, None]
+        def forward(self, inputs: Tensor, **arguments: Any) -> Any:
+            level = (arguments["timestep"] / 1000)[:, None, None, None]
             torch.testing.assert_close(inputs, (1 - level) * latents + level * noise)
             return type("Output", (), {"sample": noise - latents})
 

@@ -155,13 +155,13 @@ def test_features_are_float32_under_bf16_autocast() -> None:
 def test_noise_follows_the_closed_form_of_a_linear_schedule() -> None:
     """x_T = sqrt(alpha_bar_T) x + sqrt(1 - alpha_bar_T) eps, alpha_bar the running product of 1 - beta, x in [-1, 1]."""
     teacher = DiffusionTeacher(build_unet("tiny", 16), build_scheduler(1000), AT_50)
-    given = []
-    teacher.unet.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
+    calls = []
+    teacher.unet.register_forward_pre_hook(lambda module, inputs: calls.append(inputs))
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
     pictures = images(2, 16, 16)
     for T in (0, 50, 250, 999):
         teacher.with_encoding(Stochastic(T)).teach(pictures, random(T))
-        noisy, steps = given.pop()
+        noisy, steps = calls.pop()
         noise = random(T).normal(pictures.shape).numpy()
         expected = np.sqrt(alpha_bar[T]) * (2 * pictures.numpy() - 1) + np.sqrt(1 - alpha_bar[T]) * noise
         np.testing.assert_allclose(noisy.numpy(), expected, atol=1e-5)
@@ -170,10 +170,10 @@ def test_noise_follows_the_closed_form_of_a_linear_schedule() -> None:
 
 def test_denoising_loss_is_the_error_of_the_predicted_noise_at_each_pictures_own_step() -> None:
     unet, scheduler = build_unet("tiny", 16).eval(), build_scheduler(1000)
-    given = []
-    unet.register_forward_hook(lambda module, inputs, output: given.append((*inputs, output.sample)))
+    calls = []
+    unet.register_forward_hook(lambda module, inputs, output: calls.append((*inputs, output.sample)))
     loss = denoising_loss(unet, scheduler, images(4, 16, 16), random())
-    noisy, steps, predicted = given[0]
+    noisy, steps, predicted = calls[0]
     draws = random()
     noise = draws.normal((4, 3, 16, 16))
     assert steps.tolist() == draws.integers(0, 1000, 4).tolist()

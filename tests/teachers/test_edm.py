@@ -40,13 +40,13 @@ def built() -> Denoiser:
 
 
 def test_the_denoiser_scales_inputs_and_outputs_as_the_papers_table_1() -> None:
-    denoiser, given = built().eval(), []
-    denoiser.unet.register_forward_hook(lambda module, inputs, options, output: given.append((*inputs, options, output)), with_kwargs=True)
+    denoiser, calls = built().eval(), []
+    denoiser.unet.register_forward_hook(lambda module, inputs, options, output: calls.append((*inputs, options, output)), with_kwargs=True)
     sigma = np.array([0.01, 0.7, 30.0], np.float32)
     noisy = images(3).numpy() * 10
     with torch.no_grad():
         denoised = denoiser(torch.from_numpy(noisy), torch.from_numpy(sigma)).numpy()
-    scaled, level, options, output = given[0]
+    scaled, level, options, output = calls[0]
     s = sigma[:, None, None, None]
     np.testing.assert_allclose(scaled.numpy(), noisy / np.sqrt(s**2 + 0.25), rtol=1e-5)
     np.testing.assert_allclose(level.numpy(), np.log(sigma) / 4, rtol=1e-5)
@@ -146,19 +146,19 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
 def test_a_self_conditioned_network_learns_from_its_own_estimate_half_of_the_time() -> None:
     torch.manual_seed(0)
     generator = Generator(Teacher(resolution=16, self_conditioning=True, sample_steps=3))
-    denoiser, given = generator.build(), []
-    denoiser.unet.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].detach()))
+    denoiser, calls = generator.build(), []
+    denoiser.unet.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].detach()))
     generator.loss(denoiser, images(64), random())["loss"].backward()
-    first, second = given
+    first, second = calls
     assert first.shape[1] == second.shape[1] == 6
     assert not first[:, 3:].any()
     assert torch.equal(first[:, :3], second[:, :3])
     conditioned = second[:, 3:].flatten(1).any(1)
     assert 20 < int(conditioned.sum()) < 44
-    given.clear()
+    calls.clear()
     assert generator.sample(denoiser, 2, seed=0).shape == (2, 3, 16, 16)
-    assert not given[0][:, 3:].any()
-    assert all(each[:, 3:].any() for each in given[1:])
+    assert not calls[0][:, 3:].any()
+    assert all(each[:, 3:].any() for each in calls[1:])
 
 
 def test_a_self_conditioned_teacher_teaches_the_pass_that_has_seen_the_first_ones_estimate(tmp_path: Path) -> None:

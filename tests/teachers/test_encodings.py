@@ -43,11 +43,11 @@ class Gaussian:
 
     def __init__(self) -> None:
         self.scheduler = build_scheduler(1000)
-        self.asked: list[int] = []
+        self.queried_steps: list[int] = []
 
     def predict_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
         a = torch.from_numpy(ALPHA_BAR)[steps].view(-1, 1, 1, 1)
-        self.asked += [int(steps[0])]
+        self.queried_steps += [int(steps[0])]
         return (1 - a).sqrt() * (noisy - a.sqrt() * self.MEAN) / (a * self.STD**2 + 1 - a)
 
 
@@ -65,14 +65,14 @@ def test_inversion_takes_the_steps_of_ddim_backwards() -> None:
     network, pictures = Gaussian(), images().double() * 2 - 1
     noisy, steps, clean = Inversion(200, 4).encode(network, pictures, random())  # type: ignore[arg-type]
     x, a = pictures.numpy(), 1.0
-    for asked, after in ((0, 50), (50, 100), (100, 150), (150, 200)):
-        kept = ALPHA_BAR[asked]
+    for queried_steps, after in ((0, 50), (50, 100), (100, 150), (150, 200)):
+        kept = ALPHA_BAR[queried_steps]
         noise = np.sqrt(1 - kept) * (x - np.sqrt(kept) * 0.1) / (kept * 0.16 + 1 - kept)
         x0 = (x - np.sqrt(1 - a) * noise) / np.sqrt(a)
         a = ALPHA_BAR[after]
         x = np.sqrt(a) * x0 + np.sqrt(1 - a) * noise
     np.testing.assert_allclose(noisy.numpy(), x, rtol=1e-5, atol=1e-6)
-    assert network.asked == [0, 50, 100, 150]
+    assert network.queried_steps == [0, 50, 100, 150]
     assert steps.tolist() == [200, 200]
     assert clean is pictures
     again = Inversion(200, 4).encode(network, pictures, random(9)).noisy  # type: ignore[arg-type]
@@ -93,8 +93,8 @@ def test_inversion_ends_at_its_step_whatever_their_number(T: int, passes: int) -
     network = Gaussian()
     encoded = Inversion(T, passes).encode(network, images().double(), random())  # type: ignore[arg-type]
     assert encoded.steps.tolist() == [T, T]
-    assert len(network.asked) <= passes
-    assert network.asked == sorted(set(network.asked))
+    assert len(network.queried_steps) <= passes
+    assert network.queried_steps == sorted(set(network.queried_steps))
 
 
 def test_strata_are_taken_in_turn_by_the_pictures_of_a_batch_however_it_is_split() -> None:
@@ -127,10 +127,10 @@ def test_dreams_are_of_the_distribution_and_noisy_at_their_step() -> None:
     a = ALPHA_BAR[100]
     assert noisy.std().item() == pytest.approx(np.sqrt(a * 0.16 + 1 - a), abs=0.02)
     assert np.corrcoef(noisy.flatten(), clean.flatten())[0, 1] == pytest.approx(1, abs=1e-6)  # the flow of a normal distribution is linear
-    assert network.asked[0] == 999
-    assert network.asked == sorted(network.asked, reverse=True)
-    assert 100 in network.asked
-    assert len(network.asked) <= 302
+    assert network.queried_steps[0] == 999
+    assert network.queried_steps == sorted(network.queried_steps, reverse=True)
+    assert 100 in network.queried_steps
+    assert len(network.queried_steps) <= 302
     assert set(steps.tolist()) == {100}
 
 
@@ -146,7 +146,7 @@ def test_dreams_of_a_schedule_that_ends_in_noise_alone_are_of_the_distribution_t
     network = Gaussian()
     network.scheduler.alphas[-1] = network.scheduler.alphas_cumprod[-1] = 0
     encoded = Dream(100, 300).encode(network, torch.zeros(64, 3, 8, 8, dtype=torch.float64), random())  # type: ignore[arg-type]
-    assert network.asked[0] == 998
+    assert network.queried_steps[0] == 998
     assert float(encoded.clean.mean()) == pytest.approx(Gaussian.MEAN, abs=0.02)
     assert float(encoded.clean.std()) == pytest.approx(Gaussian.STD, abs=0.02)
     Dream(998, 4).check(network.scheduler)

@@ -1,4 +1,4 @@
-"""`dreamteacher import-teacher`: whole folders or none, and nothing that a source brings is run."""
+"""`dreamteacher import-teacher`: complete folders or none, and no code of a source is executed."""
 
 from __future__ import annotations
 

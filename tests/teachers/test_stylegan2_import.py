@@ -1,4 +1,4 @@
-"""StyleGAN2 files of others: equal to the digit after a round trip, and to a reference that reads their layout."""
+"""StyleGAN2 checkpoints: exact round trip, and equality with a reference implementation."""
 
 from __future__ import annotations
 

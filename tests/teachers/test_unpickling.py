@@ -1,4 +1,4 @@
-"""Pickles of others: tensors and plain data come out, and nothing in them is ever run."""
+"""Reading untrusted pickles: tensors and plain data, without executing anything."""
 
 from __future__ import annotations
 

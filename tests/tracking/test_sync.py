@@ -1,4 +1,4 @@
-"""Records that MLflow cannot take at once are sent later, whole and once."""
+"""Records that MLflow cannot accept now are sent later, completely and once."""
 
 import errno
 import json

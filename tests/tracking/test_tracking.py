@@ -1,4 +1,4 @@
-"""What a stage leaves in MLflow."""
+"""The MLflow run of a stage."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, newest good one first."""
+"""Checkpoints: complete or absent; the newest valid one is used."""
 
 import hashlib
 import pickle
@@ -18,9 +18,9 @@ def steps(folder: Path) -> list[int]:
 
 
 def newest(folder: Path) -> tuple[int | None, list[str]]:
-    said: list[str] = []
-    found = newest_checkpoint(folder, lambda state: True, said.append)
-    return (found[1]["step"] if found else None), said
+    logged: list[str] = []
+    found = newest_checkpoint(folder, lambda state: True, logged.append)
+    return (found[1]["step"] if found else None), logged
 
 
 def test_what_is_read_is_what_was_saved(tmp_path: Path) -> None:
@@ -42,9 +42,9 @@ def test_damage_is_passed_over_and_named(tmp_path: Path, damage) -> None:
     save_checkpoint(tmp_path, 1, {"step": 1})
     path = save_checkpoint(tmp_path, 2, {"step": 2})
     path.write_bytes(damage(path.read_bytes()))
-    step, said = newest(tmp_path)
+    step, logged = newest(tmp_path)
     assert step == 1
-    assert said == [f"checkpoint {path} is passed over: its checksum is wrong"]
+    assert logged == [f"checkpoint {path} is passed over: its checksum is wrong"]
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     torch.save({"step": 9, "evil": Evil()}, data, pickle_module=pickle)
     digest = hashlib.sha256(data.read_bytes()).hexdigest()[:32]
     data.rename(tmp_path / f"step-00000009-{digest}.pt")
-    step, (said,) = newest(tmp_path)
-    assert step is None and "cannot be loaded" in said and "\n" not in said
+    step, (logged,) = newest(tmp_path)
+    assert step is None and "cannot be loaded" in logged and "\n" not in logged
     assert not (tmp_path / "harm").exists()
 
 

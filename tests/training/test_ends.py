@@ -1,4 +1,4 @@
-"""However training ends, the process ends within seconds and leaves no loader process behind."""
+"""After any end of training, the process exits within seconds without leaving loader processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: the same result whatever happens to it and however the batch is split."""
+"""The training loop: the same result after interruptions and for any split of the batch."""
 
 import json
 import math
@@ -68,10 +68,10 @@ def test_signal_writes_a_checkpoint_and_the_run_resumes(tmp_path: Path, undistur
     wait_for_records(folder, 4)
     assert child.pid
     os.killpg(child.pid, signum)
-    said = ended(folder, child).decode()
-    assert said.startswith(f"Interrupted: stopped by signal {signum.value} at step ")
+    output = ended(folder, child).decode()
+    assert output.startswith(f"Interrupted: stopped by signal {signum.value} at step ")
     (left,) = list_checkpoints(folder)
-    assert int(left.name.split("-")[1]) == int(said.split("at step ")[1].split(";")[0]) < 60
+    assert int(left.name.split("-")[1]) == int(output.split("at step ")[1].split(";")[0]) < 60
     assert ended(folder, start(folder)) == undisturbed
 
 
@@ -116,11 +116,11 @@ def test_a_second_sigterm_does_not_disturb_the_checkpoint(tmp_path: Path, monkey
     """The first has ended the wait for pictures."""
 
     class StopsAtTheThirdStep(Pictures):
-        asked = 0
+        n_batches = 0
 
         def __getitem__(self, item):
-            self.asked += 1
-            if self.asked > 16:
+            self.n_batches += 1
+            if self.n_batches > 16:
                 signal.raise_signal(signal.SIGTERM)
             return super().__getitem__(item)
 
@@ -159,15 +159,15 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.Capt
     newest.write_bytes(newest.read_bytes()[:-1000])
     capsys.readouterr()
     assert outcome(run(tmp_path)) == whole
-    said = capsys.readouterr().err
-    assert f"checkpoint {newest} is passed over: its checksum is wrong" in said
-    assert "resumes after step 56" in said
+    output = capsys.readouterr().err
+    assert f"checkpoint {newest} is passed over: its checksum is wrong" in output
+    assert "resumes after step 56" in output
     for path in list_checkpoints(tmp_path):
         path.write_bytes(b"")
     assert outcome(run(tmp_path)) == whole
-    said = capsys.readouterr().err
-    assert said.count("is passed over") == 3
-    assert "tiny: starts 60 steps" in said
+    output = capsys.readouterr().err
+    assert output.count("is passed over") == 3
+    assert "tiny: starts 60 steps" in output
 
 
 def test_checkpoint_of_another_model_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,9 +178,9 @@ def test_checkpoint_of_another_model_is_passed_over(tmp_path: Path, capsys: pyte
 
 def test_full_disk_is_one_line_and_leaves_what_was(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    said = ended(folder, start(folder, fill_disk_after_16)).decode()
-    assert said.startswith(f"UserError: cannot write to {folder}: File too large; make room")
-    assert "\n" not in said
+    output = ended(folder, start(folder, fill_disk_after_16)).decode()
+    assert output.startswith(f"UserError: cannot write to {folder}: File too large; make room")
+    assert "\n" not in output
     assert [path.name.split("-")[1] for path in list_checkpoints(folder)] == ["00000014", "00000007"]
     assert not list(folder.glob(".*"))
 
@@ -273,16 +273,16 @@ def test_history_and_result(tmp_path: Path) -> None:
         seen.append((model.training, step))
         return {"figure": step}
 
-    given = build()
-    trained = run(tmp_path, model=given, settings={"steps": 25}, on_eval=on_eval)
+    network = build()
+    trained = run(tmp_path, model=network, settings={"steps": 25}, on_eval=on_eval)
     assert seen == [(False, 10), (False, 20), (False, 25)]
     rows = {row["step"]: row for row in trained.history}
     assert list(rows) == [4, 8, 10, 12, 16, 20, 24, 25]
     assert set(rows[4]) == {"step", "loss", "noise", "lr", "grad_norm"}
     assert set(rows[10]) == {"step", "figure"}
     assert set(rows[20]) == {"step", "loss", "noise", "lr", "grad_norm", "figure"}
-    assert trained.model is given and not given.training and trained.ema is not None
-    assert all(value.is_contiguous() for value in [*given.state_dict().values(), *trained.ema.state_dict().values()])
+    assert trained.model is network and not network.training and trained.ema is not None
+    assert all(value.is_contiguous() for value in [*network.state_dict().values(), *trained.ema.state_dict().values()])
     record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert set(record) == {*rows[4], "img_per_s", "data_wait", "seconds", "pictures"}
 

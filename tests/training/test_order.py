@@ -1,4 +1,4 @@
-"""The order of the samples: complete, endless, and the same from wherever it is entered."""
+"""The sample order: complete, endless, and independent of the start step."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What a person and a program read while training runs."""
+"""Progress output and log records of training."""
 
 import io
 import json

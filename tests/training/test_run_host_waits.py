@@ -41,7 +41,7 @@ def test_no_step_makes_the_host_wait(optimizer: str, tmp_path: Path, monkeypatch
     place = SimpleNamespace(title="tiny", checkpoints=tmp_path, tracker=Tracker())
     monkeypatch.setattr(torch.cuda, "Event", Event)
     with pretended_gpu():
-        given = Run(
+        loop = Run(
             build().to(GPU),
             denoise,
             settings,
@@ -55,12 +55,12 @@ def test_no_step_makes_the_host_wait(optimizer: str, tmp_path: Path, monkeypatch
         )
 
         def backward(loss: Tensor) -> None:
-            for parameter in given.trainable:
+            for parameter in loop.trainable:
                 parameter.grad = torch.empty_like(parameter)
 
         monkeypatch.setattr(Tensor, "backward", backward)
-        never_waits(lambda random: given.take_step([{"image": torch.rand(4, 3, 8, 8)} for _ in range(2)]))
-        assert given.done == 2 and all(row.device == GPU for row in given.window)
+        never_waits(lambda random: loop.take_step([{"image": torch.rand(4, 3, 8, 8)} for _ in range(2)]))
+        assert loop.done == 2 and all(row.device == GPU for row in loop.window)
 
 
 def test_losses_are_read_at_records_and_checkpoints_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Splitting a batch into parts or over processes leaves loss and gradient as they are, however unevenly the labels lie."""
+"""Splitting a batch into parts or over processes does not change loss and gradient, even with unevenly distributed labels."""
 
 from __future__ import annotations
 

@@ -71,13 +71,13 @@ def run(
     """Train with checkpoints in `folder`."""
     chosen = Training(**{**DEFAULTS, **(settings or {})})
     more.setdefault("on_eval", lambda model, step: {"bias": float(model[0].bias.sum())})
-    given = model or build(), step, data or Pictures(), chosen
+    arguments = model or build(), step, data or Pictures(), chosen
     place = SimpleNamespace(title="tiny", checkpoints=folder, tracker=Tracker())
-    return train(*given, place, seed=3, eval_every=10, **more)
+    return train(*arguments, place, seed=3, eval_every=10, **more)
 
 
 def outcome(trained: Trained) -> bytes:
-    """Everything that must not depend on kills, as bytes."""
+    """Everything that must not depend on interruptions, as bytes."""
     assert trained.ema is not None
     return save(trained.model.state_dict()) + save(trained.ema.state_dict()) + json.dumps(trained.history).encode()
 
@@ -101,7 +101,7 @@ def _child(folder: Path, step: Step, more: dict[str, Any]) -> None:
 
 
 def ended(folder: Path, child: mp.process.BaseProcess) -> bytes:
-    """What the child left, once it has ended by itself."""
+    """The outcome of the child, once it has exited."""
     child.join(120)
     assert child.exitcode == 0
     return folder.with_suffix(".result").read_bytes()

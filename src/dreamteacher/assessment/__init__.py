@@ -1,1 +1,1 @@
-"""What to expect of a pretraining before it is run: which short trainings tell, and what follows from their figures."""
+"""Predict the gain of pretraining before it is run, from short trainings from scratch."""

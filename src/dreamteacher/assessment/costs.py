@@ -1,4 +1,4 @@
-"""What the chain costs from here on: seconds of every stage, and their price."""
+"""The cost of the chain: seconds of every stage, and the price."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dreamteacher.settings.schema import Params
 
 
 def chain_cost(params: Params, train: ImageSet, val: ImageSet, *, speed: Speed, held_out: int, device: torch.device) -> dict[str, Any]:
-    """`stages`, `seconds` and `price` of the chain; what pretrains is timed here.
+    """`stages`, `seconds` and `price` of the chain; pretraining steps are timed here.
 
     Args:
         params: settings of the chain.
         train: split.
-        val: split, which evaluate scores models on.
+        val: split, on which evaluate scores models.
         speed: of a fine-tuning step, and of scoring a model on `held_out` pictures.
         held_out: number of pictures.
         device: where the steps are timed.
@@ -39,6 +39,6 @@ def chain_cost(params: Params, train: ImageSet, val: ImageSet, *, speed: Speed, 
 
 
 def pretraining_cost(params: Params, train: ImageSet, device: torch.device) -> str:
-    """Seconds of the stages that need no labels, in words."""
+    """The time of the stages that need no labels, in words."""
     costs = stage_costs(params, train, device, with_labels=False)
     return ", ".join(f"{cost.name} {duration(cost.seconds)}" for cost in costs if cost.seconds is not None) or "not measured"

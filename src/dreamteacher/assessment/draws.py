@@ -1,10 +1,10 @@
-"""Which labelled train pictures an assessment learns from, draw by draw, and which it measures by."""
+"""The labelled train pictures of each draw of an assessment, and its held-out pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dreamteacher.assessment.plan import sizes
+from dreamteacher.assessment.plan import curve_sizes
 from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.data.holdout import hold_out, is_crossed
 from dreamteacher.errors import UserError
@@ -12,23 +12,23 @@ from dreamteacher.settings.schema import Params
 
 
 class Draws:
-    """The few labelled pictures and the held-out ones of each draw.
+    """Draws of labelled pictures for training, with held-out ones for the metric.
 
     Attributes:
         images: the train split.
         labelled: number of its labelled pictures.
-        pool: number of labelled pictures that every draw may learn from, as the others are held out.
-        few: number of labels that fine-tuning will have.
-        measured: number of labels that trainings here have in its place: `few`, or `pool` where that is less.
-        numbers: numbers of labels of the learning curve, `measured` among them.
-        crossed: each draw holds out other pictures (see `holdout.is_crossed`).
+        pool: number of labelled pictures that are available to every draw; the others are held out.
+        few: number of labels of fine-tuning in the chain.
+        measured: number of labels in the trainings here: `few`, at most `pool`.
+        numbers: numbers of labels on the learning curve, including `measured`.
+        crossed: each draw holds out another fold (see `holdout.is_crossed`).
     """
 
     def __init__(self, params: Params, images: ImageSet, data: Path):
         """`images` of the data set `data`.
 
         Raises:
-            UserError: fewer pictures are labelled than few_labels asks for, or too few to hold some out.
+            UserError: fewer pictures are labelled than few_labels, or too few to hold some out.
         """
         self.images, self.crossed, self._by = images, is_crossed(images), params.few_labels_by
         self._parts = [hold_out(images, draw) for draw in range(params.assess.draws)]
@@ -43,12 +43,12 @@ class Draws:
                 f"{data}: {self.labelled} labelled train pictures are too few to hold some out and draw a learning curve from the others; "
                 f"label {max(2 * least + 2, 6)} at least"
             )
-        self.numbers = sizes(self.measured, self.pool, least)
+        self.numbers = curve_sizes(self.measured, self.pool, least)
 
     def few_of(self, draw: int, n: int) -> list[int]:
-        """The first `n` pictures of a draw; a larger `n` adds to them."""
+        """The first `n` pictures of a draw; a larger `n` gives a superset."""
         return few_labelled(self.images, n, draw, self._by, among=self._parts[draw][0])
 
     def held_out(self, draw: int) -> list[int]:
-        """The pictures that trainings of this draw are measured by."""
+        """The held-out pictures of a draw."""
         return self._parts[draw][1]

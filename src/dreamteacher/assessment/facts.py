@@ -1,4 +1,4 @@
-"""The content of `assess.json`, put together from the figures of the trainings, and the files that are drawn from it."""
+"""The content of `assess.json`, from the metrics of the trainings, and the files derived from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamteacher.assessment.curve import Curve
 from dreamteacher.assessment.curve import fit as fit_curve
 from dreamteacher.assessment.draws import Draws
 from dreamteacher.assessment.plan import Plan, Point
-from dreamteacher.assessment.prediction import described, predict
+from dreamteacher.assessment.prediction import predict, to_json
 from dreamteacher.assessment.verdict import text
 from dreamteacher.report.figures import save_curves
 from dreamteacher.report.tables import write_table
@@ -27,7 +27,7 @@ ASSESSMENT, TEXT = "assess.json", "assess.txt"
 
 
 def conditions(params: Params, draws: Draws, plan: Plan) -> dict[str, Any]:
-    """What is measured, on which labels, and with how many steps and draws."""
+    """Task, metric, numbers of labels, and budget of steps and draws."""
     task = get_task(str(draws.images.task))
     return {
         "task": draws.images.task,
@@ -54,7 +54,7 @@ def conditions(params: Params, draws: Draws, plan: Plan) -> dict[str, Any]:
 
 
 def results(params: Params, draws: Draws, plan: Plan, tried: dict[str, Change], figures: dict[Point, float]) -> dict[str, Any]:
-    """The learning curve, the gains of changes, and the predictions that follow from the `figures` of the trainings."""
+    """Learning curve, gains of changes, and predictions, from the metrics (`figures`) of the trainings."""
     points, few = learning_curve(plan, figures), draws.few
     curve = fit_curve({each["labels"]: (each["mean"], each["std"] / math.sqrt(len(each["draws"]))) for each in points})
     of_few = next(each for each in points if each["labels"] == draws.measured)
@@ -77,7 +77,7 @@ def results(params: Params, draws: Draws, plan: Plan, tried: dict[str, Change], 
 
 
 def learning_curve(plan: Plan, figures: dict[Point, float]) -> list[dict[str, Any]]:
-    """`labels`, `mean`, `std` and the figures of all `draws` for each number of labels, without changes."""
+    """`labels`, `mean`, `std` and metrics of all `draws` for each number of labels, without changes."""
     by_labels: dict[int, list[float]] = {}
     for point in sorted((point for point in plan.points if not point.change), key=lambda point: point.labels):
         by_labels.setdefault(point.labels, []).append(figures[point])
@@ -85,7 +85,7 @@ def learning_curve(plan: Plan, figures: dict[Point, float]) -> list[dict[str, An
 
 
 def gain_of(name: str, change: Change, plan: Plan, figures: dict[Point, float]) -> dict[str, Any]:
-    """What a change gained over the same draws without it."""
+    """The paired gain of a change over the same draws without it."""
     points = [point for point in plan.points if point.change == name]
     gains = [figures[point] - figures[Point(point.labels, point.draw)] for point in points]
     return {
@@ -105,7 +105,7 @@ def predictions(params: Params, curve: Curve, few: int, *, longer: float, spread
     for init in params.compare.inits:
         if init != "scratch":
             kind = init if init in FRESH else "label_recipe" if init in params.label_recipes else "recipe"
-            found[init] = described(predict(curve, few, kind, longer=longer, spread=spread, seeds=len(params.compare.seeds)))
+            found[init] = to_json(predict(curve, few, kind, longer=longer, spread=spread, seeds=len(params.compare.seeds)))
     return found
 
 

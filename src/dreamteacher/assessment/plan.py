@@ -1,4 +1,4 @@
-"""Which trainings an assessment consists of, so that they fit into its minutes."""
+"""The plan of an assessment: the trainings that fit into its time budget."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from itertools import pairwise
 
 from dreamteacher.assessment.changes import Change
 
-LEAST_STEPS = 50  # of a training; with fewer nothing is learnt
-OF_CHANGES = 2  # draws with which a change is tried, at most
+MIN_STEPS = 50  # per training; fewer are useless
+DRAWS_PER_CHANGE = 2  # at most
 
 
 @dataclass(frozen=True)
 class Point:
-    """One training from scratch with `labels` labelled pictures of a draw; `change` is a name of `changes`, or nothing."""
+    """One training from scratch with `labels` labelled pictures of a draw; `change`: a key of `changes.changes`, or empty."""
 
     labels: int
     draw: int
@@ -27,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """The trainings, each of `steps` steps without its change. seconds: all of them take, about; needed: with all the steps asked for."""
+    """The trainings, of `steps` steps each. seconds: estimate of all; needed: estimate with the requested number of steps."""
 
     steps: int
     points: list[Point]
@@ -37,40 +37,43 @@ class Plan:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds, measured here: of one step; of scoring one held-out model; `start`: of a training apart from its steps."""
+    """Measured seconds of a training step, of scoring a model on the held-out pictures, and of starting a training."""
 
     step: float
     score: float
     start: float = 0.0
 
 
-def sizes(few: int, pool: int, least: int) -> list[int]:
-    """Numbers of labels of the learning curve: `few`, halves of it and its doubles, and all of `pool`; but `few` none below `least`.
+def curve_sizes(few: int, pool: int, least: int) -> list[int]:
+    """Numbers of labels on the learning curve: `few`, half and a quarter, two and four times, and `pool`; none but `few` below `least`.
 
-    More than two doubles are left out between `few` and `pool`, more than two halves below.
+    If `few` < `pool`, the quarter is left out.
     """
     wanted = {few * 2**times for times in (1, 2)} | {few // 2**times for times in (0, 1, 2)} | {pool}
-    if few < pool:  # what matters then lies above
+    if few < pool:  # larger numbers are more informative
         wanted.discard(few // 4)
     found = sorted(n for n in wanted if n == few or least <= n <= pool)
-    # Two numbers within a quarter of each other tell the same; the last and `few` itself stay.
+    # Numbers within 25 % of the next are redundant; `few` and the last are kept.
     return [n for n, after in [*pairwise(found), (found[-1], None)] if after is None or n == few or after > 1.25 * n]
 
 
 def make_plan(few: int, numbers: list[int], draws: int, tried: dict[str, Change], speed: Speed, *, steps: int, seconds: float) -> Plan:
-    """The richest of several plans whose trainings of `steps` steps fit into `seconds`; else the poorest, with fewer steps.
+    """The largest of several plans that fits into `seconds` with `steps` steps per training; else the smallest, with fewer steps.
 
     Args:
         few: labels with which changes are tried, one of `numbers`.
-        numbers: of the learning curve, see `sizes`.
-        draws: at most.
-        tried: changes, the most telling first.
+        numbers: of labels on the learning curve, see `curve_sizes`.
+        draws: maximum number of draws.
+        tried: changes, the most informative first.
+        speed: of trainings.
+        steps: requested steps per training.
+        seconds: time budget.
     """
     fewest = sorted({numbers[0], few, numbers[-1], *([numbers[-2]] if few == numbers[-1] else [])}) if len(numbers) > 1 else numbers
     choices = [
-        (numbers, draws, list(tried), OF_CHANGES),
-        (numbers, draws, list(tried)[:2], OF_CHANGES),
-        (numbers, draws, list(tried)[:1], OF_CHANGES),
+        (numbers, draws, list(tried), DRAWS_PER_CHANGE),
+        (numbers, draws, list(tried)[:2], DRAWS_PER_CHANGE),
+        (numbers, draws, list(tried)[:1], DRAWS_PER_CHANGE),
         (numbers, min(draws, 2), list(tried)[:1], 1),
         (fewest, min(draws, 2), list(tried)[:1], 1),
     ]
@@ -82,13 +85,13 @@ def make_plan(few: int, numbers: list[int], draws: int, tried: dict[str, Change]
         needed = fixed + work * steps * speed.step
         if needed <= seconds:
             return Plan(steps, points, needed, needed)
-    fitting = max(LEAST_STEPS, _two_digits((seconds - fixed) / (work * speed.step)))
+    fitting = max(MIN_STEPS, _two_digits((seconds - fixed) / (work * speed.step)))
     steps = min(steps, fitting)
     return Plan(steps, points, fixed + work * steps * speed.step, needed)
 
 
 def _two_digits(value: float) -> int:
-    """Rounded down to a number that people would write: 1278 to 1200."""
+    """Round down to two significant digits: 1278 to 1200."""
     if value < 10:
         return max(1, int(value))
     digits = 10 ** (len(str(int(value))) - 2)

@@ -1,4 +1,4 @@
-"""What a pretraining is expected to gain over training from scratch, and, after a run, whether it came so."""
+"""The predicted gain of pretraining over training from scratch, and its comparison with the result of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamteacher.assessment.curve import Curve
 
 @dataclass(frozen=True)
 class Worth:
-    """What an initialisation is worth, as doublings of the number of labels: at least, most likely, at most. source: of these figures."""
+    """The value of an initialisation in doublings of the number of labels: minimum, most likely, maximum. source: of these numbers."""
 
     least: float
     likely: float
@@ -19,7 +19,7 @@ class Worth:
     source: str
 
 
-# The rough part of every prediction: to be fitted again when more runs have been compared with theirs (`python -m benchmarks.assess`).
+# Rough estimates; refit them when more runs have been compared with their predictions (`python -m benchmarks.assess`).
 WORTH = {
     "recipe": Worth(
         0,
@@ -30,18 +30,18 @@ WORTH = {
     "label_recipe": Worth(0, 1, 3, "own runs on nuclei: about 0.7 with 5 labels, none with 20"),
     "imagenet": Worth(0, 2, 5, "none of our own; nothing on pictures unlike photographs, much on photographs"),
 }
-HEAD_START = 0.5  # of what more steps gain, by which a pretrained network is ahead (He et al., arXiv 1811.08883: it converges faster)
-PAIRED = 0.7  # spread of the gain over draws of labels, over that of scratch: six draws of 5 nuclei labels gave 8.7 to 12.9 points
-SHOWS = 0.005  # a gain below half a point is none
-MUCH = 0.03
-NOTHING = 0.01  # where even the most that can be hoped for is less
+HEAD_START = 0.5  # share of the gain of more steps, as pretrained networks converge faster (He et al., arXiv 1811.08883)
+PAIRED_SPREAD = 0.7  # std of the paired gain over std of scratch; six draws of 5 nuclei labels gave gains of 8.7 to 12.9 points
+MIN_GAIN = 0.005  # smaller gains count as none
+LARGE_GAIN = 0.03
+NEGLIGIBLE_GAIN = 0.01  # expect nothing if even the maximum gain is below
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Gain over scratch, as differences of a figure in [0, 1]; what a run gains should lie between `low` and `high`.
+    """Gain over scratch, as difference of a metric in [0, 1]; the gain of a run should lie between `low` and `high`.
 
-    most: as much as can be hoped for, without noise. labels: how many more labels would gain `expected`; infinity where none would.
+    most: maximum without noise. labels: number of additional labels that would gain `expected`; infinity if no number does.
     """
 
     low: float
@@ -52,15 +52,15 @@ class Prediction:
 
 
 def predict(curve: Curve, few: int, kind: str, *, longer: float, spread: float, seeds: int) -> Prediction:
-    """The gain of an initialisation of a `kind` in WORTH with `few` labels.
+    """Predict the gain of an initialisation of a `kind` in WORTH with `few` labels.
 
     Args:
         curve: of training from scratch.
-        few: labels that the interpreter and fine-tuning will see.
+        few: labels of the interpreter and fine-tuning.
         kind: of WORTH.
-        longer: what three times the steps gain from scratch; 0 where it is not known.
-        spread: standard deviation of scratch over draws of the labels.
-        seeds: draws over which the run takes its mean.
+        longer: gain of three times the steps from scratch; 0 if unknown.
+        spread: standard deviation of scratch over draws of labels.
+        seeds: number of draws in the mean of the run.
     """
     now, worth = curve.at(few), WORTH[kind]
 
@@ -69,41 +69,40 @@ def predict(curve: Curve, few: int, kind: str, *, longer: float, spread: float, 
 
     ahead = max(0.0, longer)
     expected, most = gain(worth.likely) + HEAD_START * ahead, gain(worth.most) + ahead
-    noise = 2 * PAIRED * spread / math.sqrt(seeds)
-    labels = curve.labels_for(now + expected) - few if expected >= SHOWS else 0.0
+    noise = 2 * PAIRED_SPREAD * spread / math.sqrt(seeds)
+    labels = curve.labels_for(now + expected) - few if expected >= MIN_GAIN else 0.0
     return Prediction(gain(worth.least) - noise, expected, min(most + noise, 1 - now), min(most, 1 - now), labels)
 
 
 def expectation(prediction: Prediction) -> str:
     """ "nothing", "little" or "much"."""
-    if prediction.expected < SHOWS or prediction.most < NOTHING:
+    if prediction.expected < MIN_GAIN or prediction.most < NEGLIGIBLE_GAIN:
         return "nothing"
-    return "much" if prediction.expected >= MUCH else "little"
+    return "much" if prediction.expected >= LARGE_GAIN else "little"
 
 
-def described(prediction: Prediction) -> dict[str, Any]:
-    """As it stands in `assess.json`: plain numbers, `labels` whole or, where no number of labels gains as much, null; and `expect`."""
+def to_json(prediction: Prediction) -> dict[str, Any]:
+    """The prediction for `assess.json`: `labels` as an integer, or None for infinity; and `expect`."""
     labels = round(prediction.labels) if math.isfinite(prediction.labels) else None
     return asdict(prediction) | {"labels": labels, "expect": expectation(prediction)}
 
 
 def seeds_to_show(gain: float, spread: float) -> int:
-    """Draws of labels after which a mean gain is about twice its standard error; two at least."""
-    return max(2, math.ceil((2 * PAIRED * spread / gain) ** 2))
+    """Number of draws for which a mean gain is about twice its standard error; at least two."""
+    return max(2, math.ceil((2 * PAIRED_SPREAD * spread / gain) ** 2))
 
 
 def realised(assessment: dict[str, Any], metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """What came of the predictions.
+    """Compare predictions with the results of a run.
 
     Args:
         assessment: `assess.json`.
         metrics: `metrics.json` of evaluate, of a run with the same labels.
 
     Returns:
-        {init: {"predicted", "low", "high", "gain", "error", "within", "right"}} of those that were predicted and compared with scratch.
-        error: standard error of the gain, from the spread over seeds as if each had draws of its own, so rather too large; None for one
-        seed. within: the gain lies between low and high. right: the prediction said truly that there is a gain (of half a point or
-        more), or that there is none.
+        {init: {"predicted", "low", "high", "gain", "error", "within", "right"}} for each init with a prediction and a result.
+        error: standard error of the gain, computed as if unpaired, so rather too large; None for one seed. within: the gain lies between
+        low and high. right: the prediction of a gain (at least MIN_GAIN), or of none, is correct.
     """
     mean, std = (f"{assessment['figure']}_{kind}" for kind in ("mean", "std"))
     scratch, found = metrics.get("scratch"), {}
@@ -120,6 +119,6 @@ def realised(assessment: dict[str, Any], metrics: dict[str, dict[str, float]]) -
             "gain": gain,
             "error": error,
             "within": predicted["low"] <= gain <= predicted["high"],
-            "right": (predicted["expected"] >= SHOWS) == (gain >= SHOWS),
+            "right": (predicted["expected"] >= MIN_GAIN) == (gain >= MIN_GAIN),
         }
     return found

@@ -1,4 +1,4 @@
-"""The trainings from scratch of an assessment: timed, planned to fit into its minutes, measured, and each kept once it is done."""
+"""The trainings from scratch of an assessment: timing, planning, training and scoring; each result is cached."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dreamteacher.assessment.plan import Plan, Point, Speed, make_plan
 from dreamteacher.assessment.verdict import duration
 from dreamteacher.files import replace_file
 from dreamteacher.settings.schema import Params
-from dreamteacher.stage import PASSED_OVER
+from dreamteacher.stage import NOT_DIGESTED
 from dreamteacher.tasks.base import NeckHead, get_task
 from dreamteacher.tasks.model import TaskModel
 from dreamteacher.tasks.scoring import score
@@ -30,15 +30,15 @@ from dreamteacher.training.checkpoint import writing
 from dreamteacher.training.run import Place
 
 log = logging.getLogger(__name__)
-TIMED_PICTURES = 4  # pictures on which scoring is timed
-LONG = 5.0  # seconds; where a training of one step takes longer, fewer steps are timed
+TIMED_PICTURES = 4  # with which scoring is timed
+LONG = 5.0  # seconds; if a training of one step takes longer, fewer steps are timed
 
-Train = Callable[[Params, list[int], int, Place], TaskModel]  # settings, pictures, seed, where its checkpoints are
+Train = Callable[[Params, list[int], int, Place], TaskModel]  # params, indices of pictures, seed, place of its checkpoints
 
 
 @dataclass
 class Untracked:
-    """A `training.run.Place` whose training is no run of its own to trackers."""
+    """A `training.run.Place` whose training is not tracked."""
 
     title: str
     checkpoints: Path
@@ -53,8 +53,8 @@ class Trainings:
         params: settings.
         draws: of the labelled pictures.
         train: fine-tunes a new model.
-        checkpoints: folder of this assessment, to go on from when it was stopped. Figures lie beside it in `points`, named by all that they
-            depend on, so that another assessment reads them.
+        checkpoints: folder of this assessment, for resuming. Metrics are cached beside it in `points`, by digest of all that they depend
+            on, and shared with other assessments.
         data_digest: of the data set.
         device: where models are scored.
     """
@@ -67,9 +67,9 @@ class Trainings:
     device: torch.device
 
     def plan(self) -> tuple[Plan, Speed]:
-        """What is trained, and how fast steps are here.
+        """The plan, and the measured speed.
 
-        A resumed assessment keeps the plan of its first start, as the number of steps depends on the speed that was measured then.
+        A resumed assessment keeps its first plan, because the number of steps depends on the speed measured then.
         """
         path, settings = self.checkpoints / "plan.json", self.params.assess
         if path.exists():
@@ -83,19 +83,19 @@ class Trainings:
             plan = make_plan(draws.measured, draws.numbers, settings.draws, tried, speed, steps=steps, seconds=seconds)
             if settings.steps:
                 plan = Plan(settings.steps, plan.points, plan.needed, plan.needed)
-            _keep(path, asdict(plan) | {"speed": asdict(speed)})
+            _save_json(path, asdict(plan) | {"speed": asdict(speed)})
         log.info("assess: %d trainings of %d steps, about %s", len(plan.points), plan.steps, duration(plan.seconds))
         return plan, speed
 
     def changes(self, steps: int) -> dict[str, Change]:
-        """What may be changed in trainings of `steps` steps."""
+        """The changes to try in trainings of `steps` steps."""
         images = self.draws.images
         head = get_task(str(images.task), self.params.finetune.head).head([8, 8, 8, 8], 8, len(images.classes))
         short_side = int(np.median([min(images.size(index)) for index in images.labelled()[:1000]]))
         return changes(shortened(self.params, steps), short_side, isinstance(head, NeckHead))
 
     def speed(self) -> Speed:
-        """Seconds of a step, of scoring on the held-out pictures, and of the rest of a training."""
+        """Measure the speed of trainings and scoring."""
         few, held = self.draws.few_of(0, self.draws.measured), self.draws.held_out(0)
 
         def train(steps: int) -> tuple[TaskModel, float]:
@@ -106,19 +106,19 @@ class Trainings:
             shutil.rmtree(folder, ignore_errors=True)
             return model, seconds
 
-        train(1)  # allocates, chooses algorithms, decodes pictures
+        train(1)  # warm-up
         model, first = train(1)
         more = 3 if first > LONG else 12
         step = max((train(1 + more)[1] - first) / more, 1e-4)
         some = held[:TIMED_PICTURES]
-        for _ in range(2):  # the first time allocates
+        for _ in range(2):  # the first is a warm-up
             begin = time.perf_counter()
             score(model, self.draws.images, self.params.evaluate.batch_size, self.device, among=some)
         each = (time.perf_counter() - begin) / len(some)
         return Speed(step, each * len(held), max(first - step, 0.0))
 
     def figures(self, plan: Plan) -> dict[Point, float]:
-        """The figure of each training of the plan; those that are done already are read."""
+        """The metric of each training of the plan; cached ones are read."""
         base, tried, figures = shortened(self.params, plan.steps), self.changes(plan.steps), {}
         weights = {point: tried[point.change].cost if point.change else 1.0 for point in plan.points}
         task = get_task(str(self.draws.images.task))
@@ -135,7 +135,7 @@ class Trainings:
             model = self.train(params, few, point.draw, Untracked(f"assess {words}", folder))
             of_held, _ = score(model, self.draws.images, params.evaluate.batch_size, self.device, among=held)
             figures[point] = of_held[task.figure]
-            _keep(kept, {"figure": figures[point], "labels": point.labels, "draw": point.draw, "change": point.change})
+            _save_json(kept, {"figure": figures[point], "labels": point.labels, "draw": point.draw, "change": point.change})
             shutil.rmtree(folder, ignore_errors=True)
             trained += weights[point]
             left = sum(weights[each] for each in plan.points[number:]) * (time.perf_counter() - begin) / trained
@@ -144,14 +144,14 @@ class Trainings:
         return figures
 
     def _key(self, params: Params, point: Point) -> str:
-        """Digest of all that a training and its figure depend on."""
+        """Digest of all that a training and its metric depend on."""
         plain = params.section("student", "finetune")
-        plain["finetune"] = {name: value for name, value in plain["finetune"].items() if name not in PASSED_OVER}
+        plain["finetune"] = {name: value for name, value in plain["finetune"].items() if name not in NOT_DIGESTED}
         content = {**plain, "data": self.data_digest, "labels": point.labels, "draw": point.draw, "crossed": self.draws.crossed}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _keep(path: Path, content: dict[str, Any]) -> None:
+def _save_json(path: Path, content: dict[str, Any]) -> None:
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(content) + "\n")

@@ -1,4 +1,4 @@
-"""What is reached without training a network: by one class everywhere, and by reading out random weights."""
+"""Baselines without training: a constant prediction, and probes of random weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamteacher.tasks.readout import read_out
 
 
 def constant_prediction(draws: Draws) -> float | None:
-    """The figure of always predicting the class most frequent in the few labels; None for tasks that do not classify."""
+    """The metric of always predicting the most frequent class of the few labels; None for tasks that do not classify."""
     images, task = draws.images, get_task(str(draws.images.task))
     if not task.classifies:
         return None

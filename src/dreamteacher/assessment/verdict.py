@@ -1,34 +1,34 @@
-"""The words of an assessment: what to expect of pretraining, why, and what would help more."""
+"""The text of an assessment: expected gain of pretraining, reasons, and alternatives."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from dreamteacher.assessment.changes import TIMES
-from dreamteacher.assessment.prediction import SHOWS, seeds_to_show
+from dreamteacher.assessment.changes import FACTOR
+from dreamteacher.assessment.prediction import MIN_GAIN, seeds_to_show
 
-CONVERGED = 0.01  # what three times the steps may gain from scratch while a budget still counts as enough
+CONVERGED = 0.01  # gain of FACTOR times the steps below which the number of steps is enough
 ABOVE_FLOOR = 0.02
 
 
 def verdict(facts: dict[str, Any]) -> dict[str, Any]:
     """{"expect": "nothing", "little", "much" or "unknown", "words": one sentence, "because": [...], "help": [...], "warnings": [...]}.
 
-    `facts` is `assess.json` without its verdict. `help` lists what would gain half a point or more, most first, each with `words`, `gain`
-    and, where it was measured, its standard `error`.
+    `facts` is `assess.json` without its verdict. `help` lists changes that gain at least MIN_GAIN, by descending gain, each with `words`,
+    `gain` and its standard `error`, if measured.
     """
     ours = {init: each for init, each in facts["prediction"].items() if init != "imagenet"}
     because = [_headroom(facts), _next_labels(facts)]
     warnings = list(_warnings(facts))
-    said: dict[str, Any] = {"because": because, "help": help_more(facts), "warnings": warnings}
+    common: dict[str, Any] = {"because": because, "help": help_more(facts), "warnings": warnings}
     if not ours:
-        return {"expect": "unknown", "words": "compare.inits names nothing that is pretrained here, so there is nothing to expect"} | said
-    if why := _tells_nothing(facts):
-        return {"expect": "unknown", "words": f"these trainings do not tell what to expect: {why}"} | said
+        return {"expect": "unknown", "words": "compare.inits names nothing that is pretrained here, so there is nothing to expect"} | common
+    if why := _inconclusive(facts):
+        return {"expect": "unknown", "words": f"these trainings do not tell what to expect: {why}"} | common
     best = max(ours, key=lambda init: ours[init]["expected"])
     predicted = ours[best]
-    if predicted["expected"] >= SHOWS:
+    if predicted["expected"] >= MIN_GAIN:
         seeds = seeds_to_show(predicted["expected"], facts["spread"])
         has = facts["budget"]["seeds"]
         enough = "as many as" if seeds <= has else "and"
@@ -39,11 +39,11 @@ def verdict(facts: dict[str, Any]) -> dict[str, Any]:
     worth = f", as much as {predicted['labels']:,} more labels" if predicted["labels"] else ""
     how_much = f"{points(predicted['expected'], '+')} {facts['title']} points over scratch by {best}{worth} "
     how_much += f"({points(predicted['low'], '+')} to {points(predicted['high'], '+')} with the noise of the draws)"
-    return {"expect": predicted["expect"], "words": f"expect {predicted['expect']} from pretraining: {how_much}"} | said
+    return {"expect": predicted["expect"], "words": f"expect {predicted['expect']} from pretraining: {how_much}"} | common
 
 
-def _tells_nothing(facts: dict[str, Any]) -> str:
-    """Why nothing follows from the figures; empty where something does."""
+def _inconclusive(facts: dict[str, Any]) -> str:
+    """Why the metrics allow no conclusion; empty if they do."""
     budget, longer = facts["budget"], _longer(facts)
     if facts["floor"] is not None and facts["scratch"] < facts["floor"] + ABOVE_FLOOR:
         return (
@@ -52,29 +52,29 @@ def _tells_nothing(facts: dict[str, Any]) -> str:
         )
     if budget["steps"] < budget["full"] and longer > CONVERGED:
         return (
-            f"{budget['steps']} steps are too few, as {TIMES} times as many gain {points(longer)} points; all {budget['full']} take "
+            f"{budget['steps']} steps are too few, as {FACTOR} times as many gain {points(longer)} points; all {budget['full']} take "
             f"--minutes {math.ceil(budget['needed_minutes'])} here"
         )
     return ""
 
 
 def _longer(facts: dict[str, Any]) -> float:
-    """What more steps gain; 0 where it was not measured."""
+    """The gain of more steps; 0 if not measured."""
     return float(next((change["gain"] for change in facts["changes"] if change["name"] == "longer"), 0.0))
 
 
 def help_more(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What would gain half a point or more from scratch, and more than its standard error, most first."""
+    """Changes that gain at least MIN_GAIN and their standard error from scratch, by descending gain."""
     few, labelled, double = facts["labels"]["few"], facts["labels"]["labelled"], facts["headroom"]["double"]
     found = []
-    if double >= SHOWS:
+    if double >= MIN_GAIN:
         there = f"; they are there: few_labels: {2 * few}" if 2 * few <= labelled else ""
         found.append({"name": "more-labels", "words": f"{few:,} more labels{there}", "gain": double, "error": None})
     tried = facts["changes"]
     if facts["budget"]["steps"] < facts["budget"]["full"]:  # more steps than these are planned anyway
         tried = [change for change in tried if change["name"] != "longer"]
     for change in tried:
-        if change["gain"] >= max(SHOWS, change["error"] or 0.0):
+        if change["gain"] >= max(MIN_GAIN, change["error"] or 0.0):
             found.append({key: change[key] for key in ("name", "words", "gain", "error", "settings")})
     return sorted(found, key=lambda each: -each["gain"])
 
@@ -101,7 +101,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
         )
     elif longer > CONVERGED:
         found.append(
-            f"{budget['full']} steps are too few: {TIMES} times as many gain {points(longer)} points from scratch; raise "
+            f"{budget['full']} steps are too few: {FACTOR} times as many gain {points(longer)} points from scratch; raise "
             "finetune.steps first, it costs no label and no pretraining"
         )
     if labels["few"] > labels["measured"]:
@@ -113,12 +113,12 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
 
 
 def points(value: float, sign: str = "") -> str:
-    """A figure or a difference of figures in per cent, with one decimal: `points(0.012, "+")` is "+1.2"."""
+    """A metric or a difference of metrics in per cent, with one decimal: `points(0.012, "+")` is "+1.2"."""
     return f"{100 * value + 0.0:{sign}.1f}".replace("-0.0", "0.0" if not sign else "+0.0")
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The assessment for a terminal: figures, predictions, cost, verdict."""
+    """The assessment for a terminal: metrics, predictions, cost, verdict."""
     labels, budget = facts["labels"], facts["budget"]
     others = " (others in each draw)" if labels["crossed"] else ""
     lines = [
@@ -141,14 +141,14 @@ def text(facts: dict[str, Any]) -> str:
     lines += _columns([(stage["name"], _cost_words(stage)) for stage in facts["cost"]["stages"]])
     total = facts["cost"]["price"]
     lines.append(f"  in all {duration(facts['cost']['seconds'])}" + (f", {total:.2f} at the given price" if total is not None else ""))
-    said = facts["verdict"]
-    lines += ["", f"{said['words']}; because", *(f"  * {reason}" for reason in said["because"])]
-    if said["help"]:
+    outcome = facts["verdict"]
+    lines += ["", f"{outcome['words']}; because", *(f"  * {reason}" for reason in outcome["because"])]
+    if outcome["help"]:
         lines += [
             "what else gains, from scratch:",
-            *(f"  * {points(each['gain'], '+')}  {each['words']}{_set(each)}" for each in said["help"]),
+            *(f"  * {points(each['gain'], '+')}  {each['words']}{_set(each)}" for each in outcome["help"]),
         ]
-    lines += [f"note: {warning}" for warning in said["warnings"]]
+    lines += [f"note: {warning}" for warning in outcome["warnings"]]
     return "\n".join([*lines, ""])
 
 

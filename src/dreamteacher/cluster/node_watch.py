@@ -114,7 +114,7 @@ class NodeWatch:
         status, uid = pod.get("status", {}), pod["metadata"]["uid"]
         disruption = _condition(pod, "DisruptionTarget")
         if disruption.get("status") == "True" and self._is_news(uid, "DisruptionTarget"):
-            log.warning("node %s: its pod is taken away (%s); the next one resumes", _node(pod), _both(disruption))
+            log.warning("node %s: its pod is taken away (%s); the next one resumes", _node(pod), _reason_and_message(disruption))
         container: dict[str, Any] = next((each for each in status.get("containerStatuses") or [] if each["name"] == CONTAINER), {})
         for state, previous in (("lastState", True), ("state", False)):
             ended = (container.get(state) or {}).get("terminated") or {}
@@ -136,12 +136,12 @@ class NodeWatch:
         if disrupted:
             how = how._replace(error="its pod was taken away", consequence=True, final=False)
         elif status.get("reason"):  # Evicted, NodeLost
-            how = how._replace(error=_both(status), consequence=False, final=False)
+            how = how._replace(error=_reason_and_message(status), consequence=False, final=False)
         elif ended.get("reason") == "OOMKilled":
             why = "it used more memory than the step's `memory` in resources.yaml (OOMKilled)"
             how = how._replace(error=why, consequence=False, final=False)
         elif not how.error and ended.get("reason") not in (None, "Error"):  # StartError
-            how = how._replace(error=_both(ended), consequence=False)
+            how = how._replace(error=_reason_and_message(ended), consequence=False)
         elif pod["metadata"].get("deletionTimestamp") and (how.consequence or not how.error):
             how = how._replace(error="its pod was deleted", consequence=True)
         elif not how.error:
@@ -288,8 +288,8 @@ def _condition(pod: Pod, kind: str) -> dict[str, str]:
     return next((each for each in pod.get("status", {}).get("conditions") or [] if each["type"] == kind), {})
 
 
-def _both(said: dict[str, Any]) -> str:
-    return ": ".join(_line(said[key]) for key in ("reason", "message") if said.get(key))
+def _reason_and_message(status: dict[str, Any]) -> str:
+    return ": ".join(_line(status[key]) for key in ("reason", "message") if status.get(key))
 
 
 def _line(text: str | None) -> str:

@@ -1,1 +1,1 @@
-"""Pictures and labels: from whatever a source holds to one checked data set, and its samples for training."""
+"""Pictures and labels: reading a source, building the checked data set, and loading its samples for training."""

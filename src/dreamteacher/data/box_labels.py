@@ -1,4 +1,4 @@
-"""Boxes of a source: in which form they are there, which classes there are, and the boxes of one picture, checked."""
+"""Box labels of a source: their format, their classes, and the checked boxes of one picture."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ from dreamteacher.data.tool_labels import Shape, is_labelme, is_supervisely, lab
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-FORMS = (("voc", ".xml"), ("yolo", ".txt"), ("labelme", ".json"), ("supervisely", ".json"))  # of a file for each picture
+FORMS = (("voc", ".xml"), ("yolo", ".txt"), ("labelme", ".json"), ("supervisely", ".json"))  # formats with one file per picture
 WORDS = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO", "labelme": "labelme", "supervisely": "Supervisely"} | {
     "imagefolder": "HuggingFace's imagefolder"
 }
-IN_TABLE = ("coco", "imagefolder")  # boxes are in the table `labels`
-LOOKED_INTO = 20  # label files of a form that decide whether it is one
-MOST_CLASSES = 10_000
-SMALLEST = 8  # pixels of a side, above which boxes within one pixel are fractions
+IN_TABLE = ("coco", "imagefolder")  # formats whose boxes are stored in the table `labels`
+LOOKED_INTO = 20  # label files that are read to detect a format
+MAX_CLASSES = 10_000
+SMALLEST = 8  # pixels of the shorter side from which boxes within one pixel are taken for fractions
 Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name or number of the class, ignored
 
 
 class BoxSource(NamedTuple):
-    """form: a key of WORDS. files: some that hold the boxes. names: of the classes, by id; None where there are numbers only. body: of the
-    objects, where keypoints are wanted; their names are the classes then."""
+    """The boxes of a source.
+
+    form: format, a key of WORDS. files: some of the label files. names: class names by id; None if labels hold only numbers. counts: labels
+    that are not used, by reason. body: the keypoints of an object if the task is keypoints; their names are then the classes.
+    """
 
     form: str
     files: list[str]
@@ -46,13 +49,13 @@ class BoxSource(NamedTuple):
 
 
 def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None, max_bytes: int, detail: Detail = "") -> BoxSource | None:
-    """The boxes that there are: of COCO (table `labels`), else of files named as the pictures are (table `pairs`); None if there are none.
+    """Find box labels: COCO files (table `labels`), else one label file per picture (table `pairs`). None if there are none.
 
-    classes: of classes.txt, which then says all classes and their order. detail: of objects that is wanted, too: outlines, which Pascal
-    VOC has not, or keypoints, which COCO alone has.
+    classes: names in classes.txt, which then defines all classes and their order. detail: what the task needs besides boxes: outlines (not
+    in Pascal VOC) or keypoints (only in COCO).
 
     Raises:
-        UserError: see `read_coco`; there are boxes without the detail; a list of names cannot be understood; classes.txt lacks a class.
+        UserError: see `read_coco`; boxes lack the detail; a list of names cannot be parsed; classes.txt lacks a class.
     """
     if found := read_coco(table, tree, detail):
         files, names, counts, body = found
@@ -104,7 +107,7 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
 
 
 def _lists_of_classes(table: sqlite3.Connection) -> list[str]:
-    """Those that tools keep beside the texts of YOLO."""
+    """The classes.txt files that tools write beside YOLO labels."""
     return [name for (name,) in table.execute("SELECT name FROM box_files WHERE name LIKE '%/classes.txt' ORDER BY name LIMIT 100")]
 
 
@@ -118,19 +121,19 @@ def _looks_right(form: str, data: bytes) -> bool:
 
 
 def _names_in_files(table: sqlite3.Connection, tree: Tree, max_bytes: int, form: str) -> list[str]:
-    """Of all objects, sorted."""
+    """Class names of all objects, sorted."""
     names: set[str] = set()
     query = table.execute("SELECT DISTINCT mask FROM pairs")
-    while some := [name for (name,) in query.fetchmany(max(32, tree.at_once))]:
+    while some := [name for (name,) in query.fetchmany(max(32, tree.batch_size))]:
         for data in tree.read(some, max_bytes):
             if isinstance(data, bytes):
                 try:
                     names |= {str(row[4]) for row in _READ[form](data, (1, 1))[1]}
                 except BadPicture:  # its picture will be quarantined
                     continue
-        if len(names) > MOST_CLASSES:
+        if len(names) > MAX_CLASSES:
             raise UserError(
-                f"{tree}: the boxes have more than {MOST_CLASSES} class names, such as {min(names)!r}; list the classes in classes.txt"
+                f"{tree}: the boxes have more than {MAX_CLASSES} class names, such as {min(names)!r}; list the classes in classes.txt"
             )
     return sorted(names)
 
@@ -139,17 +142,22 @@ _IS = {"labelme": is_labelme, "supervisely": is_supervisely}
 
 
 def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, int], orientation: int) -> tuple[Boxes, tuple[str, ...]]:
-    """The boxes of a picture that is `stored` as (width, height) and turned upright by EXIF's `orientation`, on the upright picture.
+    """Parse the boxes of a picture and transform them to its upright orientation.
 
-    Labels that name the size of the picture as it is stored, and not that of the upright one, are on the stored pixels; all others are
-    on the upright picture, as annotation tools show it. A box is cut at the picture's border; one without an extent is dropped, and so is
-    a copy of another.
+    Labels whose size is that of the stored pixels, and not that of the upright picture, refer to the stored pixels; all others refer to the
+    upright picture, as annotation tools show it. Boxes are clipped at the picture's border; empty and duplicate boxes are dropped.
+
+    Args:
+        label: as read from the source.
+        classes: names by id; None if labels hold only numbers.
+        stored: (width, height) of the stored pixels.
+        orientation: EXIF orientation of the picture.
 
     Returns:
-        The boxes; keys of `decode.WARNINGS`.
+        The boxes on the upright picture; keys of `decode.WARNINGS`.
 
     Raises:
-        BadPicture: they cannot be understood, are of another size, have an unknown class, or numbers that cannot be.
+        BadPicture: the label cannot be parsed, is for another size, has an unknown class or impossible numbers.
     """
     upright = stored[::-1] if orientation > 4 else stored
     size, rows = _READ[label.form](label.data, upright)
@@ -168,7 +176,7 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
     numbers = np.hstack([np.minimum(numbers[:, :2], numbers[:, 2:]), np.maximum(numbers[:, :2], numbers[:, 2:])])
     boxes = Boxes(numbers.astype(np.float32), classes_of, np.array([row[5] for row in rows], bool))
     if turn:
-        boxes = boxes.turned_upright(orientation, *stored)
+        boxes = boxes.exif_transposed(orientation, *stored)
         width, height = upright
     boxes, warnings = _tidy(boxes, width, height)
     from_zero = label.form == "voc" and bool((numbers == -1).any())  # as they count from 1
@@ -176,7 +184,7 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
 
 
 def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]]:
-    """Without empty and repeated boxes, cut at the border."""
+    """The boxes clipped at the border, without empty and duplicate ones; keys of `decode.WARNINGS`."""
     warnings = []
     inside = boxes.corners.clip(0, np.array([width, height, width, height], np.float32))
     if (np.abs(inside - boxes.corners) > TOLERANCE).any():
@@ -193,12 +201,12 @@ def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]
 
 
 def class_id(named: str | int, classes: list[str] | None) -> int:
-    """The id of a class by its name or number; BadPicture where there is none."""
-    if isinstance(named, int) and named < (len(classes) if classes else MOST_CLASSES):
+    """The id of a class, given its name or number; BadPicture if it is unknown."""
+    if isinstance(named, int) and named < (len(classes) if classes else MAX_CLASSES):
         return named
     if isinstance(named, str) and classes and named in classes:
         return classes.index(named)
-    known = f"one of the {len(classes)} classes" if classes else f"below {MOST_CLASSES}"
+    known = f"one of the {len(classes)} classes" if classes else f"below {MAX_CLASSES}"
     raise BadPicture(f"a box is of class {str(named)[:80]!r}, which is not {known}")
 
 
@@ -216,7 +224,7 @@ def _read_yolo(data: bytes, upright: tuple[int, int]) -> tuple[Any, list[Row]]:
 
 
 def _read_shapes(size_and_shapes: tuple[Any, list[Shape]]) -> tuple[Any, list[Row]]:
-    """The bounds of each object."""
+    """The bounding box of each shape."""
     size, shapes = size_and_shapes
     return size, [(*_bounds(list(chain.from_iterable(shape.polygons))), shape.name, False) for shape in shapes]
 
@@ -226,10 +234,10 @@ def _bounds(points: list[float]) -> tuple[float, float, float, float]:
 
 
 def outlines_of(label: BoxLabel, upright: tuple[int, int]) -> tuple[Any, list[tuple[str | int, Any, bool]]]:
-    """(Size of the picture as the label names it, of each object its class, its outline as COCO writes it, and whether it is a crowd).
+    """(picture size as given in the label, [(class, outline in COCO's format, whether it is a crowd) of each object]).
 
     Raises:
-        BadPicture: it cannot be understood, or an object has a box alone.
+        BadPicture: the label cannot be parsed, or an object has a box only.
     """
     if label.form == "coco":
         entry = json.loads(label.data)
@@ -247,7 +255,7 @@ def outlines_of(label: BoxLabel, upright: tuple[int, int]) -> tuple[Any, list[tu
 
 
 def _yolo(data: bytes, width: int, height: int) -> Iterator[Row]:
-    """Boxes on the picture, of polygons their bounds."""
+    """Boxes in pixels; the bounding box of a polygon."""
     for number_of_class, values in yolo.read_lines(data):
         if len(values) == 4:
             x, y, w, h = values

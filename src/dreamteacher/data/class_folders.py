@@ -1,4 +1,4 @@
-"""Class folders: which classes they are, and folders that are no classes."""
+"""Class folders: their classes, and folders that are not classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PARTS = re.compile(r"(.*[-_. ])?(fold|split|part|subset|chunk|batch|cv|archive)[
 
 
 def classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str] | None) -> tuple[list[str], list[str]]:
-    """The classes, and the folders that are none of them; what lies in such folders has no label from here on."""
+    """The classes, and the folders that are not among them; pictures in such folders lose their label."""
     of_pictures = "FROM files WHERE role = 'picture'"
     names = [name for (name,) in table.execute(f"SELECT DISTINCT class {of_pictures} AND class != '' ORDER BY class")]
     if not classes:
@@ -24,7 +24,7 @@ def classes_of_folders(table: sqlite3.Connection, tree: Tree, classes: list[str]
 
 
 def _refuse_unknown_splits(table: sqlite3.Connection, tree: Tree, names: list[str]) -> None:
-    """Folders that may be parts of the set under a name that is no split's never become classes without a word."""
+    """UserError if folders look like splits or parts of the data set under unknown names rather than like classes."""
     of_pictures = "FROM files WHERE role = 'picture'"
     way_out = "or, if they are classes, list all classes in classes.txt"
     mixed = table.execute(f"SELECT name {of_pictures} AND split NOT NULL AND class = '' AND name NOT LIKE '%unlabel%' LIMIT 1").fetchone()

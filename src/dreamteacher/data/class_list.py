@@ -1,4 +1,4 @@
-"""classes.txt: a name on each line, the colour of each class where masks hold colours, and which of them mean unknown."""
+"""classes.txt: a class name per line, with its colour if masks hold colours; names such as void mean unknown."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _HEADS = re.compile(r"name\s*,\s*r\s*,\s*g\s*,\s*b|pixel value\s*,\s*class|# lab
 _OTHER_HEADS = re.compile(
     r"((id|index|class_?id|label_?id)[\s,;]+)?(class|label|category)?[_ ]?(name|label|classes|class)s?:?", re.IGNORECASE
 )
-# Names, without blanks and signs, that CamVid, Cityscapes, Mapillary, DeepGlobe, LoveDA and others give to what has no class.
+# Names, without spaces and punctuation, that CamVid, Cityscapes, Mapillary, DeepGlobe, LoveDA and others use for pixels without a class.
 VOID_NAMES = {
     "void", "unlabelled", "unlabeled", "unknown", "undefined", "ignore", "ignored", "ignoreregion", "nodata", "dontcare", "outofroi",
     "rectificationborder",
 }  # fmt: skip
 BACKGROUND = {"background", "bg", "_background_", "__background__"}  # as the first name of a list
-MOST_CLASSES = 255  # of masks: ids 0 to 254
+MAX_CLASSES = 255  # of masks: ids 0 to 254
 
 
 class ClassList(NamedTuple):
-    """names: by id. colours: RGB by id, None if the list has none.
+    """names: by id. colours: RGB by id; None if the list has none.
 
-    In masks the names of VOID_NAMES are no classes: their pixels are unknown, and the other classes move up.
+    In masks, names in VOID_NAMES are not classes: their pixels are unknown, and the ids of the other classes are compacted.
     """
 
     names: list[str]
@@ -44,11 +44,11 @@ class ClassList(NamedTuple):
 
     @property
     def mask_names(self) -> list[str]:
-        """Names of the classes of masks, by id."""
+        """Class names of masks, by id."""
         return [name for name in self.names if not is_void(name)]
 
     def mask_ids(self) -> np.ndarray:
-        """uint8 (256): the class id, or IGNORE, of each id or number of a colour in a mask."""
+        """uint8 (256): the class id, or IGNORE, for each value (line of classes.txt) in a mask."""
         ids = np.full(256, IGNORE, np.uint8)
         known = [i for i, name in enumerate(self.names) if not is_void(name)]
         ids[known] = np.arange(len(known))
@@ -56,35 +56,35 @@ class ClassList(NamedTuple):
 
     @property
     def is_numbered_from_one(self) -> bool:
-        """Whether its lines begin with 1, 2, 3 and so on, so that the line of id 0 seems to be missing."""
+        """Whether the lines begin with 1, 2, 3 ..., so that the line of id 0 is probably missing."""
         numbered = [_NUMBERED.fullmatch(name) for name in self.names]
         return [int(found[1]) for found in numbered if found] == list(range(1, len(self.names) + 1))
 
 
 def is_background(name: str) -> bool:
-    """Whether the first class of a list, if it is called so, is what no object shows."""
+    """Whether a first class of this name is the background."""
     return name.lower() in BACKGROUND
 
 
 def is_void(name: str) -> bool:
-    """Whether the name means that pixels have no class."""
+    """Whether the name is one of pixels without a class."""
     return re.sub(r"[\W_]", "", name).lower() in VOID_NAMES
 
 
 def require_mask_classes(classes: ClassList | None, where: str, other_list: str | None = None) -> ClassList:
-    """The classes, if masks can hold their ids. other_list: the list of another tool, which may be meant.
+    """The classes, if masks can hold their ids. other_list: a class list of another tool, suggested in the error.
 
     Raises:
-        UserError: there are none, too many, or the list is numbered from 1.
+        UserError: there are no classes, too many, or the list is numbered from 1.
     """
     if classes is None:
         remedy = f"if {other_list} there lists the classes, copy it to classes.txt; else " if other_list else ""
         raise UserError(
             f"there are masks but no classes.txt in {where}; {remedy}write one class name on each line, the first for mask value 0"
         )
-    if len(classes.names) > MOST_CLASSES:
+    if len(classes.names) > MAX_CLASSES:
         raise UserError(
-            f"classes.txt in {where} lists {len(classes.names)} classes, and masks hold {MOST_CLASSES} at most (ids 0 to 254, 255 is "
+            f"classes.txt in {where} lists {len(classes.names)} classes, and masks hold {MAX_CLASSES} at most (ids 0 to 254, 255 is "
             "unknown); merge rare classes, in the list and in the masks"
         )
     if classes.is_numbered_from_one:
@@ -97,13 +97,13 @@ def require_mask_classes(classes: ClassList | None, where: str, other_list: str 
 
 
 def parse_classes(text: str, where: str) -> ClassList:
-    """The lines of a classes.txt, the first for id 0: `road`, or with its colour `road #804080`, `road 128 64 128`, `128 64 128 road`.
+    """Parse classes.txt, the first line for id 0: `road`, or with its colour `road #804080`, `road 128 64 128`, `128 64 128 road`.
 
-    Numbers before the names are left out if they are 0, 1, 2 and so on (they give the order), and so is a line for 255 or -1 beside
-    them. The lists of CVAT (labelmap.txt), Roboflow (_classes.csv) and Kaggle (class_dict.csv) may be copied with their heads.
+    Ids 0, 1, 2 ... before the names give the order and are dropped, as is a line for 255 or -1. The class lists of CVAT (labelmap.txt),
+    Roboflow (_classes.csv) and Kaggle (class_dict.csv) may be copied with their header.
 
     Raises:
-        UserError: naming `where`, unless they are different names, with different colours on all lines or on none.
+        UserError: naming `where`, if names repeat, colours repeat, or only some lines have a colour.
     """
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if lines and _HEADS.fullmatch(lines[0]):
@@ -131,7 +131,7 @@ def parse_classes(text: str, where: str) -> ClassList:
 
 
 def _refuse_other_lines(lines: list[str], where: str) -> None:
-    """Lines count as ids, so one that names no class would move all others."""
+    """UserError for empty lines, comments and headers: line numbers are ids, so such a line would shift all others."""
     for i, line in enumerate(lines):
         if not line:
             raise UserError(f"{where}: line {i + 1} is empty, and lines count as ids from 0; remove it, or name the class of id {i} in it")
@@ -143,7 +143,7 @@ def _refuse_other_lines(lines: list[str], where: str) -> None:
 
 
 def require_two(names: list[str], where: str) -> None:
-    """UserError where there are fewer than two classes to tell apart; of boxes one is enough."""
+    """UserError if there are fewer than two classes."""
     if len(names) < 2:
         raise _not_two(where)
 
@@ -153,11 +153,11 @@ def _not_two(where: str) -> UserError:
 
 
 def _in_order(lines: list[str]) -> tuple[list[str], int]:
-    """The lines without numbers before them, if these are ids; and how many at the end are for ids that mean unknown."""
+    """The lines sorted by id and without it, if all begin with ids; and how many at the end are for ids that mean unknown."""
     numbered = [(int(found[1]), found[2]) for line in lines if (found := _NUMBERED.fullmatch(line))]
     if len(numbered) < len(lines) or any(_TWO_NUMBERS.match(rest) for _, rest in numbered):
         return lines, 0
-    n_unknown = sum(number in (-1, IGNORE) for number, _ in numbered) if len(lines) <= MOST_CLASSES else 0
+    n_unknown = sum(number in (-1, IGNORE) for number, _ in numbered) if len(lines) <= MAX_CLASSES else 0
     known = sorted(numbered, key=lambda entry: (n_unknown > 0 and entry[0] in (-1, IGNORE), entry[0]))
     if [number for number, _ in known[: len(lines) - n_unknown]] != list(range(len(lines) - n_unknown)):
         return lines, 0
@@ -180,8 +180,8 @@ def _colours_of(lines: list[str], where: str) -> tuple[list[str], list[Colour] |
     return lines, None
 
 
-def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
-    """Pairs of names that may be one, and in words how they differ."""
+def similar_names(names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """(name, other name, how they differ) of names that probably mean the same class."""
     seen: dict[str, str] = {}
     pairs = []
     for name in sorted(names):

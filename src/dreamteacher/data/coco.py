@@ -1,4 +1,4 @@
-"""COCO's JSON files of boxes, element by element into a table on disk: those of large sets hold tens of millions of boxes."""
+"""COCO's JSON files, streamed element by element into a table on disk, as large ones hold tens of millions of boxes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
 PEEKED = 1 << 16
-MOST_FILES = 100  # of more JSON files without a picture of their name, each is that of something else
-Detail = Literal["", "outlines", "keypoints"]  # of objects, beside their boxes
-ORDER = ("val", "val?", "test", None, "train")  # of a picture that several files name, the first says its split
+MAX_FILES = 100  # JSON files not named after a picture; if there are more, none is taken for COCO
+Detail = Literal["", "outlines", "keypoints"]  # what is read besides boxes
+ORDER = ("val", "val?", "test", None, "train")  # priority of the split for a picture that is in several files
 
 
 class Coco(NamedTuple):
-    """Names of the files, class names by category id (of keypoints: theirs), counts; body: of the objects, where keypoints are wanted."""
+    """files: their names. names: of the classes (or keypoints), by id. counts: annotations that are not used, by reason. body: the
+    keypoints of an object, if they are read."""
 
     files: list[str]
     names: list[str]
@@ -36,26 +37,26 @@ class Coco(NamedTuple):
 
 
 def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coco | None:
-    """Fill the table `labels` from the COCO files below the source: value is {"size", "boxes"}, as `box_labels` reads it, and with a
-    `detail` also that, under its name, as `instance_labels` or `keypoint_labels` reads it.
+    """Fill the table `labels` from the source's COCO files: value is {"size", "boxes"}, as `box_labels` reads it, plus the `detail` under
+    its name, as `instance_labels` or `keypoint_labels` reads it.
 
-    Pictures are found by `file_name`: from the root, from the file's folder, by the end of their path, by name alone. One whose folders
-    name no split takes that of the file's name, such as instances_val2017.json.
+    `file_name` is resolved from the root, from the file's folder, by path suffix, or by base name. A picture whose folders name no split
+    takes the split in the file's name, such as instances_val2017.json.
 
     Returns:
-        None if there is no such file, or it names no picture.
+        None if there is no COCO file, or it has no annotation with a box.
 
     Raises:
-        UserError: a file is damaged, two differ about a picture, a name fits several pictures, or no object has the `detail`.
+        UserError: a file is damaged, two files disagree about a picture, a name matches several pictures, or no object has the `detail`.
     """
     candidates = [
         name
         for (name,) in table.execute(
             "SELECT name FROM box_files AS b WHERE suffix = '.json' AND NOT EXISTS (SELECT 1 FROM files AS p WHERE p.key = b.key "
-            f"AND p.role = 'picture') ORDER BY name LIMIT {MOST_FILES + 1}"
+            f"AND p.role = 'picture') ORDER BY name LIMIT {MAX_FILES + 1}"
         )
     ]
-    found = [name for name in candidates if _is_coco(tree, name)] if len(candidates) <= MOST_FILES else []
+    found = [name for name in candidates if _is_coco(tree, name)] if len(candidates) <= MAX_FILES else []
     # One folder has instances_val2017.json, person_keypoints_val2017.json, and files of stuff and captions.
     word = re.compile(".*keypoints" if detail == "keypoints" else "instances")
     preferred = [name for name in found if word.match(posixpath.basename(name))]
@@ -92,7 +93,7 @@ def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coc
 
 
 def _split_of(name: str) -> str | None:
-    """Of `instances_val2017.json` val; of another name None."""
+    """val for `instances_val2017.json`; None if the name contains no split."""
     found = split_and_rest(posixpath.splitext(posixpath.basename(name))[0])
     return found[0] if found else None
 
@@ -112,9 +113,9 @@ def _is_coco(tree: Tree, name: str) -> bool:
 def _import(
     table: sqlite3.Connection, tree: Tree, number: int, name: str, detail: Detail, *, bodies: dict[str, Body], counts: Counter[str]
 ) -> dict[int, str] | None:
-    """Copy pictures and boxes of a file into the tables; its categories, or None if it holds no annotations with boxes.
+    """Copy pictures and boxes of a file into the tables. Returns its categories by id, or None if no annotation has a box.
 
-    bodies: gets those of categories with keypoints, by name. counts: gets how many annotations were left out.
+    bodies: extended by the keypoints of categories, by name. counts: increased by the annotations that are dropped.
     """
     where = f"{tree}/{name}"
     categories: dict[int, str] = {}
@@ -162,7 +163,7 @@ def _import(
 
 
 def _detail(element: dict[str, Any], detail: Detail) -> str | None:
-    """What an annotation has of it, as JSON."""
+    """The outline or keypoints of an annotation as JSON; None if it has none."""
     if detail == "outlines" and element.get("segmentation"):
         return json.dumps(element["segmentation"])
     if detail == "keypoints" and count_of(element):
@@ -171,7 +172,7 @@ def _detail(element: dict[str, Any], detail: Detail) -> str | None:
 
 
 def _box(element: dict[str, Any], detail: Detail = "") -> list[float] | None:
-    """x, y, width, height; without a bbox that has an extent the bounds of the outline, or of keypoints; None of neither."""
+    """x, y, width, height: bbox, else the bounds of the outline or of the keypoints; None without any of these."""
     box = element.get("bbox")
     if box and len(box) != 4:
         raise ValueError(f"a bbox has {len(box)} numbers")
@@ -189,9 +190,9 @@ def _box(element: dict[str, Any], detail: Detail = "") -> list[float] | None:
 
 
 def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], detail: Detail, with_keypoints: list[str]) -> dict[str, int]:
-    """Give each listed picture its row of `labels`, also without boxes; and pictures without a split that of their file.
+    """Insert a row into `labels` for each picture in the files, also without boxes, and set the split of pictures that have none.
 
-    Where keypoints are wanted, objects of other categories than those `with_keypoints` are left out.
+    For keypoints, objects of categories that are not in `with_keypoints` are dropped. Returns counts of what has no picture or no entry.
     """
     table.create_function("basename", 1, lambda name: nfc(posixpath.basename(name)), deterministic=True)
     table.execute("CREATE INDEX by_basename ON files (basename(name)) WHERE role = 'picture'")
@@ -225,14 +226,14 @@ def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], deta
 
 
 def _objects(value: str) -> list[str]:
-    """Of an entry, in any order of its objects the same."""
+    """The objects of an entry, independent of their order."""
     entry = json.loads(value)
     details = entry.get("outlines") or entry.get("keypoints") or entry["boxes"]
     return sorted(str(each) for each in zip(entry["boxes"], details, strict=True))
 
 
 def _the_picture(table: sqlite3.Connection, tree: Tree, file: str, name: str) -> str | None:
-    """The picture that a `file_name` means: by its path from the COCO file's folder or the root, by its end, or by its last part; of
+    """The picture that a `file_name` refers to: by path from the COCO file's folder or the root, by path suffix, or by base name. Among
     several that of the file's split, or the nearest to the file."""
     folder, split = posixpath.dirname(file), _split_of(file)
     query = "SELECT name, split FROM files WHERE role = 'picture' AND basename(name) = ? ORDER BY name"

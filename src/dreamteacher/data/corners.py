@@ -1,4 +1,4 @@
-"""Boxes that are likely x1, y1, x2, y2 where sizes are meant: so nearly all lie in their pictures, and as they are read many do not."""
+"""Detects boxes written as x1, y1, x2, y2 where width and height are expected: read so, nearly all lie inside their pictures."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from dreamteacher.data.decode import BadPicture, decode
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-MEASURED = 32  # pictures, by which corners are told from sizes
-MANY, NEARLY_ALL = 0.2, 0.95  # shares of boxes
-FEWEST = 3  # boxes
-FAR = 0.1  # of the picture's side, by which no careless box of COCO leaves it
-NEAR = 0.03  # the same of YOLO, whose tools keep boxes inside
+SAMPLED = 32  # pictures whose boxes are checked
+MIN_OUTSIDE, MIN_FITTING = 0.2, 0.95  # shares of boxes: outside as sizes, inside as corners
+MIN_BOXES = 3  # boxes
+COCO_MARGIN = 0.1  # of the picture's side; even careless COCO boxes do not leave it by more
+YOLO_MARGIN = 0.03  # the same for YOLO, whose tools keep boxes inside
 
 
 def refuse_corners(table: sqlite3.Connection, tree: Tree, name: str, max_bytes: int) -> None:
-    """Look at the boxes x, y, width, height of the first pictures in the table `labels`, which come from the file `name`.
+    """Check boxes x, y, width, height of the first pictures in the table `labels`, which come from the file `name`.
 
     Raises:
-        UserError: they are likely corners.
+        UserError: they are probably corners.
     """
     query = (
         "SELECT f.name, value FROM labels JOIN files AS f ON nfc(f.name) = labels.name WHERE role = 'picture' "
         "AND value LIKE '%\"boxes\": [[%' ORDER BY f.name LIMIT ?"
     )
-    rows = [(picture, json.loads(value)) for picture, value in table.execute(query, [MEASURED])]
+    rows = [(picture, json.loads(value)) for picture, value in table.execute(query, [SAMPLED])]
     unknown = [picture for picture, stored in rows if not all(stored["size"])]
     contents = dict(zip(unknown, tree.read(unknown, max_bytes), strict=True))
     boxes: list[list[float]] = []
@@ -41,16 +41,16 @@ def refuse_corners(table: sqlite3.Connection, tree: Tree, name: str, max_bytes: 
         boxes += [box[:4] for box in stored["boxes"] if None not in box[:4]]
         sizes += [(width, height)] * (len(boxes) - len(sizes))
     values, limits = np.array(boxes, np.float64).reshape(-1, 4), np.array(sizes, np.float64).reshape(-1, 2)
-    outside = np.any(values[:, :2] + values[:, 2:] > limits * (1 + FAR), axis=1)
+    outside = np.any(values[:, :2] + values[:, 2:] > limits * (1 + COCO_MARGIN), axis=1)
     _refuse(outside, _as_corners(values, limits + 1), f"{tree}/{name}", "x, y, w, h", "width and height of each (x2 - x1, y2 - y1)")
 
 
 def refuse_corners_of_yolo(boxes: list[list[float]], where: str) -> None:
-    """The same of lines of YOLO: centre, width and height in fractions."""
+    """The same for YOLO boxes: centre, width and height as fractions."""
     values = np.array(boxes, np.float64).reshape(-1, 4)
     beyond = np.maximum(values[:, :2] + values[:, 2:] / 2 - 1, values[:, 2:] / 2 - values[:, :2])
     corners = _as_corners(values, np.full((len(values), 2), 1.01))
-    _refuse(np.any(beyond > NEAR, axis=1), corners, where, "cx, cy, w, h", "centre, width and height of each")
+    _refuse(np.any(beyond > YOLO_MARGIN, axis=1), corners, where, "cx, cy, w, h", "centre, width and height of each")
 
 
 def _as_corners(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def _as_corners(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 def _refuse(outside: np.ndarray, corners: np.ndarray, where: str, form: str, remedy: str) -> None:
     n = len(outside)
-    if n >= FEWEST and outside.any() and outside.sum() >= MANY * n and corners.sum() >= NEARLY_ALL * n:
+    if n >= MIN_BOXES and outside.any() and outside.sum() >= MIN_OUTSIDE * n and corners.sum() >= MIN_FITTING * n:
         raise UserError(
             f"{where}: {outside.sum()} of {n} boxes leave their pictures as {form}, and {corners.sum()} would not as x1, y1, x2, y2; "
             f"write the {remedy}"

@@ -1,4 +1,4 @@
-"""What `ingest` made, read back picture by picture at random, without unpacking."""
+"""The data set that `ingest` writes, with random access to its pictures in the shards."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from dreamteacher.data.depth import from_tiff
 from dreamteacher.data.instances import from_png
 from dreamteacher.data.keypoints import Body, Keypoints
 from dreamteacher.data.masks import decode_mask
-from dreamteacher.data.several_labels import from_json
-from dreamteacher.data.strata import by_class, by_cluster, in_turns
+from dreamteacher.data.multilabel import from_json
+from dreamteacher.data.strata import by_class, by_cluster, round_robin
 from dreamteacher.errors import UserError
 
-PLACE = ("offset", "length", "label_offset", "label_length", "height", "width")  # columns of the manifest
+LOCATION = ("offset", "length", "label_offset", "label_length", "height", "width")  # columns of the manifest
 UNLIMITED = 1 << 62  # pixels; ingest has checked the sizes
 CACHE_BYTES = 1 << 30  # a split that is smaller than this when decoded stays in memory
-# Class id, or of each class 1, 0 or IGNORE, or a map (H, W): uint8 with IGNORE, int32 of `data.instances`, float32 of `data.depth`; or
-# boxes or keypoints, or none.
+# Class id; multi-hot vector of 1, 0 or IGNORE; map (H, W): uint8 mask with IGNORE, int32 of `data.instances` or float32 of `data.depth`;
+# boxes; keypoints; or None.
 Label = int | tuple[int, ...] | np.ndarray | Boxes | Keypoints | None
 LabelForm = Literal["class", "mask", "boxes", "instances", "labels", "depth", "keypoints"]
-FORMS = ("mask", "boxes", "instances", "labels", "depth", "keypoints")  # as the column label has them; else it is empty or a class id
-ROW = 6  # numbers of a box in a batch: x1, y1, x2, y2, class, ignored; -1: there is none
+FORMS = ("mask", "boxes", "instances", "labels", "depth", "keypoints")  # values of the column label besides a class id and an empty cell
+ROW = 6  # columns of a box in a batch: x1, y1, x2, y2, class, ignored; rows of -1 are padding
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class Sample:
 class ImageSet:
     """One split of the data set in `folder`, map-style, cheap to pickle to loader workers.
 
-    task: name of what is learned from the labels (see `tasks.base.get_task`), or None. form: of the labels.
-    classes: their names by id. mean, std: of the train split, RGB in [0, 1]. names: where each picture came from. in_memory: the split is
-    small enough to be kept decoded.
+    task: of the labels (see `tasks.base.get_task`), or None. form: of the labels. classes: names by id. mean, std: of the train split, RGB
+    in [0, 1]. names: path of each picture in the source. in_memory: the split is small enough to be cached decoded.
 
     Raises:
         UserError: the folder holds no data set.
@@ -74,7 +73,7 @@ class ImageSet:
                             self.form = row["label"]  # type: ignore[assignment]
                         hashes += bytes.fromhex(row["sha256"])
                         where.append(shards.setdefault(row["shard"], len(shards)))
-                        where.extend(int(row[key] or 0) for key in PLACE)
+                        where.extend(int(row[key] or 0) for key in LOCATION)
                         pixels += int(row["width"]) * int(row["height"])
         except FileNotFoundError as error:
             raise UserError(f"{folder} holds no data set ({error.filename} is missing); run `dreamteacher ingest` first") from error
@@ -86,7 +85,7 @@ class ImageSet:
         self._hashes = np.frombuffer(hashes, np.uint8).reshape(-1, hashlib.sha256().digest_size)
         self._shards = [folder / "shards" / name for name in shards]
         # number of the shard, offset and length of the picture, offset and length of the label (length 0: none), height and width
-        self._where = np.frombuffer(where, np.int64).reshape(-1, 1 + len(PLACE))
+        self._where = np.frombuffer(where, np.int64).reshape(-1, 1 + len(LOCATION))
         self.in_memory = pixels * 4 < CACHE_BYTES
         self._cache: dict[int, Sample] = {}
         self._files: dict[tuple[int, int], int] = {}
@@ -98,11 +97,11 @@ class ImageSet:
         return len(self.names)
 
     def sha256(self, index: int) -> str:
-        """Hexadecimal digest of the file in which the picture came."""
+        """Hexadecimal sha256 of the picture's source file."""
         return self._hashes[index].tobytes().hex()
 
     def digest(self) -> str:
-        """sha256 (hexadecimal) of the sorted sha256 of all its pictures' files: the same whatever their order and names."""
+        """Hexadecimal sha256 over the sorted sha256 of all source files: independent of their order and names."""
         return hashlib.sha256(b"".join(sorted(each.tobytes() for each in self._hashes))).hexdigest()
 
     def labelled(self) -> list[int]:
@@ -115,14 +114,14 @@ class ImageSet:
         return height, width
 
     def label(self, index: int) -> Label:
-        """The label alone, without decoding the picture: class id, or a map of the picture's size, or boxes on it, or None."""
+        """The label, without decoding the picture; maps have the picture's size. None if it is not labelled."""
         label = self.full_size_label(index)
         if isinstance(label, np.ndarray) and label.shape != self.size(index):
             return nearest(label, *self.size(index))
         return label
 
     def full_size_label(self, index: int) -> Label:
-        """As `label`, but a mask in its own size, which is larger than the picture's where ingest reduced a validation picture."""
+        """As `label`, but masks at their original size, which is larger if ingest reduced a validation picture."""
         shard, offset, length = self._where[index, [0, 3, 4]].tolist()
         if not length:
             return None
@@ -137,7 +136,7 @@ class ImageSet:
         return read.get(self.form, int)(data)
 
     def read(self, index: int) -> Sample:
-        """Picture, label and name at `index` (0 <= index < len)."""
+        """Picture, label and name at `index`."""
         sample = self._cache.get(index)
         if sample is None:
             shard, offset, length = self._where[index, :3].tolist()
@@ -154,17 +153,17 @@ class ImageSet:
         return sample
 
     def _bytes(self, shard: int, offset: int, length: int) -> bytes:
-        key = os.getpid(), shard  # a forked worker opens its own
+        key = os.getpid(), shard  # a forked worker opens its own files
         if key not in self._files:
             self._files[key] = os.open(self._shards[shard], os.O_RDONLY)
         return os.pread(self._files[key], length, offset)
 
 
 class Samples(torch.utils.data.Dataset):
-    """What the training loop takes: item (index, seed) -> tensors of the picture at `indices[index]`, transformed with that seed.
+    """Data set for the training loop: item (index, seed) -> tensors of the picture at `indices[index]`, transformed with that seed.
 
-    Items have a label only where every one of the pictures has one, so that all have the same keys. The process' own random
-    state is left as it was: how many workers load the data changes nothing else.
+    Items have a label only if all pictures have one, so that all have the same keys. The random state of the process is restored, so the
+    number of loader workers changes no other draw.
     """
 
     def __init__(self, images: ImageSet, transform: Callable[[Sample], dict[str, Tensor]], indices: list[int] | None = None):
@@ -191,19 +190,19 @@ class Samples(torch.utils.data.Dataset):
 
     @staticmethod
     def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """See `collate`, with which the training loop makes a batch."""
+        """See `collate`."""
         return collate(items)
 
 
 def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch: each tensor stacked; labels of boxes `(N, ROW)` and of keypoints are first filled up to the longest, by rows of -1."""
+    """Stack items to a batch; box labels `(N, ROW)` and keypoint labels are padded with rows of -1 to the longest."""
     if items[0].get("label", torch.empty(0)).ndim == 2:
-        labels = _equally_long([item["label"] for item in items])
+        labels = _pad_to_longest([item["label"] for item in items])
         items = [{**item, "label": label} for item, label in zip(items, labels, strict=True)]
     return default_collate(items)
 
 
-def _equally_long(tensors: list[Tensor]) -> list[Tensor]:
+def _pad_to_longest(tensors: list[Tensor]) -> list[Tensor]:
     if len({tensor.shape for tensor in tensors}) == 1:
         return tensors
     most = max(len(tensor) for tensor in tensors)
@@ -211,10 +210,8 @@ def _equally_long(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def label_tensor(label: Label) -> Tensor | None:
-    """As a label stands in a batch: int64 `()`, `(K,)` or `(H, W)`; of depth float32 `(H, W)`, of boxes `(N, ROW)`; None without one.
-
-    Of keypoints float32 `(N, OBJECT + 3 P)`, as `Keypoints.rows` has them.
-    """
+    """The label as a tensor: int64 `()`, `(K,)` or `(H, W)`; float32 `(H, W)` for depth, `(N, ROW)` for boxes and `(N, OBJECT + 3 P)` for
+    keypoints (see `Keypoints.rows`); None without a label."""
     if isinstance(label, (Boxes, Keypoints)):
         return torch.from_numpy(label.rows())
     if isinstance(label, np.ndarray):
@@ -223,7 +220,7 @@ def label_tensor(label: Label) -> Tensor | None:
 
 
 def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A mask (H, W) by the nearest pixel's centre, as Pillow does. (v2 takes the pixels' corners, which shifts it against the picture.)"""
+    """Resize a mask (H, W), nearest by pixel centres as Pillow does. (torchvision's v2 uses corners, which shifts it.)"""
     rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
     return mask[rows[:, None], columns]
@@ -236,13 +233,11 @@ def few_labelled(
     by: Literal["random", "class", "cluster"] = "random",
     among: list[int] | None = None,
 ) -> list[int]:
-    """Indices, sorted, of `n` labelled pictures (None: all): the first `n` in an order by hash of seed and content.
+    """Draw `n` labelled pictures (None: all); returns their sorted indices.
 
-    `among`: only these labelled pictures are drawn from; None: all.
-
-    The same pictures are drawn whatever their order, and most of them again when data is added. Of class ids each class gets
-    its equal share as far as it has pictures; with `by` so do, in masks and boxes, the classes that occur, or clusters of similar pictures
-    (see `strata`).
+    Pictures are ordered by a hash of seed and content, so a draw does not depend on their order, and mostly stays the same when data is
+    added. Class labels are drawn evenly over classes. `by` extends that to the classes in masks and boxes, or to clusters of similar
+    pictures (see `strata`). among: indices to draw from; None: all labelled pictures.
 
     Raises:
         UserError: fewer than `n` pictures are labelled.
@@ -258,7 +253,7 @@ def few_labelled(
     if by == "cluster":
         return sorted(by_cluster(images, order, n))
     if images.form == "class":
-        order = in_turns(order, (int(images.label(i)) for i in order))  # type: ignore[arg-type]
+        order = round_robin(order, (int(images.label(i)) for i in order))  # type: ignore[arg-type]
     elif by == "class":
         return sorted(by_class(images, order, n))
     return sorted(order[:n])

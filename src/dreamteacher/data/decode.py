@@ -1,4 +1,4 @@
-"""Bytes of unknown origin -> an RGB picture, or a reason why not. Masks: `masks`."""
+"""Decode untrusted bytes to an RGB picture. For masks see `masks`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image
 from dreamteacher.data import tiff
 from dreamteacher.data.deep import Deep, stretch
 from dreamteacher.data.formats import SUFFIXES, UNREAD, BadPicture
-from dreamteacher.data.load import load, to_rgb, whatever_the_metadata, without_other_band
+from dreamteacher.data.load import drop_false_alpha, load, retry_without_metadata, to_rgb
 
 __all__ = ["SUFFIXES", "UNREAD", "WARNINGS", "BadPicture", "Picture", "decode"]
 
-ORIENTATION = 0x0112  # EXIF's number of it
-TURNS = {  # EXIF's orientation -> what turns the picture upright
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {  # EXIF orientation -> transpose that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -25,7 +25,7 @@ TURNS = {  # EXIF's orientation -> what turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-WARNINGS = {  # of Picture and Prepared -> words that follow a number
+WARNINGS = {  # key in Picture and Prepared -> message, which follows the number of pictures
     "bands_left_out": "pictures have more bands than are used: of three or more those that the file names red, green and blue, else the "
     "first three, and of two the first, as grey (write others as pictures of their own: gdal_translate -b 4 -b 3 -b 2)",
     "alpha_is_not_transparency": "pictures say that their fourth band is transparency, but it does not look like it; they were composed "
@@ -51,13 +51,12 @@ WARNINGS = {  # of Picture and Prepared -> words that follow a number
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture and what is needed to store it again without loss.
+    """A decoded picture and what is needed to store it without loss.
 
-    image: uint8 (H, W, 3) RGB, upright. mode: Pillow's name of the source's pixel type, or bands and numpy type where Pillow has none.
-    grey: the source had one channel. lossless: the source's compression lost nothing. suffix: "jpg" or "png" when the source's own
-    bytes show exactly this picture to any reader (8-bit RGB or grey, no orientation tag, no transparency, one frame), else None.
-    orientation: of EXIF, 1 to 8, before it was turned upright. frames: pictures in the file, of which this is the first. warnings: keys
-    of WARNINGS.
+    image: uint8 (H, W, 3) RGB, upright. mode: Pillow's mode of the source, or bands and numpy type where Pillow has none. grey: the source
+    has one channel. lossless: the source is compressed without loss. suffix: "jpg" or "png" if the source's bytes can be stored unchanged
+    (8-bit RGB or grey, no orientation tag, no transparency, one frame), else None. orientation: EXIF's, 1 to 8, which has been applied.
+    frames: number of pictures in the file; this is the first. warnings: keys of WARNINGS.
     """
 
     image: np.ndarray
@@ -71,38 +70,38 @@ class Picture:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """(width, height) as the file has them, before the picture was turned upright."""
+        """(width, height) of the stored pixels, before the orientation was applied."""
         height, width = self.image.shape[:2]
         return (height, width) if self.orientation > 4 else (width, height)
 
 
 def decode(data: bytes, *, max_pixels: int = 100_000_000, min_side: int = 1) -> Picture:
-    """Decode a picture of any kind people have: JPEG (CMYK too), PNG, WebP, TIFF, BMP, GIF, PNM, AVIF, JPEG 2000, HEIC (with pillow-heif).
+    """Decode JPEG (also CMYK), PNG, WebP, TIFF, BMP, GIF, PNM, AVIF, JPEG 2000 or HEIC (with pillow-heif).
 
-    - Of several pictures (TIFF pages, animations) the first of full size is taken; `frames` counts them.
-    - EXIF orientation is applied. Broken metadata never costs a picture.
-    - Transparency is composed on white, the paper that such pictures are drawn for. A fourth band that is not called so is dropped.
-    - Of three bands or more those that GDAL's metadata names so, else the first three, are red, green and blue; of one or two the first is
-      grey.
-    - More than 8 bits (integers or floats, grey or colour) are stretched from the picture's smallest value, over all bands together, to its
-      largest, to 0..255, as ImageJ shows them: cameras fill 10 to 14 of 16 bits, so scaling by the type's range would leave
-      near-black pictures. Pixels of no data (GDAL's tag, tRNS, NaN, infinite, -9999 and the like) count for neither end and become 0.
-      8 bits are never stretched, nor what is made for screens or print: CMYK, AVIF, HEIC.
+    - From several pictures (TIFF pages, animations) the first of full size is taken; `frames` counts them.
+    - EXIF orientation is applied. Broken metadata is ignored.
+    - Transparency is composed on white. A fourth band that the file does not declare as transparency is dropped.
+    - With three bands or more, red, green and blue are those that GDAL's metadata names so, else the first three; with one or two the first
+      is grey.
+    - More than 8 bits (integers or floats, grey or colour) are stretched linearly from the minimum and maximum over all bands to 0..255, as
+      in ImageJ: cameras fill 10 to 14 of 16 bits, so scaling by the type's range would give near-black pictures. No-data pixels (GDAL's
+      tag, tRNS, NaN, infinite, -9999 and the like) do not affect the range and become 0. 8-bit pictures, CMYK, AVIF and HEIC are not
+      stretched.
     - CMYK is converted without its colour profile; embedded profiles are not applied.
 
     Raises:
-        BadPicture: empty, unknown or damaged data, more than `max_pixels` by its header (nothing is decoded then), a side shorter
-            than `min_side`.
-        MemoryError: an allocation failed. Never anything else, whatever the bytes.
+        BadPicture: empty, unknown or damaged data; more than `max_pixels` in the header (checked before decoding); a side shorter than
+            `min_side`.
+        MemoryError: an allocation failed. No other exception is raised, whatever the bytes.
     """
-    return whatever_the_metadata(partial(_decode, max_pixels=max_pixels, min_side=min_side), data, "picture", max_pixels)
+    return retry_without_metadata(partial(_decode, max_pixels=max_pixels, min_side=min_side), data, "picture", max_pixels)
 
 
 def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: int) -> Picture:
-    is_stripped = orientation is not None  # what was broken in its metadata, other readers may stumble over
+    is_stripped = orientation is not None  # its metadata is broken, which other readers may not tolerate
     source = load(data, max_pixels, min_side)
     image, layout, mode = source.image, source.layout, source.mode
-    layer = _to_layer(source.deep) if source.deep else without_other_band(source, data)
+    layer = _to_layer(source.deep) if source.deep else drop_false_alpha(source, data)
     orientation = layout.orientation if layout else orientation or _orientation(image)
     suffix: str | None = None
     warnings: tuple[str, ...] = ("bands_left_out",) * bool(layout.leaves_out_bands if layout else not source.deep and layer is not image)
@@ -113,7 +112,7 @@ def _decode(data: bytes, orientation: int | None, *, max_pixels: int, min_side: 
     elif layer is image and mode in ("RGB", "L") and orientation == 1 and not is_stripped:
         is_png = image.format == "PNG" and data[24] == 8 and source.frames == 1
         suffix = "png" if is_png else "jpg" if image.format in ("JPEG", "MPO") else None
-    if orientation in TURNS and (source.deep or not layout):  # Pillow turns a TIFF when it loads it
+    if orientation in TURNS and (source.deep or not layout):  # Pillow applies the orientation of a TIFF when it loads it
         layer = layer.transpose(TURNS[orientation])
     grey = source.deep.values.shape[2] == 1 if source.deep else mode in ("1", "L")
     return Picture(np.array(to_rgb(layer)), mode, grey, source.lossless, suffix, orientation, source.frames, warnings)
@@ -128,7 +127,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _doubt_alpha(layer: Image.Image) -> tuple[str, ...]:
-    """A real alpha band is 0 or 255 nearly everywhere, or one value, or a few."""
+    """Warnings about an implausible alpha band; a real one is 0 or 255 nearly everywhere, or has few values."""
     counts = np.array(layer.getchannel("A").histogram())
     if counts[0] == counts.sum():
         return ("wholly_transparent",)
@@ -136,7 +135,7 @@ def _doubt_alpha(layer: Image.Image) -> tuple[str, ...]:
 
 
 def _to_layer(deep: Deep) -> Image.Image:
-    """Grey, RGB or RGBA."""
+    """The stretched values as a grey, RGB or RGBA image."""
     shown = stretch(deep)
     layer = Image.fromarray(shown[..., 0] if shown.shape[2] == 1 else shown)
     if deep.alpha is None:

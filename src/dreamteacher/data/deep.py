@@ -1,4 +1,4 @@
-"""Pixels of more than 8 bits: their values as the file stores them, and the stretch that makes a picture of them."""
+"""Pictures of more than 8 bits per sample: reading their values, and stretching them to 8 bits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.tiff import Layout
 
 CHUNK = 4_000_000  # values that are stretched at a time
-NO_VALUE = 1e38  # floats from here on measure nothing: the lowest float32 is what many tools write for no data, often without a tag
+NO_VALUE = 1e38  # magnitude from which floats count as no data: many tools write the lowest float32 for it, often without a tag
 
 
-USUAL_NODATA = {-9999.0, -99999.0, -32768.0}  # of ESRI, and of int16 elevation (SRTM)
+USUAL_NODATA = {-9999.0, -99999.0, -32768.0}  # ESRI; int16 elevation (SRTM)
 
 
 @dataclass(frozen=True)
 class Deep:
-    """values: (H, W, C), C = 1 or 3, any number type. alpha: uint8 (H, W) or None; premultiplied: by it. nodata: value of a pixel
-    (in all its bands) that the file declares to be none."""
+    """values: (H, W, C), C = 1 or 3, any number type. alpha: uint8 (H, W) or None. premultiplied: values are multiplied by alpha. nodata:
+    the value per band of pixels that the file declares to be no data."""
 
     values: np.ndarray
     alpha: np.ndarray | None = None
@@ -33,7 +33,7 @@ class Deep:
 
 
 def read_deep(image: Any, data: bytes) -> Deep | None:
-    """The values of a picture that is no TIFF, at full depth; None if 8 bits hold them.
+    """The values of a picture other than TIFF at full depth; None if it has 8 bits.
 
     Raises:
         BadPicture: colour of more than 8 bits in a format whose low bits cannot be read.
@@ -53,24 +53,24 @@ def read_deep(image: Any, data: bytes) -> Deep | None:
 
 
 def read_deep_tiff(data: bytes, layout: Layout, max_pixels: int) -> Deep:
-    """The values of a TIFF's first three bands (one of one or two), whatever Pillow can map. Errors: as `tiff.read_values`."""
+    """The RGB bands of a TIFF (the first band of one or two) at full depth. Errors: as `tiff.read_values`."""
     bands = list(layout.rgb) if layout.colours == 3 else [0]
     values = tiff.read_values(data, layout, [*bands, *([layout.alpha] if layout.alpha is not None else [])], 8 * max_pixels)
     if layout.bits < 8:
         values = (values * (255 / ((1 << layout.bits) - 1))).round().astype(np.uint8)
     alpha = None
     if layout.alpha is not None:
-        # Of 16 bits whoever wrote it may have taken 255, 4095 or 65535 for opaque.
+        # With 16 bits, opaque may be 255, 4095 or 65535, depending on the writer.
         alpha = _by_maximum(values[..., -1]) if values.dtype != np.uint8 else np.ascontiguousarray(values[..., -1])
         values = values[..., :-1]
     return Deep(values, alpha, layout.premultiplied, None if layout.nodata is None else (layout.nodata,) * len(bands))
 
 
 def stretch(deep: Deep) -> np.ndarray:
-    """uint8 (H, W, C): all bands together from their smallest value to their largest to 0..255; 8-bit values as they are.
+    """uint8 (H, W, C): the range over all bands mapped to 0..255; 8-bit values are unchanged.
 
-    Values that are not finite, beyond `NO_VALUE`, `nodata` (or one of USUAL_NODATA, far below all others), or wholly transparent set
-    neither end; all but the transparent become 0.
+    Not finite values, values beyond `NO_VALUE`, `nodata` (or one of USUAL_NODATA, far below all others) and fully transparent pixels do not
+    affect the range; all but the transparent ones become 0.
 
     Raises:
         BadPicture: no value is finite.
@@ -84,7 +84,7 @@ def stretch(deep: Deep) -> np.ndarray:
     chunks = [slice(y, y + rows) for y in range(0, height, rows)]
     low, high, any_finite = np.inf, -np.inf, False
     for chunk in chunks:
-        part, counts = values[chunk], _counting(deep, chunk)
+        part, counts = values[chunk], _valid_values(deep, chunk)
         any_finite = any_finite or part.dtype.kind != "f" or bool(np.isfinite(part).any())
         if counts is not None:
             part = part[counts]
@@ -95,7 +95,7 @@ def stretch(deep: Deep) -> np.ndarray:
     out = np.zeros(values.shape, np.uint8)
     if high > low:
         for chunk in chunks:
-            part, counts = values[chunk].astype(np.float64), _counting(deep, chunk)
+            part, counts = values[chunk].astype(np.float64), _valid_values(deep, chunk)
             if counts is not None:
                 part = np.where(counts, part, low)
             out[chunk] = np.rint((part - low) * (255 / (high - low)))
@@ -103,7 +103,7 @@ def stretch(deep: Deep) -> np.ndarray:
 
 
 def _with_usual_nodata(deep: Deep) -> Deep:
-    """With the marker that elevation and remote sensing use without declaring it, if it is far below all other values."""
+    """Set `nodata` to an undeclared marker (USUAL_NODATA), if that is the minimum and far below all other values."""
     low = float(np.fmin.reduce(deep.values, axis=None)) if deep.nodata is None and deep.values.dtype.kind in "if" else 0.0
     if low not in USUAL_NODATA:
         return deep
@@ -113,8 +113,8 @@ def _with_usual_nodata(deep: Deep) -> Deep:
     return replace(deep, nodata=(low,) * deep.values.shape[2])
 
 
-def _counting(deep: Deep, rows: slice) -> np.ndarray | None:
-    """bool (rows, W, C): which values set the ends of the stretch; None if all do."""
+def _valid_values(deep: Deep, rows: slice) -> np.ndarray | None:
+    """bool (rows, W, C): which values count for the range of the stretch; None if all do."""
     part = deep.values[rows]
     counts = None
     if part.dtype.kind == "f":
@@ -134,7 +134,7 @@ def _counting(deep: Deep, rows: slice) -> np.ndarray | None:
 
 
 def _as_type(marker: float, dtype: np.dtype) -> float | np.floating:
-    """The marker as the file's type holds it: a tag's -3.40282346638529e+38 is the lowest float32."""
+    """The marker rounded to the file's type: a tag's -3.40282346638529e+38 is the lowest float32."""
     with np.errstate(over="ignore"):
         return dtype.type(marker) if dtype.kind == "f" else marker
 
@@ -145,7 +145,7 @@ def _by_maximum(alpha: np.ndarray) -> np.ndarray:
 
 
 def _read_png(image: Image.Image, data: bytes) -> Deep:
-    """Pillow keeps the high byte of 16-bit colour, and by its unpacker for the other byte order the low one: two readings make a value."""
+    """Pillow reads only the high byte of 16-bit colour; its unpacker for the other byte order reads the low byte, so both are combined."""
     nodata = image.info.get("transparency")
     marker = None if nodata is None or isinstance(nodata, bytes) else tuple(float(v) for v in np.atleast_1d(nodata))
     colour_type = data[25]
@@ -160,7 +160,7 @@ def _read_png(image: Image.Image, data: bytes) -> Deep:
 
 
 def _unpacked(data: bytes, raw_mode: str) -> np.ndarray:
-    """The pixels of a PNG of 16 bits, read by one of Pillow's unpackers."""
+    """The pixels of a 16-bit PNG, read with the given raw mode of Pillow."""
     image: Any = Image.open(io.BytesIO(data), formats=("PNG",))
     with image:
         image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
@@ -172,7 +172,7 @@ def _join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 
 def _read_pnm(image: Any, data: bytes) -> Deep | None:
-    """Binary PGM and PPM of two bytes a value, which Pillow scales to its own types."""
+    """Binary PGM and PPM with two bytes per value, which Pillow would rescale; None if they have one byte."""
     tile, bands = image.tile[0], len(image.getbands())
     args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
     largest = 65535 if args[0] == "I;16B" else args[1] if len(args) > 1 and isinstance(args[1], int) else 255
@@ -187,7 +187,7 @@ def _read_pnm(image: Any, data: bytes) -> Deep | None:
 
 @dataclass(frozen=True)
 class Jpeg2000Facts:
-    """bands; bits of the deepest; whether a band is declared to be transparency; whether the wavelet is the lossless one."""
+    """bands: their number. bits: of the deepest. alpha: a band is declared as transparency. lossless: the reversible wavelet is used."""
 
     bands: int
     bits: int
@@ -196,7 +196,7 @@ class Jpeg2000Facts:
 
 
 def jpeg_2000_facts(data: bytes) -> Jpeg2000Facts:
-    """What the header of a JPEG 2000 file says, and Pillow does not (ISO 15444-1, A.5.1, A.6.1, I.5.3.6). struct.error: it is damaged."""
+    """Header fields that Pillow does not expose (ISO 15444-1, A.5.1, A.6.1, I.5.3.6). struct.error if the file is damaged."""
     start = data.index(b"\xff\x4f\xff\x51")
     (bands,) = struct.unpack_from(">H", data, start + 40)
     depths = struct.unpack_from(">" + "Bxx" * min(bands, 64), data, start + 42)

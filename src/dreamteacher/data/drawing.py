@@ -1,4 +1,4 @@
-"""Classes, boxes, objects and keypoints drawn on pictures, and depth in colours."""
+"""Draw classes, boxes, instances and keypoints on pictures, and depth as colours."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from PIL import Image, ImageDraw
 
 from dreamteacher.data.class_list import is_background
 
-# Tableau's ten colours.
+# Tableau 10.
 COLOURS = bytes.fromhex("1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf")
-NEAR_TO_FAR = bytes.fromhex("fde725 5ec962 21918c 3b528b 440154")  # viridis, backwards
-LEAST_SIDE = 400  # pixels; smaller pictures are enlarged, so that thin lines do not hide small objects
+NEAR_TO_FAR = bytes.fromhex("fde725 5ec962 21918c 3b528b 440154")  # viridis, reversed
+MIN_SIDE = 400  # pixels; smaller pictures are enlarged, so that lines do not hide small objects
 
 
-def colours_in_turn(count: int) -> np.ndarray:
-    """uint8 (count, 3): the ten colours over and over, as boxes have them by class id."""
+def cycled_colours(count: int) -> np.ndarray:
+    """uint8 (count, 3): the ten colours, repeated, by class id."""
     return np.resize(np.frombuffer(COLOURS, np.uint8), (count, 3))
 
 
 def class_colours(classes: Sequence[str]) -> np.ndarray:
-    """uint8 (256, 3): the colours of masks' class ids, ten in turn. Black, which stands for none: unknown pixels, and a background in the
-    first line of the classes. A first class of any other name has a colour, or what is of it would look as if nothing was known."""
+    """uint8 (256, 3): the colour of each class id in a mask, ten colours repeated. Unknown pixels and a first class that is named as the
+    background are black."""
     first = int(bool(classes) and is_background(classes[0]))
     colours: np.ndarray = np.zeros((256, 3), np.uint8)
-    colours[first : len(classes)] = colours_in_turn(len(classes) - first)
+    colours[first : len(classes)] = cycled_colours(len(classes) - first)
     return colours
 
 
 def draw_classes(picture: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """uint8 (H, W, 3) tinted by the class ids of uint8 (H, W), in the colours of `class_colours`."""
+    """The picture, uint8 (H, W, 3), tinted by the class ids of a mask, uint8 (H, W), in the colours of `class_colours`."""
     colours = class_colours(classes)
     return np.where(colours[mask].any(-1)[..., None], picture // 2 + colours[mask] // 2, picture)
 
 
 def draw_boxes(picture: np.ndarray, corners: np.ndarray, classes: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:
-    """uint8 (H, W, 3), perhaps enlarged, with the outlines of boxes (N, 4) in the colours of their class ids (N,), and captions in them."""
+    """The picture, perhaps enlarged, with boxes (N, 4) in the colours of their class ids (N,) and captions."""
     image, factor = _enlarged(picture)
     draw = ImageDraw.Draw(image)
     width = max(1, min(image.size) // 250)
@@ -50,9 +50,9 @@ def draw_boxes(picture: np.ndarray, corners: np.ndarray, classes: np.ndarray, ca
 
 
 def draw_keypoints(picture: np.ndarray, points: np.ndarray, skeleton: Sequence[tuple[int, int]], least: float) -> np.ndarray:
-    """uint8 (H, W, 3), perhaps enlarged, with the keypoints (N, P, 3) of N objects: x, y, and drawn where the third is `least` or more.
+    """The picture, perhaps enlarged, with the keypoints (N, P, 3) of N objects: x, y and a score; drawn if the score is at least `least`.
 
-    Lines of the skeleton have the colour of their object, keypoints that of their number.
+    Lines of the skeleton are coloured by object, keypoints by their index.
     """
     image, factor = _enlarged(picture)
     draw = ImageDraw.Draw(image)
@@ -73,7 +73,7 @@ def draw_keypoints(picture: np.ndarray, points: np.ndarray, skeleton: Sequence[t
 
 
 def draw_objects(picture: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) tinted by the objects of `numbers` (H, W), in ten colours by their number, with their outlines in full colour."""
+    """The picture tinted by the objects of `numbers` (H, W), in ten colours by number, with outlines in full colour."""
     palette = np.frombuffer(COLOURS, np.uint8).reshape(-1, 3)
     colours = palette[(numbers.astype(np.int64) - 1) % len(palette)]
     around = np.pad(numbers, 1, mode="edge")
@@ -85,8 +85,8 @@ def draw_objects(picture: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def draw_depth(depth: np.ndarray, span: tuple[float, float] | None = None) -> np.ndarray:
-    """uint8 (H, W, 3) of float (H, W): yellow is near and violet far, by the logarithm between the ends of `span` (default: its own); what
-    is unknown, 0, is black."""
+    """Colours, uint8 (H, W, 3), of a depth map, float (H, W): from yellow (near) to violet (far), logarithmic over `span` (default: the
+    map's own range); unknown pixels (0) are black."""
     known = depth > 0
     if not known.any():
         return np.zeros((*depth.shape, 3), np.uint8)
@@ -99,7 +99,7 @@ def draw_depth(depth: np.ndarray, span: tuple[float, float] | None = None) -> np
 
 
 def _enlarged(picture: np.ndarray) -> tuple[Image.Image, int]:
-    """The picture, whole times as large if it is small, and how many."""
-    factor = max(1, -(-LEAST_SIDE // min(picture.shape[:2])))
+    """The picture, enlarged by an integer factor if it is small, and the factor."""
+    factor = max(1, -(-MIN_SIDE // min(picture.shape[:2])))
     size = picture.shape[1] * factor, picture.shape[0] * factor
     return Image.fromarray(picture).resize(size, Image.Resampling.NEAREST), factor

@@ -1,4 +1,4 @@
-"""What is new in a data set against the one before, by content, and how far its new pictures are from the old ones."""
+"""New pictures of a data set compared with the previous one, by content, and the shift of their statistics."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 if TYPE_CHECKING:
     from dreamteacher.data.dataset import ImageSet
 
-FLOOR = 1e-6  # of a spread: where all old values are equal, any other is far away
+FLOOR = 1e-6  # minimum spread, for old values that are all equal
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How far the new pictures' mean is from the old ones', in units of the old ones' spread; `by_chance`: without any difference."""
+    """Distance between the means of new and old pictures in units of the old spread; by_chance: its expectation without drift."""
 
     old: float
     new: float
@@ -27,7 +27,7 @@ class Shift:
 
 
 def contents(folder: Path) -> dict[str, set[str]]:
-    """The sha256 of every picture's file in the data set `folder` (of which manifest.csv is enough), by split."""
+    """The sha256 of all source files of the data set `folder`, by split; only its manifest.csv is read."""
     found: dict[str, set[str]] = {"train": set(), "val": set()}
     with (folder / "manifest.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, set[str]]:
 
 
 def draw(images: ImageSet, wanted: set[str], count: int) -> list[int]:
-    """Indices, sorted, of up to `count` pictures whose sha256 is in `wanted`, the same whatever order they have."""
+    """Sorted indices of up to `count` pictures whose sha256 is in `wanted`, independent of their order."""
     there = [i for i in range(len(images)) if images.sha256(i) in wanted]
     return sorted(sorted(there, key=lambda i: hashlib.sha256(images.sha256(i).encode()).digest())[:count])
 
@@ -51,8 +51,8 @@ def mean_shift(old: np.ndarray, new: np.ndarray) -> Shift:
     """Distance of the means of `(N, C)` and `(M, C)`, relative to the total spread of `old`: |m_new - m_old| / sqrt(tr cov_old).
 
     For one column this is Glass' delta, the usual standardised mean difference; for embeddings it is the root of the mean term of
-    the Frechet distance (Heusel et al. 2017), whose other term needs more pictures than dimensions. When both are drawn alike, its
-    square is 1/N + 1/M on average. `old` and `new` of the result are the means, of several columns the norms of the means.
+    the Frechet distance (Heusel et al. 2017), whose other term needs more pictures than dimensions. Without drift, its square is
+    1/N + 1/M on average. `old` and `new` of the result are the means, or their norms for several columns.
     """
     means = old.mean(0), new.mean(0)
     spread = max(float(old.var(0).sum()) ** 0.5, FLOOR)

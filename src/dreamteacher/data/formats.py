@@ -1,4 +1,4 @@
-"""Which files are pictures: by suffix, by reader, and what the others are."""
+"""Picture formats: suffixes, readers, and the names of formats that cannot be read."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ else:
     register_heif_opener()
     HEIF = True
 
-# Only the readers that are needed: each further one is a parser for hostile bytes. (JPEG's reader also takes the MPO of some phones.)
+# Only the readers that are needed, as each parser is attack surface. (The JPEG reader also takes the MPO files of some phones.)
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"})
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
 _INSTALL_HEIC = 'pip install "dreamteacher[heic]"'
-_OPTIONAL = (  # reader, its suffixes, whether it is there, how to get it
+_OPTIONAL = (  # reader, suffixes, whether it is installed, how to get it
     ("AVIF", {".avif", ".avifs"}, features.check("avif"), "use a Pillow that is built with AVIF (11.3 or later)"),
     ("JPEG2000", {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}, features.check("jpg_2000"), "use a Pillow that is built with OpenJPEG"),
     ("HEIF", {".heic", ".heif", ".hif", ".heics", ".heifs"}, HEIF, _INSTALL_HEIC),
@@ -34,7 +34,7 @@ _PAGES = "export its pages as PNG (pdftoppm -png)"
 _RENDER = "render it as PNG (rsvg-convert)"
 _FRAMES = "cut it into pictures (ffmpeg -i FILE %06d.png)"
 _ARRAY = "save each array as PNG or TIFF (PIL.Image.fromarray)"
-# Suffixes of pictures that are not read -> what to do. (None that is as often a label or a table: .mat, .h5, .npz, .pfm.)
+# Suffixes of picture formats that cannot be read -> remedy. (Without those that are as often labels or tables: .mat, .h5, .npz, .pfm.)
 UNREAD = {
     **dict.fromkeys((".dcm", ".dicom", ".nii", ".mha", ".nrrd"), "export its slices as 16-bit PNG or TIFF"),
     **dict.fromkeys((".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"), _RAW),
@@ -53,7 +53,7 @@ for _name, _suffixes, _is_there, _remedy in _OPTIONAL:
     else:
         UNREAD |= dict.fromkeys(_suffixes, _remedy)
 
-NO_LISTS = {  # suffix of a file that is no list of paths -> what it is, and what to do
+NOT_A_LIST = {  # suffix of files that are not lists of paths -> what they are, and the remedy
     **dict.fromkeys((".zip", ".rar", ".7z", ".gz", ".bz2", ".xz", ".zst"), "an archive; unpack it and name the folder"),
     **dict.fromkeys((".json", ".xml", ".yaml", ".yml", ".csv", ".tsv", ".parquet"), "a table or labels; name the folder of the pictures"),
     **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy", ".mat", ".pkl"), "arrays; save them as pictures and name their folder"),
@@ -67,12 +67,12 @@ _AVIF, _JP2, _HEIC = (
     for thing, (_, _, is_there, remedy) in zip(("an AVIF picture", "a JPEG 2000 picture", "a HEIC picture"), _OPTIONAL, strict=True)
 )
 _VIDEO, _CAMERA = ("a video", _FRAMES), ("a camera's raw picture", _RAW)
-_BRANDS = {  # of ISO media files: the 4 letters behind "ftyp"
+_BRANDS = {  # of ISO media files: the 4 letters after "ftyp"
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"), _HEIC),
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
     b"crx ": _CAMERA,
 }
-_MAGIC = (  # pattern of the first bytes, what that is, what to do
+_MAGIC = (  # pattern of the first bytes, format, remedy
     (rb"\0*\Z", "nothing but zero bytes", _AGAIN),
     (rb"version https://git-lfs", "a pointer of Git LFS", "fetch what it points to: git lfs pull"),
     (rb"outs:\s|md5: ", "a pointer of DVC", "fetch what it points to: dvc pull"),
@@ -110,21 +110,21 @@ _MAGIC = (  # pattern of the first bytes, what that is, what to do
 
 
 def why_unread(name: str) -> str | None:
-    """Why a file of this name is not read though it is a picture by its suffix; None if it is read, or no picture."""
+    """Why a picture of this suffix cannot be read; None if it can, or is not a picture."""
     suffix = posixpath.splitext(name)[1].lower()
     return f"pictures of this kind ({suffix}) are not read: {UNREAD[suffix]}" if suffix in UNREAD and suffix not in SUFFIXES else None
 
 
 class BadPicture(Exception):
-    """The bytes are no usable picture or mask; `reason` says why in words for the quarantine list."""
+    """The bytes are not a usable picture or mask; `reason` is written to quarantine.csv."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
 
 
-def name_what_it_is(data: bytes, what: str) -> str:
-    """One line for bytes that no reader takes: what they are by their beginning, and what to do."""
+def describe_unreadable(data: bytes, what: str) -> str:
+    """One line for bytes that no reader accepts: their format by magic bytes, and the remedy."""
     head = data[:4096]
     known = [_BRANDS.get(head[8:12], _VIDEO)] if head[4:8] == b"ftyp" else []
     known += [(thing, remedy) for pattern, thing, remedy in _MAGIC if re.match(pattern, head, re.DOTALL)]
@@ -133,5 +133,5 @@ def name_what_it_is(data: bytes, what: str) -> str:
     return f"not a {what} in a known format ({', '.join(FORMATS)})"
 
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what cannot be read is said once, with the file's name
-Image.init()  # all readers are known at once, whichever picture comes first
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # errors are reported once, with the file's name
+Image.init()  # registers all readers, so that results do not depend on the first picture

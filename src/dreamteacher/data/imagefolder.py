@@ -1,6 +1,6 @@
-"""metadata.csv and metadata.jsonl of HuggingFace's imagefolder: classes or boxes of the pictures that their lines name.
+"""metadata.csv and metadata.jsonl of HuggingFace's imagefolder: classes or boxes of the pictures in their lines.
 
-`file_name` begins in the folder that the file lies in (datasets.packaged_modules.folder_based_builder).
+`file_name` is relative to the metadata file's folder (datasets.packaged_modules.folder_based_builder).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import posixpath
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -20,45 +20,48 @@ from dreamteacher.data.class_list import NUMBER, ClassList
 from dreamteacher.data.columns import SplitColumns, require_once, split_is_not_read
 from dreamteacher.data.items import AUTO, LabelKind, utf8
 from dreamteacher.data.layout import meaning
+from dreamteacher.data.multilabel import names_in_cell, require_cells, rows_of
+from dreamteacher.data.multilabel_files import COLUMN_FILE, has_columns_of_classes
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
-from dreamteacher.data.several_files import COLUMN_FILE, has_columns_of_classes
-from dreamteacher.data.several_labels import names_in_cell, require_cells, rows_of
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-LOOKED_AT = 100  # lines of a file, which say its columns
-MOST_CLASSES = 10_000
+LOOKED_AT = 100  # lines of a file that are read to find its columns
+MAX_CLASSES = 10_000
 FILE_NAME = re.compile(r"(.+_)?file_name")
-Line = tuple[str, str, dict[str, Any]]  # where it stands, the picture, the cells by the names of their columns
+Line = tuple[str, str, dict[str, Any]]  # its place for messages, the picture, {column: cell}
 
 
 class Metadata(NamedTuple):
-    """Names of the files that have a column `label`, and of those that have one `objects`; why others are not read; several: a label may
-    be a list. columns, lists: of the files of `several_files`."""
+    """Metadata files by their content.
+
+    labels, objects: files with a column of that name. others: why other files are not read. multilabel: labels are lists. columns, lists:
+    files of `multilabel_files`.
+    """
 
     labels: list[str]
     objects: list[str]
     others: dict[str, str]
-    several: bool
+    multilabel: bool
     columns: list[str]
     lists: list[str]
 
     def names(self) -> list[str]:
-        """Of all files."""
+        """Names of all files."""
         return sorted({*self.labels, *self.objects, *self.others, *self.columns})
 
     def of_classes(self, task: str) -> list[str]:
-        """Those that give the classes of pictures, for a `task`."""
+        """The files with class labels for a `task`."""
         return self.labels or ((self.columns or self.lists) if task in (AUTO, "multilabel") else [])
 
 
-def look_into(tree: Tree, names: list[str], lists: list[str]) -> Metadata:
-    """What the files give, by their first lines. lists: as `several_files.class_lists` returns them.
+def inspect_files(tree: Tree, names: list[str], lists: list[str]) -> Metadata:
+    """Inspect the first lines of the files. lists: as `multilabel_files.class_lists` returns them.
 
     Raises:
         UserError: one that names pictures cannot be read.
     """
-    found = Metadata([], [], {}, several=False, columns=[], lists=lists)
+    found = Metadata([], [], {}, multilabel=False, columns=[], lists=lists)
     for name in names:
         if posixpath.basename(name) == COLUMN_FILE:
             found.columns.extend([name] * has_columns_of_classes(tree, name))
@@ -78,13 +81,12 @@ def look_into(tree: Tree, names: list[str], lists: list[str]) -> Metadata:
         if not named or not {"label", "objects"} & fields.keys():
             shown = ", ".join(fields)[:80] or "none"
             found.others[name] = f"{name} gives no labels: it needs the columns file_name and label (or objects), and has {shown}"
-        found = found._replace(several=found.several or any(isinstance(line.get("label"), list) for _, line in cells))
+        found = found._replace(multilabel=found.multilabel or any(isinstance(line.get("label"), list) for _, line in cells))
     return found
 
 
 def files_of_classes(table: sqlite3.Connection, tree: Tree, metadata: Metadata, labels: LabelKind, *, task: str, boxes: bool) -> list[str]:
-    """labels.csv, else the files of `metadata` that give classes, where no setting says what is wanted only if there are neither masks
-    nor boxes."""
+    """labels.csv, else the files of `metadata` with class labels; with all settings on auto only if there are neither masks nor boxes."""
     if file := tree.open_text("labels.csv"):
         file.close()
         return ["labels.csv"]
@@ -92,33 +94,33 @@ def files_of_classes(table: sqlite3.Connection, tree: Tree, metadata: Metadata, 
     return [] if others else metadata.of_classes(task)
 
 
-def read_classes(table: sqlite3.Connection, tree: Tree, files: list[str], classes: ClassList | None, *, several: bool) -> list[str]:
-    """Fill the table `labels` as labels.csv does; returns the different classes, numbers first.
+def read_classes(table: sqlite3.Connection, tree: Tree, files: list[str], classes: ClassList | None, *, multilabel: bool) -> list[str]:
+    """Fill the table `labels` from metadata files; returns the distinct classes, numbers first.
 
-    A number is the class of this number in `classes`, if there are; -1 and nothing mean no label. several: of one picture.
+    A number is an index into `classes`, if given; -1 and an empty cell mean no label. multilabel: a picture may have several classes.
 
     Raises:
-        UserError: a file cannot be understood, two lines differ about a picture.
+        UserError: a file cannot be parsed, or two lines disagree about a picture.
     """
     seen: set[str] = set()
     for at, picture, line in lines_of(table, tree, files):
         value = line.get("label")
-        if several and isinstance(value, str) and value.strip():
+        if multilabel and isinstance(value, str) and value.strip():
             value = names_in_cell(value)
-        if isinstance(value, list) and not several:
+        if isinstance(value, list) and not multilabel:
             raise UserError(f"{at}: its label is a list, {str(value)[:40]}; for several labels of a picture set ingest.task to multilabel")
         names = [read_class(each, classes, f"{at}: its label") for each in (value if isinstance(value, list) else [value])]
         known = [name for name in names if name is not None]
         if not known and value != []:
             continue
         seen |= set(known)
-        refuse_many(seen, at)
-        insert(table, picture, json.dumps({"yes": sorted(set(known)), "unknown": []}) if several else known[0], at)
-    return in_order(seen)
+        refuse_too_many(seen, at)
+        insert(table, picture, json.dumps({"yes": sorted(set(known)), "unknown": []}) if multilabel else known[0], at)
+    return sorted_classes(seen)
 
 
 def other_folder(table: sqlite3.Connection, name: str) -> str | None:
-    """What a picture says that lies in the folder of one class while its line in the file `name` gives another; None if none does."""
+    """A message about a picture in the folder of one class while its line in the file `name` names another; None if there is none."""
     other = table.execute(
         "SELECT f.name, f.class, value FROM labels JOIN files AS f ON f.name = labels.name WHERE role = 'picture' AND class != '' "
         "AND value != class AND class IN (SELECT value FROM labels) ORDER BY f.name LIMIT 1"
@@ -127,18 +129,18 @@ def other_folder(table: sqlite3.Connection, name: str) -> str | None:
 
 
 def refuse_other_folders(table: sqlite3.Connection, tree: Tree, name: str) -> None:
-    """UserError where a picture lies in the folder of one class, and its line names another."""
+    """UserError if a picture lies in the folder of one class, and its line names another."""
     if other := other_folder(table, f"{tree}/{name}"):
         raise UserError(f"{other}; correct one, or set ingest.labels to csv (the file counts) or folders")
 
 
-def in_order(names: set[str]) -> list[str]:
-    """Classes by number, then by name."""
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """Classes sorted by number, then by name."""
     return sorted(names, key=lambda name: (0, float(name), name) if NUMBER.fullmatch(name) else (1, 0, name))
 
 
 def cells_of(tree: Tree, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(Where it stands, its cells) of each line."""
+    """(place for messages, {column: cell}) of each line."""
     where = f"{tree}/{name}"
     file = tree.open_text(name)
     if file is None:
@@ -180,7 +182,7 @@ def lines_of(table: sqlite3.Connection, tree: Tree, files: list[str]) -> Iterato
     """The lines of the files that name a picture.
 
     Raises:
-        UserError: one has labels and names no picture, or gives the split of a picture whose folders give none.
+        UserError: a line has a label and no picture, or gives the split of a picture whose folders name none.
     """
     for name in files:
         splits, is_needed = SplitColumns(), False
@@ -202,7 +204,7 @@ def lines_of(table: sqlite3.Connection, tree: Tree, files: list[str]) -> Iterato
 
 
 def _path_column(fields: list[str], at: str) -> str:
-    """`file_name`, else the one column NAME_file_name, else the one whose NAME is a word for pictures."""
+    """`file_name`, else the only column NAME_file_name, else the only one whose NAME is a word for pictures."""
     others = [field for field in fields if FILE_NAME.fullmatch(field)]
     pictures = [field for field in others if meaning(field.removesuffix("_file_name")).role in ("image", "image?")]
     chosen = next((some for some in (["file_name"] if "file_name" in others else [], others, pictures) if len(some) == 1), None)
@@ -218,7 +220,7 @@ def _is_of_no_split(table: sqlite3.Connection, picture: str) -> bool:
 
 
 def read_class(value: Any, classes: ClassList | None, what: str) -> str | None:
-    """The name of a class that is given by name or number."""
+    """The name of a class given by name or number; None for an empty value or -1."""
     if isinstance(value, float) and not math.isnan(value) and value.is_integer():
         value = int(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -235,14 +237,14 @@ def read_class(value: Any, classes: ClassList | None, what: str) -> str | None:
     return name
 
 
-def refuse_many(seen: set[str], at: str) -> None:
-    """UserError for more than MOST_CLASSES classes."""
-    if len(seen) > MOST_CLASSES:
-        raise UserError(f"{at}: there are more than {MOST_CLASSES} classes, such as {min(seen)!r}; write classes, or drop the column")
+def refuse_too_many(seen: set[str], at: str) -> None:
+    """UserError for more than MAX_CLASSES classes."""
+    if len(seen) > MAX_CLASSES:
+        raise UserError(f"{at}: there are more than {MAX_CLASSES} classes, such as {min(seen)!r}; write classes, or drop the column")
 
 
 def insert(table: sqlite3.Connection, picture: str, value: str, at: str) -> None:
-    """Add a label; UserError where the picture has another."""
+    """Add a label; UserError if the picture has another."""
     if table.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (picture, value)).rowcount == 0:
         (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [picture]).fetchone()
         if other != value:

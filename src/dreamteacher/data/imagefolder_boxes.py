@@ -10,7 +10,7 @@ from typing import Any
 from dreamteacher.data.box_labels import BoxSource
 from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.corners import refuse_corners
-from dreamteacher.data.imagefolder import in_order, insert, lines_of, read_class, refuse_many
+from dreamteacher.data.imagefolder import insert, lines_of, read_class, refuse_too_many, sorted_classes
 from dreamteacher.data.items import AUTO
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
@@ -21,10 +21,10 @@ CATEGORIES = ("categories", "category", "labels", "label")
 def find_objects(
     table: sqlite3.Connection, tree: Tree, files: list[str], classes: ClassList | None, *, max_bytes: int, task: str
 ) -> BoxSource:
-    """The boxes of files that have some.
+    """Read the boxes of the metadata files that have them.
 
     Raises:
-        UserError: as `read_objects`; `task` learns from more than boxes; no picture is named; classes.txt lacks a class.
+        UserError: as `read_objects`; `task` needs more than boxes; no picture is found; classes.txt lacks a class.
     """
     where = f"{tree}/{files[0]}"
     if task not in (AUTO, "detection"):
@@ -42,12 +42,12 @@ def find_objects(
 
 
 def read_objects(table: sqlite3.Connection, tree: Tree, files: list[str], classes: ClassList | None, max_bytes: int) -> list[str]:
-    """Fill the table `labels` as `coco.read_coco` does; returns the different classes, numbers first.
+    """Fill the table `labels` as `coco.read_coco` does; returns the distinct classes, numbers first.
 
-    `objects` is {"bbox": [[x, y, w, h], ...], "categories": [...]} or a list of such with one box each. Without it there is no label.
+    `objects` is {"bbox": [[x, y, w, h], ...], "categories": [...]} or a list of such with one box each; without it a line has no label.
 
     Raises:
-        UserError: as `read_classes`; a box has no category; boxes seem to be x1, y1, x2, y2.
+        UserError: as `imagefolder.read_classes`; a box has no category; boxes seem to be x1, y1, x2, y2.
     """
     seen: set[str] = set()
     for at, picture, line in lines_of(table, tree, files):
@@ -55,14 +55,14 @@ def read_objects(table: sqlite3.Connection, tree: Tree, files: list[str], classe
         if boxes is None:
             continue
         seen |= {box[4] for box in boxes}
-        refuse_many(seen, at)
+        refuse_too_many(seen, at)
         insert(table, picture, json.dumps({"size": [None, None], "boxes": boxes}), at)
     refuse_corners(table, tree, files[0], max_bytes)
-    return in_order(seen)
+    return sorted_classes(seen)
 
 
 def _boxes(value: Any, classes: ClassList | None, at: str) -> list[tuple[float, float, float, float, str, bool]] | None:
-    """x, y, width, height, class, and whether it is a crowd."""
+    """[(x, y, width, height, class, whether it is a crowd)]; None without a label."""
     if isinstance(value, str):  # a cell of metadata.csv
         try:
             value = ast.literal_eval(value) if value.strip().startswith(("{'", "[{'")) else json.loads(value or "null")

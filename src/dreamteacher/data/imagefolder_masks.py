@@ -1,4 +1,4 @@
-"""Masks and depth that metadata.csv or metadata.jsonl of HuggingFace's imagefolder names beside each picture, as in `mask_file_name`."""
+"""Masks and depth maps named in HuggingFace's metadata.csv or metadata.jsonl, as in `mask_file_name`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dreamteacher.data.names import nfc, slashes, tidy
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-OUTPUTS = {"output", "outputs", "target", "targets"}  # as often pictures
+OUTPUTS = {"output", "outputs", "target", "targets"}  # ambiguous: often pictures
 
 
 def take_listed_masks(table: sqlite3.Connection, tree: Tree, files: list[str], task: str) -> list[str]:
-    """Give pictures the masks that lines name with them, in place of those of like names; returns the files that name some.
+    """Pair pictures with the masks that metadata files name, replacing pairs by file name; returns the metadata files that name masks.
 
-    A column is one of masks if the word before `_file_name` is (see `layout`), or what `task` learns from; what a column names that lies
-    beside masks, such as overlays, is no picture.
+    A column holds masks if the word before `_file_name` means masks (see `layout`) or is what `task` learns from. Overlays and the like in
+    other columns are not taken as pictures.
 
     Raises:
-        UserError: the mask of a picture is not there, two columns name masks.
+        UserError: the mask of a picture is missing, or two columns name masks.
     """
     used: list[str] = []
     for name in files:
         first: list[dict[str, Any]] = []
-        with suppress(UserError):  # a file that cannot be read is said where its labels are wanted
+        with suppress(UserError):  # an unreadable file is reported where its labels are read
             first = [cells for _, cells in islice(cells_of(tree, name), 1)]
         if not any(_roles(cells, task) for cells in first):
             continue
@@ -45,7 +45,7 @@ def take_listed_masks(table: sqlite3.Connection, tree: Tree, files: list[str], t
                 there = _named(table, name, str(cells[field]))
                 has_picture = _named(table, "", picture) is not None
                 if there is None and (role != "mask" or not has_picture):
-                    continue  # a set may be there in part
+                    continue  # only part of a data set may be present
                 if there is None:
                     raise UserError(
                         f"{at}: there is no file {cells[field]!r}, which its {field} names; name it from the folder of this file"
@@ -59,13 +59,13 @@ def take_listed_masks(table: sqlite3.Connection, tree: Tree, files: list[str], t
 
 
 def _roles(cells: dict[str, Any], task: str) -> dict[str, str]:
-    """The columns that name masks or what lies beside them, and the role of these files."""
+    """{column: role} of the columns that name masks or other files that are not pictures."""
     words = {field: field.removesuffix("_file_name") for field in cells if FILE_NAME.fullmatch(field)}
     return {field: role for field, word in words.items() if (role := _role(word, task))}
 
 
 def _role(word: str, task: str) -> str | None:
-    """The role of the files that a column names; None of pictures and what is unknown."""
+    """The role of the files in a column; None for pictures and unknown words."""
     if word in OUTPUTS:
         return None
     if task in MASK_WORDS and MASK_WORDS[task].search(word):

@@ -1,4 +1,4 @@
-"""The objects of one picture from what its source has: a mask that numbers them, or COCO's outlines."""
+"""Instance labels of one picture: from a mask of object numbers, or from outlines."""
 
 from __future__ import annotations
 
@@ -9,50 +9,49 @@ import numpy as np
 from dreamteacher.data.box_labels import class_id, outlines_of
 from dreamteacher.data.class_list import ClassList, is_background, is_void
 from dreamteacher.data.decode import BadPicture, Picture
-from dreamteacher.data.instances import from_png, pack, unique_of_areas, unpack
+from dreamteacher.data.instances import from_png, pack, unique_by_runs, unpack
 from dreamteacher.data.items import IGNORE, BoxLabel
-from dreamteacher.data.masks import decode_numbers, turn_upright
+from dreamteacher.data.masks import decode_numbers, exif_transpose, to_upright
 from dreamteacher.data.run_lengths import decode_runs
 
-THOUSAND = 1000  # class x 1000 + number, as Cityscapes counts; smaller values are no objects
+THOUSAND = 1000  # Cityscapes encodes class x 1000 + number; smaller values are not objects
 LARGEST = 65535  # number of an object
-ONLY_CLASS = "object"  # where the source names none
-WHOLE = 0.9  # share of an object in its largest piece, beyond which the others are crumbs
-MANY = 8  # numbers, of which most may not be without an area
+ONLY_CLASS = "object"  # class name if the source has none
+MIN_LARGEST_PIECE = 0.9  # share of an object in its largest piece from which the object counts as one piece
+MIN_NUMBERS = 8  # numbers from which a mask is checked for interpolation
 
 
 def object_classes(classes: ClassList | None) -> list[str]:
-    """The names of the classes of objects, by id: without those that mean unknown, and without a background in the first line."""
+    """Class names of objects, by id: without names that mean unknown, and without a background in the first line."""
     names = [ONLY_CLASS] if classes is None else classes.names
     return [name for i, name in enumerate(names) if not is_void(name) and not (i == 0 and is_background(name))]
 
 
 def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None, max_pixels: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The map of objects (see `instances`) of a mask that lies on `picture`, upright, and keys of `decode.WARNINGS`.
+    """The instance map (see `instances`) of a mask, on the upright `picture`, and keys of `decode.WARNINGS`.
 
-    One class: each value but 0 is the number of an object; 255 behind 1, 2, 3 and so on, without those between, is unknown. Several: a
-    value is 1000 x the line of its class, from 0, + a number, as of Cityscapes' instanceIds; values below 1000 are no objects. The border
-    of Pascal VOC's objects is unknown.
+    With one class, each value but 0 is an object's number; 255 after consecutive numbers 1, 2, 3 ... is unknown. With several, a value is
+    1000 x the line of its class (from 0) + a number, as in Cityscapes' instanceIds; values below 1000 are not objects. The border colour of
+    Pascal VOC is unknown.
 
     Raises:
-        BadPicture: as `decode_numbers`; the mask is of another size, or has a value of no class.
+        BadPicture: as `decode_numbers`; the mask has another size, or a value of no class.
     """
     height, width = picture.image.shape[:2]
     values = decode_numbers(data, max_pixels=max_pixels)
     refuse_interpolated(values)
-    if picture.orientation > 4 and width != height and values.shape == (width, height):
-        values = turn_upright(values, picture.orientation)
+    values = to_upright(values, picture)
     if values.shape != (height, width):
         raise BadPicture(f"mask is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
-    leaps = len(object_classes(classes)) == 1 and _leaps_to_unknown(values)
-    border = (values < 0) | (values == IGNORE) if leaps else values < 0
+    skips_to_255 = len(object_classes(classes)) == 1 and _skips_to_255(values)
+    border = (values < 0) | (values == IGNORE) if skips_to_255 else values < 0
     packed = _pack_classes(np.where(border, 0, values), classes)
     packed[border] = IGNORE
-    return packed, ("unknown_among_numbers",) * leaps
+    return packed, ("unknown_among_numbers",) * skips_to_255
 
 
-def _leaps_to_unknown(values: np.ndarray) -> bool:
-    """Whether numbers are counted from 1 without gaps, and then there is 255, as masks of classes write what is unknown."""
+def _skips_to_255(values: np.ndarray) -> bool:
+    """Whether the numbers are 1, 2, 3 ... without gaps, and then 255, which class masks use for unknown pixels."""
     numbers = np.unique(values[values > 0])
     return 1 < len(numbers) < IGNORE and bool(numbers[-1] == IGNORE and numbers[-2] == len(numbers) - 1)
 
@@ -74,10 +73,10 @@ def _pack_classes(values: np.ndarray, classes: ClassList | None) -> np.ndarray:
 
 
 def refuse_interpolated(values: np.ndarray) -> None:
-    """BadPicture where most numbers cover no square of 2 x 2 pixels and touch others, as in pictures and at smoothed edges."""
+    """BadPicture if most numbers cover no square of 2 x 2 pixels and touch others, as in photographs or interpolated masks."""
     shown = values > 0
-    codes = np.unique(values[shown]) if values.max() >= MANY else ()
-    if len(codes) < MANY:
+    codes = np.unique(values[shown]) if values.max() >= MIN_NUMBERS else ()
+    if len(codes) < MIN_NUMBERS:
         return
     left, right = values[:, :-1], values[:, 1:]
     solid = (left == right)[:-1] & (left == right)[1:] & (left[:-1] == left[1:])
@@ -95,9 +94,8 @@ def refuse_interpolated(values: np.ndarray) -> None:
         )
 
 
-def in_pieces(packed: np.ndarray) -> bool:
-    """Whether most objects of a map are in several pieces that do not touch, but for crumbs: perhaps classes, or objects that were not
-    numbered."""
+def is_fragmented(packed: np.ndarray) -> bool:
+    """Whether most objects of a map consist of several disconnected pieces, so that numbers may be classes rather than objects."""
     from scipy.ndimage import find_objects, label
 
     numbers = unpack(packed)[0].astype(np.int32)
@@ -105,26 +103,26 @@ def in_pieces(packed: np.ndarray) -> bool:
     in_several, in_one = 0, 0
     for number, place in enumerate(places, 1):
         sizes = np.bincount(label(numbers[place] == number, np.ones((3, 3), int))[0].ravel())[1:]
-        is_whole = bool(sizes.max() >= WHOLE * sizes.sum())
+        is_whole = bool(sizes.max() >= MIN_LARGEST_PIECE * sizes.sum())
         in_several, in_one = in_several + (not is_whole), in_one + is_whole
-        if 2 * in_several > len(places) or 2 * in_one >= len(places):  # the others cannot change it
+        if 2 * in_several > len(places) or 2 * in_one >= len(places):
             break
     return 2 * in_several > len(places)
 
 
 def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The map of objects of polygons or COCO's run lengths, on the picture as it is shown, and keys of `decode.WARNINGS`.
+    """The instance map of polygons or COCO run lengths, on the upright picture, and keys of `decode.WARNINGS`.
 
-    Where objects overlap, the smaller lies above, as what hides a part of another most often is; crowds, below all, are unknown.
+    Where objects overlap, the smaller one is on top, as the occluding object is usually smaller; crowds are at the bottom and unknown.
 
     Args:
-        label: of `box_labels`, with its outlines.
-        classes: names by id; none where the label gives numbers.
-        stored: (width, height) of the picture before EXIF's orientation.
-        orientation: of EXIF.
+        label: with outlines.
+        classes: names by id; empty if the label gives numbers.
+        stored: (width, height) of the stored pixels.
+        orientation: EXIF orientation.
 
     Raises:
-        BadPicture: an outline is missing, or cannot be; the entry is of another size.
+        BadPicture: an outline is missing or invalid, or the label is for another size.
     """
     upright = stored[::-1] if orientation > 4 else stored
     named, objects = outlines_of(label, upright)
@@ -147,11 +145,11 @@ def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], 
             raise BadPicture(f"it has more than {LARGEST} objects")
     shown = len(np.unique(result[result > IGNORE]))
     lost = shown < sum(cls >= 0 for _, cls, _ in drawn)
-    return (turn_upright(result, orientation) if turn else result), ("objects_hidden",) * lost
+    return (exif_transpose(result, orientation) if turn else result), ("objects_hidden",) * lost
 
 
 def _drawn(outline: Any, height: int, width: int) -> np.ndarray:
-    """bool (H, W) of polygons, or of run lengths as a list or compressed, which pycocotools would not check."""
+    """bool (H, W) of polygons or run lengths. Run lengths are decoded here, because pycocotools does not validate them."""
     if isinstance(outline, list):
         from pycocotools import mask as coco
 
@@ -164,7 +162,7 @@ def _drawn(outline: Any, height: int, width: int) -> np.ndarray:
 
 
 def read_stored(data: bytes, classes: list[str] | None) -> np.ndarray:
-    """What `instances.to_png` wrote; BadPicture where it is something else."""
+    """Read a label that `instances.to_png` wrote; BadPicture if it is something else."""
     try:
         packed = from_png(data)
     except (OSError, ValueError, SyntaxError) as error:
@@ -176,8 +174,8 @@ def read_stored(data: bytes, classes: list[str] | None) -> np.ndarray:
 
 
 def _pack(values: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Numbers are counted anew, so that any value may stand for an object."""
-    found, first, numbers = unique_of_areas(values)
+    """The instance map of `values`, renumbered from 1, with the class of each pixel in `classes`."""
+    found, first, numbers = unique_by_runs(values)
     objects = len(found) - (found[0] == 0)
     if objects > LARGEST:
         raise BadPicture(f"it has more than {LARGEST} objects")

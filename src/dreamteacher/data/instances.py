@@ -1,7 +1,7 @@
-"""Objects of a picture, pixel by pixel: how they are stored, and put together from a model's maps. Needs numpy and Pillow only.
+"""Instance maps: storage, and assembly from a model's outputs. Needs only numpy and Pillow.
 
-A map of objects is an integer array (H, W): 0 where there is none, IGNORE where it is unknown, else (class id + 1) x 65536 + number, and of
-predictions the score (0 to 65535) x 2^32 on top. So it is cut, flipped and scaled as any mask is.
+An instance map is an integer array (H, W): 0 for no object, IGNORE for unknown, else (class id + 1) x 65536 + number, plus the score of
+predictions (0 to 65535) x 2^32. It can be cropped, flipped and resized (nearest) like any mask.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import io
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.boxes import Boxes
+from dreamteacher.data.boxes import Boxes, non_maximum_suppression
 from dreamteacher.data.items import IGNORE
 
-SUFFIX = "instances.png"  # of a stored label
-MOST = 1000  # objects that are found in a picture
-LEAST_HEAT = 0.2  # of a centre
-NEAR = 5  # pixels around a centre, within which no other is
-LEAST_SHOWN = 0.5  # of an object's pixels, else it is one that was found twice
-AT_ONCE = 1 << 22  # distances that are computed at once
+SUFFIX = "instances.png"  # of a stored label file
+MAX_OBJECTS = 1000  # predicted objects per picture
+MIN_HEAT = 0.2  # threshold for centres
+MIN_DISTANCE = 5  # pixels between two centres
+MIN_SHOWN = 0.5  # visible share of an object's pixels; below it is a duplicate
+CHUNK = 1 << 22  # distances that are computed together
 _CLASS, _SCORE, _UNIT = 16, 32, 65535
 
 
 def pack(numbers: np.ndarray, classes: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
-    """int64 map of objects: `numbers` (H, W) from 1, 0 for none; `classes` (N,) ids and `scores` (N,) in [0, 1] by number - 1."""
+    """int64 instance map of `numbers` (H, W), from 1, 0 for none; `classes` (N,) and `scores` (N,) in [0, 1] are indexed by number - 1."""
     codes = np.zeros(len(classes) + 1, np.int64)
     codes[1:] = ((classes.astype(np.int64) + 1) << _CLASS) + np.arange(1, len(classes) + 1)
     if scores is not None:
@@ -33,11 +33,11 @@ def pack(numbers: np.ndarray, classes: np.ndarray, scores: np.ndarray | None = N
 
 
 def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The inverse of `pack`: numbers int64 (H, W), counted anew without gaps in the order of score, then of their codes; classes, scores.
+    """The inverse of `pack`: numbers int64 (H, W), renumbered from 1 by descending score, then code; classes (N,); scores (N,).
 
-    What is unknown has no number.
+    Unknown pixels have number 0.
     """
-    codes, _, which = unique_of_areas(packed)
+    codes, _, which = unique_by_runs(packed)
     real = codes > IGNORE
     order = np.argsort(-(codes[real] >> _SCORE), kind="stable")
     numbers = np.zeros(len(codes), np.int64)
@@ -46,9 +46,9 @@ def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return numbers[which], (found >> _CLASS & 0xFFFF) - 1, (found >> _SCORE) / _UNIT
 
 
-def unique_of_areas(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What np.unique returns with return_index and return_inverse, the last of the shape of `values` (H, W): by their runs, as sorting a
-    million pixels takes half a second and areas have few borders."""
+def unique_by_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """np.unique of `values` (H, W) with return_index and return_inverse (H, W), computed on runs: sorting a million pixels takes half a
+    second, and label maps have few runs."""
     flat = values.ravel()
     starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
     found, first, which = np.unique(flat[starts], return_index=True, return_inverse=True)
@@ -56,7 +56,7 @@ def unique_of_areas(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def to_png(packed: np.ndarray) -> bytes:
-    """A label as it is stored, an RGB PNG: red is the class id (255: unknown), green and blue the number (0: there is no object)."""
+    """Encode a label as an RGB PNG: red is the class id (255: unknown), green and blue the number (0: no object)."""
     known = packed != IGNORE
     red = np.where(known, np.maximum((packed >> _CLASS) - 1, 0), IGNORE)
     green, blue = (packed >> 8 & 0xFF) * known, (packed & 0xFF) * known
@@ -73,7 +73,7 @@ def from_png(data: bytes) -> np.ndarray:
 
 
 def boxes_of(packed: np.ndarray) -> Boxes:
-    """The objects' bounds and classes, by `unpack`'s numbers."""
+    """Bounding boxes and classes of the objects, in the order of `unpack`'s numbers."""
     numbers, classes, _ = unpack(packed)
     corners = np.array([[packed.shape[1], packed.shape[0], 0, 0]] * len(classes), np.int64).reshape(-1, 4)
     rows, columns = np.nonzero(numbers)
@@ -88,17 +88,17 @@ def boxes_of(packed: np.ndarray) -> Boxes:
 def group(
     probabilities: np.ndarray, centres: np.ndarray, offsets: np.ndarray, own: tuple[int, int], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The objects of one picture (Cheng et al. 2020, arXiv 1911.10194, Sec 3.2): each pixel that shows one joins the centre it points to.
+    """The objects of one picture (Cheng et al. 2020, arXiv 1911.10194, Sec 3.2): each foreground pixel joins a centre.
 
     Args:
-        probabilities: (K + 1, H', W') of no object and of each class.
-        centres: (1, H', W') in [0, 1], highest in the middle of an object.
-        offsets: (2, H', W'), pixels down and to the right from a pixel to the middle of its object.
-        own: (h, w) of the upper left part of the maps that is the picture.
-        size: (H, W) that the objects are wanted in.
+        probabilities: (K + 1, H', W') of the background and each class.
+        centres: (1, H', W') heat map of object centres, in [0, 1].
+        offsets: (2, H', W'), pixels down and right from a pixel to the centre of its object.
+        own: (h, w) of the picture, the upper left part of the maps; the rest is padding.
+        size: (H, W) of the result.
 
     Returns:
-        numbers (H, W) from 1 in the order of score, 0 for none; classes int64 (D,); scores float32 (D,), D <= MOST.
+        numbers (H, W) from 1 by descending score, 0 for none; classes int64 (D,); scores float32 (D,), D <= MAX_OBJECTS.
     """
     peaks, heat = _peaks(centres[0, : own[0], : own[1]])
     if not len(peaks):
@@ -127,17 +127,17 @@ def group(
 def paste(
     found: tuple[np.ndarray, np.ndarray, np.ndarray], padded: tuple[int, int], own: tuple[int, int], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The objects of one picture from boxes with masks (He et al. 2017, arXiv 1703.06870): where several overlap, the likeliest lies above.
+    """The objects of one picture from boxes with masks (He et al. 2017, arXiv 1703.06870); where they overlap, the higher score is on top.
 
     Args:
-        found: scores (K, D) of each class for each box, in [0, 1], a box without any is none; corners (4, D) of x1, y1, x2, y2 as fractions
-            of the model's input; masks (D, M, M) in [0, 1], each spread over its box.
+        found: scores (K, D) of each class for each box, in [0, 1], all 0 for unused boxes; corners (4, D) of x1, y1, x2, y2 as fractions of
+            the model's input; masks (D, M, M) in [0, 1], each stretched over its box.
         padded: (H, W) of that input.
-        own: (h, w) of its upper left part that is the picture.
-        size: (H, W) that the objects are wanted in.
+        own: (h, w) of the picture, the upper left part of the input; the rest is padding.
+        size: (H, W) of the result.
 
     Returns:
-        As `group`. Objects of which less than LEAST_SHOWN is seen are left out.
+        As `group`. Objects with less than MIN_SHOWN of their pixels visible are dropped.
     """
     scores, corners, masks = found
     best = scores.max(0)
@@ -150,15 +150,15 @@ def paste(
         inside = down @ masks[index] @ across.T >= 0.5
         window = numbers[rows, columns]
         free = inside & (window == 0)
-        if free.sum() > LEAST_SHOWN * inside.sum():
+        if free.sum() > MIN_SHOWN * inside.sum():
             kept.append(index)
             window[free] = len(kept)
     return numbers, scores.argmax(0)[kept], best[kept].astype(np.float32)
 
 
 def _samples(low: float, high: float, length: int, cells: int) -> tuple[slice, np.ndarray]:
-    """The pixels below `length` whose middles lie from `low` to `high`, and how much of each of the `cells` between (pixels, cells) each
-    of them sees, by linear interpolation."""
+    """The pixels below `length` whose centres lie between `low` and `high`, and the weights (pixels, cells) that interpolate `cells` values
+    spread over that range linearly."""
     first, last = max(int(np.ceil(low - 0.5)), 0), min(int(np.floor(high - 0.5)) + 1, length)
     places = (np.arange(first, max(first, last)) + 0.5 - low) / max(high - low, 1e-6) * cells - 0.5
     weights = (1 - np.abs(places.clip(0, cells - 1)[:, None] - np.arange(cells))).clip(0)
@@ -166,30 +166,24 @@ def _samples(low: float, high: float, length: int, cells: int) -> tuple[slice, n
 
 
 def _peaks(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns (P, 2), and heat (P,), of the centres, the hottest first: pixels above LEAST_HEAT, the hottest within NEAR."""
+    """Centres as rows and columns (P, 2) and their heat (P,), descending: local maxima within MIN_DISTANCE, above MIN_HEAT."""
     highest = heat
     for axis in (0, 1):
-        padded = np.pad(highest, [(NEAR, NEAR) if axis == each else (0, 0) for each in (0, 1)], constant_values=-1)
-        highest = np.lib.stride_tricks.sliding_window_view(padded, 2 * NEAR + 1, axis).max(-1)
-    found = np.argwhere((heat == highest) & (heat > LEAST_HEAT))
+        padded = np.pad(highest, [(MIN_DISTANCE, MIN_DISTANCE) if axis == each else (0, 0) for each in (0, 1)], constant_values=-1)
+        highest = np.lib.stride_tricks.sliding_window_view(padded, 2 * MIN_DISTANCE + 1, axis).max(-1)
+    found = np.argwhere((heat == highest) & (heat > MIN_HEAT))
     values = heat[found[:, 0], found[:, 1]]
-    order = np.argsort(-values, kind="stable")[: 4 * MOST]
+    order = np.argsort(-values, kind="stable")[: 4 * MAX_OBJECTS]
     places = found[order]
-    kept: list[int] = []
-    free = np.ones(len(places), bool)
-    for index, place in enumerate(places):  # of a plateau one pixel is taken
-        if free[index]:
-            kept.append(index)
-            if len(kept) == MOST:
-                break
-            free &= np.abs(places - place).max(1) > NEAR
+    # One pixel of each plateau.
+    kept = non_maximum_suppression(len(places), MAX_OBJECTS, lambda i: np.abs(places - places[i]).max(1) > MIN_DISTANCE)
     return places[kept].astype(np.float32), values[order][kept]
 
 
 def _nearest(votes: np.ndarray, peaks: np.ndarray) -> np.ndarray:
-    """Of each of the votes (P, 2) which of the peaks (C, 2) is nearest."""
+    """For each vote (P, 2) the index of the nearest peak (C, 2)."""
     lengths = (peaks**2).sum(1)
-    step = max(1, AT_ONCE // len(peaks))
+    step = max(1, CHUNK // len(peaks))
     parts = [(lengths - 2 * votes[first : first + step] @ peaks.T).argmin(1) for first in range(0, len(votes), step)]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 

@@ -1,4 +1,4 @@
-"""What every source of pictures yields."""
+"""Data types that all sources of pictures yield."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TASKS = {
     "depth.tif": "depth",
     "keypoints.json": "keypoints",
 }  # suffix of a stored label -> the task that dataset.json names
-KINDS_OF_TASK: dict[str, tuple[LabelKind, ...]] = {  # of labels that a task learns from, the first that is there counts
+KINDS_OF_TASK: dict[str, tuple[LabelKind, ...]] = {  # kinds of labels that a task learns from, in order of preference
     "segmentation": ("masks",),
     "classification": ("csv", "folders"),
     "detection": ("boxes",),
@@ -34,14 +34,14 @@ KINDS_OF_TASK: dict[str, tuple[LabelKind, ...]] = {  # of labels that a task lea
     "depth": ("masks",),
     "keypoints": ("boxes",),
 }
-AUTO = "auto"  # ingest.task: what the labels that are found are most often for
+AUTO = "auto"  # ingest.task: the usual task for the labels that are found
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
-BOX_SUFFIXES = {".json", ".txt", ".xml"}  # of files that may hold boxes
-MOST_SUFFIXES = 50
+BOX_SUFFIXES = {".json", ".txt", ".xml"}  # files that may hold boxes
+MAX_SUFFIXES = 50
 
 
 class BoxLabel(NamedTuple):
-    """The boxes of a picture as they are in the source, of "coco" also the outlines or keypoints.
+    """The box label of a picture as in the source; with "coco" also outlines or keypoints.
 
     form: "coco", "voc", "yolo" (see `box_labels`), or "stored" (see `boxes.Boxes`, `keypoints.Keypoints`).
     """
@@ -52,10 +52,10 @@ class BoxLabel(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """One picture as found: its bytes, with a mask's bytes, boxes or a class (name or number) if it has a label; or why it is useless.
+    """One picture as found: its bytes and its label (mask bytes, boxes, or class name or number), or the problem why it cannot be used.
 
-    incoming: it arrived by itself, beside the source: for training only, without a label. stored: the mask is as ingest stores it.
-    parts: masks that show one object each, in place of `mask`.
+    incoming: from the incoming folder: for training only, without a label. stored: the mask has ingest's own format. parts: masks of one
+    object each, in place of `mask`.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Item:
     parts: tuple[bytes, ...] = ()
 
 
-class PassedOver:
-    """Files and folders that were passed over: of each kind how many, and the first by name.
+class Skipped:
+    """Files and folders that are not read: {kind: (count, first name)}.
 
-    by_suffix: kinds of files; beyond MOST_SUFFIXES of them "other", so that memory does not grow, in any order of files the same.
-    folders: "system", "unreadable" and "empty". unprintable: files whose names cannot be written down. lists: text files that say which
-    picture is of which split. metadata: files of HuggingFace's imagefolder, and Roboflow's _classes.csv.
+    by_suffix: files; beyond MAX_SUFFIXES kinds "other", to bound memory, independent of the order of files. folders: "system", "unreadable"
+    and "empty". unprintable: number of files whose names cannot be stored. lists: text files that may list the pictures of a split.
+    metadata: files of HuggingFace's imagefolder, and Roboflow's _classes.csv.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class PassedOver:
         """Count a file."""
         suffix = posixpath.splitext(name)[1].lower()[:12] or "without a suffix"
         _count(self.by_suffix, suffix, 1, name)
-        if len(self.by_suffix) > MOST_SUFFIXES + 1:
+        if len(self.by_suffix) > MAX_SUFFIXES + 1:
             last = max(kind for kind in self.by_suffix if kind != "other")
             _count(self.by_suffix, "other", *self.by_suffix.pop(last))
 
@@ -99,13 +99,13 @@ class PassedOver:
         _count(self.folders, kind, 1, name)
 
     def note_folder(self, kind: str, name: str) -> None:
-        """Count a folder each of whose files is met, in the order of names."""
+        """Count a folder once, called for each of its files in the order of names."""
         if self._last_folder != name:
             self._last_folder = name
             self.add_folder(kind, name)
 
     def words(self, kinds: set[str] | None = None) -> str:
-        """Such as `200 .heic (IMG_0001.HEIC), 12 .txt (labels/train/0.txt)`, the most first; of these `kinds` only."""
+        """Such as `200 .heic (IMG_0001.HEIC), 12 .txt (labels/train/0.txt)`, by descending count; only `kinds`, if given."""
         chosen = [(-count, kind, name) for kind, (count, name) in self.by_suffix.items() if kinds is None or kind in kinds]
         parts = [f"{-count} {kind} ({name})" for count, kind, name in sorted(chosen)]
         return ", ".join(parts[:6]) + (f" and {len(parts) - 6} other kinds" if len(parts) > 6 else "")
@@ -118,13 +118,13 @@ def _count(counts: dict[str, tuple[int, str]], kind: str, count: int, name: str)
 
 @dataclass
 class Found:
-    """items: the pictures, those of the val split first, then those with a label, then by name (of shards: as they lie).
+    """The pictures and labels of a source.
 
-    classes: None if the source does not say. labels: their kind; wanted: they were looked for. where: where they lie, in words. has_val:
-    the source has its own validation split.
-    counts, passed_over: what was seen and left out; notes: what else may be a mistake, a line each; complete once the items are read.
-    arrived: of the second place, whose pictures are among the items. examples: the first of what `counts` counts. task: a key of
-    KINDS_OF_TASK, or AUTO. body: of keypoints.
+    items: the pictures, sorted by split (val first), labelled before unlabelled, then name (shards: in their order). classes: None if the
+    source does not name them. labels: their kind. wanted: labels were looked for. where: location of the labels, in words. has_val: the
+    source has its own validation split. counts, skipped: what was left out; notes: probable mistakes, a line each; all complete once the
+    items are read. arrived: of the incoming folder, whose pictures are among the items. examples: first name for some of the counts. task:
+    a key of KINDS_OF_TASK, or AUTO. body: of keypoints.
     """
 
     items: Iterator[Item]
@@ -133,7 +133,7 @@ class Found:
     has_val: bool
     counts: dict[str, int] = field(default_factory=dict)
     where: str = ""
-    passed_over: PassedOver = field(default_factory=PassedOver)
+    skipped: Skipped = field(default_factory=Skipped)
     notes: list[str] = field(default_factory=list)
     wanted: bool = True
     arrived: Found | None = None
@@ -144,7 +144,7 @@ class Found:
 
 @contextmanager
 def utf8(where: str, remedy: str = "save it as UTF-8") -> Iterator[None]:
-    """Text that is read inside is UTF-8, or the UserError says `where` it is not and what to do."""
+    """Turn a UnicodeDecodeError in the block into a UserError that says `where` and the remedy."""
     try:
         yield
     except UnicodeDecodeError as error:

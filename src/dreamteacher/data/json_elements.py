@@ -1,4 +1,4 @@
-"""A JSON object of arrays, element by element: those of large sets hold tens of millions of boxes."""
+"""Streaming reader for a JSON object of arrays, as COCO files of large data sets hold tens of millions of boxes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ CHUNK = 1 << 20  # characters
 
 
 def elements(file: IO[str]) -> Iterator[tuple[str, Any]]:
-    """(key, element) of each array in a JSON object, in their order, with one element in memory at a time; other values are left out.
+    """Yield (key, element) for each array in a JSON object, with one element in memory at a time; other values are skipped.
 
     Raises:
-        json.JSONDecodeError: it is no such object.
+        json.JSONDecodeError: the file is not such an object.
     """
     reader = _Reader(file)
     reader.expect("{")
@@ -34,14 +34,14 @@ def elements(file: IO[str]) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """A JSON text, value by value."""
+    """Reads a JSON text value by value."""
 
     def __init__(self, file: IO[str]):
         self._file, self._text, self._at, self._chunk = file, "", 0, CHUNK
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
-        """The next character that is no space."""
+        """The next character that is not whitespace."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
                 self._at += 1
@@ -61,7 +61,7 @@ class _Reader:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-                if end < len(self._text) or not self._more():  # of a number more digits may follow
+                if end < len(self._text) or not self._more():  # a number at the end may have more digits
                     self._at = end
                     return value
             except json.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""The keypoints of one picture from what COCO's files have, checked; and which keypoints their categories name."""
+"""Keypoint labels of one picture from COCO files, checked, and the keypoints that COCO categories define."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dreamteacher.errors import UserError
 
 
 def read_body(category: dict[str, Any]) -> Body | None:
-    """The keypoints of a category of a COCO file, and their skeleton, whose numbers count from 1 there; None if it names none.
+    """The keypoints and the skeleton (1-based in COCO) of a category; None if it has no keypoints.
 
     Raises:
-        ValueError: a name is there twice, or a line of the skeleton has no end.
+        ValueError: a name occurs twice, or the skeleton has an index out of range.
     """
     names = tuple(class_name(str(name)) for name in category.get("keypoints") or ())
     if not names:
@@ -33,10 +33,10 @@ def read_body(category: dict[str, Any]) -> Body | None:
 
 
 def the_body(bodies: dict[str, Body], where: str) -> Body:
-    """The one that all categories with keypoints have: objects of all of them are of one kind.
+    """The keypoints that all categories with keypoints share.
 
     Raises:
-        UserError: there is none, or two have different ones.
+        UserError: no category has keypoints, or two have different ones.
     """
     if not bodies:
         raise UserError(f"{where}: no category names its `keypoints`; add them, or set ingest.task to detection")
@@ -51,12 +51,12 @@ def the_body(bodies: dict[str, Body], where: str) -> Body:
 
 
 def count_of(element: dict[str, Any]) -> int:
-    """How many labelled keypoints an annotation has."""
+    """Number of labelled keypoints of an annotation."""
     return sum(1 for value in (element.get("keypoints") or ())[2::3] if value)
 
 
 def bounds_of(element: dict[str, Any]) -> list[float] | None:
-    """x, y, width and height around the labelled keypoints of an annotation."""
+    """Bounding box x, y, width, height of the labelled keypoints of an annotation; None without any."""
     values = element.get("keypoints") or []
     found = [(float(x), float(y)) for x, y, seen in zip(values[::3], values[1::3], values[2::3], strict=False) if seen]
     if not found:
@@ -66,15 +66,21 @@ def bounds_of(element: dict[str, Any]) -> list[float] | None:
 
 
 def read_keypoints(label: BoxLabel, body: Body, stored: tuple[int, int], orientation: int) -> tuple[Keypoints, tuple[str, ...]]:
-    """The keypoints of a picture that is `stored` as (width, height) and turned upright by EXIF's `orientation`, on the upright picture.
+    """Parse the keypoints of a picture and transform them to its upright orientation, with the rules of `box_labels.read_boxes`.
 
-    Which pixels they are on is decided as in `box_labels.read_boxes`. A keypoint outside of the picture is not labelled.
+    A keypoint outside the picture counts as not labelled.
+
+    Args:
+        label: as read from the source.
+        body: the keypoints of an object.
+        stored: (width, height) of the stored pixels.
+        orientation: EXIF orientation of the picture.
 
     Returns:
-        The keypoints; keys of `decode.WARNINGS`.
+        The keypoints on the upright picture; keys of `decode.WARNINGS`.
 
     Raises:
-        BadPicture: they are of another size or number, or are no numbers.
+        BadPicture: the label is for another size or number of keypoints, or has invalid numbers.
     """
     upright = stored[::-1] if orientation > 4 else stored
     if label.form == "stored":
@@ -89,7 +95,7 @@ def read_keypoints(label: BoxLabel, body: Body, stored: tuple[int, int], orienta
         raise BadPicture(f"its keypoints are for a picture of {size[0]} x {size[1]}, it has {upright[0]} x {upright[1]}")
     found = _of_entry(entry, body)
     if turn:
-        found = found.turned_upright(orientation, *stored)
+        found = found.exif_transposed(orientation, *stored)
     return _inside(found, *upright)
 
 
@@ -116,7 +122,7 @@ def _of_entry(entry: dict[str, Any], body: Body) -> Keypoints:
 
 
 def _inside(found: Keypoints, width: int, height: int) -> tuple[Keypoints, tuple[str, ...]]:
-    """Without objects that have no extent; boxes are cut at the border, and keypoints beyond it, but for rounding, lose their label."""
+    """Drop empty objects, clip boxes at the border, and unlabel keypoints more than TOLERANCE outside."""
     places, warnings = found.points[:, :, :2], []
     beyond = found.labelled() & ((places < -TOLERANCE) | (places > np.array([width, height]) + TOLERANCE)).any(axis=2)
     if beyond.any():

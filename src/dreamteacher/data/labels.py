@@ -1,4 +1,4 @@
-"""Labels of a source: of which kind they are, and which classes there are."""
+"""Labels of a source: their kind and their classes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import sqlite3
 from collections.abc import Iterator
 
 from dreamteacher.data.class_folders import classes_of_folders
-from dreamteacher.data.class_list import NUMBER, ClassList, require_mask_classes, require_two
+from dreamteacher.data.class_list import ClassList, require_mask_classes, require_two
 from dreamteacher.data.columns import SplitColumns, require_once, split_is_not_read
-from dreamteacher.data.imagefolder import read_classes, refuse_other_folders
+from dreamteacher.data.imagefolder import read_classes, refuse_other_folders, sorted_classes
 from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, LabelKind, utf8
 from dreamteacher.data.layout import meaning
+from dreamteacher.data.multilabel import PATH, has_columns, read_multilabel, require_cells, rows_of
+from dreamteacher.data.multilabel_files import COLUMN_FILE, read_class_lists, read_column_files
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
-from dreamteacher.data.several_files import COLUMN_FILE, read_class_lists, read_column_files
-from dreamteacher.data.several_labels import PATH, has_columns, read_several, require_cells, rows_of
-from dreamteacher.data.table import FINDS_ITS_PICTURE, one
+from dreamteacher.data.table import HAS_PICTURE, scalar
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
@@ -38,11 +38,11 @@ OTHER_LISTS = (
 )
 
 _NUMBERS = re.compile(r"\[?\s*-?\d+(\.\d+)?([\s,;]+-?\d+(\.\d+)?){3,}\s*\]?")  # four or more
-FEWEST = 10  # labels, of which some must be equal
+MIN_LABELS = 10  # labels from which all being different is an error
 MASK_WORDS = {
     task: re.compile(word, re.IGNORECASE) for task, word in (("instances", "instance|segmentation_?object"), ("depth", "depth"))
-}  # task -> what folders or endings of its masks say, where there are such
-KINDS: tuple[LabelKind, ...] = ("csv", "masks", "boxes", "folders")  # of which the first that is there counts
+}  # task -> words in the folders or suffixes of its masks
+KINDS: tuple[LabelKind, ...] = ("csv", "masks", "boxes", "folders")  # in order of preference
 EXPECTED = {
     "csv": "labels.csv",
     "masks": "mask, such as masks/train/A.png for images/train/A.jpg",
@@ -54,10 +54,10 @@ DEPTH_EXPECTED = "map of depth (16-bit PNG, float TIFF or .npy; no disparity), s
 
 
 def kinds_of_labels(labels: LabelKind, task: str) -> tuple[LabelKind, ...]:
-    """The kinds of labels that ingest.labels and ingest.task leave.
+    """The kinds of labels that ingest.labels and ingest.task allow.
 
     Raises:
-        UserError: the task does not learn from such labels.
+        UserError: the task cannot use such labels.
     """
     kinds = KINDS if task == AUTO else KINDS_OF_TASK[task]
     if labels == "auto":
@@ -80,14 +80,24 @@ def kind_of_labels(
     in_table: bool,
     task: str = AUTO,
 ) -> str:
-    """The kind of labels that there is: csv, masks, boxes or folders, or none. boxes, in_table: there are some.
+    """The kind of labels that is used: csv, masks, boxes, folders or none.
+
+    Args:
+        table: of the source's files.
+        labels: ingest.labels.
+        tree: of the source.
+        classes: names in classes.txt.
+        is_list: the source is a list of paths.
+        boxes: boxes were found.
+        in_table: label tables were found.
+        task: ingest.task.
 
     Raises:
-        UserError: there are none of the kind that `labels` or `task` asks for, or masks and none is named as a picture is.
+        UserError: the requested labels are missing, or no mask matches a picture by name.
     """
-    masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
+    masks = scalar(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
     folders = [name for (name,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != ''")]
-    # A list's folders are any folders; only classes.txt tells that they are classes.
+    # Folders in a list of paths are classes only if classes.txt names them.
     named = set(folders) & set(classes) if classes else set() if is_list or all(meaning(name).split for name in folders) else set(folders)
     there = {
         "csv": in_table,
@@ -120,18 +130,18 @@ def kind_of_labels(
 def read_labels(
     table: sqlite3.Connection, tree: Tree, kind: str, classes: ClassList | None, *, task: str, tables: list[str], folders_count: bool
 ) -> tuple[ClassList | None, dict[str, int], dict[str, str]]:
-    """The classes, and of labels without use how many there are and the first of a kind; fills the table `labels`.
+    """Fill the table `labels`. Returns the classes, counts of unused labels, and the first unused one by kind.
 
-    tables: the files that give classes, see `files_of_classes`. folders_count: those of classes may not contradict them.
+    tables: label files, see `files_of_classes`. folders_count: class folders must agree with them.
 
     Raises:
-        UserError: they cannot be understood, or folders may be splits and no classes.
+        UserError: labels cannot be parsed, or folders look like splits rather than classes.
     """
     counts: dict[str, int] = {}
     examples: dict[str, str] = {}
     names = classes.names if classes else None
     if kind == "csv":
-        classes, counts["labels_without_picture"] = _read_table(table, tree, classes, tables, several=task == "multilabel")
+        classes, counts["labels_without_picture"] = _read_table(table, tree, classes, tables, multilabel=task == "multilabel")
         if tables[0] != "labels.csv" and folders_count and task != "multilabel":
             refuse_other_folders(table, tree, tables[0])
     elif kind == "folders":
@@ -149,7 +159,7 @@ def read_labels(
             classes = require_mask_classes(classes, str(tree), _other_list(tree))
         lost = (
             "SELECT count(*), min(name) FROM files AS m WHERE role = 'mask' AND name NOT IN (SELECT mask FROM pairs) "
-            f"AND NOT ({FINDS_ITS_PICTURE})"
+            f"AND NOT ({HAS_PICTURE})"
         )
         counts["masks_without_picture"], first = table.execute(lost).fetchone()
         examples |= {"masks_without_picture": first} if first else {}
@@ -157,44 +167,44 @@ def read_labels(
 
 
 def _read_table(
-    table: sqlite3.Connection, tree: Tree, classes: ClassList | None, tables: list[str], *, several: bool
+    table: sqlite3.Connection, tree: Tree, classes: ClassList | None, tables: list[str], *, multilabel: bool
 ) -> tuple[ClassList, int]:
-    """The classes of labels.csv, of files of HuggingFace's imagefolder or of `several_files`; how many of their lines name no picture."""
+    """The classes in labels.csv, HuggingFace's metadata files or `multilabel_files`, and the number of lines without a picture."""
     file = tables[0]
     if file == "labels.csv":
-        values = _read_csv(table, tree, several=several)
+        values = _read_csv(table, tree, multilabel=multilabel)
     elif posixpath.basename(file) == COLUMN_FILE:
         values = read_column_files(table, tree, tables)
     elif file.endswith(".txt"):
         values = read_class_lists(table, tree, tables)
     else:
-        values = read_classes(table, tree, tables, classes, several=several)
-    n_labels = one(table, "SELECT count(*) FROM labels")
-    if not several and (numbers := next(filter(_NUMBERS.fullmatch, values), None)):
+        values = read_classes(table, tree, tables, classes, multilabel=multilabel)
+    n_labels = scalar(table, "SELECT count(*) FROM labels")
+    if not multilabel and (numbers := next(filter(_NUMBERS.fullmatch, values), None)):
         raise UserError(
             f"{tree}/{file}: the label {numbers[:40]!r} is a list of numbers, as a box or the run lengths of a mask are, which are not "
             "read there; write the class of each picture (masks are PNG files, boxes COCO, VOC or YOLO), or, "
             "if it stands for several classes, as 1;2;3 with ingest.task multilabel"
         )
-    if not several and len(values) == n_labels >= FEWEST:
+    if not multilabel and len(values) == n_labels >= MIN_LABELS:
         raise UserError(
             f"{tree}/{file}: each of its {n_labels} labels is another, such as {values[0]!r}, and a class needs several pictures; "
             "write classes, or remove it"
         )
     if classes and classes.is_numbered_from_one and any(value.isdecimal() for value in values):
         raise UserError(f"{tree}/classes.txt is numbered from 1, and the numbers in {file} count from 0; write names in both")
-    if classes and several and (strange := [value for value in values if value not in classes.names]):
+    if classes and multilabel and (strange := [value for value in values if value not in classes.names]):
         raise UserError(f"{tree}/{file} names the class {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
     classes = classes or ClassList(values)
-    lost = one(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
-    if lost == one(table, "SELECT count(*) FROM labels") > 0:
+    lost = scalar(table, "SELECT count(*) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)")
+    if lost == scalar(table, "SELECT count(*) FROM labels") > 0:
         named, there = (table.execute(f"SELECT min(name) FROM {rows}").fetchone()[0] for rows in ("labels", "files"))
         raise UserError(f"{tree}/{file} names none of the pictures: it says {named!r}, and a picture is {there!r}; write paths so")
     return classes, lost
 
 
 def _other_list(tree: Tree) -> str | None:
-    """A list of classes as another tool names it, which may be copied to classes.txt."""
+    """The class list of another tool in the source, which may be copied to classes.txt; None if there is none."""
     for folder in ("", "train/"):
         for name in OTHER_LISTS:
             if text := tree.open_text(folder + name):
@@ -204,33 +214,33 @@ def _other_list(tree: Tree) -> str | None:
 
 
 def require_classes(classes: ClassList, kind: str, where: str, task: str) -> None:
-    """UserError where classes are told apart and there are fewer than two; objects and several labels need one, depth none."""
+    """UserError for fewer than two classes, if the task distinguishes classes."""
     if kind != "boxes" and task not in ("instances", "depth", "multilabel"):
         require_two(classes.names, where)
 
 
 def table_has_columns(tree: Tree, tables: list[str]) -> bool:
-    """Whether labels.csv is among the tables and its columns are classes, so that a picture may have several."""
+    """Whether the labels are in labels.csv and its columns are classes (multilabel)."""
     file = tree.open_text("labels.csv")
     if tables != ["labels.csv"] or file is None:
         return False
     with file, utf8(f"{tree}/labels.csv"):
         try:
             return has_columns(list(rows_of(file, PATH).fieldnames or []))
-        except csv.Error:  # it is refused when it is read
+        except csv.Error:  # reported when it is read
             return False
 
 
-def several_in_cells(table: sqlite3.Connection, file: str) -> Iterator[str]:
-    """A line on labels such as `cat;dog`, which may be two."""
-    several = "value LIKE '%;%' OR value LIKE '%|%' OR value LIKE '%,%' OR value LIKE '[%]'"
-    found = table.execute(f"SELECT count(*), min(value) FROM labels WHERE {several}").fetchone()
+def notes_on_cells(table: sqlite3.Connection, file: str) -> Iterator[str]:
+    """A note on labels such as `cat;dog`, which may be multilabel."""
+    multilabel = "value LIKE '%;%' OR value LIKE '%|%' OR value LIKE '%,%' OR value LIKE '[%]'"
+    found = table.execute(f"SELECT count(*), min(value) FROM labels WHERE {multilabel}").fetchone()
     if found[0]:
         yield f"{found[0]} labels of {file}, such as {found[1]!r}, may be several in one; if so, set ingest.task to multilabel"
 
 
-def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[str]:
-    """Fill the table `labels`; returns the different labels, numbers first; `several` of one picture see `read_several`."""
+def _read_csv(table: sqlite3.Connection, tree: Tree, *, multilabel: bool) -> list[str]:
+    """Fill the table `labels` from labels.csv; returns the distinct labels, numbers first. For multilabel see `read_multilabel`."""
     file, where = tree.open_text("labels.csv"), f"{tree}/labels.csv"
     assert file, "the kind of labels is csv only where there is one"
     with file, utf8(where):
@@ -238,8 +248,8 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[s
             rows = rows_of(file, PATH)
             fields = list(rows.fieldnames or [])
             require_once(fields, where, "path", "label")
-            if "split" not in fields and several and (has_columns(fields) or {"path", "label"} <= set(fields)):
-                return read_several(table, rows, where)
+            if "split" not in fields and multilabel and (has_columns(fields) or {"path", "label"} <= set(fields)):
+                return read_multilabel(table, rows, where)
             if not {"path", "label"} <= set(fields) and not ("split" in fields and has_columns(fields)):
                 shown = f"; it is {','.join(fields)[:80]!r}" if fields else ""
                 raise UserError(f"{where}: its first line must name the columns path and label, with a comma between them{shown}")
@@ -262,5 +272,4 @@ def _read_csv(table: sqlite3.Connection, tree: Tree, *, several: bool) -> list[s
             splits.refuse(table, where)
         except csv.Error as error:
             raise UserError(f"{where}: {error}; write it as comma-separated values") from error
-    values = [value for (value,) in table.execute("SELECT DISTINCT value FROM labels")]
-    return sorted(values, key=lambda value: (0, float(value), value) if NUMBER.fullmatch(value) else (1, 0, value))
+    return sorted_classes(value for (value,) in table.execute("SELECT DISTINCT value FROM labels"))

@@ -1,4 +1,4 @@
-"""A safety net for layouts that no table knows: files that look like the masks of pictures beside them are not trained on."""
+"""Detects masks in unknown layouts by content, so that they are not trained on as pictures."""
 
 from __future__ import annotations
 
@@ -15,54 +15,53 @@ from PIL import Image
 
 from dreamteacher.data.formats import FORMATS
 from dreamteacher.data.items import MASK_SUFFIXES
-from dreamteacher.data.table import MASK_BY_NAME
+from dreamteacher.data.table import UNPAIRED_MASK_RANK
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-WINDOW = 600  # names that are compared with each other, in each of three places of the set
-MOST_PAIRS = 8  # of places, and files of each, that are opened
-MOST_VALUES = 64  # of all masks together
+WINDOW = 600  # names that are compared with each other, in each of three windows of the sorted names
+MAX_PAIRS = 8  # pairs of folders, and pairs of files of each, that are opened
+MAX_VALUES = 64  # distinct values over all masks
 ALIKE_SIDES = 20  # files of one stem in a window that are compared
-_TAIL = re.compile(r"(?<=.)[._-](?=[A-Za-z0-9])")  # the beginning of each last word, or last words
+_TAIL = re.compile(r"(?<=.)[._-](?=[A-Za-z0-9])")  # the start of each suffix
 _NUMBER = re.compile(r"(?<=[._-])\d+$")
 Pair = tuple[str, str]
 Look = tuple[tuple[int, int], set[float], float]  # as _look returns it
 
 
 def refuse_unknown_masks(table: sqlite3.Connection, tree: Tree, max_bytes: int, classes: list[str] | None) -> None:
-    """Refuse a set in which files of one folder, or of one ending, have the names, the sizes and nothing else of others, and few values.
+    """Refuse a source in which files of one folder or suffix match others by name and size, and look like their masks.
 
-    Two classes with equal file names are alike in kind, photographs or drawings; pictures and their masks are not. A bounded number of
-    names is compared, and of files opened.
+    Two classes with equal file names have similar content; pictures and masks have not. The number of names and opened files is bounded.
 
     Raises:
-        UserError: naming both, and what to call them.
+        UserError: naming both, and how to name them.
     """
     pairs: dict[tuple[str, str, str], list[Pair]] = defaultdict(list)
     for window in _windows(table, "ending"):
         _collect(window, pairs)
     likely = sorted(pairs.items(), key=lambda entry: (-len(entry[1]), entry[0]))
-    for (one, other, tail), files in likely[:MOST_PAIRS]:
+    for (one, other, tail), files in likely[:MAX_PAIRS]:
         if len(files) < 3 or (classes and {posixpath.basename(one), posixpath.basename(other)} <= set(classes)):
             continue
         for pictures, masks, chosen in ((one, other, files), (other, one, [(b, a) for a, b in files])):
-            if _are_masks_of(tree, chosen[:MOST_PAIRS], max_bytes):
-                raise UserError(_what_to_do(tree, pictures, masks, tail if masks == other else ""))
+            if _are_masks_of(tree, chosen[:MAX_PAIRS], max_bytes):
+                raise UserError(_advice(tree, pictures, masks, tail if masks == other else ""))
     _refuse_masks_of_other_stems(table, tree, max_bytes)
     _refuse_masks_without_pictures(table, tree, max_bytes)
 
 
 def _refuse_masks_of_other_stems(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> None:
-    """Refuse files that look like masks of others in their folder, such as scan1/lesion.png of scan1/t1.png, or y1.png of x1.png."""
+    """Refuse files that look like masks of others in their folder, such as scan1/lesion.png for scan1/t1.png, or y1.png for x1.png."""
     pairs: dict[tuple[str, str], list[Pair]] = defaultdict(list)
     for window in _windows(table, "place"):
         _collect_in_folders(window, pairs)
     likely = sorted(pairs.items(), key=lambda entry: (-len(entry[1]), entry[0]))
-    for _, files in likely[:MOST_PAIRS]:
+    for _, files in likely[:MAX_PAIRS]:
         if len(files) < 3:
             continue
         for chosen in (files, [(b, a) for a, b in files]):
-            if _are_masks_of(tree, chosen[:MOST_PAIRS], max_bytes):
+            if _are_masks_of(tree, chosen[:MAX_PAIRS], max_bytes):
                 picture, mask = chosen[0]
                 name = posixpath.splitext(posixpath.basename(picture))[0]
                 raise UserError(
@@ -72,8 +71,8 @@ def _refuse_masks_of_other_stems(table: sqlite3.Connection, tree: Tree, max_byte
 
 
 def _refuse_masks_without_pictures(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> None:
-    """Refuse files whose folder or ending is one of masks, and which look like masks, though none has the name of a picture."""
-    query = f"SELECT name FROM files WHERE role = 'picture' AND rank {{}} {MASK_BY_NAME} ORDER BY name LIMIT {MOST_PAIRS}"
+    """Refuse files that are named and look like masks, if none matches a picture by name."""
+    query = f"SELECT name FROM files WHERE role = 'picture' AND rank {{}} {UNPAIRED_MASK_RANK} ORDER BY name LIMIT {MAX_PAIRS}"
     by_name, others = ([name for (name,) in table.execute(query.format(sign))] for sign in ("=", "<"))
     if not all(posixpath.splitext(name)[1].lower() in MASK_SUFFIXES for name in by_name):
         return
@@ -85,7 +84,7 @@ def _refuse_masks_without_pictures(table: sqlite3.Connection, tree: Tree, max_by
         )
 
 
-def _what_to_do(tree: Tree, pictures: str, masks: str, tail: str) -> str:
+def _advice(tree: Tree, pictures: str, masks: str, tail: str) -> str:
     if pictures == masks:
         return (
             f"{tree}: files whose names end in {tail!r} look like masks of the pictures beside them; name them A_mask.png for A.jpg "
@@ -99,7 +98,7 @@ def _what_to_do(tree: Tree, pictures: str, masks: str, tail: str) -> str:
 
 
 def _windows(table: sqlite3.Connection, order: Literal["ending", "place"]) -> Iterator[list[str]]:
-    """Names of pictures, those of equal endings or places beside each other: the first, some from the middle, the last."""
+    """Windows of picture names sorted by `order`: at the start, in the middle, at the end."""
     table.create_function(order, 1, {"ending": _ending, "place": _place}[order], deterministic=True)
     table.execute(f"CREATE INDEX by_{order} ON files ({order}(name)) WHERE role = 'picture'")
     of_pictures, order_by = "SELECT name FROM files WHERE role = 'picture'", f"ORDER BY {order}(name)"
@@ -111,12 +110,12 @@ def _windows(table: sqlite3.Connection, order: Literal["ending", "place"]) -> It
 
 
 def _ending(name: str) -> str:
-    """The path from its end: stem, folder, folder above ..."""
+    """The path reversed: stem, folder, parent folder ..."""
     return "/".join(reversed(posixpath.splitext(name)[0].split("/")))
 
 
 def _place(name: str) -> str:
-    """Folder and numbers of a name, by which img1.png and mask1.png are neighbours."""
+    """Folder and numbers of a name, so that img1.png and mask1.png are neighbours."""
     folder, file = posixpath.split(name)
     return f"{folder}/{'-'.join(_numbers(file))}"
 
@@ -126,8 +125,7 @@ def _numbers(file: str) -> list[str]:
 
 
 def _collect_in_folders(names: list[str], pairs: dict[tuple[str, str], list[Pair]]) -> None:
-    """Add pairs of files of one folder that differ in their letters: those of equal numbers by their letters, those of small folders by
-    their names."""
+    """Add pairs of files in one folder whose letters differ: keyed by name in small folders, and by letters for equal numbers."""
     by_folder: dict[str, list[str]] = defaultdict(list)
     by_place: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -148,7 +146,7 @@ def _letters(name: str) -> str:
 
 
 def _collect(names: list[str], pairs: dict[tuple[str, str, str], list[Pair]]) -> None:
-    """Add pairs of files that differ in one folder, or in a last word of their names, by what they differ in."""
+    """Add pairs of files that differ in one folder or in a suffix of their names, keyed by the difference."""
     by_stem: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_stem[posixpath.splitext(posixpath.basename(name))[0]].append(name)
@@ -174,9 +172,9 @@ def _add(one: str, other: str, tail: str, pairs: dict[tuple[str, str, str], list
 
 
 def _are_masks_of(tree: Tree, pairs: list[Pair], max_bytes: int) -> bool:
-    """Whether the second of each pair looks like a mask: as large as the first, few values in all of them, in large areas of one value.
+    """Whether the second files look like masks of the first: equal sizes, few distinct values over all files, in large uniform areas.
 
-    The values of all files together count: a drawing has as few as a mask, but each its own.
+    Values are counted over all files, because each drawing may have as few as a mask, but different ones.
     """
     if not all(posixpath.splitext(mask)[1].lower() in MASK_SUFFIXES for _, mask in pairs):
         return False
@@ -185,20 +183,20 @@ def _are_masks_of(tree: Tree, pairs: list[Pair], max_bytes: int) -> bool:
     both = [(picture, mask) for picture, mask in zip(looks[::2], looks[1::2], strict=True) if picture and mask]
     if len(both) < 3 or sum(picture[0] == mask[0] for picture, mask in both) <= 0.8 * len(both):
         return False
-    return _look_like_masks([mask for _, mask in both]) and len(set().union(*(picture[1] for picture, _ in both))) > MOST_VALUES
+    return _look_like_masks([mask for _, mask in both]) and len(set().union(*(picture[1] for picture, _ in both))) > MAX_VALUES
 
 
 def _look_like_masks(looks: list[Look]) -> bool:
-    """Whether three files or more have few values in all of them together, in large areas of one value."""
+    """Whether three or more files have few distinct values together, in large uniform areas."""
     return (
         len(looks) > 2
-        and len(set().union(*(look[1] for look in looks))) <= MOST_VALUES
+        and len(set().union(*(look[1] for look in looks))) <= MAX_VALUES
         and sum(look[2] for look in looks) > 0.8 * len(looks)
     )
 
 
 def _look(data: bytes) -> Look | None:
-    """Size, values (more than MOST_VALUES, if there are), and the share of pixels that are as the next; None if unreadable."""
+    """Size, distinct values (at most MAX_VALUES + 1), and the share of pixels equal to their right neighbour; None if unreadable."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > 50_000_000:
@@ -210,4 +208,4 @@ def _look(data: bytes) -> Look | None:
         return None
     values = pixels @ 256 ** np.arange(pixels.shape[2]) if pixels.ndim == 3 else pixels
     level = float((values[:, 1:] == values[:, :-1]).mean()) if values.shape[1] > 1 else 0.0
-    return image.size, set(np.unique(values)[: MOST_VALUES + 1].tolist()), level
+    return image.size, set(np.unique(values)[: MAX_VALUES + 1].tolist()), level

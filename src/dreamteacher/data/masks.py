@@ -1,10 +1,11 @@
-"""Bytes -> what a mask holds: ids of classes, numbers of objects or other values; or a reason why not."""
+"""Decode masks: class ids, object numbers or other values."""
 
 from __future__ import annotations
 
 import struct
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -13,19 +14,21 @@ from dreamteacher.data import tiff
 from dreamteacher.data.deep import jpeg_2000_facts
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.items import IGNORE
-from dreamteacher.data.load import TIFF_MARKS, Source, load, to_rgb, whatever_the_metadata, without_other_band
+from dreamteacher.data.load import TIFF_MARKS, Source, drop_false_alpha, load, retry_without_metadata, to_rgb
+
+if TYPE_CHECKING:
+    from dreamteacher.data.decode import Picture
 
 VOC_BORDER = 0xE0E0C0  # the colour around objects in Pascal VOC's masks, index 255 of its palette
-MANY_COLOURS = 8  # that are not listed
-DARK = 64  # of 255; a palette of greys below holds ids, any other colours
+MANY_COLOURS = 8  # unlisted colours, from which interpolation is suspected
+DARK = 64  # greys below it in a palette are taken as ids, other palettes as colours
 
 
 def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tuple[int, int, int]] | None = None) -> np.ndarray:
-    """Decode a class mask: uint8 (H, W) of class ids, 255 where unknown.
+    """Decode a class mask: uint8 (H, W) of class ids, 255 for unknown.
 
-    Without `colours`, ids are stored in one channel of any depth, in a palette (the index), in one bit, or in equal channels of RGB; 255
-    and -1 are unknown. With `colours` a pixel is class i where its colour, whatever the picture's type, is colours[i]; the colour of
-    Pascal VOC's borders is unknown.
+    Without `colours`, ids are stored in one channel of any depth, as palette indices, as bits, or in equal RGB channels; 255 and -1 are
+    unknown. With `colours`, a pixel of colour colours[i] has class i; the border colour of Pascal VOC is unknown.
 
     Raises:
         BadPicture: as `decode`; several pages; an id above 255; a colour that is not in `colours`; colours without a list; transparent
@@ -38,15 +41,15 @@ def decode_mask(data: bytes, *, max_pixels: int = 100_000_000, colours: list[tup
 def read_mask(
     data: bytes, *, max_pixels: int = 100_000_000, colours: list[tuple[int, int, int]] | None = None
 ) -> tuple[np.ndarray, dict[int, int]]:
-    """The mask as `decode_mask` gives it, and {colour: id} of what it uniquely uses of its palette, {} without one. Where files of a set
-    differ in these, a tool has put their palettes in order, and the numbers are no classes. Errors: as `decode_mask`."""
-    return whatever_the_metadata(partial(_read_mask, max_pixels=max_pixels, colours=colours), data, "mask", max_pixels)
+    """The mask as `decode_mask` returns it, and {colour: id} of the unique colours used in its palette ({} without one). If these differ
+    between files, a tool has sorted the palettes, and indices are not classes. Errors: as `decode_mask`."""
+    return retry_without_metadata(partial(_read_mask, max_pixels=max_pixels, colours=colours), data, "mask", max_pixels)
 
 
 def decode_numbers(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
-    """Decode a mask that numbers objects: int64 (H, W), 0 where there is none, -1 where it has the colour of Pascal VOC's borders.
+    """Decode a mask of object numbers: int64 (H, W), 0 for no object, -1 for the border colour of Pascal VOC.
 
-    Numbers are stored in one channel of any depth, in a palette (the index) or in equal channels; of any other colours each is a number.
+    Numbers are stored in one channel of any depth, as palette indices or in equal channels; otherwise each colour is a number.
 
     Raises:
         BadPicture: as `decode`; several pages; negative numbers or fractions; transparent pixels; a lossy format.
@@ -54,11 +57,11 @@ def decode_numbers(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
     """
     if is_lossy(data):
         raise BadPicture("mask is in a lossy format, such as JPEG, which changes numbers; store masks as PNG")
-    return whatever_the_metadata(partial(_decode_numbers, max_pixels=max_pixels), data, "mask", max_pixels)
+    return retry_without_metadata(partial(_decode_numbers, max_pixels=max_pixels), data, "mask", max_pixels)
 
 
 def decode_values(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
-    """The values of a file of one channel as they are, of any number type (H, W); (H, W, 3) where it has colours.
+    """The unchanged values of a file: (H, W) of any number type, or (H, W, 3) if it has colours.
 
     Raises:
         BadPicture: as `decode`; several pages; transparent pixels; a lossy format.
@@ -66,12 +69,12 @@ def decode_values(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
     """
     if is_lossy(data):
         raise BadPicture("mask is in a lossy format, such as JPEG, which changes numbers; store masks as PNG")
-    return whatever_the_metadata(lambda file, _: _values_of_mask(file, max_pixels, by_colour=False)[0], data, "mask", max_pixels)
+    return retry_without_metadata(lambda file, _: _values_of_mask(file, max_pixels, by_colour=False)[0], data, "mask", max_pixels)
 
 
 def is_lossy(data: bytes) -> bool:
-    """Whether it is JPEG or the like, also inside a TIFF, which changes values: no format for masks."""
-    with suppress(ValueError, struct.error):  # what is damaged is said when it is read
+    """Whether the format is lossy, such as JPEG, also inside a TIFF, so that it changes the values of masks."""
+    with suppress(ValueError, struct.error):  # damage is reported when it is decoded
         if data[:4] in TIFF_MARKS:
             return tiff.read_layout(data).compression in tiff.JPEG
         if data[:4] == b"\xff\x4f\xff\x51" or data[4:8] == b"jP  ":
@@ -79,13 +82,21 @@ def is_lossy(data: bytes) -> bool:
     return data[:2] == b"\xff\xd8" or data[4:8] == b"ftyp" or (data[8:12] == b"WEBP" and b"VP8L" not in data[:64])
 
 
-def turn_upright(mask: np.ndarray, orientation: int) -> np.ndarray:
-    """What EXIF's `orientation` does to a picture, done to its mask (H, W, ...) of any type."""
+def exif_transpose(mask: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply EXIF's `orientation` to a mask (H, W, ...)."""
     if orientation > 4:
         mask = mask.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         mask = mask[::-1]
     return mask[:, ::-1] if orientation in (2, 3, 6, 7) else mask
+
+
+def to_upright(values: np.ndarray, picture: Picture) -> np.ndarray:
+    """A label map (H, W) on the upright `picture`: transposed if only the stored pixels have its size, else unchanged."""
+    height, width = picture.image.shape[:2]
+    if picture.orientation > 4 and width != height and values.shape == (width, height):
+        return exif_transpose(values, picture.orientation)
+    return values
 
 
 def _decode_numbers(data: bytes, _: int | None, *, max_pixels: int) -> np.ndarray:
@@ -101,7 +112,7 @@ def _decode_numbers(data: bytes, _: int | None, *, max_pixels: int) -> np.ndarra
 
 
 def _values_of_mask(data: bytes, max_pixels: int, *, by_colour: bool) -> tuple[np.ndarray, dict[int, int]]:
-    """Numbers (H, W) of any type, or colours (H, W, 3) where the mask has any or, `by_colour`, in any case; the palette of `read_mask`."""
+    """Numbers (H, W), or colours (H, W, 3) if the mask is in colours or `by_colour`; the palette of `read_mask`."""
     palette: dict[int, int] = {}
     source = load(data, max_pixels, 1)
     if source.frames > 1:
@@ -109,7 +120,7 @@ def _values_of_mask(data: bytes, max_pixels: int, *, by_colour: bool) -> tuple[n
     if source.deep:
         values, alpha = source.deep.values, source.deep.alpha
         if source.layout:
-            values = turn_upright(values, source.layout.orientation)
+            values = exif_transpose(values, source.layout.orientation)
     else:
         values, alpha, palette = _mask_values(source, data, by_colour=by_colour)
     if alpha is not None and alpha.min() < 255:
@@ -145,14 +156,14 @@ def _read_mask(
 
 
 def _mask_values(source: Source, data: bytes, *, by_colour: bool) -> tuple[np.ndarray, np.ndarray | None, dict[int, int]]:
-    """Class ids (H, W), or colours (H, W, 3) if the mask is in colours or `by_colour`; its alpha; the palette of `read_mask`."""
-    image = without_other_band(source, data)
+    """Class ids (H, W), or colours (H, W, 3) if the mask is in colours or `by_colour`; alpha; the palette of `read_mask`."""
+    image = drop_false_alpha(source, data)
     if not by_colour and image.mode in ("1", "L", "P"):
         values = np.asarray(image).astype(np.uint8)
         bits = source.layout.bits if source.layout else data[24] if image.format == "PNG" else 8
         if image.mode == "P":
             return _of_palette(image, values)
-        if image.mode == "L" and bits < 8:  # Pillow spreads them over 0 to 255
+        if image.mode == "L" and bits < 8:  # Pillow scales them to 0 to 255
             values //= 255 // ((1 << bits) - 1)
         return values, None, {}
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
@@ -162,10 +173,10 @@ def _mask_values(source: Source, data: bytes, *, by_colour: bool) -> tuple[np.nd
 
 
 def _of_palette(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, None, dict[int, int]]:
-    """The indices, no alpha, and the palette of `read_mask`.
+    """The ids of a palette mask, no alpha, and the palette of `read_mask`.
 
-    The greys of a palette that is too dark to be looked at are the ids, in another order since a tool made the file smaller; white among
-    them is 255, unknown.
+    Ids are the palette indices. In a palette of very dark greys the greys are the ids, reordered by a tool that optimised the file; white
+    is then 255, unknown.
     """
     colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     used = np.unique(values)
@@ -177,8 +188,8 @@ def _of_palette(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, Non
         (colours[used] == colours[used, :1]).all()
         and len(dark) > 0
         and dark.max() < DARK
-        and (len(dark) == len(shown) or dark.max() > 0)  # of black and white the indices count
-        and len(np.unique(greys[: used.max() + 1])) == used.max() + 1  # a palette that was never filled says nothing
+        and (len(dark) == len(shown) or dark.max() > 0)  # for black and white the indices are the ids
+        and len(np.unique(greys[: used.max() + 1])) == used.max() + 1  # a palette that was never filled has no meaning
     )
     codes, first, counts = np.unique(colours[used] @ np.array([65536, 256, 1]), return_index=True, return_counts=True)
     ids = shown if are_ids else used
@@ -187,7 +198,7 @@ def _of_palette(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, Non
 
 
 def _by_colour(pixels: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
-    """uint8 (H, W): i where the pixel is colours[i], 255 where it is VOC_BORDER and that is not listed; pixels: uint8 (H, W, 3)."""
+    """Class ids, uint8 (H, W), of pixels uint8 (H, W, 3): i for colours[i], 255 for VOC_BORDER if that is not listed."""
     if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
         raise BadPicture(f"mask holds values of type {pixels.dtype}, and classes.txt names colours of 8 bits; save it as 8-bit RGB")
     weights = np.array([65536, 256, 1], np.uint32)

@@ -1,4 +1,4 @@
-"""Picture files without their metadata: whatever is broken in EXIF, XMP, colour profiles or texts must not cost the pixels."""
+"""Strip metadata from picture files, so that broken EXIF, XMP, colour profiles or text do not prevent decoding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dreamteacher.data import tiff
 
 
 def without_metadata(data: bytes) -> tuple[bytes, int | None] | None:
-    """(The file with only what its pixels need, its orientation or None if that is still in it); None for other formats."""
+    """(file without metadata, its orientation or None if the file still has it); None for other formats."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return _plain_png(data)
     if data[:2] == b"\xff\xd8":
@@ -19,7 +19,7 @@ def without_metadata(data: bytes) -> tuple[bytes, int | None] | None:
     if data[:2] in (b"II", b"MM"):
         layout = tiff.read_layout(data)
         return tiff.without_metadata(data, layout), layout.orientation
-    if data[4:8] == b"ftyp":  # AVIF, HEIC: items of EXIF get a name that nobody reads; turning is a property of the picture
+    if data[4:8] == b"ftyp":  # AVIF, HEIC: EXIF items are renamed so that readers skip them; the orientation is a property of the picture
         return re.sub(rb"(infe[\x02\x03].{7,9})Exif", rb"\1skip", data, flags=re.DOTALL), None
     return None
 
@@ -44,14 +44,14 @@ def _plain_jpeg(data: bytes) -> tuple[bytes, int]:
         if at < 0 or at + 4 > len(data):
             break
         marker, size = struct.unpack_from(">BH", data, at + 1)
-        if marker in (0, 1, 0xFF) or 0xD0 <= marker <= 0xD7:  # filling
+        if marker in (0, 1, 0xFF) or 0xD0 <= marker <= 0xD7:  # padding
             at += 1
             continue
         if marker == 0xDA:  # the scan
             parts.append(data[at:])
             break
         segment = data[at : at + 2 + size]
-        settles_colours = marker in (0xE0, 0xEE) and len(segment) >= 16  # JFIF and Adobe, if they are whole
+        settles_colours = marker in (0xE0, 0xEE) and len(segment) >= 16  # JFIF and Adobe segments, if complete
         if (0xE0 <= marker <= 0xEF or marker == 0xFE) and not settles_colours:
             exif = exif or (segment[4:] if segment[4:8] == b"Exif" else b"")
         else:

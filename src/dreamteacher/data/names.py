@@ -1,4 +1,4 @@
-"""What the path of a file says: split, class, picture or mask, and which mask belongs to which picture. The words are those of `layout`."""
+"""Derive from a file's path its split, class, role and the key that pairs pictures with labels. The words are those of `layout`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreamteacher.data.items import BOX_SUFFIXES, MASK_SUFFIXES, utf8
 from dreamteacher.data.layout import Meaning, is_item, meaning, without_extra_tail, without_image_tail, without_mask_tail
 
 _PICTURE_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
-UNLABELLED = re.compile(  # folders without a class: unlabeled2017, train_unlabelled, unlabeled_images, no_label
+UNLABELLED = re.compile(  # folders of unlabelled pictures: unlabeled2017, train_unlabelled, unlabeled_images, no_label
     r"[\W_]*((train|all)[\W_]*)?((un|no[nt]?[\W_]?)labell?ed|(no|without)[\W_]?labels?)[\W_\d]*(images?|imgs?|pictures?|data|set|pool|train)?[\W_\d]*",
     re.IGNORECASE,
 )
@@ -23,9 +23,9 @@ LISTED_TAILS = ("", ".mask", "_mask", "_label", "_labels", "_seg", "_segmentatio
 
 
 class Place(NamedTuple):
-    """What the folders of a path say of all files in them.
+    """What the folders of a path say about the files in them.
 
-    split, cls: by folder. top: the outermost folder, whatever it means; below: the folder inside that of the class.
+    split, cls: named by folders. top: the outermost folder. below: the folder inside the class folder.
     """
 
     split: str | None
@@ -37,11 +37,10 @@ class Place(NamedTuple):
 class Row(NamedTuple):
     """A file, as its path describes it.
 
-    key: of a picture and its mask or boxes alike; key2: the same without the first or last word of the file's name (`1_sat.jpg`,
-    `mask_1.png`, `1/mask.png`), if it is one of `layout`'s, or, of a picture, without folders such as scan1. role: "picture", "mask",
-    "extra" (beside masks, neither), "boxes" (it may hold those of a picture), or, until all files are known, "mask?" (a mask if a file of
-    such a folder finds its picture), "tail" (a mask if this one does), "extra?" (extra if there are masks or it finds its picture).
-    rank: of several masks the lowest counts.
+    key: equal for a picture and its mask or boxes. key2: the key without a prefix or suffix in `layout` (`1_sat.jpg`, `mask_1.png`,
+    `1/mask.png`), or, for a picture, without folders such as scan1. role: "picture", "mask", "extra" (neither, beside masks), "boxes" (may
+    hold boxes), or, until all files are known, "mask?" (mask, if any file of such folders matches a picture), "tail" (mask, if this file
+    does), "extra?" (extra, if there are masks or it matches a picture). rank: of several masks the lowest is used.
     """
 
     name: str
@@ -55,15 +54,15 @@ class Row(NamedTuple):
 def row(name: str, above: int | None = None) -> Row:
     """The Row of a file.
 
-    above: of a list, how many folders at the front only say where the set lies; then the innermost folder that names a split or a
-    class counts. None: the file lies below the source, and the outermost counts.
+    above: for a list of paths, the number of leading folders that are only the data set's location; the innermost folder that names a split
+    or a class is then used. None: the path is relative to the source, and the outermost is used.
     """
     folder, _, file = name.rpartition("/")
     inner, role, rank, place = _read_folders(folder, above)
-    bare, suffix = posixpath.splitext(file)
-    stem = nfc(bare)
+    raw_stem, suffix = posixpath.splitext(file)
+    stem = nfc(raw_stem)
     if suffix.lower() in BOX_SUFFIXES:
-        if suffix.lower() == ".json":  # A.jpg.json of A.jpg, as Supervisely writes it
+        if suffix.lower() == ".json":  # Supervisely writes A.jpg.json for A.jpg
             stem = _PICTURE_SUFFIX.sub("", stem)
         return Row(name, f"{inner}/{stem}" if inner else stem, None, "boxes", 0, place)
     short = without_image_tail(stem)
@@ -85,20 +84,20 @@ def row(name: str, above: int | None = None) -> Row:
 
 
 def without_items(key: str) -> str:
-    """A key without folders such as scan1, which may or may not be those of its mask or boxes."""
+    """A key without item folders such as scan1, which the label's path may lack."""
     *folders, stem = key.split("/")
     return "/".join([*(part for part in folders if not is_item(part)), stem])
 
 
 @lru_cache(maxsize=1024)
 def _read_folders(folder: str, above: int | None) -> tuple[str, str, int, Place]:
-    """(what the folders add to a key, their role and rank as of Row, Place)."""
+    """(prefix of the key, role, rank, Place) of a folder; see Row."""
     folders = [nfc(part) for part in folder.split("/")[above or 0 :]] if folder else []
     meanings = [meaning(part) for part in folders]
-    if above is not None:  # the folders of a list are any folders, such as /data/test_of_new_labels
+    if above is not None:  # in a list of paths, folders may be arbitrary, such as /data/test_of_new_labels
         meanings = [each if each.sure else Meaning() for each in meanings]
     roles = [each.role for each in meanings if each.role]
-    # A strong name holds for all below it; of the others the innermost counts: segmentation_data/images holds pictures.
+    # A strong name applies to everything below; of the others the innermost is used: segmentation_data/images holds pictures.
     role = next((strong for strong in ("extra", "mask") if strong in roles), roles[-1] if roles else "")
     role = role if role in ("extra", "extra?", "mask", "mask?") else "picture"
     places = [i for i, each in enumerate(meanings) if each.split]
@@ -108,7 +107,7 @@ def _read_folders(folder: str, above: int | None) -> tuple[str, str, int, Place]
     split = meanings[place].split if places else None
     split = "train" if split == "trainval" else split
     if places and place + 2 < len(folders) and folders[place + 1].lower() == folders[place].lower():
-        place += 1  # train/train/cat of an archive that was unpacked into a folder of its name
+        place += 1  # train/train/cat: an archive unpacked into a folder of the same name
     rest = [
         class_name(part)
         for part, each in zip(folders[place + 1 :], meanings[place + 1 :], strict=True)
@@ -131,7 +130,7 @@ def _read_folders(folder: str, above: int | None) -> tuple[str, str, int, Place]
 
 
 def read_list(path: Path) -> Iterator[Row]:
-    """The pictures that the lines name and, looked for where `find` says, their masks and files of boxes."""
+    """Rows of the pictures in a list of paths, and of their masks and box files where `sources.find` looks for them."""
     above = _folders_of_all(path)
     for name in _lines(path):
         yield row(name, above)
@@ -151,7 +150,7 @@ def read_list(path: Path) -> Iterator[Row]:
 
 @lru_cache(maxsize=1024)
 def _mask_folders(root: str, folder: str) -> list[str]:
-    """The folders where masks of the pictures in `folder` may lie: one folder of its path exchanged for a neighbour."""
+    """Folders that may hold masks of the pictures in `folder`: one component of the path replaced by a sibling."""
     found, parts = [], folder.split("/")
     for i, part in enumerate(parts):
         if meaning(part).role not in ("image", "image?") and not meaning(part).split:
@@ -173,7 +172,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _folders_of_all(listing: Path) -> int:
-    """How many folders all absolute names have in common, which tell where the set lies and nothing of its splits; 0 if one is relative."""
+    """Number of leading folders that all absolute paths share, the data set's location; 0 if a path is relative."""
     common: list[str] | None = None
     for name in _lines(listing):
         folders = name.split("/")[:-1] if name[0] == "/" else []
@@ -185,20 +184,20 @@ def _folders_of_all(listing: Path) -> int:
 
 
 def tidy(name: str) -> str:
-    """Without `.` and doubled slashes; `..` stays, as a link may stand before it."""
+    """The path without `.` and double slashes; `..` stays, because of links."""
     return name[: name.startswith("/")] + "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def slashes(name: str) -> str:
-    """A path as Windows writes it, with the signs of all others."""
+    """The path with slashes, if it has only backslashes."""
     return name if "/" in name else name.replace("\\", "/")
 
 
 def nfc(name: str) -> str:
-    """One spelling of letters with accents: macOS writes them into file names as two characters, most programs as one."""
+    """Unicode NFC, because macOS writes decomposed file names."""
     return unicodedata.normalize("NFC", name)
 
 
 def class_name(text: str) -> str:
-    """One spelling of a class: NFC, no space around it, no characters without width; each space inside is one blank."""
+    """Normalise a class name: NFC, stripped, without zero-width characters, each whitespace a single space."""
     return " ".join(re.sub("[\u200b\u2060\ufeff]", "", nfc(text)).split())

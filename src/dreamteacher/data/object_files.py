@@ -1,4 +1,4 @@
-"""Masks of which each file shows one object, such as Data Science Bowl 2018's id/masks/HASH.png of id/images/id.png."""
+"""Masks with one file per object, such as Data Science Bowl 2018's id/masks/HASH.png for id/images/id.png."""
 
 from __future__ import annotations
 
@@ -9,43 +9,46 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dreamteacher.data.decode import BadPicture, Picture
-from dreamteacher.data.instance_labels import THOUSAND, refuse_interpolated
+from dreamteacher.data.instance_labels import LARGEST, THOUSAND, refuse_interpolated
 from dreamteacher.data.instances import pack
 from dreamteacher.data.items import AUTO
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning, without_image_tail
-from dreamteacher.data.masks import decode_numbers, turn_upright
-from dreamteacher.data.table import BY_TAIL, FINDS_ITS_PICTURE, tell_masks_from_pictures
+from dreamteacher.data.masks import decode_numbers, to_upright
+from dreamteacher.data.table import HAS_PICTURE, HAS_PICTURE_BY_SUFFIX, assign_roles
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
 LOOKED_AT = 8
-MOST_OBJECTS = 65535
 _NUMBERS = re.compile(r"(instance|segmentation_?object)[^/]*(/.*)?\.(png|tiff?|bmp|gif)$", re.IGNORECASE)
 _LAST_WORD = re.compile(r"[\s._-]+[^\s._/-]*$")
 
 
 def take_masks(table: sqlite3.Connection, tree: Tree, labels: str, task: str, max_bytes: int) -> tuple[str, int]:
-    """Give every file its role and every picture its masks, by `task`; returns the task, which is instances where AUTO finds nothing but
-    masks that say so, and how many pictures have a mask for each object (see `take_object_files`)."""
+    """Assign roles to files and masks to pictures, by `task`.
+
+    Returns:
+        The task (instances if AUTO finds only masks of that kind), and the number of pictures with one mask file per object.
+    """
     if task == AUTO and labels in ("auto", "masks") and masks_number_objects(table, tree, max_bytes):
         task = "instances"
     if task == "instances":
         take_object_folders(table)
-    tell_masks_from_pictures(table, MASK_WORDS.get(task))
+    assign_roles(table, MASK_WORDS.get(task))
     return task, take_object_files(table) if task == "instances" else 0
 
 
 def masks_number_objects(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> bool:
-    """Whether the only labels that a source seems to have are masks whose folder or ending says instances, and the first hold numbers."""
+    """Whether a source has no labels but masks in folders or with suffixes for instances, and the first of them hold object numbers."""
     table.create_function("numbers", 1, lambda name: bool(_NUMBERS.search(name)), deterministic=True)
     mask = (
-        f"SELECT 1 FROM files AS m WHERE (role = 'mask' OR (role = 'mask?' AND ({FINDS_ITS_PICTURE})) OR (role = 'tail' AND ({BY_TAIL})))"
+        f"SELECT 1 FROM files AS m WHERE (role = 'mask' OR (role = 'mask?' AND ({HAS_PICTURE})) "
+        f"OR (role = 'tail' AND ({HAS_PICTURE_BY_SUFFIX})))"
     )
     boxes = (
         "SELECT 1 FROM box_files AS b WHERE suffix = '.json' OR EXISTS (SELECT 1 FROM files AS p WHERE p.key = b.key AND role = 'picture')"
     )
-    numbered = f"SELECT 1 FROM files AS m WHERE role IN ('extra', 'extra?', 'extra tail') AND numbers(name) AND ({FINDS_ITS_PICTURE})"
+    numbered = f"SELECT 1 FROM files AS m WHERE role IN ('extra', 'extra?', 'extra tail') AND numbers(name) AND ({HAS_PICTURE})"
     if not table.execute(f"SELECT EXISTS ({numbered}) AND NOT EXISTS ({mask}) AND NOT EXISTS ({boxes})").fetchone()[0]:
         return False
     other = tree.open_text("labels.csv")
@@ -65,20 +68,20 @@ def _numbers_objects(data: bytes) -> bool:
 
 
 def take_object_folders(table: sqlite3.Connection) -> None:
-    """Make masks of what lies in folders such as mask/ or labels/, where the first files are each of a picture, and none has its name."""
+    """Take folders such as mask/ or labels/ as masks if their first files each belong to a picture of another name."""
     table.execute("CREATE INDEX pictures_by_key ON files (key) WHERE role = 'picture'")
     maybe = "SELECT name, key FROM files AS m WHERE role = 'mask?'"
     first = table.execute(f"{maybe} ORDER BY name LIMIT {LOOKED_AT}").fetchall()
-    if first and all(_picture_of(table, key) for _, key in first) and not table.execute(f"{maybe} AND ({FINDS_ITS_PICTURE})").fetchone():
+    if first and all(_picture_of(table, key) for _, key in first) and not table.execute(f"{maybe} AND ({HAS_PICTURE})").fetchone():
         table.execute("UPDATE files SET role = 'mask' WHERE role = 'mask?'")
 
 
 def take_object_files(table: sqlite3.Connection) -> int:
-    """Fill a table `parts` with the masks that show one object each, and their pictures; returns how many pictures have such.
+    """Fill the table `parts` with masks of one object each, and their pictures. Returns the number of pictures with such masks.
 
-    These are the masks of which several have their picture's name, and those without a picture of their own name: a mask belongs to the
-    picture that its folder (masks/A/7.png) or the beginning of its name (masks/A_7.png) names, or that lies alone in the folder around
-    both (A/images/A.png, A/masks/HASH.png). In `pairs` such a picture has its first.
+    These are masks of which several match one picture, and masks that match no picture by name: they belong to the picture named by their
+    folder (masks/A/7.png) or by a prefix of their name (masks/A_7.png), or to the only picture in their common folder (A/images/A.png,
+    A/masks/HASH.png). In `pairs` such a picture has its first mask.
     """
     table.execute("CREATE TABLE parts (mask TEXT PRIMARY KEY, picture TEXT) WITHOUT ROWID")
     table.execute("CREATE INDEX parts_by_picture ON parts (picture, mask)")
@@ -91,12 +94,12 @@ def take_object_files(table: sqlite3.Connection) -> int:
 
 
 def parts_of(table: sqlite3.Connection, picture: str) -> list[str]:
-    """The masks of one object each that belong to a picture, by name."""
+    """The mask files of one object each of a picture, sorted by name."""
     return [mask for (mask,) in table.execute("SELECT mask FROM parts WHERE picture = ? ORDER BY mask", [picture])]
 
 
 def require_classes_of_objects(table: sqlite3.Connection, tree: Tree, names: list[str], max_bytes: int, *, has_parts: bool) -> None:
-    """The masks give the classes that are named, or a UserError says what to do. has_parts: some show one object each."""
+    """UserError if the masks cannot encode the classes in `names`. has_parts: there are masks of one object each."""
     if has_parts and len(names) != 1:
         raise UserError(
             f"{tree}: masks show one object each and no class, and classes.txt names {len(names)} of objects; keep one, drop classes.txt, "
@@ -107,10 +110,10 @@ def require_classes_of_objects(table: sqlite3.Connection, tree: Tree, names: lis
 
 
 def _refuse_numbers_of_classes(table: sqlite3.Connection, tree: Tree, max_bytes: int) -> None:
-    """Refuse Cityscapes' instanceIds where one class of objects is named: there, values below 1000 are classes of what has no objects.
+    """Refuse Cityscapes' instanceIds with a single class: values below 1000 are classes there, not objects.
 
     Raises:
-        UserError: one of the first such masks holds values below 1000 and above.
+        UserError: one of the first such masks holds values both below and above 1000.
     """
     query = f"SELECT mask FROM pairs WHERE mask LIKE '%instanceids%' OR mask LIKE '%instancetrainids%' ORDER BY mask LIMIT {LOOKED_AT}"
     names = [name for (name,) in table.execute(query)]
@@ -138,13 +141,13 @@ def _picture_of(table: sqlite3.Connection, key: str) -> str | None:
     if not folder or meaning(folder.rpartition("/")[2]).split is not None:
         return None
     query = "SELECT name FROM files WHERE role = 'picture' AND key >= ? AND key < ? LIMIT 2"
-    found = table.execute(query, (f"{folder}/", f"{folder}0")).fetchall()  # "0" is the sign behind "/"
+    found = table.execute(query, (f"{folder}/", f"{folder}0")).fetchall()  # "0" follows "/" in ASCII
     paired = "SELECT EXISTS (SELECT 1 FROM pairs WHERE picture = ?)"
     return str(found[0][0]) if len(found) == 1 and not table.execute(paired, found[0]).fetchone()[0] else None
 
 
 def _candidates(key: str) -> Iterator[str]:
-    """Keys of the picture that a mask may belong to: of its folder, then its own without its last word, the last two and so on."""
+    """Candidate keys of the picture of a mask: its folder, then its name without the last word, the last two, and so on."""
     folder, _, stem = key.rpartition("/")
     if folder:
         yield folder
@@ -158,21 +161,19 @@ def _candidates(key: str) -> Iterator[str]:
 
 
 def read_object_files(masks: Sequence[bytes], picture: Picture, max_pixels: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The map of objects (see `instances`) of masks that show one each, on `picture` upright, and keys of `decode.WARNINGS`.
+    """The instance map (see `instances`) of masks of one object each, on the upright `picture`, and keys of `decode.WARNINGS`.
 
-    Where objects overlap, the smaller lies above.
+    Where objects overlap, the smaller one is on top.
 
     Raises:
         BadPicture: as `decode_numbers`; a mask is of another size, or holds several values.
     """
     height, width = picture.image.shape[:2]
-    if len(masks) > MOST_OBJECTS:
-        raise BadPicture(f"it has more than {MOST_OBJECTS} objects")
-    drawn: list[np.ndarray] = []  # flat indices, which are few
+    if len(masks) > LARGEST:
+        raise BadPicture(f"it has more than {LARGEST} objects")
+    drawn: list[np.ndarray] = []  # flat indices
     for data in masks:
-        values = decode_numbers(data, max_pixels=max_pixels)
-        if picture.orientation > 4 and width != height and values.shape == (width, height):
-            values = turn_upright(values, picture.orientation)
+        values = to_upright(decode_numbers(data, max_pixels=max_pixels), picture)
         if values.shape != (height, width):
             raise BadPicture(f"a mask is {values.shape[1]} x {values.shape[0]}, its picture {width} x {height}")
         shown = values > 0

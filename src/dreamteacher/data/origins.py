@@ -1,4 +1,4 @@
-"""What a picture was taken from, where its name says so: the original of augmented copies, a video, a patient."""
+"""The origin of a picture by its name: the original of augmented copies, a video, a patient."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 
 from dreamteacher.data.layout import meaning
 
-_ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}$", re.IGNORECASE)  # of each augmented copy its own hash
+_ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}$", re.IGNORECASE)  # each augmented copy has its own hash
 _FRAME = re.compile(r"(.*[a-z0-9])[-_. ]*frames?[-_. ]*\d+$", re.IGNORECASE)
 _NUMBERED = re.compile(
     r"(?<![a-z])(patient|case|subject|slide|video|vid|clip|seq|sequence|scene|session|scan|volume)[-_ ]?\d+", re.IGNORECASE
 )
-LIKE = (  # patterns of SQL, of names that may have an origin
+LIKE = (  # SQL patterns of names that may contain an origin
     *("%.rf.%", "%frame%", "%patient%", "%case%", "%subject%", "%slide%", "%vid%", "%clip%", "%seq%", "%scene%", "%session%", "%scan%"),
     "%volume%",
 )
 
 
 def origin_of(name: str) -> str | None:
-    """`IMG_jpg` of IMG_jpg.rf.HASH.jpg, `v1` of v1_frame_0007.jpg, `a/video` of train/a/video_frame_7.jpg, `patient07` of
-    patient07/12.png; None where the name says nothing."""
+    """`IMG_jpg` for IMG_jpg.rf.HASH.jpg, `v1` for v1_frame_0007.jpg, `a/video` for train/a/video_frame_7.jpg, `patient07` for
+    patient07/12.png; None for other names."""
     stem = posixpath.splitext(posixpath.basename(name))[0]
     if found := _ROBOFLOW.match(stem):
         return found[1].lower()
@@ -32,5 +32,5 @@ def origin_of(name: str) -> str | None:
 
 
 def _folders(name: str) -> list[str]:
-    """Those that are neither splits nor of all pictures or masks."""
+    """Folders of the path without splits, picture and mask folders."""
     return [part for part in name.split("/")[:-1] if meaning(part).split is None and not meaning(part).role]

@@ -1,4 +1,4 @@
-"""The place that a source names: a folder, a list file, an address or WebDataset shards; and what of it is to be digested."""
+"""Resolve a source (folder, list file, address or WebDataset shards) and list the inputs to be digested."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamteacher.data.formats import NO_LISTS
+from dreamteacher.data.formats import NOT_A_LIST
 from dreamteacher.data.names import read_list
 from dreamteacher.data.shard_source import are_shards, expand
 from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
@@ -17,7 +17,7 @@ from dreamteacher.files import digest_in_any_order, sha256_of
 
 @dataclass(frozen=True)
 class Place:
-    """A source that was looked at once: the `urls` of its shards, else the `tree` that its files lie in; `listing`: the list of them."""
+    """A resolved source: `urls` of its shards, else the `tree` of its files; `listing`: the file that lists them."""
 
     source: str
     urls: list[str]
@@ -25,8 +25,8 @@ class Place:
     listing: Path | None
 
 
-def look(source: str) -> Place:
-    """The Place that `source` names.
+def locate(source: str) -> Place:
+    """Resolve `source`.
 
     Raises:
         UserError: there is nothing at `source`.
@@ -40,13 +40,13 @@ def look(source: str) -> Place:
         raise UserError(f"ingest.source: {source} does not exist; name a folder, an address, a text file of paths, or WebDataset shards")
     if not path.is_dir() and not path.is_file():
         raise UserError(f"ingest.source: {source} is neither a folder nor a file, but a pipe, a socket or a device; name a folder")
-    if not path.is_dir() and (what := NO_LISTS.get(path.suffix.lower())):
+    if not path.is_dir() and (what := NOT_A_LIST.get(path.suffix.lower())):
         raise UserError(f"ingest.source: {source} is {what}")
     return Place(source, [], Folder(path), None) if path.is_dir() else Place(source, [], Folder(path.parent), path)
 
 
 def inputs_of(place: Place) -> dict[str, Path]:
-    """The local files and folders of a source (to be digested); empty for an address. For the rest see `fingerprint`."""
+    """{name: local file or folder} of a source, to be digested; empty for an address. For the rest see `fingerprint`."""
     if place.urls:
         paths = [Path(url) for url in place.urls if "://" not in url]
         names = paths[:1] and [path for path in [paths[0].parent / "classes.txt"] if path.exists()]
@@ -60,10 +60,10 @@ def inputs_of(place: Place) -> dict[str, Path]:
 
 
 def fingerprint(place: Place) -> str | None:
-    """A digest of what `inputs_of` leaves out: the files that a list names, or what an address says of each object (size, ETag or time).
+    """Digest of inputs beyond `inputs_of`: the files in a list, or size and ETag or time of each object at an address.
 
     Raises:
-        UserError: the list is no text, the address cannot be reached.
+        UserError: the list is not text, or the address cannot be reached.
     """
     if addresses := [url for url in place.urls if "://" in url]:
         return digest_in_any_order(describe(url).encode() for url in addresses)

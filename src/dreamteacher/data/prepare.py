@@ -1,4 +1,4 @@
-"""One found item -> what is stored of it: checked, upright, reduced, encoded, hashed."""
+"""Process one item for storage: check, apply orientation, downscale, encode, hash."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.decode import BadPicture, Picture, decode
 from dreamteacher.data.depth import SUFFIX as DEPTH
 from dreamteacher.data.depth import read_depth, to_tiff
-from dreamteacher.data.instance_labels import in_pieces, object_classes, read_instance_mask, read_outlines, read_stored
+from dreamteacher.data.instance_labels import is_fragmented, object_classes, read_instance_mask, read_outlines, read_stored
 from dreamteacher.data.instances import SUFFIX as INSTANCES
 from dreamteacher.data.instances import boxes_of, to_png
 from dreamteacher.data.items import AUTO, IGNORE, Item
 from dreamteacher.data.keypoint_labels import read_keypoints
 from dreamteacher.data.keypoints import SUFFIX as KEYPOINTS
 from dreamteacher.data.keypoints import Body, Keypoints
-from dreamteacher.data.masks import is_lossy, read_mask, turn_upright
+from dreamteacher.data.masks import is_lossy, read_mask, to_upright
+from dreamteacher.data.multilabel import SUFFIX as LABELS
+from dreamteacher.data.multilabel import to_json, to_label
 from dreamteacher.data.object_files import read_object_files
-from dreamteacher.data.several_labels import SUFFIX as LABELS
-from dreamteacher.data.several_labels import to_json, to_label
 from dreamteacher.data.signs import thin_between, thumbnail
 
-DENSE = {"instances": (INSTANCES, to_png), "depth": (DEPTH, to_tiff)}  # task -> suffix and form of a map that is its label
-LARGEST_ID = 65535  # of a class that has no name
+DENSE = {"instances": (INSTANCES, to_png), "depth": (DEPTH, to_tiff)}  # task -> suffix and encoder of its label maps
+LARGEST_ID = 65535  # of classes without names
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """data, suffix: the stored picture. width, height: of the stored picture. mode: the source's pixel type, as of `decode.Picture`.
+    """A processed picture and its label.
 
-    hashes: sha256 of the file, of the decoded pixels, of the stored pixels; equal pictures share at least one.
-    histogram: int64 (3, 256) counts of the stored RGB values.
-    label: bytes of the stored label, with its suffix, a key of `items.TASKS`; cls: the class id if it is one; several: of each class 1, 0
-    or IGNORE, if it is those; boxes: on the stored picture, if it is those, or of its objects, or its keypoints;
-    depth: the stored map. mask_values: int64 (256) counts of the stored mask's values, all 0 without a mask.
-    frames: pictures in the source's file, of which this is the first. reduced: it was larger than `short_side`. source_size:
-    width and height before. source_mask_values: as mask_values, before it was reduced. full_label: the mask or the objects at their own
-    size as PNG where the picture was reduced, else None. thin, thumbnail: as of `signs`, of the mask before it was reduced and of the
-    stored picture. palette: of the mask, the number of each colour. warnings: keys of `decode.WARNINGS`.
+    data, suffix, width, height: of the stored picture. mode: of the source, see `decode.Picture`. hashes: sha256 of the file, of the
+    decoded and of the stored pixels; equal pictures share at least one. histogram: int64 (3, 256) of the stored RGB values.
+
+    label: (suffix, bytes) of the stored label; the suffix is a key of `items.TASKS`. cls: class id, for class labels. multi_hot: 1, 0 or
+    IGNORE for each class, for multilabel. boxes: boxes on the stored picture, bounding boxes of instances, or keypoints as boxes. depth:
+    the stored map. mask_values: int64 (256) counts of the stored mask's values; all 0 without a mask.
+
+    frames: number of pictures in the file; this is the first. reduced: it was downscaled to `short_side`. source_size: width and height
+    before that. source_mask_values: as mask_values, before that. full_label: mask, instances or depth at full size if the picture was
+    reduced, else None. thin, thumbnail: see `signs`, of the full-size mask and of the stored picture. palette: {colour: id} of the mask.
+    warnings: keys of `decode.WARNINGS`.
     """
 
     data: bytes
@@ -57,7 +59,7 @@ class Prepared:
     histogram: np.ndarray
     label: tuple[str, bytes] | None
     cls: int | None
-    several: tuple[int, ...] | None
+    multi_hot: tuple[int, ...] | None
     boxes: Boxes | None
     depth: np.ndarray | None
     mask_values: np.ndarray
@@ -73,7 +75,7 @@ class Prepared:
 
     @property
     def label_hash(self) -> bytes | None:
-        """A digest of the label."""
+        """Digest of the stored label; None without one."""
         return hashlib.sha256(self.label[1]).digest()[:16] if self.label else None
 
 
@@ -87,15 +89,14 @@ def prepare(
     task: str = AUTO,
     body: Body | None = None,
 ) -> Prepared:
-    """Decode, check and encode an item; a picture whose shorter side exceeds `short_side` is reduced to it (antialiased; masks NEAREST).
+    """Decode, check and encode an item; a picture whose shorter side exceeds `short_side` is downscaled to it (antialiased; masks NEAREST).
 
-    `task` and `body`, as of `Found`, say what a mask or a list of objects holds.
-    A mask is taken to lie on the picture as EXIF shows it; if only the picture as it lies in the file has the mask's size, on that.
-    A mask without one known pixel, as it is or once it is reduced, is no label.
+    `task` and `body`, see `Found`, determine how masks and boxes are read. A mask refers to the upright picture, or to the stored pixels if
+    only these have its size. A mask without a known pixel, before or after downscaling, is dropped.
 
     Raises:
-        BadPicture: picture or mask cannot be decoded, their sizes differ, a class or mask value is none of `classes`; see
-            `read_boxes` for boxes.
+        BadPicture: picture or mask cannot be decoded, their sizes differ, or a class or mask value is not in `classes`; for boxes see
+            `read_boxes`.
         MemoryError: an allocation failed.
     """
     if item.problem:
@@ -119,7 +120,7 @@ def prepare(
         mask, palette = _read_mask(item.mask, picture, classes or ClassList([]), max_pixels)
     is_class = item.cls is not None and mask is None and task not in (*DENSE, "multilabel")
     cls = _class_id(str(item.cls), classes.names if classes else None) if is_class else None
-    several = _labels(item.cls, classes.names if classes else None) if item.cls is not None and task == "multilabel" else None
+    multi_hot = _labels(item.cls, classes.names if classes else None) if item.cls is not None and task == "multilabel" else None
     if mask is not None and (mask == IGNORE).all():
         mask, warnings = None, (*warnings, "mask_is_unknown")
     shrink = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
@@ -140,7 +141,7 @@ def prepare(
         full_label = DENSE[task][1](full_dense)
     boxes = boxes_of(dense) if dense is not None and task == "instances" else boxes
     label = _label(mask, cls, boxes) if task not in DENSE else None if dense is None else (DENSE[task][0], DENSE[task][1](dense))
-    label = (LABELS, to_json(several)) if several is not None else label
+    label = (LABELS, to_json(multi_hot)) if multi_hot is not None else label
     if keypoints:
         boxes, label = keypoints.as_boxes(), (KEYPOINTS, keypoints.to_json())
     data, suffix = _encode(picture, pixels, item.data)
@@ -155,7 +156,7 @@ def prepare(
         histogram=np.array(Image.fromarray(pixels).histogram(), np.int64).reshape(3, 256),
         label=label,
         cls=cls,
-        several=several,
+        multi_hot=multi_hot,
         boxes=boxes,
         depth=dense if task == "depth" else None,
         mask_values=_count(mask),
@@ -174,7 +175,7 @@ def prepare(
 def _read_dense(
     item: Item, picture: Picture, classes: ClassList | None, max_pixels: int, *, task: str
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The map of objects or of depth on the upright picture, if it is labelled; keys of `decode.WARNINGS`."""
+    """The instance or depth map on the upright picture, None if it is not labelled; keys of `decode.WARNINGS`."""
     height, width = picture.image.shape[:2]
     if task == "instances" and item.boxes:
         return read_outlines(item.boxes, classes.names if classes else [], picture.stored_size, picture.orientation)
@@ -187,7 +188,7 @@ def _read_dense(
         return (depth, warnings) if depth.any() else (None, ("mask_is_unknown",))
     if not item.stored:
         objects, warnings = read_instance_mask(item.mask, picture, classes, max_pixels)
-        return objects, warnings + ("one_number_in_pieces",) * in_pieces(objects)
+        return objects, warnings + ("one_number_in_pieces",) * is_fragmented(objects)
     objects = read_stored(item.mask, object_classes(classes) if classes else None)
     if objects.shape != (height, width):
         raise BadPicture(f"its objects are on {objects.shape[1]} x {objects.shape[0]} pixels, its picture has {width} x {height}")
@@ -195,12 +196,11 @@ def _read_dense(
 
 
 def _read_mask(data: bytes, picture: Picture, classes: ClassList, max_pixels: int) -> tuple[np.ndarray, dict[int, int]]:
-    """The mask as it lies on the upright picture, checked, in the ids of `classes.mask_names`; the palette of `read_mask`."""
+    """The checked mask on the upright picture, in the ids of `classes.mask_names`; the palette of `read_mask`."""
     height, width = picture.image.shape[:2]
     try:
         mask, palette = read_mask(data, max_pixels=max_pixels, colours=classes.colours)
-        if picture.orientation > 4 and width != height and mask.shape == (width, height):
-            mask = turn_upright(mask, picture.orientation)  # it was drawn on the picture as it lies in the file
+        mask = to_upright(mask, picture)
         _check(mask, width, height, classes.names)
     except BadPicture as error:
         if is_lossy(data):
@@ -258,7 +258,7 @@ def _count(mask: np.ndarray | None) -> np.ndarray:
 
 
 def _encode(picture: Picture, pixels: np.ndarray, original: bytes) -> tuple[bytes, str]:
-    """The source's own bytes where they will do, else PNG for what was lossless, else JPEG of quality 95 with full colour resolution."""
+    """The source's bytes if they can be stored unchanged, else PNG for lossless sources, else JPEG of quality 95 in 4:4:4."""
     if picture.suffix and pixels is picture.image:
         return original, picture.suffix
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if picture.grey else pixels)

@@ -1,4 +1,4 @@
-"""Silence for C libraries."""
+"""Suppress output of C libraries."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_c_libraries() -> Iterator[None]:
-    """Drop what C code writes to the process's standard error (libtiff, libpng, libheif warn there); Python's own output stays.
+    """Discard what C code writes to file descriptor 2 (warnings of libtiff, libpng, libheif); Python's own output stays.
 
-    File descriptor 2 is shared by all threads, so this belongs around a whole pass and not around one picture. `sys.stderr` is
-    replaced inside by a stream of its own, so take it when you write, not before; tracebacks and warnings do.
+    The descriptor is shared by all threads, so wrap an entire pass, not single pictures. `sys.stderr` is replaced in the block; look it up
+    when writing, as tracebacks and warnings do.
     """
     stream = sys.stderr
     try:
         shown = os.dup(2)
-    except OSError:  # closed: nobody sees it anyway
+    except OSError:  # stderr is closed
         yield
         return
     try:
         is_descriptor_2 = stream is not None and stream.fileno() == 2
-    except (OSError, ValueError):  # a stream of another kind, such as a notebook's
+    except (OSError, ValueError):  # a stream without a descriptor, such as a notebook's
         is_descriptor_2 = False
     if is_descriptor_2:
         stream.flush()

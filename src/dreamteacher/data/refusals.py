@@ -1,4 +1,4 @@
-"""What nobody should train on; ingest writes nothing then."""
+"""Checks of a complete ingest: data that is unfit for training is refused, and nothing is written."""
 
 from __future__ import annotations
 
@@ -12,37 +12,36 @@ from dreamteacher.settings.downstream import Ingest
 
 
 def refuse(settings: Ingest, found: Found, tally: Tally) -> None:
-    """Compare what was counted with what training needs.
+    """Check the counts against what training needs.
 
     Raises:
-        UserError: too many pictures or shards cannot be used, none is left to train on, labels are of two kinds, none is in train or in
-            val, or all are of one class.
+        UserError: too many bad pictures or shards, no train picture, labels of two kinds, no labels in train or in val, or only one class.
     """
     counts = tally.counts
     came, came_bad = counts["incoming"], counts["incoming_quarantined"]
-    # What came in has a quota of its own: among a million old pictures a week of broken ones would not show.
+    # Incoming pictures have their own quota: among a million old pictures, a week of broken ones would not be noticed.
     parts = ((counts["pictures"] - came, counts["quarantined"] - came_bad, "pictures"), (came, came_bad, "incoming pictures"))
     for (seen, bad, what), reasons in zip(parts, tally.reasons, strict=True):
         if bad > settings.max_bad_fraction * seen:
             share = f"{bad} of {seen} {what} cannot be used, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
             raise UserError(f"{share}: {'; '.join(reasons)}{' ...' if bad > len(reasons) else ''}; remove them or raise the limit")
     shards, damaged = found.counts.get("shards", 0), found.counts.get("damaged_shards", 0)
-    if damaged > settings.max_bad_fraction * shards:  # nobody knows how many pictures were in there
+    if damaged > settings.max_bad_fraction * shards:  # the number of lost pictures is unknown
         share = f"{damaged} of {shards} shards are damaged, more than ingest.max_bad_fraction = {settings.max_bad_fraction:g}"
         raise UserError(f"{share}: {'; '.join(tally.reasons[0])}; fetch them again or raise the limit")
     if not counts["train"]:
         raise UserError(
             f"no picture is left to train on ({counts['pictures']} seen, {counts['val']} in val); add pictures or lower ingest.val_fraction"
-            f"{_passed_over(found)}"
+            f"{_skipped_files(found)}"
         )
     if len(tally.tasks) > 1:
         raise UserError("labels are of several kinds (masks, boxes, classes); set ingest.labels to masks, boxes or folders to choose one")
     _refuse_useless_labels(settings, found, tally)
 
 
-def _passed_over(found: Found) -> str:
-    """Files that may hold what is missing, such as train.zip or val_annotations.txt."""
-    return f"; passed over: {found.passed_over.words()}" if found.passed_over.by_suffix else ""
+def _skipped_files(found: Found) -> str:
+    """A list of skipped files, which may hold the missing data, such as train.zip."""
+    return f"; passed over: {found.skipped.words()}" if found.skipped.by_suffix else ""
 
 
 def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None:
@@ -55,7 +54,7 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
         raise UserError(
             f"there are {counts['labelled_train'] + counts['labelled_val']} labels, and none in {empty}{without}: nothing could be "
             f"{'trained' if empty == 'train' else 'measured'} by them; put pictures into folders train/ and val/ with labels in both, "
-            f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none{_passed_over(found)}"
+            f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none{_skipped_files(found)}"
         )
     if counts["other_palettes"] > settings.max_bad_fraction * (counts["labelled_train"] + counts["labelled_val"]):
         raise UserError(
@@ -78,9 +77,9 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
     if tally.has_boxes:
         if empty_split := next((split for split in wanted if not tally.boxes[split]), None):
             raise UserError(
-                f"no labelled picture of {empty_split} has {tally.a_box}, so nothing could be "
+                f"no labelled picture of {empty_split} has {tally.one_object}, so nothing could be "
                 f"{'learnt' if empty_split == 'train' else 'measured'}; "
-                f"label more, put pictures with {tally.of_boxes} into {empty_split}/, or set ingest.labels to none"
+                f"label more, put pictures with {tally.objects_noun} into {empty_split}/, or set ingest.labels to none"
                 + (
                     " (of several classes in classes.txt an object is 1000 x the line of its class, from 0, + its number)"
                     if tally.task == "instances"

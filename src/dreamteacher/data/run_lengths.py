@@ -1,4 +1,4 @@
-"""COCO's run lengths of a mask: column by column, pixels outside first, as numbers or compressed to text."""
+"""COCO's run-length encoding of masks: column-major, background first, as a list or compressed to text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def decode_runs(outline: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """bool (height, width). Errors: as `runs_of`; ValueError: it is of another size, or of other pixels than it has."""
+    """bool (height, width). Errors: as `runs_of`; ValueError if the size or the sum of the runs differs."""
     counts = runs_of(outline)
     if [int(side) for side in outline["size"]] != [height, width] or min(counts, default=-1) < 0 or sum(counts) != height * width:
         raise ValueError
@@ -16,7 +16,7 @@ def decode_runs(outline: dict[str, Any], height: int, width: int) -> np.ndarray:
 
 
 def bounds_of_runs(outline: dict[str, Any]) -> list[float]:
-    """x, y, width, height of what run lengths show; all 0 where that is nothing. Errors: as `runs_of`."""
+    """Bounding box x, y, width, height; all 0 for an empty mask. Errors: as `runs_of`."""
     height = int(outline["size"][0])
     ends = np.cumsum(runs_of(outline))
     starts, ends = ends[:-1:2], ends[1::2]
@@ -24,19 +24,19 @@ def bounds_of_runs(outline: dict[str, Any]) -> list[float]:
     if not len(starts) or height < 1:
         return [0.0] * 4
     left, right = int(starts.min()) // height, int(ends.max()) // height
-    whole = (starts // height < ends // height).any()  # such a run goes on in the next column
+    whole = (starts // height < ends // height).any()  # a run that continues in the next column
     top, bottom = (0, height - 1) if whole else (int((starts % height).min()), int((ends % height).max()))
     return [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
 
 
 def runs_of(outline: dict[str, Any]) -> list[int]:
-    """The lengths of the runs, those outside and those inside in turn. ValueError, KeyError, TypeError: they cannot be understood."""
+    """The run lengths, alternating background and foreground. ValueError, KeyError or TypeError if they cannot be parsed."""
     counts = outline["counts"]
     return _decompressed(counts) if isinstance(counts, str) else [int(count) for count in counts]
 
 
 def _decompressed(text: str) -> list[int]:
-    """COCO's run lengths: digits of 5 bits from the character 0, the lowest first; from the fourth on differences to the one but last."""
+    """COCO's compressed counts: 5-bit digits offset by '0', lowest first; from the fourth on, differences to the count before the last."""
     counts: list[int] = []
     value = shift = 0
     for character in text:

@@ -1,4 +1,4 @@
-"""Which pictures were seen before, in a temporary database on disk, so that memory does not grow with their number."""
+"""Duplicate detection with a temporary database on disk, in constant memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamteacher.data.origins import LIKE, origin_of
 
 
 class Kept(NamedTuple):
-    """A picture that was kept: its split, its name and a digest of its label, if it has one."""
+    """A picture in the data set: split, name, and digest of its label, if it has one."""
 
     split: str
     name: str
@@ -19,7 +19,7 @@ class Kept(NamedTuple):
 
 
 class Seen:
-    """Hashes of kept pictures; used as a context manager."""
+    """Hashes of the pictures in the data set; a context manager."""
 
     def __init__(self) -> None:
         self._table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
@@ -33,18 +33,18 @@ class Seen:
         self._table.close()
 
     def find(self, hashes: Sequence[bytes]) -> Kept | None:
-        """The kept picture that shares a hash with these."""
+        """The kept picture that shares one of these hashes; None if there is none."""
         marks = ", ".join("?" * len(hashes))
         row = self._table.execute(f"SELECT split, name, label FROM seen WHERE hash IN ({marks}) ORDER BY name LIMIT 1", hashes).fetchone()
         return Kept(*row) if row else None
 
     def name_of(self, digest: bytes) -> str:
-        """The name of a kept picture, by a hash of its own."""
+        """The name of the kept picture with this hash."""
         return str(self._table.execute("SELECT name FROM seen WHERE hash = ?", [digest]).fetchone()[0])
 
     def shared_origins(self) -> tuple[int, str, str] | None:
-        """How many pictures of val have their origin (see `origins`), of which several pictures are, in train too; one of them and one of
-        train. None without such."""
+        """(number of val pictures whose origin (see `origins`) also occurs in train, the first of them, a train picture of its origin);
+        None if there are none. Only origins with more than two pictures count."""
         self._table.create_function("origin", 1, origin_of, deterministic=True)
         of_names = " OR ".join(["name LIKE ?"] * len(LIKE))
         self._table.execute(
@@ -62,5 +62,5 @@ class Seen:
         return count, of_val, of_train
 
     def keep(self, hashes: Sequence[bytes], kept: Kept) -> None:
-        """Remember `hashes` as those of `kept`, where they are not known yet."""
+        """Store `hashes` for `kept`; hashes that are already stored are left unchanged."""
         self._table.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?)", [(value, *kept) for value in hashes])

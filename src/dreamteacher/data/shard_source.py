@@ -1,4 +1,4 @@
-"""Pictures and labels out of WebDataset shards, local or at any address that fsspec knows (s3://, with AWS_ENDPOINT_URL honoured)."""
+"""Pictures and labels from WebDataset shards, local or at any fsspec address (s3:// honours AWS_ENDPOINT_URL)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dreamteacher.data.class_list import parse_classes, require_mask_classes
 from dreamteacher.data.depth import SUFFIX as DEPTH
 from dreamteacher.data.formats import SUFFIXES, why_unread
 from dreamteacher.data.instances import SUFFIX as INSTANCES
-from dreamteacher.data.items import AUTO, MASK_SUFFIXES, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
+from dreamteacher.data.items import AUTO, MASK_SUFFIXES, BoxLabel, Found, Item, LabelKind, Skipped, utf8
 from dreamteacher.data.keypoints import SUFFIX as KEYPOINTS
 from dreamteacher.data.keypoints import Body
 from dreamteacher.data.layout import EXTRA_TAILS, MASK_TAILS, meaning, without_image_tail, without_mask_tail
+from dreamteacher.data.multilabel import SUFFIX as MULTILABEL
 from dreamteacher.data.names import class_name
-from dreamteacher.data.several_labels import SUFFIX as SEVERAL
 from dreamteacher.data.trees import cannot_open, too_large
 from dreamteacher.errors import UserError
 
 _INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS}|boxes|keypoints)", re.IGNORECASE)
-OWN = {"instances": INSTANCES, "depth": DEPTH}  # task -> suffix of its maps
-MOST_COMPARED = 1000  # names of a shard, by which masks of other names are found
+DENSE_SUFFIXES = {"instances": INSTANCES, "depth": DEPTH}  # task -> suffix of its label maps
+MAX_COMPARED = 1000  # names of a shard that are remembered to detect masks of unknown names
 _IS_MASK = re.compile(rf"({MASK_TAILS})\.\w+", re.IGNORECASE)
 
 
@@ -41,7 +41,7 @@ def are_shards(source: str) -> bool:
 
 
 def expand(source: str) -> list[str]:
-    """The shards that braces and * of a path or an address stand for; UserError if there are none."""
+    """Expand braces and * in a path or an address to shards; UserError if there are none."""
     urls: list[str] = []
     for url in braceexpand.braceexpand(source):
         urls += _glob(url) if "*" in url else [url]
@@ -60,11 +60,11 @@ def _glob(url: str) -> list[str]:
 
 
 def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str = AUTO) -> Found:
-    """`sources.find` for WebDataset shards; they are read one after the other as a stream."""
+    """`sources.find` for WebDataset shards, which are streamed one after the other."""
     common = os.path.commonpath([url.rpartition("/")[0] for url in urls])
     names = {url: url[len(common) :].lstrip("/") if url.startswith(common) else url.rpartition("/")[2] for url in urls}
     splits = {url: _split_of(names[url]) for url in urls}
-    if "val" in splits.values():  # dev and eval are val only where nothing else is
+    if "val" in splits.values():  # dev and eval are val only if nothing else is
         splits = {url: "test" if split == "val?" else split for url, split in splits.items()}
     splits = {url: "val" if split == "val?" else split for url, split in splits.items()}
     counts = {"repeated_names": 0, "left_out_as_test": 0, "beside_masks": 0, "shards": len(urls), "damaged_shards": 0}
@@ -78,7 +78,7 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
         if isinstance(error, UserError):
             raise
         raise cannot_open(urls[0], error) from error
-    passed_over = PassedOver()
+    skipped = Skipped()
     if task == "keypoints" and classes is None and labels != "none":
         raise UserError(f"ingest.task = keypoints needs the names of the keypoints, a line each, in {where}; add it")
 
@@ -88,19 +88,19 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
                 counts["left_out_as_test"] += 1
             else:
                 of_shard = names[url], splits[url], labels, task
-                for item in _read_shard(url, *of_shard, max_bytes=max_bytes, counts=counts, passed_over=passed_over):
-                    if item.mask is not None and task not in OWN:
+                for item in _read_shard(url, *of_shard, max_bytes=max_bytes, counts=counts, skipped=skipped):
+                    if item.mask is not None and task not in DENSE_SUFFIXES:
                         require_mask_classes(classes, "the folder of the shards")
                     yield item
 
     kind, has_val = "shards" if labels != "none" else "none", "val" in splits.values()
-    found = Found(items(), classes, kind, has_val, counts, "files of the shards", passed_over, wanted=labels != "none", task=task)
+    found = Found(items(), classes, kind, has_val, counts, "files of the shards", skipped, wanted=labels != "none", task=task)
     found.body = Body(tuple(classes.names)) if classes and task == "keypoints" else None
     return found
 
 
 def _split_of(shard: str) -> str | None:
-    """The split that a word of the shard's path names."""
+    """The split named by a word of the shard's path; None without one."""
     words = (meaning(word).split for word in re.split(r"[\W_]|\d", shard.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")))
     return next(("train" if split == "trainval" else split for split in words if split), None)
 
@@ -114,13 +114,13 @@ def _read_shard(
     *,
     max_bytes: int,
     counts: dict[str, int],
-    passed_over: PassedOver,
+    skipped: Skipped,
 ) -> Iterator[Item]:
     from webdataset.handlers import reraise_exception  # webdataset imports torch
     from webdataset.tariterators import group_by_keys
 
-    def pass_over(error: Exception) -> bool:
-        """A second file of one name is left out; group_by_keys would leave out all that follow it."""
+    def skip_duplicate(error: Exception) -> bool:
+        """Skip a second file of the same name; without a handler group_by_keys would stop there."""
         repeated = "duplicate file name" in str(error)
         counts["repeated_names"] += repeated
         return repeated or reraise_exception(error)
@@ -132,12 +132,12 @@ def _read_shard(
     first: set[str] = set()
     with opened as stream:
         try:
-            for sample in group_by_keys(_members(url, split, stream, max_bytes), keys=_key_and_suffix, handler=pass_over):
+            for sample in group_by_keys(_members(url, split, stream, max_bytes), keys=_key_and_suffix, handler=skip_duplicate):
                 key = sample["__key__"]
                 _refuse_masks_of_other_names(url, key, first)
                 suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
                 unread = next((suffix for suffix in sample if why_unread(f"{key}.{suffix}")), None)
-                own = KEYPOINTS if task == "keypoints" else OWN.get(task, BOXES)
+                own = KEYPOINTS if task == "keypoints" else DENSE_SUFFIXES.get(task, BOXES)
                 counts["beside_masks"] += sum(
                     "." in suffix and suffix not in (BOXES, own) and not _IS_MASK.fullmatch(suffix) for suffix in sample
                 )
@@ -147,21 +147,21 @@ def _read_shard(
                     continue
                 if suffix is None:
                     for other in sample.keys() - {"__key__", "__url__"}:
-                        passed_over.add(f"{shard}/{key}.{other}")
+                        skipped.add(f"{shard}/{key}.{other}")
                     continue
                 for other in sample:  # beside scan.jpg there may be scan.png
                     if other != suffix and f".{other}" in SUFFIXES:
-                        passed_over.add(f"{shard}/{key}.{other}")
+                        skipped.add(f"{shard}/{key}.{other}")
                 yield _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels, task=task)
         except (UserError, MemoryError):
             raise
-        except Exception as error:  # a damaged archive or a lost connection, in the words of any of five libraries
+        except Exception as error:  # a damaged archive or a lost connection, with errors of several libraries
             counts["damaged_shards"] += 1
             yield Item(shard, split, problem=f"damaged shard, what follows is lost: {type(error).__name__}")
 
 
 def _refuse_masks_of_other_names(url: str, key: str, first: set[str]) -> None:
-    """Refuse what seems to be the mask of a file before it (of the `first` ones), and is not called KEY.mask.png: it would be a picture."""
+    """UserError for a file named like the mask of an earlier one (in `first`) but not KEY.mask.png: it would become a picture."""
     folder, stem = posixpath.split(key)
     base, _, inner = stem.rpartition(".")
     if (tail := without_mask_tail(stem, in_mask_folder=False)) and posixpath.join(folder, tail[0]) in first:
@@ -169,7 +169,7 @@ def _refuse_masks_of_other_names(url: str, key: str, first: set[str]) -> None:
     elif base and meaning(inner).role in ("mask", "mask?") and posixpath.join(folder, base) in first:
         picture = base
     else:
-        if len(first) < MOST_COMPARED:
+        if len(first) < MAX_COMPARED:
             short = without_image_tail(stem)
             first |= {key} | {posixpath.join(folder, other) for other in (base or None, short) if other is not None}
         return
@@ -179,15 +179,15 @@ def _refuse_masks_of_other_names(url: str, key: str, first: set[str]) -> None:
 
 def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], labels: LabelKind, *, task: str) -> Item:
     masks = [sample[key] for key in sample if _IS_MASK.fullmatch(key) and f".{key.rpartition('.')[2]}" in MASK_SUFFIXES]
-    if stored := OWN.get(task) in sample:
-        masks = [sample[OWN[task]]]
+    if stored := DENSE_SUFFIXES.get(task) in sample:
+        masks = [sample[DENSE_SUFFIXES[task]]]
     mask = masks[0] if masks and labels in ("auto", "masks") else None
     boxes = sample.get(KEYPOINTS if task == "keypoints" else BOXES) if labels in ("auto", "boxes") else None
     for part in (sample[suffix], mask, boxes):
         if isinstance(part, OSError):
             return Item(name, split, problem=f"cannot be read: {part.strerror}")
     try:
-        cls = sample[SEVERAL].decode() if task == "multilabel" and SEVERAL in sample else _class_of(sample)
+        cls = sample[MULTILABEL].decode() if task == "multilabel" and MULTILABEL in sample else _class_of(sample)
     except (ValueError, TypeError, AttributeError):
         return Item(name, split, problem="its .cls or .json cannot be read")
     if boxes is not None:
@@ -197,16 +197,16 @@ def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], lab
 
 
 def _members(url: str, split: str | None, stream: IO[bytes], max_bytes: int) -> Iterator[dict[str, Any]]:
-    """The files of a tar as webdataset's readers give them, but one that is larger than `max_bytes` is not read.
+    """The files of a tar in webdataset's format; files larger than `max_bytes` are not read.
 
     Raises:
-        UserError: folders in the tar are those of masks or of splits: a shard is read file by file, and would mix them.
+        UserError: the tar has folders of masks or splits, which are not supported in a stream.
     """
     met: dict[str, str] = {}
     with tarfile.open(fileobj=stream, mode="r|*") as tar:
         for member in tar:
             if (member.isreg() or member.islnk() or member.issym()) and not re.match(r"__[^/]*__($|/)", member.name):
-                role, other_split = _what_folders_say(posixpath.dirname(member.name))
+                role, other_split = _role_and_split(posixpath.dirname(member.name))
                 met.setdefault(role, member.name)
                 masks = met.get("mask") or ("image" in met and met.get("mask?"))
                 if masks or (other_split and split is None):
@@ -216,11 +216,11 @@ def _members(url: str, split: str | None, stream: IO[bytes], max_bytes: int) -> 
                         "their names"
                     )
                 yield {"fname": member.name, "data": _content(tar, member, max_bytes), "__url__": url}
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all members in memory
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes | OSError:
-    """What the file holds, or why it is not read."""
+    """The content of a member, or the error why it is not read."""
     if not member.isreg():
         return OSError(0, "it is a link in the tar, without content; write the shard with tar --dereference --hard-dereference")
     if member.size > max_bytes:
@@ -230,8 +230,8 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> b
 
 
 @lru_cache(maxsize=1024)
-def _what_folders_say(folder: str) -> tuple[str, bool]:
-    """The role of the folder of a member, as `layout` has it, and whether it names a split that is not for training."""
+def _role_and_split(folder: str) -> tuple[str, bool]:
+    """(role of a member's folder, see `layout`; whether it names a split other than train)."""
     meanings = [meaning(part) for part in folder.split("/")]
     roles = [each.role for each in meanings if each.role]
     role = "mask" if {"mask", "extra"} & set(roles) else "mask?" if "mask?" in roles else "image" if roles else ""
@@ -239,9 +239,9 @@ def _what_folders_say(folder: str) -> tuple[str, bool]:
 
 
 def _key_and_suffix(path: str) -> tuple[str, str] | tuple[None, None]:
-    """`a/scan.v2` and `png` of a/scan.v2.png, `a/b` and `mask.png` of a/b.mask.png; nothing of hidden files and of those without suffix.
+    """(`a/scan.v2`, `png`) for a/scan.v2.png, (`a/b`, `mask.png`) for a/b.mask.png; (None, None) for hidden files and without a suffix.
 
-    webdataset itself splits at the first dot, by which scan.v2.png and scan.v3.png would be two files of one picture.
+    webdataset itself splits at the first dot, so that scan.v2.png and scan.v3.png would belong to one sample.
     """
     folder, file = posixpath.split(path)
     stem, _, suffix = file.rpartition(".")

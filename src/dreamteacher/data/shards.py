@@ -1,6 +1,6 @@
-"""Writing one split as WebDataset shards, byte for byte the same each time, with the place of every file for random access.
+"""Write a split as WebDataset shards, reproducible to the byte, with the offset of every file for random access.
 
-By tarfile, for webdataset's TarWriter, a thin layer over it, imports torch.
+Uses tarfile, because webdataset's TarWriter, a thin layer over it, imports torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BLOCK = 512  # tar: a header of one block, then the data in whole blocks
 
 
 class ShardSet:
-    """Shards `folder/PREFIX-000000.tar`, ...; the next one is begun when one has `max_bytes`. Leaving its context finishes the last."""
+    """Writer of shards `folder/PREFIX-000000.tar`, ...; starts the next at `max_bytes`; a context manager."""
 
     def __init__(self, folder: Path, prefix: str, max_bytes: int):
         self._folder, self._prefix, self._max_bytes = folder, prefix, max_bytes
@@ -37,19 +37,19 @@ class ShardSet:
             member.size, member.mode, member.uname, member.gname = len(data), 0o444, "dreamteacher", "dreamteacher"
             places[suffix] = (self._tar.offset + BLOCK, len(data))
             self._tar.addfile(member, io.BytesIO(data))
-        self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+        self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all members in memory
         return f"{self._prefix}-{self._count - 1:06d}.tar", places
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Finish the last shard; after an error only let go of its file."""
+        """Finish the last shard; after an error only close its file."""
         if kind is None:
             self.close()
         elif self._tar is not None and self._file is not None:
-            self._tar.fileobj.closed = True  # type: ignore[attr-defined]  # or tarfile's destructor would write the rest, and print that it cannot
-            with suppress(OSError):  # of the buffered bytes, for which there may be no room
+            self._tar.fileobj.closed = True  # type: ignore[attr-defined]  # else tarfile's destructor would try to write the rest
+            with suppress(OSError):  # flushing the buffer fails on a full disk
                 self._file.close()
 
     def close(self) -> None:

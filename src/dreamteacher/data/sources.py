@@ -1,4 +1,4 @@
-"""Where pictures and labels come from: folders, here or at an address, list files and WebDataset shards; lazily, in a fixed order."""
+"""Find pictures and labels in a source: local or remote folders, list files, WebDataset shards; lazily, in a fixed order."""
 
 from __future__ import annotations
 
@@ -9,89 +9,88 @@ from contextlib import contextmanager
 from dreamteacher.data.box_labels import IN_TABLE, WORDS, BoxSource, find_boxes
 from dreamteacher.data.class_list import ClassList, parse_classes
 from dreamteacher.data.coco import Detail
-from dreamteacher.data.doubts import doubts, other_tools, unread_metadata, why_no_labels
 from dreamteacher.data.formats import SUFFIXES, why_unread
-from dreamteacher.data.imagefolder import Metadata, files_of_classes, look_into
+from dreamteacher.data.imagefolder import Metadata, files_of_classes, inspect_files
 from dreamteacher.data.imagefolder_boxes import find_objects
 from dreamteacher.data.imagefolder_masks import take_listed_masks
 from dreamteacher.data.instance_labels import object_classes
-from dreamteacher.data.items import AUTO, BoxLabel, Found, Item, LabelKind, PassedOver, utf8
+from dreamteacher.data.items import AUTO, BoxLabel, Found, Item, LabelKind, Skipped, utf8
+from dreamteacher.data.label_notes import label_notes, other_tools, unread_metadata, why_no_labels
 from dreamteacher.data.labels import (
     kind_of_labels,
     kinds_of_labels,
+    notes_on_cells,
     read_labels,
     require_classes,
-    several_in_cells,
     table_has_columns,
 )
 from dreamteacher.data.lookalike import refuse_unknown_masks
+from dreamteacher.data.multilabel_files import class_lists, without_trainval
 from dreamteacher.data.names import Row, read_list, row
 from dreamteacher.data.object_files import parts_of, require_classes_of_objects, take_masks
-from dreamteacher.data.places import Place, look
-from dreamteacher.data.several_files import class_lists, without_trainval
+from dreamteacher.data.places import Place, locate
 from dreamteacher.data.shard_source import find_in_shards
 from dreamteacher.data.splits import choose_the_val_split, split_by_files, split_by_outer_folders
-from dreamteacher.data.table import one, open_table, respect_classes
+from dreamteacher.data.table import open_table, respect_classes, scalar
 from dreamteacher.data.trees import Tree
 from dreamteacher.data.val_annotations import take_val_annotations
 from dreamteacher.errors import UserError
 
 
 def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: bool = False, task: str = AUTO) -> Found:
-    """Look through `source` for pictures and for labels of the kind `labels`; "auto": labels.csv, else masks, boxes or class folders.
+    """Find pictures in `source` and labels of the kind `labels`; "auto": labels.csv, else masks, boxes or class folders.
 
-    `task`, a key of KINDS_OF_TASK, limits the kinds, and says what a mask holds; AUTO: what is found decides.
+    `task`, a key of KINDS_OF_TASK, restricts the kinds and determines what masks encode; AUTO: determined by the labels.
 
-    Split: the outermost folder with the name of one decides (`layout.SPLIT_WORDS`), else Pascal VOC's lists; pictures of the test split
-    are left out and counted. Of shards, a word of their path. Files larger than `max_bytes` are not read. Labels:
+    Split: named by the outermost folder with a word for a split (`layout.SPLIT_WORDS`), else by Pascal VOC's image sets; for shards by a
+    word of their path. Pictures of the test split are left out and counted. Files larger than `max_bytes` are not read. Labels:
 
     - csv: labels.csv (columns path, label) in the folder or beside the list, else metadata.csv or metadata.jsonl (see `imagefolder`), else
-      those of `several_files`; a picture that it does not name has no label;
-    - masks: images/train/A.jpg has masks/train/A.png; also train/masks/A.png, masks/train/A.png without images/, A_mask.png or
-      A.mask.png beside A.jpg; folders and endings may have any of the names in `layout`;
+      `multilabel_files`; other pictures are unlabelled;
+    - masks: masks/train/A.png for images/train/A.jpg; also train/masks/A.png, masks/train/A.png without images/, A_mask.png or A.mask.png
+      beside A.jpg; folders and suffixes may have any of the names in `layout`;
     - boxes: a COCO file such as annotations/instances_train.json, or A.xml (Pascal VOC), A.txt (YOLO, with the classes in data.yaml) or
-      A.json (labelme, Supervisely) where a mask of A.jpg might lie (beside it, labels/, Annotations/); a picture that is in no such
-      file has no label;
-    - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none; also `val_annotations`;
+      A.json (labelme, Supervisely) where a mask of A.jpg might lie (beside it, labels/, Annotations/); other pictures are unlabelled;
+    - folders: train/CLASS/... or CLASS/... (in a list: the last folder); unlabelled/ is not a class; also `val_annotations`;
     - shards: KEY.mask.png, KEY.boxes.json, KEY.cls, or "label" or "cls" in KEY.json.
 
-    Class names are the lines of classes.txt, else the sorted folder names or csv values. A folder without pictures but with .tar files
-    is one of shards.
+    Class names are the lines of classes.txt, else the sorted folder names or csv values. A folder with .tar files and no pictures is read
+    as shards.
 
     Raises:
-        UserError: nothing there, no pictures (unless it `may_be_empty`), labels of that kind are missing or cannot be understood, files
-            look like masks and do not lie where masks are looked for.
+        UserError: the source does not exist, has no pictures (unless `may_be_empty`), lacks the labels or they cannot be parsed, or files
+            look like masks but are not where masks are looked for.
     """
-    place = look(source) if isinstance(source, str) else source
+    place = locate(source) if isinstance(source, str) else source
     kinds = kinds_of_labels(labels, task)
     labels = kinds[0] if len(kinds) == 1 else labels
     if place.urls or place.tree is None:
         return find_in_shards(place.urls, labels, max_bytes, task)
-    tree, passed_over = place.tree, PassedOver()
-    rows = read_list(place.listing) if place.listing else (row(name) for name in tree.pictures(passed_over))
-    table = open_table(_without_labels_that_are_not_read(rows, passed_over, (".npy",) if task == "depth" else ()))
+    tree, skipped = place.tree, Skipped()
+    rows = read_list(place.listing) if place.listing else (row(name) for name in tree.pictures(skipped))
+    table = open_table(_drop_unread_labels(rows, skipped, (".npy",) if task == "depth" else ()))
     class_list = _read_classes(tree)
     names = class_list.names if class_list else None
     respect_classes(table, names)
     task, n_of_parts = take_masks(table, tree, labels, task, max_bytes)
-    with_masks = take_listed_masks(table, tree, sorted(passed_over.metadata), task)
+    with_masks = take_listed_masks(table, tree, sorted(skipped.metadata), task)
     split_by_outer_folders(table, tree)
-    if not one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
+    if not scalar(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture')"):
         if not place.listing and (shards := tree.tars()):
             return find_in_shards(shards, labels, max_bytes, task)
         if not may_be_empty:
-            raise _no_pictures(table, place, passed_over)
-    if labels == "boxes":  # masks are not asked for, nor Pascal VOC's lists of pictures that have some
+            raise _no_pictures(table, place, skipped)
+    if labels == "boxes":  # pairs of masks are not used, nor Pascal VOC's image sets of segmentation
         table.execute("DELETE FROM pairs")
-    with_classes = take_val_annotations(table, tree, sorted(passed_over.lists))
-    metadata = look_into(tree, sorted(passed_over.metadata) if labels != "none" else [], class_lists(table))
-    splits = split_by_files(table, tree, sorted(set(passed_over.lists) - set(with_classes)) or without_trainval(metadata.lists))
+    with_classes = take_val_annotations(table, tree, sorted(skipped.lists))
+    metadata = inspect_files(tree, sorted(skipped.metadata) if labels != "none" else [], class_lists(table))
+    splits = split_by_files(table, tree, sorted(set(skipped.lists) - set(with_classes)) or without_trainval(metadata.lists))
     boxes = _find_boxes(table, tree, labels, class_list, metadata, max_bytes=max_bytes, task=task) if "boxes" in kinds else None
     tables = files_of_classes(table, tree, metadata, labels, task=task, boxes=boxes is not None)
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
         refuse_unknown_masks(table, tree, max_bytes, names)
-    with _naming_tools(table, tree, passed_over):
+    with _with_tool_hints(table, tree, skipped):
         kind = kind_of_labels(
             table,
             labels,
@@ -109,7 +108,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         and (
             table_has_columns(tree, tables)
             or tables in (metadata.columns, metadata.lists)
-            or (metadata.several and tables == metadata.labels)
+            or (metadata.multilabel and tables == metadata.labels)
         )
         else task
     )
@@ -121,23 +120,23 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if boxes:
         classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
     read = tables if kind == "csv" else boxes.files if boxes else with_masks if kind == "masks" else []
-    _pass_over(table, boxes, [name for name in passed_over.metadata if name not in read], passed_over)
+    _count_unread(table, boxes, [name for name in skipped.metadata if name not in read], skipped)
     counts |= {
-        "unprintable_names": passed_over.unprintable,
-        "beside_masks": one(table, "SELECT count(*) FROM files WHERE role = 'extra'"),
-        "left_out_as_test": one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'"),
+        "unprintable_names": skipped.unprintable,
+        "beside_masks": scalar(table, "SELECT count(*) FROM files WHERE role = 'extra'"),
+        "left_out_as_test": scalar(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'"),
     }
     if has_val and kind != "none":
         outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
-        counts["outside_of_splits"] = splits.n_unlisted or one(table, outside)
+        counts["outside_of_splits"] = splits.n_unlisted or scalar(table, outside)
     notes = [*([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []), *splits.notes]
     notes += [
-        *doubts(table, kind, boxes, classes, counts, label_file="".join(tables[:1]), are_listed=class_list is not None),
+        *label_notes(table, kind, boxes, classes, counts, label_file="".join(tables[:1]), are_listed=class_list is not None),
         *unread_metadata(metadata, read, kind),
-        *(several_in_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()),
+        *(notes_on_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()),
     ]
     if labels == "auto" and kind == "none":
-        notes += why_no_labels(table, tree, names, passed_over)
+        notes += why_no_labels(table, tree, names, skipped)
     items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
     where = _where(table, kind, tree, boxes, tables, listed=with_classes) + (
         ", a file for each object" if n_of_parts and kind == "masks" else ""
@@ -149,7 +148,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         has_val,
         counts,
         where,
-        passed_over,
+        skipped,
         notes,
         labels != "none",
         task=task,
@@ -159,18 +158,18 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
 
 
 @contextmanager
-def _naming_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) -> Iterator[None]:
-    """A UserError inside also says which tools wrote files that are not read."""
+def _with_tool_hints(table: sqlite3.Connection, tree: Tree, skipped: Skipped) -> Iterator[None]:
+    """Append skipped files, and the tools that wrote them, to a UserError raised in the block."""
     try:
         yield
     except UserError as error:
-        others = [f"passed over: {passed_over.words()}"] if passed_over.by_suffix else []
-        raise UserError("; ".join([str(error), *others, *other_tools(table, tree, passed_over)])) from error
+        others = [f"passed over: {skipped.words()}"] if skipped.by_suffix else []
+        raise UserError("; ".join([str(error), *others, *other_tools(table, tree, skipped)])) from error
 
 
-def _no_pictures(table: sqlite3.Connection, place: Place, passed_over: PassedOver) -> UserError:
-    others = [f"{n} pictures in folders of masks"] if (n := one(table, "SELECT count(*) FROM files")) else []
-    others += [words] if (words := passed_over.words()) else []
+def _no_pictures(table: sqlite3.Connection, place: Place, skipped: Skipped) -> UserError:
+    others = [f"{n} pictures in folders of masks"] if (n := scalar(table, "SELECT count(*) FROM files")) else []
+    others += [words] if (words := skipped.words()) else []
     there = f" (there are {', '.join(others)})" if others else ""
     return UserError(
         f"no pictures in {place.source}{there}; pictures are files that end in .jpg, .png, .tif, .webp and the like: unpack tables and "
@@ -178,11 +177,11 @@ def _no_pictures(table: sqlite3.Connection, place: Place, passed_over: PassedOve
     )
 
 
-def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOver, read: tuple[str, ...]) -> Iterator[Row]:
-    """A mask of a kind that is not read, such as .npy, is no mask; its picture may have another. read: endings that are."""
+def _drop_unread_labels(rows: Iterator[Row], skipped: Skipped, read: tuple[str, ...]) -> Iterator[Row]:
+    """Drop labels in picture formats that cannot be read, such as .npy, as there may be others. read: suffixes that are kept."""
     for each in rows:
         if each.role != "picture" and why_unread(each.name) and not each.name.lower().endswith(read):
-            passed_over.add(each.name)
+            skipped.add(each.name)
         else:
             yield each
 
@@ -190,17 +189,17 @@ def _without_labels_that_are_not_read(rows: Iterator[Row], passed_over: PassedOv
 def _find_boxes(
     table: sqlite3.Connection, tree: Tree, labels: LabelKind, classes: ClassList | None, metadata: Metadata, *, max_bytes: int, task: str
 ) -> BoxSource | None:
-    """The boxes, if they are what is wanted, or if nothing else says what labels there are."""
+    """The box labels, if they are requested, or on auto if there are no masks or label table."""
     if labels not in ("auto", "boxes"):
         return None
-    if labels == "auto":  # with a task a table is none of its labels
+    if labels == "auto":  # with a task that learns from boxes, a label table is not used
         table_file = tree.open_text("labels.csv")
         if table_file:
             table_file.close()
-        if (table_file and task == AUTO) or one(table, "SELECT EXISTS (SELECT 1 FROM pairs)"):
+        if (table_file and task == AUTO) or scalar(table, "SELECT EXISTS (SELECT 1 FROM pairs)"):
             return None
     details: dict[str, Detail] = {"instances": "outlines", "keypoints": "keypoints"}
-    has_files = one(table, "SELECT EXISTS (SELECT 1 FROM box_files)")
+    has_files = scalar(table, "SELECT EXISTS (SELECT 1 FROM box_files)")
     found = find_boxes(table, tree, classes.names if classes else None, max_bytes, details.get(task, "")) if has_files else None
     if found or not metadata.objects:
         return found
@@ -211,19 +210,19 @@ def _find_boxes(
     return find_objects(table, tree, metadata.objects, classes, max_bytes=max_bytes, task=task)
 
 
-def _pass_over(table: sqlite3.Connection, boxes: BoxSource | None, metadata: list[str], passed_over: PassedOver) -> None:
-    """Count the files that might have held boxes and are not read, and those of `metadata`."""
+def _count_unread(table: sqlite3.Connection, boxes: BoxSource | None, metadata: list[str], skipped: Skipped) -> None:
+    """Count the files that might hold boxes but are not read, and the `metadata` files, as skipped."""
     for name in metadata:
-        passed_over.add(name)
+        skipped.add(name)
     used = set(boxes.files) if boxes and boxes.form in IN_TABLE else set()
     paired = "SELECT mask FROM pairs" if boxes and boxes.form not in IN_TABLE else "SELECT NULL WHERE 0"
     for (name,) in table.execute(f"SELECT name FROM box_files WHERE name NOT IN ({paired}) ORDER BY name"):
         if name not in used:
-            passed_over.add(name)
+            skipped.add(name)
 
 
 def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None, tables: list[str], *, listed: list[str]) -> str:
-    """Where labels were found, in words. tables, listed: the files that give classes, and those that give them beside folders."""
+    """Where labels were found, in words. tables: label tables. listed: files that give classes besides folders."""
     if boxes:
         return f"{'keypoints' if boxes.body else 'boxes'} of {WORDS[boxes.form]} (such as {boxes.files[0]})"
     if kind == "masks":
@@ -236,7 +235,7 @@ def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | 
 
 
 def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int, form: str, *, has_parts: bool) -> Iterator[Item]:
-    # of copies the first is kept, and that should be one with a label
+    # the first of duplicates is kept, so labelled pictures come first
     unlabelled = {
         "csv": "labels.value IS NULL",
         "folders": "p.class = ''",
@@ -247,7 +246,7 @@ def _read_files(table: sqlite3.Connection, tree: Tree, kind: str, max_bytes: int
                 FROM files AS p LEFT JOIN labels ON labels.name = nfc(p.name) LEFT JOIN pairs ON pairs.picture = p.name
                 WHERE p.role = 'picture' AND p.split IS NOT 'test' ORDER BY p.split IS NOT 'val', {unlabelled}, p.name"""
     found = table.execute(query)
-    while rows := found.fetchmany(tree.at_once):
+    while rows := found.fetchmany(tree.batch_size):
         rows = [
             (name, split, folder, value, mask if kind in ("masks", "boxes") else None, n) for name, split, folder, value, mask, n in rows
         ]

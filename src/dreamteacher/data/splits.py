@@ -1,4 +1,4 @@
-"""Which picture is of which split where folders do not say it: outermost folders, lists of pictures, and YOLO's data.yaml."""
+"""Splits that are not named by folders: pairs of outermost folders, lists of pictures, YOLO's data.yaml."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dreamteacher.data.class_list import NUMBER
 from dreamteacher.data.items import utf8
 from dreamteacher.data.layout import meaning, split_and_rest
 from dreamteacher.data.names import nfc, row, slashes, tidy
-from dreamteacher.data.table import one
+from dreamteacher.data.table import scalar
 from dreamteacher.data.trees import ALL_PICTURES, SPLIT_LIST, Tree
 from dreamteacher.data.yolo import YAML, read_yaml
 from dreamteacher.errors import UserError
 
-PROBED = 20  # lines of a list, by which the folder that its paths start from is found
+PROBED = 20  # lines of a list that are tried to find the folder to which its paths are relative
 _FOLD = re.compile(r"(.*[-_. ])?k?(fold|cv|crossval)[-_. ]?\d+", re.IGNORECASE)
 _VERSION = re.compile(r"\d+$")
-ORDER = ("train", "test", "val?", "val")  # of a picture that several lists name, the last says its split
+ORDER = ("train", "test", "val?", "val")  # the last has priority for a picture in several lists
 
 
 class Splits(NamedTuple):
-    """used: files that say the split of pictures. n_unlisted: pictures that neither they nor folders name. notes: lines on other lists."""
+    """used: files that define splits. n_unlisted: pictures in none of them, without a split by folder. notes: on unused lists."""
 
     used: list[str]
     n_unlisted: int
@@ -35,10 +35,10 @@ class Splits(NamedTuple):
 
 
 def split_by_outer_folders(table: sqlite3.Connection, tree: Tree) -> None:
-    """Outermost folders that differ in the word of a split alone, such as uavid_train and uavid_val, are these splits.
+    """Set the split of outermost folders that differ only in the word of a split, such as uavid_train and uavid_val.
 
     Raises:
-        UserError: outermost folders are folds of cross-validation, each with splits.
+        UserError: the outermost folders are cross-validation folds, each with splits.
     """
     _refuse_folds(table, tree)
     families: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
@@ -54,7 +54,7 @@ def split_by_outer_folders(table: sqlite3.Connection, tree: Tree) -> None:
 
 
 def _refuse_folds(table: sqlite3.Connection, tree: Tree) -> None:
-    """What is val in one fold is train in another."""
+    """UserError for folders of several folds, as val pictures of one fold are train pictures of another."""
     tops = table.execute("SELECT DISTINCT top FROM files WHERE role = 'picture' AND split NOT NULL ORDER BY top LIMIT 100")
     folds = [top for (top,) in tops if _FOLD.fullmatch(top)]
     if len(folds) > 1:
@@ -64,9 +64,9 @@ def _refuse_folds(table: sqlite3.Connection, tree: Tree) -> None:
 
 
 def split_by_files(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> Splits:
-    """Pictures whose folders name no split take that of lists (Pascal VOC's ImageSets, train.txt and val.txt), else of data.yaml.
+    """Set the split of pictures whose folders name none from lists (Pascal VOC's ImageSets, train.txt, val.txt), else from data.yaml.
 
-    What several name is val before test before train; what none names is for training. lists: files that may be such.
+    For pictures in several lists val precedes test, and test train; pictures in none become train. lists: candidate files.
     """
     table.execute("CREATE TABLE listed (key TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
     chosen, notes = _choose(table, lists)
@@ -77,7 +77,7 @@ def split_by_files(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> S
             if first := next(_pictures_in(tree, name), None):
                 notes.append(f"{name} seems to list pictures, and names none that is here (such as {first!r}), so it is not followed")
             continue
-        rows = ((_key_there(table, _key(start, picture)), _split_of_list(name)) for picture in _pictures_in(tree, name))
+        rows = ((_existing_key(table, _key(start, picture)), _split_of_list(name)) for picture in _pictures_in(tree, name))
         table.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
         used.append(name)
     changed = table.execute(
@@ -91,15 +91,15 @@ def split_by_files(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> S
 
 
 def choose_the_val_split(table: sqlite3.Connection) -> bool:
-    """Whether the source has its own val split: folders named val, else those named dev or eval, which are test beside val."""
-    has_val = one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture' AND split = 'val')")
+    """Whether the source has its own val split. Pictures of dev or eval become val if there is none, else test."""
+    has_val = scalar(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'picture' AND split = 'val')")
     changed = table.execute("UPDATE files SET split = ? WHERE split = 'val?'", ["test" if has_val else "val"]).rowcount
     return bool(has_val or changed)
 
 
 def _choose(table: sqlite3.Connection, lists: list[str]) -> tuple[list[str], list[str]]:
-    """The lists that are followed, in ORDER, and lines on others. Of Pascal VOC's those of the task; of several divisions of a set none."""
-    task = "/Segmentation/" if one(table, "SELECT EXISTS (SELECT 1 FROM pairs)") else "/Main/"
+    """(lists to use, in ORDER; notes on others). Of Pascal VOC those of the task; none if several lists divide the data differently."""
+    task = "/Segmentation/" if scalar(table, "SELECT EXISTS (SELECT 1 FROM pairs)") else "/Main/"
     chosen = [name for name in lists if task in name] or [name for name in lists if "/Main/" not in name and "/Segmentation/" not in name]
     labels = "SELECT 1 FROM box_files AS b JOIN files AS p ON p.key = b.key AND p.role = 'picture' WHERE b.name = ?"
     chosen = [name for name in chosen if not table.execute(labels, [name]).fetchone()]
@@ -119,7 +119,7 @@ def _split_of_list(name: str) -> str:
 
 
 def _pictures_in(tree: Tree, name: str) -> Iterator[str]:
-    """The paths or stems of pictures that the lines of a list name; what stands behind one, a class or its mask, is passed over."""
+    """The paths or stems of pictures in a list; a class or a mask after them is ignored."""
     lines = tree.open_text(name)
     if lines is None:
         return
@@ -137,14 +137,14 @@ def _is_picture(name: str) -> bool:
 
 
 def _key(start: tuple[str, int], picture: str) -> str:
-    """The key (see names.Row) of a picture of a list, whose paths begin in a folder once so many of theirs are left out."""
+    """The key (see names.Row) of a picture in a list. start: (folder, number of leading folders of the path to replace by it)."""
     folder, left_out = start
     path = posixpath.join(folder, *picture.split("/")[left_out:])
     return row(f"{posixpath.splitext(path)[0] if _is_picture(path) else path}.jpg").key
 
 
-def _key_there(table: sqlite3.Connection, key: str) -> str:
-    """The key, or, where no picture has it, that of the one picture which has it in a folder such as scan_1."""
+def _existing_key(table: sqlite3.Connection, key: str) -> str:
+    """The key, or, if no picture has it, that of the only picture with this key in an item folder such as scan_1."""
     of_pictures = "FROM files WHERE role = 'picture'"
     if table.execute(f"SELECT 1 {of_pictures} AND key = ? LIMIT 1", [key]).fetchone():
         return key
@@ -153,7 +153,8 @@ def _key_there(table: sqlite3.Connection, key: str) -> str:
 
 
 def _start_of_paths(table: sqlite3.Connection, tree: Tree, name: str) -> tuple[str, int] | None:
-    """From which folder the paths of a list go, and how many folders at their front lead to it: those that find most; None if none does."""
+    """(folder to which paths of a list are relative, number of leading folders to drop) that finds most pictures; None if none finds
+    any."""
     found = SPLIT_LIST.search(name)
     here = posixpath.dirname(name)
     places = dict.fromkeys([name[: found.start(2)].rstrip("/") if found and found[2] else here, here, posixpath.dirname(here), ""])
@@ -163,18 +164,18 @@ def _start_of_paths(table: sqlite3.Connection, tree: Tree, name: str) -> tuple[s
     for left_out in range(max((picture.count("/") for picture in probes), default=0) + 1):
         for place in places:
             keys = [_key((place, left_out), picture) for picture in probes if picture.count("/") >= left_out]
-            hits = sum(table.execute(query, [_key_there(table, key)]).fetchone()[0] for key in keys)
+            hits = sum(table.execute(query, [_existing_key(table, key)]).fetchone()[0] for key in keys)
             if hits > best:
                 best, start = hits, (place, left_out)
     return start
 
 
 def _split_by_yolo(table: sqlite3.Connection, tree: Tree, notes: list[str]) -> list[str]:
-    """Take the folders that data.yaml names; returns its name if it says the split of pictures."""
+    """Set splits from the folders in data.yaml; returns its name if any picture was found."""
     for name in YAML:
         try:
             stored = read_yaml(tree, name)
-        except (yaml.YAMLError, ValueError):  # it is said where its names are wanted
+        except (yaml.YAMLError, ValueError):  # reported when its names are read
             continue
         folders = {split: _folders(stored.get(split)) for split in ("train", "test", "val")} if stored else {}
         if set(folders.get("train", ())) & set(folders.get("val", ())):
@@ -187,20 +188,20 @@ def _split_by_yolo(table: sqlite3.Connection, tree: Tree, notes: list[str]) -> l
 
 
 def _folders(value: object) -> list[str]:
-    """Paths of data.yaml without what leads from where it was written."""
+    """Paths in data.yaml without leading ../ and /."""
     values = value if isinstance(value, list) else [value]
     paths = [nfc(tidy(slashes(each.strip()))) for each in values if isinstance(each, str)]
     return [re.sub(r"^(\.\./|/)+", "", path) for path in paths if path and not path.lower().endswith(".txt")]
 
 
 def _take_folder(table: sqlite3.Connection, folder: str, split: str) -> int:
-    """Give a folder's pictures the split, if they have none; how many. As paths may begin anywhere, the longest end that exists counts."""
+    """Set the split of a folder's pictures that have none; returns their number. The longest existing suffix of the path is used."""
     parts = folder.split("/")
     for i in range(len(parts)):
         place = "/".join(parts[i:])
         if place:
             below = "role = 'picture' AND name >= ? AND name < ?"
-            where = (f"{place}/", f"{place}0")  # "0" is the sign behind "/"
+            where = (f"{place}/", f"{place}0")  # "0" follows "/" in ASCII
             if table.execute(f"SELECT EXISTS (SELECT 1 FROM files WHERE {below})", where).fetchone()[0]:
                 return table.execute(f"UPDATE files SET split = ? WHERE split IS NULL AND {below}", (split, *where)).rowcount
     return 0

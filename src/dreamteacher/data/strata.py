@@ -1,4 +1,4 @@
-"""Which of many labelled pictures a small draw takes, so that it looks like the whole: of each class, or of each kind of picture."""
+"""Stratified draws of labelled pictures: by class, or by clusters of similar pictures."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ from dreamteacher.errors import UserError
 if TYPE_CHECKING:
     from dreamteacher.data.dataset import ImageSet
 
-CANDIDATES = (
-    2000  # pictures, the first by hash, that are looked at to draw fewer: so many are decoded in seconds, of a million pictures too
-)
-MOST_CLUSTERS = 100
-GRID, BINS = 8, 8  # of the thumbnail, and of the histogram of each colour
+CANDIDATES = 2000  # pictures, first by hash, from which fewer are drawn; bounds decoding to seconds
+MAX_CLUSTERS = 100
+GRID, BINS = 8, 8  # cells per side of the thumbnail; bins per colour channel
 
 
 def by_class(images: ImageSet, order: list[int], n: int) -> list[int]:
-    """The first `n` of `order` of which each class gets its equal share as far as it has pictures; a picture counts for all that it shows.
+    """Draw `n` of `order`, balanced over classes; a picture counts for each class that it shows.
 
-    Each in turn is the first in `order` that shows the class with the fewest so far. What shows no class comes last.
+    Greedy: each step takes the first in `order` that shows the class with the fewest pictures so far. Pictures without a class come last.
     """
     order = order[: max(CANDIDATES, n)]
     shown = {i: _classes(images, i) for i in order}
@@ -46,26 +44,25 @@ def by_class(images: ImageSet, order: list[int], n: int) -> list[int]:
 
 
 def by_cluster(images: ImageSet, order: list[int], n: int) -> list[int]:
-    """The first `n` of `order` in turns over as many clusters of similar pictures, `MOST_CLUSTERS` at most: one of each, then another.
+    """Draw `n` of `order`, round-robin over min(n, MAX_CLUSTERS) k-means clusters of `descriptor`.
 
-    Similar are pictures of like colours and brightness at like places (see `descriptor`). The clusters of a set of up to `CANDIDATES`
-    pictures are the same for every order.
+    With up to `CANDIDATES` pictures, the clusters do not depend on the order.
     """
     from scipy.cluster.vq import kmeans2
 
     order = order[: max(CANDIDATES, n)]
     fixed = sorted(order, key=images.sha256)
     described = np.stack([descriptor(images.read(i).image) for i in fixed])
-    for part in (slice(0, GRID**2), slice(GRID**2, None)):  # both parts count alike
+    for part in (slice(0, GRID**2), slice(GRID**2, None)):  # equal weight for both parts
         described[:, part] /= np.sqrt(described[:, part].var(axis=0).sum()) or 1
-    _, cluster = kmeans2(described, min(n, MOST_CLUSTERS), iter=20, minit="++", missing="warn", rng=np.random.default_rng(0))
+    _, cluster = kmeans2(described, min(n, MAX_CLUSTERS), iter=20, minit="++", missing="warn", rng=np.random.default_rng(0))
     of = dict(zip(fixed, cluster.tolist(), strict=True))
-    return in_turns(order, [of[i] for i in order])[:n]
+    return round_robin(order, [of[i] for i in order])[:n]
 
 
-def in_turns(order: list[int], group: Iterable[int]) -> list[int]:
-    """`order` rearranged: the first of each group, then the second of each, and so on; within a turn as before."""
-    turns: dict[int, int] = defaultdict(int)  # of a group, how many of it came
+def round_robin(order: list[int], group: Iterable[int]) -> list[int]:
+    """`order` rearranged: the first of each group, then the second of each, and so on; within a round in the original order."""
+    turns: dict[int, int] = defaultdict(int)  # group -> number of its elements so far
     turn = {}
     for i, g in zip(order, group, strict=True):
         turn[i] = turns[g]
@@ -74,7 +71,7 @@ def in_turns(order: list[int], group: Iterable[int]) -> list[int]:
 
 
 def descriptor(image: np.ndarray) -> np.ndarray:
-    """float64 (GRID^2 + 3 BINS,) of an RGB picture uint8 (H, W, 3): a grey thumbnail, and how often each colour has which intensity."""
+    """float64 (GRID^2 + 3 BINS,) of an RGB picture, uint8 (H, W, 3): a grey thumbnail and a histogram of each channel."""
     rows, columns = (np.linspace(0, side, GRID + 1).astype(int) for side in image.shape[:2])
     grey = image.mean(axis=2)
     cells = [
@@ -89,7 +86,7 @@ def _classes(images: ImageSet, index: int) -> set[int]:
     """The classes that a labelled picture shows.
 
     Raises:
-        UserError: such labels have no classes.
+        UserError: labels of this form have no classes.
     """
     label = images.full_size_label(index)
     label = label.as_boxes() if isinstance(label, Keypoints) else label

@@ -1,4 +1,4 @@
-"""What ingest says at its end, and writes to report.json: what it understood of a source, and what may be a mistake."""
+"""The summary of ingest and report.json: what was found in a source, and probable mistakes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from dreamteacher.data.decode import WARNINGS
-from dreamteacher.data.depth import in_words
+from dreamteacher.data.depth import describe_span
 from dreamteacher.data.instance_labels import object_classes
 from dreamteacher.data.items import IGNORE, Found
 from dreamteacher.data.tally import SPLITS, Tally
 from dreamteacher.settings.downstream import Ingest
 
-FEW = 20  # labelled pictures in val, below which figures of single pictures decide
-THIN = 0.9  # of the pixels of a class
-MOST_CLASSES = 8  # that have a line of their own
-ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the number
+MIN_LABELLED_VAL = 20  # below it metrics depend on single pictures
+THIN = 0.9  # share of the pixels of a class
+MAX_CLASSES = 8  # listed with a line each
+COUNT_MESSAGES = {  # key of Found.counts (and report.json) -> message, which follows the number
     "unprintable_names": "files were passed over, as their names hold control characters or are not UTF-8",
     "repeated_names": "files of shards were passed over, as one of that name came before",
     "beside_masks": "files beside masks or pictures (colours, overlays, instances, depth) were passed over",
@@ -30,7 +30,7 @@ ODDITIES = {  # of Found.counts, and so of report.json -> words that follow the 
     "masks_without_picture": "masks belong to no picture",
     "folders_without_class": "folders are not in classes.txt; their pictures have no label",
 }
-COPIES = {  # of Tally.counts
+COPIES = {  # key of Tally.counts -> message
     "labels_lost": "labels were dropped, as a copy without a label had been kept",
     "label_conflicts": "copies have another label than the picture that was kept",
 }
@@ -39,7 +39,7 @@ FOLDERS = {
     "unreadable": "folders were not entered, as they may not be read",
     "empty": "folders are empty, so if they are classes, the set does not know them",
 }
-LABEL_LIKE = {  # suffix of files that may be labels in a form that is not read
+LABEL_LIKE = {  # suffix -> label formats that are not read
     ".txt": "text that is no YOLO label of a picture",
     ".json": "labelme, or COCO without boxes",
     ".xml": "XML that is no Pascal VOC label of a picture",
@@ -59,7 +59,7 @@ READ = (
 
 
 def class_names(found: Found, tally: Tally) -> list[str]:
-    """Names by id; numbers where the source has no names, none without labels."""
+    """Class names by id; numbers if the source has no names; empty without labels or classes."""
     if not tally.task or tally.task == "depth":
         return []
     if found.classes and tally.task == "instances" and found.labels != "boxes":
@@ -73,16 +73,16 @@ def class_names(found: Found, tally: Tally) -> list[str]:
 def make_report(found: Found, tally: Tally, lines: list[str]) -> dict[str, Any]:
     """The content of report.json; `lines` are those of `summarise`."""
     counts, names = tally.counts, class_names(found, tally)
-    weights = {split: _weights(tally, split, len(names)) for split in SPLITS}  # pixels, boxes or pictures of each class
+    weights = {split: _weights(tally, split, len(names)) for split in SPLITS}  # pixels, boxes or pictures per class
     report: dict[str, Any] = {name: counts[name] for name in ("pictures", "incoming", "quarantined", "duplicates", "leaks", "near_copies")}
     report |= {name: counts[name] for name in (*SPLITS, *(f"labelled_{split}" for split in SPLITS))}
     report |= found.counts | {name: counts[name] for name in COPIES}
     report |= {name: counts[name] for name in ("reduced", "files_of_many", "pictures_in_them")}
     report |= {
-        "ignored_files": sum(n for n, _ in found.passed_over.by_suffix.values()),
-        "passed_over": _with_examples(found.passed_over.by_suffix),
-        "folders_passed_over": _with_examples(found.passed_over.folders),
-        "incoming_passed_over": _with_examples(found.arrived.passed_over.by_suffix) if found.arrived else {},
+        "ignored_files": sum(n for n, _ in found.skipped.by_suffix.values()),
+        "passed_over": _with_examples(found.skipped.by_suffix),
+        "folders_passed_over": _with_examples(found.skipped.folders),
+        "incoming_passed_over": _with_examples(found.arrived.skipped.by_suffix) if found.arrived else {},
         "warnings": dict(sorted(tally.warnings.items())),
         "labels": found.labels,
         "labels_found_in": found.where if tally.task else None,
@@ -104,18 +104,23 @@ def _with_examples(counts: dict[str, tuple[int, str]]) -> dict[str, dict[str, in
 
 
 def summarise(settings: Ingest, found: Found, tally: Tally) -> list[str]:
-    """What is said at the end, a line each."""
-    return [*_labels(found, tally), *_reductions(settings, found, tally), *_odd_labels(settings, found, tally), *_odd_files(found, tally)]
+    """The lines of the summary."""
+    return [
+        *_labels(found, tally),
+        *_reductions(settings, found, tally),
+        *_label_warnings(settings, found, tally),
+        *_file_warnings(found, tally),
+    ]
 
 
 def _labels(found: Found, tally: Tally) -> Iterator[str]:
-    """Task, where labels are, classes with their counts."""
+    """Task, location of the labels, classes with their counts."""
     if not tally.task:
         if not found.wanted:
             yield "labels were not looked for, as ingest.labels is none"
             return
-        like = found.passed_over.words(set(LABEL_LIKE))
-        kinds = ", ".join(LABEL_LIKE[suffix] for suffix in LABEL_LIKE if suffix in found.passed_over.by_suffix)
+        like = found.skipped.words(set(LABEL_LIKE))
+        kinds = ", ".join(LABEL_LIKE[suffix] for suffix in LABEL_LIKE if suffix in found.skipped.by_suffix)
         found_here = f" ({like} may be labels in a form that is not read: {kinds})" if like else ""
         yield f"no label was found{found_here}; {READ}"
         return
@@ -126,15 +131,15 @@ def _labels(found: Found, tally: Tally) -> Iterator[str]:
     )
     for split in SPLITS:
         if span := tally.depths[split].span():
-            yield f"depth in {split} is {in_words(span)}, in the unit of the maps, which rmse has too"
-        if middles := tally.depths[split].of_two_units():
+            yield f"depth in {split} is {describe_span(span)}, in the unit of the maps, which rmse has too"
+        if middles := tally.depths[split].unit_mismatch():
             yield "the middle depth of a map in {} is from {:.3g} to {:.3g}; are all maps in one unit?".format(split, *middles)
     if without := " and ".join(f"{n} of {split}" for split in SPLITS if (n := counts[f"without_boxes_{split}"])):
-        yield f"labelled pictures without {tally.a_box}, which are taken to show none of the classes: {without}"
+        yield f"labelled pictures without {tally.one_object}, which are taken to show none of the classes: {without}"
     weights = {split: _weights(tally, split, len(names)) for split in SPLITS}
     pictures = {split: _padded(tally.labels_of(split), len(names)) for split in SPLITS}
     order = sorted(range(len(names)), key=lambda i: (-weights["train"][i], i))
-    shown = order if len(order) <= MOST_CLASSES else order[: MOST_CLASSES - 1]
+    shown = order if len(order) <= MAX_CLASSES else order[: MAX_CLASSES - 1]
     for i in shown:
         yield f"class {names[i]}: " + ", ".join(_class_in(split, i, weights, pictures, tally) for split in SPLITS if counts[split])
     if rest := order[len(shown) :]:
@@ -145,7 +150,7 @@ def _labels(found: Found, tally: Tally) -> Iterator[str]:
 
 def _class_in(split: str, i: int, weights: dict[str, np.ndarray], pictures: dict[str, np.ndarray], tally: Tally) -> str:
     if tally.has_boxes:
-        return f"{weights[split][i]} {tally.of_boxes} in {pictures[split][i]} pictures of {split}"
+        return f"{weights[split][i]} {tally.objects_noun} in {pictures[split][i]} pictures of {split}"
     share = f" with {weights[split][i] / max(weights[split].sum(), 1):.2%} of the pixels" if tally.masks and pictures[split][i] else ""
     return f"{pictures[split][i]} pictures of {split}{share}"
 
@@ -171,7 +176,7 @@ def _reductions(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
             yield f"class {name!r} lost {share}{gone} by this; raise ingest.short_side (null: keep sizes)"
 
 
-def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
+def _label_warnings(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
     if not tally.task:
         return
     names, measured = class_names(found, tally), bool(tally.counts["labelled_val"])
@@ -185,7 +190,7 @@ def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
             which = [name for name, is_one in zip(names, chosen, strict=True) if is_one]
             yield f"classes with {text}: {', '.join(which[:5])}{f' and {len(which) - 5} more' if len(which) > 5 else ''}"
     n_val = tally.counts["labelled_val"]
-    if not found.has_val and measured and n_val < FEW:
+    if not found.has_val and measured and n_val < MIN_LABELLED_VAL:
         yield (
             f"{n_val} labelled pictures were drawn for val, and all figures rest on them; raise ingest.val_fraction "
             f"({settings.val_fraction:g}) or put labelled pictures of each class into a folder val/"
@@ -193,7 +198,7 @@ def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
     if n := tally.counts["other_palettes"]:
         yield f"{n} masks give a colour of their palette another number than masks before do; are the numbers or the colours the classes?"
     for i, name in enumerate(names if tally.masks else []):
-        if tally.source_values[i] >= FEW and tally.thin[i] > THIN * tally.source_values[i]:
+        if tally.source_values[i] >= MIN_LABELLED_VAL and tally.thin[i] > THIN * tally.source_values[i]:
             yield (
                 f"class {name!r} is nearly everywhere a thin line between a lower and a higher number, as where masks were resized with "
                 "smoothing; resize them with nearest neighbour"
@@ -210,7 +215,7 @@ def _odd_labels(settings: Ingest, found: Found, tally: Tally) -> Iterator[str]:
         yield f"{unknown:.0%} of the masks' pixels are {IGNORE}, which means unknown; is it meant as a class?"
 
 
-def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
+def _file_warnings(found: Found, tally: Tally) -> Iterator[str]:
     counts = tally.counts
     if counts["files_of_many"]:
         yield (
@@ -247,21 +252,21 @@ def _odd_files(found: Found, tally: Tally) -> Iterator[str]:
 
 
 def _left_out(found: Found, which: str) -> Iterator[str]:
-    """Files and folders that were passed over; which: "incoming " or nothing."""
-    if n := sum(count for count, _ in found.passed_over.by_suffix.values()):
-        yield f"{n} {which}files were passed over: {found.passed_over.words()}"
+    """Skipped files and folders, and other counts. which: "incoming " or empty."""
+    if n := sum(count for count, _ in found.skipped.by_suffix.values()):
+        yield f"{n} {which}files were passed over: {found.skipped.words()}"
     for kind, text in FOLDERS.items():
-        if kind in found.passed_over.folders and (kind != "empty" or found.labels == "folders"):
-            count, example = found.passed_over.folders[kind]
+        if kind in found.skipped.folders and (kind != "empty" or found.labels == "folders"):
+            count, example = found.skipped.folders[kind]
             yield f"{count} {which}{text} (such as {example})"
-    for name, text in ODDITIES.items():
+    for name, text in COUNT_MESSAGES.items():
         if found.counts.get(name):
             example = f" (such as {found.examples[name]})" if name in found.examples else ""
             yield f"{found.counts[name]} {which}{text}{example}"
 
 
 def _weights(tally: Tally, split: str, n: int) -> np.ndarray:
-    """int64 (n): of each class, pixels of masks, boxes, or pictures."""
+    """int64 (n): pixels of masks, boxes, or pictures per class."""
     if tally.has_boxes:
         return np.array([tally.boxes[split][i] for i in range(n)], np.int64)
     return tally.mask_values[split][:n] if tally.masks else _padded(tally.labels_of(split), n)

@@ -1,6 +1,6 @@
-"""The files of a source: which are pictures, which masks of which; in a temporary database on disk, so that memory does not grow.
+"""The files of a source, with roles and pairs of picture and label, in a temporary database on disk (constant memory).
 
-File names are plain text here: pathlib interns every part of a path, and Python 3.12 never frees what is interned.
+File names are strings here: pathlib interns every part of a path, and Python 3.12 never frees interned strings.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from collections.abc import Iterable
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import UNLABELLED, Row, nfc, without_items
 
-# A mask `m` and a picture `p` belong together if they share a key; the pairs of columns in the order of how telling they are.
+# A mask `m` belongs to a picture `p` if they share a key; pairs of columns by decreasing reliability.
 KEYS = (("key", "key"), ("key2", "key"), ("key", "key2"), ("key2", "key2"))
-FINDS_ITS_PICTURE = " OR ".join(
+HAS_PICTURE = " OR ".join(
     f"EXISTS (SELECT 1 FROM files AS p WHERE p.{of_picture} = m.{of_mask} AND p.role = 'picture')" for of_mask, of_picture in KEYS
 )
-BY_TAIL = " OR ".join(  # A_mask.png is a mask if there is a picture A, and no reason to look for one named A_mask
+HAS_PICTURE_BY_SUFFIX = " OR ".join(  # A_mask.png is a mask if there is a picture A
     f"EXISTS (SELECT 1 FROM files AS p WHERE p.{key} = m.key2 AND p.role = 'picture')" for key in ("key", "key2")
 )
-MASK_BY_NAME = 9  # rank of a picture whose folder or ending is one of masks, but which belongs to no other picture
+UNPAIRED_MASK_RANK = 9  # rank of pictures that are named like masks, but match no picture
 
 
 def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
-    """A table `files` of the rows, each name once, and an empty one `labels`; files that may hold boxes are in a table `box_files`."""
+    """Create a database with the rows in tables `files` and `box_files` (files that may hold boxes), and empty tables `labels` and
+    `pairs`."""
     table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
     table.execute(
         "CREATE TABLE files (name TEXT PRIMARY KEY, key TEXT, key2 TEXT, role TEXT, rank INTEGER, split TEXT, class TEXT, top TEXT, "
@@ -52,38 +53,38 @@ def open_table(rows: Iterable[Row]) -> sqlite3.Connection:
     return table
 
 
-def one(table: sqlite3.Connection, query: str) -> int:
-    """The number that `query` gives."""
+def scalar(table: sqlite3.Connection, query: str) -> int:
+    """The integer that `query` returns."""
     return int(table.execute(query).fetchone()[0])
 
 
 def _take_as_masks(table: sqlite3.Connection, words: re.Pattern[str]) -> None:
-    """Where files lie beside masks whose folder or ending says what a task learns from, such as instances, they are the masks."""
+    """Make extra files whose folder or suffix matches `words`, such as instances, the masks, and other masks extra files."""
     table.create_function("says", 1, lambda name: bool(words.search(posixpath.splitext(name)[0])), deterministic=True)
     found = "role IN ('extra', 'extra?', 'extra tail') AND says(name)"
-    if one(table, f"SELECT EXISTS (SELECT 1 FROM files WHERE {found})"):
+    if scalar(table, f"SELECT EXISTS (SELECT 1 FROM files WHERE {found})"):
         table.execute("UPDATE files SET role = 'extra' WHERE role IN ('mask', 'mask?', 'tail')")
         roles = "CASE role WHEN 'extra?' THEN 'mask?' WHEN 'extra tail' THEN 'tail' ELSE 'mask' END"
         table.execute(f"UPDATE files SET role = {roles} WHERE {found}")
 
 
-def tell_masks_from_pictures(table: sqlite3.Connection, words: re.Pattern[str] | None = None) -> None:
-    """Give every file its final role, and every picture its masks (table `pairs`: the one that counts, and how many are as good).
+def assign_roles(table: sqlite3.Connection, words: re.Pattern[str] | None = None) -> None:
+    """Set the final role of every file, and pair pictures with masks (table `pairs`: the mask, and the number of equally good ones).
 
-    words: that folders or endings have, beside those of masks, where what they hold is wanted.
+    words: in folders or suffixes of the masks that the task needs, if these are not ordinary ones.
     """
     if words:
         _take_as_masks(table, words)
     _leave_out_items(table)
-    table.execute(f"UPDATE files AS m SET role = 'no mask' WHERE role = 'tail' AND NOT ({BY_TAIL})")
-    are_masks = one(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE role = 'mask?' AND ({FINDS_ITS_PICTURE}))")
+    table.execute(f"UPDATE files AS m SET role = 'no mask' WHERE role = 'tail' AND NOT ({HAS_PICTURE_BY_SUFFIX})")
+    are_masks = scalar(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE role = 'mask?' AND ({HAS_PICTURE}))")
     table.execute("UPDATE files SET role = 'mask' WHERE role = 'tail' OR (role = 'mask?' AND ?)", [are_masks])
-    table.execute(f"UPDATE files SET role = 'picture', key2 = NULL, rank = {MASK_BY_NAME} WHERE role IN ('no mask', 'mask?')")
+    table.execute(f"UPDATE files SET role = 'picture', key2 = NULL, rank = {UNPAIRED_MASK_RANK} WHERE role IN ('no mask', 'mask?')")
     of_ranks = ["m.rank >= 0"]
-    if one(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'mask' AND rank < 0)"):
+    if scalar(table, "SELECT EXISTS (SELECT 1 FROM files WHERE role = 'mask' AND rank < 0)"):
         of_ranks.insert(0, "m.rank < 0")
     for of_rank in of_ranks:
-        for of_mask, of_picture in KEYS:  # of a picture the first that is inserted stays; a mask is not passed on to a less telling key
+        for of_mask, of_picture in KEYS:  # the first mask of a picture stays; a paired mask is not tried with less reliable keys
             table.execute(
                 "INSERT OR IGNORE INTO pairs SELECT p.name, min(m.name), count(*) FROM files AS p "
                 f"JOIN files AS m ON m.{of_mask} = p.{of_picture} AND m.role = 'mask' WHERE p.role = 'picture' AND {of_rank} "
@@ -91,14 +92,14 @@ def tell_masks_from_pictures(table: sqlite3.Connection, words: re.Pattern[str] |
                 "GROUP BY p.name, m.rank, shared(p.name, m.name) ORDER BY p.name, m.rank, shared(p.name, m.name) DESC"
             )
     _pair_with_deeper_pictures(table)
-    masks = one(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
-    table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra tail' AND ? AND ({BY_TAIL})", [masks])
-    table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra?' AND (? OR {FINDS_ITS_PICTURE})", [masks])
+    masks = scalar(table, "SELECT EXISTS (SELECT 1 FROM pairs)")
+    table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra tail' AND ? AND ({HAS_PICTURE_BY_SUFFIX})", [masks])
+    table.execute(f"UPDATE files AS m SET role = 'extra' WHERE role = 'extra?' AND (? OR {HAS_PICTURE})", [masks])
     table.execute("UPDATE files SET role = 'picture', key2 = NULL WHERE role IN ('extra tail', 'extra?')")
 
 
 def _leave_out_items(table: sqlite3.Connection) -> None:
-    """Of photo_1/img0.png, whose mask is masks/mask0.png, key2 loses the folder, unless a file in it is the mask."""
+    """Remove item folders from key2 of pictures whose mask lies outside them: photo_1/img0.png with masks/mask0.png."""
     has_mask = "EXISTS (SELECT 1 FROM files AS m WHERE m.role IN ('mask', 'mask?', 'tail') AND (m.key = {0} OR m.key2 = {0}))"
     table.execute(
         "UPDATE files AS p SET key2 = without_items(key2) WHERE role = 'picture' AND key2 != without_items(key2) "
@@ -107,9 +108,9 @@ def _leave_out_items(table: sqlite3.Connection) -> None:
 
 
 def _pair_with_deeper_pictures(table: sqlite3.Connection) -> None:
-    """Give masks that lie flat, masks/A.png, to the one picture A in folders below theirs, such as of classes; see `_find_deeper`."""
-    lost = f"role = 'mask' AND name NOT IN (SELECT mask FROM pairs) AND NOT ({FINDS_ITS_PICTURE})"
-    if not one(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE {lost})"):
+    """Pair masks in a flat folder, masks/A.png, with the only picture A in subfolders, such as class folders; see `_find_deeper`."""
+    lost = f"role = 'mask' AND name NOT IN (SELECT mask FROM pairs) AND NOT ({HAS_PICTURE})"
+    if not scalar(table, f"SELECT EXISTS (SELECT 1 FROM files AS m WHERE {lost})"):
         return
     for key in ("key", "key2"):
         flat = f"SELECT name, {key} AS key FROM files AS m WHERE {key} NOT NULL AND {lost}"
@@ -118,9 +119,9 @@ def _pair_with_deeper_pictures(table: sqlite3.Connection) -> None:
 
 
 def take_deeper_pictures(table: sqlite3.Connection) -> None:
-    """Give files of boxes that lie flat, labels/A.txt, the key of the one picture A in folders below theirs; see `_find_deeper`.
+    """Set the key of box files in a flat folder, labels/A.txt, to that of the only picture A in subfolders; see `_find_deeper`.
 
-    Files around the folders of pictures, such as notes.txt beside cat/ and dog/, are none of these.
+    Files beside folders of pictures, such as notes.txt beside cat/ and dog/, are excluded.
     """
     picture = "SELECT 1 FROM files AS q WHERE q.role = 'picture'"
     around = f"{picture} AND q.name >= place || '/' AND q.name < place || '0'"
@@ -129,7 +130,7 @@ def take_deeper_pictures(table: sqlite3.Connection) -> None:
         f"SELECT name, key FROM box_files AS b WHERE NOT EXISTS ({picture} AND (q.key = b.key OR q.key2 = b.key)) "
         f"AND folder(name) IN ({places})"
     )
-    if not one(table, f"SELECT EXISTS ({flat})"):
+    if not scalar(table, f"SELECT EXISTS ({flat})"):
         return
     _find_deeper(table, flat, f"SELECT folder(key) FROM box_files AS b WHERE EXISTS ({picture} AND q.key = b.key)")
     taken = "SELECT 1 FROM box_files AS o WHERE o.key = deeper.key AND o.suffix = suffix(deeper.name)"
@@ -137,17 +138,16 @@ def take_deeper_pictures(table: sqlite3.Connection) -> None:
 
 
 def _find_deeper(table: sqlite3.Connection, flat: str, beside: str) -> None:
-    """Fill a table `deeper` with files that lie flat, and the name and key of the one picture of the same stem in their folder or below.
+    """Fill the table `deeper` with files in flat folders, and the name and key of the only picture of the same stem in subfolders.
 
-    None of a folder counts if some have the stem of several pictures below, as names there do not tell pictures apart.
+    A folder is excluded if one of its files matches several pictures below, as stems are then not unique.
 
-    flat: a query of the names and keys of these files. beside: of folders where others find their picture by their key, so that those
-    without one may have lost it; then a folder of pictures below counts if it has several such files and they are those of half its
-    pictures, as a picture of that number may be another, and the table `elsewhere` names them.
+    flat: query of the names and keys of these files. beside: query of folders in which other files match their picture by key. In these, a
+    subfolder must have several matches that cover half of its pictures, as a match may be accidental; they are added to `elsewhere`.
     """
     table.execute("CREATE INDEX IF NOT EXISTS by_stem ON files (stem(key), key) WHERE role = 'picture'")
     table.execute("DROP TABLE IF EXISTS deeper")
-    table.execute(  # x'' is more than any text: below the source itself lies all
+    table.execute(  # x'' sorts after any text: all pictures are below the root
         "CREATE TABLE deeper AS SELECT m.name, min(p.name) AS picture, p.key, folder(m.key) AS beside, folder(p.key) AS within, "
         f"count(*) AS n, min(p.key) != max(p.key) AS several FROM ({flat}) AS m JOIN files AS p ON stem(p.key) = stem(m.key) "
         "AND p.key >= CASE folder(m.key) WHEN '' THEN '' ELSE folder(m.key) || '/' END "
@@ -164,12 +164,12 @@ def _find_deeper(table: sqlite3.Connection, flat: str, beside: str) -> None:
 
 
 def shared_folders(one: str, other: str) -> int:
-    """How many outermost folders two names share."""
+    """Number of leading folders that two paths share."""
     return len(posixpath.commonprefix([one.split("/")[:-1], other.split("/")[:-1]]))
 
 
 def respect_classes(table: sqlite3.Connection, classes: list[str] | None) -> None:
-    """Where classes.txt lists all the outermost folders, those named as a split or as masks are classes too."""
+    """If classes.txt lists all outermost folders, take those named like a split or masks as classes, too."""
     tops = {top for (top,) in table.execute("SELECT DISTINCT top FROM files") if not UNLABELLED.fullmatch(top)}
     if classes and len(tops) > 1 and tops <= set(classes):
         named = [(top,) for top in tops if meaning(top).role or meaning(top).split is not None]

@@ -1,4 +1,4 @@
-"""What ingest counts on its way through the pictures."""
+"""The counts of an ingest."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dreamteacher.data.depth import DepthCounts
 from dreamteacher.data.items import IGNORE, TASKS, Item
 from dreamteacher.data.prepare import Prepared
 from dreamteacher.data.seen import Kept
-from dreamteacher.data.signs import alike
+from dreamteacher.data.signs import looks_alike
 
 EXAMPLES = 1000  # duplicates, leaks and near copies that report.json names; all are counted
-MOST_SIZES = 1000  # sizes of pictures that are told apart
-MOST_COLOURS = 1000  # of palettes, that are held against others
+MAX_SIZES = 1000  # distinct picture sizes that are counted
+MAX_COLOURS = 1000  # palette colours that are compared between masks
 SPLITS = ("train", "val")
 
 
@@ -27,15 +27,13 @@ def _by_split(length: int) -> dict[str, np.ndarray]:
 
 @dataclass
 class Tally:
-    """Whole numbers, so that the order of adding does not show; as large for a million pictures as for ten.
+    """Counts in constant memory; integers, so that the result does not depend on the order of pictures.
 
-    counts: by name. classes: labelled pictures of each class, of boxes those that show it. boxes: of each class, without those of regions
-    to ignore. mask_values, source_values: int64 (256) pixels of each class, as stored and as they were before masks were reduced.
-    pictures_with: int64 (256) masks that hold the class. shown, vanished: int64 (256) masks that held it before they were reduced, and
-    those of them that do not any more. thin, palette: as of Prepared. before: split and thumbnail of the picture before, which is a
-    neighbour by name. histogram: int64 (3, 256) of the train pictures. warnings: of Prepared. depths: of maps of it. n_classes: of
-    pictures that may have several. sizes: of pictures that were reduced, before.
-    shared_origins: as of `seen.Seen`.
+    counts: by name. classes: labelled pictures per class. boxes: boxes per class without ignored regions. mask_values, source_values: int64
+    (256) pixels per class, as stored and before downscaling. pictures_with: int64 (256) masks that contain the class. shown, vanished:
+    int64 (256) masks that contained it before downscaling, and those of them that no longer do. thin, palette, warnings: see Prepared.
+    before: split and thumbnail of the previous picture by name. histogram: int64 (3, 256) of the train pictures. depths: of depth maps.
+    n_classes: for multilabel. sizes: original sizes of downscaled pictures. shared_origins: see `seen.Seen`.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -55,16 +53,16 @@ class Tally:
     warnings: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     tasks: set[str] = field(default_factory=set)
-    reasons: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))  # examples: of the source, of what came in
+    reasons: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))  # examples: of the source, of incoming pictures
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"duplicates": [], "leaks": [], "near_copies": []})
     shared_origins: tuple[int, str, str] | None = None
     manifest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, picture: Prepared, split: str) -> None:
-        """A picture that is kept."""
+        """Count a picture that is kept."""
         self.counts[split] += 1
         self.warnings.update(picture.warnings)
-        if self.before and self.before[0] != split and alike(self.before[1], picture.thumbnail):
+        if self.before and self.before[0] != split and looks_alike(self.before[1], picture.thumbnail):
             self.counts["alike_across_splits"] += 1
         self.before = split, picture.thumbnail
         if split == "train":
@@ -74,7 +72,7 @@ class Tally:
             self.counts["pictures_in_them"] += picture.frames
         if picture.reduced:
             self.counts["reduced"] += 1
-            if picture.source_size in self.sizes or len(self.sizes) < MOST_SIZES:
+            if picture.source_size in self.sizes or len(self.sizes) < MAX_SIZES:
                 self.sizes[picture.source_size] += 1
         if picture.label:
             self.counts[f"labelled_{split}"] += 1
@@ -84,9 +82,9 @@ class Tally:
                 self.boxes[split].update(counted)
                 self.classes[split].update(counted.keys())
                 self.counts[f"without_boxes_{split}"] += not counted
-            elif picture.several is not None:
-                self.classes[split].update(i for i, value in enumerate(picture.several) if value == 1)
-                self.n_classes = len(picture.several)
+            elif picture.multi_hot is not None:
+                self.classes[split].update(i for i, value in enumerate(picture.multi_hot) if value == 1)
+                self.n_classes = len(picture.multi_hot)
             elif picture.cls is not None:
                 self.classes[split][picture.cls] += 1
             elif picture.depth is not None:
@@ -103,14 +101,14 @@ class Tally:
         self.counts["masks_without_255"] += before[IGNORE] == 0
         self.counts["masks_of_0_and_255"] += bool(before[IGNORE] and before[0] and not before[1:IGNORE].any())
         self.counts["other_palettes"] += any(self.palette.get(colour, n) != n for colour, n in picture.palette.items())
-        if len(self.palette) < MOST_COLOURS:
+        if len(self.palette) < MAX_COLOURS:
             self.palette = picture.palette | self.palette
         if picture.reduced:
             self.shown += before > 0
             self.vanished += (before > 0) & (after == 0)
 
     def reject(self, item: Item, reason: str) -> None:
-        """A picture that cannot be used."""
+        """Count a picture that cannot be used."""
         self.counts["quarantined"] += 1
         self.counts["incoming_quarantined"] += item.incoming
         reasons = self.reasons[item.incoming]
@@ -118,7 +116,7 @@ class Tally:
             reasons.append(f"{item.name}: {reason}")
 
     def drop(self, name: str, picture: Prepared, kind: str, other: Kept) -> None:
-        """A picture of which `other` is a copy; kind: duplicates or leaks."""
+        """Count a duplicate of the kept picture `other`; kind: duplicates or leaks."""
         self.counts[kind] += 1
         lost = picture.label is not None and picture.label_hash != other.label
         self.counts["label_conflicts" if other.label else "labels_lost"] += lost
@@ -127,14 +125,14 @@ class Tally:
             self.examples[kind].append(example | ({"label_lost": True} if lost else {}))
 
     def add_near_copy(self, of_val: str, of_train: str) -> None:
-        """A picture of val that looks the same as one of train."""
+        """Count a val picture that looks the same as one of train."""
         self.counts["near_copies"] += 1
         if len(self.examples["near_copies"]) < EXAMPLES:
             self.examples["near_copies"].append({"path": of_val, "same_as": of_train})
 
     @property
     def task(self) -> str | None:
-        """Of the labels; None without any."""
+        """The task of the labels; None without labels."""
         return next(iter(self.tasks), None)
 
     @property
@@ -144,21 +142,21 @@ class Tally:
 
     @property
     def has_boxes(self) -> bool:
-        """Whether the labels are boxes, or objects or keypoints, which are counted as those are."""
+        """Whether the labels are boxes, instances or keypoints, which are counted as boxes."""
         return self.task in ("detection", "instances", "keypoints")
 
     @property
-    def of_boxes(self) -> str:
-        """What they are called."""
+    def objects_noun(self) -> str:
+        """Plural noun for them in messages."""
         return {"detection": "boxes", "keypoints": "keypoints"}.get(str(self.task), "objects")
 
     @property
-    def a_box(self) -> str:
-        """One of them."""
+    def one_object(self) -> str:
+        """Singular for them in messages, with article."""
         return {"detection": "a box", "keypoints": "a keypoint"}.get(str(self.task), "an object")
 
     def labels_of(self, split: str) -> np.ndarray:
-        """int64 (n): labelled pictures of each class in a split (of masks: that hold the class), 255 = unknown left out."""
+        """int64 (n): labelled pictures per class in a split (masks: that contain the class), without 255 (unknown)."""
         if self.masks:
             return self.pictures_with[split][:255]
         counts = np.zeros(max(self.classes[split], default=-1) + 1, np.int64)
@@ -166,7 +164,7 @@ class Tally:
         return counts
 
     def metrics(self) -> dict[str, float]:
-        """What the stage returns."""
+        """The metrics of the stage."""
         names = {f"n_{name}": self.counts[name] for name in (*SPLITS, "quarantined", "duplicates", "leaks")}
         return {name: float(value) for name, value in names.items()} | {
             "n_labelled": float(self.counts["labelled_train"] + self.counts["labelled_val"])

@@ -1,4 +1,4 @@
-"""TIFF as scientists write it: its layout by the header alone, and its values at full depth, which Pillow's pixel types cannot hold."""
+"""Scientific TIFF: layout from the header, and values at full depth, for which Pillow has no modes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from dreamteacher.data.tiff_tags import (
 )  # fmt: skip
 
 _KINDS = {1: "unsigned integer", 2: "signed integer", 3: "float", 4: "unsigned integer", 5: "complex integer", 6: "complex"}
-# Lossless compressions, whose stream is the same bytes whatever the samples mean; the differences of a predictor are undone here.
+# Lossless compressions, which libtiff decompresses independently of the sample format; the predictor is undone here.
 _PLAIN, _WITH_PREDICTOR = {1, 32773}, {5, 8, 32946, 34925, 50000}
 JPEG = {6, 7}  # compressions
 FIRST_THREE = (0, 1, 2)
@@ -61,12 +61,11 @@ _PHOTOMETRICS |= {32844: "LogL", 32845: "LogLuv"}
 
 @dataclass(frozen=True)
 class Layout:
-    """What the header of a TIFF says of its first picture of full size.
+    """Header of the first full-size picture of a TIFF.
 
-    frames: pictures of full size in the file. bits: of each sample, 0 if they differ. kind: SampleFormat (1 unsigned, 2 signed,
-    3 float, 5 and 6 complex). alpha: index of the band that the file calls transparency, None if it calls none so; premultiplied: by
-    it. nodata: GDAL's marker. rgb: indices of the bands that are red, green and blue, where there are three: those that GDAL names so, else
-    the first.
+    frames: number of full-size pictures. bits: per sample, 0 if they differ. kind: SampleFormat (1 unsigned, 2 signed, 3 float, 5 and 6
+    complex). alpha: index of the band that is declared as transparency, or None. premultiplied: by alpha. nodata: GDAL's marker. rgb:
+    indices of the red, green and blue bands by GDAL's metadata, else the first three.
     """
 
     order: str
@@ -89,22 +88,22 @@ class Layout:
 
     @property
     def is_deep(self) -> bool:
-        """Its samples are more than unsigned bytes. (Ink of 16 bits is left to Pillow, which takes the high byte.)"""
+        """Whether samples need more than unsigned bytes. (16-bit CMYK is left to Pillow, which takes the high byte.)"""
         return self.photometric not in (3, 5) and (self.bits > 8 or self.bits == 0 or self.kind not in (1, 4))
 
     @property
     def leaves_out_bands(self) -> bool:
-        """It has bands that are neither shown nor transparency. (Ink has four.)"""
+        """Whether bands are neither used nor transparency. (CMYK has four.)"""
         return self.photometric != 5 and self.bands - (self.alpha is not None) not in (1, 3)
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Width and height of a tile, (1, 1) where the picture lies in strips."""
+        """Width and height of a tile, (1, 1) for a picture in strips."""
         return max(1, one_number(self.tags, TILE_WIDTH, 1)), max(1, one_number(self.tags, TILE_HEIGHT, 1))
 
     @property
     def colours(self) -> int:
-        """3 if three bands or more are no transparency (the first three are red, green and blue), else 1 (the first is grey)."""
+        """3 (RGB) if at least three bands are not transparency, else 1 (grey)."""
         return 3 if self.bands - (self.alpha is not None) >= 3 else 1
 
     def __str__(self) -> str:
@@ -118,7 +117,7 @@ class Layout:
 
 
 def orientation_of(exif: bytes) -> int:
-    """The orientation (1 to 8) in a block of EXIF, whatever else in it is broken; 1 if there is none."""
+    """The orientation (1 to 8) in a block of EXIF, even if it is otherwise damaged; 1 if there is none."""
     try:
         return orientation_in(read_tags(*next(directories_of(exif.removeprefix(b"Exif\0\0")))))
     except (struct.error, StopIteration, ValueError):
@@ -132,7 +131,7 @@ def read_layout(data: bytes) -> Layout:
         ValueError, struct.error: it is damaged.
     """
     directories = list(directories_of(data))
-    # Reduced copies (pyramids, thumbnails) and masks are no pictures. Entries are sorted, so SUBFILE is among the first.
+    # Skip reduced copies (pyramids, thumbnails) and masks. Entries are sorted, so SUBFILE is among the first.
     full = [each for each in directories if not one_number(read_tags(*each[:2], min(each[2], 4)), SUBFILE, 0) & 0b101]
     if not directories:
         raise ValueError("a TIFF without a picture")
@@ -174,8 +173,8 @@ def read_layout(data: bytes) -> Layout:
 
 
 def _named_colours(tags: dict[int, tuple], bands: int) -> tuple[int, int, int]:
-    """Indices of the bands that GDAL's metadata names red, green and blue (as satellites come: blue first), where all three are there once
-    and can be read out of their order; else the first."""
+    """Indices of the red, green and blue bands by GDAL's metadata (satellite data often has blue first), if each occurs once and bands can
+    be read in any order; else the first three."""
     found = _COLOUR_OF_BAND.findall(b"".join(tags.get(GDAL, ())))
     named = {(name.lower(), int(band)) for band, name in found if int(band) < bands}
     by_name = dict(named)
@@ -186,24 +185,24 @@ def _named_colours(tags: dict[int, tuple], bands: int) -> tuple[int, int, int]:
 
 
 def without_metadata(data: bytes, layout: Layout) -> bytes:
-    """The file with a directory of only the tags that pixels need; ValueError if their data is not all there."""
+    """The file with only the tags that pixels need; ValueError if pixel data is missing."""
     return with_directory(data, layout.order, {tag: value for tag, value in layout.tags.items() if tag in PIXEL_TAGS})
 
 
 def read_values(data: bytes, layout: Layout, bands: list[int], max_bytes: int) -> np.ndarray:
-    """The values of some bands as they are stored: (H, W, len(bands)), of the file's own type (depths between 8 and 16 as uint16).
+    """The stored values of some bands: (H, W, len(bands)), of the file's type (depths between 8 and 16 as uint16).
 
-    libtiff (in Pillow) decompresses the strips or tiles as rows of plain bytes; what the bytes mean is settled here. Where white is
-    zero, unsigned values are inverted.
+    libtiff (in Pillow) decompresses strips or tiles as rows of bytes, which are interpreted here. Unsigned values are inverted if white is
+    zero.
 
     Raises:
-        BadPicture: samples, compression or size (more than `max_bytes` in memory) are none that can be read.
+        BadPicture: unsupported samples or compression, or more than `max_bytes` in memory.
         Exception: the data is damaged.
     """
     dtype = _dtype(layout)
     if dtype is None or layout.compression not in _PLAIN | _WITH_PREDICTOR or layout.photometric not in (0, 1, 2):
-        raise not_read(layout)
-    samples = 1 if layout.planar else layout.bands  # in one row of a plane
+        raise unsupported(layout)
+    samples = 1 if layout.planar else layout.bands  # per pixel of a plane
     across, down = (-(-side // tile) * tile for side, tile in zip((layout.width, layout.height), layout.tile, strict=True))
     if across * down * samples * max(layout.bits // 8, 1) > max_bytes:
         raise BadPicture(f"too large: {layout.width} x {layout.height} pixels of {layout} need more than {max_bytes // 1_000_000} MB")
@@ -218,14 +217,14 @@ def read_values(data: bytes, layout: Layout, bands: list[int], max_bytes: int) -
     return values
 
 
-def not_read(layout: Layout) -> BadPicture:
-    """Says what the file is and how to make a picture of it."""
+def unsupported(layout: Layout) -> BadPicture:
+    """The error for an unsupported TIFF, with its properties and the remedy."""
     choose = " -b 1 -b 2 -b 3" if layout.colours == 3 else " -b 1"
     return BadPicture(f"{layout}, which is not read; write 8 or 16 bits (gdal_translate{choose} -scale -ot Byte)")
 
 
 def _dtype(layout: Layout) -> np.dtype | None:
-    """The numpy type of one sample as it lies in the file; packed depths as uint16; None if there is none."""
+    """The numpy type of a stored sample; packed depths as uint16; None if unsupported."""
     kind = {1: "u", 2: "i", 3: "f", 4: "u"}.get(layout.kind)
     if kind == "u" and 0 < layout.bits < 16 and layout.bits != 8:
         return np.dtype(np.uint16)
@@ -235,10 +234,10 @@ def _dtype(layout: Layout) -> np.dtype | None:
 
 
 def _read_plane(data: bytes, layout: Layout, dtype: np.dtype, samples: int, band: int) -> np.ndarray:
-    """(H, W * samples) of one plane. The file is shown to libtiff as a grey picture of bytes, as wide as a row has bytes."""
+    """One plane, (H, W * samples). libtiff reads the file as a grey 8-bit picture, as wide as a row has bytes."""
     packed = layout.bits % 8 != 0
     tile_width = one_number(layout.tags, TILE_WIDTH, 0)
-    block = tile_width or layout.width  # pixels of a row that are compressed together
+    block = tile_width or layout.width  # pixels of a row per strip or tile
     row = (block * samples * layout.bits + 7) // 8
     across = -(-layout.width // block)
     tags = {tag: layout.tags[tag] for tag in (FILL_ORDER, ROWS, TILE_HEIGHT) if tag in layout.tags}
@@ -258,7 +257,7 @@ def _read_plane(data: bytes, layout: Layout, dtype: np.dtype, samples: int, band
         values = _unpack(rows, layout.bits, block * samples)
     else:
         predictor = one_number(layout.tags, PREDICTOR, 1) if layout.compression in _WITH_PREDICTOR else 1
-        if predictor == 3:  # the bytes of all first, then of all second places ..., most significant first, as differences
+        if predictor == 3:  # floating-point predictor: byte planes, most significant first, as differences
             rows = np.cumsum(rows.reshape(layout.height, across, -1, samples), axis=2, dtype=np.uint8).reshape(rows.shape)
             planes = rows.reshape(layout.height, across, dtype.itemsize, block * samples)
             values = np.ascontiguousarray(planes.swapaxes(2, 3)).view(dtype.newbyteorder(">"))[..., 0]
@@ -272,7 +271,7 @@ def _read_plane(data: bytes, layout: Layout, dtype: np.dtype, samples: int, band
 
 
 def _unpack(rows: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Samples of `bits` bits that lie without gaps, most significant first: (H, blocks, bytes) -> uint16 (H, blocks, count)."""
+    """Unpack samples of `bits` bits, most significant first: (H, blocks, bytes) -> uint16 (H, blocks, count)."""
     values = np.empty((*rows.shape[:2], count), np.uint16)
     weights = (1 << np.arange(bits - 1, -1, -1)).astype(np.uint16)
     for y in range(len(rows)):

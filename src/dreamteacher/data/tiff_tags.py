@@ -1,4 +1,4 @@
-"""The directory of a TIFF: reading its tags, whatever is broken in it, and writing another one."""
+"""TIFF directories: fault-tolerant reading of tags, and writing a new directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 254, 256, 257, 258, 259, 262, 266, 270
 STRIPS, ORIENTATION, SAMPLES, ROWS, STRIP_SIZES, PLANAR, PREDICTOR = 273, 274, 277, 278, 279, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT, GDAL, NODATA = 322, 323, 324, 325, 338, 339, 42112, 42113
-# What describes the pixels; everything else is metadata. (292, 293: CCITT; 320: colour map; 347, 512 to 521: JPEG; 529 to 532: YCbCr.)
+# Tags that describe the pixels; all others are metadata. (292, 293: CCITT; 320: colour map; 347, 512 to 521: JPEG; 529 to 532: YCbCr.)
 PIXEL_TAGS = {
     *(SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIPS, ORIENTATION, SAMPLES, ROWS, STRIP_SIZES, PLANAR),
     *(PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA, FORMAT, 292, 293, 320, 347, *range(512, 522), *range(529, 533)),
@@ -19,12 +19,12 @@ PIXEL_TAGS = {
 
 _TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
 _NEEDED = PIXEL_TAGS | {DESCRIPTION, GDAL, NODATA}
-_MOST_VALUES = 4_000_000  # of one tag: strips of one row, or tiles of 16 x 16 of a picture of 10^9 pixels
-_MOST_PAGES = 100_000  # further ones are not counted
+_MAX_VALUES = 4_000_000  # per tag: enough for strips of one row, or tiles of 16 x 16 in 10^9 pixels
+_MAX_PAGES = 100_000  # further ones are not counted
 
 
 class _File(NamedTuple):
-    """A file, its byte order, struct's letters for its offsets and numbers of entries, and the bytes of an entry."""
+    """A file: bytes, byte order, struct formats of offsets and entry counts, and the size of an entry in bytes."""
 
     data: bytes
     order: str
@@ -34,7 +34,7 @@ class _File(NamedTuple):
 
 
 def directories_of(data: bytes) -> Iterator[tuple[_File, int, int]]:
-    """(file, place of the first entry, number of entries) of each directory in the chain."""
+    """Yield (file, offset of the first entry, number of entries) of each directory."""
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         raise ValueError("no TIFF")
@@ -42,7 +42,7 @@ def directories_of(data: bytes) -> Iterator[tuple[_File, int, int]]:
     file = _File(data, order, *(("Q", "Q", 20) if big else ("I", "H", 12)))
     (place,) = struct.unpack_from(order + file.word, data, 8 if big else 4)
     seen: set[int] = set()
-    while place and place not in seen and len(seen) < _MOST_PAGES:
+    while place and place not in seen and len(seen) < _MAX_PAGES:
         seen.add(place)
         try:
             (count,) = struct.unpack_from(order + file.counter, data, place)
@@ -54,10 +54,10 @@ def directories_of(data: bytes) -> Iterator[tuple[_File, int, int]]:
 
 
 def read_tags(file: _File, start: int, count: int, *, strict: bool = False) -> dict[int, tuple]:
-    """The values of the tags that are needed here: of each the first entry; entries that are broken are left out.
+    """{tag: values} of the tags that are needed here; the first entry of each; damaged entries are skipped.
 
     Raises:
-        ValueError: `strict`, and the values of a tag that pixels need lie outside the file.
+        ValueError: `strict`, and values of a tag that pixels need lie outside the file.
     """
     tags: dict[int, tuple] = {}
     for at in range(start, start + min(count, 65535) * file.entry, file.entry):
@@ -73,7 +73,7 @@ def read_tags(file: _File, start: int, count: int, *, strict: bool = False) -> d
 
 
 def _values(file: _File, kind: int, at: int) -> tuple | None:
-    """The values of one entry, rationals as quotients, text as one bytes; empty if they are broken, None if they lie outside the file."""
+    """Values of an entry, rationals as floats, text as one bytes object; () if damaged, None if they lie outside the file."""
     if kind not in _TYPES:
         return ()
     letters, inline = _TYPES[kind], struct.calcsize(file.word)
@@ -81,7 +81,7 @@ def _values(file: _File, kind: int, at: int) -> tuple | None:
     place, size = at + inline, struct.calcsize(file.order + letters) * count
     if size > inline:
         (place,) = struct.unpack_from(file.order + file.word, file.data, place)
-    if not 0 < count <= _MOST_VALUES:
+    if not 0 < count <= _MAX_VALUES:
         return ()
     if place + size > len(file.data):
         return None
@@ -94,13 +94,13 @@ def _values(file: _File, kind: int, at: int) -> tuple | None:
 
 
 def orientation_in(tags: dict[int, tuple]) -> int:
-    """EXIF's orientation, 1 to 8; 1 where it is missing or wrong."""
+    """EXIF orientation, 1 to 8; 1 if missing or invalid."""
     value = tags.get(ORIENTATION, (1,))[0]
     return value if value in range(1, 9) else 1
 
 
 def one_number(tags: dict[int, tuple], tag: int, default: int | None = None) -> int:
-    """The first value of a tag; ValueError if it is missing, or no number, and there is no default."""
+    """The first value of a tag, or the default; ValueError if it is missing or not an integer and there is no default."""
     value = tags.get(tag, (default,))[0]
     value = value if isinstance(value, int) else default
     if value is None:
@@ -109,10 +109,10 @@ def one_number(tags: dict[int, tuple], tag: int, default: int | None = None) -> 
 
 
 def with_directory(data: bytes, order: str, tags: dict[int, tuple]) -> bytes:
-    """`data`, in byte order `order`, as a (classic) file whose only directory has these tags; what they point to stays where it is.
+    """`data`, in byte order `order`, as a classic TIFF with one directory of these tags; offsets to pixel data stay valid.
 
     Raises:
-        ValueError: the data of a strip or tile is not all there. (What is appended here would be taken for it.)
+        ValueError: a strip or tile is truncated. (Otherwise it would extend into the appended directory.)
     """
     _require_all_data(data, tags)
     start = len(data) + len(data) % 2
@@ -135,14 +135,14 @@ def _require_all_data(data: bytes, tags: dict[int, tuple]) -> None:
     for places, sizes in ((STRIPS, STRIP_SIZES), (TILES, TILE_SIZES)):
         for i, place in enumerate(tags.get(places, ())):
             size = tags[sizes][i] if i < len(tags.get(sizes, ())) else 0
-            if one_number(tags, COMPRESSION, 1) == 1 and one_number(tags, PHOTOMETRIC, 0) != 6:  # sizes of the last are often too large
+            if one_number(tags, COMPRESSION, 1) == 1 and one_number(tags, PHOTOMETRIC, 0) != 6:  # the size of the last is often too large
                 size = min(size or sys.maxsize, _plain_size(tags, i))
             if place + size > len(data):
                 raise ValueError("image file is truncated")
 
 
 def _plain_size(tags: dict[int, tuple], i: int) -> int:
-    """Bytes of a strip or tile that is not compressed."""
+    """Size in bytes of an uncompressed strip or tile."""
     height = one_number(tags, HEIGHT)
     planar = one_number(tags, PLANAR, 1) == 2
     bits = tags.get(BITS, (1,))

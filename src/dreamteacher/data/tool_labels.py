@@ -1,4 +1,4 @@
-"""What annotation tools write for one picture as JSON: labelme and Supervisely; and the names of tools whose files are not read."""
+"""JSON labels of labelme and Supervisely, one file per picture; and detection of tools whose files are not read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.names import class_name
 
-CORNERS = 64  # of the polygon that stands for a circle
+CORNERS = 64  # of the polygon that approximates a circle
 _COCO = "export it as COCO"
-_TOOLS = (  # pattern of a file's beginning, the tool, what to do
+_TOOLS = (  # pattern of a file's beginning, tool, remedy
     (rb'\{.{0,400}"shapes"\s*:', "labelme", "put each file beside its picture under its name (A.json for A.jpg)"),
     (
         rb'\{.{0,4000}"(classTitle|geometryType)"\s*:',
@@ -37,26 +37,26 @@ _TOOLS = (  # pattern of a file's beginning, the tool, what to do
 )
 
 
-def name_the_tool(data: bytes) -> tuple[str, str] | None:
-    """Which tool wrote a file of labels that is not read, by its beginning, and what to do; None if no pattern fits."""
+def detect_tool(data: bytes) -> tuple[str, str] | None:
+    """(tool, remedy) of a label file that is not read, by its beginning; None if no pattern matches."""
     head = data.lstrip(b"\xef\xbb\xbf \r\n\t")
     return next(((tool, remedy) for pattern, tool, remedy in _TOOLS if re.match(pattern, head, re.DOTALL)), None)
 
 
 class Shape(NamedTuple):
-    """An object. name: of its class. polygons: x, y of each corner of its closed outlines."""
+    """An object: class name, and closed polygons as flat lists of x, y."""
 
     name: str
     polygons: list[list[float]]
 
 
 def is_labelme(data: bytes) -> bool:
-    """Whether it is a file of labelme."""
+    """Whether the data is a labelme file."""
     return _has_list(data, "shapes")
 
 
 def is_supervisely(data: bytes) -> bool:
-    """Whether it is a file of Supervisely."""
+    """Whether the data is a Supervisely file."""
     return _has_list(data, "objects") and b'"classTitle"' in data
 
 
@@ -69,11 +69,11 @@ def _has_list(data: bytes, key: str) -> bool:
 
 
 def labelme(data: bytes) -> tuple[list[Any], list[Shape]]:
-    """([width, height], objects) of a file of labelme; rectangles and circles become polygons, and shapes of one label and group_id, the
-    visible parts of an object, one object.
+    """([width, height], objects) of a labelme file. Rectangles and circles become polygons; shapes with the same label and group_id become
+    one object.
 
     Raises:
-        BadPicture: it is damaged, or holds a shape without an area, such as a line.
+        BadPicture: the file is damaged, or has a shape without an area, such as a line.
     """
     try:
         stored = json.loads(data)
@@ -99,10 +99,10 @@ def labelme(data: bytes) -> tuple[list[Any], list[Shape]]:
 
 
 def supervisely(data: bytes) -> tuple[list[Any], list[Shape]]:
-    """([width, height], objects) of a file of Supervisely; holes in polygons count as the object.
+    """([width, height], objects) of a Supervisely file; holes in polygons are filled.
 
     Raises:
-        BadPicture: it is damaged, or holds a geometry that is neither polygon nor rectangle.
+        BadPicture: the file is damaged, or has a geometry that is neither polygon nor rectangle.
     """
     try:
         stored = json.loads(data)

@@ -1,4 +1,4 @@
-"""Samples -> tensors. Every random draw comes from torch's global generator, which `Samples` seeds for each item."""
+"""Transforms from samples to tensors. Random draws come from torch's global generator, which `Samples` seeds for each item."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 Transform = Callable[[Sample], dict[str, Tensor]]
-GREY = 114  # around pictures of boxes
+GREY = 114  # padding of `object_crop`
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to a picture whose label stays true.
+    """Augmentations that preserve the label.
 
-    mirror: horizontal flips. turn: vertical flips and quarter turns, too, so that all eight orientations are equally likely.
-    scale: objects come larger and smaller. jitter: largest relative change of brightness, contrast and saturation.
+    mirror: horizontal flips. turn: also vertical flips and quarter turns, so that all eight orientations are equally likely. scale: random
+    scale. jitter: largest relative change of brightness, contrast and saturation.
     """
 
     mirror: bool = True
@@ -37,7 +37,7 @@ class Augmentation:
     jitter: float = 0.3
 
 
-# By finetune.augment, the domain of the pictures.
+# finetune.augment, the domain of the pictures -> augmentations.
 AUGMENTATIONS: dict[Augment, Augmentation] = {
     "natural": Augmentation(),
     "overhead": Augmentation(turn=True),
@@ -47,11 +47,11 @@ AUGMENTATIONS: dict[Augment, Augmentation] = {
 
 
 def pretrain_crop(size: int, mirror: bool = True) -> Transform:
-    """A random crop of `size` x `size` (smaller pictures are first padded by reflection), with `mirror` flipped left to right half of the
-    time, and no more.
+    """A random crop of `size` x `size` (smaller pictures are first padded by reflection); with `mirror` a horizontal flip with probability
+    0.5.
 
-    Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": as `label_tensor` makes it, if there is one}.
-    It slices arrays, which for 64 px takes a fraction of the time of torchvision's v2.
+    Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": see `label_tensor`, if there is one}.
+    It slices arrays, which at 64 px takes a fraction of the time of torchvision's v2.
     """
 
     def transform(sample: Sample) -> dict[str, Tensor]:
@@ -65,14 +65,14 @@ def pretrain_crop(size: int, mirror: bool = True) -> Transform:
             label = _pad(label, size, size)[top : top + size, left : left + size][:, ::step]
         elif isinstance(label, (Boxes, Keypoints)):
             label = label.cropped(top, left, size, size)
-            label = label.mirrored(size) if step < 0 else label
+            label = label.hflipped(size) if step < 0 else label
         return _tensors(image, label)
 
     return transform
 
 
 def with_class(crop: Transform, none: int) -> Transform:
-    """A transform Sample -> {"image", "class"}: what `crop` makes of the picture, and its class id, int64 `()`; `none` without one."""
+    """A transform Sample -> {"image": of `crop`, "class": class id, int64 `()`; `none` for unlabelled pictures}."""
 
     def transform(sample: Sample) -> dict[str, Tensor]:
         cls = none if sample.label is None else int(sample.label)  # type: ignore[arg-type]
@@ -82,16 +82,16 @@ def with_class(crop: Transform, none: int) -> Transform:
 
 
 def pixel_crop(size: int, augmentation: Augmentation) -> Transform:
-    """For labels of pixels: a random crop (reflected where the picture ends), whose scale is 0.5 to 2 (log-uniform) with `scale`, else 1.
+    """For dense labels: a random crop, padded by reflection, with `scale` at a log-uniform scale from 0.5 to 2.
 
-    Returns a function Sample -> {"image", "label"} as `pretrain_crop` does.
+    Returns a function Sample -> {"image", "label"}, see `pretrain_crop`.
     """
     augment = _augment(augmentation)
 
     def transform(sample: Sample) -> dict[str, Tensor]:
         image, label = sample.image, sample.label
         scale, down, across = torch.rand(3).tolist()
-        # The window that becomes `size` pixels: cutting before scaling saves most of the work.
+        # Crop before resizing, which saves most of the work.
         side = round(size / 2 ** (2 * scale - 1)) if augmentation.scale else size
         image = _pad(image, side, side)
         top, left = int(down * (image.shape[0] - side + 1)), int(across * (image.shape[1] - side + 1))
@@ -104,8 +104,8 @@ def pixel_crop(size: int, augmentation: Augmentation) -> Transform:
 
 
 def object_crop(size: int, augmentation: Augmentation) -> Transform:
-    """For labels of objects: as `pixel_crop`, but grey where the picture ends, since a reflection would show objects without boxes, or
-    one object twice. Pixels there are unknown.
+    """For labels of objects: as `pixel_crop`, but padded with grey, since a reflection would duplicate objects or show them without labels.
+    Maps are unknown there.
 
     Returns a function Sample -> {"image": float32 (3, size, size) in [0, 1], "label": float32 (N, ROW) or int64 (size, size)}.
     """
@@ -115,7 +115,7 @@ def object_crop(size: int, augmentation: Augmentation) -> Transform:
         image, label = sample.image, sample.label
         scale, down, across = torch.rand(3).tolist()
         side = round(size / 2 ** (2 * scale - 1)) if augmentation.scale else size
-        # Where the picture is smaller than the window, it lies anywhere in it.
+        # A picture smaller than the window is placed randomly inside it.
         top, left = (int(drawn * (abs(length - side) + 1)) for drawn, length in zip((down, across), image.shape[:2], strict=True))
         top, left = (start if length >= side else -start for start, length in zip((top, left), image.shape[:2], strict=True))
 
@@ -136,10 +136,10 @@ def object_crop(size: int, augmentation: Augmentation) -> Transform:
 
 
 def picture_crop(size: int, augmentation: Augmentation) -> Transform:
-    """For labels of pictures: RandomResizedCrop (8 to 100 % of the area) with `scale`, else a random crop of the picture whose shorter
-    side has `size` pixels, as in evaluation.
+    """For labels of pictures: RandomResizedCrop (8 to 100 % of the area) with `scale`, else a random crop of the picture resized to a
+    shorter side of `size`, as in evaluation.
 
-    Returns a function Sample -> {"image", "label"} as `pretrain_crop` does.
+    Returns a function Sample -> {"image", "label"}, see `pretrain_crop`.
     """
     from torchvision.transforms import v2
 
@@ -149,7 +149,7 @@ def picture_crop(size: int, augmentation: Augmentation) -> Transform:
 
 
 def _augment(augmentation: Augmentation, first: Sequence[v2.Transform] = ()) -> Callable[[np.ndarray, Label], dict[str, Tensor]]:
-    """Flips, turns and jitter after the transforms `first`. The hue stays: its jitter takes four times as long as all others."""
+    """Flips, turns and colour jitter after the transforms `first`; without hue, whose jitter takes four times as long as all others."""
     from torchvision.transforms import v2
 
     steps: list[v2.Transform] = [*first]
@@ -164,7 +164,7 @@ def _augment(augmentation: Augmentation, first: Sequence[v2.Transform] = ()) -> 
         if isinstance(label, Keypoints):
             return _apply_to_keypoints(composed, image, label, turn=augmentation.turn)
         item = _apply(composed, image, label)
-        # Together with both flips a transposition gives all eight orientations of a square.
+        # With both flips, a transposition gives all eight orientations.
         if augmentation.turn and torch.rand(()) < 0.5:
             item = {key: _transposed(value, label) for key, value in item.items()}
         return item
@@ -173,17 +173,17 @@ def _augment(augmentation: Augmentation, first: Sequence[v2.Transform] = ()) -> 
 
 
 def _transposed(value: Tensor, label: Label) -> Tensor:
-    """A picture, a mask, a class id or the rows of boxes, with rows and columns exchanged."""
+    """Transpose a picture, a mask or the rows of boxes; a class id is unchanged."""
     if value.ndim == 2 and isinstance(label, Boxes):
         return value[:, [1, 0, 3, 2, 4, 5]]
     return value.mT.contiguous() if value.ndim > 1 else value
 
 
-def whole(multiple: int = 32, size: int | None = None) -> Transform:
-    """The whole picture, for evaluation; with `size` first scaled (antialiased) so that its shorter side has `size` pixels.
+def full_image(multiple: int = 32, size: int | None = None) -> Transform:
+    """The whole picture, for evaluation; with `size` first resized (antialiased) to that shorter side.
 
-    Returns a function Sample -> {"image": float32 (3, H, W) in [0, 1], "label"}: H and W are padded on the bottom and the right to
-    the next `multiple`, the picture by reflection, a map by what means unknown.
+    Returns a function Sample -> {"image": float32 (3, H, W) in [0, 1], "label"}, padded on the bottom and the right to a multiple of
+    `multiple`: the picture by reflection, a map with its unknown value.
     """
 
     def transform(sample: Sample) -> dict[str, Tensor]:
@@ -205,12 +205,12 @@ def whole(multiple: int = 32, size: int | None = None) -> Transform:
 
 
 def two_views(size: int, augmentation: Augmentation) -> Transform:
-    """Two random views of one place, for methods that make a backbone see what they share (Chen et al. 2020b, MoCo v2).
+    """Two random views of a picture, for contrastive methods (Chen et al. 2020b, MoCo v2).
 
-    Both are cut from one window of at most twice `size`: a view shows 20 to 100 % of it with `scale`, else a crop of `size`. So views of
-    large pictures overlap and stay about at the pictures' own scale; a picture that is smaller than the window is the window itself, as
-    published. Then flips and turns by `augmentation`; where it has a `jitter`, colours change by MoCo v2's 40 % in 80 % of the views
-    (without hue, see `_augment`) and go in 20 %; half of the views are blurred.
+    Both are cropped from one window of at most twice `size`: 20 to 100 % of its area with `scale`, else a crop of `size`. So views of large
+    pictures overlap and keep about the original scale; a smaller picture is the window itself, as published. Then flips and turns by
+    `augmentation`; with a `jitter`, MoCo v2's colour jitter of 40 % in 80 % of the views (without hue, see `_augment`) and grey in 20 %;
+    half of the views are blurred.
 
     Returns a function Sample -> {"image", "other"}, float32 (3, size, size) in [0, 1] each, without the label.
     """
@@ -235,12 +235,12 @@ def two_views(size: int, augmentation: Augmentation) -> Transform:
 
 
 def unknown_value(label: np.ndarray) -> int:
-    """What a map has where nothing is known: IGNORE, of depth 0."""
+    """The value of unknown pixels in a map: 0 for depth, else IGNORE."""
     return 0 if label.dtype.kind == "f" else IGNORE
 
 
 def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) bilinear, antialiased."""
+    """Resize (H, W, 3), bilinear with antialiasing."""
     from torchvision.transforms.v2 import functional as F
 
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -248,7 +248,7 @@ def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _pad(array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Reflect the bottom and the right of an (H, W, ...) array, as often as needed, so that it is at least height x width."""
+    """Pad an (H, W, ...) array by reflection on the bottom and the right to at least height x width."""
     down, right = max(0, height - array.shape[0]), max(0, width - array.shape[1])
     if not down and not right:
         return array
@@ -264,7 +264,7 @@ def _tensors(image: np.ndarray, label: Label) -> dict[str, Tensor]:
 
 
 def _apply(transform: v2.Transform, image: np.ndarray, label: Label) -> dict[str, Tensor]:
-    """Run a v2 transform on the picture and, as one, on its mask or boxes."""
+    """Apply a v2 transform to the picture and its mask or boxes together."""
     from torchvision import tv_tensors
 
     picture = tv_tensors.Image(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -285,16 +285,16 @@ def _apply(transform: v2.Transform, image: np.ndarray, label: Label) -> dict[str
 
 
 def _apply_to_keypoints(transform: v2.Transform, image: np.ndarray, label: Keypoints, *, turn: bool) -> dict[str, Tensor]:
-    """As `_apply` of flips, and half of the time a transposition, where left and right change their names."""
+    """As `_apply`, for flips and with `turn` a random transposition; left and right keypoints are swapped accordingly."""
     from torchvision import tv_tensors
 
     picture = tv_tensors.Image(np.ascontiguousarray(image.transpose(2, 0, 1)))
     height, width = picture.shape[-2:]
-    corner = tv_tensors.BoundingBoxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), format="XYXY", canvas_size=(height, width))  # tells of flips
+    corner = tv_tensors.BoundingBoxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), format="XYXY", canvas_size=(height, width))  # detects flips
     picture, corner = transform(picture, corner)
     left, top = corner[0, :2].tolist()
-    label = label.mirrored(width) if left else label
-    label = label.upside_down(height) if top else label
+    label = label.hflipped(width) if left else label
+    label = label.vflipped(height) if top else label
     changed = picture.as_subclass(Tensor)
     if turn and torch.rand(()) < 0.5:
         changed, label = changed.mT.contiguous(), label.transposed()

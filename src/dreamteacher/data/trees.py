@@ -1,6 +1,6 @@
-"""Where files lie: a local folder, or a prefix at any address that fsspec knows (s3://, with AWS_ENDPOINT_URL honoured).
+"""File trees: a local folder, or a prefix at any fsspec address (s3:// honours AWS_ENDPOINT_URL).
 
-Names are plain text here, for the reason that files.walk gives.
+Names are strings here, for the reason given in files.walk.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ from typing import IO, Protocol
 import fsspec
 
 from dreamteacher.data.decode import SUFFIXES, UNREAD
-from dreamteacher.data.items import BOX_SUFFIXES, PassedOver
+from dreamteacher.data.items import BOX_SUFFIXES, Skipped
 from dreamteacher.data.layout import meaning
 from dreamteacher.errors import UserError
 from dreamteacher.files import SYSTEM_FOLDERS, walk
 
 NOT_PICTURES = {"classes.txt", "labels.csv", "data.yaml", "data.yml"}
-SPLIT_LIST = re.compile(  # a text file that may say which pictures are of a split
+SPLIT_LIST = re.compile(  # a text file that may list the pictures of a split
     r"(^|/)((?:ImageSets(?:/Segmentation|/Main)?|splits?)/)?(train|training|trainaug|trainval|val|valid|validation|dev|eval|test|testing)"
     r"([-_ ]?(lists?|files?|filelist|names?|ids?|images?|imgs?|set|split|index|paths?|labels?|annotations?|data))?"
     r"([-_]?(\d\d?|(19|20)\d\d))?\.txt$",
     re.IGNORECASE,
 )
-MOST_LISTS = 100
-METADATA = re.compile(r"(^|/)(metadata\.(csv|jsonl)|_classes\.csv)$")  # of HuggingFace's imagefolder and Roboflow, in any folder
-MOST_METADATA = 10_000
+MAX_LISTS = 100
+METADATA = re.compile(r"(^|/)(metadata\.(csv|jsonl)|_classes\.csv)$")  # HuggingFace's imagefolder and Roboflow, in any folder
+MAX_METADATA = 10_000
 ALL_PICTURES = SUFFIXES | UNREAD.keys()
 
 
 class Tree(Protocol):
-    """Pictures below a root, and the other files beside them; names are relative to the root.
+    """Pictures and other files below a root; names are relative to the root.
 
     at_once: how many files `read` should be asked for in one call.
     """
 
-    at_once: int
+    batch_size: int
 
-    def pictures(self, passed_over: PassedOver) -> Iterator[str]:
-        """Names of all pictures, also of kinds that are not read, and of files that may hold boxes (BOX_SUFFIXES), in any order; what else
-        is there is added to `passed_over`."""
+    def pictures(self, skipped: Skipped) -> Iterator[str]:
+        """Names of all pictures, also in formats that cannot be read, and of files that may hold boxes (BOX_SUFFIXES), in any order. Other
+        files are added to `skipped`."""
         ...
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
-        """The content of each file, or why it cannot be had; a larger file than `max_bytes` is an error."""
+        """The content of each file, or the error; a file larger than `max_bytes` is an error."""
         ...
 
     def open_text(self, name: str) -> IO[str] | None:
-        """A text file (UTF-8, with or without a mark), None if there is none."""
+        """Open a text file (UTF-8, with or without a BOM); None if it does not exist."""
         ...
 
     def tars(self) -> list[str]:
-        """Paths or addresses of the .tar files in the root itself, by name."""
+        """Sorted paths or addresses of the .tar files directly in the root."""
         ...
 
 
 class Folder:
     """A local folder."""
 
-    at_once = 1
+    batch_size = 1
 
     def __init__(self, root: Path):
         self.root = root
@@ -73,12 +73,12 @@ class Folder:
     def __str__(self) -> str:
         return str(self.root)
 
-    def pictures(self, passed_over: PassedOver) -> Iterator[str]:
+    def pictures(self, skipped: Skipped) -> Iterator[str]:
         """See Tree."""
-        return _pictures(walk(self.root, partial(_pass_over, passed_over)), passed_over)
+        return _pictures(walk(self.root, partial(_count_folder, skipped)), skipped)
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
-        """One file after the other."""
+        """See Tree; sequential."""
         contents: list[bytes | Exception] = []
         for name in names:
             try:
@@ -100,14 +100,14 @@ class Folder:
 
 
 class Prefix:
-    """All objects below an address such as s3://bucket/pictures. They are listed once, so that what arrives later is in neither the
-    digest nor the set.
+    """All objects below an address such as s3://bucket/pictures. They are listed once, so that later arrivals are in neither the digest nor
+    the data set.
 
     Raises:
         UserError: the address cannot be reached.
     """
 
-    at_once = 32  # a request takes tens of milliseconds, so that many are on their way together
+    batch_size = 32  # a request takes tens of milliseconds, so many run concurrently
 
     def __init__(self, address: str):
         self.address = address.rstrip("/")
@@ -121,24 +121,24 @@ class Prefix:
         return self.address
 
     def describe(self) -> Iterator[str]:
-        """A line for each object, by name: size, and ETag or time."""
+        """A line for each object, sorted by name: size, and ETag or time."""
         yield from (f"{name} {facts}" for name, facts in self._listed().execute("SELECT name, facts FROM objects ORDER BY name"))
 
-    def pictures(self, passed_over: PassedOver) -> Iterator[str]:
+    def pictures(self, skipped: Skipped) -> Iterator[str]:
         """See Tree; a prefix without objects has none."""
-        return _pictures(self._names(passed_over), passed_over)
+        return _pictures(self._names(skipped), skipped)
 
-    def _names(self, passed_over: PassedOver) -> Iterator[str]:
+    def _names(self, skipped: Skipped) -> Iterator[str]:
         for (name,) in self._listed().execute("SELECT name FROM objects ORDER BY name"):
             folders = name.split("/")[:-1]
             system = next((i for i, part in enumerate(folders) if part.lower() in SYSTEM_FOLDERS), None)
             if system is not None:
-                passed_over.note_folder("system", "/".join(folders[: system + 1]))
+                skipped.note_folder("system", "/".join(folders[: system + 1]))
             elif not any(part.startswith(".") for part in name.split("/")):
                 yield name
 
     def _listed(self) -> sqlite3.Connection:
-        """The temporary table of all objects, filled folder by folder."""
+        """A temporary table of all objects."""
         if self._listing is None:
             table = sqlite3.connect("", isolation_level=None)  # "": a private temporary file, gone with the connection
             table.execute("CREATE TABLE objects (name TEXT PRIMARY KEY, facts TEXT) WITHOUT ROWID")
@@ -156,7 +156,7 @@ class Prefix:
         return self._listing
 
     def read(self, names: list[str], max_bytes: int) -> list[bytes | Exception]:
-        """All together."""
+        """See Tree; concurrent."""
         places = [f"{self.root}/{name}" for name in names]
         found = self.files.cat_ranges(places, [0] * len(places), [max_bytes + 1] * len(places), on_error="return")
         return [too_large(len(one)) if isinstance(one, bytes) and len(one) > max_bytes else one for one in found]
@@ -186,7 +186,7 @@ def describe(url: str) -> str:
         files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return f"{path} {_facts(files.info(path))}"
     except FileNotFoundError:
-        return ""  # said when it is read
+        return ""  # reported when it is read
     except Exception as error:
         raise cannot_open(url, error) from error
 
@@ -197,42 +197,42 @@ def _facts(info: dict[str, object]) -> str:
 
 
 def cannot_open(url: str, error: Exception) -> UserError:
-    """What to say of an address that does not answer as it should."""
+    """The error for an address that cannot be opened."""
     words = " ".join(str(error).split())[:200]
     return UserError(f"cannot open {url}: {type(error).__name__}: {words}; check the address, the credentials and AWS_ENDPOINT_URL")
 
 
 def _can_be_written(name: str) -> bool:
-    """Neither a manifest nor a shard could name what is not UTF-8, or holds line ends and other controls."""
+    """Whether a name can be stored in a manifest and a shard: UTF-8, without line ends and other control characters."""
     return name.isprintable() or not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
 
 
-def _pass_over(passed_over: PassedOver, kind: str, folder: str) -> None:
-    """Count a folder; not an empty one that is named as splits, pictures or masks are, which is no class."""
-    said = meaning(posixpath.basename(folder))
-    if kind != "empty" or not (said.split or said.role):
-        passed_over.add_folder(kind, folder)
+def _count_folder(skipped: Skipped, kind: str, folder: str) -> None:
+    """Count a folder, except an empty one that is named like a split, pictures or masks, which is not a class."""
+    folder_meaning = meaning(posixpath.basename(folder))
+    if kind != "empty" or not (folder_meaning.split or folder_meaning.role):
+        skipped.add_folder(kind, folder)
 
 
-def _pictures(names: Iterator[str], passed_over: PassedOver) -> Iterator[str]:
+def _pictures(names: Iterator[str], skipped: Skipped) -> Iterator[str]:
     for name in names:
         suffix = posixpath.splitext(name)[1].lower()
         if not _can_be_written(name):
-            passed_over.unprintable += 1
+            skipped.unprintable += 1
         elif suffix in ALL_PICTURES:
             yield name
         elif name in NOT_PICTURES:
             continue
-        elif METADATA.search(name) and len(passed_over.metadata) < MOST_METADATA:
-            passed_over.metadata.append(name)
+        elif METADATA.search(name) and len(skipped.metadata) < MAX_METADATA:
+            skipped.metadata.append(name)
         elif suffix in BOX_SUFFIXES:
-            if SPLIT_LIST.search(name) and len(passed_over.lists) < MOST_LISTS:
-                passed_over.lists.append(name)
+            if SPLIT_LIST.search(name) and len(skipped.lists) < MAX_LISTS:
+                skipped.lists.append(name)
             yield name
         else:
-            passed_over.add(name)
+            skipped.add(name)
 
 
 def too_large(size: int) -> OSError:
-    """Why a file is not read."""
+    """The error for a file that is too large."""
     return OSError(0, f"{size} bytes are more than a picture of ingest.max_pixels needs")

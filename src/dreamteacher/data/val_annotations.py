@@ -1,4 +1,4 @@
-"""val_annotations.txt of Tiny ImageNet: the classes of val pictures, which lie in no folder of their class."""
+"""Tiny ImageNet's val_annotations.txt: the classes of val pictures, which are not in class folders."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ NAME = "val_annotations.txt"
 
 
 def take_val_annotations(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> list[str]:
-    """Give pictures beside such a file, or in images/ there, the class that stands behind their names, if a folder of others has it.
+    """Set the class of pictures beside such a file, or in images/ there, if a class folder of that name exists.
 
     Returns:
-        Those of the text files `lists` that gave a picture its class.
+        The text files among `lists` that set a class.
     """
     used = []
     classes = {cls for (cls,) in table.execute("SELECT DISTINCT class FROM files WHERE role = 'picture'")} if lists else set()

@@ -1,4 +1,4 @@
-"""Boxes of Pascal VOC: an .xml for each picture."""
+"""Pascal VOC boxes: one .xml per picture."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name
 
 
 def read(data: bytes) -> tuple[list[float], list[Row]]:
-    """([width, height], boxes): pixels count from 1 and the last belongs to the box (as in detectron2), so that 1..W is the whole width.
+    """([width, height], boxes). Pixels are 1-based and inclusive (as in detectron2), so that 1..W is the full width.
 
     Raises:
-        BadPicture: it cannot be understood.
+        BadPicture: the file cannot be parsed.
     """
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
         raise BadPicture("its .xml declares entities, which are not read")
@@ -37,7 +37,7 @@ def read(data: bytes) -> tuple[list[float], list[Row]]:
 
 
 def _between_pixels(first: float, last: float) -> tuple[float, float]:
-    """Where a span of pixels, which count from 1, begins and ends, either way round; of equal ones no extent, not a pixel."""
+    """The 0-based, half-open interval of an inclusive, 1-based span in either order; empty if both ends are equal."""
     if first == last:
         return first, first
     return (first - 1, last) if first < last else (first, last - 1)

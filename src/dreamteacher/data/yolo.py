@@ -1,4 +1,4 @@
-"""YOLO's files: data.yaml, and a text of boxes or polygons for each picture."""
+"""YOLO labels: data.yaml, and one text file of boxes or polygons per picture."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
 YAML = ("data.yaml", "data.yml", "dataset.yaml")
-OUTSIDE = 0.01  # of the picture, by which numbers may lie outside it
-BOX, CORNERS = 4, 8  # numbers of a box, and of one that is turned
-FEWEST = 3  # lines that tell poses from polygons
+TOLERANCE = 0.01  # fraction by which coordinates may lie outside the picture
+BOX, CORNERS = 4, 8  # numbers of a box, and of a rotated box
+MIN_LINES = 3  # lines needed to distinguish poses from polygons
 POSES = "YOLO's poses, which are not read; convert them to COCO's JSON"
 Line = tuple[int, list[float]]
 
 
 def read_yaml(tree: Tree, name: str) -> dict[str, object] | None:
-    """The content of a data.yaml, all values as text, as `no` and 1.0 are names of classes, too; None if there is no such file.
+    """The content of a data.yaml with all values as strings, as `no` and 1.0 may be class names; None if there is no such file.
 
     Raises:
-        yaml.YAMLError, ValueError: it is none.
+        yaml.YAMLError, ValueError: the file is invalid.
     """
     file = tree.open_text(name)
     if file is None:
@@ -38,10 +38,10 @@ def read_yaml(tree: Tree, name: str) -> dict[str, object] | None:
 
 
 def class_names(tree: Tree, lists: list[str]) -> list[str] | None:
-    """Those of data.yaml, obj.names or `lists`, which lie beside texts of boxes; None where there is none.
+    """Class names in data.yaml, else in obj.names or `lists` (files beside the labels); None if there are none.
 
     Raises:
-        UserError: a data.yaml names no classes, or keypoints; a list has an empty line; two name other classes by a number.
+        UserError: data.yaml has no classes, or has keypoints; a list has an empty line; two lists disagree.
     """
     for name in YAML:
         try:
@@ -90,12 +90,12 @@ def _names_of(stored: dict[str, object]) -> list[str]:
 
 
 def has_polygon(data: bytes) -> bool:
-    """Whether a text of YOLO has a line that is no box."""
+    """Whether a label file has a line that is not a box."""
     return any(len(line.split()) > 1 + BOX for line in data.decode("utf-8", "replace").splitlines())
 
 
 def why_no_yolo(data: bytes) -> str | None:
-    """What is wrong in a text that begins as labels of YOLO do; None of any other, and where nothing is."""
+    """The error in a file that begins like YOLO labels; None for valid and for other files."""
     try:
         list(read_lines(data))
     except BadPicture as error:
@@ -104,19 +104,19 @@ def why_no_yolo(data: bytes) -> str | None:
 
 
 def boxes_in(contents: list[bytes]) -> list[list[float]]:
-    """The numbers of the lines that are boxes."""
+    """The coordinates of all lines that are boxes."""
     return [values for data in contents for values in _numbers(data) if len(values) == BOX]
 
 
 def refuse_poses(contents: list[bytes], where: str) -> None:
-    """Refuse texts whose lines are a box and keypoints, which would be read as polygons: all lines are of one length, and their points lie
-    in their boxes (a polygon is no box), or each third number from then on is whether a keypoint is seen.
+    """Refuse pose labels (a box and keypoints in each line), which would be read as polygons: all lines have the same length, and their
+    points lie inside their boxes, or every third number is a visibility flag.
 
     Raises:
-        UserError: they are.
+        UserError: the labels are poses.
     """
     lines = [values for data in contents for values in _numbers(data)]
-    if len(lines) < FEWEST or len({len(values) for values in lines}) > 1 or len(lines[0]) <= CORNERS:
+    if len(lines) < MIN_LINES or len({len(values) for values in lines}) > 1 or len(lines[0]) <= CORNERS:
         return
     seen = (len(lines[0]) - BOX) % 3 == 0 and all(value in (0, 1, 2) for values in lines for value in values[BOX + 2 :: 3])
     if seen or ((len(lines[0]) - BOX) % 2 == 0 and all(_is_pose(values) for values in lines)):
@@ -124,14 +124,14 @@ def refuse_poses(contents: list[bytes], where: str) -> None:
 
 
 def _is_pose(values: list[float]) -> bool:
-    """Whether all points lie in the box, or at 0, 0, as those do that are not labelled."""
+    """Whether all points lie in the box, or at 0, 0 (not labelled)."""
     x, y, w, h = values[:BOX]
     points = zip(values[BOX::2], values[BOX + 1 :: 2], strict=True)
-    return all((abs(px - x) <= w / 2 + OUTSIDE and abs(py - y) <= h / 2 + OUTSIDE) or (px, py) == (0, 0) for px, py in points)
+    return all((abs(px - x) <= w / 2 + TOLERANCE and abs(py - y) <= h / 2 + TOLERANCE) or (px, py) == (0, 0) for px, py in points)
 
 
 def _numbers(data: bytes) -> Iterator[list[float]]:
-    """The numbers of each line behind its class; of what is no YOLO nothing."""
+    """The numbers after the class in each line; stops at a line that is not YOLO."""
     for line in data.decode("utf-8", "replace").splitlines():
         try:
             values = [float(word) for word in line.split()[1:]]
@@ -142,10 +142,10 @@ def _numbers(data: bytes) -> Iterator[list[float]]:
 
 
 def read_lines(data: bytes) -> Iterator[Line]:
-    """Class and numbers of the lines `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...` of a polygon, in fractions of the picture.
+    """(class, coordinates) of the lines `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...` for polygons, as fractions of the picture.
 
     Raises:
-        BadPicture: naming the first line that is neither.
+        BadPicture: naming the first invalid line.
     """
     try:
         lines = data.decode("utf-8-sig").splitlines()
@@ -161,6 +161,6 @@ def read_lines(data: bytes) -> Iterator[Line]:
             raise BadPicture(f"its .txt, line {number}: {line[:40]!r} is not a class number and numbers") from error
         if number_of_class < 0 or len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
             raise BadPicture(f"its .txt, line {number} has {len(words)} numbers; a line is `class cx cy w h`, or a class and a polygon")
-        if wrong := next((value for value in values if math.isfinite(value) and not -OUTSIDE <= value <= 1 + OUTSIDE), None):
+        if wrong := next((value for value in values if math.isfinite(value) and not -TOLERANCE <= value <= 1 + TOLERANCE), None):
             raise BadPicture(f"its .txt, line {number} holds {wrong:g}; numbers are fractions of the picture, from 0 to 1")
         yield number_of_class, values

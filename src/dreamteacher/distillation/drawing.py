@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.distillation.whitening import load_whitening
 from dreamteacher.report.figures import Panel, pca_colours
 from dreamteacher.stage import read_stage
@@ -46,7 +46,7 @@ def draw_features(images: ImageSet, shown: list[int], teacher: Path, backbone: P
     for index in shown:
         sample = images.read(index)
         extended = np.pad(sample.image, [(extension, extension), (extension, extension), (0, 0)], mode="reflect")
-        padded = whole(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
+        padded = full_image(math.lcm(32, generator.multiple))(replace(sample, image=extended, label=None))["image"][None].to(device)
         lesson = generator.teach(padded, StepRandom(0, index, 0, 1, device))
         image: np.ndarray = sample.image if not dreams(generator) else lesson.images[0].movedim(0, 2).mul(255).byte().cpu().numpy()
         pictures.append(image)

@@ -23,7 +23,7 @@ Whitening = Callable[[list[Tensor]], list[Tensor]]  # one (B, C_l, h_l, w_l) per
 Statistics = dict[str, dict[str, Tensor]]
 
 STATISTICS_FILE, MATRICES_FILE = "statistics.json", "statistics.safetensors"
-LEAST_SPREAD = 0.01  # minimum std of a channel, as a share of its tap's upper quartile
+MIN_SPREAD = 0.01  # minimum std of a channel, as a share of its tap's upper quartile
 
 
 def layernorm(maps: list[Tensor]) -> list[Tensor]:
@@ -38,7 +38,7 @@ def standardize(taps: list[Tap], statistics: Statistics) -> Whitening:
     this channel would outweigh all others.
     """
     measured = [[statistics[tap.name][key].float() for key in ("mean", "std")] for tap in taps]
-    measured = [[mean, std.clamp(min=LEAST_SPREAD * float(std.quantile(0.75)))] for mean, std in measured]
+    measured = [[mean, std.clamp(min=MIN_SPREAD * float(std.quantile(0.75)))] for mean, std in measured]
     moved = _beside_maps(measured)
     return lambda maps: [standardize_whitening(m, *moved(place, m)) for place, m in enumerate(maps)]
 

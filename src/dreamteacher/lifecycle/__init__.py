@@ -1,1 +1,1 @@
-"""The life of a registered model: its versions, what a new one must show, promotion and rollback."""
+"""Life cycle of a registered model: versions, promotion gates, promotion and rollback."""

@@ -1,4 +1,4 @@
-"""What a new model must show before it becomes champion."""
+"""The gates that a new model must pass before it becomes champion."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import onnxruntime
 
 from dreamteacher.onnx_files import INPUT
 
-ROUNDS = 3  # of timing; the best counts, since other work on the machine disturbed it least
-TRIES, PAUSE = 5, 20.0  # a model that looks too slow is timed again some seconds later, in case other work outlasted the rounds
+ROUNDS = 3  # of timing; the best is used, as it is least disturbed by other load
+TRIES, PAUSE = 5, 20.0  # seconds; a model that seems too slow is timed again later, in case of other load
 
 
 @dataclass(frozen=True)
 class Check:
-    """One gate: what was measured, what is asked for, and both in words."""
+    """The result of a gate: measured value, limit, and both in words."""
 
     name: str
     passed: bool
@@ -31,7 +31,7 @@ class Check:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """A figure over the seeds of one initialisation: mean, sample standard deviation (0 for one seed), how many there are."""
+    """A metric over the seeds of an initialisation: mean, sample standard deviation (0 for one seed), number of seeds."""
 
     mean: float
     std: float
@@ -39,16 +39,16 @@ class OverSeeds:
 
 
 def check_floor(name: str, figure: str, values: Sequence[float], floor: float) -> Check:
-    """The mean of `values`, of as many seeds, is at least `floor`."""
+    """Gate: the mean of `values`, one per seed, is at least `floor`."""
     value = fmean(values)
     return Check(name, value >= floor, value, floor, f"{figure} {value:.4f}, at least {floor:g}")
 
 
 def check_regression(name: str, figure: str, values: Sequence[float], champion: OverSeeds, z: float) -> Check:
-    """The mean of `values`, of n seeds, is at least that of the champion's m less `z` standard errors of their difference.
+    """Gate: the mean of `values` over n seeds is at least the champion's mean over m seeds less `z` standard errors of the difference.
 
-    The error is that of two models alike, s sqrt(1/n + 1/m), with s of the champion alone: a model must not widen by its own scatter
-    what is allowed to it. With one seed of the champion nothing is known of the spread, and no loss is allowed.
+    The standard error is s sqrt(1/n + 1/m), with the champion's standard deviation s for both, so that a model cannot widen its tolerance
+    by its own variance. If the champion has one seed, s is 0 and no loss is allowed.
     """
     error = champion.std * (1 / len(values) + 1 / champion.count) ** 0.5
     value, limit = fmean(values), champion.mean - z * error
@@ -57,15 +57,15 @@ def check_regression(name: str, figure: str, values: Sequence[float], champion: 
 
 
 def check_parity(parity: float, tolerance: float) -> Check:
-    """onnxruntime computes what torch does."""
+    """Gate: onnxruntime and torch agree within `tolerance`."""
     return Check("parity", parity <= tolerance, parity, tolerance, f"|onnxruntime - torch| {parity:.2g}, at most {tolerance:g}")
 
 
 def check_latency(model: Path, size: int, budget_ms: float, runs: int) -> Check:
-    """The median time of one `size` x `size` picture in onnxruntime on this CPU, the best of three rounds of `runs`.
+    """Gate: median time of one `size` x `size` picture in onnxruntime on this CPU, best of ROUNDS rounds of `runs`.
 
-    Over the budget it is measured again, up to TRIES times, and the best of all counts. onnxruntime gets as many threads as torch, which
-    OMP_NUM_THREADS names in a pod; its own default is the node's cores.
+    Over the budget it is measured again, up to TRIES times; the best is used. onnxruntime gets torch's number of threads, which pods set by
+    OMP_NUM_THREADS; its own default is the node's cores.
     """
     import torch
 

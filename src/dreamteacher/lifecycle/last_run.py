@@ -1,6 +1,6 @@
-"""When something last ran that MLflow knows of: whether the schedule of retraining is alive.
+"""Age of the newest MLflow run, to monitor whether scheduled retraining still runs.
 
-Every scheduled run leaves runs in MLflow, those that find nothing new too (`fetch-data`, `ingest`, `compare-data`).
+Every scheduled run is logged to MLflow, also without new data (`fetch-data`, `ingest`, `compare-data`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dreamteacher.outages import patient
 
 @patient
 def last_run(experiment: str, within_days: float | None = None) -> str:
-    """The newest run of `experiment` and when it began, in words.
+    """The newest run of `experiment` and its start time, in words.
 
     Raises:
-        UserError: there is no such experiment, it has no run, MLflow does not answer, or the run began more than `within_days` ago.
+        UserError: the experiment does not exist or has no run, MLflow does not answer, or the run began more than `within_days` ago.
     """
     with registry_client() as client:
         found = client.get_experiment_by_name(experiment)

@@ -1,8 +1,8 @@
-"""Which version of a registered model is served: the aliases challenger, champion and previous, and what each was made from.
+"""The aliases challenger, champion and previous of a registered model, and the lineage of its versions.
 
-`publish` makes a version challenger. Promotion makes it champion and the champion before it previous; rollback exchanges those two.
-A version is never deleted. What the next retraining starts from (see LINEAGE) lies beside the version, in the artifacts of its run.
-While MLflow does not answer, the functions wait (see `outages`); each may be called again after it broke off.
+`publish` sets challenger. Promotion sets champion, and previous to the former champion; rollback swaps these two. Versions are never
+deleted. The inputs of the next retraining (see LINEAGE) are stored in the artifacts of a version's run. During an outage of MLflow the
+functions wait (see `outages`); all can be repeated after an interruption.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-LEAVING = "leaving"  # the champion that a rollback takes down, until it is previous
+LEAVING = "leaving"  # the champion that is being rolled back, until it becomes previous
 LINEAGE = ("data", "teacher", "features", "evaluation")  # stage outputs; of the data set only MANIFEST and stage.json, which has its sha256
 MANIFEST = "manifest.csv"
 
 
 @dataclass(frozen=True)
 class Served:
-    """The versions that bear the aliases now."""
+    """The versions with the aliases champion and previous."""
 
     champion: str | None
     previous: str | None
@@ -40,7 +40,7 @@ class Served:
 
 @patient
 def choose(name: str, *, version: str | None = None, sha256: str | None = None) -> str:
-    """The number of the version that is `version`, or whose file has `sha256`, or else of the challenger.
+    """The number of a version: `version`, else that of the file with `sha256`, else the challenger.
 
     Raises:
         UserError: there is no such version, the challenger was refused, or MLflow does not answer.
@@ -70,11 +70,10 @@ def choose(name: str, *, version: str | None = None, sha256: str | None = None) 
 
 @patient
 def promote(name: str, *, version: str, compared_with: str | None = None) -> Served:
-    """Make `version` of the model `name` champion, and the champion before it previous; it is neither challenger nor refused any more.
+    """Make `version` of the model `name` champion and the former champion previous; remove its alias challenger and its tag refused.
 
-    Once more with the same version changes nothing; after an interruption it can be called again. With `compared_with`, the champion
-    that `version` was held against ("": there was none), nothing changes if another is champion now. (MLflow cannot exchange an alias on
-    a condition: two promotions within the same second both find the champion that they know.)
+    Idempotent. With `compared_with`, the champion with which `version` was compared ("" for none), nothing changes if another version is
+    champion now. (MLflow has no conditional update of aliases, so two promotions within a second may both succeed.)
 
     Raises:
         UserError: there is no such version, or MLflow does not answer.
@@ -100,7 +99,7 @@ def promote(name: str, *, version: str, compared_with: str | None = None) -> Ser
 
 @patient
 def rollback(name: str) -> Served:
-    """Exchange champion and previous of the model `name`. After an interruption it can be called again, and finishes.
+    """Swap champion and previous of the model `name`. After an interruption, a repeated call completes it.
 
     Raises:
         UserError: there is no such model or no previous version, or MLflow does not answer.
@@ -122,7 +121,7 @@ def rollback(name: str) -> Served:
 
 @patient
 def refuse(name: str, version: str, reason: str) -> Served:
-    """Write on `version` of `name`, as its tag `refused`, why it is not promoted. It keeps its alias.
+    """Store `reason` in the tag `refused` of `version`. It keeps its alias.
 
     Raises:
         UserError: MLflow does not answer.
@@ -134,10 +133,10 @@ def refuse(name: str, version: str, reason: str) -> Served:
 
 @patient
 def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: str) -> None:
-    """Store what `version` was made from, LINEAGE by name, in the artifacts of its run. Once more does nothing.
+    """Store the lineage of `version`, {name in LINEAGE: folder}, in the artifacts of its run. Idempotent.
 
     Raises:
-        UserError: `digest`, of the evaluation, is not that which it was published with, or MLflow does not take them.
+        UserError: `digest`, of the evaluation, differs from that of the published version, or MLflow rejects the artifacts.
     """
     with registry_client() as client:
         chosen = client.get_model_version(name, version)
@@ -151,12 +150,12 @@ def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: s
             client.log_artifact(run, str(folders["data"] / file), f"{place}/data")
         for part in LINEAGE[1:]:
             client.log_artifacts(run, str(folders[part]), f"{place}/{part}")
-        client.set_model_version_tag(name, version, "lineage", place)  # last: it is whole
+        client.set_model_version_tag(name, version, "lineage", place)  # last: marks it complete
 
 
 @patient
 def has_lineage(name: str, version: str) -> bool:
-    """Whether what `version` of `name` was made from is stored with it.
+    """Whether the lineage of `version` is stored.
 
     Raises:
         UserError: MLflow does not answer.
@@ -167,14 +166,15 @@ def has_lineage(name: str, version: str) -> bool:
 
 @patient
 def fetch_champion(name: str, out: Path) -> str | None:
-    """Write what a retraining begins with to the empty or missing folder `out`: the champion's LINEAGE and champion.json (its version
-    and init), and known/manifest.csv, of the data of the newest version that is champion, previous or refused. What led to a version
-    about which nothing was decided is not known: it is to be learnt from again.
+    """Write the inputs of a retraining to the empty or missing folder `out`.
 
-    Returns the champion's version; None, and nothing of it is written, when there is none yet.
+    These are the champion's LINEAGE, champion.json (its version and init), and known/manifest.csv: the manifest of the newest version that
+    is champion, previous or refused. Pictures behind an undecided version count as new.
+
+    Returns the champion's version, or None if there is no champion (then at most known/ is written).
 
     Raises:
-        UserError: the champion has no lineage, what is stored is damaged, or MLflow does not answer.
+        UserError: the champion has no lineage, stored artifacts are damaged, or MLflow does not answer.
     """
     out.mkdir(parents=True, exist_ok=True)
     if missing_database():
@@ -214,26 +214,26 @@ def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path)
 
 
 def run_of(version: ModelVersion) -> str:
-    """The id of the run in whose artifacts lies what is stored with `version`."""
+    """The id of the run that holds the artifacts of `version`."""
     assert version.run_id, "publish registers from a run"
     return version.run_id
 
 
-def about(champion: Path) -> dict[str, Any]:
-    """What the folder that `fetch_champion` made says of the champion: name, version, init, and that init's figures over seeds."""
+def champion_facts(champion: Path) -> dict[str, Any]:
+    """Name, version and init of the champion, and the metrics of that init over seeds, from the output of `fetch_champion`."""
     facts: dict[str, Any] = json.loads((champion / "champion.json").read_text())
     figures = json.loads((champion / "evaluation" / "metrics.json").read_text())
     return facts | figures.get(facts["init"], {})
 
 
 def part(champion: str, name: str) -> Path | None:
-    """One of LINEAGE, or known, in the folder that `fetch_champion` made; None when there is none yet."""
+    """The folder of a part of LINEAGE, or known, in the output of `fetch_champion`; None if it is missing."""
     folder = Path(champion) / name
     return folder if folder.is_dir() else None
 
 
-def start_of(champion: Any, name: str) -> dict[str, str]:
-    """The input `start` of a stage, by a KFP artifact that holds what `fetch_champion` made, or None; empty when there is no champion."""
+def start_input(champion: Any, name: str) -> dict[str, str]:
+    """The input `start` of a stage from the KFP artifact of `fetch_champion` (or None); {} without a champion."""
     folder = part(champion.path, name) if champion else None
     return {"start": str(folder)} if folder else {}
 
@@ -244,10 +244,10 @@ def _served(client: MlflowClient, name: str) -> Served:
 
 
 def registered_model(client: MlflowClient, name: str) -> RegisteredModel:
-    """The model `name`.
+    """The registered model `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: it does not exist.
     """
     found = client.search_registered_models(f"name = '{name}'")
     if not found:
@@ -256,13 +256,13 @@ def registered_model(client: MlflowClient, name: str) -> RegisteredModel:
 
 
 def aliases_of(model: RegisteredModel) -> dict[str, str]:
-    """{alias: number of the version}."""
+    """{alias: version number}."""
     return {alias: str(version) for alias, version in model.aliases.items()}
 
 
 @contextmanager
 def registry_client() -> Iterator[MlflowClient]:
-    """A client of the registry, which makes no database; what it raises in the block becomes a UserError of one line."""
+    """A registry client that does not create a database; errors in the block become a one-line UserError."""
     if file := missing_database():
         raise UserError(
             f"there is no {file}, so no stage has been tracked here; start in the project's folder, or name MLflow's server in "

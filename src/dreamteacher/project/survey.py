@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from dreamteacher.data.formats import FORMATS, SUFFIXES
-from dreamteacher.data.items import TASKS, Found, PassedOver
+from dreamteacher.data.items import TASKS, Found, Skipped
 from dreamteacher.data.names import read_list
 from dreamteacher.data.shard_source import are_shards
 from dreamteacher.data.sources import find
@@ -125,7 +125,7 @@ def _more_than_can_be_listed(source: str, seconds: float) -> int:
 def _names(source: str) -> Iterator[str]:
     """Names of files below a folder or an address, or of the lines of a list."""
     if "://" in source:
-        return Prefix(source).pictures(PassedOver())
+        return Prefix(source).pictures(Skipped())
     return walk(source) if Path(source).is_dir() else (name for name, *_ in read_list(Path(source)))
 
 
@@ -165,9 +165,9 @@ def _examine(found: Survey, end: float) -> None:
 
 
 def _remarks(found: Survey, what: Found) -> Iterator[str]:
-    if not found.task and (like := what.passed_over.words(set(LABEL_LIKE))):
+    if not found.task and (like := what.skipped.words(set(LABEL_LIKE))):
         yield f"may be labels in a form that is not read: {like}; {READ}"
-    elif others := what.passed_over.words():
+    elif others := what.skipped.words():
         yield f"files that are no pictures: {others}"
     if what.counts["left_out_as_test"]:
         yield f"test split: {what.counts['left_out_as_test']:,} pictures, which are left out"

@@ -1,1 +1,1 @@
-"""The HTML page of a run, and the figures, plots and tables that stages leave for it."""
+"""The HTML report of a run, and the figures, plots and tables that stages write."""

@@ -1,4 +1,4 @@
-"""What `dreamteacher assess` predicted before anything was pretrained, beside what came."""
+"""Predictions of `dreamteacher assess` compared with the results of the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ASSESSMENT = "assess.json"
 
 
 def assessment(run: Run) -> dict[str, Any]:
-    """The verdict that was given, and two tables: predicted and measured gains, predicted and measured times; {} without an assessment."""
+    """The verdict of the assessment, and tables of predicted and measured gains and times; {} without an assessment."""
     predicted = run.found["assess"].json(ASSESSMENT) if "assess" in run.found else {}
     if not predicted:
         return {}
@@ -30,11 +30,11 @@ def assessment(run: Run) -> dict[str, Any]:
 
 
 def _gains(run: Run, predicted: dict[str, Any]) -> Table:
-    """A row for scratch, whose figure was predicted, and one for the gain of each other initialisation."""
+    """Predicted and measured metric of scratch, and gain of each other initialisation."""
     same = predicted["figure"] == run.figure
     scratch = [float(row[run.figure]) for row in run.models if row["init"] == REFERENCE] if same else []
-    came = f"{100 * fmean(scratch):.1f}" if scratch else "not measured"
-    rows = [[REFERENCE, f"{100 * predicted['scratch']:.1f}", "", came, ""]]
+    measured = f"{100 * fmean(scratch):.1f}" if scratch else "not measured"
+    rows = [[REFERENCE, f"{100 * predicted['scratch']:.1f}", "", measured, ""]]
     for init, each in predicted["prediction"].items():
         gain = gain_over(run.models, run.figure, init, REFERENCE) if same else None
         between = f"{points(each['low'])} to {points(each['high'])}"
@@ -45,7 +45,7 @@ def _gains(run: Run, predicted: dict[str, Any]) -> Table:
 
 
 def _costs(run: Run, stages: list[dict[str, Any]]) -> Table:
-    """Predicted and measured seconds of each stage, of which all seeds are one."""
+    """Predicted and measured time of each stage, summed over seeds."""
     rows = []
     for each in stages:
         stage = each["name"].split()[0]

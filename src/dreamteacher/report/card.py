@@ -1,4 +1,4 @@
-"""The model card of a published model: what it is, its figures beside training from scratch, its data, and how to serve it."""
+"""The model card of a published model: task, metrics compared with training from scratch, data, serving."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from dreamteacher.report.summary import headline, markdown, spread, table
 
-LENGTH = 5000  # characters that MLflow's databases hold of a description
-CLASSES = 20  # named in the first line
+LENGTH = 5000  # maximum characters of a description in MLflow's databases
+CLASSES = 20  # at most named in the first line
 OF_CLASSES = {
     "miou": ("iou", "IoU"),
     "top1": ("accuracy", "Accuracy"),
     "ap": ("ap", "AP"),
     "map": ("ap", "AP"),
-}  # the figure of a single class and its name, by that of all
+}  # metric -> (key, name) of its per-class metric
 ABOUT = (
     "`dreamteacher publish` makes the versions of this model; each has a model card. The alias `champion` says which version to serve, "
     "`challenger` which was published last, `previous` which was champion before. `dreamteacher promote` and `rollback` move the aliases."
@@ -107,5 +107,5 @@ def _pictures(contract: Mapping[str, str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that does not end a cell of a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return text.replace("|", "\\|")

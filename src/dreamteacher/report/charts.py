@@ -1,4 +1,4 @@
-"""Plots as SVG for a page in light and dark: lines and words take the page's colours, words its font."""
+"""SVG plots for a page with light and dark theme: they use the page's colours and font."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from dreamteacher.report.paired import Gain
 
 Points = Sequence[tuple[float, float]]
-# Colours that stand for those of the page's style sheet; matplotlib writes them into the file, where they are replaced.
+# Placeholder colours in matplotlib's output, which are replaced by variables of the page's style sheet.
 INK, FAINT = "#010203", "#010204"
 SERIES = [f"#0102{16 + i:02x}" for i in range(8)]
 _COLOURS = {INK: "var(--ink)", FAINT: "var(--line)"} | {colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)}
-WIDTH = 5.2  # inches, which a phone shows without making words too small
+WIDTH = 5.2  # inches; text stays readable on a phone
 _STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -41,7 +41,7 @@ _STYLE: Any = {
 
 
 def curves(named: Mapping[str, Points], x: str, y: str) -> Markup:
-    """Lines through points (x, y) by name; more than there are colours share them."""
+    """Line plot of named series of points (x, y); colours repeat."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _open(2.9)
         for i, (name, points) in enumerate(named.items()):
@@ -55,7 +55,7 @@ def curves(named: Mapping[str, Points], x: str, y: str) -> Markup:
 
 
 def strips(values: Mapping[str, Sequence[float]], x: str) -> Markup:
-    """For each name a line: its values in per cent as dots, their mean as a bar across."""
+    """Strip plot: for each name its values in per cent as dots, and their mean as a bar."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _lines(list(values))
         for place, of_name in enumerate(values.values()):
@@ -68,7 +68,7 @@ def strips(values: Mapping[str, Sequence[float]], x: str) -> Markup:
 
 
 def intervals(gains: Sequence[Gain], x: str) -> Markup:
-    """For each gain a line: its mean as a dot, in points, and its 95 % interval; nothing gained is a line through all."""
+    """Interval plot: for each gain its mean in points and its 95 % interval, with a line at 0."""
     colours = {"gain": SERIES[2], "loss": SERIES[1]}
     with matplotlib.rc_context(_STYLE):
         figure, axes = _lines([gain.init for gain in gains])
@@ -91,7 +91,7 @@ def _open(height: float) -> tuple[Figure, Axes]:
 
 
 def _lines(names: list[str]) -> tuple[Figure, Axes]:
-    """Axes with a line for each name, the first on top."""
+    """Axes with a row for each name, the first on top."""
     figure, axes = _open(0.9 + 0.36 * len(names))
     axes.set_yticks(range(len(names)), [name if len(name) <= 24 else f"{name[:23]}…" for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -100,7 +100,7 @@ def _lines(names: list[str]) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, words: str) -> Markup:
-    """The figure as an element of a page; `words` say what it shows to those who do not see it."""
+    """The figure as an SVG element; `words` are its accessible label."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": words}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -108,7 +108,7 @@ def _svg(figure: Figure, words: str) -> Markup:
     text = re.sub(r"<(metadata|style).*?</\1>| xmlns(:xlink)?=\"[^\"]*\"", "", text[text.index("<svg") :], flags=re.DOTALL)
     for colour, variable in _COLOURS.items():
         text = text.replace(colour, variable)
-    key = hashlib.sha256(words.encode()).hexdigest()[:8]  # a page holds several, whose ids must differ
+    key = hashlib.sha256(words.encode()).hexdigest()[:8]  # ids must be unique in a page
     for before in ('id="', 'href="#', "url(#"):
         text = text.replace(before, f"{before}{key}-")
     return Markup(text.replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(words), 1))

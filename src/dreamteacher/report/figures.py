@@ -1,4 +1,4 @@
-"""Pictures for people, with the same bytes each time: overlays, feature maps in colour, a bar chart."""
+"""PNG figures, reproducible to the byte: overlays, feature maps as colours, bar charts, curves."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-Panel = tuple[str, np.ndarray | None]  # title, uint8 RGB (H, W, 3) or nothing
-SIDE = 2.2  # inches of a panel
+Panel = tuple[str, np.ndarray | None]  # title, uint8 RGB (H, W, 3) or None
+SIDE = 2.2  # inches per panel
 
 
 def save_panels(rows: Sequence[Sequence[Panel]], path: Path) -> None:
-    """Rows of titled pictures as a PNG; all rows have the same length."""
+    """Save a grid of titled pictures as a PNG; all rows have the same length."""
     first = next(image for _, image in rows[0] if image is not None)
     across = SIDE * min(2.0, max(0.5, first.shape[1] / first.shape[0]))
     lines = 1 + max(title.count("\n") for panels in rows for title, _ in panels)
     above = 0.1 + 0.14 * lines  # inches for the titles
     tall = (SIDE + above) * len(rows)
     figure = Figure(figsize=(across * len(rows[0]), tall))
-    # Placed by hand, since matplotlib's own layouts draw everything twice.
+    # Explicit margins, since matplotlib's layout engines draw everything twice.
     figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=1 - above / tall, wspace=0.03, hspace=above / SIDE)
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, panels in zip(grid, rows, strict=True):
@@ -34,11 +34,11 @@ def save_panels(rows: Sequence[Sequence[Panel]], path: Path) -> None:
 
 
 def pca_colours(reference: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The three main directions of `reference` as red, green and blue, of it and of `others`.
+    """The first three principal components of `reference` as RGB, for `reference` and `others`.
 
-    Both hold maps `(C, h, w)` of the same features, of any sizes. Colours are comparable between all of them: they span the
-    middle 96 % of the reference's values. Directions and span are those of the reference without the outer eighth of each side, where
-    the padding of convolutions would outweigh all that the picture shows. Returns uint8 `(h, w, 3)` each.
+    Both are lists of maps `(C, h, w)` of the same features, of any sizes. Components and colour range (the middle 96 % of values) are
+    fitted to the reference without the outer eighth of each side, where the padding of convolutions dominates, and applied to all maps, so
+    that colours are comparable. Returns uint8 `(h, w, 3)` each.
     """
     flat = np.concatenate([_inner(maps).reshape(len(maps), -1).T for maps in reference]).astype(np.float64)
     mean = flat.mean(0)
@@ -59,7 +59,7 @@ def _inner(maps: np.ndarray) -> np.ndarray:
 
 
 def save_bars(values: dict[str, list[float]], label: str, path: Path) -> None:
-    """A bar for each name: the mean of its values in per cent, their sample standard deviation, and each value as a dot."""
+    """Save a bar chart: for each name the mean of its values in per cent, their sample standard deviation, and each value as a dot."""
     figure = Figure(figsize=(1.2 + 0.9 * len(values), 3.2), layout="constrained")
     axes = figure.subplots()
     for place, of_name in enumerate(values.values()):
@@ -75,7 +75,7 @@ def save_bars(values: dict[str, list[float]], label: str, path: Path) -> None:
 
 
 def save_curves(panels: dict[str, dict[str, list[tuple[float, float]]]], x: str, marked: float, path: Path) -> None:
-    """Side by side, by the title of each panel: named curves of (x, y) points; `x` is the axis' label, a line stands at `marked`."""
+    """Save panels {title: {name: [(x, y)]}} of curves side by side; `x` is the axis label, a vertical line is drawn at `marked`."""
     figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, points in curves.items():
@@ -88,7 +88,7 @@ def save_curves(panels: dict[str, dict[str, list[tuple[float, float]]]], x: str,
 
 
 def _drawable(text: str) -> str:
-    """`text` with `<U+1F98A>` for each character without a glyph in matplotlib's font, which would draw the same box for all of them."""
+    """`text` with `<U+1F98A>` for each character that matplotlib's font lacks, which would otherwise be drawn as the same box."""
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     return "".join(each if each.isspace() or font.get_char_index(ord(each)) else f"<U+{ord(each):04X}>" for each in text)
 

@@ -1,4 +1,4 @@
-"""What a constant prediction scores: below it, a model has learnt nothing from the pictures."""
+"""The score of a constant prediction, a lower bound for a useful model."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Floor:
-    """A figure in [0, 1], and which prediction has it."""
+    """A metric in [0, 1], and the prediction that scores it, in words."""
 
     value: float
     words: str
 
 
 def constant_prediction(figure: str, report: Mapping[str, Any]) -> Floor | None:
-    """The figure on the validation split of always predicting the class that most train labels have; None: it is not known here.
+    """The metric of always predicting the most frequent train class, on the validation split; None if it is not known.
 
     Args:
-        figure: miou, top1 or ap; of any other nothing is known.
-        report: ingest's report.json; its counts of masks' pixels are those of the stored pictures.
+        figure: miou, top1 or ap; others are not supported.
+        report: ingest's report.json; its pixel counts are those of the stored masks.
     """
     if figure == "ap":
         return Floor(0.0, "no box at all")
@@ -31,6 +31,6 @@ def constant_prediction(figure: str, report: Mapping[str, Any]) -> Floor | None:
         return None
     of_train = train if any(train.values()) else val
     chosen = max(of_train, key=lambda name: of_train[name])
-    share = val.get(chosen, 0) / total  # accuracy of predicting this class everywhere, and its IoU; the IoU of all others is 0
+    share = val.get(chosen, 0) / total  # accuracy of predicting this class everywhere, and its IoU; all other IoUs are 0
     classes = sum(count > 0 for count in val.values()) if figure == "miou" else 1
     return Floor(share / classes, f"“{chosen}” everywhere" if figure == "miou" else f"always “{chosen}”")

@@ -1,24 +1,24 @@
-"""What was learnt on the way: teachers and their samples, recipes and how well they regress the teacher's features, fine-tuning."""
+"""Training sections of the report: teachers and samples, recipes and explained variance, fine-tuning."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from dreamteacher.data.drawing import class_colours, colours_in_turn
+from dreamteacher.data.drawing import class_colours, cycled_colours
 from dreamteacher.report.charts import curves
 from dreamteacher.report.pictures import Album
 from dreamteacher.report.records import CLASSES
 from dreamteacher.report.run import Output, Run, Table
 
-MAPS, OVERLAYS, SAMPLES = 4, 12, 1  # pictures of each recipe, comparison and teacher at most
-COLLAPSED = 0.02  # below this spread of embeddings all pictures look the same to the backbone
+MAPS, OVERLAYS, SAMPLES = 4, 12, 1  # maximum pictures per recipe, comparison and teacher
+COLLAPSED = 0.02  # embedding spread below which the backbone has collapsed
 VARIANCE, WITHIN = "explained_variance", "explained_within"
-PART = re.compile(rf"(ev|{VARIANCE})_(.+)")  # of a tap, or of a teacher of a team
+PART = re.compile(rf"(ev|{VARIANCE})_(.+)")  # metric of a tap, or of a teacher of a team
 
 
 def teachers(run: Run, album: Album) -> list[dict[str, Any]]:
-    """For each teacher its facts, the curve of its loss, and pictures that it made."""
+    """Facts, loss curve and samples of each teacher."""
     return [_teacher(name, output, album) for name, output in run.below("teachers").items()]
 
 
@@ -38,17 +38,17 @@ def _teacher(name: str, output: Output, album: Album) -> dict[str, Any]:
         "name": name,
         "facts": {key: value for key, value in facts.items() if value},
         "curve": curves({name: points}, "step", "loss") if len(points) > 1 else None,
-        "samples": album.take_all(output.pictures("samples.png")[:SAMPLES], f"Samples of the teacher {name}, grid"),
+        "samples": album.add_all(output.pictures("samples.png")[:SAMPLES], f"Samples of the teacher {name}, grid"),
     }
 
 
 def recipes(run: Run, album: Album) -> dict[str, Any]:
-    """Of the recipes without labels: a table, the curves of explained variance, that by tap, and the teacher's and student's features."""
+    """Recipes without labels: table, curves, explained variance by tap, and feature maps of teacher and student."""
     outputs = {name: output for name, output in run.below("backbones").items() if output.record["stage"] == "distill-features"}
     explained = {name: output.curve(VARIANCE) for name, output in outputs.items()}
     losses = {name: output.curve("loss") for name, output in outputs.items()}
     shown = {name: points for name, points in explained.items() if len(points) > 1}
-    maps = {name: album.take_all(run.evaluation.pictures(f"pca/{name}_*.png")[:MAPS], f"Features, {name}, picture")
+    maps = {name: album.add_all(run.evaluation.pictures(f"pca/{name}_*.png")[:MAPS], f"Features, {name}, picture")
             for name in outputs} if run.evaluation else {}  # fmt: skip
     return {
         "table": Table(
@@ -82,7 +82,7 @@ def _recipe(name: str, output: Output, run: Run) -> list[str]:
 
 
 def _parts(outputs: dict[str, Output]) -> Table | None:
-    """Explained variance by tap, or by teacher of a team, a row for each recipe."""
+    """Explained variance by tap, or by teacher of a team; a row per recipe."""
     parts = {name: {match[2]: value for key, value in output.metrics.items() if (match := PART.fullmatch(key))}
              for name, output in outputs.items()}  # fmt: skip
     columns = list(dict.fromkeys(part for of_recipe in parts.values() for part in of_recipe))
@@ -95,7 +95,7 @@ def _parts(outputs: dict[str, Output]) -> Table | None:
 
 
 def label_recipes(run: Run) -> Table | None:
-    """Of the recipes with labels, a row for each seed: last losses of the interpreter and of the distillation, and what the first reads."""
+    """Recipes with labels, a row per seed: final losses of interpreter and distillation, and the interpreter's metric."""
     rows = []
     for place, output in run.below("backbones").items():
         if output.record["stage"] == "distill-labels":
@@ -111,7 +111,7 @@ def label_recipes(run: Run) -> Table | None:
 
 
 def fine_tuning(run: Run, album: Album) -> dict[str, Any]:
-    """The curves of fine-tuning, their means over seeds, and pictures with truth and predictions."""
+    """Loss curves of fine-tuning, averaged over seeds, and pictures with truth and predictions."""
     if not run.evaluation:
         return {}
     named = {init: run.evaluation.curve(init, "finetune_loss.csv") for init in run.results}
@@ -119,18 +119,18 @@ def fine_tuning(run: Run, album: Album) -> dict[str, Any]:
     return {
         "curve": curves(shown, "step", "loss of fine-tuning") if shown else None,
         "legend": _legend(run.description),
-        "overlays": album.take_all(run.evaluation.pictures("overlays/*.png")[:OVERLAYS], "Validation picture"),
+        "overlays": album.add_all(run.evaluation.pictures("overlays/*.png")[:OVERLAYS], "Validation picture"),
     }
 
 
 def _legend(description: dict[str, Any]) -> list[tuple[str, str]]:
-    """The classes whose colours the pictures show, with these; none where colours are of something else."""
+    """[(class, colour)] of the pictures; empty for tasks whose colours do not encode classes."""
     named = description.get("classes", [])[:CLASSES]
     match description.get("task"):
         case "segmentation":
             colours = class_colours(named)
         case "detection":
-            colours = colours_in_turn(len(named))
+            colours = cycled_colours(len(named))
         case _:
             return []
     return [(name, f"#{colour.tobytes().hex()}") for name, colour in zip(named, colours, strict=False) if colour.any()]

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs no other file and asks no server: pictures, plots and style sheet are inside."""
+"""The report of a run as one self-contained HTML page, with pictures, plots and style sheet embedded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dreamteacher.report.pictures import Album
 from dreamteacher.report.run import Run
 from dreamteacher.report.verdict import comparison
 
-ROOM = 2_400_000  # bytes of the page that pictures may take
+MAX_PICTURE_BYTES = 2_400_000  # budget of all pictures in a page
 
 
 def render(run: Run) -> str:
-    """The page of `run`, under the name of its source of pictures; whatever users named (files, classes, recipes) is escaped."""
-    album = Album(ROOM)
+    """The HTML page of `run`, titled by its data source; all names given by users are escaped."""
+    album = Album(MAX_PICTURE_BYTES)
     sections: dict[str, Any] = {
         "comparison": comparison(run),
         "assessment": assessment(run),
@@ -49,5 +49,5 @@ def _templates() -> Environment:
 
 
 def _code(text: str) -> Markup:
-    """Escaped text, with what stands between backticks as code."""
+    """Escape text, and render text between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -1,4 +1,4 @@
-"""How much one initialisation gains over another, over paired draws of labels: evaluate's per_model.csv, in words."""
+"""Paired gains of an initialisation over another, from evaluate's per_model.csv."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-Row = dict[str, Any]  # of per_model.csv: init, seed, and figures in [0, 1]
+Row = dict[str, Any]  # of per_model.csv: init, seed, and metrics in [0, 1]
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The mean of `init` - `reference` over `pairs` seeds, in [-1, 1], and the half width of its 95 % interval; nan for one pair."""
+    """mean: of `init` less the reference over `pairs` seeds, in [-1, 1]. half: half width of its 95 % interval; nan for one pair."""
 
     init: str
-    reference: str
     mean: float
     half: float
     pairs: int
 
     @property
     def verdict(self) -> Literal["gain", "loss", "no gain beyond the spread", "one pair"]:
-        """Whether the interval excludes 0, and on which side it lies."""
+        """gain or loss if the interval excludes 0."""
         if math.isnan(self.half):
             return "one pair"
         if abs(self.mean) <= self.half:
@@ -38,21 +37,21 @@ class Gain:
 
 
 def gain_over(rows: Sequence[Row], figure: str, init: str, reference: str) -> Gain | None:
-    """The gain of `init` over `reference`, which drew the same labels, over seeds that both have; its 95 % interval is Student's t.
+    """The gain of `init` over `reference` on their common seeds (same draws of labels), with Student's 95 % interval.
 
-    One pair has no interval: its half width is nan. None without a pair.
+    The half width is nan for one pair. None without a pair.
     """
     by_seed = {(row["init"], int(row["seed"])): float(row[figure]) for row in rows if row.get(figure) not in (None, "")}
     pairs = [(value, by_seed[reference, seed]) for (name, seed), value in by_seed.items() if name == init and (reference, seed) in by_seed]
     gains = [value - other for value, other in pairs]
     if len(gains) < 2:
-        return Gain(init, reference, gains[0], math.nan, 1) if gains else None
+        return Gain(init, gains[0], math.nan, 1) if gains else None
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(gains) - 1)) * stdev(gains) / len(gains) ** 0.5
-    return Gain(init, reference, fmean(gains), half, len(gains))
+    return Gain(init, fmean(gains), half, len(gains))
 
 
 def points(value: float) -> str:
-    """A difference of figures in [0, 1] as points of per cent with its sign: `+2.3`, `−0.4`."""
+    """A difference of metrics in [0, 1] in percentage points with its sign: `+2.3`, `−0.4`."""
     return f"{100 * value:+.1f}".replace("-", "−")

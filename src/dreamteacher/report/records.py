@@ -1,4 +1,4 @@
-"""The records of a run: its data and what was refused, drift, gates, the time each stage took, versions and settings."""
+"""Sections of the report from records: data and quarantine, drift, gates, time of each stage, versions, settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamteacher.clock import checkpoints_of, clock_of
 from dreamteacher.report.run import Output, Run, Table
 from dreamteacher.stage import flat
 
-REASONS, REFUSED, CLASSES = 1000, 50, 50  # kinds of reasons that are counted, refused pictures and classes that are listed
+REASONS, REFUSED, CLASSES = 1000, 50, 50  # maximum distinct reasons, listed bad pictures, listed classes
 COUNTS = {
     "pictures": "pictures found",
     "train": "for training",
@@ -25,7 +25,7 @@ COUNTS = {
 
 
 def data(run: Run) -> dict[str, Any]:
-    """Counts, classes, what ingest remarked, and the pictures that it refused, by reason and the first by name."""
+    """Counts, classes, notes of ingest, and quarantined pictures: counts by reason, and the first by name."""
     if not run.data:
         return {}
     report = run.data.json("report.json")
@@ -56,7 +56,7 @@ def _class_counts(run: Run) -> Table | None:
 
 
 def drift(run: Run) -> dict[str, Any]:
-    """What has arrived since the champion was trained, and how far it is from what was known; {} if this run is no retraining."""
+    """New data since the champion was trained, and its drift; {} if the run is not a retraining."""
     compared = run.found.get("compare-data")
     if not compared:
         return {}
@@ -73,7 +73,7 @@ def drift(run: Run) -> dict[str, Any]:
 
 
 def gates(run: Run) -> dict[str, Any]:
-    """Whether the model may become champion, and each check; {} if this run is no retraining."""
+    """Whether the model may become champion, and each gate; {} if the run is not a retraining."""
     judged = run.found.get("gate")
     if not judged:
         return {}
@@ -84,7 +84,7 @@ def gates(run: Run) -> dict[str, Any]:
 
 
 def cost(run: Run) -> dict[str, Any]:
-    """Seconds of each stage, as far as this machine has a record of them, the largest first."""
+    """Time of each stage that was recorded on this machine, by descending time."""
     rows, without, total = [], [], 0.0
     devices: Counter[str] = Counter()
     for place, output in run.found.items():
@@ -107,13 +107,13 @@ def cost(run: Run) -> dict[str, Any]:
 
 
 def _pace(output: Output) -> str:
-    """Pictures per second of training, over all of it, by the last line of its log."""
+    """Average pictures per second of training, from the last line of its log."""
     log = checkpoints_of(output.record["stage"], output.record["digest"]).with_suffix(".jsonl")
     try:
         with log.open() as lines:
             last: dict[str, Any] = json.loads(deque(lines, maxlen=1)[0])
         return f"{last['pictures'] / last['seconds']:.0f}"
-    except (OSError, ValueError, IndexError, KeyError, ZeroDivisionError):  # no log, or one of a stage that was cut short
+    except (OSError, ValueError, IndexError, KeyError, ZeroDivisionError):  # no log, or an incomplete one
         return ""
 
 
@@ -126,7 +126,7 @@ def duration(seconds: float) -> str:
 
 
 def versions(run: Run) -> list[tuple[str, str]]:
-    """(package, version) of all that made the outputs; where outputs differ, with how many each version made."""
+    """(package, version) of the outputs; if outputs differ, with the number of outputs per version."""
     found: dict[str, Counter[str]] = {}
     for output in run.found.values():
         for package, version in {"dreamteacher": output.record["version"], **output.record["versions"]}.items():
@@ -138,7 +138,7 @@ def versions(run: Run) -> list[tuple[str, str]]:
 
 
 def settings(run: Run) -> list[tuple[str, Table]]:
-    """The settings that each output was made with, those of one stage that are alike once."""
+    """The settings of the outputs, grouped by stage and equal settings."""
     groups: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for place, output in run.found.items():
         own = {key: value for key, value in output.params.items() if key not in ("name", "recipe", "init", "seed")}

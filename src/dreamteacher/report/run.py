@@ -1,4 +1,4 @@
-"""What a run has made, as a page shows it: outputs of stages by the places where they lie, and those that are missing."""
+"""The outputs of a run for its report: complete ones by path, and missing ones."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from dreamteacher.report.paired import Row
 from dreamteacher.report.summary import TITLES, headline
 
 METRICS, ROWS = "metrics.json", "per_model.csv"  # of evaluate
-REFERENCE = "scratch"  # what all others are compared with
+REFERENCE = "scratch"  # the initialisation with which all others are compared
 
 
 @dataclass(frozen=True)
 class Output:
-    """A complete output of a stage, and its stage.json."""
+    """A complete stage output and its stage.json."""
 
     folder: Path
     record: dict[str, Any]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Its figures."""
+        """Its metrics."""
         return dict(self.record["metrics"])
 
     @property
     def params(self) -> dict[str, Any]:
-        """The settings that made it, and what else tells it from others of its stage."""
+        """Its settings and identity within the stage."""
         return dict(self.record["params"])
 
     def json(self, name: str) -> dict[str, Any]:
-        """The content of a JSON file; {} where there is none."""
+        """The content of a JSON file; {} if it does not exist."""
         path = self.folder / name
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     def rows(self, name: str) -> Iterator[dict[str, str]]:
-        """The lines of a CSV file; none where there is no such file."""
+        """The rows of a CSV file; none if it does not exist."""
         path = self.folder / name
         if path.exists():
             with path.open(newline="") as file:
                 yield from csv.DictReader(file)
 
     def curve(self, column: str, name: str = "curves.csv") -> list[tuple[float, float]]:
-        """(step, value) of the records that have `column`."""
+        """[(step, value)] of the rows that have `column`."""
         return [(float(row["step"]), float(row[column])) for row in self.rows(name) if row.get(column)]
 
     def pictures(self, pattern: str) -> list[Path]:
-        """PNG files by a pattern, in the order of the numbers in their names."""
+        """PNG files that match a pattern, in numerical order."""
         return sorted(self.folder.glob(pattern), key=lambda path: (len(path.name), path.name))
 
 
 @dataclass(frozen=True)
 class Run:
-    """The outputs of a run by their places below `artifacts`, such as finetuned/scratch/0.
+    """The outputs of a run by their paths below `artifacts`, such as finetuned/scratch/0.
 
     Attributes:
-        found: those that are complete.
-        missing: places of those that the settings name and that are not there, with the commands that make them.
-        notes: what else a reader must know before anything is read from the figures.
+        found: complete outputs.
+        missing: {path: command that makes it} of outputs that the settings name and that do not exist.
+        notes: caveats for the reader.
         teacher_of: {recipe: its teacher's name}.
     """
 
@@ -71,12 +71,12 @@ class Run:
     teacher_of: dict[str, str] = field(default_factory=dict)
 
     def below(self, place: str) -> dict[str, Output]:
-        """{name: output} of all that lies below a place."""
+        """{name: output} of all outputs below a path."""
         return {name.removeprefix(f"{place}/"): output for name, output in self.found.items() if name.startswith(f"{place}/")}
 
     @property
     def data(self) -> Output | None:
-        """The data set."""
+        """The data set; None without one."""
         return self.found.get("data")
 
     @property
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def evaluation(self) -> Output | None:
-        """The comparison of the fine-tuned models."""
+        """The evaluation of the fine-tuned models; None without one."""
         return self.found.get("evaluation")
 
     @property
@@ -96,23 +96,23 @@ class Run:
 
     @property
     def models(self) -> list[Row]:
-        """The figures of each model; none without an evaluation."""
+        """The metrics of each model; empty without an evaluation."""
         return list(self.evaluation.rows(ROWS)) if self.evaluation else []
 
     @property
     def figure(self) -> str:
-        """The key of the figure that counts; "" without an evaluation."""
+        """The key of the main metric; "" without an evaluation."""
         return headline(self.results) if self.results else ""
 
     @property
     def title(self) -> str:
-        """Of that figure, in print."""
+        """The display name of the main metric."""
         return TITLES.get(self.figure, self.figure)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text below a head; `numbers` are the columns that hold figures, `best` the row that stands out."""
+    """Rows of text below a header; `numbers` are numeric columns, `best` is the highlighted row."""
 
     head: list[str]
     rows: list[list[str]]

@@ -1,4 +1,4 @@
-"""What a pipeline's user interface shows of a finished stage: figures, facts, and a page that needs no other file."""
+"""What the KFP UI shows of a finished step: metadata of the artifact, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from dreamteacher.graph import IDENTITY
 from dreamteacher.stage import flat, read_stage
 
-PICTURES = 12  # more make a page that browsers load slowly
+PICTURES = 12  # with more, browsers load the page slowly
 STYLE = (
     "body{font:14px sans-serif;margin:1em}table{border-collapse:collapse}img{max-width:100%}"
     "td,th{border:1px solid #ccc;padding:2px 8px;text-align:left}"
 )
 
 
-def tell(folder: Path, out: Any, page: Any) -> None:
-    """Fill a KFP step's artifacts from the complete stage output `folder`.
+def fill_artifacts(folder: Path, out: Any, page: Any) -> None:
+    """Fill the artifacts of a KFP step from the complete stage output `folder`.
 
     Args:
         folder: stage output with its stage.json.
@@ -33,10 +33,10 @@ def tell(folder: Path, out: Any, page: Any) -> None:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What distinguishes an artifact: stage, digest, figures, and, as far as it has them, data hash, classes, taps, backbone."""
+    """Metadata of an artifact: stage, digest, metrics, and, if it has them, data hash, classes, taps, backbone."""
     record = read_stage(folder)
     found = {"stage": record["stage"], "digest": record["digest"], "version": record["version"], **record["metrics"]}
-    # KFP's pages would show a property `name` in place of the artifact's own.
+    # The KFP UI would show a property `name` in place of the artifact's own name.
     found |= {"teacher" if key == "name" else key: record["params"][key] for key in IDENTITY if key in record["params"]}
     if student := record["params"].get("student"):
         found["backbone"] = student["backbone"]
@@ -48,7 +48,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """One HTML file: figures, pictures, curves and settings of the complete stage output `folder`."""
+    """Write one HTML file with metrics, pictures, curves and settings of the complete stage output `folder`."""
     record = read_stage(folder)
     parts = [_table(record["metrics"])]
     if (folder / "verdict.json").exists():
@@ -67,7 +67,7 @@ def write_page(folder: Path, page: Path) -> None:
 
 
 def write_facts(page: Path, step: str, facts: dict[str, Any]) -> None:
-    """One HTML file with a table, for a step that makes no stage output."""
+    """Write one HTML file with a table, for a step without a stage output."""
     _save(page, step, [_table(flat(facts))])
 
 
@@ -91,7 +91,7 @@ def _image(png: bytes) -> str:
 
 
 def _curves(path: Path) -> bytes:
-    """A PNG with one small plot for each column over `step`."""
+    """A PNG with one plot per column over `step`."""
     from matplotlib.figure import Figure
 
     with path.open(newline="") as file:

@@ -1,14 +1,14 @@
-"""The result of a chain in one table."""
+"""The results of a chain as a table."""
 
 from __future__ import annotations
 
 from typing import Any
 
-TITLES = {"miou": "mIoU", "top1": "top-1", "ap": "AP", "map": "mAP", "delta1": "δ < 1.25"}  # of figures, in print; others go by their keys
+TITLES = {"miou": "mIoU", "top1": "top-1", "ap": "AP", "map": "mAP", "delta1": "δ < 1.25"}  # display names of metrics
 
 
 def table(metrics: dict[str, dict[str, Any]]) -> str:
-    """`metrics/evaluate.json` as a Markdown table that also reads well on a terminal; figures in per cent."""
+    """`metrics/evaluate.json` as an aligned Markdown table; metrics in per cent."""
     figure = headline(metrics)
     rows = [["init", f"{TITLES.get(figure, figure)} mean ± std", "seeds", "frozen linear", "frozen kNN"]]
     for init, of_init in metrics.items():
@@ -19,19 +19,19 @@ def table(metrics: dict[str, dict[str, Any]]) -> str:
 
 
 def headline(metrics: dict[str, dict[str, Any]]) -> str:
-    """The figure that counts, which evaluate writes first."""
+    """The key of the main metric, which evaluate writes first."""
     return next(iter(next(iter(metrics.values())))).removesuffix("_mean")
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """Rows of text, the first of them the header, as an aligned Markdown table."""
+    """Rows of text, the first of which is the header, as an aligned Markdown table."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
 
 
 def spread(of_init: dict[str, Any], figure: str) -> str:
-    """`79.7 ± 0.4`, without the spread where one seed gives none."""
+    """`79.7 ± 0.4`; without the spread for one seed."""
     if f"{figure}_mean" not in of_init:
         return "-"
     mean = f"{100 * of_init[f'{figure}_mean']:.1f}"

@@ -1,4 +1,4 @@
-"""Plain tables that dvc, spreadsheets and people read."""
+"""CSV tables for dvc and spreadsheets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write `rows` as CSV, columns in the order in which they first appear; a row without a column leaves it empty."""
+    """Write `rows` as CSV, columns in order of first appearance; missing values are empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:

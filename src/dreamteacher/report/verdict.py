@@ -1,4 +1,4 @@
-"""Whether pretraining paid, in words, a table and two plots."""
+"""Comparison section of the report: whether pretraining helps, in words, a table and two plots."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dreamteacher.report.paired import Gain, gain_over, points
 from dreamteacher.report.run import REFERENCE, Run, Table
 from dreamteacher.report.summary import spread
 
-READOUTS = {"linear": ("linear probe", "frozen, linear"), "knn": ("kNN probe", "frozen, kNN")}  # in a sentence, in a head
+READOUTS = {"linear": ("linear probe", "frozen, linear"), "knn": ("kNN probe", "frozen, kNN")}  # name in a sentence, name in a header
 TONES = {"gain": "good", "loss": "bad"}
-CLASSES = 200  # rows of the table of classes
-FOREIGN = "imagenet"  # pretrained by others: compared, but no result of this run
+CLASSES = 200  # maximum rows of the table of classes
+FOREIGN = "imagenet"  # pretrained by others: compared, but not a result of this run
 
 
 def comparison(run: Run) -> dict[str, Any]:
-    """What the page says of the fine-tuned models and of the frozen backbones. Without an evaluation `headline` says why there is none."""
+    """Template variables of the comparison; without an evaluation `headline` says why there is none."""
     if not run.results:
         return _without(run)
     gains = _gains(run, run.figure)
@@ -42,7 +42,7 @@ def comparison(run: Run) -> dict[str, Any]:
 
 
 def gains_of(run: Run) -> dict[str, float]:
-    """{INIT_gain, INIT_gain_half} over training from scratch, in [-1, 1]; the half width only of several pairs."""
+    """{INIT_gain, INIT_gain_half} over training from scratch, in [-1, 1]; the half width only for several pairs."""
     found: dict[str, float] = {}
     for gain in _gains(run, run.figure):
         found[f"{gain.init}_gain"] = gain.mean
@@ -66,7 +66,7 @@ def _without(run: Run) -> dict[str, Any]:
 
 
 def _headline(run: Run, gains: list[Gain]) -> tuple[str, str, list[str]]:
-    """(tone, headline, sentences that explain it)."""
+    """(tone, headline, explanation)."""
     ours = [gain for gain in gains if gain.init != FOREIGN]
     if not ours:
         lacks = f"training from scratch; add {REFERENCE} to compare.inits" if REFERENCE not in run.results else "a pretrained backbone"
@@ -99,7 +99,7 @@ def _floor_words(run: Run, floor: Floor | None, below: list[str]) -> str:
 
 
 def _frozen(run: Run) -> list[str]:
-    """A sentence for each recipe without labels and probe: the gain of frozen features over random weights."""
+    """A sentence per recipe and probe: the gain of frozen features over random weights."""
     found = []
     tuned = {gain.init: gain.mean for gain in _gains(run, run.figure)}
     for reading, (words, _) in READOUTS.items():
@@ -110,7 +110,7 @@ def _frozen(run: Run) -> list[str]:
 
 
 def _interpreters(run: Run, of_init: dict[str, list[float]]) -> list[str]:
-    """A sentence for each label recipe: the metric of its interpreter, from whose labels its student learns."""
+    """A sentence per label recipe: the metric of its interpreter."""
     read: dict[str, list[float]] = {}
     for place, output in run.below("interpreters").items():
         if (value := output.metrics.get(f"val_{run.figure}")) is not None:
@@ -148,7 +148,7 @@ def _over(gain: Gain | None) -> list[str]:
 
 
 def _classes(run: Run) -> Table | None:
-    """Means of single classes, one column for each initialisation."""
+    """Metrics per class, one column per initialisation; None for fewer than two classes."""
     known = run.description.get("classes", [])
     kinds = {"miou": "iou", "top1": "accuracy", "ap": "ap"}
     kind = kinds.get(run.figure, run.figure)

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.boxes import MOST_DETECTIONS
-from dreamteacher.data.instances import MOST as MOST_OBJECTS
-from dreamteacher.data.instances import group, paste
-from dreamteacher.data.keypoints import MOST as MOST_BODIES
+from dreamteacher.data.boxes import MAX_DETECTIONS
+from dreamteacher.data.instances import MAX_OBJECTS, group, paste
+from dreamteacher.data.keypoints import MAX_OBJECTS as MAX_BODIES
 from dreamteacher.data.keypoints import Skeleton
 from dreamteacher.serving.contract import (
     Contract,
@@ -188,12 +187,12 @@ class Detections:
     @staticmethod
     def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
         """See `Segmentation.tensors`. Of fixed size, since servers and clients lose the shape of a tensor without rows."""
-        return {"detections": ("TYPE_FP32", [MOST_DETECTIONS, 6])}
+        return {"detections": ("TYPE_FP32", [MAX_DETECTIONS, 6])}
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """The answer of NAME-pictures: rows of box, class id and score, padded with rows of score 0."""
         rows = np.column_stack([self.boxes, self.labels, self.scores]).astype(np.float32)
-        return {"detections": _padded(rows, MOST_DETECTIONS)}
+        return {"detections": _padded(rows, MAX_DETECTIONS)}
 
     @classmethod
     def of_tensors(cls, tensors: Outputs, contract: Contract) -> Detections:
@@ -229,12 +228,12 @@ class Instances:
     @staticmethod
     def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
         """See `Segmentation.tensors` and `Detections.tensors`."""
-        return {"mask": ("TYPE_UINT8", [-1]), "objects": ("TYPE_FP32", [MOST_OBJECTS, 2])}
+        return {"mask": ("TYPE_UINT8", [-1]), "objects": ("TYPE_FP32", [MAX_OBJECTS, 2])}
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """The answer of NAME-pictures: the mask as a 16-bit PNG; rows of class id and score, padded with rows of score 0."""
         rows = np.column_stack([self.labels, np.maximum(self.scores, 1e-6)]).astype(np.float32)
-        return {"mask": _to_png(self.mask.astype(np.uint16)), "objects": _padded(rows, MOST_OBJECTS)}
+        return {"mask": _to_png(self.mask.astype(np.uint16)), "objects": _padded(rows, MAX_OBJECTS)}
 
     @classmethod
     def of_tensors(cls, tensors: Outputs, contract: Contract) -> Instances:
@@ -280,13 +279,13 @@ class Keypoints:
     @staticmethod
     def tensors(classes: int) -> dict[str, tuple[str, list[int]]]:
         """See `Segmentation.tensors` and `Detections.tensors`."""
-        return {"objects": ("TYPE_FP32", [MOST_BODIES, 1 + 3 * classes])}
+        return {"objects": ("TYPE_FP32", [MAX_BODIES, 1 + 3 * classes])}
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """The answer of NAME-pictures: rows of score and of x, y and `seen` of each keypoint, padded with rows of score 0."""
         of_points = np.concatenate([self.points, self.seen[:, :, None]], axis=2).reshape(len(self.scores), 3 * len(self.classes))
         rows = np.column_stack([self.scores, of_points]).astype(np.float32)
-        return {"objects": _padded(rows, MOST_BODIES)}
+        return {"objects": _padded(rows, MAX_BODIES)}
 
     @classmethod
     def of_tensors(cls, tensors: Outputs, contract: Contract) -> Keypoints:

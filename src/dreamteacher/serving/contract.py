@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.boxes import choose
+from dreamteacher.data.boxes import select_detections
 from dreamteacher.data.formats import BadPicture
-from dreamteacher.data.keypoints import choose_objects
+from dreamteacher.data.keypoints import select_objects
 from dreamteacher.errors import UserError
 
 VERSION = 1  # version of the contract; increased if an older reader would preprocess pictures wrongly
@@ -204,17 +204,17 @@ def to_mask(logits: np.ndarray, prepared: tuple[int, int], size: tuple[int, int]
 def to_detections(
     scores: np.ndarray, boxes: np.ndarray, prepared: tuple[int, int], size: tuple[int, int], contract: Contract
 ) -> np.ndarray:
-    """float32 (D, 6): x1, y1, x2, y2 in pixels of the picture's own `size` (H, W), class id and score; see `boxes.choose`.
+    """float32 (D, 6): x1, y1, x2, y2 in pixels of the picture's own `size` (H, W), class id and score; see `boxes.select_detections`.
 
     scores (K, A) and boxes (4, A): of the padded input, of which `prepared` (h, w) is the picture.
     """
-    return choose(scores, boxes, padded_size(prepared, contract), prepared, size)
+    return select_detections(scores, boxes, padded_size(prepared, contract), prepared, size)
 
 
 def to_keypoints(outputs: Mapping[str, np.ndarray], prepared: tuple[int, int], size: tuple[int, int], contract: Contract) -> np.ndarray:
-    """float32 (D, 1 + 3 P) of objects in the picture's own `size` (H, W); see `keypoints.choose_objects`."""
+    """float32 (D, 1 + 3 P) of objects in the picture's own `size` (H, W); see `keypoints.select_objects`."""
     maps = outputs["centres"], outputs["points"], outputs["seen"]
-    return choose_objects(*maps, padded_size(prepared, contract), prepared, size=size)
+    return select_objects(*maps, padded_size(prepared, contract), prepared, size=size)
 
 
 def to_shares(mask: np.ndarray, classes: int) -> np.ndarray:

@@ -105,13 +105,13 @@ def _copy_folder(project: Path, source: str, target: Path) -> None:
 
 def _copy_files(project: Path, source: str, clone: Clone | None, out: Path) -> None:
     """The files of a list or of shards, and label files beside them."""
-    from dreamteacher.data.places import inputs_of, look
+    from dreamteacher.data.places import inputs_of, locate
     from dreamteacher.data.shard_source import are_shards
 
     if clone and not are_shards(source):
         clone.get(posixpath.dirname(source) or source)  # masks, labels.csv and classes.txt are beside it
         clone.get_files(_listed(project, source))
-    for path in inputs_of(look(str(project / source))).values():
+    for path in inputs_of(locate(str(project / source))).values():
         name = os.path.relpath(path, project)
         _copy(inside(project, name, name), out / name)
     if are_shards(source):

@@ -10,7 +10,7 @@ from pathlib import Path
 from dreamteacher.data.drift import contents
 from dreamteacher.errors import UserError
 from dreamteacher.lifecycle.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression
-from dreamteacher.lifecycle.promotion import MANIFEST, about
+from dreamteacher.lifecycle.promotion import MANIFEST, champion_facts
 from dreamteacher.onnx_files import MODEL_FILE, read_metadata
 from dreamteacher.report.run import ROWS
 from dreamteacher.settings.schema import Params
@@ -84,7 +84,7 @@ def _figures(evaluation: Path, init: str) -> tuple[str, dict[int, float]]:
 
 def _champion(champion: Path, figure: str) -> tuple[str, OverSeeds]:
     """The champion's version, and its figures."""
-    stored = about(champion)
+    stored = champion_facts(champion)
     try:
         return stored["version"], OverSeeds(stored[f"{figure}_mean"], stored[f"{figure}_std"], stored["n_seeds"])
     except KeyError as missing:

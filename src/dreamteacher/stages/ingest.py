@@ -24,7 +24,7 @@ from rich.console import Console
 from dreamteacher.data.decode import BadPicture
 from dreamteacher.data.items import AUTO, KINDS_OF_TASK, Found, Item
 from dreamteacher.data.near_copies import NearCopies
-from dreamteacher.data.places import Place, fingerprint, inputs_of, look
+from dreamteacher.data.places import Place, fingerprint, inputs_of, locate
 from dreamteacher.data.prepare import Prepared, prepare
 from dreamteacher.data.quiet import quiet_c_libraries
 from dreamteacher.data.refusals import refuse
@@ -63,8 +63,8 @@ def run(
     settings = params.ingest
     task = _labels_as_of(settings.task)
     with resource_errors_in_one_line("ingest"):
-        place = look(str(source or settings.source))
-        beside = look(str(incoming)) if incoming else None
+        place = locate(str(source or settings.source))
+        beside = locate(str(incoming)) if incoming else None
         inputs = inputs_of(place)
         _refuse_results_among_pictures(out, place, beside)
         recorded = params.section("ingest")

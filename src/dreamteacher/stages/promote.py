@@ -57,7 +57,7 @@ def run(params: Params, *, gate: Path, onnx: Path) -> Outcome:
     return Outcome(False, version, reason, served)
 
 
-def by_hand(params: Params, name: str, *, artifacts: Path, version: str | None = None) -> Served:
+def promote_manually(params: Params, name: str, *, artifacts: Path, version: str | None = None) -> Served:
     """Promote `version` of `name` (default: the challenger). If it came from the chain of the settings `params` in `artifacts`, that is
     stored with it: what it was made from, and the repository that a cluster serves.
 

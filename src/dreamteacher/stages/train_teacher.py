@@ -86,8 +86,8 @@ def run(
             trained_on = {"pictures": len(images), "digest": images.digest()} if generator.trains else None
             if settings.pretrained:
                 trained_on = facts.get("trained_on")
-            told = {"classes": images.classes} if settings.conditional else {}
-            generator.save(network.cpu(), stage.tmp, {"resolution": settings.resolution, "trained_on": trained_on, **told})
+            class_names = {"classes": images.classes} if settings.conditional else {}
+            generator.save(network.cpu(), stage.tmp, {"resolution": settings.resolution, "trained_on": trained_on, **class_names})
         stage.metrics["loss"] = loss
     return stage.metrics
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamteacher.data.depth import DepthCounts, in_words
+from dreamteacher.data.depth import DepthCounts, describe_span
 from dreamteacher.data.transforms import Augmentation, Transform, pixel_crop
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
@@ -66,7 +66,7 @@ class DepthErrors:
         """Figures of all pictures so far."""
         if not self._figures:
             return {}
-        _say_unit(in_words(self._labels.span()))
+        _say_unit(describe_span(self._labels.span()))
         means = np.mean(self._figures, axis=0).tolist()
         return dict(zip(("delta1", "abs_rel", "rmse"), means, strict=True))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamteacher.data.boxes import Boxes, choose
+from dreamteacher.data.boxes import Boxes, select_detections
 from dreamteacher.data.dataset import ROW
 from dreamteacher.data.transforms import Augmentation, Transform, object_crop
 from dreamteacher.errors import UserError
@@ -150,7 +150,8 @@ class AveragePrecision:
         self._metric = MeanAveragePrecision(class_metrics=True, backend="pycocotools", sync_on_compute=False)
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Detections (D, 6) as `boxes.choose` returns them, and rows of boxes (N, ROW); detections in regions to ignore are not counted."""
+        """Detections (D, 6) as `boxes.select_detections` returns them, and rows of boxes (N, ROW); detections in regions to ignore are not
+        counted."""
         predicted, truth = predicted.cpu(), truth.cpu()
         found = {"boxes": predicted[:, :4], "labels": predicted[:, 4].long(), "scores": predicted[:, 5]}
         there = {"boxes": truth[:, :4], "labels": truth[:, 4].long(), "iscrowd": truth[:, 5].long()}
@@ -200,10 +201,10 @@ class Detection(Task):
         return (outputs["logits"].sigmoid() * outputs["middle"].sigmoid()).sqrt(), outputs["boxes"]
 
     def decode(self, output: dict[str, Tensor], own: Size, size: Size) -> Tensor:
-        """Detections, float32 (D, 6): see `boxes.choose`."""
+        """Detections, float32 (D, 6): see `boxes.select_detections`."""
         scores, boxes = (values[0].float().cpu().numpy() for values in self.serve({name: part[None] for name, part in output.items()}))
         padded = -(-own[0] // MULTIPLE) * MULTIPLE, -(-own[1] // MULTIPLE) * MULTIPLE
-        return torch.from_numpy(choose(scores, boxes, padded, (own[0], own[1]), (size[0], size[1])))
+        return torch.from_numpy(select_detections(scores, boxes, padded, (own[0], own[1]), (size[0], size[1])))
 
     def score(self, classes: list[str]) -> AveragePrecision:
         """Of boxes."""

@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 from torchvision.ops.poolers import LevelMapper
 
-from dreamteacher.data.boxes import LEAST_SCORE, MOST_CANDIDATES, MOST_OVERLAP, choose
+from dreamteacher.data.boxes import MAX_CANDIDATES, MAX_OVERLAP, MIN_SCORE, select_detections
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.tasks.base import NeckHead, Size
@@ -31,7 +31,7 @@ ANCHOR = 4  # side of the square anchor in strides; torchvision's 8 are for pict
 RATIOS = (0.5, 1.0, 2.0)
 CANONICAL = 112  # pixels: objects of this side are pooled from stride 16; torchvision's 224 are for pictures of 800 px
 CANDIDATES = 1000  # per level, from which proposals are selected
-LEAST_SIDE = 1.0  # minimum side of a box used in training, pixels
+MIN_SIDE = 1.0  # minimum side of a box used in training, pixels
 HIDDEN = 0.5  # an anchor or proposal with at least this share in unknown regions is ignored
 
 
@@ -88,7 +88,7 @@ class FasterRcnnHead(NeckHead):
         predictor = FastRCNNPredictor(4 * width, classes + 1)
         self.roi = RoIHeads(
             self.pooling(channels, 7), TwoMLPHead(width * 7**2, 4 * width), predictor,
-            0.5, 0.5, 128, 0.25, None, LEAST_SCORE, MOST_OVERLAP, 100,
+            0.5, 0.5, 128, 0.25, None, MIN_SCORE, MAX_OVERLAP, 100,
         )  # fmt: skip
         for module in (self.rpn.head, predictor):
             module.register_forward_hook(in_float32)
@@ -126,7 +126,7 @@ class FasterRcnnHead(NeckHead):
         found = []
         for rows in labels:
             ignored = rows[rows[:, 5] > 0]
-            known = rows[(rows[:, 5] == 0) & ((rows[:, 2:4] - rows[:, :2]).amin(1) >= LEAST_SIDE)]
+            known = rows[(rows[:, 5] == 0) & ((rows[:, 2:4] - rows[:, :2]).amin(1) >= MIN_SIDE)]
             found.append({"boxes": known[:, :4], "labels": known[:, 4].long() + 1, "unknown": spans(ignored[:, :4], size)})
         return found
 
@@ -142,7 +142,7 @@ class FasterRcnnHead(NeckHead):
         corners = within(corners[:, :, 1:].reshape(*shape, 4), limits)
         likely = logits.softmax(1).reshape(-1, self.proposals, self.classes + 1)[:, :, 1:] * (found > 0)[:, :, None]
         likely = likely.reshape(shape)
-        best = best_places(likely, min(shape[1], MOST_CANDIDATES))
+        best = best_places(likely, min(shape[1], MAX_CANDIDATES))
         scores = likely.gather(1, best)
         corners = corners.gather(1, best[:, :, None].expand(-1, -1, 4))
         of_class = torch.arange(self.classes, device=scores.device)[:, None] == (best % self.classes)[:, None]
@@ -174,9 +174,9 @@ def in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
 
 
 def _chosen(scores: Tensor, boxes: Tensor) -> Tensor:
-    """See `boxes.choose`, in fractions of the input."""
+    """See `boxes.select_detections`, in fractions of the input."""
     values, corners = (part.nan_to_num().cpu().numpy() for part in (scores, boxes))
-    return torch.from_numpy(choose(values, corners, (1, 1), (1, 1), (1, 1)))
+    return torch.from_numpy(select_detections(values, corners, (1, 1), (1, 1), (1, 1)))
 
 
 def within(boxes: Tensor, limits: Tensor) -> Tensor:

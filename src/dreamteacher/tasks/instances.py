@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamteacher.data.instances import MOST as MOST_OBJECTS
-from dreamteacher.data.instances import group, pack, unpack
+from dreamteacher.data.instances import MAX_OBJECTS, group, pack, unpack
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import Augmentation, Transform, object_crop
 from dreamteacher.settings.downstream import Finetune
@@ -119,7 +118,7 @@ class MaskPrecision:
         """Figures of all pictures so far."""
         if not self._truth:
             return {}
-        precision = coco_precision("segm", self._truth, self._found, self._sizes, classes=len(self.classes), most=MOST_OBJECTS)
+        precision = coco_precision("segm", self._truth, self._found, self._sizes, classes=len(self.classes), most=MAX_OBJECTS)
         by_class = {i: float(precision[:, :, i].mean()) for i in sorted({annotation["category_id"] for annotation in self._truth})}
         ap50, ap75 = (float(np.mean([precision[at, :, i].mean() for i in by_class])) for at in (0, 5))
         figures = {"ap": float(np.mean(list(by_class.values()))), "ap50": ap50, "ap75": ap75, "precision": float(np.mean(self._precision))}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamteacher.data.keypoints import MOST, OBJECT, Keypoints, choose_objects, has_sides, likeness, without_partner
+from dreamteacher.data.keypoints import MAX_OBJECTS, OBJECT, Keypoints, has_sides, select_objects, similarity, unpaired_sides
 from dreamteacher.data.transforms import Augmentation, Transform
 from dreamteacher.errors import UserError
 from dreamteacher.settings.downstream import Finetune
@@ -35,7 +35,7 @@ PRIOR = -2.19  # initial logit of a centre (0.1), as in CenterNet, since centres
 SPREAD = 0.1  # std of a centre's heat, in sides of a square of the box' area
 NEAR = 0.5  # minimum heat of locations that also learn the object's keypoints
 POINTS_WEIGHT = 5.0  # weight of the keypoint error, which is relative to the object's side
-LEAST_SIDE = 8.0  # minimum side of an object for this, pixels
+MIN_SIDE = 8.0  # minimum side of an object for this, pixels
 SHOWN = 0.3  # minimum score of objects that are drawn and compared with fp16
 LIKELY = 0.5  # minimum probability of a keypoint that is drawn
 CLOSE = 0.2  # of PCK: share of the longer side of an object's box
@@ -105,7 +105,7 @@ def _losses(centre: Tensor, points: Tensor, seen: Tensor, places: Tensor, rows: 
     near = best * (best >= NEAR)
     weight = near[:, None] * labelled
     # Relative to the object's side, as in OKS, so that small objects count like large ones.
-    error = (points - own[:, :, :2]).abs().sum(2) / scale[owner, None].clamp(min=LEAST_SIDE)
+    error = (points - own[:, :, :2]).abs().sum(2) / scale[owner, None].clamp(min=MIN_SIDE)
     point = (weight * error).sum() / weight.sum().clamp(min=1e-6)
     known = near[:, None] * labelled.any(1, keepdim=True)  # objects without keypoints were not annotated
     visible = F.binary_cross_entropy_with_logits(seen, labelled.to(seen), reduction="none")
@@ -129,7 +129,7 @@ class KeypointPrecision:
         self._hits = np.zeros((2, len(names)), np.int64)  # found, labelled
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Objects as `choose_objects` returns them, and rows (N, OBJECT + 3 P)."""
+        """Objects as `select_objects` returns them, and rows (N, OBJECT + 3 P)."""
         found, rows = predicted.cpu().numpy(), truth.cpu().numpy().astype(np.float64)
         self._pictures += 1
         places = found[:, 1:].reshape(len(found), len(self.names), 3)
@@ -153,7 +153,9 @@ class KeypointPrecision:
         with_some: list[int] = np.flatnonzero(labelled.any(1)).tolist()
         found = found[: len(with_some)]
         pairs = [
-            (float(likeness(there[i, labelled[i], :2], found[j][None, labelled[i]])[0]), i, j) for i in with_some for j in range(len(found))
+            (float(similarity(there[i, labelled[i], :2], found[j][None, labelled[i]])[0]), i, j)
+            for i in with_some
+            for j in range(len(found))
         ]
         taken: set[tuple[str, int]] = set()
         for _, i, j in sorted(pairs, reverse=True):
@@ -168,7 +170,7 @@ class KeypointPrecision:
         if not labelled.any():
             return {}
         sizes: list[tuple[int, ...]] = [(1, 1)] * self._pictures
-        precision = coco_precision("keypoints", self._truth, self._found, sizes, classes=1, most=MOST, sigmas=self.sigmas)
+        precision = coco_precision("keypoints", self._truth, self._found, sizes, classes=1, most=MAX_OBJECTS, sigmas=self.sigmas)
         figures = {"ap": float(precision.mean()), "ap50": float(precision[0].mean()), "ap75": float(precision[5].mean())}
         by_name = {f"pck_{name}": float(hits[i] / labelled[i]) for i, name in enumerate(self.names) if labelled[i]}
         return figures | {"pck": float(hits.sum() / labelled.sum()), **by_name}
@@ -193,7 +195,7 @@ class KeypointTask(Task):
         names = tuple(classes)
         if not (augmentation.mirror or augmentation.turn):
             return
-        if lonely := without_partner(names):
+        if lonely := unpaired_sides(names):
             raise UserError(
                 f"keypoint {lonely[0]!r} has no left or right counterpart among {', '.join(names)}, "
                 "so it cannot be swapped in a flipped picture; "
@@ -221,11 +223,11 @@ class KeypointTask(Task):
         return outputs["centres"].sigmoid(), outputs["points"], outputs["seen"].sigmoid()
 
     def decode(self, output: dict[str, Tensor], own: Size, size: Size) -> Tensor:
-        """Objects, float32 (D, 1 + 3 P): see `choose_objects`."""
+        """Objects, float32 (D, 1 + 3 P): see `select_objects`."""
         served = self.serve({name: part[None] for name, part in output.items()})
         centres, points, seen = (values[0].float().cpu().numpy() for values in served)
         padded = -(-own[0] // MULTIPLE) * MULTIPLE, -(-own[1] // MULTIPLE) * MULTIPLE
-        return torch.from_numpy(choose_objects(centres, points, seen, padded, (own[0], own[1]), size=(size[0], size[1])))
+        return torch.from_numpy(select_objects(centres, points, seen, padded, (own[0], own[1]), size=(size[0], size[1])))
 
     def score(self, classes: list[str]) -> KeypointPrecision:
         """Of objects and their keypoints."""

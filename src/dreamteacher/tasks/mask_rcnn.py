@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import masks_to_boxes
 
-from dreamteacher.data.boxes import LEAST_SCORE, MOST_OVERLAP
+from dreamteacher.data.boxes import MAX_OVERLAP, MIN_SCORE
 from dreamteacher.data.instances import pack, paste
 from dreamteacher.data.items import IGNORE
 from dreamteacher.data.transforms import Augmentation, Transform
@@ -48,10 +48,10 @@ class MaskRcnnHead(FasterRcnnHead):
         return found
 
     def predict(self, levels: list[Tensor], coarser: list[Tensor], size: Size) -> dict[str, Tensor]:
-        """As `FasterRcnnHead.predict`, but after NMS the best DETECTIONS D, with score 0 below LEAST_SCORE, and `masks` (B, D, 28, 28) in
+        """As `FasterRcnnHead.predict`, but after NMS the best DETECTIONS D, with score 0 below MIN_SCORE, and `masks` (B, D, 28, 28) in
         [0, 1], each relative to its box."""
         found = super().predict(levels, coarser, size)
-        kept = found["scores"] * not_suppressed(found["boxes"].transpose(1, 2), found["scores"], MOST_OVERLAP)
+        kept = found["scores"] * not_suppressed(found["boxes"].transpose(1, 2), found["scores"], MAX_OVERLAP)
         likely = kept.amax(1)
         best = best_places(likely, min(DETECTIONS, int(kept.shape[2])))
         values = likely.gather(1, best)
@@ -61,12 +61,12 @@ class MaskRcnnHead(FasterRcnnHead):
         pictures = torch.arange(values.shape[0], device=values.device).to(values)[:, None, None].expand(-1, values.shape[1], 1)
         regions = torch.cat([pictures, boxes.transpose(1, 2) * sides], 2).flatten(0, 1)
         # Masks only of boxes above the threshold, plus the best box of each picture, since not all runtimes accept an empty batch.
-        there = (F.pad(values[:, 1:], (1, 0), value=1.0).flatten() > LEAST_SCORE).nonzero()[:, 0]
+        there = (F.pad(values[:, 1:], (1, 0), value=1.0).flatten() > MIN_SCORE).nonzero()[:, 0]
         logits = self.roi.mask_predictor(self.roi.mask_head(pool_regions(self.roi.mask_roi_pool, levels, regions[there])))
         classes = kept.argmax(1).flatten()[there] + 1
         of_class = logits.gather(1, classes[:, None, None, None].expand(-1, 1, SIDE, SIDE))[:, 0].sigmoid()
         masks = torch.zeros(regions.shape[0], SIDE, SIDE, device=values.device).index_put((there,), of_class)
-        masks, scores = masks.reshape(-1, values.shape[1], SIDE, SIDE), kept * (kept > LEAST_SCORE)
+        masks, scores = masks.reshape(-1, values.shape[1], SIDE, SIDE), kept * (kept > MIN_SCORE)
         return {"scores": scores, "boxes": boxes, "masks": masks}
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dreamteacher.data.dataset import ImageSet, collate, label_tensor
-from dreamteacher.data.transforms import whole
+from dreamteacher.data.transforms import full_image
 from dreamteacher.errors import UserError
 from dreamteacher.tasks.base import of_picture
 from dreamteacher.tasks.model import TaskModel, normalize
@@ -18,8 +18,8 @@ PENDING = 8  # maximum number of unfinished batches, one per picture size
 
 
 def whole_batches(images: ImageSet, indices: list[int], batch_size: int, size: int | None) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Whole pictures (see `transforms.whole`), batched by padded size; each index comes once, in any order."""
-    transform = whole(size=size)
+    """Whole pictures (see `transforms.full_image`), batched by padded size; each index comes once, in any order."""
+    transform = full_image(size=size)
     waiting: dict[tuple[int, ...], dict[int, dict[str, Tensor]]] = {}
     for index in indices:
         item = transform(images.read(index))

@@ -1,4 +1,4 @@
-"""What Kubernetes' schemas do not see in a set of manifests, and a cluster says late or never."""
+"""Lint for sets of manifests: faults that Kubernetes' schemas do not detect, and a cluster reports late or never."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from manifest_lint.stack import Made, Manifest, Stack
 
 
 def lint(manifests: list[Manifest], made: Made | None = None) -> list[str]:
-    """All problems, each in a line.
+    """All problems, one line each.
 
     Args:
         manifests: what is applied together.

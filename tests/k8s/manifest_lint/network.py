@@ -1,4 +1,4 @@
-"""Network policies that cut what pods need: names, MLflow, S3, databases, the Kubernetes API, and whoever asks a Service."""
+"""Network policies that block required traffic: DNS, MLflow, S3, databases, the Kubernetes API, and clients of Services."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Place:
 
 
 def problems(pods: Pods, stack: Stack) -> Iterator[str]:
-    """What the policies cut of that which `pods` need, and of that for which Services lead to them."""
+    """Required connections from `pods`, and to them through Services, that policies block."""
     for what, host, places in _needs(pods, stack):
         for place in places:
             if not _may(pods, "Egress", place, pods, stack):

@@ -1,4 +1,4 @@
-"""Pods: what they refer to, what Pod Security `restricted` wants of them, resources, ports of probes."""
+"""Pods: references, Pod Security `restricted`, resources, ports of probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several labels of a picture from several files: Roboflow's _classes.csv in the folder of each split, Pascal VOC's lists of each class."""
+"""Multilabel data in several files: Roboflow's _classes.csv per split folder, and Pascal VOC's image sets per class."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from contextlib import suppress
 from itertools import groupby
 
 from dreamteacher.data.items import utf8
+from dreamteacher.data.multilabel import read_multilabel, rows_of
 from dreamteacher.data.names import class_name, row
-from dreamteacher.data.several_labels import read_several, rows_of
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
-COLUMN_FILE = "_classes.csv"  # columns filename and one for each class; of masks it is a list of classes
+COLUMN_FILE = "_classes.csv"  # columns: filename and one per class; with masks it is a class list
 _FILE_NAME = re.compile("filename")
 _CLASS_LIST = re.compile(r"(?:(.*)/)?ImageSets/Main/([^/]+)_(train|val|trainval|test)\.txt")
-_MEANS = {"1": "yes", "-1": "no", "0": "unknown"}  # of Pascal VOC: shown, not shown, difficult
+_MEANS = {"1": "yes", "-1": "no", "0": "unknown"}  # Pascal VOC: present, absent, difficult
 
 
 def has_columns_of_classes(tree: Tree, name: str) -> bool:
-    """Whether a _classes.csv names pictures."""
+    """Whether a _classes.csv has a column filename, and so holds labels."""
     file = tree.open_text(name)
     if file is None:
         return False
@@ -34,10 +34,10 @@ def has_columns_of_classes(tree: Tree, name: str) -> bool:
 
 
 def read_column_files(table: sqlite3.Connection, tree: Tree, files: list[str]) -> list[str]:
-    """Fill the table `labels` as `read_several` does; returns the classes.
+    """Fill the table `labels` as `read_multilabel` does; returns the classes.
 
     Raises:
-        UserError: as `read_several`; two files have other columns.
+        UserError: as `read_multilabel`; the columns of two files differ.
     """
     classes: list[str] = []
     for name in files:
@@ -47,7 +47,7 @@ def read_column_files(table: sqlite3.Connection, tree: Tree, files: list[str]) -
             try:
                 rows = rows_of(file, _FILE_NAME)
                 rows.fieldnames = ["path" if field == "filename" else field for field in rows.fieldnames or []]
-                found = read_several(table, rows, where, posixpath.dirname(name))
+                found = read_multilabel(table, rows, where, posixpath.dirname(name))
             except csv.Error as error:
                 raise UserError(f"{where}: {error}; write it as comma-separated values") from error
         if classes and found != classes:
@@ -57,21 +57,21 @@ def read_column_files(table: sqlite3.Connection, tree: Tree, files: list[str]) -
 
 
 def class_lists(table: sqlite3.Connection) -> list[str]:
-    """The files such as ImageSets/Main/cat_train.txt."""
+    """Image sets per class, such as ImageSets/Main/cat_train.txt."""
     query = "SELECT name FROM box_files WHERE suffix = '.txt' AND name LIKE '%ImageSets/Main/%' ORDER BY name"
     return [name for (name,) in table.execute(query) if _CLASS_LIST.fullmatch(name)]
 
 
 def without_trainval(lists: list[str]) -> list[str]:
-    """Those of `class_lists` that each say one split."""
+    """`class_lists` without those of trainval."""
     return [name for name in lists if not name.endswith("_trainval.txt")]
 
 
 def read_class_lists(table: sqlite3.Connection, tree: Tree, files: list[str]) -> list[str]:
-    """Fill the table `labels` from lists whose lines are the stem of a picture and 1, -1 or 0 (unknown); returns the classes, sorted.
+    """Fill the table `labels` from lists with lines of a picture's stem and 1, -1 or 0 (unknown); returns the sorted classes.
 
     Raises:
-        UserError: a line is something else, two lists differ about a picture, none names a picture that is there.
+        UserError: a line has another format, two lists disagree about a picture, or no picture is found.
     """
     table.execute("CREATE TABLE class_lists (key TEXT, class TEXT, value TEXT, PRIMARY KEY (key, class)) WITHOUT ROWID")
     classes = sorted({_class_of(name) for name in files})
@@ -99,8 +99,8 @@ def read_class_lists(table: sqlite3.Connection, tree: Tree, files: list[str]) ->
     if not found:
         raise UserError(f"{tree}/{files[0]} names none of the pictures; put them into JPEGImages/ beside ImageSets/")
     for picture, entries in groupby(found, key=lambda entry: entry[0]):
-        said = {cls: value for _, cls, value in entries}
-        label = {value: [cls for cls in classes if said.get(cls, "unknown") == value] for value in ("yes", "unknown")}
+        values = {cls: value for _, cls, value in entries}
+        label = {value: [cls for cls in classes if values.get(cls, "unknown") == value] for value in ("yes", "unknown")}
         table.execute("INSERT INTO labels VALUES (?, ?)", (picture, json.dumps(label)))
     return classes
 

@@ -1,4 +1,4 @@
-"""What may be a mistake in a source, and why labels were not found: a line each."""
+"""Notes on probable mistakes in a source, and on why no labels were found."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from dreamteacher.data.box_labels import BoxSource
-from dreamteacher.data.class_list import NUMBER, ClassList, alike
+from dreamteacher.data.class_list import NUMBER, ClassList, similar_names
 from dreamteacher.data.imagefolder import Metadata, other_folder
-from dreamteacher.data.items import PassedOver
+from dreamteacher.data.items import Skipped
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import UNLABELLED
-from dreamteacher.data.table import one
-from dreamteacher.data.tool_labels import name_the_tool
+from dreamteacher.data.table import scalar
+from dreamteacher.data.tool_labels import detect_tool
 from dreamteacher.data.trees import Tree
 from dreamteacher.data.yolo import why_no_yolo
 
-LOOKED_INTO = 1 << 15  # characters of a file, by which it is named
+LOOKED_INTO = 1 << 15  # characters of a file that are read to detect its tool
 _NO_CLASS_FOLDER = re.compile(
     r"[\W_]*(trash|deleted|rejected|discarded|todo|unsorted|unknown|ambiguous|te?mp|backup|bak|old|new|cache|thumbs?|thumbnails?|previews?"
     r"|duplicates?|copies|archive)[\W_\d]*",
@@ -31,10 +31,10 @@ _NUMBERED_CLASS = re.compile(
 _RECORDING = re.compile(
     r"patient|case|study|visit|scan|slide|vid|movie|clip|scene|seq|session|run|drive|flight|cam|day|date|^[\W\d_]*$", re.I
 )
-NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write where nothing is
+NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write for a missing value
 
 
-def doubts(
+def label_notes(
     table: sqlite3.Connection,
     kind: str,
     boxes: BoxSource | None,
@@ -44,25 +44,32 @@ def doubts(
     label_file: str,
     are_listed: bool,
 ) -> Iterator[str]:
-    """Of labels that were found. kind, counts: as `labels.kind_of_labels` and `labels.read_labels` return them.
+    """Notes on the labels that were found.
 
-    label_file: which gives classes. are_listed: classes.txt names them.
+    Args:
+        table: of the source's files.
+        kind: as `labels.kind_of_labels` returns it.
+        boxes: box labels, if there are any.
+        classes: of the labels.
+        counts: as `labels.read_labels` returns them.
+        label_file: the file that gives classes.
+        are_listed: classes.txt names the classes.
     """
     yield from _numbered_classes(table, boxes)
     yield from _shared_labels(table)
     yield from _labels_of_pictures_elsewhere(table)
     names = boxes.names if boxes and not boxes.body else classes.names if classes and kind in ("csv", "folders") else None
     if names:
-        for name, other, how in alike(names)[:3]:
+        for name, other, how in similar_names(names)[:3]:
             yield f"classes {name!r} and {other!r} {how}; are they one?"
     if classes and kind == "folders" and not are_listed:
-        yield from _doubtful_folders(table, classes.names)
+        yield from _folder_notes(table, classes.names)
     if classes and kind == "csv":
-        yield from _doubtful(table, classes.names, counts, label_file)
+        yield from _table_notes(table, classes.names, counts, label_file)
 
 
 def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[str]:
-    """A line on files of HuggingFace's imagefolder other than those that are `read`; kind: of the labels."""
+    """A note on metadata files of HuggingFace's imagefolder that are not among those `read`; kind: of the labels."""
     name = next((name for name in metadata.names() if name not in read), None)
     if name:
         yield (
@@ -70,16 +77,16 @@ def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[
         )
 
 
-def why_no_labels(table: sqlite3.Connection, tree: Tree, names: list[str] | None, passed_over: PassedOver) -> Iterator[str]:
-    """What may be labels, where none were found. names: of classes.txt."""
+def why_no_labels(table: sqlite3.Connection, tree: Tree, names: list[str] | None, skipped: Skipped) -> Iterator[str]:
+    """Notes on files and folders that may be labels, when none were found. names: in classes.txt."""
     yield from _lost_classes(table, names)
-    yield from other_tools(table, tree, passed_over)
-    yield from _numbers_in_lists(tree, passed_over.lists)
+    yield from other_tools(table, tree, skipped)
+    yield from _numbers_in_lists(tree, skipped.lists)
     yield from _other_tasks(table)
 
 
 def _lost_classes(table: sqlite3.Connection, names: list[str] | None) -> Iterator[str]:
-    """Why folders that may be classes are none. names: those in classes.txt."""
+    """Notes on why folders are not taken as classes. names: in classes.txt."""
     of_pictures = "FROM files WHERE role = 'picture'"
     if wrapper := _only_folder(table):
         yield f"all pictures lie below {wrapper}/; if the folders in it are classes, set ingest.source to it"
@@ -93,15 +100,15 @@ def _lost_classes(table: sqlite3.Connection, names: list[str] | None) -> Iterato
 
 
 def _only_folder(table: sqlite3.Connection) -> str | None:
-    """The folder that all pictures lie in, if they lie in several folders of it."""
+    """The one folder that contains all pictures in several subfolders; None if there is no such folder."""
     inside = table.execute("SELECT DISTINCT class, below FROM files WHERE role = 'picture' LIMIT 1000").fetchall()
     return inside[0][0] if len(inside) > 1 and len({cls for cls, _ in inside}) == 1 else None
 
 
-def other_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) -> list[str]:
-    """A line for each kind of files that may be labels, and that a known tool wrote which is not read, or not there."""
+def other_tools(table: sqlite3.Connection, tree: Tree, skipped: Skipped) -> list[str]:
+    """Notes on label files of known tools that cannot be read as they are."""
     names = [name for (name,) in table.execute("SELECT min(name) FROM box_files GROUP BY suffix")]
-    names += [passed_over.by_suffix[".csv"][1]] if ".csv" in passed_over.by_suffix else []
+    names += [skipped.by_suffix[".csv"][1]] if ".csv" in skipped.by_suffix else []
     found = []
     for name in names:
         file = tree.open_text(name)
@@ -109,7 +116,7 @@ def other_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) 
             continue
         with file, suppress(UnicodeDecodeError):
             head = file.read(LOOKED_INTO).encode()
-            if tool := name_the_tool(head):
+            if tool := detect_tool(head):
                 found.append(f"{name} is of {tool[0]}, and is not read: {tool[1]}")
             elif name.lower().endswith(".txt") and (reason := why_no_yolo(head)):
                 found.append(f"{name} is no label of YOLO: {reason}")
@@ -117,7 +124,7 @@ def other_tools(table: sqlite3.Connection, tree: Tree, passed_over: PassedOver) 
 
 
 def _numbers_in_lists(tree: Tree, lists: list[str]) -> Iterator[str]:
-    """A line on lists of splits that have a number behind each name, as lists of classes do."""
+    """A note on split lists with a number after each name, which may be classes."""
     for name in sorted(lists):
         file = tree.open_text(name)
         if file is None:
@@ -131,7 +138,7 @@ def _numbers_in_lists(tree: Tree, lists: list[str]) -> Iterator[str]:
 
 
 def _other_tasks(table: sqlite3.Connection) -> Iterator[str]:
-    """A line on maps of objects or depth, or drawings of masks, beside pictures that have no label."""
+    """Notes on instance maps, depth maps or visualised masks beside unlabelled pictures."""
     table.create_function("of_any_task", 1, lambda name: any(words.search(name) for words in MASK_WORDS.values()))
     for task, words in MASK_WORDS.items():
         table.create_function("of_task", 1, lambda name, words=words: bool(words.search(name)))
@@ -144,7 +151,7 @@ def _other_tasks(table: sqlite3.Connection) -> Iterator[str]:
 
 
 def _shared_labels(table: sqlite3.Connection) -> Iterator[str]:
-    """A line on masks or boxes that are taken for several pictures, as those of A.jpg and A.png have one name."""
+    """A note on masks or box files that match several pictures, as for A.jpg and A.png."""
     shared = "SELECT mask, min(picture) AS one, max(picture) AS other FROM pairs GROUP BY mask HAVING count(*) > 1"
     n, label, first, other = table.execute(f"SELECT count(*), min(mask), one, other FROM ({shared})").fetchone()
     if n:
@@ -152,7 +159,7 @@ def _shared_labels(table: sqlite3.Connection) -> Iterator[str]:
 
 
 def _labels_of_pictures_elsewhere(table: sqlite3.Connection) -> Iterator[str]:
-    """A line on masks or boxes whose neighbours have pictures beside them, and they themselves only one of their name further below."""
+    """A note on masks or box files matched to the only picture of their name in another folder than their neighbours' pictures."""
     found = "SELECT count(*), min(label), e.picture FROM elsewhere AS e JOIN pairs ON mask = label AND pairs.picture = e.picture"
     n, label, picture = table.execute(found).fetchone()
     if n:
@@ -164,12 +171,12 @@ def _labels_of_pictures_elsewhere(table: sqlite3.Connection) -> Iterator[str]:
 
 def _numbered_classes(table: sqlite3.Connection, boxes: BoxSource | None) -> Iterator[str]:
     if boxes and not boxes.names:
-        n = one(table, "SELECT count(*) FROM pairs")
+        n = scalar(table, "SELECT count(*) FROM pairs")
         yield f"{n} files of boxes (such as {boxes.files[0]}) give classes by number; name them in data.yaml or classes.txt"
 
 
-def _doubtful_folders(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
-    """Lines on folders that were taken as classes, and may be none; those that are in several splits were meant as classes."""
+def _folder_notes(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
+    """Notes on folders taken as classes that may not be classes; folders that occur in several splits are taken as intended."""
     several = "SELECT class FROM files WHERE role = 'picture' GROUP BY class HAVING count(DISTINCT split) > 1"
     meant = {name for (name,) in table.execute(several)}
     if strange := [name for name in names if _NO_CLASS_FOLDER.fullmatch(name) and name not in meant]:
@@ -183,9 +190,9 @@ def _doubtful_folders(table: sqlite3.Connection, names: list[str]) -> Iterator[s
         )
 
 
-def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int], file: str) -> Iterator[str]:
-    """Lines on what labels.csv, or another `file`, says of no picture, and on classes that may be none."""
-    if not one(table, "SELECT EXISTS (SELECT 1 FROM labels)"):
+def _table_notes(table: sqlite3.Connection, names: list[str], counts: dict[str, int], file: str) -> Iterator[str]:
+    """Notes on lines of labels.csv, or another `file`, without a picture, and on values that may not be classes."""
+    if not scalar(table, "SELECT EXISTS (SELECT 1 FROM labels)"):
         yield f"{file} has no line with a label"
     if counts["labels_without_picture"]:
         (lost,) = table.execute("SELECT min(name) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)").fetchone()

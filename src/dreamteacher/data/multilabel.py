@@ -1,4 +1,4 @@
-"""labels.csv where a picture may have several labels: a column for each class, or several names in a cell or on several lines."""
+"""Multilabel labels.csv: one column per class, or several names per cell or over several lines."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from dreamteacher.data.items import IGNORE
 from dreamteacher.data.names import class_name, nfc, slashes, tidy
 from dreamteacher.errors import UserError
 
-SUFFIX = "labels.json"  # of a stored label
+SUFFIX = "labels.json"  # of a stored label file
 YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
-UNKNOWN = {"", "-1", "-1.0", "nan", "na", "?"}  # of a column: neither; empty and -1 as CheXpert has them
+UNKNOWN = {"", "-1", "-1.0", "nan", "na", "?"}  # cell values; empty and -1 as in CheXpert
 _CONTROLS = re.compile("[\x00-\x1f\x7f]")
 SEPARATORS = re.compile("[;|,]")
 PATH = re.compile("path")  # the column of labels.csv that names pictures
 
 
 def rows_of(file: IO[str], path: re.Pattern[str]) -> csv.DictReader:
-    """The lines of a table by the names of its columns, which its first line has with commas, semicolons or tabs between them.
+    """A reader of the table's lines; the delimiter (comma, semicolon or tab) is detected from the header.
 
-    path: of the name of a column that is there, by which the sign between them is found.
+    path: pattern of the name of the path column, which must be among the columns for a delimiter to be accepted.
     """
     head = file.readline()
     heads = {mark: [field.strip() for field in next(csv.reader([head], delimiter=mark), [])] for mark in ",;\t"}
@@ -49,13 +49,13 @@ def has_columns(fields: list[str]) -> bool:
     return "path" in fields and "label" not in fields and len(fields) > 1
 
 
-def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str, folder: str = "") -> list[str]:
-    """Fill the table `labels`: value is {"yes": names, "unknown": names}; returns the classes, of columns in their order.
+def read_multilabel(table: sqlite3.Connection, rows: csv.DictReader, where: str, folder: str = "") -> list[str]:
+    """Fill the table `labels`: value is {"yes": names, "unknown": names}; returns the classes, in the order of columns.
 
-    folder: where the paths begin.
+    folder: to which paths are relative.
 
     Raises:
-        UserError: a column holds another value, or two lines say different things of a picture.
+        UserError: a class column has an invalid value, or two lines disagree about a picture.
     """
     fields = [field for field in rows.fieldnames or [] if field != "path"]
     columns = {field: class_name(field) for field in fields} if "label" not in fields else None
@@ -87,7 +87,7 @@ def read_several(table: sqlite3.Connection, rows: csv.DictReader, where: str, fo
 
 
 def require_cells(line: dict[str | None, Any], at: str) -> None:
-    """UserError unless a line has as many cells as there are columns, without control characters."""
+    """UserError if a line has more cells than columns, or control characters."""
     if any(cell.strip() for cell in line.get(None) or ()):
         raise UserError(f"{at}: it has more cells than the first line names columns; put a cell that holds a comma into double quotes")
     if wrong := next((cell for cell in line.values() if isinstance(cell, str) and _CONTROLS.search(cell.strip())), None):
@@ -95,7 +95,7 @@ def require_cells(line: dict[str | None, Any], at: str) -> None:
 
 
 def names_in_cell(text: str) -> list[str]:
-    """The names in a cell: between SEPARATORS, or in a list as Python and JSON write it."""
+    """The names in a cell: split at SEPARATORS, or in a Python or JSON list."""
     if text.strip().startswith("[") and text.strip().endswith("]"):
         with suppress(ValueError, SyntaxError):
             return [str(name) for name in ast.literal_eval(text.strip())]
@@ -103,7 +103,7 @@ def names_in_cell(text: str) -> list[str]:
 
 
 def _of_columns(line: dict[str, str], columns: dict[str, str], at: str) -> dict[str, list[str]] | None:
-    """None where no column says anything."""
+    """{"yes": names, "unknown": names} of a line; None if all are unknown."""
     label: dict[str, list[str]] = {"yes": [], "unknown": []}
     for field, name in columns.items():
         value = (line[field] or "").strip().lower()
@@ -118,7 +118,7 @@ def _of_columns(line: dict[str, str], columns: dict[str, str], at: str) -> dict[
 
 
 def _insert(table: sqlite3.Connection, name: str, label: dict[str, list[str]], at: str) -> None:
-    """at: the line, where a second one of a picture may not differ; else their names are joined."""
+    """Insert a label. at: place for messages, if a second line of a picture must agree; else the names of its lines are merged."""
     if table.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (name, json.dumps(label))).rowcount:
         return
     (other,) = table.execute("SELECT value FROM labels WHERE name = ?", [name]).fetchone()
@@ -129,10 +129,10 @@ def _insert(table: sqlite3.Connection, name: str, label: dict[str, list[str]], a
 
 
 def to_label(value: str, classes: list[str] | None) -> tuple[int, ...]:
-    """What `read_several` or `to_json` wrote, or names between SEPARATORS, of each class: 1, 0, or IGNORE where unknown.
+    """1, 0 or IGNORE (unknown) for each class, from a value of `read_multilabel` or `to_json`, or names separated by SEPARATORS.
 
     Raises:
-        ValueError, KeyError, TypeError, IndexError: it is none of these, or names none of `classes`.
+        ValueError, KeyError, TypeError, IndexError: the value is invalid, or names a class that is not in `classes`.
     """
     stored = json.loads(value) if value.startswith("{") else {"yes": SEPARATORS.split(value), "unknown": []}
     if "labels" in stored:
@@ -154,7 +154,7 @@ def _by_name(stored: dict[str, list[str]], classes: list[str]) -> tuple[int, ...
 
 
 def to_json(label: tuple[int, ...]) -> bytes:
-    """A label as it is stored: `{"labels": [class id, ...], "unknown": [class id, ...], "classes": their number}`."""
+    """Encode a label for storage: `{"labels": [class id, ...], "unknown": [class id, ...], "classes": number of classes}`."""
     ids = {key: [i for i, each in enumerate(label) if each == number] for key, number in (("labels", 1), ("unknown", IGNORE))}
     return json.dumps(ids | {"classes": len(label)}).encode()
 
