@@ -195,7 +195,7 @@ def fill_disk_after_16(model, batch, random):
 def test_a_stop_on_a_full_disk_is_a_stop(tmp_path: Path, log_every: int) -> None:
     folder = tmp_path / "run"
     said = ended(folder, start(folder, fill_disk_and_stop, settings={"log_every": log_every})).decode()
-    assert said.startswith(f"Interrupted: stopped by signal 2 at step 16, which is not saved: cannot write to {folder}: File too large; make")
+    assert said.startswith(f"Interrupted: stopped by signal 2 at step 16, which is not saved: cannot write to {folder}: File too large")
     assert [path.name.split("-")[1] for path in list_checkpoints(folder)] == ["00000014", "00000007"]
 
 

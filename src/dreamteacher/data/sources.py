@@ -26,6 +26,7 @@ from dreamteacher.data.labels import (
 )
 from dreamteacher.data.lookalike import refuse_unknown_masks
 from dreamteacher.data.names import Row, read_list, row
+from dreamteacher.data.numbered_lists import take_numbers
 from dreamteacher.data.object_files import parts_of, require_classes_of_objects, take_masks
 from dreamteacher.data.places import Place, look
 from dreamteacher.data.several_files import class_lists, without_trainval
@@ -52,7 +53,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     - boxes: a COCO file such as annotations/instances_train.json, or A.xml (Pascal VOC), A.txt (YOLO, with the classes in data.yaml) or
       A.json (labelme, Supervisely) where a mask of A.jpg might lie (beside it, labels/, Annotations/); a picture that is in no such
       file has no label;
-    - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none; also `val_annotations`;
+    - folders: train/CLASS/... or CLASS/... (of a list: the last folder); unlabelled/ has none; also `val_annotations`, `numbered_lists`;
     - shards: KEY.mask.png, KEY.boxes.json, KEY.cls, or "label" or "cls" in KEY.json.
 
     Class names are the lines of classes.txt, else the sorted folder names or csv values. A folder without pictures but with .tar files
@@ -88,6 +89,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     splits = split_by_files(table, tree, sorted(set(passed_over.lists) - set(with_classes)) or without_trainval(metadata.lists))
     boxes = _find_boxes(table, tree, labels, class_list, metadata, max_bytes=max_bytes, task=task) if "boxes" in kinds else None
     tables = files_of_classes(table, tree, metadata, labels, task=task, boxes=boxes is not None)
+    numbered = [] if tables or boxes or "folders" not in kinds else take_numbers(table, tree, splits, class_list)
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
         refuse_unknown_masks(table, tree, max_bytes, names)
@@ -128,8 +130,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         "left_out_as_test": one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split = 'test'"),
     }
     if has_val and kind != "none":
-        outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
-        counts["outside_of_splits"] = splits.n_unlisted or one(table, outside)
+        counts["outside_of_splits"] = splits.n_unlisted or one(table, "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL")
     notes = [*([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []), *splits.notes]
     notes += [
         *doubts(table, kind, boxes, classes, counts, label_file="".join(tables[:1]), are_listed=class_list is not None),
@@ -139,7 +140,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if labels == "auto" and kind == "none":
         notes += why_no_labels(table, tree, names, passed_over)
     items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
-    where = _where(table, kind, tree, boxes, tables, listed=with_classes) + (
+    where = _where(table, kind, tree, boxes, tables, listed=numbered or ["class folders", *with_classes]) + (
         ", a file for each object" if n_of_parts and kind == "masks" else ""
     )
     return Found(
@@ -223,7 +224,7 @@ def _pass_over(table: sqlite3.Connection, boxes: BoxSource | None, metadata: lis
 
 
 def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None, tables: list[str], *, listed: list[str]) -> str:
-    """Where labels were found, in words. tables, listed: the files that give classes, and those that give them beside folders."""
+    """Where labels were found, in words. tables: the files that give classes. listed: what gives those of the kind folders."""
     if boxes:
         return f"{'keypoints' if boxes.body else 'boxes'} of {WORDS[boxes.form]} (such as {boxes.files[0]})"
     if kind == "masks":
@@ -231,7 +232,7 @@ def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | 
         picture, mask = table.execute(query).fetchone()
         return f"masks (such as {mask} of {picture})"
     if kind == "folders":
-        return " and ".join(["class folders", *listed[:1]])
+        return " and ".join(listed[:2])
     return f"{tree}/{tables[0]}" if kind == "csv" else ""
 
 
