@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dreamteacher.data.items import PassedOver
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning
 from dreamteacher.data.names import UNLABELLED
+from dreamteacher.data.several_files import COLUMN_FILE
 from dreamteacher.data.table import one
 from dreamteacher.data.tool_labels import name_the_tool
 from dreamteacher.data.trees import Tree
@@ -59,6 +61,8 @@ def doubts(
         yield from _doubtful_folders(table, classes.names)
     if classes and kind == "csv":
         yield from _doubtful(table, classes.names, counts, label_file)
+        if posixpath.basename(label_file) == COLUMN_FILE:
+            yield from _class_folders_beside(table, label_file)
 
 
 def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[str]:
@@ -181,6 +185,14 @@ def _doubtful_folders(table: sqlite3.Connection, names: list[str]) -> Iterator[s
             f"the classes are folders that differ in numbers alone ({names[0]}, {names[1]} ...); if they are parts of the set, such as "
             "patients, videos or days, set ingest.labels to none"
         )
+
+
+def _class_folders_beside(table: sqlite3.Connection, file: str) -> Iterator[str]:
+    query = "SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != '' ORDER BY class LIMIT 3"
+    folders = [name for (name,) in table.execute(query)]
+    if len(folders) > 1:
+        shown = ", ".join(folders)
+        yield f"labels are read from {file}, and the folders {shown} are not; if these are the classes, set ingest.task to classification"
 
 
 def _doubtful(table: sqlite3.Connection, names: list[str], counts: dict[str, int], file: str) -> Iterator[str]:
