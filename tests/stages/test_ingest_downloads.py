@@ -74,9 +74,7 @@ def test_columns_of_roboflow_that_differ_are_refused(tmp_path: Path) -> None:
 
 def test_class_folders_beside_labels_of_roboflow_are_said_and_can_be_chosen(tmp_path: Path) -> None:
     source = roboflow(tmp_path / "in")
-    for split in ("train", "valid"):
-        save_pictures(source / split / "bird", "1.jpg", "2.jpg")
-        save_pictures(source / split / "cow", "3.jpg", "4.jpg")
+    save_pictures(source, *(f"{split}/{cls}/{i}.jpg" for split in ("train", "valid") for cls in ("bird", "cow") for i in range(2)))
     said = "labels are read from test/_classes.csv, and the folders bird, cow are not; if these are the classes, set ingest.task"
     run(source, tmp_path / "out")
     assert any(said in line for line in report(tmp_path / "out")["summary"])
