@@ -16,10 +16,14 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal after its checkpoint was written; the command line exits with 128 + signum."""
+    """Training was stopped by a signal; the command line exits with 128 + signum.
 
-    def __init__(self, signum: int, step: int):
-        super().__init__(f"stopped by signal {signum} at step {step}; start the same command again to resume")
+    The checkpoint of `step` is written, or `unsaved` says why it could not be.
+    """
+
+    def __init__(self, signum: int, step: int, unsaved: str = ""):
+        then = f", which is not saved: {unsaved}" if unsaved else "; start the same command again to resume"
+        super().__init__(f"stopped by signal {signum} at step {step}{then}")
         self.signum = signum
         self.step = step
 
@@ -61,7 +65,7 @@ def resource_errors_in_one_line(command: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, Interrupted):
         raise
     except Exception as error:
         causes = (_ended_process(error, command), _too_little_memory(error, command), _no_compiling(error, command), _disk_trouble(error))

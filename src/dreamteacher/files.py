@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import errno
 import hashlib
 import json
 import os
@@ -110,13 +109,21 @@ def read_note(path: Path) -> dict[str, Any]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to `path`, whole or, where the disk is full, not at all."""
-    content = f"{line}\n".encode()
+    """Append a line to `path`, whole or, where it cannot be written whole, not at all.
+
+    A system call may write a part and give no reason; the reason, such as a full disk, comes from writing the rest.
+    """
+    rest = memoryview(f"{line}\n".encode())
     with path.open("ab", buffering=0) as file:
         size = file.tell()
-        if file.write(content) < len(content):
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except BaseException as error:
             file.truncate(size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if isinstance(error, OSError):
+                error.filename = str(path)
+            raise
 
 
 def share(folder: Path) -> None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,14 @@ class Tracker:
         self._next_send = time.monotonic() + (LATER if is_sent_later() else SEND_EVERY)
         self._sends = False
         self._warned = False
+        self._curves = set[str]()
 
     def metrics(self, values: dict[str, float], step: int | None = None) -> None:
-        """Record metrics, optionally with their optimiser step."""
+        """Record metrics with their optimiser step, or final ones without; a final one of which there is a curve is its last point."""
+        if step is None:
+            values = {name: value for name, value in values.items() if name not in self._curves}
+        else:
+            self._curves |= values.keys()
         self._record(do="metrics", values={_key(name): float(value) for name, value in values.items()}, step=step or 0)
         if time.monotonic() >= self._next_send:
             self._send()
@@ -176,11 +181,9 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         tracker._record(do="params", values=values)
         try:
             yield tracker
-        except (KeyboardInterrupt, SystemExit, Interrupted):
-            tracker._close("KILLED")
-            raise
-        except BaseException:
-            tracker._close("FAILED")
+        except BaseException as error:
+            with suppress(OSError):  # a full disk; `sync` ends a journal without an end
+                tracker._close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit | Interrupted) else "FAILED")
             raise
         tracker._close("FINISHED")
 

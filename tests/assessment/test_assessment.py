@@ -152,7 +152,7 @@ def test_the_verdict_says_why_and_what_would_help_more() -> None:
     )
     assert result["because"][0] == "from scratch 20 labels reach 82.0 and 434 reach 83.9: labels can gain 1.9 points"
     assert result["because"][1] == "twice the labels would gain 1.0 points"
-    assert "shows over about 3 seeds, as many as compare.seeds has 3" in result["because"][2]
+    assert "shows over about 3 seeds; compare.seeds has 3" in result["because"][2]
     assert [each["name"] for each in result["help"]] == ["more-labels"]
     assert "they are there: few_labels: 40" in result["help"][0]["words"]
     assert result["warnings"] == []

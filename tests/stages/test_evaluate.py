@@ -238,6 +238,24 @@ def test_lost_metrics_and_plots_come_back_without_computing(chain: Chain, monkey
     assert (chain.root / "plots" / "evaluation" / "overlays" / "1.png").exists()
 
 
+def test_a_lost_evaluation_comes_back_beside_its_metrics(chain: Chain) -> None:
+    metrics = chain.root / "metrics" / "evaluation.json"
+    before = metrics.read_bytes()
+    shutil.rmtree(chain.root / "evaluation")
+    assert chain.run() == chain.returned  # type: ignore[attr-defined]
+    assert metrics.read_bytes() == before
+
+    figures = chain.metrics()
+    figures["scratch"][next(iter(figures["scratch"]))] += 0.1
+    metrics.write_text(json.dumps(figures))
+    shutil.rmtree(chain.root / "evaluation")
+    with pytest.raises(UserError, match=r"evaluation.json holds the result of another run; name another --metrics and --plots, or give"):
+        chain.run()
+    assert chain.metrics() == figures
+    metrics.unlink()
+    assert chain.run() == chain.returned  # type: ignore[attr-defined] # what was computed is kept
+
+
 def test_figures_of_another_run_are_replaced_only_with_overwrite(chain: Chain, tmp_path: Path) -> None:
     before = (chain.root / "metrics" / "evaluation.json").read_bytes()
     places = {"metrics": chain.root / "metrics" / "evaluation.json", "plots": chain.root / "plots" / "evaluation"}

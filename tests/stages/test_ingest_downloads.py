@@ -72,6 +72,21 @@ def test_columns_of_roboflow_that_differ_are_refused(tmp_path: Path) -> None:
         run(roboflow(tmp_path / "in", "filename, dog, cat"), tmp_path / "out")
 
 
+def test_class_folders_beside_labels_of_roboflow_are_said_and_can_be_chosen(tmp_path: Path) -> None:
+    source = roboflow(tmp_path / "in")
+    save_pictures(source, *(f"{split}/{cls}/{i}.jpg" for split in ("train", "valid") for cls in ("bird", "cow") for i in range(2)))
+    said = "labels are read from test/_classes.csv, and the folders bird, cow are not; if these are the classes, set ingest.task"
+    run(source, tmp_path / "out")
+    assert any(said in line for line in report(tmp_path / "out")["summary"])
+    (source / "valid" / "_classes.csv").unlink()
+    with pytest.raises(UserError, match=f"and none in val.*; {said}"):
+        run(source, tmp_path / "other")
+    for path in source.glob("*/*.jpg"):
+        path.unlink()
+    run(source, tmp_path / "chosen", task="classification")
+    assert facts(tmp_path / "chosen")["classes"] == ["bird", "cow"]
+
+
 def class_lists(source: Path, *, with_plain: bool = True) -> Path:
     save_pictures(source / "JPEGImages", *(f"2008_{i}.jpg" for i in range(6)))
     lists = source / "ImageSets/Main"

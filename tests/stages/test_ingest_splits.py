@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from ingest_sources import manifest, picture, report, run, save
+from ingest_sources import facts, manifest, picture, report, run, save
 
 from dreamteacher.errors import UserError
 
@@ -58,6 +58,58 @@ def test_numbers_behind_the_names_in_a_list_are_said_where_there_are_no_labels(t
     (tmp_path / "in/val.txt").write_text("images/0.jpg\nimages/3.jpg\n")
     run(tmp_path / "in", tmp_path / "plain")
     assert not any("the numbers in" in line for line in report(tmp_path / "plain")["summary"])
+
+
+def in_numbered_lists(source: Path, numbers: str = "{}", start: int = 0) -> Path:
+    """Pictures in one folder, and Caffe's lists, which give each the number of its class."""
+    for i in range(16):
+        save(picture(i), source / "images" / f"{i}.jpg")
+    for split, chosen in {"train": range(4, 16), "val": range(4)}.items():
+        (source / f"{split}.txt").write_text("".join(f"images/{i}.jpg {numbers.format(i % 3 + start)}\n" for i in chosen))
+    return source
+
+
+@pytest.mark.parametrize("names", [["0", "1", "2"], ["cat", "dog", "cow"]])
+def test_numbers_behind_the_names_in_lists_of_train_and_val_are_classes(names: list[str], tmp_path: Path) -> None:
+    source = in_numbered_lists(tmp_path / "in")
+    if names[0] == "cat":
+        (source / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    save(picture(16), source / "images" / "unlisted.jpg")
+    run(source, tmp_path / "out")
+    assert facts(tmp_path / "out")["classes"] == names
+    assert facts(tmp_path / "out")["task"] == "classification"
+    assert splits(tmp_path / "out")["val"] == [f"images/{i}.jpg" for i in range(4)]
+    found = report(tmp_path / "out")
+    assert found["labels_found_in"] == "train.txt and val.txt"
+    assert f"class {names[0]}: 4 pictures of train, 2 pictures of val" in found["summary"]
+
+
+@pytest.mark.parametrize(
+    ("lists", "classes", "said"),
+    [
+        ({"start": 1}, "cat\ndog\ncow\n", r"train.txt has the number 3, and classes.txt names 3 classes, from 0; correct one"),
+        ({}, "1 cat\n2 dog\n3 cow\n", r"classes.txt is numbered from 1, and the numbers in .*txt count from 0; number both from 0"),
+    ],
+)
+def test_numbers_in_lists_that_classes_txt_contradicts_are_refused(lists: dict, classes: str, said: str, tmp_path: Path) -> None:
+    source = in_numbered_lists(tmp_path / "in", **lists)
+    (source / "classes.txt").write_text(classes)
+    with pytest.raises(UserError, match=said):
+        run(source, tmp_path / "out")
+
+
+def test_a_picture_of_two_numbers_is_refused(tmp_path: Path) -> None:
+    source = in_numbered_lists(tmp_path / "in")
+    with (source / "val.txt").open("a") as file:
+        file.write("images/5.jpg 1\n")
+    with pytest.raises(UserError, match=r"val.txt: images/5.jpg is of class '1', and of '2' in a line or list before; keep one"):
+        run(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("numbers", ["-{}", "{}.5", "{} 1"])
+def test_other_numbers_in_lists_are_no_classes(numbers: str, tmp_path: Path) -> None:
+    run(in_numbered_lists(tmp_path / "in", numbers), tmp_path / "out")
+    assert any(line.startswith("the numbers in train.txt (images/4.jpg") for line in report(tmp_path / "out")["summary"])
 
 
 def test_a_list_may_name_pictures_with_blanks_in_their_names(tmp_path: Path) -> None:

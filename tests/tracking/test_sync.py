@@ -111,6 +111,21 @@ def test_a_torn_line_is_cut_off_on_a_full_disk_too(tmp_path, monkeypatch):
     assert records.read_text() == '{"do": "start"}\n'
 
 
+def test_a_stop_stays_a_stop_where_the_disk_has_no_room_for_the_last_record(monkeypatch):
+    real = tracking.append_line
+
+    def full(path, line):
+        if '"do": "end"' in line:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, line)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking, "append_line", full)
+        stage(fail=KeyboardInterrupt())
+    assert len(sync()) == 1
+    assert runs()["finetune init=mix seed=2"].info.status == "KILLED"
+
+
 @pytest.mark.parametrize("then", ["stage", "sync"])
 def test_records_find_a_new_run_where_the_server_is_another_than_before(then, database, tmp_path, monkeypatch):
     """The stage was stopped, MLflow moved or its database was removed, and the run of before is unknown."""

@@ -191,6 +191,21 @@ def fill_disk_after_16(model, batch, random):
     return denoise(model, batch, random)
 
 
+@pytest.mark.parametrize("log_every", [1, 1000], ids=["while a record is written", "while a checkpoint is written"])
+def test_a_stop_on_a_full_disk_is_a_stop(tmp_path: Path, log_every: int) -> None:
+    folder = tmp_path / "run"
+    said = ended(folder, start(folder, fill_disk_and_stop, settings={"log_every": log_every})).decode()
+    assert said.startswith(f"Interrupted: stopped by signal 2 at step 16, which is not saved: cannot write to {folder}: File too large")
+    assert [path.name.split("-")[1] for path in list_checkpoints(folder)] == ["00000014", "00000007"]
+
+
+def fill_disk_and_stop(model, batch, random):
+    if random.step == 15:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        signal.raise_signal(signal.SIGINT)
+    return denoise(model, batch, random)
+
+
 def test_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to .*file/below: Not a directory"):

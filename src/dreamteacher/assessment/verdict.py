@@ -31,10 +31,9 @@ def verdict(facts: dict[str, Any]) -> dict[str, Any]:
     if predicted["expected"] >= MIN_GAIN:
         seeds = seeds_to_show(predicted["expected"], facts["spread"])
         has = facts["budget"]["seeds"]
-        enough = "as many as" if seeds <= has else "and"
         because.append(
             f"draws of {facts['labels']['few']} labels differ by {points(facts['spread'])} points (standard deviation), so that a gain of "
-            f"{points(predicted['expected'])} shows over about {seeds} seeds, {enough} compare.seeds has {has}"
+            f"{points(predicted['expected'])} shows over about {seeds} seeds; compare.seeds has {has}"
         )
     worth = f", as much as {predicted['labels']:,} more labels" if predicted["labels"] else ""
     how_much = f"{points(predicted['expected'], '+')} {facts['title']} points over scratch by {best}{worth} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dreamteacher.data.imagefolder import Metadata, other_folder
 from dreamteacher.data.items import Skipped
 from dreamteacher.data.labels import MASK_WORDS
 from dreamteacher.data.layout import meaning
+from dreamteacher.data.multilabel_files import COLUMN_FILE
 from dreamteacher.data.names import UNLABELLED
 from dreamteacher.data.table import scalar
 from dreamteacher.data.tool_labels import detect_tool
@@ -66,6 +68,8 @@ def label_notes(
         yield from _folder_notes(table, classes.names)
     if classes and kind == "csv":
         yield from _table_notes(table, classes.names, counts, label_file)
+        if posixpath.basename(label_file) == COLUMN_FILE:
+            yield from _unread_class_folders(table, label_file)
 
 
 def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[str]:
@@ -188,6 +192,15 @@ def _folder_notes(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
             f"the classes are folders that differ in numbers alone ({names[0]}, {names[1]} ...); if they are parts of the set, such as "
             "patients, videos or days, set ingest.labels to none"
         )
+
+
+def _unread_class_folders(table: sqlite3.Connection, file: str) -> Iterator[str]:
+    """Class folders beside the label table `file`, which is read instead."""
+    query = "SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != '' ORDER BY class LIMIT 3"
+    folders = [name for (name,) in table.execute(query)]
+    if len(folders) > 1:
+        shown = ", ".join(folders)
+        yield f"labels are read from {file}, and the folders {shown} are not; if these are the classes, set ingest.task to classification"
 
 
 def _table_notes(table: sqlite3.Connection, names: list[str], counts: dict[str, int], file: str) -> Iterator[str]:

@@ -51,10 +51,11 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
     if empty and (tally.tasks or unknown):
         reduced = ", some once they were reduced to ingest.short_side" if tally.warnings["mask_vanished"] else ""
         without = f" (masks that are {IGNORE}, unknown, everywhere are none: {unknown}{reduced})" if unknown else ""
+        others = "".join(f"; {note}" for note in found.notes if "ingest.task" in note)
         raise UserError(
             f"there are {counts['labelled_train'] + counts['labelled_val']} labels, and none in {empty}{without}: nothing could be "
             f"{'trained' if empty == 'train' else 'measured'} by them; put pictures into folders train/ and val/ with labels in both, "
-            f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none{_skipped_files(found)}"
+            f"change ingest.val_fraction ({settings.val_fraction:g}), or set ingest.labels to none{_skipped_files(found)}{others}"
         )
     if counts["other_palettes"] > settings.max_bad_fraction * (counts["labelled_train"] + counts["labelled_val"]):
         raise UserError(

@@ -27,6 +27,7 @@ from dreamteacher.data.labels import (
 from dreamteacher.data.lookalike import refuse_unknown_masks
 from dreamteacher.data.multilabel_files import class_lists, without_trainval
 from dreamteacher.data.names import Row, read_list, row
+from dreamteacher.data.numbered_lists import take_numbers
 from dreamteacher.data.object_files import parts_of, require_classes_of_objects, take_masks
 from dreamteacher.data.places import Place, locate
 from dreamteacher.data.shard_source import find_in_shards
@@ -51,7 +52,8 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
       beside A.jpg; folders and suffixes may have any of the names in `layout`;
     - boxes: a COCO file such as annotations/instances_train.json, or A.xml (Pascal VOC), A.txt (YOLO, with the classes in data.yaml) or
       A.json (labelme, Supervisely) where a mask of A.jpg might lie (beside it, labels/, Annotations/); other pictures are unlabelled;
-    - folders: train/CLASS/... or CLASS/... (in a list: the last folder); unlabelled/ is not a class; also `val_annotations`;
+    - folders: train/CLASS/... or CLASS/... (in a list: the last folder); unlabelled/ is not a class; also `val_annotations`,
+      `numbered_lists`;
     - shards: KEY.mask.png, KEY.boxes.json, KEY.cls, or "label" or "cls" in KEY.json.
 
     Class names are the lines of classes.txt, else the sorted folder names or csv values. A folder with .tar files and no pictures is read
@@ -87,6 +89,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     splits = split_by_files(table, tree, sorted(set(skipped.lists) - set(with_classes)) or without_trainval(metadata.lists))
     boxes = _find_boxes(table, tree, labels, class_list, metadata, max_bytes=max_bytes, task=task) if "boxes" in kinds else None
     tables = files_of_classes(table, tree, metadata, labels, task=task, boxes=boxes is not None)
+    numbered = [] if tables or boxes or "folders" not in kinds else take_numbers(table, tree, splits, class_list)
     has_val = choose_the_val_split(table)
     if labels in ("auto", "none", "masks"):  # folders or a table are an explicit choice
         refuse_unknown_masks(table, tree, max_bytes, names)
@@ -101,17 +104,8 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
             in_table=bool(tables),
             task=task,
         )
-    task = (
-        "multilabel"
-        if task == AUTO
-        and kind == "csv"
-        and (
-            table_has_columns(tree, tables)
-            or tables in (metadata.columns, metadata.lists)
-            or (metadata.multilabel and tables == metadata.labels)
-        )
-        else task
-    )
+    if task == AUTO and kind == "csv" and _is_multilabel(tree, tables, metadata):
+        task = "multilabel"
     if task == "instances" and kind == "masks":
         require_classes_of_objects(table, tree, object_classes(class_list), max_bytes, has_parts=n_of_parts > 0)
     if class_list:
@@ -129,25 +123,23 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if has_val and kind != "none":
         outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
         counts["outside_of_splits"] = splits.n_unlisted or scalar(table, outside)
-    notes = [*([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []), *splits.notes]
-    notes += [
+    notes = [
+        *([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []),
+        *splits.notes,
         *label_notes(table, kind, boxes, classes, counts, label_file="".join(tables[:1]), are_listed=class_list is not None),
         *unread_metadata(metadata, read, kind),
         *(notes_on_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()),
+        *(why_no_labels(table, tree, names, skipped) if labels == "auto" and kind == "none" else ()),
     ]
-    if labels == "auto" and kind == "none":
-        notes += why_no_labels(table, tree, names, skipped)
     items = _read_files(table, tree, kind, max_bytes, boxes.form if boxes else "", has_parts=n_of_parts > 0)
-    where = _where(table, kind, tree, boxes, tables, listed=with_classes) + (
-        ", a file for each object" if n_of_parts and kind == "masks" else ""
-    )
+    where = _where(table, kind, tree, boxes, tables, listed=numbered or ["class folders", *with_classes])
     return Found(
         items,
         classes,
         kind,
         has_val,
         counts,
-        where,
+        where + (", a file for each object" if n_of_parts and kind == "masks" else ""),
         skipped,
         notes,
         labels != "none",
@@ -155,6 +147,13 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         body=boxes.body if boxes else None,
         examples=examples,
     )
+
+
+def _is_multilabel(tree: Tree, tables: list[str], metadata: Metadata) -> bool:
+    """Whether label tables have several classes for a picture."""
+    if table_has_columns(tree, tables) or tables in (metadata.columns, metadata.lists):
+        return True
+    return bool(metadata.multilabel and tables == metadata.labels)
 
 
 @contextmanager
@@ -222,7 +221,7 @@ def _count_unread(table: sqlite3.Connection, boxes: BoxSource | None, metadata: 
 
 
 def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | None, tables: list[str], *, listed: list[str]) -> str:
-    """Where labels were found, in words. tables: label tables. listed: files that give classes besides folders."""
+    """Where labels were found, in words. tables: label tables. listed: what gives the classes of the kind folders."""
     if boxes:
         return f"{'keypoints' if boxes.body else 'boxes'} of {WORDS[boxes.form]} (such as {boxes.files[0]})"
     if kind == "masks":
@@ -230,7 +229,7 @@ def _where(table: sqlite3.Connection, kind: str, tree: Tree, boxes: BoxSource | 
         picture, mask = table.execute(query).fetchone()
         return f"masks (such as {mask} of {picture})"
     if kind == "folders":
-        return " and ".join(["class folders", *listed[:1]])
+        return " and ".join(listed[:2])
     return f"{tree}/{tables[0]}" if kind == "csv" else ""
 
 

@@ -27,11 +27,13 @@ ORDER = ("train", "test", "val?", "val")  # the last has priority for a picture 
 
 
 class Splits(NamedTuple):
-    """used: files that define splits. n_unlisted: pictures in none of them, without a split by folder. notes: on unused lists."""
+    """used: files that define splits. n_unlisted: pictures in none of them, without a split by folder. notes: on unused lists.
+    starts: of each list that names pictures, from which folder its paths go and how many folders at their front lead to it."""
 
     used: list[str]
     n_unlisted: int
     notes: list[str]
+    starts: dict[str, tuple[str, int]]
 
 
 def split_by_outer_folders(table: sqlite3.Connection, tree: Tree) -> None:
@@ -70,24 +72,24 @@ def split_by_files(table: sqlite3.Connection, tree: Tree, lists: list[str]) -> S
     """
     table.execute("CREATE TABLE listed (key TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
     chosen, notes = _choose(table, lists)
-    used = []
+    starts = {}
     for name in chosen:
         start = _start_of_paths(table, tree, name)
         if start is None:
             if first := next(_pictures_in(tree, name), None):
                 notes.append(f"{name} seems to list pictures, and names none that is here (such as {first!r}), so it is not followed")
             continue
-        rows = ((_existing_key(table, _key(start, picture)), _split_of_list(name)) for picture in _pictures_in(tree, name))
+        rows = ((key, split_of_list(name)) for key, _ in pictures_of_list(table, tree, name, start))
         table.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?)", rows)
-        used.append(name)
+        starts[name] = start
     changed = table.execute(
         "UPDATE files SET split = (SELECT split FROM listed WHERE listed.key = files.key) "
         "WHERE role = 'picture' AND split IS NULL AND key IN (SELECT key FROM listed)"
     ).rowcount
-    table.executemany("DELETE FROM box_files WHERE name = ?", [(name,) for name in used])
-    used = used if changed else _split_by_yolo(table, tree, notes)
+    table.executemany("DELETE FROM box_files WHERE name = ?", [(name,) for name in starts])
+    used = list(starts) if changed else _split_by_yolo(table, tree, notes)
     n_unlisted = table.execute("UPDATE files SET split = 'train' WHERE role = 'picture' AND split IS NULL").rowcount if used else 0
-    return Splits(used, n_unlisted, notes)
+    return Splits(used, n_unlisted, notes, starts)
 
 
 def choose_the_val_split(table: sqlite3.Connection) -> bool:
@@ -109,10 +111,11 @@ def _choose(table: sqlite3.Connection, lists: list[str]) -> tuple[list[str], lis
     several = [sorted(family)[:2] for family in families.values() if len(family) > 1]
     notes = [f"{one} and {other} divide the pictures differently, and none such is followed; keep one of each" for one, other in several]
     chosen = [] if several else chosen
-    return sorted(chosen, key=lambda name: (ORDER.index(_split_of_list(name)), name)), notes
+    return sorted(chosen, key=lambda name: (ORDER.index(split_of_list(name)), name)), notes
 
 
-def _split_of_list(name: str) -> str:
+def split_of_list(name: str) -> str:
+    """The split that a list's name says."""
     stem = posixpath.splitext(posixpath.basename(name))[0]
     found = split_and_rest(stem)
     return found[0] if found else "train" if stem.lower().startswith("train") else "val"
@@ -120,6 +123,16 @@ def _split_of_list(name: str) -> str:
 
 def _pictures_in(tree: Tree, name: str) -> Iterator[str]:
     """The paths or stems of pictures in a list; a class or a mask after them is ignored."""
+    return (picture for picture, _ in lines_of_list(tree, name))
+
+
+def pictures_of_list(table: sqlite3.Connection, tree: Tree, name: str, start: tuple[str, int]) -> Iterator[tuple[str, list[str]]]:
+    """The key (see names.Row) of the picture that each line of a list names, and the words behind it. start: as in Splits."""
+    return ((_existing_key(table, _key(start, picture)), words) for picture, words in lines_of_list(tree, name))
+
+
+def lines_of_list(tree: Tree, name: str) -> Iterator[tuple[str, list[str]]]:
+    """The path or stem of a picture that each line of a list names, and the words behind it: numbers, or its mask."""
     lines = tree.open_text(name)
     if lines is None:
         return
@@ -129,7 +142,7 @@ def _pictures_in(tree: Tree, name: str) -> Iterator[str]:
             alone = len(words) == 1 or not (all(map(NUMBER.fullmatch, words[1:])) or (len(words) == 2 and _is_picture(words[0])))
             picture = tidy(slashes(line.strip() if alone else words[0]).lstrip("/"))
             if picture and not picture.startswith("#"):
-                yield picture
+                yield picture, [] if alone else words[1:]
 
 
 def _is_picture(name: str) -> bool:

@@ -40,7 +40,7 @@ def _gains(run: Run, predicted: dict[str, Any]) -> Table:
         between = f"{points(each['low'])} to {points(each['high'])}"
         inside = "" if gain is None else "yes" if each["low"] <= gain.mean <= each["high"] else "no"
         rows.append([init, points(each["expected"]), between, gain.words if gain else "not measured", inside])
-    head = ["", f"predicted, {predicted['title']}", "range", "came", "in the range"]
+    head = ["", f"predicted, {predicted['title']}", "range", "measured", "in the range"]
     return Table(head, rows, frozenset({1, 2}))
 
 
@@ -59,4 +59,4 @@ def _costs(run: Run, stages: list[dict[str, Any]]) -> Table:
         spent = sum(clock["seconds"] for clock in clocks) if clocks and all(clocks) else None
         predicted_time = duration(each["seconds"]) if each["seconds"] is not None else "not measured"
         rows.append([each["name"], predicted_time, duration(spent) if spent is not None else "not on record"])
-    return Table(["stage", "predicted", "came"], rows, frozenset({1, 2}))
+    return Table(["stage", "predicted", "measured"], rows, frozenset({1, 2}))

@@ -15,7 +15,7 @@ import torch
 from dreamteacher.data.dataset import ImageSet, few_labelled
 from dreamteacher.distillation.drawing import draw_features
 from dreamteacher.errors import UserError
-from dreamteacher.files import replace_file
+from dreamteacher.files import read_note, replace_file
 from dreamteacher.report.figures import save_bars, save_panels
 from dreamteacher.report.run import METRICS, ROWS
 from dreamteacher.report.tables import write_table
@@ -64,8 +64,7 @@ def run(
 
     Raises:
         UserError: a model is missing, the models were trained with different settings, the validation split has no labels, or `metrics` or
-        `plots`
-            are of another run and `overwrite` is not set.
+            `plots` are of another run and `overwrite` is not set; `out` may be complete then.
     """
     models = {(init, seed): finetuned / init / str(seed) for init in params.compare.inits for seed in params.compare.seeds}
     recorded = params.section("few_labels", "few_labels_by", "evaluate") | {"inits": params.compare.inits, "seeds": params.compare.seeds}
@@ -77,9 +76,9 @@ def run(
     inputs |= {f"finetuned/{init}/{seed}": folder for (init, seed), folder in models.items()}
     trained = _common_settings(models)
     with open_stage("evaluate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
-        if not overwrite:
-            _refuse_to_replace(metrics, plots, by=out if stage.done else None)
         if not stage.done:
+            if not overwrite and not _may_be_ours(metrics, params):
+                _refuse_to_replace(metrics, plots)
             train, val = ImageSet(data, "train"), ImageSet(data, "val")
             if not val.labelled():
                 raise UserError(f"the validation split of {data} has no labels; give ingest.source some to compare models by")
@@ -109,6 +108,8 @@ def run(
                 for key, value in figures.items()
                 if key.removesuffix("_mean").removesuffix("_std") in (*(f"{of}{task.figure}" for of in ("", "linear_", "knn_")), "n_seeds")
             }
+    if not overwrite:
+        _refuse_to_replace(metrics, plots, by=out)
     copy_results(out, metrics, plots)
     return stage.metrics
 
@@ -131,7 +132,14 @@ def _pretrained(params: Params, teachers: Path, backbones: Path) -> list[_Pretra
     return found
 
 
-def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None) -> None:
+def _may_be_ours(metrics: Path, params: Params) -> bool:
+    """Whether `metrics` has the same models, as after the loss of `out`; whether they are equal shows once they are computed."""
+    models = {init: len(params.compare.seeds) for init in params.compare.inits}
+    found = read_note(metrics)
+    return {init: figures.get("n_seeds") for init, figures in found.items() if isinstance(figures, dict)} == models
+
+
+def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None = None) -> None:
     """Raises UserError if `metrics` or `plots` are not those of the finished output `by`."""
     same = by is not None and (not metrics.exists() or metrics.read_bytes() == (by / METRICS).read_bytes())
     taken = next((place for place in (metrics, plots) if place.exists()), None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from dreamteacher.training.order import Batches, choose_workers, open_loader
 from dreamteacher.training.processes import Processes
 from dreamteacher.training.progress import Display, Records
 from dreamteacher.training.run import Part, Place, Row, Run, Step, Trained
-from dreamteacher.training.signals import Stop, stop_request
+from dreamteacher.training.signals import Stop, StopRequest, stop_request
 
 
 def train(
@@ -54,7 +55,7 @@ def train(
 
     Raises:
         UserError: the batch cannot be split evenly, the loss or gradient is not finite, checkpoints cannot be written.
-        Interrupted: SIGTERM or Ctrl-C came; the checkpoint of the last step is written.
+        Interrupted: SIGTERM or Ctrl-C came; the checkpoint of the last step is written, or the message says why not.
     """
     processes = Processes()
     parts = settings.accumulate * processes.count
@@ -68,7 +69,11 @@ def train(
         raise UserError(f"{place.title}: there are no pictures to train on; ingest some first")
 
     run = Run(model, step, settings, place, processes, seed=seed, count=count, rates=rates, after_step=after_step, kept=kept)
-    with Display(run.title, settings.steps, processes.is_first) as display, stop_request(alone=processes.count == 1) as request:
+    with (
+        Display(run.title, settings.steps, processes.is_first) as display,
+        stop_request(alone=processes.count == 1) as request,
+        _stopped_though_unsaved(run, request),
+    ):
         run.restore(display.say)
         workers = choose_workers(data, settings.workers, run.device)
         display.say(_describe(run, workers))
@@ -114,6 +119,17 @@ def train(
                 if signum:
                     raise Interrupted(signum, run.done)
     return run.result()
+
+
+@contextmanager
+def _stopped_though_unsaved(run: Run, request: StopRequest) -> Iterator[None]:
+    """Once a stop is requested, what cannot be written, as on a full disk, does not make it a failure: earlier checkpoints are intact."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if not request.signum:
+            raise
+        raise Interrupted(request.signum, run.done, unsaved=str(error)) from error
 
 
 def _describe(run: Run, workers: int) -> str:
