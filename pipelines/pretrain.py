@@ -1,7 +1,7 @@
 """The chain of dvc.yaml on a cluster: from the pictures of a data version to a registered model, recorded by DVC."""
 
 from collections.abc import Callable
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 from kfp import dsl
 from kfp.dsl import Collected, Dataset, ExitHandler, Input, Model, ParallelFor
@@ -16,14 +16,25 @@ from components.ingest import ingest
 from components.publish import publish
 from components.record import record
 from components.report import report
-from pipelines.chain import LOOPS, STAGES, Made, Step, pretrain_and_fine_tune
+from pipelines.chain import LOOPS, STAGES, Step, pretrain_and_fine_tune
 
 # Outputs of prepare: artifacts, and parameters that depend on the revision.
 RESOLVED: dict[str, type] = {"commit": str, "teacher": str, "recipe": str, "fresh": list, **LOOPS, **dict.fromkeys(STAGES, dict)}
 Prepared = NamedTuple("Prepared", [("data", Dataset), *RESOLVED.items()])  # type: ignore[misc]
-# Outputs of train.
-OF_ALL: dict[str, type] = {"evaluation": Model, "onnx": Model, "fresh": list[Model]}
-Trained = NamedTuple("Trained", [*OF_ALL.items(), *get_type_hints(Made).items()])  # type: ignore[misc]
+
+
+class Trained(NamedTuple):
+    """Outputs of the group train, the lists of all teachers and recipes."""
+
+    evaluation: Model
+    onnx: Model
+    fresh: list[Model]
+    teachers: list[Model]
+    backbones: list[Model]
+    distilled: list[Model]
+    mixed: list[Model]
+    interpreters: list[Model]
+    labels: list[Model]
 
 
 def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str = "") -> Callable:

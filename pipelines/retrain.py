@@ -1,7 +1,7 @@
 """Retraining: ingest pictures that arrived since the champion was trained, train on, and promote the result if it passes the gates."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, ExitHandler, If, Input, Model
@@ -18,15 +18,26 @@ from components.ingest import ingest
 from components.promote import promote
 from components.publish import publish
 from components.report import report
-from pipelines.chain import LOOPS, STAGES, Made, Step, pretrain_and_fine_tune
+from pipelines.chain import LOOPS, STAGES, Step, pretrain_and_fine_tune
 
 # Outputs of prepare: artifacts, and parameters that depend on the revision.
 RESOLVED: dict[str, type] = {"teacher": str, "recipe": str, **LOOPS, **dict.fromkeys([*STAGES, "gate"], dict)}
 GIVEN: dict[str, type] = {"data": Dataset, "champion": Model, "drift": Artifact, "enough": bool}
 Prepared = NamedTuple("Prepared", [*GIVEN.items(), *RESOLVED.items()])  # type: ignore[misc]
-# Outputs of train.
-OF_ALL: dict[str, type] = {"evaluation": Model, "onnx": Model, "verdict": Artifact}
-Trained = NamedTuple("Trained", [*OF_ALL.items(), *get_type_hints(Made).items()])  # type: ignore[misc]
+
+
+class Trained(NamedTuple):
+    """Outputs of the group train; each list of teachers or backbones has one."""
+
+    evaluation: Model
+    onnx: Model
+    verdict: Artifact
+    teachers: list[Model]
+    backbones: list[Model]
+    distilled: list[Model]
+    mixed: list[Model]
+    interpreters: list[Model]
+    labels: list[Model]
 
 
 def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str = "") -> Callable:
