@@ -12,8 +12,6 @@ def evaluate(
     settings: dict,
     out: Output[Model],
     page: Output[HTML],
-    teacher: Input[Model] = None,
-    features: Input[Model] = None,
     teachers: Input[list[Model]] = None,
     backbones: Input[list[Model]] = None,
     distilled: Input[list[Model]] = None,
@@ -27,8 +25,6 @@ def evaluate(
         settings: the sections of params.yaml that the stage reads.
         out: metrics of all models and means over seeds, curves, overlays.
         page: metrics, settings, curves and pictures.
-        teacher: the generator, if there is one.
-        features: the backbone that was pretrained without labels, if there is one.
         teachers: the generators, of all recipes.
         backbones: backbones pretrained without labels, of all recipes.
         distilled: models fine-tuned from these backbones.
@@ -43,7 +39,7 @@ def evaluate(
     from dreamteacher.stages.evaluate import run
 
     params = restore_params(**settings)
-    with lay_out(teacher, features, teachers, backbones, distilled, mixed, fresh) as made:
+    with lay_out(teachers, backbones, distilled, mixed, fresh) as made:
         inputs = {name: made / name for name in ("teachers", "backbones", "finetuned")}
         run(params, data=Path(data.path), **inputs, out=Path(out.path), metrics=made / "metrics.json", plots=made / "plots")
     fill_artifacts(Path(out.path), out, page)

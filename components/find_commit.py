@@ -22,8 +22,6 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
         ("teachers", list),
         ("recipes", dict),
         ("passes", dict),
-        ("seeds", list),
-        ("mixed", list),
         ("ingest", dict),
         ("ingest_incoming", dict),
         ("compare_data", dict),
@@ -64,5 +62,5 @@ def find_commit(git_url: str, data_rev: str, settings: list, pipeline: str, page
     values = asdict(found)
     facts = {name: values[name] for name in ("commit", "source", "data_version")}
     write_facts(Path(page.path), "find-commit", {**facts, **found.params.model_dump(mode="json")})
-    names = ("commit", "source", "data_version", "teacher", "recipe", "fresh", "teachers", "recipes", "passes", "seeds", "mixed")
+    names = ("commit", "source", "data_version", "teacher", "recipe", "fresh", "teachers", "recipes", "passes")
     return (*(values[name] for name in names), *found.settings.values())

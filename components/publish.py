@@ -16,8 +16,6 @@ def publish(
     settings: dict,
     out: Output[Model],
     metrics: Output[Metrics],
-    generator: Input[Model] = None,
-    features: Input[Model] = None,
     teachers: Input[list[Model]] = None,
     backbones: Input[list[Model]] = None,
 ) -> None:
@@ -34,8 +32,6 @@ def publish(
         settings: the sections of params.yaml that the stage reads.
         out: production and local model repositories.
         metrics: metrics of the evaluation, for comparing runs in KFP.
-        generator: the teacher, if there is one.
-        features: the backbone that was pretrained without labels, if there is one.
         teachers: the teachers of all recipes.
         backbones: backbones pretrained without labels, of all recipes.
     """
@@ -50,7 +46,7 @@ def publish(
 
     params = restore_params(**settings)
     made = {"onnx": Path(onnx.path), "evaluation": Path(evaluation.path)}
-    with effect("publish") as done, lay_out(generator, features, teachers, backbones) as laid:
+    with effect("publish") as done, lay_out(teachers, backbones) as laid:
         run(params, **made, out=Path(out.path))
         lineage = {"data": Path(data.path), "teacher": laid / "teachers" / teacher, "features": laid / "backbones" / backbone}
         version = keep(params, **made, **lineage, repository=Path(out.path))

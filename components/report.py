@@ -13,8 +13,6 @@ def report(
     settings: dict,
     out: Output[Artifact],
     page: Output[HTML],
-    teacher: Input[Model] = None,
-    features: Input[Model] = None,
     teachers: Input[list[Model]] = None,
     backbones: Input[list[Model]] = None,
     interpreters: Input[list[Model]] = None,
@@ -33,8 +31,6 @@ def report(
         settings: the sections of params.yaml that the stage reads.
         out: report.html.
         page: the same page.
-        teacher: the generator, if there is one.
-        features: the backbone that was pretrained without labels, if there is one.
         teachers: the generators, of all recipes.
         backbones: backbones pretrained without labels, of all recipes.
         interpreters: feature interpreters of the label recipes.
@@ -53,7 +49,7 @@ def report(
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.report import PAGE, run
 
-    single = data, teacher, features, evaluation, drift, verdict
+    single = data, evaluation, drift, verdict
     with lay_out(*single, teachers, backbones, interpreters, labels, fresh, distilled, mixed) as made:
         run(restore_params(**settings), artifacts=made, out=Path(out.path))
     out.metadata.update(facts(Path(out.path)))

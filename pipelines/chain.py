@@ -1,13 +1,17 @@
-"""Shared by both pipelines: from a pretrained backbone and few labels to fine-tuned models, with or without label distillation."""
+"""Shared by both pipelines: from pictures to teachers, backbones and fine-tuned models, for each teacher its recipes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kfp.dsl import ParallelFor, PipelineTask
+from kfp.dsl import Collected, Model, ParallelFor, PipelineTask
 
+from components.distill_features import distill_features
 from components.distill_labels import distill_labels
 from components.finetune import finetune
+from components.list_passes import list_passes
+from components.list_recipes import list_recipes
 from components.train_interpreter import train_interpreter
+from components.train_teacher import train_teacher
 
 Step = Callable[[str, PipelineTask], PipelineTask]
 
@@ -22,58 +26,75 @@ STAGES = (
     "publish",
     "report",
 )
+# What find-commit resolves for `pretrain_and_fine_tune`: the items of its loops.
+LOOPS: dict[str, type] = {"teachers": list, "recipes": dict, "passes": dict}
 
 
-class Tuned(NamedTuple):
-    """Loop outputs for `Collected`: one for each seed, or for each label recipe and seed."""
+class Made(NamedTuple):
+    """Outputs of `pretrain_and_fine_tune`, of all teachers and recipes."""
 
-    interpreters: Any
-    labels: Any
-    from_features: Any
-    from_labels: Any
+    teachers: list[Model]
+    backbones: list[Model]
+    distilled: list[Model]
+    mixed: list[Model]
+    interpreters: list[Model]
+    labels: list[Model]
 
 
-def fine_tune(
+def pretrain_and_fine_tune(
     step: Step,
     *,
     data: Any,
-    teacher: Any,
-    features: Any,
-    recipe: Any,
-    mixed: Any,
-    seeds: Any,
+    champion: Any = None,
+    teachers: Any,
+    recipes: Any,
+    passes: Any,
+    teacher_settings: Any,
+    distill_settings: Any,
     interpreter_settings: Any,
     labels_settings: Any,
     finetune_settings: Any,
-    changes: Any,
     parallelism: int,
-) -> Tuned:
-    """Fine-tune from `features` for all seeds, and from label distillation for all label recipes and seeds.
+) -> Callable[[], Made]:
+    """For each teacher its recipes, and for each recipe the fine-tunings from it.
+
+    The loops are nested for two reasons. A KFP loop iteration can use outputs of its own or outer levels, but cannot select from a list by
+    name; a whole list as input would change, and invalidate the cache of all that reads it, with every additional teacher. And a loop
+    without items, such as that over label recipes, can only be collected if it lies in a loop that has some.
 
     Args:
         step: sets resources and environment of each task.
         data: the data set.
-        teacher: the generator.
-        features: the feature-distilled backbone.
-        recipe: its name.
-        mixed: {"init", "seed", "interpreter", "labels", "finetune"} of each label distillation; the last three are its recipe's overrides.
-        seeds: of the fine-tunings from `features`.
-        interpreter_settings, labels_settings, finetune_settings: of train-interpreter, distill-labels and finetune.
-        changes: the recipe's overrides of finetune_settings.
+        champion: output of fetch-champion, from which teacher and backbone continue.
+        teachers, recipes, passes: of `Resolved` in find_commit.
+        teacher_settings, distill_settings, interpreter_settings, labels_settings, finetune_settings: of the steps.
         parallelism: parallel loop iterations; 0: all.
+
+    Returns:
+        a function that gives the outputs, to be called for each use, since KFP's compiler modifies each Collected. They are for steps and
+        outputs of the same group: KFP 2.17 keeps only one artifact of a list that is an input of a group.
     """
-    with ParallelFor(seeds, name="fine-tune-features", parallelism=parallelism) as seed:
-        tuning = finetune(data=data, init=recipe, seed=seed, backbone=features, settings=finetune_settings, changes=changes)
-        from_features = step("finetune", tuning).outputs["out"]
-    with ParallelFor(mixed, name="distill-and-fine-tune-labels", parallelism=parallelism) as item:
-        given = {"data": data, "teacher": teacher, "recipe": item.init, "seed": item.seed}
-        interpreter = step(
-            "train-interpreter", train_interpreter(**given, settings=interpreter_settings, changes=item.interpreter)
-        ).outputs["out"]
-        given |= {"features": features, "interpreter": interpreter}
-        distilling = distill_labels(**given, settings=labels_settings, changes=item.labels)
-        labels = step("distill-labels", distilling).outputs["out"]
-        own = {"settings": finetune_settings, "changes": item.finetune}
-        tuning = finetune(data=data, init=item.init, seed=item.seed, backbone=labels, **own)
-        from_labels = step("finetune", tuning).outputs["out"]
-    return Tuned(interpreter, labels, from_features, from_labels)
+    warm_start = {} if champion is None else {"champion": champion}
+    with ParallelFor(teachers, name="teachers", parallelism=parallelism) as item:
+        training = train_teacher(data=data, name=item.teacher, settings=teacher_settings, changes=item.changes, **warm_start)
+        teacher = step("train-teacher", training).outputs["out"]
+        learning = step("list-recipes", list_recipes(recipes=recipes, teacher=item.teacher)).output
+        with ParallelFor(learning, name="recipes", parallelism=parallelism) as one:
+            own = {"recipe": one.recipe, "settings": distill_settings, "changes": one.distill}
+            distilling = distill_features(data=data, teacher=teacher, **own, **warm_start)
+            features = step("distill-features", distilling).outputs["out"]
+            listed = step("list-passes", list_passes(passes=passes, recipe=one.recipe)).outputs
+            with ParallelFor(listed["seeds"], name="fine-tune-features", parallelism=parallelism) as seed:
+                given = {"data": data, "init": one.recipe, "seed": seed, "backbone": features}
+                tuning = finetune(**given, settings=finetune_settings, changes=one.finetune)
+                from_features = step("finetune", tuning).outputs["out"]
+            with ParallelFor(listed["mixed"], name="distill-and-fine-tune-labels", parallelism=parallelism) as mixed:
+                given = {"data": data, "teacher": teacher, "recipe": mixed.init, "seed": mixed.seed}
+                interpreting = train_interpreter(**given, settings=interpreter_settings, changes=mixed.interpreter)
+                interpreter = step("train-interpreter", interpreting).outputs["out"]
+                given |= {"features": features, "interpreter": interpreter}
+                labels = step("distill-labels", distill_labels(**given, settings=labels_settings, changes=mixed.labels)).outputs["out"]
+                given = {"data": data, "init": mixed.init, "seed": mixed.seed, "backbone": labels}
+                tuning = finetune(**given, settings=finetune_settings, changes=mixed.finetune)
+                from_labels = step("finetune", tuning).outputs["out"]
+    return lambda: Made(*map(Collected, (teacher, features, from_features, from_labels, interpreter, labels)))

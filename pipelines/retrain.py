@@ -1,13 +1,12 @@
 """Retraining: ingest pictures that arrived since the champion was trained, train on, and promote the result if it passes the gates."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Artifact, Collected, Dataset, ExitHandler, If, Input, Model
+from kfp.dsl import Artifact, Dataset, ExitHandler, If, Input, Model
 
 from components.compare_data import compare_data
-from components.distill_features import distill_features
 from components.evaluate import evaluate
 from components.export_onnx import export_onnx
 from components.fetch_champion import fetch_champion
@@ -19,26 +18,22 @@ from components.ingest import ingest
 from components.promote import promote
 from components.publish import publish
 from components.report import report
-from components.train_teacher import train_teacher
-from pipelines.chain import STAGES, Step, fine_tune
+from pipelines.chain import LOOPS, STAGES, Step, pretrain_and_fine_tune
 
 # Outputs of prepare: artifacts, and parameters that depend on the revision.
-RESOLVED: dict[str, type] = {"teacher": str, "recipe": str, "mixed": list, "seeds": list, **dict.fromkeys([*STAGES, "gate"], dict)}
+RESOLVED: dict[str, type] = {"teacher": str, "recipe": str, **LOOPS, **dict.fromkeys([*STAGES, "gate"], dict)}
 GIVEN: dict[str, type] = {"data": Dataset, "champion": Model, "drift": Artifact, "enough": bool}
 Prepared = NamedTuple("Prepared", [*GIVEN.items(), *RESOLVED.items()])  # type: ignore[misc]
 
 
-class Pretrained(NamedTuple):
-    """Outputs of the group pretrain."""
-
-    teacher: Model
-    features: Model
-
-
-class Compared(NamedTuple):
-    """Outputs of the group compare."""
+class Trained(NamedTuple):
+    """Outputs of the group train; each list of teachers or backbones has one."""
 
     evaluation: Model
+    onnx: Model
+    verdict: Artifact
+    teachers: list[Model]
+    backbones: list[Model]
     distilled: list[Model]
     mixed: list[Model]
     interpreters: list[Model]
@@ -67,84 +62,46 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
         new = step("compare-data", compare_data(data=data, champion=champion, settings=found["compare_data"])).outputs
         return Prepared(data, champion, new["out"], new["enough"], **{name: found[name] for name in RESOLVED})  # type: ignore[call-arg]
 
-    @dsl.pipeline(name="pretrain")
-    def pretrain(
-        data: Input[Dataset], champion: Input[Model], name: str, recipe: str, teacher_settings: dict, distill_settings: dict
-    ) -> Pretrained:
-        """Continue training the champion's teacher and backbone."""
-        training = train_teacher(data=data, name=name, champion=champion, settings=teacher_settings, changes={})
-        teacher = step("train-teacher", training).outputs["out"]
-        own = {"recipe": recipe, "settings": distill_settings, "changes": {}}
-        distilling = distill_features(data=data, teacher=teacher, champion=champion, **own)
-        return Pretrained(teacher, step("distill-features", distilling).outputs["out"])
-
-    @dsl.pipeline(name="compare")
-    def compare(
+    @dsl.pipeline(name="train")
+    def train(
         data: Input[Dataset],
-        teacher: Input[Model],
-        features: Input[Model],
-        recipe: str,
-        mixed: list,
-        seeds: list,
+        champion: Input[Model],
+        teachers: list,
+        recipes: dict,
+        passes: dict,
+        teacher_settings: dict,
+        distill_settings: dict,
         interpreter_settings: dict,
         labels_settings: dict,
         finetune_settings: dict,
         evaluate_settings: dict,
-    ) -> Compared:
-        """Fine-tune from both distillations with all seeds, and evaluate."""
-        tuned = fine_tune(
+        export_settings: dict,
+        gate_settings: dict,
+    ) -> Trained:
+        """Continue training the champion's teacher and backbone, fine-tune, evaluate, export one model to ONNX, and check the gates."""
+        made = pretrain_and_fine_tune(
             step,
             data=data,
-            teacher=teacher,
-            features=features,
-            recipe=recipe,
-            mixed=mixed,
-            seeds=seeds,
+            champion=champion,
+            teachers=teachers,
+            recipes=recipes,
+            passes=passes,
+            teacher_settings=teacher_settings,
+            distill_settings=distill_settings,
             interpreter_settings=interpreter_settings,
             labels_settings=labels_settings,
             finetune_settings=finetune_settings,
-            changes={},
             parallelism=parallelism,
         )
 
-        def models() -> dict[str, Collected]:
-            """A new Collected for each use, since KFP's compiler modifies it."""
-            return {"distilled": Collected(tuned.from_features), "mixed": Collected(tuned.from_labels)}
+        def tuned() -> dict[str, Any]:
+            return {"distilled": made().distilled, "mixed": made().mixed}
 
-        comparing = evaluate(data=data, teacher=teacher, features=features, settings=evaluate_settings, **models())
+        comparing = evaluate(data=data, teachers=made().teachers, backbones=made().backbones, settings=evaluate_settings, **tuned())
         evaluation = step("evaluate", comparing).outputs["out"]
-        return Compared(evaluation, **models(), interpreters=Collected(tuned.interpreters), labels=Collected(tuned.labels))
-
-    @dsl.pipeline(name="deliver")
-    def deliver(
-        export_settings: dict,
-        publish_settings: dict,
-        gate_settings: dict,
-        report_settings: dict,
-        data: Input[Dataset],
-        champion: Input[Model],
-        name: str,
-        recipe: str,
-        teacher: Input[Model],
-        features: Input[Model],
-        evaluation: Input[Model],
-        distilled: Input[list[Model]],
-        mixed: Input[list[Model]],
-        interpreters: Input[list[Model]],
-        labels: Input[list[Model]],
-        drift: Input[Artifact],
-    ):
-        """Export the chosen model to ONNX, publish it, promote it if it passes the gates, and write a report."""
-        exporting = export_onnx(data=data, settings=export_settings, distilled=distilled, mixed=mixed)
-        onnx = step("export-onnx", exporting).outputs["out"]
-        made = {"data": data, "generator": teacher, "features": features, "evaluation": evaluation, "onnx": onnx}
-        registered = step("publish", publish(teacher=name, backbone=recipe, settings=publish_settings, **made))
+        onnx = step("export-onnx", export_onnx(data=data, settings=export_settings, **tuned())).outputs["out"]
         judging = gate(data=data, onnx=onnx, evaluation=evaluation, champion=champion, settings=gate_settings)
-        verdict = step("gate", judging).outputs["out"]
-        step("promote", promote(verdict=verdict, onnx=onnx, settings=publish_settings).after(registered))
-        compared = {"evaluation": evaluation, "distilled": distilled, "mixed": mixed, "interpreters": interpreters, "labels": labels}
-        pretrained = {"data": data, "teacher": teacher, "features": features}
-        step("report", report(settings=report_settings, drift=drift, verdict=verdict, **pretrained, **compared))
+        return Trained(evaluation, onnx, step("gate", judging).outputs["out"], *made())
 
     @dsl.pipeline(name="dreamteacher-retrain")
     def chain(git_url: str = git_url, data_rev: str = data_rev, settings: list[str] = []):  # noqa: B006
@@ -159,31 +116,25 @@ def build(step: Step, parallelism: int = 0, *, git_url: str = "", data_rev: str 
             found = prepare(git_url=git_url, data_rev=data_rev, settings=settings).outputs
             data, champion = found["data"], found["champion"]
             with If(found["enough"] == True, name="enough-is-new"):  # noqa: E712
-                names = {"name": found["teacher"], "recipe": found["recipe"]}
-                settings_of = {"teacher_settings": found["train_teacher"], "distill_settings": found["distill_features"]}
-                made = pretrain(data=data, champion=champion, **names, **settings_of).outputs
-                compared = compare(
+                made = train(
                     data=data,
-                    **made,
-                    recipe=found["recipe"],
-                    mixed=found["mixed"],
-                    seeds=found["seeds"],
+                    champion=champion,
+                    **{name: found[name] for name in LOOPS},
+                    teacher_settings=found["train_teacher"],
+                    distill_settings=found["distill_features"],
                     interpreter_settings=found["train_interpreter"],
                     labels_settings=found["distill_labels"],
                     finetune_settings=found["finetune"],
                     evaluate_settings=found["evaluate"],
-                ).outputs
-                deliver(
                     export_settings=found["export_onnx"],
-                    publish_settings=found["publish"],
                     gate_settings=found["gate"],
-                    report_settings=found["report"],
-                    drift=found["drift"],
-                    data=data,
-                    champion=champion,
-                    **names,
-                    **made,
-                    **compared,
-                )
+                ).outputs
+                onnx, verdict = made["onnx"], made["verdict"]
+                compared = {"data": data, **{name: made[name] for name in Trained._fields if name not in ("onnx", "verdict")}}
+                pretrained = {name: compared[name] for name in ("data", "teachers", "backbones", "evaluation")}
+                publishing = publish(teacher=found["teacher"], backbone=found["recipe"], settings=found["publish"], onnx=onnx, **pretrained)
+                registered = step("publish", publishing)
+                step("promote", promote(verdict=verdict, onnx=onnx, settings=found["publish"]).after(registered))
+                step("report", report(settings=found["report"], drift=found["drift"], verdict=verdict, **compared))
 
     return chain

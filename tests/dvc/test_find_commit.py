@@ -113,10 +113,34 @@ def test_what_is_compared_comes_from_the_settings_and_a_retraining_has_no_fresh_
         resolve(git_url=url(origin), data_rev="v1", overrides=overrides, pipeline=name) for name in ("pretrain", "retrain")
     )
     assert [(each["init"], each["seed"]) for each in pretrain.fresh] == [("scratch", 0), ("scratch", 3), ("imagenet", 0), ("imagenet", 3)]
-    assert [(each["init"], each["seed"]) for each in pretrain.mixed] == [("labels", 0), ("labels", 3), ("mix", 0), ("mix", 3)]
+    mixed = [(each["init"], each["seed"]) for each in pretrain.passes["features"]["mixed"]]
+    assert mixed == [("labels", 0), ("labels", 3), ("mix", 0), ("mix", 3)]
     assert retrain.fresh == []
     assert retrain.settings["evaluate"]["compare"]["inits"] == ["features", "labels", "mix"]
-    assert retrain.mixed == pretrain.mixed
+    assert retrain.passes == pretrain.passes
+
+
+@pytest.mark.parametrize(("inits", "fine_tuned"), [(["scratch", "features"], ([0], [])), (["mix"], ([], ["mix"]))])
+def test_a_retraining_needs_one_recipe_of_either_kind(origin: Project, inits: list[str], fine_tuned: tuple[list, list]):
+    overrides = ["label_recipes={}"] if "mix" not in inits else []
+    overrides += [f"compare.inits=[{', '.join(inits)}]", "compare.seeds=[0]", f"export.init={inits[-1]}"]
+    found = resolve(git_url=url(origin), data_rev="v1", overrides=overrides, pipeline="retrain")
+    passes = found.passes["features"]
+    assert (passes["seeds"], [each["init"] for each in passes["mixed"]]) == fine_tuned
+    assert found.teachers == [{"teacher": found.teacher, "changes": {}}]
+    assert found.recipes == {found.teacher: [{"recipe": "features", "distill": {}, "finetune": {}}]}
+
+
+def test_a_retraining_goes_on_with_the_settings_of_its_recipe(origin: Project):
+    overrides = ["teachers.large={size: small, pretrained: null}", "recipes.noisy={teacher: large, student: {width: 16}, distill: {T: 9}}"]
+    overrides += ["compare.inits=[scratch, noisy]", "export.init=noisy"]
+    found, params = (
+        resolve(git_url=url(origin), data_rev="v1", overrides=overrides, pipeline="retrain"),
+        of_recipe(load_params(origin.folder / "params.yaml", overrides), "noisy"),
+    )
+    ((teacher,), (noisy,)) = found.teachers, found.recipes["large"]
+    for step, changes in (("train_teacher", teacher["changes"]), ("distill_features", noisy["distill"]), ("finetune", noisy["finetune"])):
+        assert restore_params(changes, **found.settings[step]).section(*SECTIONS[step]) == params.section(*SECTIONS[step])
 
 
 @pytest.mark.parametrize(
@@ -131,3 +155,20 @@ def test_what_is_compared_comes_from_the_settings_and_a_retraining_has_no_fresh_
 def test_a_comparison_that_a_pipeline_cannot_make_is_refused(origin: Project, overrides: list, said: str):
     with pytest.raises(UserError, match=said):
         find(url(origin), "v1", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["compare.inits=[scratch]", "export.init=scratch"], "compares recipes; add a recipe$"),
+        (["compare.inits=[scratch, features]", "export.init=scratch"], "trains no model from scratch; export one of features$"),
+        (["recipes.noisy={teacher: own, distill: {T: 9}}", "compare.inits=[features, noisy, mix]"], "needs the recipes features, noisy"),
+        (
+            ["recipes.alone={teacher: none, distill: {method: simclr}}", "compare.inits=[alone]", "export.init=alone"],
+            "no teacher of its own",
+        ),
+    ],
+)
+def test_a_retraining_that_no_champion_can_begin_is_refused(origin: Project, overrides: list[str], said: str):
+    with pytest.raises(UserError, match=said):
+        resolve(git_url=url(origin), data_rev="v1", overrides=overrides, pipeline="retrain")

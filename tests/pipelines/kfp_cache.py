@@ -1,7 +1,13 @@
-"""A model of how KFP 2.17 runs a compiled package: which steps it takes from its cache.
+"""A model of how KFP 2.17 runs a compiled package: which steps it takes from its cache, and which inputs its driver cannot resolve.
 
 The key is that of backend/src/v2/cacheutils/cache.go: the container (image, command, arguments), the values of the parameters, and of each
 input artifact the id, which is new whenever the step that made it ran.
+
+Lists of artifacts are resolved as in backend/src/v2/driver/resolve.go. CollectInputs goes down from a loop to the steps, through the loops
+within it; one of these that has no items adds nothing to the list. But it is only called for a loop with items: of one without,
+resolveUpstreamArtifacts looks for the step inside instead, and fails as there is none. A group, or a loop, stores an event for each of its
+input artifacts, and GetInputArtifactsByExecutionID (backend/src/v2/metadata/client.go) reads them back by the input's name: of a list, one
+artifact remains (kubeflow/pipelines#13900), of an empty list nothing, and a step inside fails.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from typing import Any
 from argo_nodes import Nodes
 
 Values = dict[str, Any]
+EMPTY = object()  # output of a loop without items
 
 
 class Kfp:
@@ -44,6 +51,11 @@ class Kfp:
             inner = spec["components"][task["componentRef"]["name"]]
             iterator = task.get("parameterIterator")
             here = f"{path}.{name}"
+            for key, value in inputs["artifacts"].items():
+                assert value is not EMPTY, f"{here}: {key} comes from a loop without items, and the driver of KFP 2.17 finds no step in it"
+                assert "dag" not in inner or not isinstance(value, list), (
+                    f"{here}: KFP 2.17 keeps one artifact of the list {key} of a group"
+                )
             if "dag" not in inner:
                 self.nodes.step(here, spec, task, inputs)
                 made[name] = self._step(spec, task, inner, inputs, ran)
@@ -61,7 +73,7 @@ class Kfp:
                     for number, item in enumerate(items)
                 ]
                 keys = inner.get("outputDefinitions", {}).get("artifacts", {})
-                collected = {key: [one for each in passes for one in _listed(each["artifacts"][key])] for key in keys}
+                collected = {key: [one for each in passes for one in _listed(each["artifacts"][key])] if items else EMPTY for key in keys}
                 made[name] = {"artifacts": collected, "parameters": {}}
             else:
                 self.nodes.group(here, inner, task)
@@ -122,5 +134,7 @@ class Kfp:
 
 
 def _listed(artifacts: Any) -> list[Any]:
-    """One list of what loops within loops collect, as the driver makes it (CollectInputs in backend/src/v2/driver/resolve.go)."""
+    """One list of what loops within loops collect, as CollectInputs makes it."""
+    if artifacts is EMPTY:
+        return []
     return artifacts if isinstance(artifacts, list) else [artifacts]

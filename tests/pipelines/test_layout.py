@@ -17,7 +17,9 @@ from pipelines import NAMES
 from pipelines.resources import Profile
 
 SCREEN, ZOOM, TASKS = (1400, 900), 0.6, 6
-WIDER = 1.15  # what grandalf makes of the widest layer, beside the 2212 px of dagre 0.8.5
+# Of the layers where steps take the lists that a group made: KFP 2.17 could give a group only one artifact of each (kfp_cache.py).
+ZOOM_OF_LISTS = {"comp-exit-handler-1": 0.44}
+WIDER = 1.21  # what grandalf makes of the widest layer, beside the 3150 px of dagre 0.8.5
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -32,7 +34,7 @@ def test_each_layer_fits_the_screen(spec: dict[str, Any]) -> None:
     too_large = {
         name: (tasks, width, height)
         for name, (tasks, width, height) in layers(spec).items()
-        if tasks > TASKS or width * ZOOM > SCREEN[0] * WIDER or height * ZOOM > SCREEN[1]
+        if tasks > TASKS or width * (zoom := ZOOM_OF_LISTS.get(name, ZOOM)) > SCREEN[0] * WIDER or height * zoom > SCREEN[1]
     }
     assert not too_large
 
@@ -41,7 +43,7 @@ def test_groups_and_loops_have_names(spec: dict[str, Any]) -> None:
     dags = [spec["root"]["dag"], *(each["dag"] for each in spec["components"].values() if "dag" in each)]
     names = {task["taskInfo"]["name"] for dag in dags for task in dag["tasks"].values()}
     assert not [name for name in names if re.search(r"-\d+$", name)]  # for-loop-1
-    assert {"chain", "prepare", "pretrain", "compare", "deliver", "fine-tune-features"} <= names
+    assert {"chain", "prepare", "train", "teachers", "recipes", "fine-tune-features"} <= names
 
 
 def test_a_step_shows_its_output_and_one_page_or_table(spec: dict[str, Any]) -> None:

@@ -33,11 +33,9 @@ def test_the_page_of_the_step_is_that_of_the_run(in_tmp: Path, retraining: bool)
 
     given = {"interpreters": made("interpreters/*/*"), "labels": made("backbones/mix/*"), "distilled": made("finetuned/features/*")}
     given |= {"mixed": made("finetuned/mix/*"), "fresh": made("finetuned/scratch/*")}
-    if retraining:  # has one teacher and one recipe by name
-        given |= {"teacher": made("teachers/own")[0], "features": made("backbones/features")[0]}
+    given |= {"teachers": made("teachers/own"), "backbones": made("backbones/features")}
+    if retraining:
         given |= {"drift": made("compare-data")[0], "verdict": made("gate")[0]}
-    else:
-        given |= {"teachers": made("teachers/own"), "backbones": made("backbones/features")}
     out, page = SimpleNamespace(path=str(in_tmp / "out"), metadata={}), SimpleNamespace(path=str(in_tmp / "ui/page"))
     plain = settings().section(*SECTIONS["report"])
     (data,), (evaluation,) = made("data"), made("evaluation")

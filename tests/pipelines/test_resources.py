@@ -132,8 +132,7 @@ def test_a_run_holds_on_to_the_commit_that_its_branch_was(compiled: Compiled) ->
         "producerTask": "find-commit",
         "outputParameterKey": "data_version",
     }
-    assert source("record", "commit") == {"componentInputParameter": "commit"}
-    assert source("deliver", "commit")["taskOutputParameter"] == {"producerTask": "prepare", "outputParameterKey": "commit"}
+    assert source("record", "commit")["taskOutputParameter"] == {"producerTask": "prepare", "outputParameterKey": "commit"}
     leaving = spec["components"]["comp-prepare"]["dag"]["outputs"]["parameters"]["commit"]
     assert leaving["valueFromParameter"] == {"producerSubtask": "find-commit", "outputParameterKey": "commit"}
 

@@ -12,12 +12,16 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
+import yaml
 from arrivals import TRAINED, UNTRAINED, Round, arrive
 from local_runs import LocalRun, run_local
 from mlflow.tracking import MlflowClient
+from test_instances_stages import draw
+from tiny_chain import brief_params
 
 from components.gate import gate
 from components.promote import promote
+from dreamteacher import cli
 from dreamteacher.settings.file import load_params
 from dreamteacher.stage import digest_of, read_stage
 
@@ -70,8 +74,8 @@ def retrain(small_project: Path, incoming: Path, champion: Round, tmp_path_facto
     return run
 
 
-def aliases(registry: MlflowClient) -> dict[str, int]:
-    return {alias: int(version) for alias, version in registry.get_registered_model("dreamteacher").aliases.items()}
+def aliases(registry: MlflowClient, name: str = "dreamteacher") -> dict[str, int]:
+    return {alias: int(version) for alias, version in registry.get_registered_model(name).aliases.items()}
 
 
 def test_with_nothing_new_the_run_succeeds_says_so_and_trains_nothing(retrain: Retrain, registry: MlflowClient) -> None:
@@ -142,3 +146,36 @@ def test_what_a_gate_refuses_ends_well_and_changes_no_champion(
     assert outcome[2].startswith("floor")
     assert "promoted = false, version 2: floor" in capsys.readouterr().out
     assert aliases(registry) == {"champion": 2, "previous": 1}
+
+
+@pytest.fixture
+def without_label_recipes(tmp_path: Path) -> Path:
+    """A project such as `dreamteacher init` writes for a task whose pictures have no soft labels."""
+    draw(tmp_path / "project/pictures")
+    settings = brief_params(Path("pictures"), ingest={"task": "instances", "short_side": 32}, publish={"name": "objects", "instances": 1})
+    changes = {"label_recipes": {}, "compare": {"inits": ["scratch", "features"], "seeds": [0]}, "export": {"init": "features"}}
+    (tmp_path / "project/params.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json") | changes))
+    return tmp_path / "project"
+
+
+@pytest.mark.timeout(1800)  # both pipelines
+def test_a_project_without_label_recipes_goes_from_its_first_champion_to_the_next(
+    without_label_recipes: Path, registry: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [word for setting in LIMITS for word in ("--set", setting)]
+    first = run_local(without_label_recipes, tmp_path / "runs/pretrain", "--pipeline", "pretrain", *limits)
+    assert first.code == 0, first.said[-3000:]
+    monkeypatch.chdir(without_label_recipes)
+    assert cli.main(["promote"]) == 0
+    assert aliases(registry, "objects") == {"champion": 1}
+
+    arrive(tmp_path / "incoming", range(6))
+    words = ["--set", f"retrain.incoming={tmp_path / 'incoming'}", "--set", "retrain.regression_z=100"]
+    run = run_local(without_label_recipes, tmp_path / "runs/retrain", "--pipeline", "retrain", *limits, *words)
+    assert run.code == 0, run.said[-3000:]
+    assert "promoted = true, version 2: ap" in run.said
+    assert aliases(registry, "objects") == {"champion": 2, "previous": 1}
+    assert read_stage(run.out("train-teacher"))["inputs"]["start"] == digest_of(first.out("train-teacher"))
+    assert list(json.loads((run.out("evaluate") / "metrics.json").read_text())) == ["features"]
+    assert not list(run.steps.rglob("distill-labels"))
+    assert "is missing" not in next(run.steps.rglob("report/page")).read_text()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -295,6 +296,30 @@ def test_what_is_missing_is_named(registry, tmp_path):
     promote("lone", version="2")
     with pytest.raises(UserError, match=r"nobody stored what version 2 of lone, the champion, was made from; .*promote lone --version 2"):
         fetch_champion("lone", tmp_path / "c")
+
+
+@only_database
+def test_a_champion_that_was_deleted_is_no_first_champion(registry, tmp_path):
+    """Without it nothing would be compared, and a worse model would be promoted."""
+    add_versions(registry, "gone", 2)
+    promote("gone", version="1")
+    promote("gone", version="2")
+    registry.delete_model_version("gone", "2")
+    with pytest.raises(UserError, match=r"gone has no champion any more, only a previous one, version 1; `dreamteacher promote gone --ver"):
+        fetch_champion("gone", tmp_path / "champion")
+    assert not list((tmp_path / "champion").glob("champion.json"))
+
+
+@only_database
+def test_a_champion_whose_artifacts_were_deleted_is_named(registry, in_tmp):
+    add_versions(registry, "hollow", 1)
+    make_lineage(in_tmp, "hollow", "1")
+    promote("hollow", version="1")
+    run = registry.get_run(registry.get_model_version("hollow", "1").run_id)
+    shutil.rmtree(run.info.artifact_uri.removeprefix("file://"))
+    said = r"what MLflow stores with version 1 of hollow cannot be read \(.*\); mend its artifacts, or promote another version$"
+    with pytest.raises(UserError, match=said):
+        fetch_champion("hollow", in_tmp / "champion")
 
 
 @only_database

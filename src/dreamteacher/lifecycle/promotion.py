@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError
 from dreamteacher.mlflow_server import connect, missing_database, tracking_uri, without_password
-from dreamteacher.outages import patient, refusal
+from dreamteacher.outages import patient, reason, refusal
 from dreamteacher.stage import RECORD, digest_of
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def fetch_champion(name: str, out: Path) -> str | None:
     Returns the champion's version, or None if there is no champion (then at most known/ is written).
 
     Raises:
-        UserError: the champion has no lineage, stored artifacts are damaged, or MLflow does not answer.
+        UserError: the champion has no lineage or was deleted, stored artifacts are damaged, or MLflow does not answer.
     """
     out.mkdir(parents=True, exist_ok=True)
     if missing_database():
@@ -188,6 +188,11 @@ def fetch_champion(name: str, out: Path) -> str | None:
             newest = max(recorded, key=lambda version: int(version.version))
             _download(client, newest, "data", out / "known")
         if number is None:
+            if previous := aliases.get(PREVIOUS):  # someone deleted the champion; without it no gate would compare
+                raise UserError(
+                    f"{name} has no champion any more, only a previous one, version {previous}; "
+                    f"`dreamteacher promote {name} --version {previous}`, or another version, before the next retraining"
+                )
             return None
         champion = client.get_model_version(name, number)
         if "lineage" not in champion.tags:
@@ -202,15 +207,20 @@ def fetch_champion(name: str, out: Path) -> str | None:
 
 
 def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path) -> None:
+    stored = f"what MLflow stores with version {version.version} of {version.name}"
+    advice = "mend its artifacts, or promote another version"
     with TemporaryDirectory(dir=out.parent) as scratch:
-        Path(client.download_artifacts(run_of(version), f"{version.tags['lineage']}/{part}", scratch)).rename(out)
+        try:
+            Path(client.download_artifacts(run_of(version), f"{version.tags['lineage']}/{part}", scratch)).rename(out)
+        except Exception as error:
+            why, outage = reason(error)
+            if outage:
+                raise
+            raise UserError(f"{stored} cannot be read ({without_password(why)}); {advice}") from error  # deleted, for example
     try:
         digest_of(out / MANIFEST if part == "data" else out)
     except UserError as error:
-        what, version_of = str(error).partition(";")[0], f"version {version.version} of {version.name}"
-        raise UserError(
-            f"what MLflow stores with {version_of} is damaged: {what}; mend its artifacts, or promote another version"
-        ) from error
+        raise UserError(f"{stored} is damaged: {str(error).partition(';')[0]}; {advice}") from error
 
 
 def run_of(version: ModelVersion) -> str:

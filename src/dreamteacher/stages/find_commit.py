@@ -56,7 +56,6 @@ class Resolved:
         recipes: {teacher: {"recipe", "distill", "finetune"} of each recipe without labels that learns from it}, the last two as changes.
         passes: {recipe: {"seeds", "mixed"}}: seeds of the fine-tunings from it, and {"init", "seed", "interpreter", "labels", "finetune"}
             of each label distillation that builds on it, the last three as changes.
-        seeds, mixed: those of `recipe`.
     """
 
     commit: str
@@ -70,8 +69,6 @@ class Resolved:
     teachers: list[dict[str, Any]]
     recipes: dict[str, list[dict[str, Any]]]
     passes: dict[str, dict[str, list[Any]]]
-    seeds: list[int]
-    mixed: list[dict[str, Any]]
 
 
 def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str) -> Resolved:
@@ -93,10 +90,10 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
         raise UserError("git_url is empty; name the project's git repository")
     commit, version, params = _read_project(git_url, data_rev, overrides)
     source = params.ingest.source
+    check_comparison(params, pipeline)
     if pipeline == "retrain":
         inits = [init for init in params.compare.inits if init not in FRESH]
         params = params.model_copy(update={"compare": params.compare.model_copy(update={"inits": inits})})
-    check_comparison(params, pipeline)
     params = params.model_copy(update=_compared(params))
     if pipeline == "retrain":
         params = of_recipe(params, bases(params)[0])
@@ -114,7 +111,6 @@ def resolve(*, git_url: str, data_rev: str, overrides: list[str], pipeline: str)
         teachers=teachers,
         recipes=recipes,
         passes=passes,
-        **passes[recipe],
     )
 
 
@@ -158,27 +154,33 @@ def _loops(params: Params) -> tuple[list[dict[str, Any]], dict[str, list[dict[st
 # Argo keeps all nodes of a run in one object of at most 1 MiB: kB per iteration of each loop, and the budget for all
 # (tests/pipelines/test_size.py).
 PASS_KB = {"teachers": 17, "recipes": 26, "label distillations": 25, "fine-tunings": 7}
-ROOM_KB = 670
+ROOM_KB = 650
 
 
 def check_comparison(params: Params, pipeline: str) -> None:
     """Check that the pipeline can run these settings.
 
     Raises:
-        UserError: a loop would have no items, which KFP cannot collect, or the loops more iterations than Argo can store; a recipe learns
-            from all teachers, or a retraining has several recipes without labels, or one without a teacher.
+        UserError: there is no recipe; pretrain has no baseline, and KFP cannot collect a loop without items; the loops have more iterations
+            than Argo can store; a recipe learns from all teachers; or a retraining has several recipes without labels, one without a
+            teacher, or exports a baseline, which it does not train.
     """
     retrain = pipeline == "retrain"
     inits = [init for init in params.compare.inits if not retrain or init not in FRESH]
-    wanted: dict[str, Iterable[str]] = {"a recipe": [*params.recipes, *params.label_recipes], "scratch or imagenet": FRESH}
-    if retrain:
-        wanted = {"a recipe without labels": params.recipes, "one of label_recipes": params.label_recipes}
+    wanted: dict[str, Iterable[str]] = {"a recipe": [*params.recipes, *params.label_recipes]}
+    if not retrain:
+        wanted["scratch or imagenet"] = FRESH
     for name, group in wanted.items():
         if not set(inits) & set(group):
             raise UserError(
-                f"compare.inits = {params.compare.inits}: a retraining compares a recipe without labels and at least one of label_recipes, "
-                f"the pipeline pretrain a recipe and one of scratch and imagenet; add {name}"
+                f"compare.inits = {params.compare.inits}: the pipeline {pipeline} compares "
+                f"{'recipes' if retrain else 'recipes with scratch or imagenet'}; add {name}"
             )
+    if params.export.init not in inits:  # Params requires it of compare.inits
+        raise UserError(
+            f"export.init = {params.export.init}: a retraining goes on from the champion's backbone and trains no model from "
+            f"{params.export.init}; export one of {', '.join(inits)}"
+        )
     used = bases(params)
     if retrain and len(used) > 1:
         raise UserError(
