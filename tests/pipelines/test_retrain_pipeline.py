@@ -164,7 +164,7 @@ def test_a_project_without_label_recipes_goes_from_its_first_champion_to_the_nex
 ) -> None:
     limits = [word for setting in LIMITS for word in ("--set", setting)]
     first = run_local(without_label_recipes, tmp_path / "runs/pretrain", "--pipeline", "pretrain", *limits)
-    assert first.code == 0, first.said[-3000:]
+    assert first.code == 0, first.output[-3000:]
     monkeypatch.chdir(without_label_recipes)
     assert cli.main(["promote"]) == 0
     assert aliases(registry, "objects") == {"champion": 1}
@@ -172,8 +172,8 @@ def test_a_project_without_label_recipes_goes_from_its_first_champion_to_the_nex
     arrive(tmp_path / "incoming", range(6))
     words = ["--set", f"retrain.incoming={tmp_path / 'incoming'}", "--set", "retrain.regression_z=100"]
     run = run_local(without_label_recipes, tmp_path / "runs/retrain", "--pipeline", "retrain", *limits, *words)
-    assert run.code == 0, run.said[-3000:]
-    assert "promoted = true, version 2: ap" in run.said
+    assert run.code == 0, run.output[-3000:]
+    assert "promoted = true, version 2: ap" in run.output
     assert aliases(registry, "objects") == {"champion": 2, "previous": 1}
     assert read_stage(run.out("train-teacher"))["inputs"]["start"] == digest_of(first.out("train-teacher"))
     assert list(json.loads((run.out("evaluate") / "metrics.json").read_text())) == ["features"]
