@@ -20,7 +20,7 @@ FIGURES = {
     "scratch": [0.60, 0.70, 0.50, 0.61],
     "mse-at": [0.66, 0.75, 0.57, 0.66],
     "mse": [0.65, 0.76, 0.54, 0.66],
-    "at": [0.60, 0.69, 0.51, 0.60],
+    "at": [0.60, 0.69, 0.51, 0.5964],
     "random-teacher": [0.61, 0.70, 0.50, 0.62],
 }
 SESSION = {
@@ -90,7 +90,7 @@ def test_each_pair_of_the_papers_order_is_re_established_refuted_or_within_noise
         "The paper's order (BDD100K instances, box AP (100 epochs): mse-at 25.0, mse 23.6, at 22.3) is re-established in"
     )
     assert "mse-at over mse: paper +1.4, here +0.7 ± 2.7 (within noise)" in sentence
-    assert "mse-at over at: paper +2.7, here +6.0 ± 0.0 (re-established)" in sentence
+    assert "mse-at over at: paper +2.7, here +6.1 ± 0.3 (re-established)" in sentence
     turned = record(FIGURES | {"at": [value + 0.1 + i / 1000 for i, value in enumerate(FIGURES["mse-at"])]})
     assert "is refuted in part" in order(turned, paper, 20)
     assert "(refuted)" in order(turned, paper, 20)

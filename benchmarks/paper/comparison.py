@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import fmean, stdev
 from typing import Any
 
@@ -57,10 +58,10 @@ def mean_and_spread(numbers: list[float]) -> str:
 
 
 def in_points(gain: Gain | None) -> str:
-    """`+4.3 ± 2.1`: the mean and its 95 % interval in points; without the interval where there is one pair."""
+    """`+4.3 ± 2.1`: the mean and its 95 % interval in points; without the interval where there is none."""
     if gain is None:
         return ""
-    return f"{100 * gain.mean:+.1f}" + (f" ± {100 * gain.half:.1f}" if gain.pairs > 1 else "")
+    return f"{100 * gain.mean:+.1f}" + (f" ± {100 * gain.half:.1f}" if not math.isnan(gain.half) else "")
 
 
 def by_pretraining(content: dict[str, Any], labels: int | None) -> list[str]:

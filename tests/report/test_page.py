@@ -147,6 +147,7 @@ def test_the_figures_of_the_verdict_are_the_stages_metrics(maker: Maker) -> None
         ({"scratch": (0.6, 0.6), "features": (0.5, 0.51)}, "Loss: training from scratch is better than every pretrained initialisation"),
         ({"scratch": (0.6, 0.7), "features": (0.7, 0.6)}, "No gain beyond the spread of the seeds"),
         ({"scratch": (0.6,), "features": (0.7,)}, "One seed: no interval, no verdict"),
+        ({"scratch": (0.6, 0.7), "features": (0.62, 0.72)}, "Equal gains: no interval, no verdict"),
         ({"features": (0.6, 0.7)}, "The comparison lacks training from scratch; add scratch to compare.inits"),
         ({"scratch": (0.6, 0.7)}, "The comparison lacks a pretrained backbone"),
         ({"scratch": (0.6, 0.7), "imagenet": (0.8, 0.91)}, "The comparison lacks a pretrained backbone"),

@@ -75,7 +75,7 @@ def intervals(gains: Sequence[Gain], x: str) -> Markup:
         axes.axvline(0, color=INK, linewidth=1)
         for place, gain in enumerate(gains):
             colour = colours.get(gain.verdict, SERIES[0])
-            half = None if gain.verdict == "one pair" else 100 * gain.half
+            half = None if gain.verdict == "no interval" else 100 * gain.half
             axes.errorbar(100 * gain.mean, place, xerr=half, fmt="o", color=colour, markersize=6, linewidth=2, capsize=4)
         axes.set_xlabel(x)
         return _svg(figure, "; ".join(f"{gain.init}: {gain.words}" for gain in gains))

@@ -42,11 +42,11 @@ def comparison(run: Run) -> dict[str, Any]:
 
 
 def gains_of(run: Run) -> dict[str, float]:
-    """{INIT_gain, INIT_gain_half} over training from scratch, in [-1, 1]; the half width only for several pairs."""
+    """{INIT_gain, INIT_gain_half} over training from scratch, in [-1, 1]; the half width only where there is an interval."""
     found: dict[str, float] = {}
     for gain in _gains(run, run.figure):
         found[f"{gain.init}_gain"] = gain.mean
-        if gain.verdict != "one pair":
+        if gain.verdict != "no interval":
             found[f"{gain.init}_gain_half"] = gain.half
     return found
 
@@ -74,8 +74,9 @@ def _headline(run: Run, gains: list[Gain]) -> tuple[str, str, list[str]]:
     best = max(ours, key=lambda gain: gain.mean)
     verdicts = {gain.verdict for gain in ours}
     over = f"{best.init}: {best.words} ({run.title}, {best.pairs} paired draw{'s' if best.pairs != 1 else ''} of labels and weights)."
-    if best.verdict == "one pair":
-        return "", "One seed: no interval, no verdict", [over, "At least two seeds in compare.seeds are needed to tell a gain from chance."]
+    if best.verdict == "no interval":
+        why = "One seed" if best.pairs == 1 else "Equal gains"
+        return "", f"{why}: no interval, no verdict", [over, "More seeds in compare.seeds are needed to tell a gain from chance."]
     if best.verdict == "gain":
         words = f"Pretraining helps: {best.init} gains {points(best.mean).lstrip('+')} points of {run.title} over training from scratch"
         winners = sum(gain.verdict == "gain" for gain in ours)
@@ -144,7 +145,7 @@ def _over(gain: Gain | None) -> list[str]:
     if gain is None:
         return ["", "", ""]
     low, high = points(gain.mean - gain.half), points(gain.mean + gain.half)
-    return [points(gain.mean), "" if gain.verdict == "one pair" else f"{low} to {high}", gain.verdict]
+    return [points(gain.mean), "" if gain.verdict == "no interval" else f"{low} to {high}", gain.verdict]
 
 
 def _classes(run: Run) -> Table | None:
