@@ -323,6 +323,28 @@ def test_a_champion_whose_artifacts_were_deleted_is_named(registry, in_tmp):
 
 
 @only_database
+def test_an_outage_between_two_parts_of_a_champion_is_waited_for(registry, in_tmp, monkeypatch):
+    """The second attempt finds the folders of the first."""
+    add_versions(registry, "away", 1)
+    make_lineage(in_tmp, "away", "1")
+    promote("away", version="1")
+    download, parts = MlflowClient.download_artifacts, []
+
+    def fail_once(client: MlflowClient, run_id: str, path: str, dst_path: str) -> str:
+        parts.append(path.rpartition("/")[2])
+        if parts.count(LINEAGE[-1]) == 1 and parts[-1] == LINEAGE[-1]:
+            raise ConnectionError("connection refused")
+        return download(client, run_id, path, dst_path)
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", fail_once)
+    monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "5")
+    monkeypatch.setattr(outages, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: None))
+    assert fetch_champion("away", in_tmp / "champion") == "1"
+    assert parts == ["data", *LINEAGE] * 2
+    assert {each.name for each in (in_tmp / "champion").iterdir()} == {"known", *LINEAGE, "champion.json"}
+
+
+@only_database
 @pytest.mark.parametrize("folder", ["known", "data"])
 def test_a_manifest_that_was_changed_in_mlflow_is_noticed(folder, registry, in_tmp):
     """Its sha256 is compared: of what is known, a lost line would make an old picture new, and one too many would hide a new one."""

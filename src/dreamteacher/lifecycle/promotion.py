@@ -8,6 +8,7 @@ functions wait (see `outages`); all can be repeated after an interruption.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,12 +212,14 @@ def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path)
     advice = "mend its artifacts, or promote another version"
     with TemporaryDirectory(dir=out.parent) as scratch:
         try:
-            Path(client.download_artifacts(run_of(version), f"{version.tags['lineage']}/{part}", scratch)).rename(out)
+            found = Path(client.download_artifacts(run_of(version), f"{version.tags['lineage']}/{part}", scratch))
         except Exception as error:
             why, outage = reason(error)
             if outage:
                 raise
             raise UserError(f"{stored} cannot be read ({without_password(why)}); {advice}") from error  # deleted, for example
+        shutil.rmtree(out, ignore_errors=True)  # of an attempt before an outage
+        found.rename(out)
     try:
         digest_of(out / MANIFEST if part == "data" else out)
     except UserError as error:
