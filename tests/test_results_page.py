@@ -57,6 +57,7 @@ def test_the_page_of_results_is_up_to_date_and_its_plots_are_there() -> None:
     text = results.page(results.RESULTS, PROJECT / "docs")
     assert text == (PROJECT / "docs/results.md").read_text(), "run `python -m benchmarks.results`"
     assert all(path.with_suffix(".svg").exists() for path in results.records(results.RESULTS))
+    assert (results.RESULTS / results.PLOT).exists() == bool(results.predicted(results.RESULTS))
 
 
 def test_a_gain_is_that_over_the_same_draws_with_the_interval_of_students_t() -> None:
