@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.paper.comparison import SCRATCH, inits, of_labels
-from benchmarks.paper.plots import STYLE
+from benchmarks.paper.plots import save
 from dreamteacher.assessment.prediction import realised
 from dreamteacher.assessment.verdict import points
-from dreamteacher.report.summary import markdown
+from dreamteacher.report.summary import markdown, over_seeds
 
 ASSESSMENT, METRICS = Path("artifacts/assess/assess.json"), Path("metrics/evaluate.json")
 
@@ -63,15 +62,10 @@ def compare_record(content: dict[str, Any]) -> list[dict[str, Any]]:
             seeds = values[SCRATCH].keys() & values[init].keys()
             if init in (SCRATCH, content["control"]) or not seeds:
                 continue
-            metrics = {name: _summary(figure, [own[seed] for seed in sorted(seeds)]) for name, own in values.items()}
+            paired = [{"init": name, "seed": seed, figure: values[name][seed]} for name in values for seed in sorted(seeds)]
             named = {"project": content["set"], "labels": assessment["labels"] or content["data"]["labelled"], "init": init}
-            rows += [named | row for row in realised(assessment, metrics).values()]
+            rows += [named | row for row in realised(assessment, over_seeds(paired)).values()]
     return rows
-
-
-def _summary(figure: str, values: list[float]) -> dict[str, float]:
-    """As in metrics.json of evaluate."""
-    return {f"{figure}_mean": fmean(values), f"{figure}_std": stdev(values) if len(values) > 1 else 0.0, "n_seeds": len(values)}
 
 
 def share(rows: list[dict[str, Any]], key: str) -> float:
@@ -91,9 +85,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Predicted against realised gain, in points; bars are the predicted interval and the standard error."""
-    with matplotlib.rc_context(STYLE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _figure(rows).savefig(path, metadata={"Date": None, "Creator": None})
+    save(partial(_figure, rows), path)
 
 
 def _figure(rows: list[dict[str, Any]]) -> Figure:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,10 +21,14 @@ STYLE = {"svg.hashsalt": "dreamteacher", "svg.fonttype": "none", "font.family": 
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """Gains over scratch of each draw with mean and 95 % interval; of several numbers of labels the figures over their number."""
+    save(partial(_curves if len(label_counts(content)) > 1 else _gains, content), path)
+
+
+def save(make: Callable[[], Figure], path: Path) -> None:
+    """Write what `make` draws, in this project's style, to `path` as SVG with the same bytes each time."""
     with matplotlib.rc_context(STYLE):
-        figure = _curves(content) if len(label_counts(content)) > 1 else _gains(content)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+        make().savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _gains(content: dict[str, Any]) -> Figure:

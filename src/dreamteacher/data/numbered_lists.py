@@ -40,5 +40,4 @@ def take_numbers(table: sqlite3.Connection, tree: Tree, splits: Splits, classes:
             others = table.execute("SELECT name, class FROM files WHERE key = ? AND role = 'picture' AND class != ?", (key, cls))
             if other := others.fetchone():
                 raise UserError(f"{tree}/{name}: {other[0]} is of class {cls!r}, and of {other[1]!r} in a line or list before; keep one")
-    table.executemany("DELETE FROM box_files WHERE name = ?", [(name,) for name in lists])
     return lists

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean, stdev
 from typing import Any
 
 TITLES = {"miou": "mIoU", "top1": "top-1", "ap": "AP", "map": "mAP", "delta1": "δ < 1.25"}  # display names of metrics
@@ -36,3 +37,17 @@ def spread(of_init: dict[str, Any], figure: str) -> str:
         return "-"
     mean = f"{100 * of_init[f'{figure}_mean']:.1f}"
     return mean if of_init["n_seeds"] < 2 else f"{mean} ± {100 * of_init[f'{figure}_std']:.1f}"
+
+
+def over_seeds(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """{init: {FIGURE_mean, FIGURE_std, ..., n_seeds}} of rows with `init`, `seed` and metrics, as in metrics/evaluate.json."""
+    results: dict[str, dict[str, float]] = {}
+    for init in dict.fromkeys(row["init"] for row in rows):
+        of_init = [row for row in rows if row["init"] == init]
+        figures: dict[str, float] = {}
+        for name in of_init[0]:
+            if name not in ("init", "seed"):
+                values = [row[name] for row in of_init]
+                figures |= {f"{name}_mean": fmean(values), f"{name}_std": stdev(values) if len(values) > 1 else 0.0}
+        results[init] = figures | {"n_seeds": len(of_init)}
+    return results

@@ -7,7 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.files import read_note, replace_file
 from dreamteacher.report.figures import save_bars, save_panels
 from dreamteacher.report.run import METRICS, ROWS
+from dreamteacher.report.summary import over_seeds
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.recipes import bases
 from dreamteacher.settings.schema import Params
@@ -86,7 +87,7 @@ def run(
             rows, predictions = _score(params, models, val)
             if task.classifies:
                 _read_out(params, rows, models=models, size=trained["finetune"]["resolution"], pretrained=pretrained, train=train, val=val)
-            results = _over_seeds(rows)
+            results = over_seeds(rows)
             write_table(rows, stage.tmp / ROWS)
             (stage.tmp / METRICS).write_text(json.dumps(results, indent=1) + "\n")
             of_init = {init: [row[task.figure] for row in rows if row["init"] == init] for init in results}
@@ -211,20 +212,6 @@ def _read_out(
         words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         log.info("evaluate: %s %s, frozen: %s", row["init"], row["seed"], words)
         row.update(figures)
-
-
-def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """{init: {FIGURE_mean, FIGURE_std, ..., n_seeds}}."""
-    results: dict[str, dict[str, float]] = {}
-    for init in dict.fromkeys(row["init"] for row in rows):
-        of_init = [row for row in rows if row["init"] == init]
-        figures: dict[str, float] = {}
-        for name in of_init[0]:
-            if name not in ("init", "seed"):
-                values = [row[name] for row in of_init]
-                figures |= {f"{name}_mean": fmean(values), f"{name}_std": stdev(values) if len(values) > 1 else 0.0}
-        results[init] = figures | {"n_seeds": len(of_init)}
-    return results
 
 
 def _write_curves(models: dict[tuple[Any, int], Path], pretrained: list[_Pretrained], folder: Path) -> None:
