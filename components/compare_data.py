@@ -31,6 +31,7 @@ def compare_data(
     from dreamteacher.report.step import fill_artifacts
     from dreamteacher.settings.file import restore_params
     from dreamteacher.stages.compare_data import run
+    from dreamteacher.steps import skip_effects
 
     params = restore_params(**settings)
     folders = {"before": part(champion.path, "known"), "features": part(champion.path, "features")}
@@ -39,5 +40,7 @@ def compare_data(
     least = params.retrain.min_new_images
     enough = found >= least
     words = f"{found} new pictures" if enough else f"nothing new: {found} new pictures, fewer than retrain.min_new_images = {least}"
+    if not enough:
+        skip_effects("retrain", words)
     print(words)
     return enough, words

@@ -10,7 +10,7 @@ from components import IMAGE
 def finish(status: PipelineTaskFinalStatus, pipeline: str, page: Output[HTML]) -> str:
     """Report how the run ended and which external effects happened; delete its remaining TrainJobs and, if it succeeded, its folder.
 
-    The outputs of steps are kept, and so are the checkpoints of a failed run, for Retry.
+    The outputs of steps are kept, and so are the checkpoints of a run that did not succeed, for Retry.
 
     Args:
         status: filled in by KFP.
@@ -22,13 +22,11 @@ def finish(status: PipelineTaskFinalStatus, pipeline: str, page: Output[HTML]) -
 
     from dreamteacher.cluster.launch import remove_run_folder
     from dreamteacher.report.step import write_facts
-    from dreamteacher.steps import announce, effects, forget_effects
+    from dreamteacher.steps import announce, effects, forget_effects, how_run_ended
 
     announce("finish", {"pipeline": pipeline})
     done = effects(pipeline)
-    lacking = [step for step, words in done.items() if words.startswith("not done")]
-    but = ", but" if status.state == "SUCCEEDED" else ","
-    ended = f"{status.state}{but} not done: {', '.join(lacking)}" if lacking else status.state
+    ended, over = how_run_ended(status.state, done)
     facts = {"run": status.pipeline_job_resource_name, "ended": ended}
     if status.error_message:
         facts["reason"] = status.error_message
@@ -38,7 +36,7 @@ def finish(status: PipelineTaskFinalStatus, pipeline: str, page: Output[HTML]) -
 
         left = trainjob.delete_of_run(trainjob.api_client(), os.environ["DREAMTEACHER_RUN"], os.environ["DREAMTEACHER_NAMESPACE"])
         facts["TrainJobs deleted"] = ", ".join(left) or "none were left"
-    if status.state == "SUCCEEDED":
+    if over:
         forget_effects()
         if removed := remove_run_folder():
             facts["checkpoints"] = removed

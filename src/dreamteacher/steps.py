@@ -19,6 +19,7 @@ from dreamteacher.errors import first_line
 from dreamteacher.files import replace_file
 
 log = logging.getLogger(__name__)
+STEPS = {"pretrain": ("publish", "record"), "retrain": ("publish", "promote")}  # with external effects; the last ends the run
 EFFECTS = ".effects"  # on the volume of runs, beside the runs' folders, which their last steps remove
 
 
@@ -65,16 +66,39 @@ def effect(step: str) -> Iterator[dict[str, Any]]:
     _record(step, {"done": done})
 
 
+def skip_effects(pipeline: str, reason: str) -> None:
+    """Record for `finish` that no step of `pipeline` will have its external effects."""
+    for step in STEPS[pipeline]:
+        _record(step, {"skipped": reason})
+
+
 def effects(pipeline: str) -> dict[str, str]:
-    """{step: "done: ...", "not done: ..." or "not started"} of a run whose steps have ended; empty without a volume of runs.
+    """{step: "done: ...", "skipped: ...", "not done: ..." or "not started"} of a run that has ended; empty without a volume of runs.
 
     `pipeline` is pretrain or retrain.
     """
     folder = _folder()
-    if not folder:
-        return {}
-    last = {"pretrain": "record", "retrain": "promote"}[pipeline]
-    return {step: _words(folder / f"{step}.json") for step in ("publish", last)}
+    return {step: _words(folder / f"{step}.json") for step in STEPS[pipeline]} if folder else {}
+
+
+def how_run_ended(state: str, done: dict[str, str]) -> tuple[str, bool]:
+    """How a run ended, in words, and whether nothing is left for which Retry would need the run's folder.
+
+    KFP 2.17's server updates the state of a group of steps only when a pod of one of its steps ends. So the steps may have succeeded and
+    still be called RUNNING: if a group's last step came from the cache, a loop had no items, or a condition did not hold; or FAILED: if one
+    was retried besides. A killed pod, too, leaves RUNNING. Then the effects decide.
+
+    Args:
+        state: of the run's steps, from KFP's local runner (SUCCEEDED, FAILED) or its server (COMPLETE, FAILED, RUNNING).
+        done: result of `effects`.
+    """
+    succeeded = state in ("SUCCEEDED", "COMPLETE")
+    if not succeeded and done and all(words.startswith(("done", "skipped")) for words in done.values()):
+        return f"no external effect is missing (Kubeflow calls the steps {state})", True
+    ended = "SUCCEEDED" if succeeded else "unknown (Kubeflow calls the steps RUNNING)" if state == "RUNNING" else state
+    if lacking := [step for step, words in done.items() if words.startswith("not done")]:
+        ended += f"{', but' if succeeded else ','} not done: {', '.join(lacking)}"
+    return ended, succeeded
 
 
 def forget_effects() -> None:
@@ -108,6 +132,8 @@ def _words(path: Path) -> str:
         return f"not known: {first_line(error)}"
     if "done" in content:
         return f"done: {', '.join(f'{key} {value}' for key, value in content['done'].items())}"
+    if "skipped" in content:
+        return f"skipped: {content['skipped']}"
     if "failed" in content:
         return f"not done: {content['failed']}"
     return f"not done: it began at {content['began']}, and its pod was killed or lost before it ended"

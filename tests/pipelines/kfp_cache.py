@@ -8,6 +8,9 @@ within it; one of these that has no items adds nothing to the list. But it is on
 resolveUpstreamArtifacts looks for the step inside instead, and fails as there is none. A group, or a loop, stores an event for each of its
 input artifacts, and GetInputArtifactsByExecutionID (backend/src/v2/metadata/client.go) reads them back by the input's name: of a list, one
 artifact remains (kubeflow/pipelines#13900), of an empty list nothing, and a step inside fails.
+
+The state of a group, which the exit handler's step gets, is updated by the launcher alone (UpdateDAGExecutionsState, same file), when a
+step's pod ends: the group of this step, and while they become complete, those around it. A step from the cache has no pod.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from argo_nodes import Nodes
@@ -24,26 +28,45 @@ Values = dict[str, Any]
 EMPTY = object()  # output of a loop without items
 
 
+@dataclass
+class Group:
+    """A group of steps, or a loop, or one of its passes: how many of its members are complete."""
+
+    members: int
+    around: Group | None = None
+    ended: int = 0
+    state: str = "RUNNING"
+
+    def pod_ended(self) -> None:
+        if self.ended == self.members and self.state != "COMPLETE":
+            self.state = "COMPLETE"
+            if self.around:
+                self.around.ended += 1
+                self.around.pod_ended()
+
+
 class Kfp:
     """A KFP that remembers. `computed` says how steps whose output parameters are looked at compute them from their inputs."""
 
     def __init__(self, computed: dict[str, Callable[[Values], Values]]):
         self._computed, self._cache, self._ids = computed, dict[str, dict[str, Values]](), itertools.count()
         self.nodes = Nodes()
+        self.ended = ""  # what the step `finish` of the last run was told
 
     def run(self, spec: dict[str, Any], parameters: Values) -> list[str]:
         """The steps that were not taken from the cache, those of loops with their `init`, in the order of their start."""
         ran: list[str] = []
         self.nodes = Nodes()
         self.nodes.group("run.root", spec["root"], {})
-        self._dag(spec, spec["root"], {"parameters": parameters, "artifacts": {}}, ran, "run.root")
+        self._dag(spec, spec["root"], {"parameters": parameters, "artifacts": {}}, ran, "run.root", _group(spec["root"]))
         return ran
 
     def _dag(
-        self, spec: dict[str, Any], component: dict[str, Any], given: dict[str, Values], ran: list[str], path: str
+        self, spec: dict[str, Any], component: dict[str, Any], given: dict[str, Values], ran: list[str], path: str, group: Group
     ) -> dict[str, Values]:
         made: dict[str, dict[str, Values]] = {}
         todo = dict(component["dag"]["tasks"])
+        groups: dict[str, Group] = {}
         while todo:
             name = next(name for name, task in todo.items() if not set(task.get("dependentTasks", [])) & set(todo))
             task = todo.pop(name)
@@ -58,10 +81,18 @@ class Kfp:
                 )
             if "dag" not in inner:
                 self.nodes.step(here, spec, task, inputs)
+                for source in task.get("inputs", {}).get("parameters", {}).values():
+                    if "taskFinalStatus" in source:
+                        self.ended = groups[source["taskFinalStatus"]["producerTask"]].state
+                before = len(ran)
                 made[name] = self._step(spec, task, inner, inputs, ran)
+                group.ended += 1
+                if len(ran) > before:
+                    group.pod_ended()
             elif iterator:
                 items = inputs["parameters"][iterator["items"]["inputParameter"]]
                 self.nodes.loop(here, inner, task, len(items))
+                loop = Group(len(items), group)
                 passes = [
                     self._dag(
                         spec,
@@ -69,6 +100,7 @@ class Kfp:
                         inputs | {"parameters": {**inputs["parameters"], iterator["itemInput"]: item}},
                         ran,
                         f"{here}-iterations({number}:{number}).iteration",
+                        _group(inner, loop),
                     )
                     for number, item in enumerate(items)
                 ]
@@ -77,7 +109,8 @@ class Kfp:
                 made[name] = {"artifacts": collected, "parameters": {}}
             else:
                 self.nodes.group(here, inner, task)
-                made[name] = self._dag(spec, inner, inputs, ran, here)
+                groups[name] = _group(inner, group)
+                made[name] = self._dag(spec, inner, inputs, ran, here, groups[name])
         outputs = component["dag"].get("outputs", {})
         return {
             "artifacts": {
@@ -131,6 +164,10 @@ class Kfp:
         }
         self._cache[key] = made
         return made
+
+
+def _group(component: dict[str, Any], around: Group | None = None) -> Group:
+    return Group(len(component["dag"]["tasks"]), around)
 
 
 def _listed(artifacts: Any) -> list[Any]:

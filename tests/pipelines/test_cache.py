@@ -146,3 +146,15 @@ def test_what_differs_in_one_recipe_runs_that_one_again(kfp: Kfp, spec: dict[str
 def test_another_image_is_another_key(kfp: Kfp, spec: dict[str, Any], project: Path):
     other = json.loads(json.dumps(spec).replace(IMAGE, "registry.example/image:git-5d6e7f8"))
     assert ran(kfp, other, project) == ALL | ALWAYS | {"fetch-data"}
+
+
+def test_the_server_calls_a_run_running_whose_groups_end_with_steps_of_the_cache_or_a_loop_without_items(
+    kfp: Kfp, spec: dict[str, Any], project: Path
+):
+    """finish decides by the effects then (test_finish.py)."""
+    assert kfp.ended == "COMPLETE"
+    ran(kfp, spec, project)
+    assert kfp.ended == "RUNNING"
+    unlabelled = Kfp(COMPUTED)
+    ran(unlabelled, spec, project, "compare.inits=[scratch, features]", "export.init=features")
+    assert unlabelled.ended == "RUNNING"

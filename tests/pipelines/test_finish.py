@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from components.finish import finish
-from dreamteacher.steps import effect, effects
+from dreamteacher.steps import effect, effects, skip_effects
 
 PRETRAIN, RETRAIN = "pretrain", "retrain"
 
@@ -57,6 +57,41 @@ def test_a_step_whose_pod_was_lost_is_not_taken_to_be_done_although_kubeflow_say
     page = end(RETRAIN, tmp_path / "page")
     assert "<th>ended</th><td>SUCCEEDED, but not done: promote</td>" in page
     assert "<th>promote</th><td>not done: it began at 20" in page
+
+
+def test_a_complete_run_is_one_that_succeeded(volume: Path, tmp_path: Path):
+    """The server of KFP 2.17 says COMPLETE, its local runner SUCCEEDED."""
+    (volume / "run-1/checkpoints").mkdir(parents=True)
+    assert "<th>ended</th><td>SUCCEEDED</td>" in end(PRETRAIN, tmp_path / "page", "COMPLETE")
+    assert not (volume / "run-1").exists()
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
+def test_the_effects_tell_how_a_run_ended_where_the_server_does_not_know_or_errs(volume: Path, tmp_path: Path, state: str):
+    """kfp_cache.py says when it does not."""
+    (volume / "run-1/checkpoints").mkdir(parents=True)
+    with effect("publish") as done:
+        done["version"] = "4 of nuclei"
+    page = end(PRETRAIN, tmp_path / "page", state)
+    ended = {"RUNNING": "unknown (Kubeflow calls the steps RUNNING)", "FAILED": "FAILED"}[state]
+    assert f"<th>ended</th><td>{ended}</td>" in page
+    assert "<th>record</th><td>not started</td>" in page
+    assert (volume / "run-1/checkpoints").exists()  # for Retry
+
+    with effect("record") as done:
+        done["branch"] = "runs/run-1"
+    page = end(PRETRAIN, tmp_path / "page", state)
+    assert f"<th>ended</th><td>no external effect is missing (Kubeflow calls the steps {state})</td>" in page
+    assert [each.name for each in volume.iterdir()] == [".effects"]
+
+
+def test_a_retraining_without_enough_new_pictures_ends_well(volume: Path, tmp_path: Path):
+    """A condition that does not hold leaves its group RUNNING."""
+    skip_effects(RETRAIN, "nothing new: 0 new pictures")
+    page = end(RETRAIN, tmp_path / "page", "RUNNING")
+    assert "<th>ended</th><td>no external effect is missing (Kubeflow calls the steps RUNNING)</td>" in page
+    assert "<th>promote</th><td>skipped: nothing new: 0 new pictures</td>" in page
+    assert not list(volume.rglob("*.json"))
 
 
 def test_a_run_without_a_volume_lists_none(volume: Path, monkeypatch: pytest.MonkeyPatch):
