@@ -19,7 +19,7 @@ from dreamteacher.errors import first_line
 from dreamteacher.files import replace_file
 
 log = logging.getLogger(__name__)
-STEPS = {"pretrain": ("publish", "record"), "retrain": ("publish", "promote")}  # with external effects; the last ends the run
+WITH_EFFECTS = {"pretrain": ("publish", "record"), "retrain": ("publish", "promote")}  # steps, by pipeline
 EFFECTS = ".effects"  # on the volume of runs, beside the runs' folders, which their last steps remove
 
 
@@ -68,7 +68,7 @@ def effect(step: str) -> Iterator[dict[str, Any]]:
 
 def skip_effects(pipeline: str, reason: str) -> None:
     """Record for `finish` that no step of `pipeline` will have its external effects."""
-    for step in STEPS[pipeline]:
+    for step in WITH_EFFECTS[pipeline]:
         _record(step, {"skipped": reason})
 
 
@@ -78,7 +78,7 @@ def effects(pipeline: str) -> dict[str, str]:
     `pipeline` is pretrain or retrain.
     """
     folder = _folder()
-    return {step: _words(folder / f"{step}.json") for step in STEPS[pipeline]} if folder else {}
+    return {step: _words(folder / f"{step}.json") for step in WITH_EFFECTS[pipeline]} if folder else {}
 
 
 def how_run_ended(state: str, done: dict[str, str]) -> tuple[str, bool]:

@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from components.compare_data import compare_data
 from components.finish import finish
-from dreamteacher.steps import effect, effects, skip_effects
+from dreamteacher.settings.file import load_params
+from dreamteacher.steps import effect, effects
+from helpers import PROJECT
 
 PRETRAIN, RETRAIN = "pretrain", "retrain"
 
@@ -85,13 +88,19 @@ def test_the_effects_tell_how_a_run_ended_where_the_server_does_not_know_or_errs
     assert [each.name for each in volume.iterdir()] == [".effects"]
 
 
-def test_a_retraining_without_enough_new_pictures_ends_well(volume: Path, tmp_path: Path):
+@pytest.mark.parametrize("found", [4, 5])
+def test_a_retraining_without_enough_new_pictures_ends_well(volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: int):
     """A condition that does not hold leaves its group RUNNING."""
-    skip_effects(RETRAIN, "nothing new: 0 new pictures")
+    monkeypatch.setattr("dreamteacher.stages.compare_data.run", lambda *_, **__: {"n_new": found})
+    monkeypatch.setattr("dreamteacher.report.step.fill_artifacts", lambda *_: None)
+    made = {name: SimpleNamespace(path=str(tmp_path / name)) for name in ("data", "champion", "out", "page")}
+    settings = load_params(PROJECT / "params.yaml", ["retrain.min_new_images=5"]).section("retrain")
+    enough, words = compare_data.python_func(**made, settings=settings)
     page = end(RETRAIN, tmp_path / "page", "RUNNING")
-    assert "<th>ended</th><td>no external effect is missing (Kubeflow calls the steps RUNNING)</td>" in page
-    assert "<th>promote</th><td>skipped: nothing new: 0 new pictures</td>" in page
-    assert not list(volume.rglob("*.json"))
+    ended = "unknown" if enough else "no external effect is missing"
+    assert f"<th>ended</th><td>{ended} (Kubeflow calls the steps RUNNING)</td>" in page
+    assert f"<th>promote</th><td>{'not started' if enough else f'skipped: {words}'}</td>" in page
+    assert enough == (found == 5)
 
 
 def test_a_run_without_a_volume_lists_none(volume: Path, monkeypatch: pytest.MonkeyPatch):
