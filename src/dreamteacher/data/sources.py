@@ -123,10 +123,11 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if has_val and kind != "none":
         outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
         counts["outside_of_splits"] = splits.n_unlisted or scalar(table, outside)
+    label_file = tables[0] if kind == "csv" else " and ".join(numbered)
     notes = [
         *([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []),
         *splits.notes,
-        *label_notes(table, kind, boxes, classes, counts, label_file="".join(tables[:1]), are_listed=class_list is not None),
+        *label_notes(table, kind, boxes, classes, counts, label_file=label_file, are_listed=class_list is not None),
         *unread_metadata(metadata, read, kind),
         *(notes_on_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()),
         *(why_no_labels(table, tree, names, skipped) if labels == "auto" and kind == "none" else ()),
