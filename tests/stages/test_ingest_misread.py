@@ -46,7 +46,10 @@ def test_tables_of_other_programs_are_read(text: str, tmp_path: Path) -> None:
         ("path,label\na/1.png,cat,dog\n", "line 2: it has more cells than the first line names columns"),
         ("path,label\na/1.png,cat\0\n", r"line 2: 'cat\\x00' holds a control character"),
         ("path,label\n" + "".join(f"{i}.png,{i / 7:.3f}\n" for i in range(12)), "each of its 12 labels is another, such as '0.000'"),
-        ("path,label\n" + "".join(f"{i}.png,{20 + i % 7}\n" for i in range(12)), "its 12 labels are 7 different numbers, such as 20, as ages"),
+        (
+            "path,label\n" + "".join(f"{i}.png,{20 + i % 7}\n" for i in range(12)),
+            "its 12 labels are 7 different numbers, such as 20, as ages",
+        ),
         ("file,class\na/1.png,cat\n", "must name the columns path and label, with a comma between them; it is 'file,class'"),
     ],
 )
