@@ -48,7 +48,7 @@ def test_tables_of_other_programs_are_read(text: str, tmp_path: Path) -> None:
         ("path,label\n" + "".join(f"{i}.png,{i / 7:.3f}\n" for i in range(12)), "each of its 12 labels is another, such as '0.000'"),
         (
             "path,label\n" + "".join(f"{i}.png,{20 + i % 7}\n" for i in range(12)),
-            "its 12 labels are 7 different numbers, such as 20, as ages",
+            "its 12 labels are 7 different numbers, such as 20",
         ),
         ("file,class\na/1.png,cat\n", "must name the columns path and label, with a comma between them; it is 'file,class'"),
     ],

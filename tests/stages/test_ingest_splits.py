@@ -124,9 +124,7 @@ def in_lists_of_values(source: Path, *values: int) -> Path:
 def test_ages_or_ids_in_lists_are_no_classes(tmp_path: Path) -> None:
     """They would silently become a class of one or two pictures each."""
     source = in_lists_of_values(tmp_path / "in", 18, 25, 31, 37, 40, 42, 55, 63, 70)
-    with pytest.raises(
-        UserError, match=r"train.txt and val.txt: its 16 labels are 9 different numbers, such as 18, as ages, counts or ids"
-    ):
+    with pytest.raises(UserError, match=r"train.txt and val.txt: its 16 labels are 9 different numbers, such as 18, as ages"):
         run(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     run(source, tmp_path / "out", labels="none")

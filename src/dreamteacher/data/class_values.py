@@ -45,6 +45,6 @@ def notes_on_values(names: list[str], file: str) -> Iterator[str]:
         yield f"{fractions[0]!r} in {file} and {len(fractions) - 1} other fractions are taken as classes; values are not learnt as such"
     elif names and all(map(NUMBER.fullmatch, names)) and max(numbers := [int(float(name)) for name in names]) >= SPREAD * len(names):
         yield (
-            f"the numbers in {file}, from {min(numbers)} to {max(numbers)}, are taken as {len(names)} classes; values such as ages or counts "
-            "are not learnt as such (if they are classes, name them in classes.txt)"
+            f"the numbers in {file}, from {min(numbers)} to {max(numbers)}, are taken as {len(names)} classes; values such as ages or "
+            "counts are not learnt as such (if they are classes, name them in classes.txt)"
         )

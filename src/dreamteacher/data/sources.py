@@ -37,6 +37,8 @@ from dreamteacher.data.trees import Tree
 from dreamteacher.data.val_annotations import take_val_annotations
 from dreamteacher.errors import UserError
 
+KEYPOINTS_ARE_THERE = "{} objects have keypoints, and their boxes are read; to learn the keypoints, set ingest.task to keypoints"
+
 
 def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: bool = False, task: str = AUTO) -> Found:
     """Find pictures in `source` and labels of the kind `labels`; "auto": labels.csv, else masks, boxes or class folders.
@@ -129,6 +131,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         *splits.notes,
         *label_notes(table, kind, boxes, classes, counts, label_file=label_file, are_listed=class_list is not None),
         *unread_metadata(metadata, read, kind),
+        *([KEYPOINTS_ARE_THERE.format(n)] if task == AUTO and (n := counts.get("objects_with_keypoints")) else ()),
         *(notes_on_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()),
         *(why_no_labels(table, tree, names, skipped) if labels == "auto" and kind == "none" else ()),
     ]
