@@ -252,6 +252,18 @@ def test_boxes_of_no_listed_picture_are_counted(tmp_path: Path, capsys: pytest.C
     assert "1 boxes name an image_id that `images` lacks, and were dropped" in capsys.readouterr().err
 
 
+def test_a_name_without_a_picture_and_a_class_named_twice_are_said(tmp_path: Path) -> None:
+    source = coco(tmp_path / "s")
+    stored = json.loads((source / "all.json").read_text())
+    stored["images"][0]["file_name"] = "0.PNG"  # capitals count
+    stored["categories"].append({"id": 7, "name": " a"})
+    (source / "all.json").write_text(json.dumps(stored))
+    run(source, tmp_path / "out")
+    summary = report(tmp_path / "out")["summary"]
+    assert "1 pictures with boxes, or files of boxes, have no picture here (such as 0.PNG)" in summary
+    assert "1 categories of COCO files have the name of another in the same file, and are one class with it" in summary
+
+
 @pytest.mark.parametrize(
     ("line", "names", "problem"),
     [

@@ -211,6 +211,7 @@ def test_lists_of_classes_that_number_them_differently_are_refused(tmp_path: Pat
     (source / "labels/val/classes.txt").write_text("car\nbus\nbike\n")  # more classes, numbered alike
     run(source, tmp_path / "out")
     assert list(report(tmp_path / "out")["labels_per_class"]) == ["car", "bus", "bike"]
+    assert not report(tmp_path / "out")["passed_over"], "they were read"
     (source / "labels/val/classes.txt").write_text("bus\ncar\n")
     with pytest.raises(UserError, match=r"labels/val/classes.txt names class 0 'bus', and another such list 'car'; write all classes into"):
         run(source, tmp_path / "differ")

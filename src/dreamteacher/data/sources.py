@@ -114,7 +114,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         require_classes(class_list, kind, f"{tree}/classes.txt", task)
     classes, counts, examples = read_labels(table, tree, kind, class_list, task=task, tables=tables, folders_count=labels == "auto")
     if boxes:
-        classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
+        classes, counts, examples = ClassList(boxes.names) if boxes.names else None, boxes.counts, boxes.examples
     read = tables if kind == "csv" else boxes.files if boxes else with_masks if kind == "masks" else []
     _count_unread(table, boxes, [name for name in skipped.metadata if name not in read], skipped)
     counts |= {
