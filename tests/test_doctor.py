@@ -1,9 +1,11 @@
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dreamteacher import doctor
+from dreamteacher.tracking import open_tracker
 from helpers import PROJECT, free_port
 
 
@@ -80,9 +82,14 @@ def test_answering_mlflow_server_is_fine(mlflow_server, monkeypatch):
     assert found(doctor._mlflow)["mlflow"] == ("ok", mlflow_server)
 
 
-def test_unsent_records_are_pointed_out():
-    Path(".dreamteacher/unsent/ingest-1").mkdir(parents=True)
-    assert [words for _, _, words in doctor._mlflow()][1].startswith("1 stages have records to send")
+def test_unsent_records_are_pointed_out_and_a_running_stage_is_no_fault(monkeypatch):
+    monkeypatch.setenv("DREAMTEACHER_TRACKING", "later")
+    with open_tracker("ingest", {}, {}):
+        held = subprocess.run([sys.executable, "-c", "from dreamteacher import doctor; print(*doctor._mlflow(), sep='\\n')"], check=True,
+                              capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+    assert "'ok', 'mlflow', '1 stages are running" in held[1] and len(held) == 2
+    state, words = [(state, words) for state, _, words in doctor._mlflow()][1]
+    assert (state, words) == ("warn", "1 stages have records to send; dreamteacher sync")
 
 
 def test_git_wants_a_repository_and_then_a_commit():

@@ -134,7 +134,7 @@ def _git_and_dvc() -> Iterator[Finding]:
 
 def _mlflow() -> Iterator[Finding]:
     from dreamteacher.mlflow_server import tracking_uri, without_password
-    from dreamteacher.tracking import UNSENT
+    from dreamteacher.tracking import unsent_stages
 
     uri = tracking_uri()
     try:
@@ -147,8 +147,11 @@ def _mlflow() -> Iterator[Finding]:
             "mlflow",
             f"{without_password(uri)} does not answer ({error}); stages run, and `dreamteacher sync` sends their records later",
         )
-    if unsent := len(list(UNSENT.glob("*"))):
-        yield "warn", "mlflow", f"{unsent} stages have records to send (or are running); dreamteacher sync"
+    waiting, running = unsent_stages()
+    if running:
+        yield "ok", "mlflow", f"{running} stages are running, and their records are sent as they go"
+    if waiting:
+        yield "warn", "mlflow", f"{waiting} stages have records to send; dreamteacher sync"
 
 
 def _triton() -> Iterator[Finding]:

@@ -8,6 +8,7 @@ A stage needs seconds to import torch and other libraries. They are imported her
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import logging
 import multiprocessing
@@ -17,7 +18,8 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -34,6 +36,7 @@ from dreamteacher.tracking import is_sent_later, sync
 
 log = logging.getLogger(__name__)
 MEMORY = 2 << 30  # memory of a stage of the demo, bytes
+LOCK = ".dvc/tmp/dreamteacher-repro.lock"
 MOST = 4  # default maximum of parallel stages
 
 
@@ -47,14 +50,16 @@ def repro(jobs: int | None = None) -> int:
     If a stage fails, running stages finish and no other starts. Ctrl-C and SIGTERM reach all stages, which save and stop.
 
     Raises:
-        UserError: the current directory is no DVC project, or its dvc.yaml or params.yaml cannot be understood.
+        UserError: the current directory is no DVC project, another process works in it, or its dvc.yaml or params.yaml cannot be
+            understood.
     """
-    plan = _outdated()
-    if not plan:
-        print("Everything is up to date.")
-        return 0
-    os.environ.setdefault("DREAMTEACHER_TRACKING", "later")  # MLflow's client takes longer to import than some stages to run
-    code = _run(plan, jobs or default_jobs())
+    with _alone():
+        plan = _outdated()
+        if not plan:
+            print("Everything is up to date.")
+            return 0
+        os.environ.setdefault("DREAMTEACHER_TRACKING", "later")  # MLflow's client takes longer to import than some stages to run
+        code = _run(plan, jobs or default_jobs())
     if is_sent_later() and code < 128:  # not after a signal: the next call sends them
         try:
             sync()
@@ -70,9 +75,29 @@ def default_jobs() -> int:
     return max(1, min(cores(), MOST, int(min(psutil.virtual_memory().available, memory_limit())) // MEMORY))
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Lock the project for this process: two at once would block each other's stages.
+
+    Raises:
+        UserError: another `dreamteacher repro` runs in it.
+    """
+    if not Path(".dvc").is_dir():  # no project, as `_outdated` says
+        yield
+        return
+    Path(LOCK).parent.mkdir(exist_ok=True)
+    with Path(LOCK).open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another `dreamteacher repro` runs in {Path.cwd()}; wait until it ends, or stop it") from error
+        yield
+
+
 def _outdated() -> dict[str, set[str]]:
     """{stage: its dependencies} of all changed stages and their dependents, longest critical path first."""
     from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.lock import LockError
     from dvc.repo import Repo
     from dvc.repo.reproduce import plan_repro
     from tqdm import tqdm
@@ -90,6 +115,8 @@ def _outdated() -> dict[str, set[str]]:
         raise UserError(
             f"{Path.cwd()} is no project; start in a project's folder, or make one: dreamteacher init FOLDER --source PICTURES"
         ) from error
+    except LockError as error:
+        raise UserError(f"DVC is at work in {Path.cwd()}, as `dvc repro` may be; wait until it ends") from error
     except DvcException as error:
         raise UserError(f"DVC cannot read this project: {' '.join(str(error).split())}") from error
     to_end = dict.fromkeys(plan, 0)
@@ -159,12 +186,15 @@ def _import(modules: list[str], go_on: Callable[[], bool]) -> None:
 def _reproduce(stage: str, threads: int) -> None:
     import dvc.stage.run
     from dvc.cli import main
+    from dvc.ui import ui
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     dvc.stage.run._run = _fork_or(dvc.stage.run._run)
     for name in ("dvc", "dvc_objects", "dvc_data"):  # its hints after each stage would clutter the output
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).propagate = False
+    write = ui.write
+    ui.write = lambda *words, **how: None if "dvc push" in str(words) else write(*words, **how)  # also said without a remote
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
     sys.exit(main(["--wait-for-lock", "repro", "--single-item", stage]))

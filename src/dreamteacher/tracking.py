@@ -226,6 +226,12 @@ def sync() -> list[str]:
     return sent
 
 
+def unsent_stages() -> tuple[int, int]:
+    """How many stages that ended have records to send, and how many are running."""
+    running = [_is_held(path.parent) for path in (project_folder() / UNSENT).glob(f"*/{RECORDS}")]
+    return running.count(False), running.count(True)
+
+
 def _send(journal: Path) -> None:
     """Send the records after the cursor, which moves with every batch, so that nothing is sent twice."""
     cursor_file = journal / "cursor.json"
@@ -255,6 +261,18 @@ def _held(journal: Path) -> Iterator[None]:
     with (journal / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+def _is_held(journal: Path) -> bool:
+    """Whether a running stage has the journal; nothing is written."""
+    try:
+        with (journal / "lock").open() as lock:
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # without a lock, or not ours to read: no stage runs here
+        return False
+    return False
 
 
 @contextmanager

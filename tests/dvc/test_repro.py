@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from dvc.repo import Repo
 from pipeline import Project
 from tiny_chain import brief_params, draw
 
@@ -43,6 +45,13 @@ while not Path(f"{'ba'['ab'.index(name)]}.begun").exists():
     time.sleep(0.01)
 Path(f"{name}.out").write_text(name)
 """
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -92,14 +101,34 @@ def test_after_a_failure_nothing_new_starts_and_the_exit_code_says_so(toy):
     assert not (toy.folder / "end.out").exists()
 
 
+def test_a_second_start_is_refused_in_one_line_while_the_first_goes_on(toy):
+    (toy.folder / "wait.py").write_text(
+        "import sys, time, pathlib\nname = sys.argv[1]\nopen(f'{name}.begun', 'w')\n"
+        "while not pathlib.Path('go').exists(): time.sleep(0.05)\nopen(f'{name}.out', 'w').write(name)\n"
+    )
+    with subprocess.Popen([*REPRO, "--jobs", "2"], cwd=toy.folder, env=toy.environment, stdout=subprocess.PIPE, text=True) as first:
+        wait_until(lambda: all((toy.folder / f"{name}.begun").exists() for name in "ab"))
+        second = subprocess.run(REPRO, cwd=toy.folder, env=toy.environment, capture_output=True, text=True, check=False)
+        (toy.folder / "go").touch()
+        output, _ = first.communicate(timeout=120)
+    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+    assert second.stderr.startswith(f"error: another `dreamteacher repro` runs in {toy.folder}; wait until it ends")
+    assert first.returncode == 0
+    assert "dvc push" not in output, "there is no remote"
+
+
+def test_a_project_in_which_dvc_is_at_work_is_not_called_unreadable(toy):
+    with Repo(str(toy.folder)).lock:
+        done = subprocess.run(REPRO, cwd=toy.folder, env=toy.environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: DVC is at work in {toy.folder}, as `dvc repro` may be; wait until it ends")
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_all_stages_and_none_is_left_behind(toy, signum):
     (toy.folder / "wait.py").write_text("import sys, time; open(sys.argv[1] + '.begun', 'w'); time.sleep(60)")
     with subprocess.Popen([*REPRO, "--jobs", "2"], cwd=toy.folder, env=toy.environment, start_new_session=True) as running:
-        end = time.monotonic() + 60
-        while not all((toy.folder / f"{name}.begun").exists() for name in "ab"):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        wait_until(lambda: all((toy.folder / f"{name}.begun").exists() for name in "ab"))
         below = psutil.Process(running.pid).children(recursive=True)
         if signum == signal.SIGINT:
             os.killpg(running.pid, signum)

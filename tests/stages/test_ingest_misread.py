@@ -46,6 +46,10 @@ def test_tables_of_other_programs_are_read(text: str, tmp_path: Path) -> None:
         ("path,label\na/1.png,cat,dog\n", "line 2: it has more cells than the first line names columns"),
         ("path,label\na/1.png,cat\0\n", r"line 2: 'cat\\x00' holds a control character"),
         ("path,label\n" + "".join(f"{i}.png,{i / 7:.3f}\n" for i in range(12)), "each of its 12 labels is another, such as '0.000'"),
+        (
+            "path,label\n" + "".join(f"{i}.png,{20 + i % 7}\n" for i in range(12)),
+            "its 12 labels are 7 different numbers, such as 20",
+        ),
         ("file,class\na/1.png,cat\n", "must name the columns path and label, with a comma between them; it is 'file,class'"),
     ],
 )
@@ -246,6 +250,18 @@ def test_boxes_of_no_listed_picture_are_counted(tmp_path: Path, capsys: pytest.C
     run(source, tmp_path / "out")
     assert report(tmp_path / "out")["boxes_of_no_entry"] == 1
     assert "1 boxes name an image_id that `images` lacks, and were dropped" in capsys.readouterr().err
+
+
+def test_a_name_without_a_picture_and_a_class_named_twice_are_said(tmp_path: Path) -> None:
+    source = coco(tmp_path / "s")
+    stored = json.loads((source / "all.json").read_text())
+    stored["images"][0]["file_name"] = "0.PNG"  # capitals count
+    stored["categories"].append({"id": 7, "name": " a"})
+    (source / "all.json").write_text(json.dumps(stored))
+    run(source, tmp_path / "out")
+    summary = report(tmp_path / "out")["summary"]
+    assert "1 pictures with boxes, or files of boxes, have no picture here (such as 0.PNG)" in summary
+    assert "1 categories of COCO files have the name of another in the same file, and are one class with it" in summary
 
 
 @pytest.mark.parametrize(

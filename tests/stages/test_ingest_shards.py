@@ -102,6 +102,26 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+def test_labels_away_from_their_picture_and_unread_files_of_shards_are_said(tmp_path):
+    pictures = {f"{i}.png": png(picture(i)) for i in range(4)}
+    classes = {f"{i}.cls": b"01"[i % 2 : i % 2 + 1] for i in range(4)}
+    write_tar(tmp_path / "a.tar", pictures | classes)
+    run(tmp_path / "a.tar", tmp_path / "away")
+    assert any(
+        line.startswith("4 labels in shards do not lie next to their picture, and were passed over; write KEY.jpg and KEY.cls")
+        for line in report(tmp_path / "away")["summary"]
+    )
+    members = [(name, data) for i in range(4) for name, data in ((f"{i}.png", pictures[f"{i}.png"]), (f"{i}.json", b'{"caption": "a"}'))]
+    write_tar(tmp_path / "b.tar", dict(members))
+    run(tmp_path / "b.tar", tmp_path / "captions")
+    assert "4 files were passed over: 4 .json (b.tar/0.json)" in report(tmp_path / "captions")["summary"]
+    members = [(name, data.replace(b"caption", b"label")) for name, data in members]
+    write_tar(tmp_path / "c.tar", dict(members) | {"4.png": png(picture(4)), "4.json": b'{"label": "b"}'})
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    run(tmp_path / "c.tar", tmp_path / "classes")
+    assert not report(tmp_path / "classes")["passed_over"]
+
+
 def test_names_in_shards_may_hold_dots(tmp_path):
     names = ["track2.0.png", "track2.1.png", "scan.v2.1.PNG", "plain.png", "._plain.png"]
     write_tar(tmp_path / "a.tar", {name: png(picture(i)) for i, name in enumerate(names)})

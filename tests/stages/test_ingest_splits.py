@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from ingest_sources import facts, manifest, picture, report, run, save
+from ingest_sources import facts, manifest, picture, report, run, save, save_pictures
 
 from dreamteacher.errors import UserError
 
@@ -112,6 +112,34 @@ def test_other_numbers_in_lists_are_no_classes(numbers: str, tmp_path: Path) -> 
     assert any(line.startswith("the numbers in train.txt (images/4.jpg") for line in report(tmp_path / "out")["summary"])
 
 
+def in_lists_of_values(source: Path, *values: int) -> Path:
+    """Pictures and a list of train and val, with one of `values` behind each in turn."""
+    save_pictures(source, *(f"images/{i}.jpg" for i in range(16)))
+    lines = [f"images/{i}.jpg {values[i % len(values)]}\n" for i in range(16)]
+    (source / "train.txt").write_text("".join(lines[4:]))
+    (source / "val.txt").write_text("".join(lines[:4]))
+    return source
+
+
+def test_ages_or_ids_in_lists_are_no_classes(tmp_path: Path) -> None:
+    """They would silently become a class of one or two pictures each."""
+    source = in_lists_of_values(tmp_path / "in", 18, 25, 31, 37, 40, 42, 55, 63, 70)
+    with pytest.raises(UserError, match=r"train.txt and val.txt: its 16 labels are 9 different numbers, such as 18, as ages"):
+        run(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run(source, tmp_path / "out", labels="none")
+    (source / "classes.txt").write_text("".join(f"{age}\n" for age in range(71)))
+    run(source, tmp_path / "named")
+    assert report(tmp_path / "named")["labels_per_class"]["18"] == 2
+
+
+@pytest.mark.parametrize(("values", "is_said"), [((1990, 1991, 1994), True), ((0, 1, 9), True), ((1, 2, 3), False), ((0, 2, 3), False)])
+def test_numbers_that_do_not_count_classes_are_said(values: tuple[int, ...], is_said: bool, tmp_path: Path) -> None:
+    run(in_lists_of_values(tmp_path / "in", *values), tmp_path / "out")
+    line = f"the numbers in train.txt and val.txt, from {values[0]} to {values[-1]}, are taken as 3 classes; values such as ages or counts"
+    assert any(each.startswith(line) for each in report(tmp_path / "out")["summary"]) == is_said
+
+
 def test_a_list_may_name_pictures_with_blanks_in_their_names(tmp_path: Path) -> None:
     for i in range(4):
         save(picture(i), tmp_path / "in" / f"my picture {i}.jpg")
@@ -183,6 +211,7 @@ def test_lists_of_classes_that_number_them_differently_are_refused(tmp_path: Pat
     (source / "labels/val/classes.txt").write_text("car\nbus\nbike\n")  # more classes, numbered alike
     run(source, tmp_path / "out")
     assert list(report(tmp_path / "out")["labels_per_class"]) == ["car", "bus", "bike"]
+    assert not report(tmp_path / "out")["passed_over"], "they were read"
     (source / "labels/val/classes.txt").write_text("bus\ncar\n")
     with pytest.raises(UserError, match=r"labels/val/classes.txt names class 0 'bus', and another such list 'car'; write all classes into"):
         run(source, tmp_path / "differ")

@@ -104,6 +104,10 @@ def test_without_the_task_such_files_are_boxes(source: Path, tmp_path: Path) -> 
     run(source, tmp_path / "auto")
     assert (facts(tmp_path / "auto")["task"], facts(tmp_path / "auto")["classes"]) == ("detection", ["person"])
     assert "skeleton" not in facts(tmp_path / "auto")
+    line = "30 objects have keypoints, and their boxes are read; to learn the keypoints, set ingest.task to keypoints"
+    assert line in report(tmp_path / "auto")["summary"]
+    run(source, tmp_path / "wanted", task="detection")
+    assert line not in report(tmp_path / "wanted")["summary"]
 
 
 def test_shards_that_ingest_wrote_are_read_again(source: Path, tmp_path: Path) -> None:
@@ -175,6 +179,28 @@ def test_a_keypoint_that_is_wrong_costs_its_picture_alone(tmp_path: Path) -> Non
     assert any(
         line.startswith("1 pictures have keypoints more than 2 pixels beyond the border") for line in report(tmp_path / "out")["summary"]
     )
+
+
+def test_keypoints_as_fractions_are_refused(tmp_path: Path) -> None:
+    """As boxes are; else all would lie in the upper left corner."""
+    source = change_file(draw(tmp_path / "source"), annotations={"keypoints": [0.3, 0.3, 2, 0.2, 0.2, 2, 0.4, 0.2, 2]})
+    with pytest.raises(UserError, match="its keypoints or boxes lie within one pixel, as fractions would; write them in pixels"):
+        run(source, tmp_path / "out", task="keypoints")
+
+
+def test_keypoints_away_from_their_box_are_said(source: Path, tmp_path: Path) -> None:
+    line = "pictures have an object whose keypoints lie mostly outside its box"
+    run(source, tmp_path / "good", task="keypoints")
+    assert not any(line in each for each in report(tmp_path / "good")["summary"])
+    swapped = draw(tmp_path / "swapped")
+    for path in (swapped / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            points = np.reshape(annotation["keypoints"], (-1, 3))[:, [1, 0, 2]]
+            annotation["keypoints"] = points.ravel().tolist()
+        path.write_text(json.dumps(content))
+    run(swapped, tmp_path / "out", task="keypoints")
+    assert any(line in each for each in report(tmp_path / "out")["summary"])
 
 
 def test_poses_of_yolo_are_refused_and_not_read_as_polygons(tmp_path: Path) -> None:

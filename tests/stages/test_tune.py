@@ -96,3 +96,5 @@ def test_a_curve_that_only_falls_is_warned_of_as_memorisation() -> None:
         assert "warning: the score falls with the noise from the first step on" in _suggestion(best, taps, near, monotone, 0)
     level = {0: [0.5], 50: [0.5], 100: [0.5]}  # a teacher that sees no noise, such as the pixels
     assert not _choose(rows(level, level), "probe")[3]
+    noise = {0: [0.506], 50: [0.503], 100: [0.5]}  # all are called as good as the best
+    assert _choose(rows(noise, level), "probe")[2:] == ([0, 50, 100], False)

@@ -38,13 +38,15 @@ class BoxSource(NamedTuple):
     """The boxes of a source.
 
     form: format, a key of WORDS. files: some of the label files. names: class names by id; None if labels hold only numbers. counts: labels
-    that are not used, by reason. body: the keypoints of an object if the task is keypoints; their names are then the classes.
+    that are not used, by reason; examples: a name for some of them. body: the keypoints of an object if the task is keypoints; their names
+    are then the classes.
     """
 
     form: str
     files: list[str]
     names: list[str] | None
     counts: dict[str, int]
+    examples: dict[str, str]
     body: Body | None = None
 
 
@@ -58,7 +60,7 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
         UserError: see `read_coco`; boxes lack the detail; a list of names cannot be parsed; classes.txt lacks a class.
     """
     if found := read_coco(table, tree, detail):
-        files, names, counts, body = found
+        files, names, counts, examples, body = found
         refuse_corners(table, tree, files[0], max_bytes)
         if body and classes and classes != names:
             raise UserError(
@@ -66,7 +68,7 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
             )
         if classes and (strange := [name for name in names if name not in classes]):
             raise UserError(f"{tree}/{files[0]} names the category {strange[0]!r}, which classes.txt lacks; add it, or drop classes.txt")
-        return BoxSource("coco", files, classes or names, counts, body)
+        return BoxSource("coco", files, classes or names, counts, examples, body)
     take_deeper_pictures(table)
     for form, suffix in FORMS:
         pairs = (
@@ -96,13 +98,17 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
             "GROUP BY p.name, shared(p.name, b.name) ORDER BY p.name, shared(p.name, b.name) DESC",
             [suffix],
         )
-        if not classes:
-            classes = yolo.class_names(tree, _lists_of_classes(table)) if form == "yolo" else _names_in_files(table, tree, max_bytes, form)
-        without = table.execute(
-            "SELECT count(*) FROM box_files WHERE suffix = ? AND name NOT IN (SELECT mask FROM pairs) AND name NOT LIKE '%/classes.txt'",
+        if not classes and form == "yolo":
+            classes, lists = yolo.class_names(tree, _lists_of_classes(table))
+            table.executemany("DELETE FROM box_files WHERE name = ?", [(name,) for name in lists])
+        elif not classes:
+            classes = _names_in_files(table, tree, max_bytes, form)
+        without, lost = table.execute(
+            "SELECT count(*), min(name) FROM box_files WHERE suffix = ? AND name NOT IN (SELECT mask FROM pairs) "
+            "AND name NOT LIKE '%/classes.txt'",
             [suffix],
-        ).fetchone()[0]
-        return BoxSource(form, first, classes, {"boxes_without_picture": without})
+        ).fetchone()
+        return BoxSource(form, first, classes, {"boxes_without_picture": without}, {"boxes_without_picture": lost} if lost else {})
     return None
 
 

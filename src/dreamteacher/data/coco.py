@@ -28,12 +28,13 @@ ORDER = ("val", "val?", "test", None, "train")  # priority of the split for a pi
 
 class Coco(NamedTuple):
     """files: their names. names: of the classes (or keypoints), by id. counts: annotations that are not used, by reason. body: the
-    keypoints of an object, if they are read."""
+    keypoints of an object, if they are read. examples: a name for some of the counts."""
 
     files: list[str]
     names: list[str]
     counts: dict[str, int]
-    body: Body | None = None
+    examples: dict[str, str]
+    body: Body | None
 
 
 def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coco | None:
@@ -83,13 +84,13 @@ def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coc
         key, what = {"outlines": ("segmentation", "outlines"), "keypoints": ("keypoints", "them")}[detail]
         raise UserError(f"{tree}/{used[0]} has boxes and no `{key}` of an object; add {what}, or set ingest.task to detection")
     body = the_body(bodies, f"{tree}/{used[0]}") if detail == "keypoints" else None
-    counts = _find_pictures(table, tree, files, detail, list(bodies)) | left_out
+    counts, examples = _find_pictures(table, tree, files, detail, list(bodies))
     if not table.execute("SELECT EXISTS (SELECT 1 FROM labels)").fetchone()[0]:
         (named,) = table.execute("SELECT min(name) FROM coco_pictures").fetchone()
         (there,) = table.execute("SELECT min(name) FROM files WHERE role = 'picture'").fetchone()
         raise UserError(f"{tree}/{used[0]} names none of the pictures: it says {named!r}, and a picture is {there!r}; put them there")
     names = list(body.names) if body else list(dict.fromkeys(text for *_, text in sorted(categories)))
-    return Coco(used, names, counts, body)
+    return Coco(used, names, counts | left_out, examples, body)
 
 
 def _split_of(name: str) -> str | None:
@@ -126,7 +127,9 @@ def _import(
         with file, utf8(where):
             for key, element in elements(file):
                 if key == "categories":
-                    category = categories[int(element["id"])] = class_name(str(element["name"]))
+                    category = class_name(str(element["name"]))
+                    counts["categories_of_one_name"] += category in categories.values()
+                    categories[int(element["id"])] = category
                     if detail == "keypoints" and (body := read_body(element)) and bodies.setdefault(category, body) != body:
                         raise UserError(f"{where}: the category {category!r} has other keypoints than in a file before; make them alike")
                 elif key == "images":
@@ -140,6 +143,7 @@ def _import(
                         without += 1
                         continue
                     boxed = True
+                    counts["objects_with_keypoints"] += not detail and count_of(element) > 0
                     crowd = bool(element.get("iscrowd") or element.get("ignore"))
                     box_row = (number, str(element["image_id"]), *box, int(element["category_id"]), crowd)
                     table.execute("INSERT INTO coco_boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*box_row, _detail(element, detail)))
@@ -189,20 +193,24 @@ def _box(element: dict[str, Any], detail: Detail = "") -> list[float] | None:
     return bounds_of(element) if detail == "keypoints" else None
 
 
-def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], detail: Detail, with_keypoints: list[str]) -> dict[str, int]:
+def _find_pictures(
+    table: sqlite3.Connection, tree: Tree, files: list[str], detail: Detail, with_keypoints: list[str]
+) -> tuple[dict[str, int], dict[str, str]]:
     """Insert a row into `labels` for each picture in the files, also without boxes, and set the split of pictures that have none.
 
-    For keypoints, objects of categories that are not in `with_keypoints` are dropped. Returns counts of what has no picture or no entry.
+    For keypoints, objects of categories that are not in `with_keypoints` are dropped. Returns counts of what has no picture or no entry,
+    and examples.
     """
     table.create_function("basename", 1, lambda name: nfc(posixpath.basename(name)), deterministic=True)
     table.execute("CREATE INDEX by_basename ON files (basename(name)) WHERE role = 'picture'")
     table.execute("CREATE INDEX coco_by_picture ON coco_boxes (file, picture)")
-    missing = 0
+    missing, examples = 0, dict[str, str]()
     listed = table.execute("SELECT file, id, name, size FROM coco_pictures ORDER BY file, name")
     for number, identity, name, size in listed:
         there = _the_picture(table, tree, files[number], name)
         if there is None:
             missing += 1
+            examples.setdefault("boxes_without_picture", name)
             continue
         boxes = table.execute(
             "SELECT x, y, w, h, n.name, crowd, detail FROM coco_boxes AS b JOIN coco_names AS n ON n.file = b.file AND n.id = category "
@@ -222,7 +230,7 @@ def _find_pictures(table: sqlite3.Connection, tree: Tree, files: list[str], deta
         elif split := _split_of(files[number]):
             table.execute("UPDATE files SET split = ? WHERE name = ?", (split, there))
     orphans = "SELECT count(*) FROM coco_boxes AS b WHERE NOT EXISTS (SELECT 1 FROM coco_pictures WHERE file = b.file AND id = picture)"
-    return {"boxes_without_picture": missing, "boxes_of_no_entry": table.execute(orphans).fetchone()[0]}
+    return {"boxes_without_picture": missing, "boxes_of_no_entry": table.execute(orphans).fetchone()[0]}, examples
 
 
 def _objects(value: str) -> list[str]:

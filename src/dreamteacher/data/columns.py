@@ -13,6 +13,7 @@ from dreamteacher.errors import UserError
 
 MAX_VALUES = 20  # distinct values of a column that may hold splits
 _IS_OF_SPLIT = re.compile(r"is_?(train(ing)?|valid(ation)?|val|dev|eval|test(ing)?|holdout)(_?(set|split))?", re.IGNORECASE)
+_FOLD = re.compile(r"(k_?|cv_?)?folds?(_?(id|no|nr|number))?", re.IGNORECASE)
 _SOME_WITHOUT_SPLIT = (
     "SELECT EXISTS (SELECT 1 FROM labels JOIN files ON nfc(files.name) = labels.name WHERE role = 'picture' AND split IS NULL)"
 )
@@ -43,7 +44,9 @@ class SplitColumns:
 
 
 def split_among(classes: Collection[str]) -> str | None:
-    """The column among class columns that is named like a split, such as is_valid; is_train beside is_car and is_bus is a class."""
+    """The column among class columns that is named like a split, such as is_valid or fold; is_train beside is_car and is_bus is a class."""
+    if fold := next(filter(_FOLD.fullmatch, classes), None):
+        return fold
     found = [column for column in classes if _IS_OF_SPLIT.fullmatch(column)]
     is_class = len(found) == 1 < len(classes) and found[0].lower() == "is_train" and all(name.lower().startswith("is_") for name in classes)
     return found[0] if found and not is_class else None

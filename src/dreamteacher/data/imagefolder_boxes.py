@@ -38,7 +38,7 @@ def find_objects(
     if lost == n_labels:
         (there,) = table.execute("SELECT min(name) FROM files WHERE role = 'picture'").fetchone()
         raise UserError(f"{where} names none of the pictures: it says {named!r}, and a picture is {there!r}; name them from its folder")
-    return BoxSource("imagefolder", files, classes.names if classes else names, {"boxes_without_picture": lost})
+    return BoxSource("imagefolder", files, classes.names if classes else names, {"boxes_without_picture": lost}, {})
 
 
 def read_objects(table: sqlite3.Connection, tree: Tree, files: list[str], classes: ClassList | None, max_bytes: int) -> list[str]:

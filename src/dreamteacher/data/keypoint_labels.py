@@ -14,6 +14,9 @@ from dreamteacher.data.keypoints import Body, Keypoints
 from dreamteacher.data.names import class_name
 from dreamteacher.errors import UserError
 
+SMALLEST = 8  # pixels of the shorter side from which keypoints or boxes within one pixel are taken for fractions
+AROUND = 0.25  # of a box's side; keypoints of an object may lie this far outside its box
+
 
 def read_body(category: dict[str, Any]) -> Body | None:
     """The keypoints and the skeleton (1-based in COCO) of a category; None if it has no keypoints.
@@ -94,9 +97,13 @@ def read_keypoints(label: BoxLabel, body: Body, stored: tuple[int, int], orienta
     if all(size) and not turn and size != upright:
         raise BadPicture(f"its keypoints are for a picture of {size[0]} x {size[1]}, it has {upright[0]} x {upright[1]}")
     found = _of_entry(entry, body)
+    labelled = found.points[found.labelled()][:, :2]
+    if min(upright) > SMALLEST and any(len(values) > 1 and values.max() <= 1 for values in (labelled, found.corners)):
+        raise BadPicture("its keypoints or boxes lie within one pixel, as fractions would; write them in pixels")
     if turn:
         found = found.exif_transposed(orientation, *stored)
-    return _inside(found, *upright)
+    inside, warnings = _inside(found, *upright)
+    return inside, warnings + ("keypoints_away",) * _are_away(found)
 
 
 def _of_entry(entry: dict[str, Any], body: Body) -> Keypoints:
@@ -119,6 +126,15 @@ def _of_entry(entry: dict[str, Any], body: Body) -> Keypoints:
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     crowds = np.array([box[5] for box in entry["boxes"]], bool)
     return Keypoints(corners.astype(np.float32), areas.astype(np.float32), crowds, points.astype(np.float32), body)
+
+
+def _are_away(found: Keypoints) -> bool:
+    """Whether most labelled keypoints of an object that is no crowd lie outside its box, enlarged by AROUND."""
+    low, high = found.corners[:, None, :2], found.corners[:, None, 2:]
+    margin = AROUND * (high - low)
+    places, labelled = found.points[:, :, :2], found.labelled()
+    beyond = labelled & ((places < low - margin) | (places > high + margin)).any(axis=2)
+    return bool((~found.ignored & (2 * beyond.sum(axis=1) > labelled.sum(axis=1))).any())
 
 
 def _inside(found: Keypoints, width: int, height: int) -> tuple[Keypoints, tuple[str, ...]]:

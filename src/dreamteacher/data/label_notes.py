@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from dreamteacher.data.box_labels import BoxSource
 from dreamteacher.data.class_list import NUMBER, ClassList, similar_names
+from dreamteacher.data.class_values import notes_on_values
 from dreamteacher.data.imagefolder import Metadata, other_folder
 from dreamteacher.data.items import Skipped
 from dreamteacher.data.labels import MASK_WORDS
@@ -54,7 +55,7 @@ def label_notes(
         boxes: box labels, if there are any.
         classes: of the labels.
         counts: as `labels.read_labels` returns them.
-        label_file: the file that gives classes.
+        label_file: the file, or the lists of pictures, that give classes; empty where folders do.
         are_listed: classes.txt names the classes.
     """
     yield from _numbered_classes(table, boxes)
@@ -64,7 +65,9 @@ def label_notes(
     if names:
         for name, other, how in similar_names(names)[:3]:
             yield f"classes {name!r} and {other!r} {how}; are they one?"
-    if classes and kind == "folders" and not are_listed:
+    if classes and kind in ("csv", "folders") and label_file and not are_listed:
+        yield from notes_on_values(classes.names, label_file)
+    elif classes and kind == "folders" and not are_listed:
         yield from _folder_notes(table, classes.names)
     if classes and kind == "csv":
         yield from _table_notes(table, classes.names, counts, label_file)
@@ -210,8 +213,6 @@ def _table_notes(table: sqlite3.Connection, names: list[str], counts: dict[str, 
     if counts["labels_without_picture"]:
         (lost,) = table.execute("SELECT min(name) FROM labels WHERE name NOT IN (SELECT nfc(name) FROM files)").fetchone()
         yield f"{file} names {lost!r}, for one, and there is no such picture (capitals count)"
-    if measured := [name for name in names if NUMBER.fullmatch(name) and not float(name).is_integer()]:
-        yield f"{measured[0]!r} in {file} and {len(measured) - 1} other fractions are taken as classes; values are not learnt as such"
     if file == "labels.csv" and (other := other_folder(table, file)):
         yield f"{other}; the table counts"
     no_classes = NO_CLASSES if set(names) <= {"-1", "1"} else (*NO_CLASSES, "-1")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from dreamteacher.data.class_folders import classes_of_folders
 from dreamteacher.data.class_list import ClassList, require_mask_classes, require_two
+from dreamteacher.data.class_values import refuse_values
 from dreamteacher.data.columns import SplitColumns, require_once, split_is_not_read
 from dreamteacher.data.imagefolder import read_classes, refuse_other_folders, sorted_classes
 from dreamteacher.data.instance_labels import ONLY_CLASS, object_classes
@@ -38,7 +39,6 @@ OTHER_LISTS = (
 )
 
 _NUMBERS = re.compile(r"\[?\s*-?\d+(\.\d+)?([\s,;]+-?\d+(\.\d+)?){3,}\s*\]?")  # four or more
-MIN_LABELS = 10  # labels from which all being different is an error
 MASK_WORDS = {
     task: re.compile(word, re.IGNORECASE) for task, word in (("instances", "instance|segmentation_?object"), ("depth", "depth"))
 }  # task -> words in the folders or suffixes of its masks
@@ -186,11 +186,8 @@ def _read_table(
             "read there; write the class of each picture (masks are PNG files, boxes COCO, VOC or YOLO), or, "
             "if it stands for several classes, as 1;2;3 with ingest.task multilabel"
         )
-    if not multilabel and len(values) == n_labels >= MIN_LABELS:
-        raise UserError(
-            f"{tree}/{file}: each of its {n_labels} labels is another, such as {values[0]!r}, and a class needs several pictures; "
-            "write classes, or remove it"
-        )
+    if not multilabel:
+        refuse_values(values, n_labels, f"{tree}/{file}", are_named=classes is not None)
     if classes and classes.is_numbered_from_one and any(value.isdecimal() for value in values):
         raise UserError(f"{tree}/classes.txt is numbered from 1, and the numbers in {file} count from 0; write names in both")
     if classes and multilabel and (strange := [value for value in values if value not in classes.names]):

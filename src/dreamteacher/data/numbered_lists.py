@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from dreamteacher.data.class_list import ClassList
+from dreamteacher.data.class_values import refuse_values
 from dreamteacher.data.splits import Splits, lines_of_list, pictures_of_list, split_of_list
 from dreamteacher.data.table import scalar
 from dreamteacher.data.trees import Tree
@@ -20,7 +21,7 @@ def take_numbers(table: sqlite3.Connection, tree: Tree, splits: Splits, classes:
         The lists that gave classes.
 
     Raises:
-        UserError: two lists differ about a picture, or classes.txt has no such number.
+        UserError: two lists differ about a picture, classes.txt has no such number, or the numbers are values rather than classes.
     """
     folders = scalar(table, "SELECT count(DISTINCT class) FROM files WHERE role = 'picture' AND class != ''")
     lists = [name for name in splits.starts if all(len(words) == 1 and words[0].isdecimal() for _, words in lines_of_list(tree, name))]
@@ -40,4 +41,8 @@ def take_numbers(table: sqlite3.Connection, tree: Tree, splits: Splits, classes:
             others = table.execute("SELECT name, class FROM files WHERE key = ? AND role = 'picture' AND class != ?", (key, cls))
             if other := others.fetchone():
                 raise UserError(f"{tree}/{name}: {other[0]} is of class {cls!r}, and of {other[1]!r} in a line or list before; keep one")
+    of_pictures = "FROM files WHERE role = 'picture' AND class != ''"
+    values = [value for (value,) in table.execute(f"SELECT DISTINCT class {of_pictures} ORDER BY length(class), class")]
+    n_labels = scalar(table, f"SELECT count(*) {of_pictures}")
+    refuse_values(values, n_labels, f"{tree}/{' and '.join(lists)}", are_named=classes is not None)
     return lists

@@ -32,6 +32,7 @@ from dreamteacher.errors import UserError
 _INNER = re.compile(rf"(.+)\.({MASK_TAILS}|{EXTRA_TAILS}|boxes|keypoints)", re.IGNORECASE)
 DENSE_SUFFIXES = {"instances": INSTANCES, "depth": DEPTH}  # task -> suffix of its label maps
 MAX_COMPARED = 1000  # names of a shard that are remembered to detect masks of unknown names
+_CLASS = "cls"  # suffix of a class
 _IS_MASK = re.compile(rf"({MASK_TAILS})\.\w+", re.IGNORECASE)
 
 
@@ -68,6 +69,7 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
         splits = {url: "test" if split == "val?" else split for url, split in splits.items()}
     splits = {url: "val" if split == "val?" else split for url, split in splits.items()}
     counts = {"repeated_names": 0, "left_out_as_test": 0, "beside_masks": 0, "shards": len(urls), "damaged_shards": 0}
+    counts["labels_away"] = 0
     where = f"classes.txt beside {urls[0]}"
     try:
         with fsspec.open(posixpath.join(posixpath.dirname(urls[0]), "classes.txt"), "r", encoding="utf-8-sig") as file, utf8(where):
@@ -147,12 +149,14 @@ def _read_shard(
                     continue
                 if suffix is None:
                     for other in sample.keys() - {"__key__", "__url__"}:
+                        counts["labels_away"] += other in (_CLASS, own, BOXES, MULTILABEL) or bool(_IS_MASK.fullmatch(other))
                         skipped.add(f"{shard}/{key}.{other}")
                     continue
-                for other in sample:  # beside scan.jpg there may be scan.png
-                    if other != suffix and f".{other}" in SUFFIXES:
+                item = _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels, task=task)
+                for other in sample.keys() - {"__key__", "__url__", suffix}:  # such as scan.png beside scan.jpg, captions
+                    if "." not in other and other != _CLASS and not (other == "json" and item.cls is not None):
                         skipped.add(f"{shard}/{key}.{other}")
-                yield _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels, task=task)
+                yield item
         except (UserError, MemoryError):
             raise
         except Exception as error:  # a damaged archive or a lost connection, with errors of several libraries
@@ -254,8 +258,8 @@ def _key_and_suffix(path: str) -> tuple[str, str] | tuple[None, None]:
 
 def _class_of(sample: dict[str, Any]) -> str | None:
     """The class as text, from KEY.cls or KEY.json ("label" or "cls")."""
-    if "cls" in sample:
-        return class_name(sample["cls"].decode("utf-8"))
+    if _CLASS in sample:
+        return class_name(sample[_CLASS].decode("utf-8"))
     facts = json.loads(sample["json"]) if "json" in sample else {}
     value = facts.get("label", facts.get("cls")) if isinstance(facts, dict) else None
     return None if value is None else class_name(str(value))

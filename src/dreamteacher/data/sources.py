@@ -37,6 +37,8 @@ from dreamteacher.data.trees import Tree
 from dreamteacher.data.val_annotations import take_val_annotations
 from dreamteacher.errors import UserError
 
+KEYPOINTS_ARE_THERE = "{} objects have keypoints, and their boxes are read; to learn the keypoints, set ingest.task to keypoints"
+
 
 def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: bool = False, task: str = AUTO) -> Found:
     """Find pictures in `source` and labels of the kind `labels`; "auto": labels.csv, else masks, boxes or class folders.
@@ -112,7 +114,7 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
         require_classes(class_list, kind, f"{tree}/classes.txt", task)
     classes, counts, examples = read_labels(table, tree, kind, class_list, task=task, tables=tables, folders_count=labels == "auto")
     if boxes:
-        classes, counts = ClassList(boxes.names) if boxes.names else None, boxes.counts
+        classes, counts, examples = ClassList(boxes.names) if boxes.names else None, boxes.counts, boxes.examples
     read = tables if kind == "csv" else boxes.files if boxes else with_masks if kind == "masks" else []
     _count_unread(table, boxes, [name for name in skipped.metadata if name not in read], skipped)
     counts |= {
@@ -123,11 +125,13 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     if has_val and kind != "none":
         outside = "SELECT count(*) FROM files WHERE role = 'picture' AND split IS NULL"
         counts["outside_of_splits"] = splits.n_unlisted or scalar(table, outside)
+    label_file = tables[0] if kind == "csv" else " and ".join(numbered)
     notes = [
         *([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []),
         *splits.notes,
-        *label_notes(table, kind, boxes, classes, counts, label_file="".join(tables[:1]), are_listed=class_list is not None),
+        *label_notes(table, kind, boxes, classes, counts, label_file=label_file, are_listed=class_list is not None),
         *unread_metadata(metadata, read, kind),
+        *([KEYPOINTS_ARE_THERE.format(n)] if task == AUTO and (n := counts.get("objects_with_keypoints")) else ()),
         *(notes_on_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()),
         *(why_no_labels(table, tree, names, skipped) if labels == "auto" and kind == "none" else ()),
     ]

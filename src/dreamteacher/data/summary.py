@@ -20,11 +20,13 @@ MAX_CLASSES = 8  # listed with a line each
 COUNT_MESSAGES = {  # key of Found.counts (and report.json) -> message, which follows the number
     "unprintable_names": "files were passed over, as their names hold control characters or are not UTF-8",
     "repeated_names": "files of shards were passed over, as one of that name came before",
+    "labels_away": "labels in shards do not lie next to their picture, and were passed over; write KEY.jpg and KEY.cls one after the other",
     "beside_masks": "files beside masks or pictures (colours, overlays, instances, depth) were passed over",
     "left_out_as_test": "pictures of the test split were left out",
     "outside_of_splits": "pictures lie neither in train nor in val; they are for training",
     "boxes_without_picture": "pictures with boxes, or files of boxes, have no picture here",
     "annotations_without_box": "annotations of COCO files have neither bbox nor segmentation, and were dropped",
+    "categories_of_one_name": "categories of COCO files have the name of another in the same file, and are one class with it",
     "boxes_of_no_entry": "boxes name an image_id that `images` lacks, and were dropped",
     "labels_without_picture": "lines of the table of labels name no picture",
     "masks_without_picture": "masks belong to no picture",

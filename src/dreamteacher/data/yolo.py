@@ -37,8 +37,9 @@ def read_yaml(tree: Tree, name: str) -> dict[str, object] | None:
     return stored
 
 
-def class_names(tree: Tree, lists: list[str]) -> list[str] | None:
-    """Class names in data.yaml, else in obj.names or `lists` (files beside the labels); None if there are none.
+def class_names(tree: Tree, lists: list[str]) -> tuple[list[str] | None, list[str]]:
+    """Class names in data.yaml, else in obj.names or `lists` (files beside the labels), None if there are none; those of `lists` that were
+    read.
 
     Raises:
         UserError: data.yaml has no classes, or has keypoints; a list has an empty line; two lists disagree.
@@ -50,7 +51,7 @@ def class_names(tree: Tree, lists: list[str]) -> list[str] | None:
                 continue
             if "kpt_shape" in stored:  # some such lines would be read as polygons
                 raise UserError(f"{tree}/{name} has kpt_shape: its labels are {POSES}")
-            return _names_of(stored)
+            return _names_of(stored), []
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{tree}/{name} does not name the classes ({' '.join(str(error).split())[:100]}); write names: [CLASS, ...]"
@@ -73,7 +74,7 @@ def class_names(tree: Tree, lists: list[str]) -> list[str] | None:
                 f"{tree}/classes.txt and the same numbers into all texts"
             )
         longest = max(longest, names, key=len)
-    return longest or None
+    return longest or None, lists
 
 
 def _names_of(stored: dict[str, object]) -> list[str]:

@@ -131,7 +131,7 @@ def _choose(rows: list[Row], score: str) -> tuple[int, list[int], list[int], boo
     share = {int(row["stride"]): row["teachable"] for row in rows if row["T"] == chosen}
     taps = [stride for stride, value in share.items() if value >= WORTH * max(share.values())]
     span = max(means) - min(means)
-    return chosen, taps or sorted(share), near, span > 0 and max(means) - means[0] <= RISE * span
+    return chosen, taps or sorted(share), near, span > NEAR and max(means) - means[0] <= RISE * span
 
 
 def _draw(rows: list[Row], best: int, title: str | None, path: Path) -> None:
