@@ -16,12 +16,9 @@ from helpers import PROJECT
 from pipelines import pretrain
 
 AROUND = {"find-commit", "fetch-data", "list-recipes", "list-passes", "record", "finish"}  # steps of the pipeline that are no stages
-# What DVC's interpreters and label distillations know of teacher and features is their record, which features-of copies, and so it is with
-# what fine-tuning starts from.
+# What DVC's interpreters and label distillations know of teacher and features is their record, which features-of copies.
 FEATURES_OF = {"train-interpreter": {"train-teacher"}, "distill-labels": {"train-teacher", "distill-features"}}
-STARTS = {"start-of-recipe": "distill-features", "start-of-label-recipe": "distill-labels"}
-OF_NOTHING = ("nothing", "no-teacher", "start-of-nothing")
-MARKS = (*OF_NOTHING, "features-of", *STARTS)
+MARKS = ("nothing", "no-teacher", "features-of")
 BY_NAME = {"teachers", "recipes", "label_recipes", "preset"}  # find-commit resolves them into the groups that they change
 # What a step is given beside what dvc.yaml names: publish stores it with the registered version, which where DVC runs `promote` does;
 # report finds the interpreters where they lie, whose changes reach it through label distillation.
@@ -44,8 +41,8 @@ def graph_of_dvc(text: str, folder: Path) -> Graph:
         for reader, maker in repo.index.graph.edges:
             names = [stage.name.split("@")[0] for stage in (reader, maker)]
             # evaluate takes all of artifacts/backbones, in which lies what label distillation made as well; report shows that, too.
-            if names[0] in graph and names[1] not in OF_NOTHING and names != ["evaluate", "distill-labels"]:
-                graph[names[0]][0].update(FEATURES_OF[names[0]] if names[1] == "features-of" else {STARTS.get(names[1], names[1])})
+            if names[0] in graph and names[1] not in ("nothing", "no-teacher") and names != ["evaluate", "distill-labels"]:
+                graph[names[0]][0].update(FEATURES_OF[names[0]] if names[1] == "features-of" else {names[1]})
     return graph
 
 
