@@ -89,13 +89,13 @@ def arrivals(work: Path) -> Iterator[tuple[str, list[str]]]:
 
 def run_round(name: str, work: Path, seeds: list[str], settings: list[str]) -> dict[str, Any]:
     """One run of the pipeline; what its last step said, and the registry's aliases after it."""
-    given = ["ingest.source=pictures", f"retrain.incoming={work / 'incoming'}", *settings]
+    given = ["ingest.source=pictures", f"retrain.incoming={work / 'incoming'}", f"compare.seeds=[{','.join(seeds)}]", *settings]
     words = [word for setting in given for word in ("--set", setting)]
     command = [sys.executable, "-m", "pipelines", "run-local", "--pipeline", "retrain", "--project", str(work / "project")]
     uri = f"sqlite:///{work}/mlflow.db"
     started = time.monotonic()
     done = subprocess.run(
-        [*command, "--root", str(work / "runs"), "--seeds", *seeds, *words],
+        [*command, "--root", str(work / "runs"), *words],
         env=os.environ | {"MLFLOW_TRACKING_URI": uri},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,8 +11,9 @@ from contextlib import chdir, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamteacher.errors import UserError, first_line
+from dreamteacher.errors import UserError, first_line, is_disk_full
 from dreamteacher.files import replace_file
+from dreamteacher.outages import reason
 from dreamteacher.project_root import project_folder
 
 if TYPE_CHECKING:
@@ -217,6 +218,27 @@ def has_run(client: MlflowClient, run: str) -> bool:
             raise
         return False
     return True
+
+
+def download(client: MlflowClient, run: str, path: str, folder: Path) -> Path:
+    """Download `path` of the artifacts of `run` into `folder`; returns its place there.
+
+    The client's method of that name says the same of whatever fails: that the path may be wrong.
+
+    Raises:
+        UserError: `folder` has no room for it.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.utils.uri import append_to_uri_path
+
+    place = append_to_uri_path(client.get_run(run).info.artifact_uri, path)
+    try:
+        return Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=client.tracking_uri))
+    except Exception as error:
+        why, outage = reason(error)
+        if outage or not is_disk_full(error):
+            raise
+        raise UserError(f"{folder.parent} has no room for {path} of MLflow's run {run} ({why}); free some space and start again") from error
 
 
 def _upload(client: MlflowClient, run: str, path: Path, folder: str) -> None:

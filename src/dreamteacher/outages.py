@@ -39,6 +39,8 @@ _FINAL = re.compile(
     r"|forbidden|unauthori[sz]ed|(error|code|status|http)[: (]*40[134]|no ?such ?bucket|find remote ref|fast-forward|\[rejected\]",
     re.I,
 )
+# How MLflow lists files that could not be downloaded, before the first one's error.
+_FAILED_FILES = re.compile(r"The following failures occurred while downloading .*\n##### File .* #####\n")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -65,7 +67,8 @@ def reason(error: BaseException) -> tuple[str, bool]:
         link = link.__cause__ or link.__context__
     outage = is_outage("\n".join(f"{type(each).__name__}: {each}" for each in chain))
     of_database = any(type(each).__module__.startswith("sqlalchemy.") for each in chain)  # whose text begins with hints and SQL
-    return first_line(chain[-1] if outage or of_database else error), outage
+    cause = chain[-1] if outage or of_database else error
+    return first_line(Exception(_FAILED_FILES.sub("", str(cause))) if _FAILED_FILES.match(str(cause)) else cause), outage
 
 
 def refusal(error: BaseException, text: Callable[[str], str]) -> UserError:

@@ -19,11 +19,13 @@ from mlflow.tracking import MlflowClient
 from test_instances_stages import draw
 from tiny_chain import brief_params
 
+from benchmarks import retrain_rounds
 from components.gate import gate
 from components.promote import promote
 from dreamteacher import cli
 from dreamteacher.settings.file import load_params
 from dreamteacher.stage import digest_of, read_stage
+from pipelines.__main__ import _parser
 
 TRAINING = ("train-teacher", "distill-features", "train-interpreter", "distill-labels", "finetune")
 LIMITS = (
@@ -179,3 +181,14 @@ def test_a_project_without_label_recipes_goes_from_its_first_champion_to_the_nex
     assert list(json.loads((run.out("evaluate") / "metrics.json").read_text())) == ["features"]
     assert not list(run.steps.rglob("distill-labels"))
     assert "is missing" not in next(run.steps.rglob("report/page")).read_text()
+
+
+def test_the_benchmark_of_rounds_uses_options_that_run_local_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    run = lambda command, **_: commands.append(command) or SimpleNamespace(stdout="promoted = true, version 1: miou 0.8")  # noqa: E731
+    monkeypatch.setattr(retrain_rounds, "subprocess", SimpleNamespace(run=run, PIPE=None, STDOUT=None))
+    monkeypatch.setattr(retrain_rounds, "aliases", lambda _: {})
+    assert retrain_rounds.run_round("+0", tmp_path, ["0", "1"], ["finetune.steps=1"])["end"] == "promoted"
+    options = _parser().parse_args(commands[0][3:])
+    given = ["ingest.source=pictures", f"retrain.incoming={tmp_path}/incoming", "compare.seeds=[0,1]", "finetune.steps=1"]
+    assert (options.pipeline, options.project, options.set) == ("retrain", tmp_path / "project", given)

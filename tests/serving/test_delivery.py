@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
 from serving_samples import PARAMS
 
@@ -161,18 +162,18 @@ def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, 
 
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_registry_that_goes_down_in_the_middle_costs_time_or_one_message(published, tmp_path: Path, monkeypatch, comes_back: bool):
-    original, out, pauses = MlflowClient.download_artifacts, tmp_path / "models/repository", []
+    original, out, pauses = LocalArtifactRepository.download_artifacts, tmp_path / "models/repository", []
     fetch_repository("cells", "1", out)
     before = sorted((path, path.read_bytes()) for path in out.rglob("*") if path.is_file())
 
-    def breaking(*args):
-        folder = Path(original(*args))
+    def breaking(*args, **named):
+        folder = Path(original(*args, **named))
         if comes_back and pauses:
             return str(folder)
         (folder / "production/cells/1/model.onnx").write_bytes(b"half")
         raise ConnectionError("Connection aborted.")
 
-    monkeypatch.setattr(MlflowClient, "download_artifacts", breaking)
+    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", breaking)
     monkeypatch.setattr("dreamteacher.outages.time.sleep", pauses.append)
     monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "30" if comes_back else "0")
     if comes_back:

@@ -106,11 +106,12 @@ def make_evaluation(folder: Path, values: list[float]) -> Path:
 def judge(project, here):
     """The step gate, about a model of which seed 0 is served, against a champion; returns the verdict."""
 
-    def run(values: list[float], champion: list[float], **limits) -> dict:
+    def run(values: list[float], champion: list[float], validation: str = "val,a,mask,80\n", **limits) -> dict:
         folders = {"data": here / "data", "champion": here / "champion"}
         for folder in (folders["data"], folders["champion"] / "data"):
             folder.mkdir(parents=True)
-            (folder / "manifest.csv").write_text("split,sha256\nval,a\n")
+            (folder / "manifest.csv").write_text(f"split,sha256,label,label_length\ntrain,{folder.name},mask,70\nval,a,mask,80\n")
+        (folders["champion"] / "data/manifest.csv").write_text(f"split,sha256,label,label_length\n{validation}")
         (folders["champion"] / "champion.json").write_text(json.dumps({"name": "cells", "version": "7", "init": "mix"}))
         make_evaluation(folders["champion"], champion)
         made = {"onnx": project / "onnx" / "segmentation", "evaluation": make_evaluation(here, values)}
@@ -137,6 +138,20 @@ def test_the_model_that_will_be_served_must_pass_as_the_mean_must(judge, values,
     assert {check["name"] for check in verdict["checks"] if not check["passed"]} == failed
     assert verdict["passed"] == (not failed)
     assert verdict["champion"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("validation", "differ"),
+    [("val,a,mask,80\n", 0), ("val,a,mask,81\n", 1), ("val,a,,\n", 1), ("val,b,mask,80\n", 2), ("val,a,mask,80\nval,b,mask,9\n", 1)],
+)
+def test_a_model_measured_on_other_pictures_or_labels_than_the_champion_is_refused_for_a_person_to_decide(judge, validation, differ):
+    verdict = judge([0.8, 0.81], [0.5, 0.5], validation=validation)
+    assert verdict["passed"] == (differ == 0) and verdict["champion"] == "7"
+    names = [check["name"] for check in verdict["checks"]]
+    assert "same validation split" in names and ("no regression" in names) == (differ == 0)
+    if differ:
+        said = f"{differ} validation pictures or their labels differ from the champion's, so the two cannot be compared: a person decides"
+        assert verdict["reason"] == f"same validation split: {said}"
 
 
 def test_a_champion_without_figures_is_one_line(judge, here, monkeypatch):

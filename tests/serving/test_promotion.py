@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
 
 from dreamteacher import cli, outages
@@ -187,7 +190,7 @@ def test_the_last_step_of_a_retraining_killed_at_any_change_and_repeated_ends_ri
     registry.set_registered_model_alias(name, "challenger", "3")
     decide = make_verdict(in_tmp, registry, name, version="3", champion="2", passed=passed)
     assert known(name, in_tmp / "before") == "2"  # nothing was decided yet, so the pictures of 3 are still to be learnt from
-    assert stop_at_each_change(registry, name, decide, monkeypatch) == (3 if passed else 1)
+    assert stop_at_each_change(registry, name, decide, monkeypatch) == (4 if passed else 1)
     assert aliases(registry, name) == ({"champion": 3, "previous": 2} if passed else {"champion": 2, "previous": 1, "challenger": 3})
     assert registry.get_model_version(name, "3").tags.get("refused") == (None if passed else "miou 0.1, at least 0.5")
     assert known(name, in_tmp / "after") == "3"
@@ -200,7 +203,7 @@ def test_promotion_by_hand_killed_at_any_change_and_repeated_ends_right(registry
     promote("killed", version="2")
     registry.set_registered_model_alias("killed", "challenger", "3")
     refuse("killed", "3", "too slow")
-    assert stop_at_each_change(registry, "killed", lambda: promote("killed", version="3"), monkeypatch) == 4
+    assert stop_at_each_change(registry, "killed", lambda: promote("killed", version="3"), monkeypatch) == 5
     assert aliases(registry, "killed") == {"champion": 3, "previous": 2}
     assert "refused" not in registry.get_model_version("killed", "3").tags
 
@@ -225,7 +228,7 @@ def test_an_interrupted_rollback_is_finished_by_the_next_or_forgotten_by_a_promo
             rollback("halfway")
         assert aliases(registry, "halfway") == {"champion": 1, "previous": 2}
         rollback("halfway")
-    assert fatal == 4
+    assert fatal == 5
     registry.set_registered_model_alias("halfway", "leaving", "1")
     promote("halfway", version="3")
     assert aliases(registry, "halfway") == {"champion": 3, "previous": 1}
@@ -298,16 +301,40 @@ def test_what_is_missing_is_named(registry, tmp_path):
         fetch_champion("lone", tmp_path / "c")
 
 
-@only_database
-def test_a_champion_that_was_deleted_is_no_first_champion(registry, tmp_path):
+@pytest.mark.parametrize("promoted", [["1"], ["1", "2"], ["1", "2", "rollback"]])
+@pytest.mark.parametrize("lost", ["version", "alias"])
+def test_a_champion_that_was_deleted_is_no_first_champion(lost, promoted, registry, request, tmp_path):
     """Without it nothing would be compared, and a worse model would be promoted."""
-    add_versions(registry, "gone", 2)
-    promote("gone", version="1")
-    promote("gone", version="2")
-    registry.delete_model_version("gone", "2")
-    with pytest.raises(UserError, match=r"gone has no champion any more, only a previous one, version 1; `dreamteacher promote gone --ver"):
-        fetch_champion("gone", tmp_path / "champion")
+    name = f"gone-{request.node.name}"
+    add_versions(registry, name, 3)
+    for version in promoted:
+        served = rollback(name) if version == "rollback" else promote(name, version=version)
+    assert registry.get_registered_model(name).tags["champion"] == served.champion
+    if lost == "version":
+        registry.delete_model_version(name, served.champion)
+    else:
+        registry.delete_registered_model_alias(name, "champion")
+    left = ", ".join(version for version in ("1", "2", "3") if lost == "alias" or version != served.champion)
+    with pytest.raises(UserError) as error:
+        fetch_champion(name, tmp_path / "champion")
+    assert str(error.value) == (
+        f"the champion of {name} in MLflow was deleted, or lost its alias, so nothing can be compared; "
+        f"`dreamteacher promote {name} --version N` makes one of {left} champion"
+    )
     assert not list((tmp_path / "champion").glob("champion.json"))
+    promote(name, version="3")
+    assert registry.get_registered_model(name).tags["champion"] == "3"
+
+
+@only_database
+def test_after_the_only_version_was_deleted_a_person_decides_that_all_begins_anew(registry, tmp_path):
+    add_versions(registry, "emptied", 1)
+    promote("emptied", version="1")
+    registry.delete_model_version("emptied", "1")
+    with pytest.raises(UserError, match=r"the champion of emptied .* so nothing can be compared; delete emptied to begin anew$"):
+        fetch_champion("emptied", tmp_path / "champion")
+    registry.delete_registered_model("emptied")
+    assert fetch_champion("emptied", tmp_path / "champion") is None
 
 
 @only_database
@@ -328,20 +355,40 @@ def test_an_outage_between_two_parts_of_a_champion_is_waited_for(registry, in_tm
     add_versions(registry, "away", 1)
     make_lineage(in_tmp, "away", "1")
     promote("away", version="1")
-    download, parts = MlflowClient.download_artifacts, []
+    download, parts = LocalArtifactRepository.download_artifacts, []
 
-    def fail_once(client: MlflowClient, run_id: str, path: str, dst_path: str) -> str:
-        parts.append(path.rpartition("/")[2])
+    def fail_once(artifacts: LocalArtifactRepository, artifact_path: str, dst_path: str) -> str:
+        parts.append(artifact_path)
         if parts.count(LINEAGE[-1]) == 1 and parts[-1] == LINEAGE[-1]:
             raise ConnectionError("connection refused")
-        return download(client, run_id, path, dst_path)
+        return download(artifacts, artifact_path, dst_path)
 
-    monkeypatch.setattr(MlflowClient, "download_artifacts", fail_once)
+    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", fail_once)
     monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "5")
     monkeypatch.setattr(outages, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: None))
     assert fetch_champion("away", in_tmp / "champion") == "1"
     assert parts == ["data", *LINEAGE] * 2
     assert {each.name for each in (in_tmp / "champion").iterdir()} == {"known", *LINEAGE, "champion.json"}
+
+
+@only_database
+def test_a_disk_without_room_for_a_champion_is_one_line_that_does_not_blame_mlflow(registry, in_tmp, monkeypatch, capsys):
+    """MLflow's own list of failed downloads, whose first line only counts."""
+    add_versions(registry, "large", 1)
+    make_lineage(in_tmp, "large", "1")
+    promote("large", version="1")
+    listed = "The following failures occurred while downloading one or more artifacts from file:///runs:\n##### File teacher/unet #####\n"
+
+    def full(*_: Any, **__: Any) -> str:
+        raise MlflowException(f"{listed}[Errno 28] No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalArtifactRepository, "download_artifacts", full)
+        said = r"champion has no room for lineage/e+/data of MLflow's run \w+ \(\[Errno 28\] No space left on device\); free some space"
+        with pytest.raises(UserError, match=rf"^{re.escape(str(in_tmp))}/{said} and start again$"):
+            fetch_champion("large", in_tmp / "champion")
+    with pytest.raises(OSError, match="No space left on device"), promotion.registry_client():
+        Path("/dev/full").write_text("champion.json")
 
 
 @only_database

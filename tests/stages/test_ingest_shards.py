@@ -260,7 +260,7 @@ def test_a_prefix_or_folder_without_pictures_is_an_error_as_source_but_not_as_in
         assert metrics["n_train"] == 1
     with pytest.raises(UserError, match=r"cannot open s3://nobucket/none: .*bucket"):
         run("s3://nobucket/none", tmp_path / "out")
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"^retrain\.incoming: .*/missing does not exist; name a folder"):
         ingest.run(params(), out=tmp_path / "out", source=tmp_path / "pictures", incoming=tmp_path / "missing")
 
 

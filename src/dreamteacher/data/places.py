@@ -25,8 +25,8 @@ class Place:
     listing: Path | None
 
 
-def locate(source: str) -> Place:
-    """Resolve `source`.
+def locate(source: str, setting: str = "ingest.source") -> Place:
+    """Resolve `source`, the value of `setting`.
 
     Raises:
         UserError: there is nothing at `source`.
@@ -37,11 +37,11 @@ def locate(source: str) -> Place:
         return Place(source, [], Prefix(source), None)
     path = Path(source)
     if not path.exists():
-        raise UserError(f"ingest.source: {source} does not exist; name a folder, an address, a text file of paths, or WebDataset shards")
+        raise UserError(f"{setting}: {source} does not exist; name a folder, an address, a text file of paths, or WebDataset shards")
     if not path.is_dir() and not path.is_file():
-        raise UserError(f"ingest.source: {source} is neither a folder nor a file, but a pipe, a socket or a device; name a folder")
+        raise UserError(f"{setting}: {source} is neither a folder nor a file, but a pipe, a socket or a device; name a folder")
     if not path.is_dir() and (what := NOT_A_LIST.get(path.suffix.lower())):
-        raise UserError(f"ingest.source: {source} is {what}")
+        raise UserError(f"{setting}: {source} is {what}")
     return Place(source, [], Folder(path), None) if path.is_dir() else Place(source, [], Folder(path.parent), path)
 
 

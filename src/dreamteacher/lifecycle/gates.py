@@ -56,6 +56,14 @@ def check_regression(name: str, figure: str, values: Sequence[float], champion: 
     return Check(name, value >= limit, value, limit, words)
 
 
+def check_same_split(ours: set[tuple[str, ...]], theirs: set[tuple[str, ...]]) -> Check:
+    """Gate: the validation pictures, with what is recorded of their labels, are the champion's; if not, a comparison would not be fair."""
+    differ = len({sha256 for sha256, *_ in ours ^ theirs})
+    then = ", so the two cannot be compared: a person decides" if differ else ""
+    words = f"{differ} validation pictures or their labels differ from the champion's{then}"
+    return Check("same validation split", not differ, differ, 0, words)
+
+
 def check_parity(parity: float, tolerance: float) -> Check:
     """Gate: onnxruntime and torch agree within `tolerance`."""
     return Check("parity", parity <= tolerance, parity, tolerance, f"|onnxruntime - torch| {parity:.2g}, at most {tolerance:g}")

@@ -1,12 +1,14 @@
 """The aliases challenger, champion and previous of a registered model, and the lineage of its versions.
 
-`publish` sets challenger. Promotion sets champion, and previous to the former champion; rollback swaps these two. Versions are never
-deleted. The inputs of the next retraining (see LINEAGE) are stored in the artifacts of a version's run. During an outage of MLflow the
-functions wait (see `outages`); all can be repeated after an interruption.
+`publish` sets challenger. Promotion sets champion, and previous to the former champion; rollback swaps these two. The model's tag champion
+repeats the alias, and stays if someone deletes the champion. The functions delete no version. The inputs of the next retraining (see
+LINEAGE) are stored in the artifacts of a version's run. During an outage of MLflow the functions wait (see `outages`); all can be repeated
+after an interruption.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dreamteacher.errors import UserError
-from dreamteacher.mlflow_server import connect, missing_database, tracking_uri, without_password
+from dreamteacher.mlflow_server import connect, download, missing_database, tracking_uri, without_password
 from dreamteacher.outages import patient, reason, refusal
 from dreamteacher.stage import RECORD, digest_of
 
@@ -90,7 +92,7 @@ def promote(name: str, *, version: str, compared_with: str | None = None) -> Ser
         if old != version:
             if old:
                 client.set_registered_model_alias(name, PREVIOUS, old)
-            client.set_registered_model_alias(name, CHAMPION, version)
+            _set_champion(client, name, version)
         if "refused" in client.get_model_version(name, version).tags:
             client.delete_model_version_tag(name, version, "refused")
         if aliases.get(CHALLENGER) == version:
@@ -114,7 +116,7 @@ def rollback(name: str) -> Served:
             client.set_registered_model_alias(name, LEAVING, champion)
             leaving = champion
         if champion == leaving and previous:
-            client.set_registered_model_alias(name, CHAMPION, previous)
+            _set_champion(client, name, previous)
         client.set_registered_model_alias(name, PREVIOUS, leaving)
         client.delete_registered_model_alias(name, LEAVING)
         return _served(client, name)
@@ -181,19 +183,20 @@ def fetch_champion(name: str, out: Path) -> str | None:
     if missing_database():
         return None
     with registry_client() as client:
-        versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
-        aliases = aliases_of(registered_model(client, name)) if versions else {}
+        if not client.search_registered_models(f"name = '{name}'"):
+            return None
+        model, versions = client.get_registered_model(name), client.search_model_versions(f"name = '{name}'", max_results=1000)
+        aliases = aliases_of(model)
         number, served = aliases.get(CHAMPION), {aliases.get(alias) for alias in (CHAMPION, PREVIOUS, LEAVING)}
         decided = [version for version in versions if str(version.version) in served or "refused" in version.tags]
         if recorded := [version for version in decided if "lineage" in version.tags]:
             newest = max(recorded, key=lambda version: int(version.version))
             _download(client, newest, "data", out / "known")
         if number is None:
-            if previous := aliases.get(PREVIOUS):  # someone deleted the champion; without it no gate would compare
-                raise UserError(
-                    f"{name} has no champion any more, only a previous one, version {previous}; "
-                    f"`dreamteacher promote {name} --version {previous}`, or another version, before the next retraining"
-                )
+            if CHAMPION in model.tags or PREVIOUS in aliases:  # without a comparison any model would become champion
+                left = ", ".join(sorted((str(version.version) for version in versions), key=int))
+                then = f"`dreamteacher promote {name} --version N` makes one of {left} champion" if left else f"delete {name} to begin anew"
+                raise UserError(f"the champion of {name} in MLflow was deleted, or lost its alias, so nothing can be compared; {then}")
             return None
         champion = client.get_model_version(name, number)
         if "lineage" not in champion.tags:
@@ -212,10 +215,10 @@ def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path)
     advice = "mend its artifacts, or promote another version"
     with TemporaryDirectory(dir=out.parent) as scratch:
         try:
-            found = Path(client.download_artifacts(run_of(version), f"{version.tags['lineage']}/{part}", scratch))
+            found = download(client, run_of(version), f"{version.tags['lineage']}/{part}", Path(scratch))
         except Exception as error:
             why, outage = reason(error)
-            if outage:
+            if outage or isinstance(error, UserError):
                 raise
             raise UserError(f"{stored} cannot be read ({without_password(why)}); {advice}") from error  # deleted, for example
         shutil.rmtree(out, ignore_errors=True)  # of an attempt before an outage
@@ -251,6 +254,11 @@ def start_input(champion: Any, name: str) -> dict[str, str]:
     return {"start": str(folder)} if folder else {}
 
 
+def _set_champion(client: MlflowClient, name: str, version: str) -> None:
+    client.set_registered_model_tag(name, CHAMPION, version)  # first, so that what was interrupted in between is repeated
+    client.set_registered_model_alias(name, CHAMPION, version)
+
+
 def _served(client: MlflowClient, name: str) -> Served:
     aliases = aliases_of(registered_model(client, name))
     return Served(aliases.get(CHAMPION), aliases.get(PREVIOUS))
@@ -275,7 +283,7 @@ def aliases_of(model: RegisteredModel) -> dict[str, str]:
 
 @contextmanager
 def registry_client() -> Iterator[MlflowClient]:
-    """A registry client that does not create a database; errors in the block become a one-line UserError."""
+    """A registry client that does not create a database; errors in the block become a one-line UserError, except of a full disk here."""
     if file := missing_database():
         raise UserError(
             f"there is no {file}, so no stage has been tracked here; start in the project's folder, or name MLflow's server in "
@@ -283,9 +291,9 @@ def registry_client() -> Iterator[MlflowClient]:
         )
     try:
         yield connect()
-    except UserError:
-        raise
     except Exception as error:
+        if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+            raise
         where = without_password(tracking_uri())
         raise refusal(
             error, lambda why: f"MLflow at {where} does not answer as it should ({without_password(why)}); check MLFLOW_TRACKING_URI"

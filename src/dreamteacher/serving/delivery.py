@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from dreamteacher.errors import UserError
 from dreamteacher.files import sha256_of
 from dreamteacher.lifecycle.promotion import aliases_of, registered_model, registry_client, run_of
+from dreamteacher.mlflow_server import download
 from dreamteacher.onnx_files import MODEL_FILE
 from dreamteacher.outages import patient
 from dreamteacher.serving.triton_repository import VERSION
@@ -99,7 +100,7 @@ def fetch_repository(name: str, version: str, out: Path, *, backend: str = "prod
             place = chosen.tags.get(REPOSITORY)
             if not place:
                 raise not_stored(name, version)
-            folder = Path(client.download_artifacts(run_of(chosen), place, scratch))
+            folder = download(client, run_of(chosen), place, Path(scratch))
         _check(folder, place, f"version {version} of {name}")
         for model in (folder / backend).glob(f"*/{VERSION}"):
             model.rename(model.with_name(version))

@@ -7,9 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from dreamteacher.data.drift import contents
 from dreamteacher.errors import UserError
-from dreamteacher.lifecycle.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression
+from dreamteacher.lifecycle.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression, check_same_split
 from dreamteacher.lifecycle.promotion import MANIFEST, champion_facts
 from dreamteacher.onnx_files import MODEL_FILE, read_metadata
 from dreamteacher.report.run import ROWS
@@ -25,16 +24,18 @@ def run(
     """Hold the exported model against `retrain.metric_floor`, the champion, export.tolerance and `retrain.latency_ms`.
 
     Both the mean over the seeds of the exported initialisation and the seed that is exported, which is what will be served, must reach
-    the floor and the champion. `champion` is what `lifecycle.promotion.fetch_champion` wrote; None: there is none yet. `out` gets
-    verdict.json: `passed`, `reason` (the gates that failed, or all of them), `champion` (its version, "" for none) and `checks`. A model
-    that fails is no error. The latency is measured by the clock, so verdict.json, unlike all else that stages write, is not the same
-    bytes each time; the figures returned are.
+    the floor and the champion. If the champion was measured on another validation split, the model fails without a comparison.
+    `champion` is what `lifecycle.promotion.fetch_champion` wrote; None: there is none yet. `out` gets verdict.json: `passed`, `reason`
+    (the gates that failed, or all of them), `champion` (its version, "" for none) and `checks`. A model that fails is no error. The
+    latency is measured by the clock, so verdict.json, unlike all else that stages write, is not the same bytes each time; the figures
+    returned are.
 
     Returns:
-        `passed` (0 or 1) and, of the figure that counts, `figure` and `champion_figure`, the means over seeds, and `served_figure`.
+        `passed` (0 or 1) and, of the figure that counts, `figure` and `champion_figure` (if compared), the means over seeds, and
+        `served_figure`.
 
     Raises:
-        UserError: a figure to compare by is missing, or the champion was measured on other validation pictures.
+        UserError: a figure to compare by is missing.
     """
     settings = params.retrain
     recorded = params.section("retrain") | {"tolerance": params.export.tolerance, "size": params.export.size}
@@ -54,12 +55,15 @@ def run(
         stage.metrics = {"figure": checks[0].value, "served_figure": by_seed[seed]}
         version = ""
         if champion:
-            _same_pictures(data, champion)
-            version, old = _champion(champion, figure)
-            checks += [
-                check_regression(f"no regression{which}", figure, values, old, settings.regression_z) for which, values in judged.items()
-            ]
-            stage.metrics["champion_figure"] = old.mean
+            version = champion_facts(champion)["version"]
+            checks.append(check_same_split(_validation(data), _validation(champion / "data")))
+            if checks[-1].passed:
+                old = _champion(champion, figure)
+                checks += [
+                    check_regression(f"no regression{which}", figure, values, old, settings.regression_z)
+                    for which, values in judged.items()
+                ]
+                stage.metrics["champion_figure"] = old.mean
         checks.append(check_parity(read_stage(onnx)["metrics"]["parity_max"], params.export.tolerance))
         if settings.latency_ms:
             checks.append(check_latency(onnx / MODEL_FILE, params.export.size, settings.latency_ms, settings.latency_runs))
@@ -82,11 +86,11 @@ def _figures(evaluation: Path, init: str) -> tuple[str, dict[int, float]]:
     return figure, {int(row["seed"]): float(row[figure]) for row in rows}
 
 
-def _champion(champion: Path, figure: str) -> tuple[str, OverSeeds]:
-    """The champion's version, and its figures."""
+def _champion(champion: Path, figure: str) -> OverSeeds:
+    """The champion's figures."""
     stored = champion_facts(champion)
     try:
-        return stored["version"], OverSeeds(stored[f"{figure}_mean"], stored[f"{figure}_std"], stored["n_seeds"])
+        return OverSeeds(stored[f"{figure}_mean"], stored[f"{figure}_std"], stored["n_seeds"])
     except KeyError as missing:
         raise UserError(
             f"what is stored with version {stored['version']}, the champion, has no {missing} of init {stored['init']} to compare with; "
@@ -94,15 +98,11 @@ def _champion(champion: Path, figure: str) -> tuple[str, OverSeeds]:
         ) from None
 
 
-def _same_pictures(data: Path, champion: Path) -> None:
-    """Figures compare only where they were measured on the same pictures."""
-    ours, theirs = contents(data)["val"], contents(champion / "data")["val"]
-    if ours != theirs:
-        differ = len(ours ^ theirs)
-        raise UserError(
-            f"the validation split is not the champion's ({differ} pictures differ), so the two can't be compared; "
-            "train and promote a champion on the new split by hand (`dvc repro`, `dreamteacher promote`)"
-        )
+def _validation(data: Path) -> set[tuple[str, str, str]]:
+    """The validation pictures of a data set: sha256 of each, and kind (or class) and length of its label; only the manifest is read."""
+    with (data / MANIFEST).open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
+    return {(row["sha256"], row["label"], row["label_length"]) for row in rows}
 
 
 def _reason(checks: list[Check]) -> str:

@@ -64,7 +64,7 @@ def run(
     task = _labels_as_of(settings.task)
     with resource_errors_in_one_line("ingest"):
         place = locate(str(source or settings.source))
-        beside = locate(str(incoming)) if incoming else None
+        beside = locate(str(incoming), "retrain.incoming") if incoming else None
         inputs = inputs_of(place)
         _refuse_results_among_pictures(out, place, beside)
         recorded = params.section("ingest")

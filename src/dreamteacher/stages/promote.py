@@ -52,8 +52,11 @@ def run(params: Params, *, gate: Path, onnx: Path) -> Outcome:
     if served.champion == version:
         return Outcome(True, version, verdict["reason"], served)
     compared = f"version {verdict['champion']}" if verdict["champion"] else "no champion"
-    now = f"version {served.champion}" if served.champion else "none"
-    reason = f"it was compared with {compared}, but the champion is {now} by now; the next retraining compares with that"
+    if served.champion:
+        now = f"the champion is version {served.champion} by now; the next retraining compares with that"
+    else:
+        now = f"there is no champion any more; `dreamteacher promote {name} --version {version}` promotes it all the same"
+    reason = f"it was compared with {compared}, but {now}"
     return Outcome(False, version, reason, served)
 
 
