@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
 
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.transforms import AUGMENTATIONS
@@ -116,6 +117,40 @@ def test_the_score_is_that_of_coco() -> None:
     figures = score.compute()
     assert set(figures) == {"ap", "ap50", "ap75", "ap_cell"}
     assert figures["ap50"] == pytest.approx(51 / 101, abs=1e-4)  # COCO reads precision at 101 recalls
+
+
+def test_the_score_is_that_of_torchmetrics() -> None:
+    """Three classes, of which one is never labelled, on pictures with and without objects, crowds and detections."""
+    generator = torch.Generator().manual_seed(0)
+    score = TASK.score(["cell", "platelet", "dust"])
+    reference = MeanAveragePrecision(class_metrics=True, backend="pycocotools", sync_on_compute=False)
+    reference.warn_on_many_detections = False
+    for objects, detections in [(12, 30), (0, 4), (7, 0), (9, 140), (3, 8)]:
+        corners = 60 * torch.rand(objects, 2, generator=generator)
+        boxes = torch.cat([corners, corners + 4 + 30 * torch.rand(objects, 2, generator=generator)], dim=1)
+        classes = torch.randint(2, (objects, 1), generator=generator).float()
+        truth = torch.cat([boxes, classes, (torch.rand(objects, 1, generator=generator) < 0.2).float()], dim=1)
+        near = truth[torch.randint(max(objects, 1), (detections if objects else 0,), generator=generator)]
+        found = near + torch.cat([3 * torch.randn(len(near), 4, generator=generator), torch.zeros(len(near), 2)], dim=1)
+        found = found if objects else torch.tensor([[1.0, 2, 30, 40, 2, 0]] * detections)
+        found[:, 5] = torch.rand(len(found), generator=generator)
+        score.update(found, truth)
+        reference.update(
+            [{"boxes": found[:, :4], "labels": found[:, 4].long(), "scores": found[:, 5]}],
+            [{"boxes": truth[:, :4], "labels": truth[:, 4].long(), "iscrowd": truth[:, 5].long()}],
+        )
+    figures, theirs = score.compute(), reference.compute()
+    assert 0.1 < figures["ap"] < 0.9
+    assert figures == pytest.approx(
+        {
+            "ap": float(theirs["map"]),
+            "ap50": float(theirs["map_50"]),
+            "ap75": float(theirs["map_75"]),
+            "ap_cell": float(theirs["map_per_class"][0]),
+            "ap_platelet": float(theirs["map_per_class"][1]),
+        },
+        abs=1e-6,
+    )
 
 
 def test_crops_of_another_size_are_refused() -> None:

@@ -17,7 +17,7 @@ def coco_precision(
     """(overlaps of 0.5 to 0.95, recalls, classes): precision, -1 where a class has no object.
 
     Args:
-        kind: "segm" or "keypoints".
+        kind: "bbox", "segm" or "keypoints".
         truth: the labels.
         found: the detections, with scores.
         sizes: (H, W) of each picture.
@@ -44,3 +44,10 @@ def coco_precision(
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"][:, :, :, 0, 0]
+
+
+def average_precision(precision: np.ndarray, classes: list[str]) -> dict[str, float]:
+    """`ap` (mean over overlaps and classes), `ap50`, `ap75`, and `ap_CLASS`, of the classes that occur, from `coco_precision`."""
+    seen = [number for number in range(len(classes)) if (precision[:, :, number] >= 0).all()]
+    ap, ap50, ap75 = (float(part.mean()) for part in (precision[:, :, seen], precision[0, :, seen], precision[5, :, seen]))
+    return {"ap": ap, "ap50": ap50, "ap75": ap75} | {f"ap_{classes[number]}": float(precision[:, :, number].mean()) for number in seen}

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamteacher.data.boxes import Boxes, select_detections
+from dreamteacher.data.boxes import MAX_DETECTIONS, Boxes, select_detections
 from dreamteacher.data.dataset import ROW
 from dreamteacher.data.transforms import Augmentation, Transform, object_crop
 from dreamteacher.errors import UserError
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.tasks.base import NeckHead, Size, Task
+from dreamteacher.tasks.coco_figures import Annotations, average_precision, coco_precision
 from dreamteacher.training.transfer import constant
 
 if TYPE_CHECKING:
@@ -143,29 +144,31 @@ class AveragePrecision:
     """COCO's `ap` (mean over overlaps of 0.5 to 0.95 and classes), `ap50`, `ap75`, and `ap_CLASS` of each class that occurs."""
 
     def __init__(self, classes: list[str]):
-        from torchmetrics.detection import MeanAveragePrecision
-
         self.classes = classes
-        self._seen: set[int] = set()
-        self._metric = MeanAveragePrecision(class_metrics=True, backend="pycocotools", sync_on_compute=False)
+        self._truth: Annotations = []
+        self._found: Annotations = []
+        self._pictures = 0
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
         """Detections (D, 6) as `boxes.select_detections` returns them, and rows of boxes (N, ROW); detections in regions to ignore are not
         counted."""
-        predicted, truth = predicted.cpu(), truth.cpu()
-        found = {"boxes": predicted[:, :4], "labels": predicted[:, 4].long(), "scores": predicted[:, 5]}
-        there = {"boxes": truth[:, :4], "labels": truth[:, 4].long(), "iscrowd": truth[:, 5].long()}
-        self._metric.update([found], [there])
-        self._seen |= set(truth[truth[:, 5] == 0, 4].long().tolist())
+        self._pictures += 1
+        for x1, y1, x2, y2, number, score in predicted.tolist():
+            self._found.append(self._annotation(len(self._found), [x1, y1, x2 - x1, y2 - y1], number) | {"score": score})
+        for x1, y1, x2, y2, number, ignored in truth.tolist():
+            self._truth.append(self._annotation(len(self._truth), [x1, y1, x2 - x1, y2 - y1], number) | {"iscrowd": int(ignored)})
+
+    def _annotation(self, before: int, box: list[float], number: float) -> dict[str, Any]:
+        """COCO's annotation of the last picture, without what differs between labels and detections."""
+        return {"image_id": self._pictures, "id": before + 1, "category_id": int(number), "bbox": box, "area": box[2] * box[3]}
 
     def compute(self) -> dict[str, float]:
         """Figures of all pictures so far."""
-        if not self._seen:
+        if all(annotation["iscrowd"] for annotation in self._truth):
             return {}
-        values = self._metric.compute()
-        by_class = dict(zip(values["classes"].reshape(-1).tolist(), values["map_per_class"].reshape(-1).tolist(), strict=True))
-        figures = {name: float(values[key]) for name, key in (("ap", "map"), ("ap50", "map_50"), ("ap75", "map_75"))}
-        return figures | {f"ap_{self.classes[number]}": by_class[number] for number in sorted(self._seen)}
+        sizes = [(0, 0)] * self._pictures  # only masks need them
+        precision = coco_precision("bbox", self._truth, self._found, sizes, classes=len(self.classes), most=MAX_DETECTIONS)
+        return average_precision(precision, self.classes)
 
 
 class Detection(Task):

@@ -22,7 +22,7 @@ from dreamteacher.settings.downstream import Finetune
 from dreamteacher.settings.pretraining import Interpreter
 from dreamteacher.students.necks import resize
 from dreamteacher.tasks.base import NeckHead, Size, Task, at_finest, convolved, count_known
-from dreamteacher.tasks.coco_figures import coco_precision
+from dreamteacher.tasks.coco_figures import average_precision, coco_precision
 
 if TYPE_CHECKING:
     from dreamteacher.report.figures import Panel
@@ -119,10 +119,9 @@ class MaskPrecision:
         if not self._truth:
             return {}
         precision = coco_precision("segm", self._truth, self._found, self._sizes, classes=len(self.classes), most=MAX_OBJECTS)
-        by_class = {i: float(precision[:, :, i].mean()) for i in sorted({annotation["category_id"] for annotation in self._truth})}
-        ap50, ap75 = (float(np.mean([precision[at, :, i].mean() for i in by_class])) for at in (0, 5))
-        figures = {"ap": float(np.mean(list(by_class.values()))), "ap50": ap50, "ap75": ap75, "precision": float(np.mean(self._precision))}
-        return figures | {f"ap_{self.classes[number]}": value for number, value in by_class.items()}
+        by_class = average_precision(precision, self.classes)
+        figures = {name: by_class.pop(name) for name in ("ap", "ap50", "ap75")}
+        return figures | {"precision": float(np.mean(self._precision))} | by_class
 
 
 class Instances(Task):
