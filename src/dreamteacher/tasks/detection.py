@@ -166,7 +166,7 @@ class AveragePrecision:
         """Figures of all pictures so far."""
         if all(annotation["iscrowd"] for annotation in self._truth):
             return {}
-        sizes = [(0, 0)] * self._pictures  # only masks need them
+        sizes: list[tuple[int, ...]] = [(0, 0)] * self._pictures  # only masks need them
         precision = coco_precision("bbox", self._truth, self._found, sizes, classes=len(self.classes), most=MAX_DETECTIONS)
         return average_precision(precision, self.classes)
 
