@@ -16,7 +16,7 @@ def gate(
     out: Output[Artifact],
     page: Output[HTML],
 ) -> bool:
-    """Decide whether the new model may become champion: metric floor, no regression, parity, latency.
+    """Decide whether the new model may become champion: metric floor, same validation split, no regression, parity, latency.
 
     Args:
         data: the data set of ingest.

@@ -33,7 +33,10 @@ def promote(
 
     with effect("promote") as done:
         outcome = run(restore_params(**settings), gate=Path(verdict.path), onnx=Path(onnx.path))
-        served = {"champion": f"version {outcome.served.champion}", "previous": outcome.served.previous or "none"}
+        served = {
+            "champion": f"version {outcome.served.champion}" if outcome.served.champion else "none",
+            "previous": outcome.served.previous or "none",
+        }
         done.update(promoted=str(outcome.promoted).lower(), version=outcome.version, champion=served["champion"])
     print(f"promoted = {str(outcome.promoted).lower()}, version {outcome.version}: {outcome.reason}")
     print(f"champion is {served['champion']}, previous {served['previous']}")

@@ -149,7 +149,7 @@ def _mlflow() -> Iterator[Finding]:
         )
     waiting, running = unsent_stages()
     if running:
-        yield "ok", "mlflow", f"{running} stages are running, and their records are sent as they go"
+        yield "ok", "mlflow", f"{running} stages are running"
     if waiting:
         yield "warn", "mlflow", f"{waiting} stages have records to send; dreamteacher sync"
 

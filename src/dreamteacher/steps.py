@@ -82,7 +82,7 @@ def effects(pipeline: str) -> dict[str, str]:
 
 
 def how_run_ended(state: str, done: dict[str, str]) -> tuple[str, bool]:
-    """How a run ended, in words, and whether nothing is left for which Retry would need the run's folder.
+    """How a run ended, in words, and whether the run's folder may go: KFP calls it a success, or no external effect is missing.
 
     KFP 2.17's server updates the state of a group of steps only when a pod of one of its steps ends. So the steps may have succeeded and
     still be called RUNNING: if a group's last step came from the cache, a loop had no items, or a condition did not hold; or FAILED: if one
@@ -94,7 +94,7 @@ def how_run_ended(state: str, done: dict[str, str]) -> tuple[str, bool]:
     """
     succeeded = state in ("SUCCEEDED", "COMPLETE")
     if not succeeded and done and all(words.startswith(("done", "skipped")) for words in done.values()):
-        return f"no external effect is missing (Kubeflow calls the steps {state})", True
+        return f"{'FAILED, but ' if state == 'FAILED' else ''}no external effect is missing (Kubeflow calls the steps {state})", True
     ended = "SUCCEEDED" if succeeded else "unknown (Kubeflow calls the steps RUNNING)" if state == "RUNNING" else state
     if lacking := [step for step, words in done.items() if words.startswith("not done")]:
         ended += f"{', but' if succeeded else ','} not done: {', '.join(lacking)}"

@@ -107,9 +107,11 @@ def test_a_second_start_is_refused_in_one_line_while_the_first_goes_on(toy):
         "while not pathlib.Path('go').exists(): time.sleep(0.05)\nopen(f'{name}.out', 'w').write(name)\n"
     )
     with subprocess.Popen([*REPRO, "--jobs", "2"], cwd=toy.folder, env=toy.environment, stdout=subprocess.PIPE, text=True) as first:
-        wait_until(lambda: all((toy.folder / f"{name}.begun").exists() for name in "ab"))
-        second = subprocess.run(REPRO, cwd=toy.folder, env=toy.environment, capture_output=True, text=True, check=False)
-        (toy.folder / "go").touch()
+        try:
+            wait_until(lambda: all((toy.folder / f"{name}.begun").exists() for name in "ab"))
+            second = subprocess.run(REPRO, cwd=toy.folder, env=toy.environment, capture_output=True, text=True, check=False)
+        finally:
+            (toy.folder / "go").touch()
         output, _ = first.communicate(timeout=120)
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
     assert second.stderr.startswith(f"error: another `dreamteacher repro` runs in {toy.folder}; wait until it ends")

@@ -84,7 +84,8 @@ def test_the_effects_tell_how_a_run_ended_where_the_server_does_not_know_or_errs
     with effect("record") as done:
         done["branch"] = "runs/run-1"
     page = end(PRETRAIN, tmp_path / "page", state)
-    assert f"<th>ended</th><td>no external effect is missing (Kubeflow calls the steps {state})</td>" in page
+    ended = {"RUNNING": "no", "FAILED": "FAILED, but no"}[state]
+    assert f"<th>ended</th><td>{ended} external effect is missing (Kubeflow calls the steps {state})</td>" in page
     assert [each.name for each in volume.iterdir()] == [".effects"]
 
 

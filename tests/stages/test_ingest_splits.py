@@ -133,6 +133,13 @@ def test_ages_or_ids_in_lists_are_no_classes(tmp_path: Path) -> None:
     assert report(tmp_path / "named")["labels_per_class"]["18"] == 2
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_ten_digits_on_sixteen_pictures_are_classes(first: int, tmp_path: Path) -> None:
+    """Few labels, but without gaps."""
+    run(in_lists_of_values(tmp_path / "in", *range(first, first + 10)), tmp_path / "out")
+    assert len(facts(tmp_path / "out")["classes"]) == 10
+
+
 @pytest.mark.parametrize(("values", "is_said"), [((1990, 1991, 1994), True), ((0, 1, 9), True), ((1, 2, 3), False), ((0, 2, 3), False)])
 def test_numbers_that_do_not_count_classes_are_said(values: tuple[int, ...], is_said: bool, tmp_path: Path) -> None:
     run(in_lists_of_values(tmp_path / "in", *values), tmp_path / "out")

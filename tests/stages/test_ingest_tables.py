@@ -32,8 +32,8 @@ def test_a_column_that_says_the_split_is_refused_whatever_it_is_called(name: str
 def test_so_are_columns_among_those_of_classes_and_lines_of_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its column is_test is not read"):
         run(table(tmp_path / "columns", "labels.csv", "path,cat,is_test", "1,0", "0,0", "1,1", "1,0"), tmp_path / "out")
-    with pytest.raises(UserError, match="its column fold is not read"):  # which would be a class
-        run(table(tmp_path / "folds", "labels.csv", "path,cat,fold", "1,0", "0,0", "1,1", "1,0"), tmp_path / "out")
+    with pytest.raises(UserError, match="its column kfold is not read"):  # which would be a class
+        run(table(tmp_path / "folds", "labels.csv", "path,cat,kfold", "1,0", "0,0", "1,1", "1,0"), tmp_path / "out")
     save_pictures(tmp_path / "json", *(f"{i}.png" for i in range(4)))
     lines = [{"file_name": f"{i}.png", "label": "ab"[i % 2], "is_valid": i == 3} for i in range(4)]
     (tmp_path / "json/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

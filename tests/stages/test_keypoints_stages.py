@@ -188,6 +188,11 @@ def test_keypoints_as_fractions_are_refused(tmp_path: Path) -> None:
         run(source, tmp_path / "out", task="keypoints")
 
 
+def test_boxes_without_area_are_no_fractions(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^no labelled picture of train has a keypoint"):  # objects without a box are dropped
+        run(change_file(draw(tmp_path / "source"), annotations={"bbox": [0, 0, 0, 0]}), tmp_path / "out", task="keypoints")
+
+
 def test_keypoints_away_from_their_box_are_said(source: Path, tmp_path: Path) -> None:
     line = "pictures have an object whose keypoints lie mostly outside its box"
     run(source, tmp_path / "good", task="keypoints")

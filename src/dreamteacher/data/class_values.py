@@ -22,7 +22,7 @@ def refuse_values(values: list[str], n_labels: int, where: str, *, are_named: bo
         are_named: classes.txt names the classes, so that numbers are meant as such.
 
     Raises:
-        UserError: every label is different, or more than MAX_VARIETY of them are different numbers.
+        UserError: every label is different, or more than MAX_VARIETY of them are different numbers with gaps.
     """
     if n_labels < MIN_LABELS:
         return
@@ -31,12 +31,15 @@ def refuse_values(values: list[str], n_labels: int, where: str, *, are_named: bo
             f"{where}: each of its {n_labels} labels is another, such as {values[0]!r}, and a class needs several pictures; write classes, "
             "or remove it"
         )
-    if not are_named and len(values) > MAX_VARIETY * n_labels and all(map(NUMBER.fullmatch, values)):
-        raise UserError(
-            f"{where}: its {n_labels} labels are {len(values)} different numbers, such as {values[0]}, as ages, counts or ids are, and a "
-            "class needs several pictures; write classes, such as ranges, into labels.csv, or set ingest.labels to none (if they are "
-            "classes, name them in classes.txt)"
-        )
+    if are_named or len(values) <= MAX_VARIETY * n_labels or not all(map(NUMBER.fullmatch, values)):
+        return
+    numbers = sorted(float(value) for value in values)
+    if numbers[0] in (0, 1) and numbers[-1] - numbers[0] == len(numbers) - 1:  # 0..K-1 or 1..K, as of classes with few labels
+        return
+    raise UserError(
+        f"{where}: its {n_labels} labels are {len(values)} different numbers, such as {values[0]}, as ages, counts or ids are, and a class "
+        "needs several pictures; write the names of classes, such as ranges, into labels.csv, or set ingest.labels to none"
+    )
 
 
 def notes_on_values(names: list[str], file: str) -> Iterator[str]:
@@ -46,5 +49,5 @@ def notes_on_values(names: list[str], file: str) -> Iterator[str]:
     elif names and all(map(NUMBER.fullmatch, names)) and max(numbers := [int(float(name)) for name in names]) >= SPREAD * len(names):
         yield (
             f"the numbers in {file}, from {min(numbers)} to {max(numbers)}, are taken as {len(names)} classes; values such as ages or "
-            "counts are not learnt as such (if they are classes, name them in classes.txt)"
+            "counts are not learnt as such"
         )

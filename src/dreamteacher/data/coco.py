@@ -143,7 +143,8 @@ def _import(
                         without += 1
                         continue
                     boxed = True
-                    counts["objects_with_keypoints"] += not detail and count_of(element) > 0
+                    points = element.get("keypoints")
+                    counts["objects_with_keypoints"] += not detail and isinstance(points, list) and count_of(element) > 0
                     crowd = bool(element.get("iscrowd") or element.get("ignore"))
                     box_row = (number, str(element["image_id"]), *box, int(element["category_id"]), crowd)
                     table.execute("INSERT INTO coco_boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*box_row, _detail(element, detail)))

@@ -13,7 +13,7 @@ from dreamteacher.errors import UserError
 
 MAX_VALUES = 20  # distinct values of a column that may hold splits
 _IS_OF_SPLIT = re.compile(r"is_?(train(ing)?|valid(ation)?|val|dev|eval|test(ing)?|holdout)(_?(set|split))?", re.IGNORECASE)
-_FOLD = re.compile(r"(k_?|cv_?)?folds?(_?(id|no|nr|number))?", re.IGNORECASE)
+_FOLD = re.compile(r"(k_?|cv_?)folds?|folds?_?(id|no|nr|number)", re.IGNORECASE)  # fold alone may be a defect
 _SOME_WITHOUT_SPLIT = (
     "SELECT EXISTS (SELECT 1 FROM labels JOIN files ON nfc(files.name) = labels.name WHERE role = 'picture' AND split IS NULL)"
 )
@@ -44,7 +44,7 @@ class SplitColumns:
 
 
 def split_among(classes: Collection[str]) -> str | None:
-    """The column among class columns that is named like a split, such as is_valid or fold; is_train beside is_car and is_bus is a class."""
+    """The column among class columns that is named like a split, as is_valid and kfold; is_train beside is_car and is_bus is a class."""
     if fold := next(filter(_FOLD.fullmatch, classes), None):
         return fold
     found = [column for column in classes if _IS_OF_SPLIT.fullmatch(column)]

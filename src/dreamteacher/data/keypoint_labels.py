@@ -98,7 +98,9 @@ def read_keypoints(label: BoxLabel, body: Body, stored: tuple[int, int], orienta
         raise BadPicture(f"its keypoints are for a picture of {size[0]} x {size[1]}, it has {upright[0]} x {upright[1]}")
     found = _of_entry(entry, body)
     labelled = found.points[found.labelled()][:, :2]
-    if min(upright) > SMALLEST and any(len(values) > 1 and values.max() <= 1 for values in (labelled, found.corners)):
+    if min(upright) > SMALLEST and any(
+        len(values) > 1 and values.min() >= 0 and 0 < values.max() <= 1 for values in (labelled, found.corners)
+    ):
         raise BadPicture("its keypoints or boxes lie within one pixel, as fractions would; write them in pixels")
     if turn:
         found = found.exif_transposed(orientation, *stored)

@@ -149,7 +149,8 @@ def _read_shard(
                     continue
                 if suffix is None:
                     for other in sample.keys() - {"__key__", "__url__"}:
-                        counts["labels_away"] += other in (_CLASS, own, BOXES, MULTILABEL) or bool(_IS_MASK.fullmatch(other))
+                        is_label = other in (_CLASS, own, BOXES, MULTILABEL) or _IS_MASK.fullmatch(other)
+                        counts["labels_away"] += labels != "none" and bool(is_label)
                         skipped.add(f"{shard}/{key}.{other}")
                     continue
                 item = _item(f"{shard}/{key}.{suffix}", split, suffix, sample, labels, task=task)

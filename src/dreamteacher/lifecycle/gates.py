@@ -56,11 +56,11 @@ def check_regression(name: str, figure: str, values: Sequence[float], champion: 
     return Check(name, value >= limit, value, limit, words)
 
 
-def check_same_split(ours: set[tuple[str, str, str]], theirs: set[tuple[str, str, str]]) -> Check:
-    """Gate: the validation pictures, with what is recorded of their labels, are the champion's; if not, a comparison would not be fair."""
-    differ = len({sha256 for sha256, *_ in ours ^ theirs})
+def check_same_split(ours: set[str], theirs: set[str]) -> Check:
+    """Gate: the validation pictures, by sha256, are the champion's; if not, a comparison would not be fair."""
+    differ = len(ours ^ theirs)
     then = ", so the two cannot be compared: a person decides" if differ else ""
-    words = f"{differ} validation pictures or their labels differ from the champion's{then}"
+    words = f"{differ} validation pictures differ from the champion's{then}"
     return Check("same validation split", not differ, differ, 0, words)
 
 

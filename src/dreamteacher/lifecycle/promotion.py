@@ -8,7 +8,6 @@ after an interruption.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from dreamteacher.errors import UserError
+from dreamteacher.errors import UserError, is_disk_full
 from dreamteacher.mlflow_server import connect, download, missing_database, tracking_uri, without_password
 from dreamteacher.outages import patient, reason, refusal
 from dreamteacher.stage import RECORD, digest_of
@@ -89,10 +88,9 @@ def promote(name: str, *, version: str, compared_with: str | None = None) -> Ser
             return _served(client, name)
         if LEAVING in aliases:  # left by an interrupted rollback, which this promotion overrides
             client.delete_registered_model_alias(name, LEAVING)
-        if old != version:
-            if old:
-                client.set_registered_model_alias(name, PREVIOUS, old)
-            _set_champion(client, name, version)
+        if old not in (None, version):
+            client.set_registered_model_alias(name, PREVIOUS, old)
+        _set_champion(client, name, version)
         if "refused" in client.get_model_version(name, version).tags:
             client.delete_model_version_tag(name, version, "refused")
         if aliases.get(CHALLENGER) == version:
@@ -292,7 +290,7 @@ def registry_client() -> Iterator[MlflowClient]:
     try:
         yield connect()
     except Exception as error:
-        if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        if isinstance(error, UserError) or (isinstance(error, OSError) and is_disk_full(error)):
             raise
         where = without_password(tracking_uri())
         raise refusal(

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from dreamteacher.data.drift import contents
 from dreamteacher.errors import UserError
 from dreamteacher.lifecycle.gates import Check, OverSeeds, check_floor, check_latency, check_parity, check_regression, check_same_split
 from dreamteacher.lifecycle.promotion import MANIFEST, champion_facts
@@ -56,7 +57,7 @@ def run(
         version = ""
         if champion:
             version = champion_facts(champion)["version"]
-            checks.append(check_same_split(_validation(data), _validation(champion / "data")))
+            checks.append(check_same_split(contents(data)["val"], contents(champion / "data")["val"]))
             if checks[-1].passed:
                 old = _champion(champion, figure)
                 checks += [
@@ -96,13 +97,6 @@ def _champion(champion: Path, figure: str) -> OverSeeds:
             f"what is stored with version {stored['version']}, the champion, has no {missing} of init {stored['init']} to compare with; "
             "make and promote a champion anew (`dvc repro`, `dreamteacher promote`)"
         ) from None
-
-
-def _validation(data: Path) -> set[tuple[str, str, str]]:
-    """The validation pictures of a data set: sha256 of each, and kind (or class) and length of its label; only the manifest is read."""
-    with (data / MANIFEST).open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
-    return {(row["sha256"], row["label"], row["label_length"]) for row in rows}
 
 
 def _reason(checks: list[Check]) -> str:
