@@ -44,7 +44,7 @@ class SplitColumns:
 
 
 def split_among(classes: Collection[str]) -> str | None:
-    """The column among class columns that is named like a split, as is_valid and kfold; is_train beside is_car and is_bus is a class."""
+    """The column among class columns that is named like a split (is_valid, kfold); is_train beside is_car and is_bus is a class."""
     if fold := next(filter(_FOLD.fullmatch, classes), None):
         return fold
     found = [column for column in classes if _IS_OF_SPLIT.fullmatch(column)]
