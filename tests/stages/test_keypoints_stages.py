@@ -189,7 +189,7 @@ def test_keypoints_as_fractions_are_refused(tmp_path: Path) -> None:
 
 
 def test_boxes_without_area_are_no_fractions(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^no labelled picture of train has a keypoint"):  # objects without a box are dropped
+    with pytest.raises(UserError, match=r"^no labelled picture of train has a keypoint"):  # objects without a box are dropped
         run(change_file(draw(tmp_path / "source"), annotations={"bbox": [0, 0, 0, 0]}), tmp_path / "out", task="keypoints")
 
 
