@@ -19,7 +19,7 @@ ROOMS = {  # package or module -> our packages that it may import
     "onnx_files": {"errors"},
     "integrity": {"files"},
     "project_root": {"errors"},
-    "mlflow_server": {"errors", "files", "project_root"},
+    "mlflow_server": {"errors", "files", "outages", "project_root"},
     "tracking": {"errors", "files", "git_access", "graph", "mlflow_server", "outages", "project_root"},
     "results": {"errors", "files"},
     "steps": {"errors", "files"},
