@@ -7,6 +7,7 @@ is the long version, with figures: seconds of load before, between and after the
 
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -210,8 +211,12 @@ def test_a_version_that_is_broken_starts_no_server_and_the_old_one_serves_on(sit
     ):
         repository = shutil.copytree(versions[2][0], tmp_path / mutate.__name__)
         mutate(repository)
-        with load.easy(), pytest.raises(UserError, match=words) as error:
-            site.start("b", repository)
+        for _ in range(3):  # seldom, Triton's Python backend aborts while a model fails, before it logs why
+            with load.easy(), pytest.raises(UserError) as error:
+                site.start("b", repository)
+            if "lock_exception" not in str(error.value):
+                break
+        assert re.search(words, str(error.value))
         assert "\n" not in str(error.value)
     assert load.since(SECONDS) == {1}
     load.stop()
