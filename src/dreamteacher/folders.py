@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from dreamteacher.errors import UserError
 from dreamteacher.files import share, sync_to_disk
+from dreamteacher.locks import lock
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -29,8 +27,8 @@ def locked(tmp: Path) -> Iterator[None]:
         tmp.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # what /proc and its like say
         raise UserError(f"no folder can be made in {tmp.parent}; name another --out") from error
-    with (tmp / LOCK).open("w") as lock:
-        if not (_lock(lock) and _is(lock, tmp / LOCK)):
+    with lock(tmp / LOCK) as mine:
+        if not mine:
             raise UserError(f"another process is writing {tmp}; wait for it to end, or name another --out")
         empty(tmp)
         try:
@@ -50,35 +48,16 @@ def empty(tmp: Path) -> None:
 @contextmanager
 def in_turn(checkpoints: Path) -> Iterator[None]:
     """Lock `checkpoints`, which two steps share if they compute the same for different outputs; the second waits for the first."""
+
+    def say() -> None:
+        log.info("another process computes the same; waiting for %s", checkpoints)
+
     while True:
         checkpoints.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = (checkpoints / LOCK).open("w")
-        except FileNotFoundError:  # the first has finished meanwhile
-            continue
-        with lock:
-            if not _lock(lock):
-                log.info("another process computes the same; waiting for %s", checkpoints)
-                fcntl.lockf(lock, fcntl.LOCK_EX)
-            if _is(lock, checkpoints / LOCK):  # the first removes the folder when it is done
+        with lock(checkpoints / LOCK, wait=True, on_wait=say) as mine:
+            if mine:  # otherwise the first has removed the folder, as it does when it is done
                 yield
                 return
-
-
-def _lock(lock: IO[str]) -> bool:
-    """Try to get the lock. Unlike flock, it is not inherited by loader workers, which may outlive a killed stage."""
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _is(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def publish(tmp: Path, out: Path) -> None:

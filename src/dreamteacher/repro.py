@@ -8,7 +8,6 @@ A stage needs seconds to import torch and other libraries. They are imported her
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import logging
 import multiprocessing
@@ -32,6 +31,7 @@ from dreamteacher import forks
 from dreamteacher.errors import UserError
 from dreamteacher.graph import STAGES
 from dreamteacher.limits import cores, memory_limit
+from dreamteacher.locks import lock
 from dreamteacher.tracking import is_sent_later, sync
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,9 @@ def _alone() -> Iterator[None]:
         yield
         return
     Path(LOCK).parent.mkdir(exist_ok=True)
-    with Path(LOCK).open("w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another `dreamteacher repro` runs in {Path.cwd()}; wait until it ends, or stop it") from error
+    with lock(Path(LOCK)) as mine:
+        if not mine:
+            raise UserError(f"another `dreamteacher repro` runs in {Path.cwd()}; wait until it ends, or stop it")
         yield
 
 

@@ -5,7 +5,6 @@ So if the server is down, no record is lost and no stage stops: the journal stay
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from dreamteacher.errors import Interrupted
 from dreamteacher.files import append_line, read_note, replace_file
 from dreamteacher.git_access import output_of
 from dreamteacher.graph import IDENTITY
+from dreamteacher.locks import is_locked, lock
 from dreamteacher.mlflow_server import DIGEST, client_of, find_or_create_run, has_run, logged_steps, replay, tracking_uri, without_password
 from dreamteacher.outages import reason, refusal
 from dreamteacher.project_root import project_folder
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 UNSENT = Path(".dreamteacher/unsent")  # below the project's folder
 RECORDS = "records.jsonl"
+LOCK = "lock"  # of a journal: its stage is running, or it is being sent
 SEND_EVERY = 10.0  # seconds
 LATER = 60.0  # seconds; see is_sent_later
 CHAIN = ("DREAMTEACHER_CHAIN", "DVC_EXP_NAME", "DREAMTEACHER_RUN")  # environment variables that name the run; the first one set is used
@@ -145,18 +146,11 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         yield Tracker()
         return
     known = read_note(memory) if memory else {}
-    unsent = project_folder() / UNSENT
-    journal = unsent / known.get("journal", "")
-    if not (known and (journal / RECORDS).exists()):
-        # in containers every process may have the same pid
-        journal = unsent / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{os.getpid()}"
-        journal.mkdir(parents=True)
-    _drop_torn_line(journal)
     kfp = _kfp()
     commit = output_of("git", "rev-parse", "HEAD")
     dirty = output_of("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
-    tracker = Tracker(journal)
-    with _held(journal):
+    with _journal_of(stage, known) as journal:
+        tracker = Tracker(journal)
         tracker._record(
             do="start",
             run=os.environ.get("MLFLOW_RUN_ID"),
@@ -188,6 +182,24 @@ def open_tracker(stage: str, params: dict[str, Any], tags: dict[str, str], memor
         tracker._close("FINISHED")
 
 
+@contextmanager
+def _journal_of(stage: str, known: dict[str, Any]) -> Iterator[Path]:
+    """The journal of the killed stage that `known` names, or a new one, locked for this process."""
+    unsent = project_folder() / UNSENT
+    if "journal" in known:
+        journal = unsent / known["journal"]
+        with lock(journal / LOCK) as mine:  # unless it is being sent right now
+            if mine and (journal / RECORDS).exists():
+                _drop_torn_line(journal)
+                yield journal
+                return
+    # in containers every process may have the same pid
+    journal = unsent / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{os.getpid()}"
+    journal.mkdir(parents=True)
+    with lock(journal / LOCK):
+        yield journal
+
+
 def _kfp() -> dict[str, Any]:
     """KFP_MLFLOW_CONFIG of KFP's MLflow plugin: endpoint, experimentId, parentRunId (the pipeline's run); empty without the plugin."""
     try:
@@ -208,7 +220,10 @@ def sync() -> list[str]:
     sent, failed = list[str](), dict[str, Exception]()
     for journal in sorted(path.parent for path in (project_folder() / UNSENT).glob(f"*/{RECORDS}")):
         try:
-            with _held(journal):
+            with lock(journal / LOCK) as mine:
+                if not mine:
+                    log.info("%s is in use by another process", journal)
+                    continue
                 _drop_torn_line(journal)
                 if records := _records(journal):  # empty: killed before the first record was complete
                     if records[-1]["do"] != "end":
@@ -216,8 +231,6 @@ def sync() -> list[str]:
                     _send(journal)
                     sent.append(journal.name)
                 shutil.rmtree(journal)
-        except BlockingIOError:
-            log.info("%s is being written by a running stage", journal)
         except Exception as error:
             failed[f"{_why(error, journal)}; {journal} stays unsent"] = error
     if failed:
@@ -228,7 +241,7 @@ def sync() -> list[str]:
 
 def unsent_stages() -> tuple[int, int]:
     """How many stages that ended have records to send, and how many are running."""
-    running = [_is_held(path.parent) for path in (project_folder() / UNSENT).glob(f"*/{RECORDS}")]
+    running = [is_locked(path.with_name(LOCK)) for path in (project_folder() / UNSENT).glob(f"*/{RECORDS}")]
     return running.count(False), running.count(True)
 
 
@@ -256,30 +269,9 @@ def _send(journal: Path) -> None:
 
 
 @contextmanager
-def _held(journal: Path) -> Iterator[None]:
-    """Lock the journal for this process. Raises BlockingIOError if another process has it."""
-    with (journal / "lock").open("w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-
-
-def _is_held(journal: Path) -> bool:
-    """Whether a running stage has the journal; nothing is written."""
-    try:
-        with (journal / "lock").open() as lock:
-            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # without a lock, or not ours to read: no stage runs here
-        return False
-    return False
-
-
-@contextmanager
 def _first_alone() -> Iterator[None]:
     """Lock per folder: two processes that start together would both create MLflow's database and the chain's run."""
-    with (project_folder() / UNSENT).with_name("lock").open("w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
+    with lock((project_folder() / UNSENT).with_name("lock"), wait=True):
         yield
 
 

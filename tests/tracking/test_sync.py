@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,32 @@ def test_sync_leaves_running_stages_alone():
     with process_inside("from dreamteacher.tracking import open_tracker\nwith open_tracker('ingest', {}, {}):"):
         assert sync() == []
     assert runs()["ingest"].info.status == "FINISHED"
+
+
+def test_a_stage_that_starts_again_while_its_records_are_sent_goes_on_in_a_new_journal(dead):
+    """`dreamteacher sync` may take long, and the user may not wait for it."""
+    memory = Path("run.json")
+    with pytest.raises(KeyboardInterrupt), open_tracker("ingest", {}, {}, memory):
+        raise KeyboardInterrupt
+    (first,) = UNSENT.iterdir()
+    with (
+        process_inside(f"from pathlib import Path; from dreamteacher.locks import lock\nwith lock(Path('{first}/lock')):"),
+        open_tracker("ingest", {}, {}, memory),
+    ):
+        (second,) = set(UNSENT.iterdir()) - {first}
+    assert (second / RECORDS).exists()
+    assert json.loads(memory.read_text())["journal"] == second.name
+
+
+def test_records_that_another_process_sends_meanwhile_are_no_failure(dead, mlflow_server, monkeypatch):
+    for name in ("ingest", "publish"):
+        with open_tracker(name, {}, {}):
+            pass
+    first, second = sorted(UNSENT.iterdir())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    send = tracking._send
+    monkeypatch.setattr(tracking, "_send", lambda journal: send(journal) or shutil.rmtree(second))
+    assert sync() == [first.name]
 
 
 def test_a_stage_that_is_sent_late_does_not_end_the_chains_run_anew(monkeypatch, database):
