@@ -28,7 +28,7 @@ _OUTPUT_OF_KFP = IOStore.put_task_output
 
 
 def check(name: str, project: Path, settings: list[str]) -> None:
-    """Check what the first step of pipeline `name` would check, because KFP's runner buries its error in the log.
+    """Check what the first step of pipeline `name` would check, before anything runs.
 
     Args:
         name: one of pipelines.NAMES.
@@ -65,7 +65,8 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
         try:
             pipeline(**arguments)
         except RuntimeError as error:
-            raise UserError(f"{name}: {_plain(str(error))}; what the other steps made stays in {root}") from error
+            reason = local_step.first_failure() or _plain(str(error))
+            raise UserError(f"{name}: {reason}; what the other steps made stays in {root}") from error
 
 
 @contextmanager

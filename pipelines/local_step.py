@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -16,14 +17,18 @@ from pathlib import Path
 import psutil
 
 from dreamteacher import forks
+from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
+from dreamteacher.graph import IDENTITY
 
 # A fork server, since KFP runs loop iterations in threads, and forking a multi-threaded process is unsafe.
 _FORKS = get_context("forkserver")
 MODULES = ["kfp.dsl.executor_main", "dreamteacher.cluster.launch", "dreamteacher.report.step", *forks.MODULES, "mlflow"]
 _FORKS.set_forkserver_preload(MODULES)
+ERROR = "error: "  # begins the line of a UserError
 LONGEST, SHORT = 60, ("/tmp", "/var/tmp", "/dev/shm")
 _signals: list[int] = []  # that came
 _running: set[BaseProcess] = set()
+_failures: list[str] = []
 
 
 def prepare() -> None:
@@ -50,6 +55,7 @@ def stopped_by_signals() -> Iterator[None]:
             raise SystemExit
 
     _signals.clear()
+    _failures.clear()
     with forks.stopped_together(stop):
         try:
             yield
@@ -59,6 +65,11 @@ def stopped_by_signals() -> Iterator[None]:
                     process.terminate()
                 print("stopped; start the same command again to go on", file=sys.stderr)
                 raise SystemExit(128 + _signals[0])
+
+
+def first_failure() -> str:
+    """The step of this run that failed first, and why, in one line; "" if none did."""
+    return _failures[0] if _failures else ""
 
 
 def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
@@ -77,12 +88,19 @@ def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
     process.start()
     _running.add(process)
     writer.close()
+    last = ""
     with reader, open(reader.fileno(), errors="replace", closefd=False) as lines:
         for line in lines:
             print(line, end="")
+            last = line.strip() or last
     print("\n")  # as KFP does between a step's lines and its own
     process.join()
     _running.discard(process)
+    if code := process.exitcode:
+        reason = last.removeprefix(ERROR) if code > 0 else f"its process was ended by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            reason += ", most likely because memory is too small"
+        _failures.append(f"{_title(words)}: {reason}")
     return process.exitcode or 0
 
 
@@ -99,4 +117,22 @@ def _execute(output: Connection, source: str, words: list[str], folder: str, env
     sys.argv = ["executor_main", "--component_module_path", str(component), *words]
     from kfp.dsl.executor_main import executor_main
 
-    executor_main()
+    try:
+        with resource_errors_in_one_line(_step(words)):
+            executor_main()
+    except UserError as error:
+        print(f"{ERROR}{error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signum)
+
+
+def _step(words: list[str]) -> str:
+    return words[words.index("--function_to_execute") + 1].replace("_", "-")
+
+
+def _title(words: list[str]) -> str:
+    """The step with what distinguishes it from others of its name: "finetune mix 0"."""
+    given = json.loads(words[words.index("--executor_input") + 1])["inputs"].get("parameterValues", {})
+    return " ".join([_step(words), *(str(given[key]) for key in IDENTITY if key in given)])

@@ -80,12 +80,35 @@ def test_the_run_ends_with_finish_and_leaves_nothing_behind(pretrained: LocalRun
 def test_a_failing_step_leaves_the_others_outputs_and_finish_runs(small_project: Path, tmp_path: Path) -> None:
     run = run_local(small_project, tmp_path / "runs", "--set", "teacher.lr=1.0e+30", "--set", "teacher.clip=null")
     assert run.code == 2
-    assert "error: pretrain: " in run.output
-    assert "train-teacher" in run.output.splitlines()[-1]
-    assert "not finite" in run.output
+    last = run.output.splitlines()[-1]
+    assert last.startswith("error: pretrain: train-teacher teacher: ") and "not finite" in last
+    assert "Traceback" not in run.output
     assert (run.out("ingest") / "stage.json").exists()
     assert not list(run.steps.rglob("distill-features/out/stage.json"))
     assert "FAILED" in run.output
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "its process was ended by SIGKILL, most likely because memory is too small"),
+        ("from dreamteacher.errors import UserError; raise UserError('no pictures; add some')", "no pictures; add some"),
+        ("raise ValueError('a bug')", "ValueError: a bug"),
+    ],
+)
+def test_the_first_failed_step_is_told_with_its_reason(tmp_path: Path, source: str, reason: str) -> None:
+    body = f"""
+import json
+from pipelines import local_step
+local_step._FORKS.set_forkserver_preload([])
+given = json.dumps({{"inputs": {{"parameterValues": {{"seed": 0, "init": "mix"}}}}}})
+for source in ({source!r}, "raise KeyError"):
+    assert local_step.run(["", "", "", source, "--executor_input", given, "--function_to_execute", "finetune"])
+print(local_step.first_failure())
+"""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"finetune mix 0: {reason}"
 
 
 def test_a_long_name_of_the_folder_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
