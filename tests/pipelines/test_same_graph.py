@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from kfp.compiler import Compiler
 
 from dreamteacher.stages.find_commit import SECTIONS
 from helpers import PROJECT
-from pipelines import pretrain
+from pipelines import pretrain, retrain
 
 AROUND = {"find-commit", "fetch-data", "list-recipes", "list-passes", "record", "finish"}  # steps of the pipeline that are no stages
 # What DVC's interpreters and label distillations know of teacher and features is their record, which features-of copies.
@@ -101,12 +102,15 @@ def graph_of_kfp(spec: dict[str, Any]) -> Graph:
     return dict(graph)
 
 
+def compiled(pipeline: ModuleType, folder: Path) -> dict[str, Any]:
+    Compiler().compile(pipeline.build(lambda name, task: task.set_display_name(name)), str(folder / "pipeline.yaml"))
+    spec: dict[str, Any] = next(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
+    return spec
+
+
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    file = tmp_path_factory.mktemp("compiled") / "pretrain.yaml"
-    Compiler().compile(pretrain.build(lambda name, task: task.set_display_name(name)), str(file))
-    compiled: dict[str, Any] = next(yaml.safe_load_all(file.read_text()))
-    return compiled
+    return compiled(pretrain, tmp_path_factory.mktemp("compiled"))
 
 
 def test_kfp_and_dvc_have_the_same_graph(spec: dict[str, Any], tmp_path: Path) -> None:
@@ -134,3 +138,10 @@ def test_a_change_of_the_pipeline_alone_is_noticed(spec: dict[str, Any], tmp_pat
     (dag,) = [c["dag"] for c in broken["components"].values() if "publish" in c.get("dag", {}).get("tasks", {})]
     del dag["tasks"]["publish"]["inputs"][lost[0]][lost[1]]
     assert graph_of_kfp(broken) != graph_of_dvc((PROJECT / "dvc.yaml").read_text(), tmp_path)
+
+
+def test_a_retraining_publishes_nothing_before_the_gates_have_judged(tmp_path: Path) -> None:
+    """Also if `gate` fails: then nothing that depends on its group starts."""
+    components = compiled(retrain, tmp_path)["components"]
+    (publishing,) = (one["dag"]["tasks"]["publish"] for one in components.values() if "publish" in one.get("dag", {}).get("tasks", {}))
+    assert "gate" in components["comp-train"]["dag"]["tasks"] and "train" in publishing["dependentTasks"]
