@@ -60,6 +60,8 @@ def repro(jobs: int | None = None) -> int:
             return 0
         os.environ.setdefault("DREAMTEACHER_TRACKING", "later")  # MLflow's client takes longer to import than some stages to run
         code = _run(plan, jobs or default_jobs())
+        if not code and _has_remote():
+            print("repro: done; `dvc push` sends the results to the project's remote storage")
     if is_sent_later() and code < 128:  # not after a signal: the next call sends them
         try:
             sync()
@@ -114,7 +116,10 @@ def _outdated() -> dict[str, set[str]]:
             f"{Path.cwd()} is no project; start in a project's folder, or make one: dreamteacher init FOLDER --source PICTURES"
         ) from error
     except LockError as error:
-        raise UserError(f"DVC is at work in {Path.cwd()}, as `dvc repro` may be; wait until it ends") from error
+        raise UserError(
+            f"DVC cannot lock {Path.cwd()}, most likely because another DVC command runs in it; wait until it ends. If none runs, here or "
+            "on a machine that shares the folder, see https://dvc.org/doc/user-guide/troubleshooting#lock-issue"
+        ) from error
     except DvcException as error:
         raise UserError(f"DVC cannot read this project: {' '.join(str(error).split())}") from error
     to_end = dict.fromkeys(plan, 0)
@@ -122,6 +127,12 @@ def _outdated() -> dict[str, set[str]]:
         for other in needs:
             to_end[other] = max(to_end[other], to_end[stage] + 1)
     return dict(sorted(plan.items(), key=lambda item: -to_end[item[0]]))
+
+
+def _has_remote() -> bool:
+    from dvc.config import Config
+
+    return bool(Config.from_cwd()["remote"])
 
 
 def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
@@ -192,7 +203,7 @@ def _reproduce(stage: str, threads: int) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).propagate = False
     write = ui.write
-    ui.write = lambda *words, **how: None if "dvc push" in str(words) else write(*words, **how)  # also said without a remote
+    ui.write = lambda *words, **how: None if "dvc push" in str(words) else write(*words, **how)  # `repro` says it, once
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
     sys.exit(main(["--wait-for-lock", "repro", "--single-item", stage]))
