@@ -72,3 +72,21 @@ def triton(repository):
         patch.chdir(repository.parent)
         with running_triton(repository) as server:
             yield server
+
+
+@pytest.fixture(scope="session")
+def registry_database(new_database, tmp_path_factory):
+    """One for all."""
+    return new_database(tmp_path_factory.mktemp("registry"))
+
+
+@pytest.fixture(params=["database", "server"])
+def registry(request, in_tmp, monkeypatch):
+    """A client of a registry in which every test has a model of its own, named as the test."""
+    import mlflow
+
+    uri = request.getfixturevalue("registry_database" if request.param == "database" else "mlflow_server")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # the machine may be busy
+    yield mlflow.MlflowClient(uri)
+    mlflow.set_tracking_uri(None)

@@ -1,9 +1,7 @@
-"""Aliases of a registered model, on a database and on a real server; errors are one line."""
+"""Promotion and rollback move the aliases of a registered model, on a database and on a real server; errors are one line."""
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -13,52 +11,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mlflow
 import pytest
-from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
+from registered import add_versions, aliases, known, make_lineage, only_database
 
 from dreamteacher import cli, outages
 from dreamteacher.errors import UserError
 from dreamteacher.lifecycle import promotion
-from dreamteacher.lifecycle.promotion import LINEAGE, choose, fetch_champion, keep_lineage, promote, refuse, rollback
+from dreamteacher.lifecycle.promotion import choose, fetch_champion, promote, refuse, rollback
 from dreamteacher.mlflow_server import missing_database
 from dreamteacher.settings.downstream import Publish
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import digest_of, open_stage
 from dreamteacher.stages import promote as promote_stage
 from helpers import free_port
-
-only_database = pytest.mark.parametrize("registry", ["database"], indirect=True)
-
-
-@pytest.fixture(scope="session")
-def database(new_database, tmp_path_factory):
-    """One for all."""
-    return new_database(tmp_path_factory.mktemp("registry"))
-
-
-@pytest.fixture(params=["database", "server"])
-def registry(request, in_tmp, monkeypatch):
-    """A client of a registry in which every test has a model of its own, named as the test."""
-    uri = request.getfixturevalue("database" if request.param == "database" else "mlflow_server")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # the machine may be busy
-    yield MlflowClient(uri)
-    mlflow.set_tracking_uri(None)
-
-
-def add_versions(registry: MlflowClient, name: str, count: int) -> None:
-    registry.create_registered_model(name)
-    for number in range(1, count + 1):
-        run = registry.create_run("0")
-        tags = {"sha256": f"{number}" * 8, "evaluation": "e" * 64, "init": "mix"}
-        registry.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags)
-
-
-def aliases(registry: MlflowClient, name: str) -> dict[str, int]:
-    return {alias: int(version) for alias, version in registry.get_registered_model(name).aliases.items()}
 
 
 def test_promotion_and_rollback_move_the_aliases_and_can_be_repeated(registry, request, capsys):
@@ -142,28 +108,6 @@ def stop_at_each_change(registry: MlflowClient, name: str, action: Callable[[], 
         if not client.failed:
             return fatal
     raise AssertionError("it never ends")
-
-
-def make_lineage(folder: Path, name: str, *versions: str) -> None:
-    """Store a small lineage with each of `versions`; the manifest contains the version."""
-    for version in versions:
-        parts = {part: folder / version / part for part in LINEAGE}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DREAMTEACHER_TRACKING", "off")
-            with open_stage("ingest", params={"version": version}, inputs={}, out=parts["data"]) as stage:
-                (stage.tmp / "manifest.csv").write_text(f"name\npicture of {version}\n")
-                (stage.tmp / "train-0.tar").write_bytes(b"what is not stored with the version")
-        for part in LINEAGE[1:]:
-            parts[part].mkdir(parents=True)
-            (parts[part] / "file").write_text(version)
-        (parts["evaluation"] / "metrics.json").write_text(json.dumps({"mix": {"miou_mean": 0.8}}))
-        keep_lineage(name, version, parts, digest="e" * 64)
-
-
-def known(name: str, out: Path) -> str:
-    """The version whose pictures a retraining that begins now would not count as new."""
-    fetch_champion(name, out)
-    return (out / "known/manifest.csv").read_text().split()[-1]
 
 
 def make_verdict(folder: Path, registry: MlflowClient, name: str, *, version: str, champion: str, passed: bool) -> Callable[[], Any]:
@@ -284,7 +228,7 @@ def test_promotion_by_hand_warns_only_of_what_is_stored_nowhere(registry, in_tmp
 
 
 @only_database
-def test_what_is_missing_is_named(registry, tmp_path):
+def test_what_is_missing_is_named(registry):
     with pytest.raises(UserError, match=r"has no model nobody; `dreamteacher publish` registers it"):
         promote("nobody", version="1")
     add_versions(registry, "lone", 2)
@@ -294,119 +238,6 @@ def test_what_is_missing_is_named(registry, tmp_path):
         promote("lone", version="7")
     with pytest.raises(UserError, match=r"lone has no version of this file: MLflow did not take it; publish again when it does"):
         choose("lone", sha256="f" * 64)
-    assert fetch_champion("lone", tmp_path / "a") is fetch_champion("nobody", tmp_path / "b") is None
-    assert not list((tmp_path / "a").iterdir())
-    promote("lone", version="2")
-    with pytest.raises(UserError, match=r"nobody stored what version 2 of lone, the champion, was made from; .*promote lone --version 2"):
-        fetch_champion("lone", tmp_path / "c")
-
-
-@pytest.mark.parametrize("promoted", [["1"], ["1", "2"], ["1", "2", "rollback"]])
-@pytest.mark.parametrize("lost", ["version", "alias"])
-def test_a_champion_that_was_deleted_is_no_first_champion(lost, promoted, registry, request, tmp_path):
-    """Without it nothing would be compared, and a worse model would be promoted."""
-    name = f"gone-{request.node.name}"
-    add_versions(registry, name, 3)
-    for version in promoted:
-        served = rollback(name) if version == "rollback" else promote(name, version=version)
-    assert registry.get_registered_model(name).tags["champion"] == served.champion
-    if lost == "version":
-        registry.delete_model_version(name, served.champion)
-    else:
-        registry.delete_registered_model_alias(name, "champion")
-    left = ", ".join(version for version in ("1", "2", "3") if lost == "alias" or version != served.champion)
-    with pytest.raises(UserError) as error:
-        fetch_champion(name, tmp_path / "champion")
-    assert str(error.value) == (
-        f"the champion of {name} in MLflow was deleted, or lost its alias, so nothing can be compared; "
-        f"`dreamteacher promote {name} --version N` makes one of {left} champion"
-    )
-    assert not list((tmp_path / "champion").glob("champion.json"))
-    promote(name, version="3")
-    assert registry.get_registered_model(name).tags["champion"] == "3"
-
-
-@only_database
-def test_after_the_only_version_was_deleted_a_person_decides_that_all_begins_anew(registry, tmp_path):
-    add_versions(registry, "emptied", 1)
-    promote("emptied", version="1")
-    registry.delete_model_version("emptied", "1")
-    with pytest.raises(UserError, match=r"the champion of emptied .* so nothing can be compared; delete emptied to begin anew$"):
-        fetch_champion("emptied", tmp_path / "champion")
-    registry.delete_registered_model("emptied")
-    assert fetch_champion("emptied", tmp_path / "champion") is None
-
-
-@only_database
-def test_a_champion_whose_artifacts_were_deleted_is_named(registry, in_tmp):
-    add_versions(registry, "hollow", 1)
-    make_lineage(in_tmp, "hollow", "1")
-    promote("hollow", version="1")
-    run = registry.get_run(registry.get_model_version("hollow", "1").run_id)
-    shutil.rmtree(run.info.artifact_uri.removeprefix("file://"))
-    said = r"what MLflow stores with version 1 of hollow cannot be read \(.*\); mend its artifacts, or promote another version$"
-    with pytest.raises(UserError, match=said):
-        fetch_champion("hollow", in_tmp / "champion")
-
-
-@only_database
-def test_an_outage_between_two_parts_of_a_champion_is_waited_for(registry, in_tmp, monkeypatch):
-    """The second attempt finds the folders of the first."""
-    add_versions(registry, "away", 1)
-    make_lineage(in_tmp, "away", "1")
-    promote("away", version="1")
-    download, parts = LocalArtifactRepository.download_artifacts, []
-
-    def fail_once(artifacts: LocalArtifactRepository, artifact_path: str, dst_path: str) -> str:
-        parts.append(artifact_path)
-        if parts.count(LINEAGE[-1]) == 1 and parts[-1] == LINEAGE[-1]:
-            raise ConnectionError("connection refused")
-        return download(artifacts, artifact_path, dst_path)
-
-    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", fail_once)
-    monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "5")
-    monkeypatch.setattr(outages, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: None))
-    assert fetch_champion("away", in_tmp / "champion") == "1"
-    assert parts == ["data", *LINEAGE] * 2
-    assert {each.name for each in (in_tmp / "champion").iterdir()} == {"known", *LINEAGE, "champion.json"}
-
-
-@only_database
-def test_a_disk_without_room_for_a_champion_is_one_line_that_does_not_blame_mlflow(registry, in_tmp, monkeypatch, capsys):
-    """MLflow's own list of failed downloads, whose first line only counts."""
-    add_versions(registry, "large", 1)
-    make_lineage(in_tmp, "large", "1")
-    promote("large", version="1")
-    listed = "The following failures occurred while downloading one or more artifacts from file:///runs:\n##### File teacher/unet #####\n"
-
-    def full(*_: Any, **__: Any) -> str:
-        raise MlflowException(f"{listed}[Errno 28] No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalArtifactRepository, "download_artifacts", full)
-        said = r"champion has no room for lineage/e+/data of MLflow's run \w+ \(\[Errno 28\] No space left on device\); free some space"
-        with pytest.raises(UserError, match=rf"^{re.escape(str(in_tmp))}/{said} and start again$"):
-            fetch_champion("large", in_tmp / "champion")
-    with pytest.raises(OSError, match="No space left on device"), promotion.registry_client():
-        Path("/dev/full").write_text("champion.json")
-
-
-@only_database
-@pytest.mark.parametrize("folder", ["known", "data"])
-def test_a_manifest_that_was_changed_in_mlflow_is_noticed(folder, registry, in_tmp):
-    """Its sha256 is compared: of what is known, a lost line would make an old picture new, and one too many would hide a new one."""
-    name = f"changed-{folder}"
-    add_versions(registry, name, 2)
-    make_lineage(in_tmp, name, "1", "2")
-    promote(name, version="1")
-    if folder == "known":  # that of the newest version about which something was decided
-        refuse(name, "2", "worse")
-    version = registry.get_model_version(name, "2" if folder == "known" else "1")
-    artifacts = Path(registry.get_run(version.run_id).info.artifact_uri.removeprefix("file://"))
-    (artifacts / version.tags["lineage"] / "data/manifest.csv").write_text("name\npicture of 0\n")
-    found = rf"what MLflow stores with version {version.version} of {name} is damaged: .*/(known|data)/manifest.csv is damaged \(its sha256"
-    with pytest.raises(UserError, match=found):
-        fetch_champion(name, in_tmp / "champion")
 
 
 @pytest.mark.parametrize("words", [["promote"], ["rollback", "blobs"], ["last-run"], ["fetch-model", "blobs", "--out", "models"]])
