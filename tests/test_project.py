@@ -50,7 +50,7 @@ def test_a_copy_stands_for_its_project(copy, in_tmp, monkeypatch):
     assert project_folder() == in_tmp / "models/cells"
 
 
-def test_a_project_below_the_top_of_its_git_repository(in_tmp, monkeypatch):
+def test_a_copy_of_a_project_in_a_subfolder_of_its_git_repository_stands_for_it(in_tmp, monkeypatch):
     project = in_tmp / "models"
     copy = project / ".dvc/tmp/exps/tmp1a2b/models"
     (copy / ".dvc").mkdir(parents=True)

@@ -30,7 +30,7 @@ def test_after_the_rotation_all_channels_have_the_mean_variance(channels: int, r
     torch.testing.assert_close(variances, covariance.trace().div(channels).expand(channels), rtol=1e-8, atol=0)
 
 
-def test_channels_that_never_vary_are_no_matter() -> None:
+def test_the_rotation_is_finite_for_channels_that_never_vary() -> None:
     for channels in (3, 16):
         rotation = equalizing_rotation(torch.zeros(channels, channels))
         assert rotation.isfinite().all()

@@ -65,7 +65,7 @@ def unit(make: Callable[[Tensor, StepRandom], Tensor]) -> Callable[[Tensor, Step
         (lambda i, r: torch.cat([1e3 * texture(i, r), unit(colour)(i, r), noise(i, r), 0 * noise(i, r)], 1), 2 / 3, 1 / 3),
     ],
 )
-def test_shares_of_features_whose_make_is_known(make: Any, signal: float, pixels: float) -> None:
+def test_shares_of_constructed_features_are_recovered(make: Any, signal: float, pixels: float) -> None:
     channels = make(pictures()[0], StepRandom(0, 0, 0, 1)).shape[1]
     (shares,) = measure_shares(Made(make, channels), pictures(), noises=2, seed=1)  # type: ignore[arg-type]
     assert shares.signal == pytest.approx(signal, abs=0.05)

@@ -139,7 +139,7 @@ def test_no_setting_that_the_run_cache_passes_over_goes_unwatched():
     assert skipped <= watched
 
 
-def test_nothing_is_told_to_anyone():
+def test_dvc_sends_no_analytics():
     config = (PROJECT / ".dvc/config").read_text()
     for setting in ("analytics = false", "autostage = false", "check_update = false"):
         assert setting in config

@@ -143,7 +143,7 @@ def test_a_students_pyramid_is_that_of_the_cpu(name: str, exact: None) -> None:
 
 @pytest.mark.usefixtures("errors_where_the_host_waits")
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if name not in ("features", "team")])
-def test_a_baseline_learns_without_a_wait(name: str, tmp_path: Path) -> None:
+def test_a_baseline_learns_and_never_makes_the_host_wait(name: str, tmp_path: Path) -> None:
     params = Params.model_validate({"student": {"width": 16}, "distill": {"method": name, "resolution": SIDE, "batch_size": 8, "steps": 8}})
     method = get_method(name)(params, None, tmp_path, GPU)
     backbone = create_backbone("vit_tiny_patch16_224" if name == "mae" else "resnet18")
@@ -154,15 +154,15 @@ def test_a_baseline_learns_without_a_wait(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("errors_where_the_host_waits")
 @pytest.mark.parametrize("kind", ["ddpm", "edm", "stylegan2"])
-def test_a_generator_learns_without_a_wait(kind: str, tmp_path: Path) -> None:
-    """In bf16, as it is chosen there."""
+def test_a_generator_learns_and_never_makes_the_host_wait(kind: str, tmp_path: Path) -> None:
+    """In bf16, which `auto` chooses on a GPU."""
     generator = get_kind(kind).Generator(Teacher(kind=kind, size="tiny", resolution=SIDE))
     trained = learn(generator.build(), lambda model, batch, random: generator.loss(model, batch["image"], random), tmp_path, ema=0.9)
     assert np.isfinite(trained.last_loss())
 
 
 @pytest.mark.usefixtures("errors_where_the_host_waits")
-def test_a_student_learns_a_teachers_features_without_a_wait(tmp_path: Path) -> None:
+def test_a_student_learns_a_teachers_features_and_never_makes_the_host_wait(tmp_path: Path) -> None:
     params = Params.model_validate({"student": {"width": 16}})
     teacher = move_frozen(DiffusionTeacher(build_unet("tiny", SIDE), build_scheduler(1000), Stochastic(50), [4, 8]), GPU)
     backbone = create_backbone("resnet18")
@@ -193,13 +193,13 @@ def tune(task_name: str, folder: Path, **more: Any) -> tuple[TaskModel, Trained]
 
 @pytest.mark.usefixtures("errors_where_the_host_waits")
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_task_is_learned_in_bf16_without_a_wait(name: str, tmp_path: Path) -> None:
+def test_a_task_is_learned_in_bf16_and_never_makes_the_host_wait(name: str, tmp_path: Path) -> None:
     _, trained = tune(name, tmp_path, steps=40, precision="bf16")
     assert trained.history[-1]["loss"] < trained.history[0]["loss"]
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """Up to what kernels change that add in any order: Adam makes whole steps of such differences in small gradients."""
+def test_a_resumed_run_matches_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Except for kernels whose order of summation varies: Adam turns such differences of small gradients into whole steps."""
     (tmp_path / "whole").mkdir(), (tmp_path / "parts").mkdir()
     _, whole = tune("classification", tmp_path / "whole", precision="fp32")
     with pytest.raises(Interrupted):
@@ -210,7 +210,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert (ours - theirs).norm() <= 0.01 * theirs.norm()
 
 
-def test_a_model_that_was_trained_there_is_exported(tmp_path: Path) -> None:
+def test_a_model_that_was_trained_on_the_gpu_is_exported(tmp_path: Path) -> None:
     model, _ = tune("classification", tmp_path)
     assert all(value.device.type == "cpu" for value in model.state_dict().values())
     export(model, tmp_path / "model.onnx", ["logits"], size=SIDE, opset=17, tolerance=1e-3, metadata={})

@@ -207,7 +207,7 @@ def fails(found: Stack, mutate: Callable[[Stack], object], message: str) -> None
         (lambda m: m.remove(get(m, "NetworkPolicy", "dreamteacher-bucket")), "Job dreamteacher-bucket: network policies cut ENDPOINT"),
     ],
 )
-def test_in_one_namespace(dev: Stack, mutate: Callable[[Stack], object], message: str):
+def test_each_mistake_in_one_namespace_is_found(dev: Stack, mutate: Callable[[Stack], object], message: str):
     fails(dev, mutate, message)
 
 
@@ -249,7 +249,7 @@ def test_in_one_namespace(dev: Stack, mutate: Callable[[Stack], object], message
         ),
     ],
 )
-def test_in_production(production: Stack, mutate: Callable[[Stack], object], message: str):
+def test_each_mistake_in_production_is_found(production: Stack, mutate: Callable[[Stack], object], message: str):
     fails(production, mutate, message)
 
 
@@ -281,11 +281,11 @@ def test_in_production(production: Stack, mutate: Callable[[Stack], object], mes
         ),
     ],
 )
-def test_of_training(training: Stack, mutate: Callable[[Stack], object], message: str):
+def test_each_mistake_in_the_training_manifests_is_found(training: Stack, mutate: Callable[[Stack], object], message: str):
     fails(training, mutate, message)
 
 
-def test_a_policy_that_names_a_range_of_ports_or_all_of_them_cuts_nothing(dev: Stack):
+def test_a_policy_with_a_range_of_ports_or_all_ports_cuts_nothing(dev: Stack):
     open_wide = copy.deepcopy(dev)
     get(open_wide, "NetworkPolicy")["spec"]["egress"] = [{"ports": [{"port": 1, "endPort": 65535}, {"port": 53, "protocol": "UDP"}]}]
     get(open_wide, "NetworkPolicy", "dreamteacher-mlflow")["spec"]["egress"] = [{}]

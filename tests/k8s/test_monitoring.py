@@ -98,7 +98,7 @@ def autoscaling_query() -> str:
     return query
 
 
-def test_what_is_asked_is_what_triton_tells():
+def test_every_metric_in_a_query_is_one_that_triton_exports():
     for expression in [*expressions(), autoscaling_query()]:
         for name, labels in re.findall(r"(nv_\w+)(?:\{([^}]*)\})?", expression):
             assert name in TRITON, expression

@@ -90,7 +90,7 @@ COMBINATIONS += [(patching, ADDING) for patching in powerset(*PATCHING) if len(p
 
 @pytest.mark.parametrize("canary", [False, True], ids=["", "canary"])
 @pytest.mark.parametrize(("patching", "adding"), COMBINATIONS, ids=["+".join((*one, *two)) for one, two in COMBINATIONS])
-def test_each_combination_of_serving(copy: Path, patching: tuple[str, ...], adding: tuple[str, ...], canary: bool):
+def test_each_combination_of_serving_components_is_valid(copy: Path, patching: tuple[str, ...], adding: tuple[str, ...], canary: bool):
     by_weight = ("gateway-canary",) if canary and "gateway" in patching else ()
     beside = (["serving/canary"] if canary else []) + (["serving/webhook"] if adding else [])
     found = serving(copy, (*patching, *by_weight, *adding), *beside)
@@ -113,7 +113,7 @@ def test_each_combination_of_serving(copy: Path, patching: tuple[str, ...], addi
 
 
 @pytest.mark.parametrize("adding", [each for each in powerset(*ADDING) if len(each) == 1 or len(each) == len(ADDING) - 1], ids="+".join)
-def test_what_only_adds_objects_goes_alone_and_without_each_other(copy: Path, adding: tuple[str, ...]):
+def test_components_that_only_add_objects_do_not_need_each_other(copy: Path, adding: tuple[str, ...]):
     check(serving(copy, ("network-policies", *adding)))
 
 
@@ -135,7 +135,7 @@ def test_kserve_runs_the_same_pods(copy: Path, others: tuple[str, ...]):
 
 @pytest.mark.parametrize("nodes", [False, True], ids=["", "multi-node"])
 @pytest.mark.parametrize("components", list(powerset("quota", "kueue", "priorities")), ids="+".join)
-def test_each_combination_of_training(copy: Path, components: tuple[str, ...], nodes: bool):
+def test_each_combination_of_training_components_is_valid(copy: Path, components: tuple[str, ...], nodes: bool):
     found = overlay(copy, "training", resources=["base", *(["multi-node"] if nodes else [])], components=components)
     check(found)
     runtimes = [
@@ -174,7 +174,7 @@ def test_the_autoscaler_asks_for_its_own_namespace_and_spares_what_the_budget_ne
     assert behaviour["scaleDown"]["stabilizationWindowSeconds"] > 10 * behaviour["scaleUp"]["stabilizationWindowSeconds"]
 
 
-def test_serving_comes_before_training():
+def test_serving_has_a_higher_priority_than_training():
     values = {each["metadata"]["name"]: each["value"] for each in yaml.safe_load_all((COMPONENTS / "priorities/classes.yaml").read_text())}
     assert values["dreamteacher-serving"] > values["dreamteacher-training"] > 0  # 0: what has no class, such as KFP's steps
 

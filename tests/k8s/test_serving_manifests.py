@@ -41,7 +41,7 @@ def component(name: str) -> list[dict[str, Any]]:
     return [each for file in files for each in yaml.safe_load_all((folder / file).read_text())]
 
 
-def test_it_is_right_without_an_overlay(serving: list[dict[str, Any]]):
+def test_the_serving_base_is_valid_without_an_overlay(serving: list[dict[str, Any]]):
     assert lint(serving, GIVEN) == []
     for version in VERSIONS:
         for each in serving:

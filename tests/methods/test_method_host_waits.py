@@ -44,7 +44,7 @@ def teachers(monkeypatch: pytest.MonkeyPatch) -> list[DiffusionTeacher]:
 
 
 @pytest.mark.parametrize("whitening", KINDS)
-def test_feature_distillation_does_not(whitening: str, teachers: list[DiffusionTeacher], tmp_path: Path) -> None:
+def test_feature_distillation_never_makes_the_host_wait(whitening: str, teachers: list[DiffusionTeacher], tmp_path: Path) -> None:
     params = Params.model_validate(
         {"student": {"width": 8}, "distill": {"T": 10, "objectives": dict.fromkeys([*OBJECTIVES, "global"], 1.0), "margin": 4}}
     )
@@ -62,7 +62,7 @@ def test_feature_distillation_does_not(whitening: str, teachers: list[DiffusionT
         never_waits(step)
 
 
-def test_a_team_does_not(teachers: list[DiffusionTeacher], tmp_path: Path) -> None:
+def test_a_team_never_makes_the_host_wait(teachers: list[DiffusionTeacher], tmp_path: Path) -> None:
     params = Params.model_validate({"student": {"width": 8}, "distill": {"T": 10}})
     backbone = create_backbone("test_resnet")
     team = {}
@@ -93,6 +93,6 @@ def scale(backbone: Backbone) -> dict[str, Any]:
         ("what is kept on the host", lambda images: images.mean().cpu()),
     ],
 )
-def test_the_pretended_gpu_finds(name: str, wait: Any) -> None:
+def test_the_pretended_gpu_notices_each_kind_of_wait(name: str, wait: Any) -> None:
     with pretended_gpu(), pytest.raises(HostWaits):
         never_waits(lambda random: wait(pictures()))

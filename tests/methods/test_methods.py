@@ -226,7 +226,7 @@ def test_what_cannot_be_is_refused_in_one_line(name: str, backbone: str, setting
 
 
 def test_one_picture_at_once_is_refused_where_the_projector_has_batch_normalisation(tmp_path: Path) -> None:
-    """With a backbone that has none."""
+    """Even if the backbone itself has no batch normalisation."""
     with pytest.raises(UserError, match="batch normalisation needs at least two pictures; raise batch_size or lower accumulate"):
         learn("simclr", tmp_path, backbone="test_convnext", batch_size=2, accumulate=2)
 

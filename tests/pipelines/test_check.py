@@ -228,7 +228,7 @@ def test_nothing_secret_is_printed(replay: Callable[[str], Replay], capsys: pyte
     assert "hunter2" not in text and token not in text
 
 
-def test_the_pod_goes_whatever_happens(replay: Callable[[str], Replay]):
+def test_the_probe_pod_is_deleted_after_an_error(replay: Callable[[str], Replay]):
     api = replay("healthy")
     api.answers["GET /api/v1/namespaces/dt/pods/dreamteacher-check-1/log"] = [[500, {"message": "the node is away"}]]
     examine(SCENARIO["healthy"])
@@ -298,7 +298,7 @@ def test_submit_says_when_it_cannot_look(package: Path, monkeypatch: pytest.Monk
     assert capsys.readouterr().err.startswith("the cluster was not checked: no cluster to check: no kubeconfig is here")
 
 
-def test_a_healthy_cluster_is_no_news(package: Path, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
+def test_submit_says_nothing_of_a_healthy_cluster(package: Path, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
     replay("healthy")
     check.warn(package, namespace="dt", account=None)
     assert capsys.readouterr().err == ""
@@ -325,7 +325,7 @@ def test_a_kubeconfig_that_is_none_is_one_line(text: str | bytes, tmp_path: Path
         connect(None)
 
 
-def test_a_package_of_others_is_no_trouble(tmp_path: Path, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
+def test_packages_of_other_projects_cause_no_warning(tmp_path: Path, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
     package = tmp_path / "other.yaml"
     executors = {"exec-load": {"importer": {}}, "exec-train": {"container": {"image": "registry.example/python:1"}}}
     package.write_text(yaml.safe_dump({"pipelineInfo": {"name": "other"}, "deploymentSpec": {"executors": executors}}))

@@ -252,7 +252,7 @@ def test_what_is_no_package_is_refused(api: KfpApi, tmp_path: Path):
 
 
 @pytest.mark.parametrize("cron", ["0 0 2 * * *", "0 */15 8-17 ? JAN-MAR MON,fri", "30 0 0 1 1/3 ?"])
-def test_good_crons(cron: str):
+def test_valid_cron_expressions_are_accepted(cron: str):
     check_cron(cron)
 
 
@@ -270,7 +270,7 @@ def test_good_crons(cron: str):
         ("0 0 2, * * *", "'' is no hour"),
     ],
 )  # fmt: skip
-def test_bad_crons_say_what_is_possible(cron: str, said: str):
+def test_invalid_cron_expressions_are_refused_with_what_is_possible(cron: str, said: str):
     with pytest.raises(UserError) as caught:
         check_cron(cron)
     assert said in str(caught.value)

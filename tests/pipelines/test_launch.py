@@ -22,7 +22,7 @@ def data(small_project: Path, tmp_path: Path) -> Path:
 
 
 def test_two_processes_give_the_figures_of_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a schedule shorter than the defaults of groups that the step does not know: they must not be held against it."""
+    """The schedule is shorter than the default T of the settings that the step is not given; these must not be checked against it."""
     teacher = brief_params(Path("x")).section("teacher")["teacher"] | {"T_train": 40}
     params = restore_params(seed=0, teacher=teacher)
     one = launch("train-teacher", params, {"data": str(data)}, str(tmp_path / "one"))

@@ -84,8 +84,8 @@ def test_error_of_each_node_is_in_the_last_message_with_the_cause_first(either: 
     assert either.jobs == {}
 
 
-def test_error_is_read_before_the_pods_of_the_one_failure_too_many_are_gone(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
-    """Eight nodes that fail at once are more than the shipped runtime's limit of restarts."""
+def test_errors_are_read_before_the_job_fails_and_its_pods_are_removed(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+    """Eight nodes that fail at once exceed the shipped runtime's limit of restarts, which ends the job and removes its pods."""
 
     def all_fail() -> None:
         for node in range(8):
@@ -274,8 +274,8 @@ def test_waiting_for_nodes_that_others_use_is_said_and_not_given_up(api: Kuberne
         follow(api, lambda: api.node(1).unschedulable(busy), *[lambda: None] * 200, start_min=0.005)
 
 
-def test_warnings_of_a_while_ago_are_over(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
-    """Such as a volume that could be mounted at the second try, while a large image is pulled."""
+def test_old_warnings_are_not_reported(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+    """For example, a volume was mounted at the second attempt, and a large image is still being pulled."""
 
     def slow() -> None:
         api.jobs["job-1"]["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
@@ -286,8 +286,10 @@ def test_warnings_of_a_while_ago_are_over(api: KubernetesApi, caplog: pytest.Log
     assert "cannot start" not in caplog.text
 
 
-def test_a_queue_is_no_trouble(api: KubernetesApi, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    """Kueue suspends the job until there is room: it has no pods."""
+def test_a_queued_job_is_not_reported_as_unable_to_start(
+    api: KubernetesApi, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Kueue suspends the job until there is room, so it has no pods."""
     monkeypatch.setattr(node_watch, "NO_PODS", 0.0)
     api.makes_pods = False
     suspended = {"conditions": [{"type": "Suspended", "status": "True", "reason": "Suspended", "message": ""}]}

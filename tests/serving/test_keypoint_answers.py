@@ -39,7 +39,7 @@ def answer_of(outputs: dict[str, torch.Tensor], size: tuple[int, int]) -> Keypoi
     return answer
 
 
-def test_they_are_those_of_evaluation_in_the_pictures_own_size(outputs: dict[str, torch.Tensor]) -> None:
+def test_keypoint_answers_are_those_of_evaluation_in_the_pictures_own_size(outputs: dict[str, torch.Tensor]) -> None:
     answer, expected = answer_of(outputs, (80, 100)), TASK.decode(outputs, (40, 50), (80, 100)).numpy()
     assert answer.scores.tolist() == expected[:, 0].tolist()
     assert answer.scores.tolist() == pytest.approx([0.880797, 0.450166], abs=1e-5)  # the sigmoids of 2 and -0.2
@@ -48,7 +48,7 @@ def test_they_are_those_of_evaluation_in_the_pictures_own_size(outputs: dict[str
     assert (answer.classes, answer.skeleton) == (NAMES, ((0, 1), (0, 2)))
 
 
-def test_tensors_of_the_model_for_files_hold_all_of_them_and_may_hold_none(outputs: dict[str, torch.Tensor]) -> None:
+def test_keypoint_answers_survive_conversion_to_tensors_also_without_objects(outputs: dict[str, torch.Tensor]) -> None:
     for given in (outputs, outputs | {"centres": torch.full((1, 16, 16), -9.0)}):
         answer = answer_of(given, (40, 50))
         tensors = answer.to_tensors()
@@ -68,7 +68,7 @@ def test_the_contract_carries_the_skeleton_and_says_nothing_of_it_elsewhere() ->
     assert Contract.from_metadata(plain, "it").skeleton == ()
 
 
-def test_they_are_counted_listed_and_drawn(outputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_keypoint_answers_are_counted_listed_and_drawn(outputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     answer, rendering = answer_of(outputs, (40, 50)), rendering_of(Keypoints)
     assert rendering.words(answer) == "2 objects with 2, 2 of 3 keypoints"
     assert rendering.values(answer) == {"nose": 2, "left_eye": 2, "right_eye": 0}

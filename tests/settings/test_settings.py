@@ -141,8 +141,8 @@ def test_documented_table_has_every_setting():
     assert len(table.splitlines()) == len(known_keys()) + 2
 
 
-def test_of_kinds_that_are_imported_the_folder_says_what_fits_and_not_the_size() -> None:
-    """Latent diffusion: noise steps of another schedule, taps at strides 8 to 64."""
+def test_imported_kinds_are_checked_against_their_folder_and_not_against_teacher_size() -> None:
+    """A latent diffusion model has another number of noise steps, and taps at strides 8 to 64."""
     foreign = {"taps": [8, 64], "distill": {"T": 1200, "resolution": 192}}
     assert Params(teacher={"kind": "diffusers"}, **foreign).taps == [8, 64]
     with pytest.raises(ValueError, match=r"distill\.T = 1200 must be below teacher\.T_train = 1000"):

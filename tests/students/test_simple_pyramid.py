@@ -113,7 +113,7 @@ def test_a_model_of_one_size_with_patches_of_14_px_sees_reduced_tiles() -> None:
     assert backbone.tile == 518
 
 
-def test_all_of_it_learns() -> None:
+def test_every_parameter_of_the_pyramid_learns() -> None:
     regressor = FeatureRegressor(create_backbone("test_vit", finest=2), [4, 6, 6, 4, 4], [2, 4, 8, 16, 32], 8)
     sum(maps.square().mean() for maps in regressor(torch.randn(2, 3, 64, 64))).backward()
     assert [name for name, p in regressor.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []

@@ -29,7 +29,7 @@ def test_accuracy_is_of_pictures_and_of_classes() -> None:
 
 
 def test_class_255_of_many_counts_like_any_other() -> None:
-    """255 means unknown in masks alone."""
+    """255 means unknown only in masks."""
     total = Accuracy([f"c{i}" for i in range(300)])
     total.update(torch.tensor([255, 255, 7, 299]), torch.tensor([255, 255, 255, 299]))
     assert total.compute() == pytest.approx({"top1": 3 / 4, "accuracy_c255": 2 / 3, "accuracy_c299": 1.0})

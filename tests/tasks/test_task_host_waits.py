@@ -44,7 +44,7 @@ def test_no_task_makes_the_host_wait(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["segmentation", "classification"])
-def test_neither_an_interpreter_nor_its_soft_labels_do(name: str) -> None:
+def test_neither_an_interpreter_nor_its_soft_labels_make_the_host_wait(name: str) -> None:
     interpreter = FeatureInterpreter([8, 16], 3, 16, 0.1, dense=name == "segmentation")
     with pretended_gpu():
         interpreter.to(GPU)

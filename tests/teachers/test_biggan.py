@@ -40,7 +40,7 @@ def hub(folder: Path, **config: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("truncation", [1.0, 0.4, 0.41])
-def test_a_deep_one_makes_the_pictures_of_the_published_model(truncation: float, tmp_path: Path) -> None:
+def test_a_deep_biggan_makes_the_pictures_of_the_published_model(truncation: float, tmp_path: Path) -> None:
     """At 0.41 with the swapped weights of its statistics."""
     model = hub(tmp_path / "hub")
     import_teacher("biggan", str(tmp_path / "hub"), tmp_path / "teacher", [f"truncation={truncation}"])
@@ -64,7 +64,7 @@ def wide(path: Path, **shape: Any) -> biggan_files.WideGAN:
 
 @pytest.mark.parametrize("hier", [False, True])
 @pytest.mark.parametrize("kind", ["", "my", "cross"])
-def test_a_wide_one_makes_the_pictures_of_the_network_that_was_saved(hier: bool, kind: str, tmp_path: Path) -> None:
+def test_a_wide_biggan_makes_the_pictures_of_the_network_that_was_saved(hier: bool, kind: str, tmp_path: Path) -> None:
     model = wide(tmp_path / "G_ema.pth", by_class=True, instances=0, hier=hier, kind=kind)
     import_teacher("biggan", str(tmp_path / "G_ema.pth"), tmp_path / "teacher", [])
     ours, z, labels = network(tmp_path / "teacher"), torch.randn(3, 9), torch.tensor([4, 0, 2])

@@ -48,13 +48,13 @@ def lessons(folder: Path, encoding: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding.get("encoding", "stochastic"))
-def test_no_encoding_does(encoding: dict[str, Any], tmp_path: Path) -> None:
+def test_no_encoding_makes_the_host_wait(encoding: dict[str, Any], tmp_path: Path) -> None:
     own(tmp_path, "ddpm")
     lessons(tmp_path, encoding)
 
 
 @pytest.mark.parametrize("kind", ["edm", "stylegan2", "pixels"])
-def test_no_lesson_does(kind: str, tmp_path: Path) -> None:
+def test_no_lesson_makes_the_host_wait(kind: str, tmp_path: Path) -> None:
     own(tmp_path, kind)
     lessons(tmp_path, {"encoding": "ddim", "T": 40, "passes": 2})
 
@@ -65,13 +65,13 @@ def own(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_lesson_of_an_imported_diffusion_model_does(name: str, tmp_path: Path) -> None:
+def test_no_lesson_of_an_imported_diffusion_model_makes_the_host_wait(name: str, tmp_path: Path) -> None:
     options = diffusers_models.MODELS[name](tmp_path)
     import_teacher("diffusers", str(tmp_path / "source"), tmp_path / "teacher", options)
     lessons(tmp_path / "teacher", MODELS[name])
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_no_lesson_of_an_encoder_does(name: str, tmp_path: Path) -> None:
+def test_no_lesson_of_an_encoder_makes_the_host_wait(name: str, tmp_path: Path) -> None:
     import_teacher("timm", name, tmp_path / "teacher", ["pretrained=false"])
     lessons(tmp_path / "teacher", {"T": 40})

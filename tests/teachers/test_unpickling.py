@@ -100,7 +100,7 @@ def test_damaged_pickles_are_refused_in_one_line(tmp_path: Path) -> None:
             read_pickle(written(content, tmp_path))
 
 
-def test_one_of_tensorflow_is_named(tmp_path: Path) -> None:
+def test_a_pickle_of_tensorflow_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dnnlib\.tflib\.network\.Network.+it is one of TensorFlow: convert it to torch first"):
         read_pickle(written(b"cdnnlib.tflib.network\nNetwork\n.", tmp_path))
 

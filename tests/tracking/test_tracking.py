@@ -166,7 +166,7 @@ def test_what_has_no_password_is_shown_whole(text):
     assert without_password(text) == text
 
 
-def test_off_means_off(monkeypatch):
+def test_with_tracking_off_nothing_is_written(monkeypatch):
     monkeypatch.setenv("DREAMTEACHER_TRACKING", "off")
     stage()
     assert {path.name for path in Path().iterdir()} == {"artifacts", ".checkpoints"}

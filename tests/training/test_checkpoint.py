@@ -48,7 +48,7 @@ def test_damage_is_passed_over_and_named(tmp_path: Path, damage) -> None:
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
-    """Also with a right checksum: weights_only."""
+    """Even if the checksum is right, since checkpoints are read with weights_only."""
 
     class Evil:
         def __reduce__(self):

@@ -281,7 +281,7 @@ def test_loader_processes_change_nothing(tmp_path: Path) -> None:
     assert outcome(run(tmp_path / "0", settings=settings)) == outcome(run(tmp_path / "2", settings={**settings, "workers": 2}))
 
 
-def test_history_and_result(tmp_path: Path) -> None:
+def test_the_history_has_a_row_per_record_and_the_result_is_on_the_cpu(tmp_path: Path) -> None:
     seen: list[tuple[bool, int]] = []
 
     def on_eval(model: nn.Module, step: int) -> dict[str, float]:
@@ -309,7 +309,7 @@ def test_learning_rate_by_parameter_name(tmp_path: Path) -> None:
     torch.testing.assert_close(frozen[0].weight, before, rtol=0, atol=1e-12)
 
 
-def test_interrupted_names_its_signal() -> None:
+def test_the_message_of_an_interruption_names_its_signal() -> None:
     assert "signal 15 at step 7" in str(Interrupted(15, 7))
 
 

@@ -49,7 +49,7 @@ class Data(list):
     in_memory = False
 
 
-def test_auto_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_workers_are_this_process_share_of_the_cores_less_one(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Data()
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))

@@ -27,7 +27,7 @@ def show(steps: int = 5, shown: bool = True) -> None:
             display.step(done)
 
 
-def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     show()
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -53,7 +53,7 @@ def test_a_plain_line_every_half_minute_says_how_far_how_fast_and_how_long(
     ]
 
 
-def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
