@@ -21,8 +21,9 @@ from dreamteacher.serving.client import (
     Refused,
     Segmentation,
 )
+from dreamteacher.serving.connection import Address
 from dreamteacher.serving.contract import VERSION, VERSION_KEY
-from dreamteacher.serving.requests import Address, read_config
+from dreamteacher.serving.requests import read_config
 from dreamteacher.serving.shared_memory import Passage
 from helpers import PROJECT
 

@@ -14,14 +14,14 @@ from client_samples import KINDS, by_torch, connect, pixels
 from serving_samples import PARAMS
 from tritonclient.utils import InferenceServerException
 
-from dreamteacher.serving import requests
+from dreamteacher.serving import connection, requests
 from dreamteacher.serving.client import (
     DeadlineExceeded,
     Overloaded,
     Refused,
     Unavailable,
 )
-from dreamteacher.serving.requests import Address, Attempts, is_unavailable
+from dreamteacher.serving.connection import Address, Attempts, is_unavailable
 from dreamteacher.serving.triton_repository import write_repository
 from dreamteacher.serving.triton_server import running_triton
 
@@ -117,7 +117,7 @@ def test_the_deadline_is_of_the_whole_call_and_the_client_goes_on(triton, kind, 
 @pytest.mark.parametrize(("kind", "protocol"), KINDS)
 def test_what_the_server_refuses_is_not_tried_again(triton, kind, protocol, monkeypatch):
     pauses = []
-    monkeypatch.setattr(requests.random, "uniform", lambda *_: pauses.append(1) or 0.0)
+    monkeypatch.setattr(connection.random, "uniform", lambda *_: pauses.append(1) or 0.0)
     original = requests.prepare
     monkeypatch.setattr(requests, "prepare", lambda *given: (original(*given)[0][:, :2], (32, 32)))  # two channels
     with connect(kind, protocol, triton) as client, pytest.raises(Refused, match=r"refuses \(model 'cells'\): .*unexpected shape"):
@@ -145,7 +145,7 @@ def test_only_unavailable_is_tried_again_with_pauses_that_double():
 
 def test_a_full_queue_is_said_to_be_one():
     address = Address.parse("127.0.0.1:1", "http")
-    error = requests.explain(InferenceServerException("Exceeds maximum queue size", status="503"), address, "cells", 1)
+    error = connection.explain(InferenceServerException("Exceeds maximum queue size", status="503"), address, "cells", 1)
     assert isinstance(error, Overloaded) and isinstance(error, Unavailable) and "too busy" in str(error)
 
 

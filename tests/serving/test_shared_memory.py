@@ -12,7 +12,8 @@ from client_samples import KINDS, connect, pixels
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.serving import shared_memory
-from dreamteacher.serving.requests import Address, Served
+from dreamteacher.serving.connection import Address
+from dreamteacher.serving.requests import Served
 from dreamteacher.serving.shared_memory import Passage, Regions
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, cast
 from tritonclient.utils import InferenceServerException
 
 from dreamteacher.serving.answers import Answer, Features, Prediction
-from dreamteacher.serving.requests import (
+from dreamteacher.serving.connection import (
     AT_ONCE,
     CLOSE_SECONDS,
     GRPC_OPTIONS,
@@ -18,19 +18,12 @@ from dreamteacher.serving.requests import (
     TIMEOUT,
     Address,
     Attempts,
-    Picture,
     Protocol,
     Refused,
-    Request,
-    Served,
     explain,
     is_foreseen,
-    only_maps,
-    read_config,
-    to_answers,
-    to_requests,
-    unknown_model,
 )
+from dreamteacher.serving.requests import Picture, Request, Served, only_maps, read_config, to_answers, to_requests, unknown_model
 from dreamteacher.serving.shared_memory import Passage, Regions
 
 _T = TypeVar("_T")

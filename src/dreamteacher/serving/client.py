@@ -34,8 +34,7 @@ from dreamteacher.serving.answers import (
     Segmentation,
 )
 from dreamteacher.serving.async_client import AsyncClient
-from dreamteacher.serving.contract import Contract
-from dreamteacher.serving.requests import (
+from dreamteacher.serving.connection import (
     CLOSE_SECONDS,
     GRPC_OPTIONS,
     RETRIES,
@@ -44,20 +43,14 @@ from dreamteacher.serving.requests import (
     Attempts,
     DeadlineExceeded,
     Overloaded,
-    Picture,
     Protocol,
     Refused,
-    Request,
-    Served,
     Unavailable,
     explain,
     is_foreseen,
-    only_maps,
-    read_config,
-    to_answers,
-    to_requests,
-    unknown_model,
 )
+from dreamteacher.serving.contract import Contract
+from dreamteacher.serving.requests import Picture, Request, Served, only_maps, read_config, to_answers, to_requests, unknown_model
 from dreamteacher.serving.shared_memory import Passage, Regions
 
 __all__ = [

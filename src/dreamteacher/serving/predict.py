@@ -22,9 +22,9 @@ from dreamteacher.data.decode import SUFFIXES, BadPicture, decode
 from dreamteacher.errors import UserError
 from dreamteacher.serving.answers import Answer
 from dreamteacher.serving.client import Client
+from dreamteacher.serving.connection import TIMEOUT, Protocol
 from dreamteacher.serving.contract import check_size
 from dreamteacher.serving.rendering import rendering_of, rendering_of_task
-from dreamteacher.serving.requests import TIMEOUT, Protocol
 
 Format = Literal["text", "jsonl", "csv"]
 

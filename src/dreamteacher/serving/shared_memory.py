@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from dreamteacher.serving.requests import Address, Served, has_answered, is_unavailable
+from dreamteacher.serving.connection import Address, has_answered, is_unavailable
+from dreamteacher.serving.requests import Served
 
 PLACE = Path("/dev/shm")
 LEAST_BYTES = 1 << 18  # minimum size of a tensor for which it pays
