@@ -47,7 +47,7 @@ from dreamteacher.settings import pretraining
 from dreamteacher.settings.schema import Params
 from dreamteacher.stages import ingest
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor
+from dreamteacher.students.regressor import FeatureRegressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers import folder as teachers
 from dreamteacher.teachers.base import Lesson, Teacher

@@ -26,7 +26,7 @@ from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.settings.section import Training
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor
+from dreamteacher.students.regressor import FeatureRegressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers.ddpm import build_scheduler
 from dreamteacher.teachers.diffusion import DiffusionTeacher, decoder_taps

@@ -5,7 +5,7 @@ import torch
 
 from dreamteacher.distillation.mix import MixStudent
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor
+from dreamteacher.students.regressor import FeatureRegressor
 from dreamteacher.tasks.model import TaskModel
 from dreamteacher.tasks.segmentation import SegmentationHead
 from dreamteacher.training.ema import create_ema, update_ema

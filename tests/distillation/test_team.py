@@ -19,7 +19,7 @@ from dreamteacher.distillation.whitening import layernorm
 from dreamteacher.errors import UserError
 from dreamteacher.settings.section import Training
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
+from dreamteacher.students.regressor import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers import unet as unets
 from dreamteacher.teachers.base import Lesson, Tap

@@ -18,7 +18,7 @@ from dreamteacher.methods.features import Features
 from dreamteacher.stages import distill_features
 from dreamteacher.stages.distill_features import _monitor, hold_out
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.regressor import load_regressor
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.training.order import global_batch

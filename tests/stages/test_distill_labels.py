@@ -13,7 +13,7 @@ from dreamteacher.distillation.objectives import attention_transfer, feature_mse
 from dreamteacher.errors import UserError
 from dreamteacher.stages import distill_features, distill_labels, ingest, train_interpreter, train_teacher
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.regressor import load_regressor
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize
 from dreamteacher.teachers import unet
 from dreamteacher.teachers.encodings import Stochastic

@@ -25,7 +25,7 @@ from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage
 from dreamteacher.stages import evaluate, ingest
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor, save_regressor
+from dreamteacher.students.regressor import FeatureRegressor, save_regressor
 from dreamteacher.tasks import readout
 from dreamteacher.tasks.model import TaskModel, load_task_model, normalize, save_task_model
 from dreamteacher.teachers.ddpm import Generator

@@ -12,7 +12,7 @@ from tiny_chain import Chain, brief_params
 from dreamteacher.errors import UserError
 from dreamteacher.settings.pretraining import Teacher
 from dreamteacher.stages import distill_features, distill_labels, train_interpreter, train_teacher
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.regressor import load_regressor
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import open_teacher
 from dreamteacher.teachers.pixels import Generator

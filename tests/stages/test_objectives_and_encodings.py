@@ -18,7 +18,7 @@ from dreamteacher.distillation.whitening import measure_statistics
 from dreamteacher.errors import UserError
 from dreamteacher.settings.pretraining import OBJECTIVES
 from dreamteacher.stages import distill_features, distill_labels, train_interpreter
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.regressor import load_regressor
 from dreamteacher.training.run import Run
 
 ALL_TERMS = dict.fromkeys(OBJECTIVES, 1.0)

@@ -8,7 +8,7 @@ from tiny_chain import BRIEF, Chain
 
 from dreamteacher.settings.schema import Params
 from dreamteacher.stages import distill_features, train_teacher
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.regressor import load_regressor
 from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import open_teacher
 

@@ -9,7 +9,7 @@ from tiny_chain import BRIEF, Chain, brief_params
 from dreamteacher.errors import UserError
 from dreamteacher.settings.recipes import of_recipe
 from dreamteacher.stages import distill_features, finetune, train_teacher
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.regressor import load_regressor
 
 RECIPES = {
     "teachers": {"teacher": {}, "pixels": {"kind": "pixels"}},

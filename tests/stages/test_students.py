@@ -17,7 +17,7 @@ from dreamteacher.onnx_files import INPUT
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import distill_features, distill_labels, evaluate, export_onnx, finetune
 from dreamteacher.students.backbone import load_backbone
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.regressor import load_regressor
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import load_task_model
 

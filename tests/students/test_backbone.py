@@ -13,7 +13,7 @@ from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.errors import UserError
 from dreamteacher.students import backbone as backbones
 from dreamteacher.students.backbone import create_backbone, load_backbone, save_backbone
-from dreamteacher.students.neck import FeatureRegressor
+from dreamteacher.students.regressor import FeatureRegressor
 
 NAMES = ["resnet18", "convnext_atto", "efficientnet_lite0", "mobilenetv3_small_100", "regnety_002"]
 

@@ -9,7 +9,7 @@ import torch
 
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.students.conditioning import StepCondition
-from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
+from dreamteacher.students.regressor import FeatureRegressor, load_regressor, save_regressor
 
 
 def levels() -> list[torch.Tensor]:

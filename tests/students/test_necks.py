@@ -15,8 +15,8 @@ from dreamteacher.errors import UserError
 from dreamteacher.serving.export import export
 from dreamteacher.settings.pretraining import Student
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.students.necks import DEFAULT, NECKS, FeaturePyramid, GlobalAttention, PathAggregation, create_neck
+from dreamteacher.students.regressor import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.tasks.model import TaskModel, load_task_model, save_task_model
 
 CHANNELS = [2, 3, 5]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dreamteacher.settings.section import Training
 from dreamteacher.students.backbone import Backbone, create_backbone, load_backbone, save_backbone
-from dreamteacher.students.neck import FeatureRegressor
+from dreamteacher.students.regressor import FeatureRegressor
 from dreamteacher.students.simple_pyramid import SimplePyramid
 from dreamteacher.training.optim import create_optimizer
 

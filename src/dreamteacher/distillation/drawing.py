@@ -14,7 +14,7 @@ from dreamteacher.data.transforms import full_image
 from dreamteacher.distillation.whitening import load_whitening
 from dreamteacher.report.figures import Panel, pca_colours
 from dreamteacher.stage import read_stage
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.regressor import load_regressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers.base import dreams
 from dreamteacher.teachers.encodings import encoding_of_pictures

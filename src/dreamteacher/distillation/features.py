@@ -14,7 +14,7 @@ from dreamteacher.distillation.whitening import Whitening
 from dreamteacher.errors import UserError
 from dreamteacher.settings.pretraining import Distill, Student
 from dreamteacher.students.backbone import Backbone
-from dreamteacher.students.neck import FeatureRegressor
+from dreamteacher.students.regressor import FeatureRegressor
 from dreamteacher.teachers.base import Tap
 
 

@@ -6,8 +6,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dreamteacher.students.neck import FeatureRegressor, TapHeads
 from dreamteacher.students.necks import Neck
+from dreamteacher.students.regressor import FeatureRegressor, TapHeads
 from dreamteacher.tasks.base import NeckHead
 from dreamteacher.tasks.model import TaskModel
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dreamteacher.distillation.features import FeatureObjective
 from dreamteacher.errors import UserError
-from dreamteacher.students.neck import FeatureRegressor
+from dreamteacher.students.regressor import FeatureRegressor
 from dreamteacher.tasks.model import normalize
 from dreamteacher.teachers.base import Lesson, Teacher
 from dreamteacher.training.randomness import StepRandom, derive_seed

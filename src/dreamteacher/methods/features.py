@@ -15,7 +15,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, normal
 from dreamteacher.settings.schema import Params
 from dreamteacher.students.backbone import Backbone
-from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
+from dreamteacher.students.regressor import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.teachers.encodings import get_encoding
 from dreamteacher.teachers.folder import choose_strides, open_teacher
 from dreamteacher.training.order import draw_batches

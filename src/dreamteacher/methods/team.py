@@ -17,9 +17,9 @@ from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, normal
 from dreamteacher.settings.schema import Params
 from dreamteacher.students.backbone import Backbone
-from dreamteacher.students.neck import save_regressor
+from dreamteacher.students.regressor import save_regressor
 from dreamteacher.teachers.encodings import get_encoding
-from dreamteacher.teachers.folder import TAPS_FILE, choose_strides, open_teacher
+from dreamteacher.teachers.folder import TEACHER_FILE, choose_strides, open_teacher
 from dreamteacher.training.order import draw_batches
 from dreamteacher.training.randomness import StepRandom
 
@@ -98,7 +98,7 @@ def _places(params: Params, teachers: Path) -> dict[str, Path]:
     Raises:
         UserError: one is missing, or there are fewer than two.
     """
-    there = sorted(path.parent.name for path in teachers.glob(f"*/{TAPS_FILE}"))
+    there = sorted(path.parent.name for path in teachers.glob(f"*/{TEACHER_FILE}"))
     names = params.distill.team or there
     if missing := [name for name in names if name not in there]:
         raise UserError(

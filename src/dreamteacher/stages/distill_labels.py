@@ -21,7 +21,7 @@ from dreamteacher.settings.pretraining import Labels, Student
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import open_stage, read_stage
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor, load_regressor
+from dreamteacher.students.regressor import FeatureRegressor, load_regressor
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import TaskModel, normalize, save_task_model
 from dreamteacher.tasks.unseen import require_labels

@@ -24,7 +24,7 @@ from dreamteacher.settings.recipes import bases
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
-from dreamteacher.students.neck import REGRESSOR_FILE
+from dreamteacher.students.regressor import REGRESSOR_FILE
 from dreamteacher.tasks.base import Task, get_task
 from dreamteacher.tasks.model import load_task_model
 from dreamteacher.tasks.readout import read_out

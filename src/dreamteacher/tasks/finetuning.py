@@ -13,7 +13,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.students.backbone import BACKBONE_FOLDER, load_backbone
 from dreamteacher.students.layer_decay import layer_scales
-from dreamteacher.students.neck import load_regressor
+from dreamteacher.students.regressor import load_regressor
 from dreamteacher.tasks.base import NeckHead
 from dreamteacher.tasks.model import TaskModel
 from dreamteacher.training.optim import Rate

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dreamteacher.settings.pretraining import Teacher as Settings
 
 CPU = torch.device("cpu")
-TAPS_FILE = "teacher.json"
+TEACHER_FILE = "teacher.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 OWN = ("ddpm", "edm", "random", "pixels", "adm", "stylegan2", "biggan", "icgan", "timm")
 KINDS = {name: f"dreamteacher.teachers.{name}" for name in OWN}
@@ -69,7 +69,7 @@ def write_facts(folder: Path, kind: str, taps: list[Tap], facts: dict[str, Any])
 
 def write_json(folder: Path, content: dict[str, Any]) -> None:
     """Write `teacher.json` with this content, as `read_facts` returns it."""
-    (folder / TAPS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    (folder / TEACHER_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    path = folder / TAPS_FILE
+    path = folder / TEACHER_FILE
     if not path.exists():
-        raise UserError(f"{folder} is not a teacher (no {TAPS_FILE}); run `dreamteacher train-teacher` first")
+        raise UserError(f"{folder} is not a teacher (no {TEACHER_FILE}); run `dreamteacher train-teacher` first")
     try:
         return {"kind": "ddpm", **json.loads(path.read_text())}  # files from when there was only one kind
     except ValueError as error:  # no JSON, no text
@@ -104,10 +104,10 @@ def find_pretrained(name: str) -> Path:
     Raises:
         UserError: `name` is neither.
     """
-    shipped = sorted(path.parent.name for path in PRETRAINED.glob(f"*/{TAPS_FILE}"))
+    shipped = sorted(path.parent.name for path in PRETRAINED.glob(f"*/{TEACHER_FILE}"))
     if name in shipped:
         return PRETRAINED / name
-    if not (Path(name) / TAPS_FILE).is_file():
+    if not (Path(name) / TEACHER_FILE).is_file():
         raise UserError(
             f"teacher.pretrained = {name!r} is neither a teacher's folder nor one of {shipped}, which come with the package; "
             "`dreamteacher import-teacher` makes one of what others trained"

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dreamteacher.errors import UserError
 from dreamteacher.students.backbone import create_backbone
-from dreamteacher.students.neck import FeatureRegressor, load_regressor, save_regressor
 from dreamteacher.students.necks import PyramidNeck, PyramidPooling, adaptive_pool
+from dreamteacher.students.regressor import FeatureRegressor, load_regressor, save_regressor
 
 side = st.integers(1, 40)
 
