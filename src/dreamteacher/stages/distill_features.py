@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from dreamteacher.training.loop import train
 from dreamteacher.training.processes import this_process
 from dreamteacher.training.randomness import StepRandom, derive_seed
 
-COLLAPSED = 0.02
+log = logging.getLogger(__name__)
+
+COLLAPSED = 0.02  # embedding spread below which the backbone has collapsed; also in report.learning
 TAUGHT_BY = "taught_by.json"  # the teacher's digest; train-interpreter depends on it in dvc.yaml
 NO_RESULT = {"step", "lr", "grad_norm"}  # columns of the curves that are not metrics of the backbone
 
@@ -113,9 +116,7 @@ def _monitor(method: Method, held_out: Samples, settings: Distill) -> Callable[[
         batches = ((batch.to(device), StepRandom(0, 0, part, parts, device)) for part, batch in enumerate(images.chunk(parts)))
         figures = method.measure(kept, batches)
         if (spread := figures["embedding_spread"]) < COLLAPSED:
-            print(
-                f"warning: step {step}: the backbone gives all pictures nearly the same embedding (spread {spread:.3f}); lower distill.lr"
-            )
+            log.warning("step %d: the backbone gives all pictures nearly the same embedding (spread %.3f); lower distill.lr", step, spread)
         return figures
 
     return measure
