@@ -16,7 +16,7 @@ from dreamteacher.data.keypoints import Keypoints
 from dreamteacher.errors import UserError
 
 if TYPE_CHECKING:
-    from dreamteacher.data.dataset import ImageSet
+    from dreamteacher.data.dataset import ImageSet, Label, LabelForm
 
 CANDIDATES = 2000  # pictures, first by hash, from which fewer are drawn; bounds decoding to seconds
 MAX_CLUSTERS = 100
@@ -27,9 +27,14 @@ def by_class(images: ImageSet, order: list[int], n: int) -> list[int]:
     """Draw `n` of `order`, balanced over classes; a picture counts for each class that it shows.
 
     Greedy: each step takes the first in `order` that shows the class with the fewest pictures so far. Pictures without a class come last.
+
+    Raises:
+        UserError: the labels have no classes.
     """
+    if images.form == "depth":
+        raise UserError("few_labels_by = class, but labels of the form depth have no classes; take cluster or random")
     order = order[: max(CANDIDATES, n)]
-    shown = {i: _classes(images, i) for i in order}
+    shown = {i: classes_of(images.full_size_label(i), images.form) for i in order}
     waiting = {c: [i for i in order if c in shown[i]] for c in sorted(set().union(*shown.values()))}
     counts, drawn = dict.fromkeys(waiting, 0), dict[int, None]()
     while waiting and len(drawn) < n:
@@ -82,20 +87,15 @@ def descriptor(image: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ravel(cells) / 255, np.ravel(counts) / grey.size])
 
 
-def _classes(images: ImageSet, index: int) -> set[int]:
-    """The classes that a labelled picture shows.
-
-    Raises:
-        UserError: labels of this form have no classes.
-    """
-    label = images.full_size_label(index)
+def classes_of(label: Label, form: LabelForm) -> set[int]:
+    """The ids of the classes that a label of this `form` shows; not for depth, which has none."""
     label = label.as_boxes() if isinstance(label, Keypoints) else label
     if isinstance(label, Boxes):
         return set(label.classes[~label.ignored].tolist())
-    if images.form == "instances":
+    if form == "instances":
         return set(unpack(label)[1].tolist())  # type: ignore[arg-type]
-    if images.form == "labels":
+    if form == "labels":
         return {c for c, shown in enumerate(label) if shown == 1}  # type: ignore[arg-type]
-    if images.form == "mask":
+    if form == "mask":
         return set(np.unique(label).tolist()) - {IGNORE}  # type: ignore[arg-type]
-    raise UserError(f"few_labels_by = class, but labels of the form {images.form} have no classes; take cluster or random")
+    return {int(label)}  # type: ignore[arg-type]

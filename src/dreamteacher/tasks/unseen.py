@@ -5,13 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
-
-from dreamteacher.data.boxes import Boxes
-from dreamteacher.data.dataset import ImageSet, Label
-from dreamteacher.data.instances import unpack
-from dreamteacher.data.items import IGNORE
-from dreamteacher.data.keypoints import Keypoints
+from dreamteacher.data.dataset import ImageSet
+from dreamteacher.data.strata import classes_of
 from dreamteacher.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,7 +38,7 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
     for index in few:
         if not missing:
             return
-        missing -= _classes_of(images.label(index))
+        missing -= classes_of(images.label(index), images.form)
     if len(missing) == len(images.classes) and images.form in THINGS:
         thing = THINGS[images.form]
         raise UserError(
@@ -59,14 +54,3 @@ def check_labels(images: ImageSet, few: list[int]) -> None:
         shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
         verb = "is of" if images.form == "class" else "shows"
         log.warning("none of the %d labelled pictures %s class %s; raise few_labels or label more", len(few), verb, shown)
-
-
-def _classes_of(label: Label) -> set[int]:
-    label = label.as_boxes() if isinstance(label, Keypoints) else label
-    if isinstance(label, Boxes):
-        return set(label.classes[~label.ignored].tolist())
-    if isinstance(label, tuple):
-        return {i for i, value in enumerate(label) if value == 1}
-    if isinstance(label, np.ndarray) and label.dtype == np.int32:
-        return set(unpack(label)[1].tolist())
-    return set(np.unique(label).tolist()) - {IGNORE} if isinstance(label, np.ndarray) else {int(label)}  # type: ignore[arg-type]
