@@ -18,12 +18,13 @@ from dreamteacher.assessment.draws import Draws
 from dreamteacher.assessment.plan import Plan, Point
 from dreamteacher.assessment.prediction import predict, to_json
 from dreamteacher.assessment.verdict import text
+from dreamteacher.report.assessed import ASSESSMENT
 from dreamteacher.report.figures import save_curves
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.tasks.base import get_task
 
-ASSESSMENT, TEXT = "assess.json", "assess.txt"
+TEXT = "assess.txt"
 
 
 def conditions(params: Params, draws: Draws, plan: Plan) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from dreamteacher.clock import checkpoints_of, clock_of
+from dreamteacher.graph import IDENTITY
 from dreamteacher.report.run import Output, Run, Table
 from dreamteacher.stage import flat
 
@@ -141,7 +142,7 @@ def settings(run: Run) -> list[tuple[str, Table]]:
     """The settings of the outputs, grouped by stage and equal settings."""
     groups: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for place, output in run.found.items():
-        own = {key: value for key, value in output.params.items() if key not in ("name", "recipe", "init", "seed")}
+        own = {key: value for key, value in output.params.items() if key not in IDENTITY}
         key = json.dumps([output.record["stage"], own], sort_keys=True)
         groups.setdefault(key, ([], own))[0].append(place)
     return [

@@ -68,6 +68,10 @@ def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: in
     torch.manual_seed(seed)
     task.check(images.classes, AUGMENTATIONS[settings.augment])
     model = _build(params, images, init, backbone)
+    mean, std = model.mean, model.std
+    head_steps = 0 if init == "scratch" else settings.head_steps
+    with_head = backbone is not None and is_task_model(backbone)
+    keeping = pretrained_parts(init, with_head=with_head, carry_neck=settings.carry_neck) if settings.norm_eval else []
 
     def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         freeze_backbone(model, random.step < head_steps)
@@ -75,10 +79,6 @@ def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: in
         labels = [batch["label"]] if task.with_labels else []
         return task.loss(model(normalize(batch["image"], mean, std), *labels), batch, settings)
 
-    mean, std = model.mean, model.std
-    head_steps = 0 if init == "scratch" else settings.head_steps
-    with_head = backbone is not None and is_task_model(backbone)
-    keeping = pretrained_parts(init, with_head=with_head, carry_neck=settings.carry_neck) if settings.norm_eval else []
     return train(
         model,
         step,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dreamteacher.errors import UserError, first_line
 from dreamteacher.files import share
+from dreamteacher.stage import RECORD
 from dreamteacher.teachers.folder import KINDS, get_kind, read_facts, write_json
 
 # Keys of nested state dicts in checkpoints; EMA weights first.
@@ -123,4 +124,4 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def copy_teacher(folder: Path, out: Path) -> None:
     """Copy the teacher in `folder` unchanged to the existing folder `out`, without stage.json."""
-    shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json", "curves.csv", ".*"))
+    shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD, "curves.csv", ".*"))
