@@ -23,7 +23,7 @@ def train_teacher(
         name: name of the teacher in the settings.
         settings: the sections of params.yaml that the stage reads.
         changes: the teacher's overrides.
-        out: a diffusers pipeline with its taps and feature statistics; for the name `none` (no teacher) an empty file.
+        out: the teacher's folder: weights, `teacher.json` with its taps, samples; for the name `none` (no teacher) one empty file.
         page: metrics, settings, curves and pictures.
         champion: output of fetch_champion; training continues from its teacher, if there is one.
     """
@@ -40,7 +40,6 @@ def train_teacher(
         (Path(out.path) / "nothing").touch()
         write_facts(Path(page.path), "train-teacher", {"teacher": "none, as the method needs none"})
         return
-    launch(
-        "train-teacher", restore_params(changes, **settings), {"data": data.path, **start_input(champion, "teacher")}, out.path, name=name
-    )
+    params = restore_params(changes, **settings)
+    launch("train-teacher", params, {"data": data.path, **start_input(champion, "teacher")}, out.path, name=name)
     fill_artifacts(Path(out.path), out, page)
