@@ -84,18 +84,18 @@ def labels(*classes: int, ignored: bool = False) -> Boxes:
 
 def test_boxes_count_for_all_classes_that_they_show_and_empty_pictures_come_last() -> None:
     shown = [labels(), labels(0), labels(0, 0), labels(0, 1), labels(2, ignored=True), labels(2)]
-    images: Any = SimpleNamespace(full_size_label=lambda i: shown[i])
+    images: Any = SimpleNamespace(form="boxes", full_size_label=lambda i: shown[i])
     assert strata.by_class(images, [0, 1, 2, 3, 4, 5], 3) == [1, 3, 5]
     assert strata.by_class(images, [5, 4, 3, 2, 1, 0], 2) == [3, 5]
     assert strata.by_class(images, [0, 4, 3], 3) == [3, 0, 4]
 
 
 def test_classes_of_objects_and_of_several_labels_count_and_depth_has_none() -> None:
-    maps = [pack(np.array([[0, 1], [2, 2]]), np.array([0, 2])), pack(np.array([[0, 1], [0, 0]]), np.array([1]))]
-    objects: Any = SimpleNamespace(form="instances", full_size_label=lambda i: maps[i])
-    assert strata._classes(objects, 0) == {0, 2} and strata._classes(objects, 1) == {1}
-    several: Any = SimpleNamespace(form="labels", full_size_label=lambda i: (1, 0, 255, 1))
-    assert strata._classes(several, 0) == {0, 3}
+    assert strata.classes_of(pack(np.array([[0, 1], [2, 2]]), np.array([0, 2])), "instances") == {0, 2}
+    assert strata.classes_of(pack(np.array([[0, 1], [0, 0]]), np.array([1])), "instances") == {1}
+    assert strata.classes_of((1, 0, 255, 1), "labels") == {0, 3}
+    assert strata.classes_of(np.uint8([[0, 255], [3, 3]]), "mask") == {0, 3}
+    assert strata.classes_of(2, "class") == {2}
     depth: Any = SimpleNamespace(form="depth", full_size_label=lambda i: np.ones((2, 2), np.float32))
     with pytest.raises(UserError, match="few_labels_by = class, but labels of the form depth have no classes"):
         strata.by_class(depth, [0], 1)
