@@ -9,7 +9,7 @@ from dreamteacher.settings.presets import LEVELS, NAMED, ShareOf
 from dreamteacher.settings.pretraining import Teacher
 from dreamteacher.settings.recipes import of_recipe
 from dreamteacher.settings.schema import Params
-from helpers import PROJECT
+from helpers import NUCLEI, PROJECT
 
 DEMO = {"teacher": (64, 32, 1, 1e-3, 4500, 0.999), "distill": (64, 32, 1, 2e-3, 150, None), "interpreter": (64, 16, 1, 2e-3, 100, None)}
 SIZES = {
@@ -26,14 +26,14 @@ SIZES = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_projects_file_is_a_whole_configuration_of_each_size(size):
-    """`tiny` is the demo, whose figures are committed."""
-    params = load_params(PROJECT / "params.yaml", [f"teacher.size={size}"])
+    """`tiny` has the defaults."""
+    params = load_params(NUCLEI, [f"teacher.size={size}"])
     for name, values in SIZES[size].items():
         group = getattr(params, name)
         assert (group.resolution, group.batch_size, group.accumulate, group.lr, group.steps, group.ema) == values
     assert params.taps == "auto"
     # what does not depend on the generator stays
-    assert params.model_copy(update={n: getattr(Params(), n) for n in DEMO}) == load_params(PROJECT / "params.yaml").model_copy(
+    assert params.model_copy(update={n: getattr(Params(), n) for n in DEMO}) == load_params(NUCLEI).model_copy(
         update={n: getattr(Params(), n) for n in DEMO}
     )
 
