@@ -117,7 +117,9 @@ def test_another_schedule_size_or_name_of_a_pretrained_teacher_is_refused_in_one
     assert "prediction_type = v_prediction, not epsilon; set teacher.prediction alike" in message(
         pretrained=str(halved), prediction="epsilon"
     )
-    assert "teacher.pretrained = 'cells' is neither a teacher's folder nor one of ['bccd', 'nuclei', 'nuclei-256']" in message(pretrained="cells")
+    assert "teacher.pretrained = 'cells' is neither a teacher's folder nor one of ['bccd', 'nuclei', 'nuclei-256']" in message(
+        pretrained="cells"
+    )
     assert "of another size than teacher.size" in message(pretrained="nuclei", T_train=1000)  # the tests' U-Net is a slim one
 
 
