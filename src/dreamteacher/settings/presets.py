@@ -13,6 +13,7 @@ from typing import Any
 LEVELS = {"tiny": 5, "mini": 4, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
 
 SIZED = ("ddpm", "edm", "random", "pixels")  # kinds whose decoder levels and noise steps are determined by the settings, not by a folder
+UNTRAINED = ("random", "pixels")  # kinds that serve as controls
 DREAMING = ("stylegan2", "biggan", "icgan")  # kinds that only generate pictures and cannot encode given ones
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
