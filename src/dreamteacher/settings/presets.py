@@ -7,7 +7,6 @@ Plain numbers, apart from the networks themselves (teachers/unet.py), because re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 LEVELS = {"tiny": 5, "mini": 4, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
@@ -60,14 +59,6 @@ BY_KIND: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class ShareOf:
-    """A share of another setting of the same group, rounded."""
-
-    share: float
-    setting: str
-
-
 # Values of `preset`. docs/recipes.md lists the source of each value of `paper`, how contradictions were resolved, and the evidence for
 # `best`. The budget (pictures, batch, steps) comes from teacher.size, which `paper` sets to the paper's; BY_SIZE has the paper's additions.
 NAMED: dict[str, dict[str, dict[str, Any]]] = {
@@ -115,7 +106,7 @@ NAMED: dict[str, dict[str, dict[str, Any]]] = {
             "ema": 0.999,
         },
         "labels": {"tau": 1.0},
-        "finetune": {"carry_neck": True, "head_steps": ShareOf(0.25, "steps"), "layer_decay": 0.9, "ema": 0.99},
+        "finetune": {"carry_neck": True},
     },
 }
 BY_SIZE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
