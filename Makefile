@@ -1,4 +1,4 @@
-# make demo: run the chain on samples/nuclei and serve the model with Triton.   make test: lint, types, tests.
+# make demo: run the chain on samples/bccd and serve the model with Triton.   make test: lint, types, tests.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3

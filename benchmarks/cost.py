@@ -155,7 +155,7 @@ class Bench:
         return {"ms": median(turns), "turns_ms": turns, "mb": None if memory is None else memory / 2**20 / self.options.batch}
 
     def params(self, **distill: Any) -> Params:
-        """Settings of the size that is measured; taps of the demo."""
+        """Settings of the size that is measured; taps of `tiny`."""
         student = {"backbone": self.options.backbone, "width": self.options.width}
         made = {"teacher": {"resolution": self.options.size}, "student": student}
         return Params.model_validate({**made, "distill": {"resolution": self.options.size, **distill}})

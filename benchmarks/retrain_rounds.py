@@ -3,8 +3,8 @@
     python benchmarks/retrain_rounds.py [--work FOLDER] [--out FILE] [--seeds 0 1 2] [--set KEY=VALUE ...]
 
 200 pictures of samples/nuclei are the project; then 150 arrive, then none, then 100 of which 30 % are broken, and at last, mended, with
-one step of fine-tuning, which makes a worse model. Takes the settings of params.yaml, a registry of its own below --work, and about three
-times as long as `dvc repro`; a trial:
+one step of fine-tuning, which makes a worse model. Takes the settings of benchmarks/paper/sets/nuclei.yaml, a registry of its own below
+--work, and about three times as long as their chain; a trial:
 
     python benchmarks/retrain_rounds.py --seeds 0 --set teacher.steps=20 --set distill.steps=20 --set finetune.steps=60
 """
@@ -67,7 +67,7 @@ def arrivals(work: Path) -> Iterator[tuple[str, list[str]]]:
         shutil.copytree(SAMPLE / kind / "val", project / "pictures" / kind / "val")
         (project / "pictures" / kind / "train").mkdir()
     shutil.copy(SAMPLE / "classes.txt", project / "pictures")
-    shutil.copy("params.yaml", project)
+    shutil.copy("benchmarks/paper/sets/nuclei.yaml", project / "params.yaml")
     for picture in train[:FIRST]:
         shutil.copy(picture, project / "pictures/images/train")
         for mask in (SAMPLE / "masks/train").glob(f"{picture.stem}.*"):

@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [--quick] [--only compare sweep overload] [--repeats 5] [--out benchmarks/results/serving]
 
-Serves the demo's segmentation model (random weights) on this machine with the tritonserver that `dreamteacher serve` starts, and asks it
+Serves a segmentation model of nuclei (random weights) on this machine with the tritonserver that `dreamteacher serve` starts, and asks it
 through the client library, over gRPC, with the pictures of samples/nuclei. Takes about 7 minutes on two cores, with --quick one. Writes
 serving.json, the plots compare.png, sweep.png and overload.png, and params.yaml with the best settings of publish.
 

@@ -24,7 +24,7 @@ COUNTS = {"train": 1, "val": 1, "labelled_train": 1, "labelled_val": 1}
 
 
 def make_models(folder: Path, publish: Publish) -> dict[str, Path]:
-    """{NAME: ONNX file, NAME-backbone: ONNX file} of the demo's segmentation model with random weights; written once into `folder`.
+    """{NAME: ONNX file, NAME-backbone: ONNX file} of a segmentation model of nuclei with random weights; written once into `folder`.
 
     Speed does not depend on the weights' values.
     """

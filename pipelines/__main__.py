@@ -11,7 +11,7 @@ from dreamteacher.errors import UserError, resource_errors_in_one_line
 from pipelines import NAMES, commands
 
 PROGRAM = "python -m pipelines"
-SAMPLE = "samples/nuclei"
+SAMPLE = "samples/bccd"
 
 
 def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:

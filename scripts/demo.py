@@ -1,15 +1,15 @@
 """The end of `make demo`: predictions of a local Triton for validation pictures, the table of results, and paths of all outputs."""
 
 import csv
-import json
 from itertools import islice
 from pathlib import Path
 
-from dreamteacher.report.paired import gain_over
-from dreamteacher.report.summary import headline, table
+from dreamteacher.report.summary import markdown
+from dreamteacher.report.verdict import comparison
 from dreamteacher.serving.predict import predict
 from dreamteacher.serving.triton_server import running_triton
 from dreamteacher.settings.file import load_params
+from dreamteacher.stages.report import read_run
 
 ANSWERS = Path("plots/predict")
 PLACES = {
@@ -38,14 +38,10 @@ def main() -> None:
         print(f"\nTriton serves {', '.join(triton.models)}; it says of {len(pictures)} validation pictures:")
         predict(pictures, triton.http_url, params.publish.name, ANSWERS)
         predict(pictures, triton.grpc_url, params.publish.name, ANSWERS, protocol="grpc", features=True)
+    compared = comparison(read_run(params, Path("artifacts")))
     print("\nOn the validation split, over the seeds of labels and initialisation:\n")
-    metrics = json.loads(Path("metrics/evaluate.json").read_text())
-    print(table(metrics))
-    with Path("artifacts/evaluation/per_model.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for init in metrics:
-        if init != "scratch" and (gain := gain_over(rows, headline(metrics), init, "scratch")):
-            print(f"{init} over scratch on the same draws of labels: {gain.words}")
+    print(markdown([compared["table"].head, *compared["table"].rows]))
+    print("", f"{compared['headline']}.", *compared["explained"], sep="\n")
     print("\nWhere everything lies:")
     for what, place in PLACES.items():
         print(f"  {what:32} {place}")

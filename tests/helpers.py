@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
+NUCLEI = PROJECT / "benchmarks/paper/sets/nuclei.yaml"  # settings with all kinds of stages
 
 
 @pytest.fixture(autouse=True)

@@ -56,14 +56,14 @@ class Maker:
         files = {"dataset.json": described, "report.json": report, "quarantine.csv": rows[:refused], "manifest.csv": []}
         self.output("data", "ingest", {"ingest": {"source": "pictures"}}, files, {"n_train": 100.0})
 
-    def teacher(self, name: str = "own") -> None:
+    def teacher(self, name: str = "own", kind: str = "ddpm") -> None:
         taps = [{"name": "up", "stride": stride, "channels": 64} for stride in (8, 16)]
         files = {
-            "teacher.json": {"kind": "ddpm", "resolution": 64, "taps": taps},
+            "teacher.json": {"kind": kind, "resolution": 64, "taps": taps},
             "samples.png": (528, 132),
             "curves.csv": curve("loss", 1, 0.1),
         }
-        self.output(f"teachers/{name}", "train-teacher", {"name": name, "teacher": {"kind": "ddpm"}}, files, {"loss": 0.1}, "data")
+        self.output(f"teachers/{name}", "train-teacher", {"name": name, "teacher": {"kind": kind}}, files, {"loss": 0.1}, "data")
 
     def recipe(self, name: str = "features", method: str = "features", teacher: str | None = "own", explained: float = 0.43) -> None:
         learned = {"explained_variance": explained, "explained_within": 0.21, "ev_stride16": 0.36, "ev_stride8": 0.5} if teacher else {}

@@ -79,7 +79,7 @@ def test_draws_that_one_of_the_two_lacks_do_not_count() -> None:
 def test_the_table_has_a_line_for_each_initialisation() -> None:
     lines = table(record())
     assert lines[0][:5] == ["", "labels", "mIoU", "over scratch", "over random-teacher"]
-    assert lines[1] == ["scratch", "20", "60.2 ± 8.2", "", "-0.5 ± 0.9", "30.1 ± 4.1", "4", "", ""]
+    assert lines[1] == ["scratch", "20", "60.2 ± 8.2", "", "−0.5 ± 0.9", "30.1 ± 4.1", "4", "", ""]
     assert lines[3] == ["mse", "20", "65.2 ± 9.0", "+5.0 ± 1.3", "+4.5 ± 1.6", "32.6 ± 4.5", "4", "4,800", "31"]
 
 

@@ -5,7 +5,7 @@
     python -m benchmarks.paper baselines camvid --source data/camvid --equal seconds
 
 TABLE is a settings file in benchmarks/paper/tables, whose groups take the place of those of SET: a settings file in benchmarks/paper/sets
-(`python -m benchmarks.datasets` writes the pictures), `nuclei`, which is params.yaml, or a settings file of your own.
+(`python -m benchmarks.datasets` writes the pictures), or a settings file of your own.
 
 Each draw of labels has its own random weights, and every initialisation is trained on the same draws. Draw d starts from the pretraining of
 seed d modulo the number of --pretraining-seeds. The chain's own stages run, each once for all tables and sessions with the same --work.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from statistics import fmean, stdev
 from typing import Any
 
-from dreamteacher.report.paired import Gain, Row, gain_over
+from dreamteacher.report.paired import Row, gain_over, points
 from dreamteacher.report.summary import TITLES
 
 SCRATCH = "scratch"
@@ -45,7 +44,7 @@ def table(content: dict[str, Any]) -> list[list[str]]:
         rows = of_labels(content, labels)
         for init in inits(content, rows):
             of_init = values(rows, figure, init)
-            gains = [in_points(gain_over(rows, figure, init, other)) if other != init else "" for other in (SCRATCH, control)]
+            gains = [gain.short if (gain := gain_over(rows, figure, init, other)) and other != init else "" for other in (SCRATCH, control)]
             frozen = mean_and_spread(values(rows, f"linear_{figure}", init))
             budget = [_budget(content, init, name) for name in ("pictures", "seconds")]
             lines.append([init, str(labels or "all"), mean_and_spread(of_init), *gains, frozen, str(len(of_init)), *budget])
@@ -57,13 +56,6 @@ def mean_and_spread(numbers: list[float]) -> str:
     return f"{fmean(numbers):.1f}" + (f" ± {stdev(numbers):.1f}" if len(numbers) > 1 else "") if numbers else ""
 
 
-def in_points(gain: Gain | None) -> str:
-    """`+4.3 ± 2.1`: the mean and its 95 % interval in points; without the interval where there is none."""
-    if gain is None:
-        return ""
-    return f"{100 * gain.mean:+.1f}" + (f" ± {100 * gain.half:.1f}" if not math.isnan(gain.half) else "")
-
-
 def by_pretraining(content: dict[str, Any], labels: int | None) -> list[str]:
     """`features +3.1, +4.4`: the mean gain over scratch of each seed of the pretraining, where there are several."""
     rows = of_labels(content, labels)
@@ -72,7 +64,7 @@ def by_pretraining(content: dict[str, Any], labels: int | None) -> list[str]:
     for init in inits(content, rows):
         of_seed = [gain_over([row for row in rows if row["pretraining"] == seed], content["figure"], init, SCRATCH) for seed in seeds]
         if init != SCRATCH and len(seeds) > 1 and all(of_seed):
-            found.append(f"{init} {', '.join(f'{100 * gain.mean:+.1f}' for gain in of_seed if gain)}")
+            found.append(f"{init} {', '.join(points(gain.mean) for gain in of_seed if gain)}")
     return found
 
 
@@ -85,7 +77,7 @@ def order(content: dict[str, Any], paper: dict[str, Any], labels: int | None) ->
     there = [name for name in sorted(paper["rows"], key=paper["rows"].get, reverse=True) if name in inits(content, rows)]
     gains = {other: gain_over(rows, content["figure"], there[0], other) for other in there[1:]}
     pairs = [
-        f"{there[0]} over {other}: paper {paper['rows'][there[0]] - paper['rows'][other]:+.1f}, here {in_points(gain)} "
+        f"{there[0]} over {other}: paper {paper['rows'][there[0]] - paper['rows'][other]:+.1f}, here {gain.short} "
         f"({VERDICTS.get(gain.verdict, 'within noise')})"
         for other, gain in gains.items()
         if gain

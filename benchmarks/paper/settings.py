@@ -18,8 +18,6 @@ from dreamteacher.teachers.folder import find_pretrained
 
 HERE = Path(__file__).parent
 TABLES, SETS = HERE / "tables", HERE / "sets"
-PROJECT = HERE.parents[1]
-DEMO = "nuclei"  # the set whose settings are the project's own params.yaml
 GROUPS = ("teachers", "recipes", "label_recipes", "compare")  # of a table's file that are settings
 # What a figure does not depend on, or what each row says itself.
 NOT_COMPARED = {"seed", "few_labels", "compare", "teachers", "recipes", "label_recipes", "export", "publish", "retrain", "tune", "evaluate"}
@@ -48,7 +46,7 @@ def table_names() -> list[str]:
 
 def set_names() -> list[str]:
     """Of the sets that have a settings file."""
-    return sorted({DEMO, *(path.stem for path in SETS.glob("*.yaml"))})
+    return sorted(path.stem for path in SETS.glob("*.yaml"))
 
 
 def read_table(name: str) -> Table:
@@ -64,8 +62,6 @@ def set_file(name: str) -> Path:
     Raises:
         UserError: there is neither.
     """
-    if name == DEMO:
-        return PROJECT / "params.yaml"
     path = SETS / f"{name}.yaml"
     if path.exists():
         return path

@@ -9,7 +9,7 @@ import pytest
 import stand_in
 from pipeline import Project
 
-from helpers import PROJECT, free_port, wait_for
+from helpers import NUCLEI, PROJECT, free_port, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +24,9 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(tmp_path_factory: pytest.TempPathFactory, tools: Path) -> Project:
     """Reproduced once and committed; tests that change it take `clean` or commit."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(PROJECT / name, folder / name)
+    shutil.copy(NUCLEI, folder / "params.yaml")
     (folder / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(PROJECT / ".dvc" / name, folder / ".dvc" / name)

@@ -16,7 +16,7 @@ from components import IMAGE
 from components.list_passes import list_passes
 from components.list_recipes import list_recipes
 from dreamteacher.stages.find_commit import resolve
-from helpers import PROJECT
+from helpers import NUCLEI
 from pipelines import pretrain
 from pipelines.resources import Profile
 
@@ -42,7 +42,7 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     (folder / "samples/nuclei").mkdir(parents=True)
     (folder / "samples/nuclei/a.png").write_bytes(b"picture")
-    (folder / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    (folder / "params.yaml").write_text((NUCLEI).read_text())
     return folder
 
 

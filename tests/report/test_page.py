@@ -16,6 +16,7 @@ from dreamteacher import cli
 from dreamteacher.data.drawing import draw_boxes
 from dreamteacher.errors import UserError
 from dreamteacher.report import page as page_module
+from dreamteacher.report import verdict
 from dreamteacher.report.floor import constant_prediction
 from dreamteacher.report.paired import gain_over
 from dreamteacher.settings.schema import Params
@@ -184,6 +185,45 @@ def test_a_run_without_a_teacher_says_so(maker: Maker) -> None:
     assert "There is no teacher in this run." in page.text
     assert "train-teacher" not in page.text
     assert "simclr simclr none resnet18" in page.text
+
+
+CONTROLLED = {"scratch": (0.60, 0.66, 0.57), "random-teacher": (0.62, 0.67, 0.60), "features": (0.71, 0.75, 0.68)}
+WITH_CONTROL = {
+    "teachers": {"own": {}, "random": {"kind": "random"}},
+    "recipes": {"features": {"teacher": "own"}, "random-teacher": {"teacher": "random"}},
+    "compare": {"inits": ["scratch", "random-teacher", "features"]},
+    "label_recipes": {},
+    "export": {"init": "features"},
+}
+
+
+def test_gains_are_also_stated_over_a_control_which_is_no_result_itself(maker: Maker) -> None:
+    maker.data()
+    for name, kind in (("own", "ddpm"), ("random", "random")):
+        maker.teacher(name, kind)
+    maker.recipe()
+    maker.recipe("random-teacher", teacher="random")
+    maker.compared(CONTROLLED)
+    page = written(settings(**WITH_CONTROL))
+    assert "Over the control random-teacher, whose teacher is not trained: +8.3 points, 95 % interval +6.9 to +9.8 – gain." in page.text
+    assert "of 2 pretrained initialisations" not in page.text
+    assert "verdict over random-teacher" in page.text and "+8.3 ± 1.4" in page.text
+    maker.compared({**CONTROLLED, "random-teacher": (0.91, 0.95, 0.88)})  # the best of all, and still no result
+    assert "Pretraining helps: features gains 10.3 points" in written(settings(**WITH_CONTROL)).text
+
+
+def test_the_time_of_a_model_is_that_of_its_stages_and_empty_where_one_is_not_on_record(
+    maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker.whole()
+    seconds = {"distill-features": 90.0, "train-interpreter": 20.0, "distill-labels": 30.0, "finetune": 15.0}
+    monkeypatch.setattr(verdict, "clock_of", lambda stage, digest: {"seconds": seconds[stage]})
+    run = report.read_run(settings(), Path("artifacts"))
+    table = verdict.comparison(run)["table"]
+    times = {row[0]: row[-1] for row in table.rows}
+    assert times == {"scratch": "15.0 s", "features": "1 min 45 s", "mix": "1 min 5 s", "constant prediction": ""}
+    monkeypatch.setattr(verdict, "clock_of", lambda stage, digest: {"seconds": 15.0} if stage == "finetune" else {})
+    assert [row[-1] for row in verdict.comparison(run)["table"].rows] == ["15.0 s", "", "", ""]
 
 
 def test_several_teachers_and_recipes_each_have_their_place(maker: Maker) -> None:

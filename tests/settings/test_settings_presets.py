@@ -5,11 +5,11 @@ from given_settings import loaded
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params
-from dreamteacher.settings.presets import LEVELS, NAMED, ShareOf
+from dreamteacher.settings.presets import LEVELS, NAMED
 from dreamteacher.settings.pretraining import Teacher
 from dreamteacher.settings.recipes import of_recipe
 from dreamteacher.settings.schema import Params
-from helpers import PROJECT
+from helpers import NUCLEI, PROJECT
 
 DEMO = {"teacher": (64, 32, 1, 1e-3, 4500, 0.999), "distill": (64, 32, 1, 2e-3, 150, None), "interpreter": (64, 16, 1, 2e-3, 100, None)}
 SIZES = {
@@ -26,14 +26,14 @@ SIZES = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_projects_file_is_a_whole_configuration_of_each_size(size):
-    """`tiny` is the demo, whose figures are committed."""
-    params = load_params(PROJECT / "params.yaml", [f"teacher.size={size}"])
+    """`tiny` has the defaults."""
+    params = load_params(NUCLEI, [f"teacher.size={size}"])
     for name, values in SIZES[size].items():
         group = getattr(params, name)
         assert (group.resolution, group.batch_size, group.accumulate, group.lr, group.steps, group.ema) == values
     assert params.taps == "auto"
     # what does not depend on the generator stays
-    assert params.model_copy(update={n: getattr(Params(), n) for n in DEMO}) == load_params(PROJECT / "params.yaml").model_copy(
+    assert params.model_copy(update={n: getattr(Params(), n) for n in DEMO}) == load_params(NUCLEI).model_copy(
         update={n: getattr(Params(), n) for n in DEMO}
     )
 
@@ -55,7 +55,7 @@ def test_a_presets_values_are_possible_at_every_size(preset: str) -> None:
         assert Params.model_validate(params.model_dump()) == params
         for group, values in NAMED[preset].items():
             for name, value in values.items():
-                if name != "size" and not isinstance(value, ShareOf):
+                if name != "size":
                     assert getattr(getattr(params, group), name) == value, f"{group}.{name}"
 
 
@@ -66,11 +66,6 @@ def test_a_line_wins_over_the_preset_and_the_preset_over_kind_and_size() -> None
     small = Params(preset="paper", teacher={"size": "small"}, distill={"T": 150, "lr": 1e-4})
     assert (small.distill.T, small.distill.lr, small.distill.steps, small.student.width) == (150, 1e-4, 10_000, 256)
     assert Params().distill == Params(preset="demo").distill
-
-
-def test_a_share_follows_what_it_is_of() -> None:
-    assert Params(preset="best", finetune={"steps": 160}).finetune.head_steps == 40
-    assert Params(preset="best", finetune={"steps": 160, "head_steps": 0}).finetune.head_steps == 0
 
 
 def test_a_recipe_changes_what_the_preset_fills() -> None:

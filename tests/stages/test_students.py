@@ -16,7 +16,7 @@ from dreamteacher.errors import UserError
 from dreamteacher.onnx_files import INPUT
 from dreamteacher.stage import read_stage
 from dreamteacher.stages import distill_features, distill_labels, evaluate, export_onnx, finetune
-from dreamteacher.students.backbone import load_backbone
+from dreamteacher.students.backbone import BACKBONE_FOLDER, load_backbone
 from dreamteacher.students.regressor import load_regressor
 from dreamteacher.tasks.base import get_task
 from dreamteacher.tasks.model import load_task_model
@@ -111,13 +111,20 @@ def test_the_neck_is_carried_over_from_the_regressor(chains: dict[str, Chain], t
     assert any(not torch.equal(begun[key], plain[key]) for key in plain)
 
 
-def test_a_task_without_a_neck_has_none_to_carry(chains: dict[str, Chain], tmp_path: Path) -> None:
-    chain = chains["classification"]
-    params = brief_params(chain.source, finetune={"carry_neck": True})
-    options = {"data": chain.root / "data", "seed": 0, "out": tmp_path / "model"}
-    with pytest.raises(UserError, match=r"^the head of classification has no neck .*; set finetune\.carry_neck = false$"):
-        finetune.run(params, **options, init="features", backbone=chain.root / "features")
-    assert finetune.run(params, **options, init="scratch")["loss"] > 0
+def test_where_task_or_pretraining_has_no_neck_the_backbone_alone_is_carried(
+    chains: dict[str, Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = start_of(monkeypatch)
+    densecl = tmp_path / "densecl"
+    chain = chains["segmentation"]
+    params = brief_params(chain.source, distill={"method": "densecl", "steps": 1}, finetune={"carry_neck": True, "steps": 1})
+    distill_features.run(params, data=chain.root / "data", out=densecl)
+    for task, pretrained in (("classification", chains["classification"].root / "features"), ("segmentation", densecl)):
+        chain = chains[task]
+        options = {"data": chain.root / "data", "seed": 0, "out": tmp_path / task}
+        finetune.run(brief_params(chain.source, finetune={"carry_neck": True, "steps": 1}), **options, init="features", backbone=pretrained)
+        for key, value in load_backbone(pretrained / BACKBONE_FOLDER).state_dict().items():
+            assert torch.equal(begun[f"backbone.{key}"], value), key
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])

@@ -20,7 +20,7 @@ from dreamteacher.teachers.encodings import Stochastic
 from dreamteacher.teachers.folder import find_pretrained, open_teacher, read_facts
 from dreamteacher.tracking import Tracker
 from dreamteacher.training.randomness import StepRandom
-from helpers import PROJECT
+from helpers import NUCLEI, PROJECT
 
 
 def test_the_teacher_is_a_diffusers_pipeline_with_its_taps(chain: Chain) -> None:
@@ -117,18 +117,21 @@ def test_another_schedule_size_or_name_of_a_pretrained_teacher_is_refused_in_one
     assert "prediction_type = v_prediction, not epsilon; set teacher.prediction alike" in message(
         pretrained=str(halved), prediction="epsilon"
     )
-    assert "teacher.pretrained = 'cells' is neither a teacher's folder nor one of ['nuclei', 'nuclei-256']" in message(pretrained="cells")
+    assert "teacher.pretrained = 'cells' is neither a teacher's folder nor one of ['bccd', 'nuclei', 'nuclei-256']" in message(
+        pretrained="cells"
+    )
     assert "of another size than teacher.size" in message(pretrained="nuclei", T_train=1000)  # the tests' U-Net is a slim one
 
 
-def test_the_teacher_of_the_sample_was_trained_on_its_train_pictures_alone(tmp_path: Path) -> None:
-    ingest.run(load_params(PROJECT / "params.yaml"), source=PROJECT / "samples/nuclei", out=tmp_path / "data")
-    trained_on = read_facts(find_pretrained("nuclei"))["trained_on"]
+@pytest.mark.parametrize(("name", "settings"), [("nuclei", NUCLEI), ("bccd", PROJECT / "params.yaml")])
+def test_the_teacher_of_a_sample_was_trained_on_its_train_pictures_alone(name: str, settings: Path, tmp_path: Path) -> None:
+    ingest.run(load_params(settings), source=PROJECT / "samples" / name, out=tmp_path / "data")
+    trained_on = read_facts(find_pretrained(name))["trained_on"]
     train = ImageSet(tmp_path / "data", "train")
     assert trained_on == {"pictures": len(train), "digest": train.digest()}
 
 
-@pytest.mark.parametrize("name", ["nuclei", "nuclei-256"])
+@pytest.mark.parametrize("name", ["bccd", "nuclei", "nuclei-256"])
 def test_a_teacher_of_the_package_teaches_and_fits_into_five_megabytes(name: str) -> None:
     folder = find_pretrained(name)
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 5_000_000

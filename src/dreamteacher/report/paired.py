@@ -32,6 +32,11 @@ class Gain:
         return "gain" if self.mean > 0 else "loss"
 
     @property
+    def short(self) -> str:
+        """`+2.3 ± 1.9`; without the half width where there is none."""
+        return points(self.mean) if math.isnan(self.half) else f"{points(self.mean)} ± {100 * self.half:.1f}"
+
+    @property
     def words(self) -> str:
         """`+2.3 points, 95 % interval +0.4 to +4.2`."""
         interval = f"95 % interval {points(self.mean - self.half)} to {points(self.mean + self.half)}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from dreamteacher.report.paired import Row
 from dreamteacher.report.summary import TITLES, headline
+from dreamteacher.settings.presets import UNTRAINED
 
 METRICS, ROWS = "metrics.json", "per_model.csv"  # of evaluate
 REFERENCE = "scratch"  # the initialisation with which all others are compared
@@ -98,6 +99,12 @@ class Run:
     def models(self) -> list[Row]:
         """The metrics of each model; empty without an evaluation."""
         return list(self.evaluation.rows(ROWS)) if self.evaluation else []
+
+    @property
+    def control(self) -> str | None:
+        """The first compared recipe whose teacher is untrained (random weights, or the pictures themselves); None without one."""
+        untrained = {name for name, output in self.below("teachers").items() if output.params["teacher"]["kind"] in UNTRAINED}
+        return next((init for init in self.results if self.teacher_of.get(init) in untrained), None)
 
     @property
     def figure(self) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
+from dreamteacher.clock import clock_of
 from dreamteacher.report.charts import intervals, strips
 from dreamteacher.report.floor import Floor, constant_prediction
 from dreamteacher.report.paired import Gain, gain_over, points
+from dreamteacher.report.records import duration
 from dreamteacher.report.run import REFERENCE, Run, Table
 from dreamteacher.report.summary import spread
 
@@ -22,9 +24,10 @@ def comparison(run: Run) -> dict[str, Any]:
     if not run.results:
         return _without(run)
     gains = _gains(run, run.figure)
+    over_control = _gains(run, run.figure, run.control) if run.control else []
     floor = constant_prediction(run.figure, run.data.json("report.json")) if run.data else None
     of_init = {init: [float(row[run.figure]) for row in run.models if row["init"] == init] for init in run.results}
-    tone, headline, explained = _headline(run, gains)
+    tone, headline, explained = _headline(run, gains, over_control)
     below = [init for init, values in of_init.items() if floor and fmean(values) <= floor.value]
     return {
         "tone": tone,
@@ -34,7 +37,7 @@ def comparison(run: Run) -> dict[str, Any]:
         "floor": _floor_words(run, floor, below),
         "frozen": _frozen(run),
         "interpreters": _interpreters(run, of_init),
-        "table": _table(run, gains, floor),
+        "table": _table(run, gains, over_control, floor),
         "classes": _classes(run),
         "strips": strips(of_init, f"{run.title}, %"),
         "intervals": intervals(gains, f"gain over {REFERENCE}, points of {run.title}") if gains else None,
@@ -51,9 +54,9 @@ def gains_of(run: Run) -> dict[str, float]:
     return found
 
 
-def _gains(run: Run, figure: str) -> list[Gain]:
-    others = [init for init in run.results if init != REFERENCE]
-    return [gain for init in others if (gain := gain_over(run.models, figure, init, REFERENCE))]
+def _gains(run: Run, figure: str, reference: str = REFERENCE) -> list[Gain]:
+    others = [init for init in run.results if init not in (REFERENCE, reference)]
+    return [gain for init in others if (gain := gain_over(run.models, figure, init, reference))]
 
 
 def _without(run: Run) -> dict[str, Any]:
@@ -65,9 +68,9 @@ def _without(run: Run) -> dict[str, Any]:
     return {"tone": "", "headline": headline, "explained": [why], "floor": ""}
 
 
-def _headline(run: Run, gains: list[Gain]) -> tuple[str, str, list[str]]:
+def _headline(run: Run, gains: list[Gain], over_control: list[Gain]) -> tuple[str, str, list[str]]:
     """(tone, headline, explanation)."""
-    ours = [gain for gain in gains if gain.init != FOREIGN]
+    ours = [gain for gain in gains if gain.init not in (FOREIGN, run.control)]
     if not ours:
         lacks = f"training from scratch; add {REFERENCE} to compare.inits" if REFERENCE not in run.results else "a pretrained backbone"
         return "", "No gain can be stated", [f"The comparison lacks {lacks}."]
@@ -82,7 +85,12 @@ def _headline(run: Run, gains: list[Gain]) -> tuple[str, str, list[str]]:
         winners = sum(gain.verdict == "gain" for gain in ours)
         caution = ["It is the best of several, and the interval is not corrected for that choice."] if len(ours) > 1 else []
         several = [f"{winners} of {len(ours)} pretrained initialisations gain."] if len(ours) > 1 else []
-        return "good", words, [over, *several, *caution]
+        beyond = [
+            f"Over the control {run.control}, whose teacher is not trained: {gain.words} – {gain.verdict}."
+            for gain in over_control
+            if gain.init == best.init
+        ]
+        return "good", words, [over, *beyond, *several, *caution]
     if verdicts == {"loss"}:
         return "bad", "Loss: training from scratch is better than every pretrained initialisation", [over]
     return (
@@ -125,20 +133,36 @@ def _interpreters(run: Run, of_init: dict[str, list[float]]) -> list[str]:
     return found
 
 
-def _table(run: Run, gains: list[Gain], floor: Floor | None) -> Table:
+def _table(run: Run, gains: list[Gain], over_control: list[Gain], floor: Floor | None) -> Table:
     readouts = [reading for reading in READOUTS if any(f"{reading}_{run.figure}_mean" in of for of in run.results.values())]
     of_gain = {gain.init: gain for gain in gains}
+    beyond = {gain.init: gain.short for gain in over_control}
     rows = []
     for init, figures in run.results.items():
         gain = of_gain.get(init)
         rows.append([init, spread(figures, run.figure), str(figures["n_seeds"]), *_over(gain)])
+        rows[-1] += [beyond.get(init, "")] if run.control else []
         rows[-1] += [spread(figures, f"{reading}_{run.figure}").replace("-", "") for reading in readouts]
+        rows[-1].append(_time(run, init))
     best = max(range(len(rows)), key=lambda i: run.results[rows[i][0]][f"{run.figure}_mean"])
     if floor:
         rows.append(["constant prediction", f"{100 * floor.value:.1f}", *[""] * (len(rows[0]) - 2)])
     head = ["initialisation", f"{run.title}, %", "seeds", f"over {REFERENCE}", "95 % interval", "verdict"]
-    numbers = frozenset({1, 2, 3, 4} | {6 + i for i in range(len(readouts))})
-    return Table([*head, *(READOUTS[reading][1] for reading in readouts)], rows, numbers, best)
+    head += [f"over {run.control}"] if run.control else []
+    head += [READOUTS[reading][1] for reading in readouts] + ["time without the teacher"]
+    return Table(head, rows, frozenset({1, 2, 3, 4} | set(range(6, len(head)))), best)
+
+
+def _time(run: Run, init: str) -> str:
+    """Recorded time of pretraining and fine-tuning one model, averaged over the seeds; "" unless all of it is on record."""
+    seconds = 0.0
+    for kind in ("interpreters", "backbones", "finetuned"):
+        outputs = [output for name, output in run.below(kind).items() if name.partition("/")[0] == init]
+        clocks = [clock_of(output.record["stage"], output.record["digest"]) for output in outputs]
+        if not all(clocks):
+            return ""
+        seconds += fmean(clock["seconds"] for clock in clocks) if clocks else 0.0
+    return duration(seconds)
 
 
 def _over(gain: Gain | None) -> list[str]:

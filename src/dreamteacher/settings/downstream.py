@@ -76,7 +76,9 @@ class Finetune(Training):
         "scratch",
     )
     carry_neck: bool = Field(
-        False, description="for recipes without labels: also initialise the head's neck from the feature regressor's; for tasks with a neck"
+        False,
+        description="start from the neck of feature distillation too, not only from the backbone; without effect for other pretrainings "
+        "and for tasks whose head has no neck (classification, multilabel)",
     )
     norm_eval: bool = Field(
         False,

@@ -7,12 +7,12 @@ Plain numbers, apart from the networks themselves (teachers/unet.py), because re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 LEVELS = {"tiny": 5, "mini": 4, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
 
 SIZED = ("ddpm", "edm", "random", "pixels")  # kinds whose decoder levels and noise steps are determined by the settings, not by a folder
+UNTRAINED = ("random", "pixels")  # kinds that serve as controls
 DREAMING = ("stylegan2", "biggan", "icgan")  # kinds that only generate pictures and cannot encode given ones
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -57,14 +57,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 BY_KIND: dict[str, dict[str, dict[str, Any]]] = {
     "stylegan2": {"teacher": {"lr": 2e-3, "betas": (0.0, 0.99), "clip": None, "warmup_steps": 0, "ema": 0.999}},
 }
-
-
-@dataclass(frozen=True)
-class ShareOf:
-    """A share of another setting of the same group, rounded."""
-
-    share: float
-    setting: str
 
 
 # Values of `preset`. docs/recipes.md lists the source of each value of `paper`, how contradictions were resolved, and the evidence for
@@ -114,7 +106,7 @@ NAMED: dict[str, dict[str, dict[str, Any]]] = {
             "ema": 0.999,
         },
         "labels": {"tau": 1.0},
-        "finetune": {"carry_neck": True, "head_steps": ShareOf(0.25, "steps"), "layer_decay": 0.9, "ema": 0.99},
+        "finetune": {"carry_neck": True},
     },
 }
 BY_SIZE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {

@@ -31,7 +31,7 @@ class Teacher(Training):
     )
     pretrained: str | None = Field(
         None,
-        description="a trained teacher to use instead of training one: nuclei or nuclei-256 (part of the package), the folder of a "
+        description="a trained teacher to use instead of training one: bccd, nuclei or nuclei-256 (part of the package), the folder of a "
         "teacher of the same size, or any folder made by `dreamteacher import-teacher`; null: train",
     )
     digest: str | None = Field(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from dreamteacher.settings.downstream import AUTO, HEADS, Assess, Evaluate, Export, Finetune, Ingest, Publish, Retrain
-from dreamteacher.settings.presets import SIZED, ShareOf, auto_taps, fills, strides
+from dreamteacher.settings.presets import SIZED, auto_taps, fills, strides
 from dreamteacher.settings.pretraining import Distill, Interpreter, Labels, Student, Teacher, Tune
 from dreamteacher.settings.section import Name, Positive, Section
 
@@ -114,9 +114,6 @@ class Params(Section):
         for name, values in fills(self.preset, **chosen, default_kind=self.teacher.kind, default_size=self.teacher.size).items():
             group = getattr(self, name)
             left_open = {key: value for key, value in values.items() if key not in group.model_fields_set}
-            for key, value in left_open.items():
-                if isinstance(value, ShareOf):
-                    left_open[key] = round(value.share * left_open.get(value.setting, getattr(group, value.setting)))
             followed = group.model_copy(update=left_open)
             followed.__pydantic_fields_set__ = set(group.model_fields_set)  # still unset: another teacher may have another size
             self.__dict__[name] = followed  # frozen, but not complete before this

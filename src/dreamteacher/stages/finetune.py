@@ -16,7 +16,7 @@ from dreamteacher.settings.schema import FRESH, Params
 from dreamteacher.stage import open_stage
 from dreamteacher.students.backbone import create_backbone
 from dreamteacher.tasks.base import get_task
-from dreamteacher.tasks.finetuning import freeze_backbone, keep_statistics, pretrained_parts, pretrained_rates, start_from_features
+from dreamteacher.tasks.finetuning import freeze_backbone, keep_statistics, pretrained_rates, start_from_features
 from dreamteacher.tasks.model import TaskModel, is_task_model, load_task_model, normalize, save_task_model
 from dreamteacher.tasks.unseen import check_labels, require_labels
 from dreamteacher.training.loop import train
@@ -67,15 +67,14 @@ def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: in
     settings, task = params.finetune, get_task(str(images.task), params.finetune.head)
     torch.manual_seed(seed)
     task.check(images.classes, AUGMENTATIONS[settings.augment])
-    model = _build(params, images, init, backbone)
+    model, pretrained = _build(params, images, init, backbone)
     mean, std = model.mean, model.std
     head_steps = 0 if init == "scratch" else settings.head_steps
-    with_head = backbone is not None and is_task_model(backbone)
-    keeping = pretrained_parts(init, with_head=with_head, carry_neck=settings.carry_neck) if settings.norm_eval else []
 
     def step(model: nn.Module, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         freeze_backbone(model, random.step < head_steps)
-        keep_statistics(model, keeping)
+        if settings.norm_eval:
+            keep_statistics(model, pretrained)
         labels = [batch["label"]] if task.with_labels else []
         return task.loss(model(normalize(batch["image"], mean, std), *labels), batch, settings)
 
@@ -91,25 +90,27 @@ def fit(params: Params, images: ImageSet, few: list[int], *, init: str, seed: in
     )
 
 
-def _build(params: Params, images: ImageSet, init: str, folder: Path | None) -> TaskModel:
-    """The model with the seed's random weights, the same for every init, then overwritten by those of `folder`."""
+def _build(params: Params, images: ImageSet, init: str, folder: Path | None) -> tuple[TaskModel, list[str]]:
+    """The model with the seed's random weights, the same for every init, then overwritten by those of `folder`; and the names of its
+    pretrained modules ("": all)."""
     student = create_backbone(params.student.backbone, init == "imagenet", params.student.finest_stride)
     shape = params.finetune.resolution, params.student.width
     model = TaskModel(student, cast(str, images.task), images.classes, *shape, neck=params.student.neck, head=params.finetune.head)
     if init in FRESH:
-        return model.train()
+        return model.train(), ["backbone"] if init == "imagenet" else []
     if folder is None:
         raise UserError(f"init {init} needs --backbone: the output of distill-features or distill-labels")
     with_head = is_task_model(folder)
     try:
         if with_head:
             model.load_state_dict(load_task_model(folder).state_dict())
+            pretrained = [""]
         else:
-            start_from_features(model, folder, params.finetune.carry_neck)
+            pretrained = start_from_features(model, folder, params.finetune.carry_neck)
     except RuntimeError as error:
         maker = "distill-labels" if with_head else "distill-features"
         raise UserError(
             f"{folder} does not fit student.backbone = {params.student.backbone!r}, student.width = {params.student.width}, student.neck = "
             f"{params.student.neck!r} and the {len(images.classes)} classes of the data; run `dreamteacher {maker}` again with these"
         ) from error
-    return model.train()
+    return model.train(), pretrained

@@ -30,7 +30,7 @@ def run(params: Params, *, artifacts: Path, out: Path, overwrite: bool = False) 
         UserError: `artifacts` has no output of these settings, or one is damaged.
     """
     recorded = params.section("recipes", "label_recipes", "compare")
-    found = _read(params, artifacts)
+    found = read_run(params, artifacts)
     if not found.found:
         raise UserError(f"{artifacts} holds no complete output of a stage; run `dreamteacher ingest` first, or name another --artifacts")
     inputs = {place: output.folder for place, output in found.found.items()}
@@ -42,8 +42,8 @@ def run(params: Params, *, artifacts: Path, out: Path, overwrite: bool = False) 
     return stage.metrics
 
 
-def _read(params: Params, artifacts: Path) -> Run:
-    """The outputs of the settings, and optional ones."""
+def read_run(params: Params, artifacts: Path) -> Run:
+    """The outputs in `artifacts` that the settings name, and optional ones; a run without outputs if there are none."""
     found: dict[str, Output] = {}
     missing: dict[str, str] = {}
     for place, command in _wanted(params, artifacts):

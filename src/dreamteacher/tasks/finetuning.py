@@ -9,11 +9,10 @@ from typing import cast
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreamteacher.errors import UserError
 from dreamteacher.settings.downstream import Finetune
 from dreamteacher.students.backbone import BACKBONE_FOLDER, load_backbone
 from dreamteacher.students.layer_decay import layer_scales
-from dreamteacher.students.regressor import load_regressor
+from dreamteacher.students.regressor import REGRESSOR_FILE, load_regressor
 from dreamteacher.tasks.base import NeckHead
 from dreamteacher.tasks.model import TaskModel
 from dreamteacher.training.optim import Rate
@@ -41,15 +40,6 @@ def freeze_backbone(model: nn.Module, frozen: bool) -> None:
     cast(TaskModel, getattr(model, "module", model)).backbone.freeze(frozen)
 
 
-def pretrained_parts(init: str, *, with_head: bool, carry_neck: bool) -> list[str]:
-    """Names of the pretrained modules of a task model; "" for the whole model (`with_head`)."""
-    if init == "scratch":
-        return []
-    if with_head:
-        return [""]
-    return ["backbone", "head.neck"] if carry_neck and init != "imagenet" else ["backbone"]
-
-
 def keep_statistics(model: nn.Module, parts: list[str]) -> None:
     """Put the batch norms of these modules of a task model (perhaps in DDP) in eval mode, as mmdetection's `norm_eval` does.
 
@@ -62,18 +52,21 @@ def keep_statistics(model: nn.Module, parts: list[str]) -> None:
                 module.eval()
 
 
-def start_from_features(model: TaskModel, folder: Path, carry_neck: bool) -> None:
-    """Load the backbone of a feature distillation and, with `carry_neck`, the neck of its regressor into the task's head.
+def start_from_features(model: TaskModel, folder: Path, carry_neck: bool) -> list[str]:
+    """Load the backbone of a pretraining without labels and, with `carry_neck`, its neck into the task's head.
+
+    Only feature distillation pretrains a neck, and only dense tasks have one; otherwise the backbone alone is loaded.
+
+    Returns:
+        The names of the loaded modules.
 
     Raises:
-        UserError: the task's head has no neck, or `folder` holds no regressor.
         RuntimeError: the weights do not fit.
     """
-    if not carry_neck:
-        model.backbone.load_state_dict(load_backbone(folder / BACKBONE_FOLDER).state_dict())
-        return
-    if not isinstance(model.head, NeckHead):
-        raise UserError(f"the head of {model.task} has no neck to initialise; set finetune.carry_neck = false")
-    regressor = load_regressor(folder)
-    model.backbone.load_state_dict(regressor.backbone.state_dict())
-    model.head.neck.load_state_dict(regressor.neck.state_dict())
+    if carry_neck and isinstance(model.head, NeckHead) and (folder / REGRESSOR_FILE).exists():
+        regressor = load_regressor(folder)
+        model.backbone.load_state_dict(regressor.backbone.state_dict())
+        model.head.neck.load_state_dict(regressor.neck.state_dict())
+        return ["backbone", "head.neck"]
+    model.backbone.load_state_dict(load_backbone(folder / BACKBONE_FOLDER).state_dict())
+    return ["backbone"]
