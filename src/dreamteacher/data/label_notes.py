@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from dreamteacher.data.box_labels import BoxSource
-from dreamteacher.data.class_list import NUMBER, ClassList, similar_names
-from dreamteacher.data.class_values import notes_on_values
+from dreamteacher.data.class_list import NUMBER, ClassList, is_void, similar_names
+from dreamteacher.data.class_values import MIN_LABELS, notes_on_values
 from dreamteacher.data.imagefolder import Metadata, other_folder
 from dreamteacher.data.items import Skipped
 from dreamteacher.data.labels import MASK_WORDS
@@ -20,6 +20,7 @@ from dreamteacher.data.names import UNLABELLED
 from dreamteacher.data.table import scalar
 from dreamteacher.data.tool_labels import detect_tool
 from dreamteacher.data.trees import Tree
+from dreamteacher.data.voc import why_no_voc
 from dreamteacher.data.yolo import why_no_yolo
 
 LOOKED_INTO = 1 << 15  # characters of a file that are read to detect its tool
@@ -44,6 +45,7 @@ def label_notes(
     classes: ClassList | None,
     counts: dict[str, int],
     *,
+    task: str,
     label_file: str,
     are_listed: bool,
 ) -> Iterator[str]:
@@ -55,6 +57,7 @@ def label_notes(
         boxes: box labels, if there are any.
         classes: of the labels.
         counts: as `labels.read_labels` returns them.
+        task: see `Found`.
         label_file: the file, or the lists of pictures, that give classes; empty where folders do.
         are_listed: classes.txt names the classes.
     """
@@ -65,6 +68,11 @@ def label_notes(
     if names:
         for name, other, how in similar_names(names)[:3]:
             yield f"classes {name!r} and {other!r} {how}; are they one?"
+    if boxes and (void := next(filter(is_void, names or ()), None)):
+        yield (
+            f"class {void!r} is learnt like the others; if its objects are to be ignored, mark them instead (difficult in Pascal VOC, "
+            "iscrowd in COCO), or take them away"
+        )
     if classes and kind in ("csv", "folders") and label_file and not are_listed:
         yield from notes_on_values(classes.names, label_file)
     elif classes and kind == "folders" and not are_listed:
@@ -73,6 +81,8 @@ def label_notes(
         yield from _table_notes(table, classes.names, counts, label_file)
         if posixpath.basename(label_file) == COLUMN_FILE:
             yield from _unread_class_folders(table, label_file)
+        if task == "multilabel" and len(classes.names) > 1:
+            yield from _one_class_each(table, label_file)
 
 
 def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[str]:
@@ -127,6 +137,8 @@ def other_tools(table: sqlite3.Connection, tree: Tree, skipped: Skipped) -> list
                 found.append(f"{name} is of {tool[0]}, and is not read: {tool[1]}")
             elif name.lower().endswith(".txt") and (reason := why_no_yolo(head)):
                 found.append(f"{name} is no label of YOLO: {reason}")
+            elif name.lower().endswith(".xml") and len(head) < LOOKED_INTO and (reason := why_no_voc(head)):
+                found.append(f"{name} is no label of Pascal VOC: {reason}")
     return found
 
 
@@ -204,6 +216,17 @@ def _unread_class_folders(table: sqlite3.Connection, file: str) -> Iterator[str]
     if len(folders) > 1:
         shown = ", ".join(folders)
         yield f"labels are read from {file}, and the folders {shown} are not; if these are the classes, set ingest.task to classification"
+
+
+def _one_class_each(table: sqlite3.Connection, file: str) -> Iterator[str]:
+    """A note on columns of classes of which each picture has exactly one, as if they excluded each other."""
+    others = "json_array_length(value, '$.yes') != 1 OR json_array_length(value, '$.unknown') != 0"
+    n, n_others = table.execute(f"SELECT count(*), total({others}) FROM labels").fetchone()
+    if n >= MIN_LABELS and not n_others:
+        yield (
+            f"each picture in {file} has exactly one of the classes; if they exclude each other, write its name into a table labels.csv of "
+            "the columns path and label, which is learnt as classification"
+        )
 
 
 def _table_notes(table: sqlite3.Connection, names: list[str], counts: dict[str, int], file: str) -> Iterator[str]:

@@ -83,7 +83,7 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
                 f"label more, put pictures with {tally.objects_noun} into {empty_split}/, or set ingest.labels to none"
                 + (
                     " (of several classes in classes.txt an object is 1000 x the line of its class, from 0, + its number)"
-                    if tally.task == "instances"
+                    if tally.task == "instances" and found.labels != "boxes"
                     else ""
                 )
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import yaml
@@ -18,6 +19,7 @@ TOLERANCE = 0.01  # fraction by which coordinates may lie outside the picture
 BOX, CORNERS = 4, 8  # numbers of a box, and of a rotated box
 MIN_LINES = 3  # lines needed to distinguish poses from polygons
 POSES = "YOLO's poses, which are not read; convert them to COCO's JSON"
+_LIKE_YOLO = re.compile(rb"\d|\S+([ \t]+-?\d?\.?\d+){4}\s")  # a class, perhaps by name, and at least four numbers
 Line = tuple[int, list[float]]
 
 
@@ -100,7 +102,7 @@ def why_no_yolo(data: bytes) -> str | None:
     try:
         list(read_lines(data))
     except BadPicture as error:
-        return error.reason if data[:1].isdigit() else None
+        return error.reason if _LIKE_YOLO.match(data) else None
     return None
 
 
@@ -160,7 +162,9 @@ def read_lines(data: bytes) -> Iterator[Line]:
             number_of_class, values = int(words[0].removesuffix(".0")), [float(word) for word in words[1:]]
         except ValueError as error:
             raise BadPicture(f"its .txt, line {number}: {line[:40]!r} is not a class number and numbers") from error
-        if number_of_class < 0 or len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
+        if number_of_class < 0:
+            raise BadPicture(f"its .txt, line {number} is of class {number_of_class}; classes are numbered from 0")
+        if len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
             raise BadPicture(f"its .txt, line {number} has {len(words)} numbers; a line is `class cx cy w h`, or a class and a polygon")
         if wrong := next((value for value in values if math.isfinite(value) and not -TOLERANCE <= value <= 1 + TOLERANCE), None):
             raise BadPicture(f"its .txt, line {number} holds {wrong:g}; numbers are fractions of the picture, from 0 to 1")
