@@ -175,6 +175,14 @@ def test_unknown_model_names_those_that_are_served(triton, tmp_path, protocol):
         predict([save_picture(tmp_path / "a.png", 32, 32)], url(triton, protocol), "cell", protocol=protocol)
 
 
+@pytest.mark.parametrize("out", [".", "answers"])
+def test_answers_do_not_lie_among_the_pictures(tmp_path, out):
+    save_picture(tmp_path / "shots/a.png", 32, 32)
+    with pytest.raises(UserError, match=f"--out .*shots.* lies in {tmp_path}/shots, among the pictures; name a folder outside"):
+        predict([tmp_path / "shots"], "127.0.0.1:1", "cells", tmp_path / "shots" / out)
+    assert [path.name for path in (tmp_path / "shots").iterdir()] == ["a.png"]
+
+
 def test_features_need_a_folder(triton, tmp_path):
     with pytest.raises(UserError, match="--out"):
         predict([save_picture(tmp_path / "a.png", 32, 32)], url(triton, "http"), "cells", features=True)

@@ -74,10 +74,14 @@ def predict(
     picture as prepared, and `size`, its (H, W) unpadded. `batch` pictures share a request where their shapes allow.
 
     Raises:
-        UserError: the server cannot be reached or lacks the model, `out` is needed, or some pictures are bad (the others are done).
+        UserError: the server cannot be reached or lacks the model, `out` is needed or lies among the pictures, or some pictures are bad
+            (the others are done).
     """
     if features and out is None:
         raise UserError("features are written to files; name a folder with --out")
+    images = list(images)
+    if out and (among := next((path for path in images if path.is_dir() and out.resolve().is_relative_to(path.resolve())), None)):
+        raise UserError(f"--out {out} lies in {among}, among the pictures; name a folder outside")
     with Client(url, model, protocol=protocol, timeout=TIMEOUT * batch) as client:
         task, classes = client.contract.task, client.contract.classes
         if features:
