@@ -20,6 +20,7 @@ import numpy as np
 
 from dreamteacher.data.decode import SUFFIXES, BadPicture, decode
 from dreamteacher.errors import UserError
+from dreamteacher.files import SYSTEM_FOLDERS
 from dreamteacher.serving.answers import Answer
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.contract import check_size
@@ -150,12 +151,15 @@ def _pictures(images: Iterable[Path]) -> Iterator[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All pictures below a folder, by their suffixes; sorted, without hidden ones."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """All pictures below a folder, by their suffixes; sorted, without hidden ones and system folders. Then the folders that cannot be read,
+    to be reported."""
+    unreadable: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename))):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in SYSTEM_FOLDERS)
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(place, name)
+    yield from unreadable
 
 
 def _places(images: Iterable[Path], out: Path) -> Iterator[tuple[Path, Path]]:
