@@ -8,8 +8,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ingest_sources import facts, picture, reasons, report, run, save, save_pictures
+from PIL import Image
 
 from dreamteacher.data.dataset import ImageSet
 from dreamteacher.errors import UserError
@@ -139,3 +141,43 @@ def test_columns_of_which_each_picture_has_one_are_said(tmp_path: Path) -> None:
         (tmp_path / "s/labels.csv").write_text("\n".join(["path,cat,dog", change, *rows[1:], ""]))
         run(tmp_path / "s", tmp_path / name)
         assert (said in summary(tmp_path / name)) == is_said
+
+
+def test_a_background_that_is_not_0_is_said(tmp_path: Path) -> None:
+    def mask(background: int, right: int) -> Image.Image:
+        values = np.full((20, 24), background, np.uint8)
+        values[2:8, 2:8], values[10:18, 10:right] = 2, 3
+        return Image.fromarray(values)
+
+    for name, background, right, is_said in (("zero", 0, 20, False), ("one", 1, 20, True), ("parts", 0, 24, False)):
+        for i in range(2):
+            save(picture(i), tmp_path / name / f"images/{i}.png")
+            save(mask(background, right), tmp_path / name / f"masks/{i}.png")
+        run(tmp_path / name, tmp_path / f"of {name}", task="instances")
+        assert report(tmp_path / f"of {name}")["warnings"] == ({"background_is_object": 2} if is_said else {})
+
+
+def test_depth_without_a_distance_is_not_called_a_mask_of_255(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "s/images", "0.png", "1.png")
+    for i in range(2):
+        save(Image.fromarray(np.full((20, 24), -3, np.float32)), tmp_path / f"s/depth/{i}.tif")
+    with pytest.raises(UserError, match=r"none in train \(maps without a distance above 0 are none: 2\)"):
+        run(tmp_path / "s", tmp_path / "out", task="depth")
+
+
+def test_labels_of_pictures_that_exif_turns_are_said_where_no_size_tells(tmp_path: Path) -> None:
+    for name, orientation, size in (("half", 3, (24, 20)), ("square", 6, (20, 20)), ("told", 6, (24, 20))):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        save(picture(1, size), tmp_path / f"masks/images/{name}.jpg", exif=exif.tobytes())
+        values = np.zeros(size, np.uint8) if name == "told" else np.zeros(size[::-1], np.uint8)
+        values[:9] = 1
+        save(Image.fromarray(values), tmp_path / f"masks/masks/{name}.png")
+        save(picture(1, size), tmp_path / f"yolo/{name}.jpg", exif=exif.tobytes())
+        (tmp_path / f"yolo/{name}.txt").write_text("0 0.5 0.5 0.2 0.4\n")
+    save(picture(2), tmp_path / "yolo/plain.jpg")
+    (tmp_path / "yolo/plain.txt").write_text("0 0.5 0.5 0.2 0.4\n")
+    (tmp_path / "masks/classes.txt").write_text("ground\nthing\n")
+    for name, count in (("masks", 2), ("yolo", 3)):
+        run(tmp_path / name, tmp_path / f"of {name}")
+        assert report(tmp_path / f"of {name}")["warnings"] == {"turned_or_not": count}

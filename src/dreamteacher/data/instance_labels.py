@@ -48,7 +48,15 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
     border = (values < 0) | (values == IGNORE) if skips_to_255 else values < 0
     packed = _pack_classes(np.where(border, 0, values), classes)
     packed[border] = IGNORE
-    return packed, ("unknown_among_numbers",) * skips_to_255
+    return packed, ("unknown_among_numbers",) * skips_to_255 + ("background_is_object",) * _is_framed(packed)
+
+
+def _is_framed(packed: np.ndarray) -> bool:
+    """Whether no pixel is background, and one object touches all four sides, as a background that is not 0 does."""
+    if not packed.all():
+        return False
+    sides = [set(side[side > IGNORE].tolist()) for side in (packed[0], packed[-1], packed[:, 0], packed[:, -1])]
+    return bool(set.intersection(*sides))
 
 
 def _skips_to_255(values: np.ndarray) -> bool:

@@ -50,7 +50,8 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
     empty = next((split for split in wanted if not counts[f"labelled_{split}"]), None)
     if empty and (tally.tasks or unknown):
         reduced = ", some once they were reduced to ingest.short_side" if tally.warnings["mask_vanished"] else ""
-        without = f" (masks that are {IGNORE}, unknown, everywhere are none: {unknown}{reduced})" if unknown else ""
+        nothing = "maps without a distance above 0" if found.task == "depth" else f"masks that are {IGNORE}, unknown, everywhere"
+        without = f" ({nothing} are none: {unknown}{reduced})" if unknown else ""
         others = "".join(f"; {note}" for note in found.notes if "ingest.task" in note)
         raise UserError(
             f"there are {counts['labelled_train'] + counts['labelled_val']} labels, and none in {empty}{without}: nothing could be "
