@@ -35,6 +35,11 @@ _NUMBERED_CLASS = re.compile(
 _RECORDING = re.compile(
     r"patient|case|study|visit|scan|slide|vid|movie|clip|scene|seq|session|run|drive|flight|cam|day|date|^[\W\d_]*$", re.I
 )
+_VIEW = re.compile(  # folders of views, bands or versions of the same scenes
+    r"left|right|rgb|bgr|gr[ae]y|nir|t?ir|infrared|thermal|vis(ible)?|d[est]m|[lh]r|low|high|before|after|pre|post|[hv][hv]", re.IGNORECASE
+)
+_WORD_AND_NUMBER = re.compile(r"(.*[^\W\d_])[-_. (]*\d+\)?")  # cat.0, cat_001, cat (1)
+MIN_OF_NAME = 3  # pictures, from which names tell something
 NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write for a missing value
 
 
@@ -97,6 +102,7 @@ def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[
 def why_no_labels(table: sqlite3.Connection, tree: Tree, names: list[str] | None, skipped: Skipped) -> Iterator[str]:
     """Notes on files and folders that may be labels, when none were found. names: in classes.txt."""
     yield from _lost_classes(table, names)
+    yield from _classes_in_names(table)
     yield from other_tools(table, tree, skipped)
     yield from _numbers_in_lists(tree, skipped.lists)
     yield from _other_tasks(table)
@@ -200,6 +206,7 @@ def _folder_notes(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
     meant = {name for (name,) in table.execute(several)}
     if strange := [name for name in names if _NO_CLASS_FOLDER.fullmatch(name) and name not in meant]:
         yield f"the folder {strange[0]} was taken as a class; if its pictures have none, call it unlabelled, or take it away"
+    yield from _views(table, names)
     pattern, *others = {re.sub(r"\d+", "0", name) for name in names}
     are_meant = meant.issuperset(names) and not _RECORDING.search(pattern)
     if len(names) > 2 and not others and not are_meant and not _NUMBERED_CLASS.fullmatch(pattern):
@@ -207,6 +214,40 @@ def _folder_notes(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
             f"the classes are folders that differ in numbers alone ({names[0]}, {names[1]} ...); if they are parts of the set, such as "
             "patients, videos or days, set ingest.labels to none"
         )
+
+
+def _views(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
+    """A note on folders of the same file names: bands or views of the same scenes, unless the names merely count the pictures."""
+    table.create_function("file", 1, posixpath.basename, deterministic=True)
+    table.create_function("number", 1, lambda file: int(re.sub(r"\D", "", posixpath.splitext(file)[0])[:15] or 0), deterministic=True)
+    of_classes = "FROM files WHERE role = 'picture' AND class != ''"
+    n, n_different = table.execute(f"SELECT count(*), count(DISTINCT coalesce(split, '') || '/' || file(name)) {of_classes}").fetchone()
+    if len(names) < 2 or n != n_different * len(names) or n_different < MIN_OF_NAME:
+        return
+    first, n_files, n_numbers, span = table.execute(
+        "SELECT min(file(name)), count(DISTINCT file(name)), count(DISTINCT number(file(name))), "
+        f"max(number(file(name))) - min(number(file(name))) {of_classes}"
+    ).fetchone()
+    if n_files != n_numbers or span >= n_files or all(map(_VIEW.fullmatch, names)):
+        yield (
+            f"the classes are folders of the same file names ({names[0]} and {names[1]} have {first}), as views, bands or versions of "
+            "the same scenes have; if they are, keep one of them, or set ingest.labels to none"
+        )
+
+
+def _classes_in_names(table: sqlite3.Connection) -> Iterator[str]:
+    """A note on file names such as cat.0.jpg and dog_1.jpg, whose words may be classes."""
+    table.create_function("word", 1, _word_of, deterministic=True)
+    query = "SELECT word(name) AS word, count(*) FROM files WHERE role = 'picture' GROUP BY word ORDER BY word LIMIT 1000"
+    words = dict(table.execute(query).fetchall())
+    if len(words) > 1 and None not in words and min(words.values()) >= MIN_OF_NAME and not all(map(str.isupper, words)):
+        first, second, *_ = words
+        yield f"file names begin with {first!r} and {second!r}; if these are classes, put the pictures of each into a folder of its name"
+
+
+def _word_of(name: str) -> str | None:
+    found = _WORD_AND_NUMBER.fullmatch(posixpath.splitext(posixpath.basename(name))[0])
+    return found[1] if found else None
 
 
 def _unread_class_folders(table: sqlite3.Connection, file: str) -> Iterator[str]:
