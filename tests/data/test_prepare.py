@@ -106,6 +106,7 @@ def test_what_is_odd_of_the_picture_comes_along():
         "depth_of_8_bits",
         "keypoints_outside",
         "keypoints_away",
+        "keypoints_at_origin",
         "background_is_object",
         "turned_or_not",
     }  # see test_ingest_boxes, test_instances, test_multilabel_and_depth, test_ingest_variants

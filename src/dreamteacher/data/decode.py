@@ -42,6 +42,7 @@ WARNINGS = {  # key in Picture and Prepared -> message, which follows the number
     "boxes_repeated": "pictures have a box more than once; one was kept",
     "keypoints_outside": "pictures have keypoints more than 2 pixels beyond the border, which count as not labelled (are they of other "
     "pictures?)",
+    "keypoints_at_origin": "pictures have keypoints at 0, 0 that count as labelled; if these are missing ones, set their third number to 0",
     "keypoints_away": "pictures have an object whose keypoints lie mostly outside its box (are x and y exchanged, or from the box's "
     "corner?)",
     "unknown_among_numbers": "masks hold 255 behind the numbers 1, 2, 3 and so on, which is read as unknown; if it is an object, give it "
