@@ -179,6 +179,12 @@ def test_output_cut_short_by_head_is_no_error():
     assert done.stderr == ""
 
 
+def test_what_the_output_cannot_encode_is_escaped():
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    command = [sys.executable, "-m", "dreamteacher.cli", "params", "--set", "ingest.source=größe"]
+    assert "source: gr\\xf6\\xdfe" in subprocess.run(command, capture_output=True, text=True, check=True, cwd="/", env=ascii_only).stdout
+
+
 def test_sync_says_what_it_sent(in_tmp, capsys):
     assert cli.main(["sync"]) == 0
     assert capsys.readouterr().out == "nothing to send\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -30,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["pipelines"]:  # it has its own parser, also for `--help`
         return import_module("pipelines.__main__").main(arguments[1:], "dreamteacher pipelines")
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as of stderr: file names may be no text, and class names not in the locale
     _log_to_stderr()
     before = signal.signal(signal.SIGTERM, _stop)
     try:

@@ -106,7 +106,10 @@ def test_what_is_odd_of_the_picture_comes_along():
         "depth_of_8_bits",
         "keypoints_outside",
         "keypoints_away",
-    }  # see test_ingest_boxes, test_instances, test_multilabel_and_depth
+        "keypoints_at_origin",
+        "background_is_object",
+        "turned_or_not",
+    }  # see test_ingest_boxes, test_instances, test_multilabel_and_depth, test_ingest_variants
     assert {"bands_left_out", "alpha_is_not_transparency", "wholly_transparent", "mask_is_unknown", "mask_vanished"} == set(
         WARNINGS
     ) - of_boxes

@@ -329,6 +329,17 @@ def test_in_a_git_repository_it_is_a_dvc_project_of_its_own(tmp_path: Path, caps
     Path(".gitignore").write_text("hidden/\n")
     assert cli.main(["init", "hidden", "--source", "pictures"]) == 2
     assert f"hidden is ignored by the git repository {tmp_path.resolve()}" in capsys.readouterr().err
+    Path(".gitignore").write_text("*.lock\n")
+    assert cli.main(["init", "other", "--source", "pictures"]) == 2
+    assert f"dvc.lock is ignored by the git repository {tmp_path.resolve()}" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
+def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classification(tmp_path / "home/pictures")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert init("--source=~/pictures") == 0
+    assert load_params(Path("mine/params.yaml")).ingest.source == str(tmp_path / "home/pictures")
 
 
 def test_without_git_it_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

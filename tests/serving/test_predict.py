@@ -1,5 +1,7 @@
 import csv
+import errno
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -175,6 +177,14 @@ def test_unknown_model_names_those_that_are_served(triton, tmp_path, protocol):
         predict([save_picture(tmp_path / "a.png", 32, 32)], url(triton, protocol), "cell", protocol=protocol)
 
 
+@pytest.mark.parametrize("out", [".", "answers"])
+def test_answers_do_not_lie_among_the_pictures(tmp_path, out):
+    save_picture(tmp_path / "shots/a.png", 32, 32)
+    with pytest.raises(UserError, match=f"--out .*shots.* lies in {tmp_path}/shots, among the pictures; name a folder outside"):
+        predict([tmp_path / "shots"], "127.0.0.1:1", "cells", tmp_path / "shots" / out)
+    assert [path.name for path in (tmp_path / "shots").iterdir()] == ["a.png"]
+
+
 def test_features_need_a_folder(triton, tmp_path):
     with pytest.raises(UserError, match="--out"):
         predict([save_picture(tmp_path / "a.png", 32, 32)], url(triton, "http"), "cells", features=True)
@@ -202,6 +212,7 @@ def test_folders_and_patterns_are_the_pictures_that_they_hold(triton, tmp_path, 
     (tmp_path / "b" / "notes.txt").write_text("no picture")
     (tmp_path / "b" / ".cache").mkdir()
     save_picture(tmp_path / "b" / ".cache" / "4.png", 32, 32)
+    save_picture(tmp_path / "b" / "@eaDir" / "5.png", 32, 32)
     lines = lines_of(capsys, [tmp_path / "b", tmp_path / "*" / "1.png", tmp_path / "**" / "3.*"], triton, "stages")
     assert [line.split(": ")[0] for line in lines] == [str(tmp_path / name) for name in [*names, "b/c/3.JPG"]]
     odd = save_picture(tmp_path / "[1].png", 32, 32)
@@ -209,6 +220,26 @@ def test_folders_and_patterns_are_the_pictures_that_they_hold(triton, tmp_path, 
     with pytest.raises(UserError, match="1 of 1 pictures"):
         predict([tmp_path / "*.gif"], triton.http_url, "stages")
     assert capsys.readouterr().out == f"BAD {tmp_path}/*.gif: No such file or directory\n"
+
+
+def test_a_folder_that_cannot_be_read_is_reported(triton, tmp_path, capsys, monkeypatch):
+    read = [save_picture(tmp_path / name, 32, 32) for name in ("shots/1.png", "shots/b/2.png")]
+    (tmp_path / "shots/a").mkdir()
+    scandir, read_bytes = os.scandir, Path.read_bytes
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "shots/a"))
+
+    def refuse(path):
+        if str(path) == denied.filename:
+            raise denied
+        return path
+
+    monkeypatch.setattr(os, "scandir", lambda path: scandir(refuse(path)))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(refuse(path)))
+    with pytest.raises(UserError, match="1 of 3 pictures could not be read"):
+        predict([tmp_path / "shots"], triton.http_url, "stages")
+    *answers, bad = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in answers] == list(map(str, read))
+    assert bad == f"BAD {tmp_path}/shots/a: Permission denied"
 
 
 def test_batches_say_what_single_pictures_say(triton, tmp_path, capsys):

@@ -62,6 +62,7 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
         ("export.seed=7", "among compare.seeds = [0, 1, 2]"),
         ("compare.inits=[scratch]", "export.init = 'mix' is not among compare.inits; there are ['scratch']"),
         ("compare.seeds=[0, 0]", "twice"),
+        ("compare.seeds=[0, -1]", "compare.seeds.1 = -1 is not possible"),
         ("distill.objectives={mze: 1}", "there is no term 'mze'; name mse"),
         ("distill.objectives.at=-1", "distill.objectives.at = -1 is not possible"),
         ("distill.objectives={}", "at least 1 item"),

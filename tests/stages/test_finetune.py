@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,16 @@ def test_what_does_not_fit_is_refused_in_one_line(chain: Chain, tmp_path: Path) 
         ):
             finetune.run(wide, init="mix", backbone=chain.root / "mix", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_of_other_classes_does_not_fit_though_they_are_as_many(chains: dict[str, Chain], tmp_path: Path) -> None:
+    chain = chains["segmentation"]
+    data = shutil.copytree(chain.root / "data", tmp_path / "data")
+    (data / "stage.json").unlink()
+    facts = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(facts | {"classes": facts["classes"][::-1]}))
+    with pytest.raises(UserError, match=r"mix/?.* does not fit .* and the 2 classes of the data; run `dreamteacher distill-labels` again"):
+        finetune.run(chain.params, data=data, init="mix", backbone=chain.root / "mix", seed=0, out=tmp_path / "out")
 
 
 def test_it_comes_to_fit_the_few_labels(chains: dict[str, Chain], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ingest_sources import facts, picture, run, save, save_pictures
+from ingest_sources import facts, picture, report, run, save, save_pictures
 
 from dreamteacher.errors import UserError
 
@@ -102,3 +102,46 @@ def test_drawings_of_masks_without_masks_are_named(tmp_path: Path, capsys: pytes
         "2 files, such as labels_colored/1.png, are passed over as drawings of masks; if they are the masks, call their folder masks/"
         in stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "is_said"),
+    [
+        (("rgb", "nir"), ("0", "1", "2"), True),
+        (("first", "second"), ("a_0412", "a_0977", "b_0003"), True),
+        (("first", "second"), ("harbour", "bridge", "field"), True),
+        (("cat", "dog"), ("0", "1", "2"), False),
+        (("cat", "dog"), ("img_007", "img_008", "img_009"), False),
+    ],
+)
+def test_folders_of_the_same_scenes_are_said(classes: tuple[str, ...], names: tuple[str, ...], is_said: bool, tmp_path: Path) -> None:
+    for i, place in enumerate(f"{split}/{cls}/{name}" for split in ("train", "val") for cls in classes for name in names):
+        save(picture(i), tmp_path / f"s/{place}.png")
+    run(tmp_path / "s", tmp_path / "out")
+    said = "\n".join(report(tmp_path / "out")["summary"])
+    assert ("the classes are folders of the same file names" in said) == is_said
+
+
+def test_classes_in_file_names_are_said(tmp_path: Path) -> None:
+    said = "file names begin with 'big cat' and 'dog'; if these are classes, put the pictures of each into a folder of its name"
+    for name, files, is_said in (
+        ("pets", [f"{word}{i}" for word in ("train/big cat.", "train/dog_") for i in range(3)], True),
+        ("cameras", [f"{word}{i}" for word in ("IMG_", "DSC_") for i in range(3)], False),
+        ("one", [f"dog_{i}" for i in range(6)], False),
+        ("some", [f"big cat{i}" for i in range(3)] + [f"dog{i}" for i in range(3)] + ["other"], False),
+    ):
+        save_pictures(tmp_path / name, *(f"{file}.png" for file in files))
+        run(tmp_path / name, tmp_path / f"of {name}")
+        assert (said in report(tmp_path / f"of {name}")["summary"]) == is_said
+
+
+def test_a_folder_beside_those_of_labelled_pictures_is_no_class(tmp_path: Path) -> None:
+    folders(tmp_path / "s", "labelled/cat", "labelled/dog", "pool")
+    problem = (
+        "classes lie below labelled/, and the folder 'pool' beside it would be one more; if its pictures have no label, call it unlabelled"
+    )
+    with pytest.raises(UserError, match=problem):
+        run(tmp_path / "s", tmp_path / "out")
+    (tmp_path / "s/pool").rename(tmp_path / "s/unlabelled")
+    run(tmp_path / "s", tmp_path / "out")
+    assert facts(tmp_path / "out")["classes"] == ["cat", "dog"]

@@ -73,7 +73,7 @@ def test_a_table_without_labels_is_said(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_lists_in_cells_are_several_labels(tmp_path: Path) -> None:
-    text = "path,label\na/1.png,\"['cat', 'dog']\"\na/2.png,['dog']\nb/3.png,cat\n"
+    text = "path,label\na/1.png,\"{'cat', 'dog'}\"\na/2.png,['dog']\nb/3.png,\"('cat',)\"\n"
     run(table(tmp_path / "s", text), tmp_path / "out", task="multilabel")
     assert facts(tmp_path / "out")["classes"] == ["cat", "dog"]
 

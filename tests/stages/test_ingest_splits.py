@@ -1,5 +1,6 @@
 """Splits from files: lists of pictures, YOLO's data.yaml; and class lists beside labels."""
 
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -220,11 +221,25 @@ def test_lists_of_classes_that_number_them_differently_are_refused(tmp_path: Pat
     assert list(report(tmp_path / "out")["labels_per_class"]) == ["car", "bus", "bike"]
     assert not report(tmp_path / "out")["passed_over"], "they were read"
     (source / "labels/val/classes.txt").write_text("bus\ncar\n")
-    with pytest.raises(UserError, match=r"labels/val/classes.txt names class 0 'bus', and another such list 'car'; write all classes into"):
+    with pytest.raises(UserError, match=r"labels/val/classes\.txt names class 0 'bus', and labels/train/classes\.txt 'car'; keep the list"):
         run(source, tmp_path / "differ")
     (source / "labels/val/classes.txt").write_text("car\n\nbus\n")
     with pytest.raises(UserError, match="line 2 is empty, and lines count as ids from 0"):
         run(source, tmp_path / "empty")
+
+
+def test_lists_of_classes_in_several_places_number_them_alike(tmp_path: Path) -> None:
+    texts = {"data.yaml": "names: [car, bus]\n", "classes.txt": "car\nbus\n", "labels/train/classes.txt": "car\nbus\n"}
+    swapped = {"data.yaml": "names: [bus, car]\n", "classes.txt": "bus\ncar\n", "labels/train/classes.txt": "bus\ncar\n"}
+    for number, (one, other) in enumerate(permutations(texts, 2)):
+        source = yolo_set(tmp_path / f"{number}", "train", "val")
+        (source / one).write_text(texts[one])
+        (source / other).write_text(texts[other])
+        run(source, tmp_path / f"of {number}")
+        assert facts(tmp_path / f"of {number}")["classes"] == ["car", "bus"]
+        (source / other).write_text(swapped[other])
+        with pytest.raises(UserError, match=r"names class 0 .*; keep the list that numbers the classes in the texts"):
+            run(source, tmp_path / "differ")
 
 
 @pytest.mark.parametrize("points", [".45 .45 .55 .6 .5 .5 0 0", ".45 .45 1 .55 .6 0 .5 .5 1 .4 .4 1"])

@@ -208,6 +208,14 @@ def test_keypoints_away_from_their_box_are_said(source: Path, tmp_path: Path) ->
     assert any(line in each for each in report(tmp_path / "out")["summary"])
 
 
+def test_keypoints_at_the_corner_are_said(source: Path, tmp_path: Path) -> None:
+    """Some tools write 0, 0 for missing keypoints, and 2 for all."""
+    corner = change_file(draw(tmp_path / "corner"), annotations={"keypoints": [0, 0, 2, 12, 12, 2, 0, 0, 0]})
+    for name, is_said in ((source, False), (corner, True)):
+        run(name, tmp_path / f"out {is_said}", task="keypoints")
+        assert ("keypoints_at_origin" in report(tmp_path / f"out {is_said}")["warnings"]) == is_said
+
+
 def test_poses_of_yolo_are_refused_and_not_read_as_polygons(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for split in ("train", "val"):

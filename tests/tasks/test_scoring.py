@@ -74,3 +74,13 @@ def test_masks_without_a_known_pixel_are_no_figure(tmp_path: Path) -> None:
     images = ImageSet(write_masks_set(tmp_path / "data", ReadsColours.classes, [(picture, mask)]), "val")
     with pytest.raises(UserError, match="no label of a validation picture has a class, so nothing can be measured; label some"):
         score(ReadsColours(), images, 1, CPU)
+
+
+def test_classes_that_changed_after_training_are_refused(tmp_path: Path) -> None:
+    val = [(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8))]
+    for classes in (["blue", "green", "red"], ["red", "green"]):
+        images = ImageSet(write_masks_set(tmp_path / f"{len(classes)}", classes, val), "val")
+        with pytest.raises(
+            UserError, match=r"the model predicts segmentation of 3 classes \(red, green, blue\), and the data has segmentation"
+        ):
+            score(ReadsColours(), images, 2, CPU)

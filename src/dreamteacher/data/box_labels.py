@@ -98,8 +98,8 @@ def find_boxes(table: sqlite3.Connection, tree: Tree, classes: list[str] | None,
             "GROUP BY p.name, shared(p.name, b.name) ORDER BY p.name, shared(p.name, b.name) DESC",
             [suffix],
         )
-        if not classes and form == "yolo":
-            classes, lists = yolo.class_names(tree, _lists_of_classes(table))
+        if form == "yolo":
+            classes, lists = yolo.class_names(tree, _lists_of_classes(table), classes)
             table.executemany("DELETE FROM box_files WHERE name = ?", [(name,) for name in lists])
         elif not classes:
             classes = _names_in_files(table, tree, max_bytes, form)

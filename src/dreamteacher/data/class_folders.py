@@ -6,6 +6,7 @@ import re
 import sqlite3
 from collections import defaultdict
 
+from dreamteacher.data.layout import WITH_LABELS
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
@@ -34,6 +35,14 @@ def _refuse_unknown_splits(table: sqlite3.Connection, tree: Tree, names: list[st
         raise UserError(
             f"{tree}: {(mixed or inside)[0]} is read as a picture of that split, but beside it lies the class {beside[0]!r}; "
             f"put all classes below train/ and val/, give the class another name, {way_out}"
+        )
+    tops = ", ".join(f"'{name}'" for name in WITH_LABELS)
+    around = table.execute(f"SELECT top {of_pictures} AND class != '' AND lower(top) IN ({tops}) LIMIT 1").fetchone()
+    beside = table.execute(f"SELECT class {of_pictures} AND class != '' AND lower(top) NOT IN ({tops}) LIMIT 1").fetchone()
+    if around and beside:
+        raise UserError(
+            f"{tree}: classes lie below {around[0]}/, and the folder {beside[0]!r} beside it would be one more; if its pictures have no "
+            f"label, call it unlabelled, {way_out}"
         )
     if len(names) > 1 and all(PARTS.fullmatch(name) for name in names):
         raise UserError(

@@ -14,7 +14,7 @@ from dreamteacher.data.json_elements import elements
 from dreamteacher.data.keypoint_labels import bounds_of, count_of, read_body, the_body
 from dreamteacher.data.keypoints import Body
 from dreamteacher.data.layout import split_and_rest
-from dreamteacher.data.names import class_name, nfc, tidy
+from dreamteacher.data.names import class_name, is_set, nfc, tidy
 from dreamteacher.data.run_lengths import bounds_of_runs
 from dreamteacher.data.table import shared_folders
 from dreamteacher.data.trees import Tree
@@ -127,7 +127,9 @@ def _import(
         with file, utf8(where):
             for key, element in elements(file):
                 if key == "categories":
-                    category = class_name(str(element["name"]))
+                    category = class_name(str("" if element["name"] is None else element["name"]))
+                    if not category:
+                        raise ValueError("a category has no name")
                     counts["categories_of_one_name"] += category in categories.values()
                     categories[int(element["id"])] = category
                     if detail == "keypoints" and (body := read_body(element)) and bodies.setdefault(category, body) != body:
@@ -145,7 +147,7 @@ def _import(
                     boxed = True
                     points = element.get("keypoints")
                     counts["objects_with_keypoints"] += not detail and isinstance(points, list) and count_of(element) > 0
-                    crowd = bool(element.get("iscrowd") or element.get("ignore"))
+                    crowd = is_set(element.get("iscrowd")) or is_set(element.get("ignore"))
                     box_row = (number, str(element["image_id"]), *box, int(element["category_id"]), crowd)
                     table.execute("INSERT INTO coco_boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*box_row, _detail(element, detail)))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:

@@ -37,13 +37,17 @@ WARNINGS = {  # key in Picture and Prepared -> message, which follows the number
     "boxes_from_zero": "pictures have boxes of Pascal VOC at pixel 0; they are read as counted from 1, so if pixels count from 0, boxes "
     "lie one too far up and left",
     "boxes_outside": "pictures have boxes that reach more than 2 pixels beyond the border, and were cut (are they of other pictures?)",
+    "turned_or_not": "labelled pictures are turned by EXIF, and no size tells whether their labels were drawn on the picture as displayed "
+    "or as stored; they are read as drawn on the displayed one",
     "boxes_repeated": "pictures have a box more than once; one was kept",
     "keypoints_outside": "pictures have keypoints more than 2 pixels beyond the border, which count as not labelled (are they of other "
     "pictures?)",
+    "keypoints_at_origin": "pictures have keypoints at 0, 0 that count as labelled; if these are missing ones, set their third number to 0",
     "keypoints_away": "pictures have an object whose keypoints lie mostly outside its box (are x and y exchanged, or from the box's "
     "corner?)",
     "unknown_among_numbers": "masks hold 255 behind the numbers 1, 2, 3 and so on, which is read as unknown; if it is an object, give it "
     "the next number",
+    "background_is_object": "masks have no background (0), and an object in them touches all four sides; write 0 where there is no object",
     "depth_of_8_bits": "maps of depth have 8 bits, so no more than 255 distances; write 16 bits or floats where the source has them",
     "objects_hidden": "pictures have objects that lie wholly below others, or cover no pixel, and were dropped",
     "one_number_in_pieces": "masks hold one number in several pieces; if each is an object, give each its own number",

@@ -12,6 +12,7 @@ from dreamteacher.data.class_list import ClassList
 from dreamteacher.data.corners import refuse_corners
 from dreamteacher.data.imagefolder import insert, lines_of, read_class, refuse_too_many, sorted_classes
 from dreamteacher.data.items import AUTO
+from dreamteacher.data.names import is_set
 from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
@@ -95,5 +96,5 @@ def _boxes(value: Any, classes: ClassList | None, at: str) -> list[tuple[float, 
         if (named := read_class(category, classes, f"{at}: a category")) is None:
             raise UserError(f"{at}: the box {box} has no category; give its class, or leave it out")
         x, y, width, height = map(float, box)
-        found.append((x, y, width, height, named, bool(crowd)))
+        found.append((x, y, width, height, named, is_set(crowd)))
     return found

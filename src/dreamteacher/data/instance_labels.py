@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from dreamteacher.data.box_labels import class_id, outlines_of
+from dreamteacher.data.box_labels import SMALLEST, class_id, outlines_of
 from dreamteacher.data.class_list import ClassList, is_background, is_void
 from dreamteacher.data.decode import BadPicture, Picture
 from dreamteacher.data.instances import from_png, pack, unique_by_runs, unpack
@@ -47,7 +48,15 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
     border = (values < 0) | (values == IGNORE) if skips_to_255 else values < 0
     packed = _pack_classes(np.where(border, 0, values), classes)
     packed[border] = IGNORE
-    return packed, ("unknown_among_numbers",) * skips_to_255
+    return packed, ("unknown_among_numbers",) * skips_to_255 + ("background_is_object",) * _is_framed(packed)
+
+
+def _is_framed(packed: np.ndarray) -> bool:
+    """Whether no pixel is background, and one object touches all four sides, as a background that is not 0 does."""
+    if not packed.all():
+        return False
+    sides = [set(side[side > IGNORE].tolist()) for side in (packed[0], packed[-1], packed[:, 0], packed[:, -1])]
+    return bool(set.intersection(*sides))
 
 
 def _skips_to_255(values: np.ndarray) -> bool:
@@ -138,6 +147,8 @@ def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], 
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise BadPicture(f"the outline of a {name!r} is neither a polygon nor run lengths of {width} x {height} pixels") from error
         drawn.append((int(mask.sum()), -1 if crowd else class_id(name, classes), mask))
+    if label.form != "yolo" and min(upright) > SMALLEST and _are_fractions(outline for _, outline, _ in objects):
+        raise BadPicture("its outlines lie within one pixel, as fractions would; write them in pixels")
     result = np.zeros((height, width), np.int32)
     for number, (_, cls, mask) in enumerate(sorted(drawn, key=lambda each: (each[1] >= 0, -each[0])), 1):
         result[mask] = ((cls + 1) << 16 | number) if cls >= 0 else IGNORE
@@ -146,6 +157,12 @@ def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], 
     shown = len(np.unique(result[result > IGNORE]))
     lost = shown < sum(cls >= 0 for _, cls, _ in drawn)
     return (exif_transpose(result, orientation) if turn else result), ("objects_hidden",) * lost
+
+
+def _are_fractions(outlines: Iterable[Any]) -> bool:
+    """Whether there are polygons, and all within one pixel."""
+    values = [value for outline in outlines if isinstance(outline, list) for polygon in outline for value in polygon]
+    return bool(values) and max(values) <= 1
 
 
 def _drawn(outline: Any, height: int, width: int) -> np.ndarray:

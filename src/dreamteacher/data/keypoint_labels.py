@@ -102,10 +102,11 @@ def read_keypoints(label: BoxLabel, body: Body, stored: tuple[int, int], orienta
         len(values) > 1 and values.min() >= 0 and 0 < values.max() <= 1 for values in (labelled, found.corners)
     ):
         raise BadPicture("its keypoints or boxes lie within one pixel, as fractions would; write them in pixels")
+    at_origin = bool((labelled == 0).all(axis=1).any())
     if turn:
         found = found.exif_transposed(orientation, *stored)
     inside, warnings = _inside(found, *upright)
-    return inside, warnings + ("keypoints_away",) * _are_away(found)
+    return inside, warnings + ("keypoints_away",) * _are_away(found) + ("keypoints_at_origin",) * at_origin
 
 
 def _of_entry(entry: dict[str, Any], body: Body) -> Keypoints:

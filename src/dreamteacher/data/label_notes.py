@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from dreamteacher.data.box_labels import BoxSource
-from dreamteacher.data.class_list import NUMBER, ClassList, similar_names
-from dreamteacher.data.class_values import notes_on_values
+from dreamteacher.data.class_list import NUMBER, ClassList, is_void, similar_names
+from dreamteacher.data.class_values import MIN_LABELS, notes_on_values
 from dreamteacher.data.imagefolder import Metadata, other_folder
 from dreamteacher.data.items import Skipped
 from dreamteacher.data.labels import MASK_WORDS
@@ -20,6 +20,7 @@ from dreamteacher.data.names import UNLABELLED
 from dreamteacher.data.table import scalar
 from dreamteacher.data.tool_labels import detect_tool
 from dreamteacher.data.trees import Tree
+from dreamteacher.data.voc import why_no_voc
 from dreamteacher.data.yolo import why_no_yolo
 
 LOOKED_INTO = 1 << 15  # characters of a file that are read to detect its tool
@@ -34,6 +35,11 @@ _NUMBERED_CLASS = re.compile(
 _RECORDING = re.compile(
     r"patient|case|study|visit|scan|slide|vid|movie|clip|scene|seq|session|run|drive|flight|cam|day|date|^[\W\d_]*$", re.I
 )
+_VIEW = re.compile(  # folders of views, bands or versions of the same scenes
+    r"left|right|rgb|bgr|gr[ae]y|nir|t?ir|infrared|thermal|vis(ible)?|d[est]m|[lh]r|low|high|before|after|pre|post|[hv][hv]", re.IGNORECASE
+)
+_WORD_AND_NUMBER = re.compile(r"(.*[^\W\d_])[-_. (]*\d+\)?")  # cat.0, cat_001, cat (1)
+MIN_OF_NAME = 3  # pictures, from which names tell something
 NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write for a missing value
 
 
@@ -44,6 +50,7 @@ def label_notes(
     classes: ClassList | None,
     counts: dict[str, int],
     *,
+    task: str,
     label_file: str,
     are_listed: bool,
 ) -> Iterator[str]:
@@ -55,6 +62,7 @@ def label_notes(
         boxes: box labels, if there are any.
         classes: of the labels.
         counts: as `labels.read_labels` returns them.
+        task: see `Found`.
         label_file: the file, or the lists of pictures, that give classes; empty where folders do.
         are_listed: classes.txt names the classes.
     """
@@ -65,6 +73,11 @@ def label_notes(
     if names:
         for name, other, how in similar_names(names)[:3]:
             yield f"classes {name!r} and {other!r} {how}; are they one?"
+    if boxes and (void := next(filter(is_void, names or ()), None)):
+        yield (
+            f"class {void!r} is learnt like the others; if its objects are to be ignored, mark them instead (difficult in Pascal VOC, "
+            "iscrowd in COCO), or take them away"
+        )
     if classes and kind in ("csv", "folders") and label_file and not are_listed:
         yield from notes_on_values(classes.names, label_file)
     elif classes and kind == "folders" and not are_listed:
@@ -73,6 +86,8 @@ def label_notes(
         yield from _table_notes(table, classes.names, counts, label_file)
         if posixpath.basename(label_file) == COLUMN_FILE:
             yield from _unread_class_folders(table, label_file)
+        if task == "multilabel" and len(classes.names) > 1:
+            yield from _one_class_each(table, label_file)
 
 
 def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[str]:
@@ -87,6 +102,7 @@ def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[
 def why_no_labels(table: sqlite3.Connection, tree: Tree, names: list[str] | None, skipped: Skipped) -> Iterator[str]:
     """Notes on files and folders that may be labels, when none were found. names: in classes.txt."""
     yield from _lost_classes(table, names)
+    yield from _classes_in_names(table)
     yield from other_tools(table, tree, skipped)
     yield from _numbers_in_lists(tree, skipped.lists)
     yield from _other_tasks(table)
@@ -127,6 +143,8 @@ def other_tools(table: sqlite3.Connection, tree: Tree, skipped: Skipped) -> list
                 found.append(f"{name} is of {tool[0]}, and is not read: {tool[1]}")
             elif name.lower().endswith(".txt") and (reason := why_no_yolo(head)):
                 found.append(f"{name} is no label of YOLO: {reason}")
+            elif name.lower().endswith(".xml") and len(head) < LOOKED_INTO and (reason := why_no_voc(head)):
+                found.append(f"{name} is no label of Pascal VOC: {reason}")
     return found
 
 
@@ -188,6 +206,7 @@ def _folder_notes(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
     meant = {name for (name,) in table.execute(several)}
     if strange := [name for name in names if _NO_CLASS_FOLDER.fullmatch(name) and name not in meant]:
         yield f"the folder {strange[0]} was taken as a class; if its pictures have none, call it unlabelled, or take it away"
+    yield from _views(table, names)
     pattern, *others = {re.sub(r"\d+", "0", name) for name in names}
     are_meant = meant.issuperset(names) and not _RECORDING.search(pattern)
     if len(names) > 2 and not others and not are_meant and not _NUMBERED_CLASS.fullmatch(pattern):
@@ -197,6 +216,40 @@ def _folder_notes(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
         )
 
 
+def _views(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
+    """A note on folders of the same file names: bands or views of the same scenes, unless the names merely count the pictures."""
+    table.create_function("file", 1, posixpath.basename, deterministic=True)
+    table.create_function("number", 1, lambda file: int(re.sub(r"\D", "", posixpath.splitext(file)[0])[:15] or 0), deterministic=True)
+    of_classes = "FROM files WHERE role = 'picture' AND class != ''"
+    n, n_different = table.execute(f"SELECT count(*), count(DISTINCT coalesce(split, '') || '/' || file(name)) {of_classes}").fetchone()
+    if len(names) < 2 or n != n_different * len(names) or n_different < MIN_OF_NAME:
+        return
+    first, n_files, n_numbers, span = table.execute(
+        "SELECT min(file(name)), count(DISTINCT file(name)), count(DISTINCT number(file(name))), "
+        f"max(number(file(name))) - min(number(file(name))) {of_classes}"
+    ).fetchone()
+    if n_files != n_numbers or span >= n_files or all(map(_VIEW.fullmatch, names)):
+        yield (
+            f"the classes are folders of the same file names ({names[0]} and {names[1]} have {first}), as views, bands or versions of "
+            "the same scenes have; if they are, keep one of them, or set ingest.labels to none"
+        )
+
+
+def _classes_in_names(table: sqlite3.Connection) -> Iterator[str]:
+    """A note on file names such as cat.0.jpg and dog_1.jpg, whose words may be classes."""
+    table.create_function("word", 1, _word_of, deterministic=True)
+    query = "SELECT word(name) AS word, count(*) FROM files WHERE role = 'picture' GROUP BY word ORDER BY word LIMIT 1000"
+    words = dict(table.execute(query).fetchall())
+    if len(words) > 1 and None not in words and min(words.values()) >= MIN_OF_NAME and not all(map(str.isupper, words)):
+        first, second, *_ = words
+        yield f"file names begin with {first!r} and {second!r}; if these are classes, put the pictures of each into a folder of its name"
+
+
+def _word_of(name: str) -> str | None:
+    found = _WORD_AND_NUMBER.fullmatch(posixpath.splitext(posixpath.basename(name))[0])
+    return found[1] if found else None
+
+
 def _unread_class_folders(table: sqlite3.Connection, file: str) -> Iterator[str]:
     """Class folders beside the label table `file`, which is read instead."""
     query = "SELECT DISTINCT class FROM files WHERE role = 'picture' AND class != '' ORDER BY class LIMIT 3"
@@ -204,6 +257,17 @@ def _unread_class_folders(table: sqlite3.Connection, file: str) -> Iterator[str]
     if len(folders) > 1:
         shown = ", ".join(folders)
         yield f"labels are read from {file}, and the folders {shown} are not; if these are the classes, set ingest.task to classification"
+
+
+def _one_class_each(table: sqlite3.Connection, file: str) -> Iterator[str]:
+    """A note on columns of classes of which each picture has exactly one, as if they excluded each other."""
+    others = "json_array_length(value, '$.yes') != 1 OR json_array_length(value, '$.unknown') != 0"
+    n, n_others = table.execute(f"SELECT count(*), total({others}) FROM labels").fetchone()
+    if n >= MIN_LABELS and not n_others:
+        yield (
+            f"each picture in {file} has exactly one of the classes; if they exclude each other, write its name into a table labels.csv of "
+            "the columns path and label, which is learnt as classification"
+        )
 
 
 def _table_notes(table: sqlite3.Connection, names: list[str], counts: dict[str, int], file: str) -> Iterator[str]:

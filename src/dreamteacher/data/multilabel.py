@@ -95,10 +95,12 @@ def require_cells(line: dict[str | None, Any], at: str) -> None:
 
 
 def names_in_cell(text: str) -> list[str]:
-    """The names in a cell: split at SEPARATORS, or in a Python or JSON list."""
-    if text.strip().startswith("[") and text.strip().endswith("]"):
-        with suppress(ValueError, SyntaxError):
-            return [str(name) for name in ast.literal_eval(text.strip())]
+    """The names in a cell: split at SEPARATORS, or in a list of Python or JSON, or a set or tuple of Python."""
+    if text.strip()[:1] in ("[", "(", "{"):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError):
+            found = ast.literal_eval(text.strip())
+            if isinstance(found, list | tuple | set):
+                return sorted(map(str, found))
     return SEPARATORS.split(text)
 
 

@@ -168,7 +168,7 @@ def _mask_folders(root: str, folder: str) -> list[str]:
 def _lines(path: Path) -> Iterator[str]:
     remedy = "name a folder, a text file of paths, or WebDataset shards"
     with path.open(encoding="utf-8-sig") as lines, utf8(f"ingest.source: {path}", remedy):
-        yield from (tidy(slashes(line.strip())) for line in lines if line.strip() and not line.startswith("#"))
+        yield from (tidy(slashes(line.strip())) or "." for line in lines if line.strip() and not line.startswith("#"))
 
 
 def _folders_of_all(listing: Path) -> int:
@@ -196,6 +196,11 @@ def slashes(name: str) -> str:
 def nfc(name: str) -> str:
     """Unicode NFC, because macOS writes decomposed file names."""
     return unicodedata.normalize("NFC", name)
+
+
+def is_set(flag: object) -> bool:
+    """Whether a flag of a label file is set: a number, a truth value, or the text of one, as some tools write `"0"` or `True`."""
+    return flag.strip().lower() in ("1", "1.0", "true", "yes") if isinstance(flag, str) else bool(flag)
 
 
 def class_name(text: str) -> str:

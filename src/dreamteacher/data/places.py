@@ -37,7 +37,8 @@ def locate(source: str, setting: str = "ingest.source") -> Place:
         return Place(source, [], Prefix(source), None)
     path = Path(source)
     if not path.exists():
-        raise UserError(f"{setting}: {source} does not exist; name a folder, an address, a text file of paths, or WebDataset shards")
+        home = " (~ is not replaced by the home folder here; write it out)" if source.startswith("~") else ""
+        raise UserError(f"{setting}: {source} does not exist{home}; name a folder, an address, a text file of paths, or WebDataset shards")
     if not path.is_dir() and not path.is_file():
         raise UserError(f"{setting}: {source} is neither a folder nor a file, but a pipe, a socket or a device; name a folder")
     if not path.is_dir() and (what := NOT_A_LIST.get(path.suffix.lower())):

@@ -123,6 +123,8 @@ def prepare(
     multi_hot = _labels(item.cls, classes.names if classes else None) if item.cls is not None and task == "multilabel" else None
     if mask is not None and (mask == IGNORE).all():
         mask, warnings = None, (*warnings, "mask_is_unknown")
+    if any(each is not None for each in (mask, dense, boxes, keypoints)):
+        warnings += _doubt_turn(item, picture)
     shrink = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
     size = (round(width * shrink), round(height * shrink))
     pixels, full_mask, full_dense = picture.image, mask, dense
@@ -170,6 +172,13 @@ def prepare(
         palette=palette,
         warnings=warnings,
     )
+
+
+def _doubt_turn(item: Item, picture: Picture) -> tuple[str, ...]:
+    """A warning if EXIF turns the picture and no size tells whether the label was drawn on the upright or on the stored picture."""
+    height, width = picture.image.shape[:2]
+    is_yolo = item.boxes is not None and item.boxes.form == "yolo"  # fractions
+    return ("turned_or_not",) * (picture.orientation > 1 and (picture.stored_size == (width, height) or is_yolo))
 
 
 def _read_dense(

@@ -50,7 +50,8 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
     empty = next((split for split in wanted if not counts[f"labelled_{split}"]), None)
     if empty and (tally.tasks or unknown):
         reduced = ", some once they were reduced to ingest.short_side" if tally.warnings["mask_vanished"] else ""
-        without = f" (masks that are {IGNORE}, unknown, everywhere are none: {unknown}{reduced})" if unknown else ""
+        nothing = "maps without a distance above 0" if found.task == "depth" else f"masks that are {IGNORE}, unknown, everywhere"
+        without = f" ({nothing} are none: {unknown}{reduced})" if unknown else ""
         others = "".join(f"; {note}" for note in found.notes if "ingest.task" in note)
         raise UserError(
             f"there are {counts['labelled_train'] + counts['labelled_val']} labels, and none in {empty}{without}: nothing could be "
@@ -83,7 +84,7 @@ def _refuse_useless_labels(settings: Ingest, found: Found, tally: Tally) -> None
                 f"label more, put pictures with {tally.objects_noun} into {empty_split}/, or set ingest.labels to none"
                 + (
                     " (of several classes in classes.txt an object is 1000 x the line of its class, from 0, + its number)"
-                    if tally.task == "instances"
+                    if tally.task == "instances" and found.labels != "boxes"
                     else ""
                 )
             )

@@ -85,6 +85,7 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
         raise UserError(f"ingest.task = keypoints needs the names of the keypoints, a line each, in {where}; add it")
 
     def items() -> Iterator[Item]:
+        labelled, folders = False, set[str]()
         for url in sorted(urls, key=lambda url: (splits[url] != "val", names[url])):
             if splits[url] == "test":
                 counts["left_out_as_test"] += 1
@@ -93,7 +94,15 @@ def find_in_shards(urls: list[str], labels: LabelKind, max_bytes: int, task: str
                 for item in _read_shard(url, *of_shard, max_bytes=max_bytes, counts=counts, skipped=skipped):
                     if item.mask is not None and task not in DENSE_SUFFIXES:
                         require_mask_classes(classes, "the folder of the shards")
+                    labelled = labelled or item.mask is not None or item.cls is not None or item.boxes is not None
+                    if len(folders) < 2 and (folder := posixpath.dirname(item.name[len(names[url]) + 1 :])):
+                        folders.add(posixpath.normpath(folder))
                     yield item
+        if labels != "none" and not labelled and len(folders) > 1:
+            found.notes.append(
+                f"the pictures lie in folders of the shards ({' and '.join(sorted(folders))}), which give no classes; if they are the "
+                "classes, unpack the shards and name that folder as source, or add KEY.cls beside each KEY.jpg"
+            )
 
     kind, has_val = "shards" if labels != "none" else "none", "val" in splits.values()
     found = Found(items(), classes, kind, has_val, counts, "files of the shards", skipped, wanted=labels != "none", task=task)

@@ -12,12 +12,17 @@ from dreamteacher.data.names import class_name
 
 CORNERS = 64  # of the polygon that approximates a circle
 _COCO = "export it as COCO"
+_OUTLINES = "; it gives boxes or objects (ingest.task detection or instances), so for segmentation export masks"
 _TOOLS = (  # pattern of a file's beginning, tool, remedy
-    (rb'\{.{0,400}"shapes"\s*:', "labelme", "put each file beside its picture under its name (A.json for A.jpg)"),
+    (
+        rb'\{.{0,400}"shapes"\s*:',
+        "labelme",
+        f"put each file beside its picture under its name (A.json for A.jpg){_OUTLINES}",
+    ),
     (
         rb'\{.{0,4000}"(classTitle|geometryType)"\s*:',
         "Supervisely",
-        "put each into ann/ under its picture's name (A.jpg.json for img/A.jpg)",
+        f"put each into ann/ under its picture's name (A.jpg.json for img/A.jpg){_OUTLINES}",
     ),
     (rb'\[.{0,4000}"(annotations|completions)"\s*:.{0,20000}"result"\s*:', "Label Studio", _COCO),
     (rb'\{.{0,4000}"(regions|shape_attributes|_via_settings)"\s*:', "VGG Image Annotator", _COCO),
@@ -27,7 +32,7 @@ _TOOLS = (  # pattern of a file's beginning, tool, remedy
     (rb"(?s).{0,400}<annotations>.{0,20000}<(image|track)\s", "CVAT", f"{_COCO} 1.0"),
     (rb"imagesource:|gsd:|([\d.]+ ){8}[A-Za-z]", "DOTA", f"{_COCO}, or write YOLO text"),
     (rb"[A-Za-z]+ [\d.]+ -?\d+ -?[\d.]+ ([\d.]+ ){4}", "KITTI", f"{_COCO}, or write YOLO text"),
-    (rb"[^\n]{0,200}\bxmin\b", "TensorFlow or Keras", f"{_COCO}, or write YOLO text"),
+    (rb"[^\n<]{0,200}\bxmin\b", "TensorFlow or Keras", f"{_COCO}, or write YOLO text"),
     (rb"(-?\d+,){7}-?\d+\s", "VisDrone", f"{_COCO}, or write YOLO text"),
     (rb"[^\n]{0,200}\bEncodedPixels\b", "Kaggle (run lengths)", "draw them into masks (PNG)"),
     (rb".{0,400}<Annotations\b.{0,4000}<Region\b", "Aperio ImageScope", "draw its outlines into masks (PNG)"),

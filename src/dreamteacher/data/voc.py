@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from dreamteacher.data.formats import BadPicture
-from dreamteacher.data.names import class_name
+from dreamteacher.data.names import class_name, is_set
 
 ROOT = b"<annotation"
 Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name of the class, ignored
@@ -17,7 +17,7 @@ def read(data: bytes) -> tuple[list[float], list[Row]]:
     Raises:
         BadPicture: the file cannot be parsed.
     """
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+    if b"<!ENTITY" in data:
         raise BadPicture("its .xml declares entities, which are not read")
     try:
         root = ElementTree.fromstring(data)
@@ -29,11 +29,19 @@ def read(data: bytes) -> tuple[list[float], list[Row]]:
                 raise ValueError("an object has no bndbox or no name")
             x1, y1, x2, y2 = (float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
             (x1, x2), (y1, y2) = _between_pixels(x1, x2), _between_pixels(y1, y2)
-            ignored = (thing.findtext("difficult") or "0").strip() in ("1", "true")
-            rows.append((x1, y1, x2, y2, name, ignored))
+            rows.append((x1, y1, x2, y2, name, is_set(thing.findtext("difficult"))))
     except (ElementTree.ParseError, ValueError) as error:
         raise BadPicture(f"its .xml is no Pascal VOC annotation: {error}") from error
     return size, rows
+
+
+def why_no_voc(data: bytes) -> str | None:
+    """The error in a file that begins as an annotation of Pascal VOC; None for valid and for other files."""
+    try:
+        read(data)
+    except BadPicture as error:
+        return error.reason if ROOT in data else None
+    return None
 
 
 def _between_pixels(first: float, last: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import yaml
@@ -18,6 +19,7 @@ TOLERANCE = 0.01  # fraction by which coordinates may lie outside the picture
 BOX, CORNERS = 4, 8  # numbers of a box, and of a rotated box
 MIN_LINES = 3  # lines needed to distinguish poses from polygons
 POSES = "YOLO's poses, which are not read; convert them to COCO's JSON"
+_LIKE_YOLO = re.compile(rb"\d|\S+([ \t]+-?\d?\.?\d+){4}\s")  # a class, perhaps by name, and at least four numbers
 Line = tuple[int, list[float]]
 
 
@@ -37,26 +39,16 @@ def read_yaml(tree: Tree, name: str) -> dict[str, object] | None:
     return stored
 
 
-def class_names(tree: Tree, lists: list[str]) -> tuple[list[str] | None, list[str]]:
-    """Class names in data.yaml, else in obj.names or `lists` (files beside the labels), None if there are none; those of `lists` that were
-    read.
+def class_names(tree: Tree, lists: list[str], classes: list[str] | None) -> tuple[list[str] | None, list[str]]:
+    """Class names: `classes`, of the root's classes.txt, else those in data.yaml, else the longest list of obj.names and `lists` (files
+    beside the labels), None if there are none; those of `lists` that were read.
 
     Raises:
-        UserError: data.yaml has no classes, or has keypoints; a list has an empty line; two lists disagree.
+        UserError: data.yaml has no classes, or has keypoints; a list has an empty line; two of all these name a class differently.
     """
-    for name in YAML:
-        try:
-            stored = read_yaml(tree, name)
-            if stored is None:
-                continue
-            if "kpt_shape" in stored:  # some such lines would be read as polygons
-                raise UserError(f"{tree}/{name} has kpt_shape: its labels are {POSES}")
-            return _names_of(stored), []
-        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{tree}/{name} does not name the classes ({' '.join(str(error).split())[:100]}); write names: [CLASS, ...]"
-            ) from error
-    longest: list[str] = []
+    found = {"classes.txt": classes} if classes else {}
+    found |= _names_in_yaml(tree, is_needed=not classes)
+    first = next(iter(found.values()), None)
     for name in ("obj.names", *lists):
         file = tree.open_text(name)
         if file is None:
@@ -67,14 +59,35 @@ def class_names(tree: Tree, lists: list[str]) -> tuple[list[str] | None, list[st
             raise UserError(
                 f"{tree}/{name}: line {names.index('') + 1} is empty, and lines count as ids from 0; remove it, or name the class"
             )
-        number = next((i for i, (one, other) in enumerate(zip(names, longest, strict=False)) if one != other), None)
+        found[name] = names
+    longest = max(found, key=lambda name: len(found[name]), default="")
+    for name, names in found.items():
+        number = next((i for i, (one, other) in enumerate(zip(names, found[longest], strict=False)) if one != other), None)
         if number is not None:
             raise UserError(
-                f"{tree}/{name} names class {number} {names[number]!r}, and another such list {longest[number]!r}; write all classes into "
-                f"{tree}/classes.txt and the same numbers into all texts"
+                f"{tree}/{name} names class {number} {names[number]!r}, and {longest} {found[longest][number]!r}; keep the list that "
+                "numbers the classes in the texts, with all of them, and remove the other"
             )
-        longest = max(longest, names, key=len)
-    return longest or None, lists
+    return first or found.get(longest) or None, lists
+
+
+def _names_in_yaml(tree: Tree, *, is_needed: bool) -> dict[str, list[str]]:
+    """{file: class names} of data.yaml; empty if there is none, or if it names no classes and these are not needed."""
+    for name in YAML:
+        try:
+            stored = read_yaml(tree, name)
+            if stored is None:
+                continue
+            if "kpt_shape" in stored:  # some such lines would be read as polygons
+                raise UserError(f"{tree}/{name} has kpt_shape: its labels are {POSES}")
+            return {name: _names_of(stored)}
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            if not is_needed:
+                return {}
+            raise UserError(
+                f"{tree}/{name} does not name the classes ({' '.join(str(error).split())[:100]}); write names: [CLASS, ...]"
+            ) from error
+    return {}
 
 
 def _names_of(stored: dict[str, object]) -> list[str]:
@@ -100,7 +113,7 @@ def why_no_yolo(data: bytes) -> str | None:
     try:
         list(read_lines(data))
     except BadPicture as error:
-        return error.reason if data[:1].isdigit() else None
+        return error.reason if _LIKE_YOLO.match(data) else None
     return None
 
 
@@ -160,7 +173,9 @@ def read_lines(data: bytes) -> Iterator[Line]:
             number_of_class, values = int(words[0].removesuffix(".0")), [float(word) for word in words[1:]]
         except ValueError as error:
             raise BadPicture(f"its .txt, line {number}: {line[:40]!r} is not a class number and numbers") from error
-        if number_of_class < 0 or len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
+        if number_of_class < 0:
+            raise BadPicture(f"its .txt, line {number} is of class {number_of_class}; classes are numbered from 0")
+        if len(values) < 4 or (len(values) > 4 and (len(values) % 2 or len(values) < 6)):
             raise BadPicture(f"its .txt, line {number} has {len(words)} numbers; a line is `class cx cy w h`, or a class and a polygon")
         if wrong := next((value for value in values if math.isfinite(value) and not -TOLERANCE <= value <= 1 + TOLERANCE), None):
             raise BadPicture(f"its .txt, line {number} holds {wrong:g}; numbers are fractions of the picture, from 0 to 1")

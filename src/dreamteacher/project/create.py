@@ -22,6 +22,7 @@ from dreamteacher.settings.schema import Params
 
 CHAIN = "dvc.yaml"
 SETTINGS = "params.yaml"
+LOCK = "dvc.lock"
 # Outputs of the chain that are not committed, environments and tool caches, which DVC should ignore.
 IGNORED = {
     ".gitignore": [".venv/", "__pycache__/", ".checkpoints/", ".dreamteacher/", "mlflow.db*", "mlruns/", "mlartifacts/", "artifacts/",
@@ -52,6 +53,7 @@ def init(folder: Path, source: str, hours: float | None = None, preset: str = "d
         raise UserError(f"{file} is a file; name another folder for the project")
     if not shutil.which("git"):
         raise UserError("git is not installed here; install it, for the project's settings and results are versioned by it")
+    source = str(Path(source).expanduser()) if source.startswith("~") else source  # as after `--source=`, where shells leave it
     place = _place(folder, source)
     top = _git_top(folder)
     print("looking at the pictures")
@@ -135,7 +137,7 @@ def _git_top(folder: Path) -> Path | None:
     """The top of the git repository that `folder` lies in, or will lie in; None if there is none.
 
     Raises:
-        UserError: git refuses the repository, or ignores `folder`.
+        UserError: git refuses the repository, or ignores `folder` or the files that DVC needs in git.
     """
     there = next(each for each in [folder.absolute(), *folder.absolute().parents] if each.is_dir())
     done = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=there, capture_output=True, text=True, check=False)
@@ -145,10 +147,16 @@ def _git_top(folder: Path) -> Path | None:
         raise UserError(f"git cannot use {there}: {(done.stderr.strip().splitlines() or ['no reason given'])[0]}")
     top = Path(done.stdout.strip()).resolve()
     if folder.resolve() != top:
-        ignored = subprocess.run(["git", "check-ignore", "--quiet", f"{folder.absolute()}/"], cwd=there, capture_output=True, check=False)
-        if ignored.returncode == 0:
-            raise UserError(f"{folder} is ignored by the git repository {top}; name another folder, or correct its .gitignore")
+        _refuse_ignored(f"{folder.absolute()}/", str(folder), there, top)
+    for name in (CHAIN, SETTINGS, LOCK):
+        _refuse_ignored(str(folder.absolute() / name), name, there, top)
     return top
+
+
+def _refuse_ignored(path: str, shown: str, there: Path, top: Path) -> None:
+    ignored = subprocess.run(["git", "check-ignore", "--quiet", path], cwd=there, capture_output=True, check=False)
+    if ignored.returncode == 0:
+        raise UserError(f"{shown} is ignored by the git repository {top}; name another folder, or correct its .gitignore")
 
 
 def _run(folder: Path, *command: str) -> None:

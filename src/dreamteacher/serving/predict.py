@@ -20,6 +20,7 @@ import numpy as np
 
 from dreamteacher.data.decode import SUFFIXES, BadPicture, decode
 from dreamteacher.errors import UserError
+from dreamteacher.files import SYSTEM_FOLDERS
 from dreamteacher.serving.answers import Answer
 from dreamteacher.serving.client import Client
 from dreamteacher.serving.connection import TIMEOUT, Protocol
@@ -74,10 +75,14 @@ def predict(
     picture as prepared, and `size`, its (H, W) unpadded. `batch` pictures share a request where their shapes allow.
 
     Raises:
-        UserError: the server cannot be reached or lacks the model, `out` is needed, or some pictures are bad (the others are done).
+        UserError: the server cannot be reached or lacks the model, `out` is needed or lies among the pictures, or some pictures are bad
+            (the others are done).
     """
     if features and out is None:
         raise UserError("features are written to files; name a folder with --out")
+    images = list(images)
+    if out and (among := next((path for path in images if path.is_dir() and out.resolve().is_relative_to(path.resolve())), None)):
+        raise UserError(f"--out {out} lies in {among}, among the pictures; name a folder outside")
     with Client(url, model, protocol=protocol, timeout=TIMEOUT * batch) as client:
         task, classes = client.contract.task, client.contract.classes
         if features:
@@ -146,12 +151,15 @@ def _pictures(images: Iterable[Path]) -> Iterator[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All pictures below a folder, by their suffixes; sorted, without hidden ones."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """All pictures below a folder, by their suffixes; sorted, without hidden ones and system folders. Then the folders that cannot be read,
+    to be reported."""
+    unreadable: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename))):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in SYSTEM_FOLDERS)
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(place, name)
+    yield from unreadable
 
 
 def _places(images: Iterable[Path], out: Path) -> Iterator[tuple[Path, Path]]:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from dreamteacher.settings.downstream import AUTO, HEADS, Assess, Evaluate, Export, Finetune, Ingest, Publish, Retrain
 from dreamteacher.settings.presets import SIZED, auto_taps, fills, strides
 from dreamteacher.settings.pretraining import Distill, Interpreter, Labels, Student, Teacher, Tune
-from dreamteacher.settings.section import Name, Positive, Section
+from dreamteacher.settings.section import Count, Name, Positive, Section
 
 Taps = Annotated[list[Positive], Field(min_length=1)] | Literal["auto"]
 _OR_NOTHING = BeforeValidator(lambda value: {} if value is None else value)  # `NAME:` without anything after it
@@ -53,7 +53,7 @@ class Compare(Section):
         ["scratch", "features", "mix"],
         description="initialisations to fine-tune from: scratch, imagenet (timm's weights), and names of recipes and label_recipes",
     )
-    seeds: Annotated[list[int], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Count], Field(min_length=1)] = Field(
         [0, 1, 2], description="each seed draws its own few labels and its own random weights"
     )
 

@@ -22,7 +22,7 @@ from dreamteacher.report.summary import over_seeds
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.recipes import bases
 from dreamteacher.settings.schema import Params
-from dreamteacher.stage import RECORD, open_stage, read_stage
+from dreamteacher.stage import RECORD, digest_of, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.students.regressor import REGRESSOR_FILE
 from dreamteacher.tasks.base import Task, get_task
@@ -75,11 +75,13 @@ def run(
         inputs |= {f"teachers/{recipe.teacher.name}": recipe.teacher} if recipe.teacher else {}
         inputs[f"backbones/{recipe.name}"] = recipe.backbone
     inputs |= {f"finetuned/{init}/{seed}": folder for (init, seed), folder in models.items()}
-    trained = _common_settings(models)
+    trained, trained_on = _common_settings(models)
     with open_stage("evaluate", params=recorded, inputs=inputs, out=out, overwrite=overwrite) as stage:
         if not stage.done:
             if not overwrite and not _may_be_ours(metrics, params):
                 _refuse_to_replace(metrics, plots)
+            if digest_of(data) != trained_on:
+                log.warning("the models were fine-tuned on another data set than %s, which may hold out pictures that they have seen", data)
             train, val = ImageSet(data, "train"), ImageSet(data, "val")
             if not val.labelled():
                 raise UserError(f"the validation split of {data} has no labels; give ingest.source some to compare models by")
@@ -148,8 +150,8 @@ def _refuse_to_replace(metrics: Path, plots: Path, by: Path | None = None) -> No
         raise UserError(f"{taken} holds the result of another run; name another --metrics and --plots, or give --overwrite to replace it")
 
 
-def _common_settings(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
-    """The common settings of all models; only the student may differ, by recipe.
+def _common_settings(models: dict[tuple[Any, int], Path]) -> tuple[dict[str, Any], str]:
+    """The common settings of all models, of which only the student may differ, by recipe, and the digest of their data.
 
     Raises:
         UserError: a model is missing, or has other settings or data than the first, so that they cannot be compared.
@@ -162,7 +164,7 @@ def _common_settings(models: dict[tuple[Any, int], Path]) -> dict[str, Any]:
         if made != first[1]:
             raise UserError(f"{folder} was trained with other settings or data than {first[0]}; run `dreamteacher finetune` again for it")
     assert first
-    return first[1][0]
+    return first[1]
 
 
 def _spread_over(val: ImageSet, count: int) -> list[int]:

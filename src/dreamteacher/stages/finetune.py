@@ -103,7 +103,10 @@ def _build(params: Params, images: ImageSet, init: str, folder: Path | None) -> 
     with_head = is_task_model(folder)
     try:
         if with_head:
-            model.load_state_dict(load_task_model(folder).state_dict())
+            labelled = load_task_model(folder)
+            if labelled.classes != model.classes:
+                raise RuntimeError("as many classes would fit, though others")
+            model.load_state_dict(labelled.state_dict())
             pretrained = [""]
         else:
             pretrained = start_from_features(model, folder, params.finetune.carry_neck)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ def _stack(bucket: dict[int, dict[str, Tensor]]) -> tuple[list[int], dict[str, T
     return list(bucket), collate(items)
 
 
+def _brief(task: str | None, classes: Sequence[str]) -> str:
+    return f"{task} of {len(classes)} classes ({', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''})"
+
+
 @torch.inference_mode()
 def score(
     model: TaskModel,
@@ -56,8 +60,13 @@ def score(
         size.
 
     Raises:
-        UserError: there are no labels.
+        UserError: there are no labels, or those of other classes than the model's, as where classes changed after it was trained.
     """
+    if (model.task, model.classes) != (images.task, images.classes):
+        raise UserError(
+            f"the model predicts {_brief(model.task, model.classes)}, and the data has {_brief(images.task, images.classes)}; run "
+            "`dreamteacher finetune` again"
+        )
     task = model.get_task()
     totals, kept = task.score(model.classes), {}
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
