@@ -209,7 +209,29 @@ def test_gains_are_also_stated_over_a_control_which_is_no_result_itself(maker: M
     assert "of 2 pretrained initialisations" not in page.text
     assert "verdict over random-teacher" in page.text and "+8.3 ± 1.4" in page.text
     maker.compared({**CONTROLLED, "random-teacher": (0.91, 0.95, 0.88)})  # the best of all, and still no result
-    assert "Pretraining helps: features gains 10.3 points" in written(settings(**WITH_CONTROL)).text
+    page = written(settings(**WITH_CONTROL))
+    assert "features gains 10.3 points of mIoU over training from scratch, but not over the control" in page.text
+    assert "Pretraining helps" not in page.text
+    maker.compared({name: CONTROLLED[name] for name in ("scratch", "random-teacher")})
+    assert "The comparison lacks a pretrained backbone of a trained teacher." in written(settings(**WITH_CONTROL)).text
+
+
+def test_every_recipe_of_an_untrained_teacher_is_a_control(maker: Maker) -> None:
+    maker.data()
+    for name, kind in (("own", "ddpm"), ("random", "random"), ("copy", "pixels")):
+        maker.teacher(name, kind)
+        maker.recipe(name, teacher=name)
+    maker.compared({"scratch": (0.60, 0.66, 0.57), "own": (0.7, 0.7, 0.6), "copy": (0.8, 0.9, 0.8), "random-mix": (0.9, 0.9, 0.9)})
+    params = settings(
+        teachers={"own": {}, "random": {"kind": "random"}, "copy": {"kind": "pixels"}},
+        recipes={name: {"teacher": name} for name in ("own", "random", "copy")},
+        label_recipes={"random-mix": {"features": "random"}},
+        compare={"inits": ["scratch", "own", "copy", "random-mix"]},
+        export={"init": "own"},
+    )
+    run = report.read_run(params, Path("artifacts"))
+    assert run.controls == ["copy", "random-mix"]
+    assert "pretrained initialisations gain" not in written(params).text
 
 
 def test_the_time_of_a_model_is_that_of_its_stages_and_empty_where_one_is_not_on_record(
@@ -221,7 +243,7 @@ def test_the_time_of_a_model_is_that_of_its_stages_and_empty_where_one_is_not_on
     run = report.read_run(settings(), Path("artifacts"))
     table = verdict.comparison(run)["table"]
     times = {row[0]: row[-1] for row in table.rows}
-    assert times == {"scratch": "15.0 s", "features": "1 min 45 s", "mix": "1 min 5 s", "constant prediction": ""}
+    assert times == {"scratch": "15.0 s", "features": "1 min 45 s", "mix": "2 min 35 s", "constant prediction": ""}
     monkeypatch.setattr(verdict, "clock_of", lambda stage, digest: {"seconds": 15.0} if stage == "finetune" else {})
     assert [row[-1] for row in verdict.comparison(run)["table"].rows] == ["15.0 s", "", "", ""]
 

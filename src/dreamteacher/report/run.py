@@ -64,12 +64,14 @@ class Run:
         missing: {path: command that makes it} of outputs that the settings name and that do not exist.
         notes: caveats for the reader.
         teacher_of: {recipe: its teacher's name}.
+        base_of: {recipe with labels: the recipe without labels that it starts from}.
     """
 
     found: dict[str, Output]
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     teacher_of: dict[str, str] = field(default_factory=dict)
+    base_of: dict[str, str] = field(default_factory=dict)
 
     def below(self, place: str) -> dict[str, Output]:
         """{name: output} of all outputs below a path."""
@@ -101,10 +103,10 @@ class Run:
         return list(self.evaluation.rows(ROWS)) if self.evaluation else []
 
     @property
-    def control(self) -> str | None:
-        """The first compared recipe whose teacher is untrained (random weights, or the pictures themselves); None without one."""
+    def controls(self) -> list[str]:
+        """The compared recipes, with or without labels, whose teacher is untrained: random weights, or the pictures themselves."""
         untrained = {name for name, output in self.below("teachers").items() if output.params["teacher"]["kind"] in UNTRAINED}
-        return next((init for init in self.results if self.teacher_of.get(init) in untrained), None)
+        return [init for init in self.results if self.teacher_of.get(self.base_of.get(init, init)) in untrained]
 
     @property
     def figure(self) -> str:

@@ -52,7 +52,12 @@ def read_run(params: Params, artifacts: Path) -> Run:
             found[place] = Output(folder, read_stage(folder))
         elif command:
             missing[place] = command
-    run = Run(found, missing, teacher_of={name: recipe.teacher for name, recipe in params.recipes.items()})
+    run = Run(
+        found,
+        missing,
+        teacher_of={name: recipe.teacher for name, recipe in params.recipes.items()},
+        base_of={name: recipe.features for name, recipe in params.label_recipes.items()},
+    )
     if run.data and not run.description.get("task"):  # then the chain ends with backbones
         without = {name: command for name, command in missing.items() if name.partition("/")[0] in ("teachers", "backbones")}
         missing.clear()
