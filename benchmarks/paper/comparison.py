@@ -77,7 +77,7 @@ def order(content: dict[str, Any], paper: dict[str, Any], labels: int | None) ->
     there = [name for name in sorted(paper["rows"], key=paper["rows"].get, reverse=True) if name in inits(content, rows)]
     gains = {other: gain_over(rows, content["figure"], there[0], other) for other in there[1:]}
     pairs = [
-        f"{there[0]} over {other}: paper {paper['rows'][there[0]] - paper['rows'][other]:+.1f}, here {gain.short} "
+        f"{there[0]} over {other}: paper {points((paper['rows'][there[0]] - paper['rows'][other]) / 100)}, here {gain.short} "
         f"({VERDICTS.get(gain.verdict, 'within noise')})"
         for other, gain in gains.items()
         if gain
