@@ -148,7 +148,7 @@ def _table(run: Run, gains: list[Gain], over_control: list[Gain], floor: Floor |
     if floor:
         rows.append(["constant prediction", f"{100 * floor.value:.1f}", *[""] * (len(rows[0]) - 2)])
     head = ["initialisation", f"{run.title}, %", "seeds", f"over {REFERENCE}", "95 % interval", "verdict"]
-    head += [f"over {control}"] if control else []
+    head += ["over control"] if control else []
     head += [READOUTS[reading][1] for reading in readouts] + ["time"]
     return Table(head, rows, frozenset({1, 2, 3, 4} | set(range(6, len(head)))), best)
 
