@@ -149,10 +149,17 @@ def test_a_background_that_is_not_0_is_said(tmp_path: Path) -> None:
         values[2:8, 2:8], values[10:18, 10:right] = 2, 3
         return Image.fromarray(values)
 
-    for name, background, right, is_said in (("zero", 0, 20, False), ("one", 1, 20, True), ("parts", 0, 24, False)):
+    close_up = Image.fromarray(np.ones((20, 24), np.uint8))
+    cases = (
+        ("zero", mask(0, 20), False),
+        ("one", mask(1, 20), True),
+        ("parts", mask(0, 24), False),
+        ("close", close_up, False),
+    )
+    for name, values, is_said in cases:
         for i in range(2):
             save(picture(i), tmp_path / name / f"images/{i}.png")
-            save(mask(background, right), tmp_path / name / f"masks/{i}.png")
+            save(values, tmp_path / name / f"masks/{i}.png")
         run(tmp_path / name, tmp_path / f"of {name}", task="instances")
         assert report(tmp_path / f"of {name}")["warnings"] == ({"background_is_object": 2} if is_said else {})
 
