@@ -53,7 +53,8 @@ def init(folder: Path, source: str, hours: float | None = None, preset: str = "d
         raise UserError(f"{file} is a file; name another folder for the project")
     if not shutil.which("git"):
         raise UserError("git is not installed here; install it, for the project's settings and results are versioned by it")
-    source = str(Path(source).expanduser()) if source.startswith("~") else source  # as after `--source=`, where shells leave it
+    if (source == "~" or source.startswith("~/")) and not Path(source).exists():  # as after `--source=`, where shells leave it
+        source = os.path.expanduser(source)  # noqa: PTH111 - Path's raises where there is no home folder
     place = _place(folder, source)
     top = _git_top(folder)
     print("looking at the pictures")
