@@ -88,16 +88,18 @@ def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
     process.start()
     _running.add(process)
     writer.close()
-    last = ""
+    last = error = ""
     with reader, open(reader.fileno(), errors="replace", closefd=False) as lines:
         for line in lines:
             print(line, end="")
             last = line.strip() or last
+            error = last if last.startswith(ERROR) else error
     print("\n")  # as KFP does between a step's lines and its own
     process.join()
     _running.discard(process)
     if code := process.exitcode:
-        reason = last.removeprefix(ERROR) if code > 0 else f"its process was ended by {signal.Signals(-code).name}"
+        reason = (error or last).removeprefix(ERROR) or f"exit code {code}"
+        reason = reason if code > 0 else f"its process was ended by {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:
             reason += ", most likely because memory is too small"
         _failures.append(f"{_title(words)}: {reason}")

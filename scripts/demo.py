@@ -4,6 +4,7 @@ import csv
 from itertools import islice
 from pathlib import Path
 
+from dreamteacher.cli import escape_unprintable
 from dreamteacher.report.summary import markdown
 from dreamteacher.report.verdict import comparison
 from dreamteacher.serving.predict import predict
@@ -29,6 +30,7 @@ PLACES = {
 
 def main() -> None:
     """Serve the model, predict, and print the results."""
+    escape_unprintable()
     params = load_params()
     source = Path(params.ingest.source)
     with Path("artifacts/data/manifest.csv").open(newline="") as file:

@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,6 +48,17 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
     listed = re.findall(r"^    ([a-z]\S+)", done.stdout, re.M)
     assert listed[:8] == ["doctor", "init", "params", "ingest", "assess", "train-teacher", "tune", "distill-features"]  # the order of use
     assert {*cli.STAGES, *cli.TOOLS, "repro", "sync", "serve", "predict", "promote", "pipelines"} <= set(listed)
+
+
+@pytest.mark.parametrize(("before", "after"), [("strict", "backslashreplace"), ("surrogateescape", "surrogateescape")])
+@pytest.mark.parametrize("command", ["params", "pipelines"])
+def test_what_the_locale_lacks_is_escaped(command, before, after, monkeypatch, in_tmp):
+    stdout = io.TextIOWrapper(io.BytesIO(), "ascii", errors=before)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(cli, "import_module", lambda _: SimpleNamespace(main=lambda *_: 0))
+    monkeypatch.setattr(cli, "_run_params", lambda _: 0)
+    assert cli.main([command]) == 0
+    assert stdout.errors == after
 
 
 def test_every_stage_has_a_module_and_a_line_of_help(capsys):

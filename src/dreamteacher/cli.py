@@ -28,11 +28,10 @@ IN_ORDER_OF_USE = [name for stage in STAGES for name in (stage, AFTER.get(stage)
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 1 for a bug (with a traceback), 2 for a user error, 128 + signal if stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    escape_unprintable()
     if arguments[:1] == ["pipelines"]:  # it has its own parser, also for `--help`
         return import_module("pipelines.__main__").main(arguments[1:], "dreamteacher pipelines")
     options = _parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as of stderr: file names may be no text, and class names not in the locale
     _log_to_stderr()
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -53,6 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     finally:
         signal.signal(signal.SIGTERM, before)  # while Python ends, an exception of ours would be a traceback
+
+
+def escape_unprintable() -> None:
+    """Make stdout escape what the locale lacks, as stderr does: file names may be no text, and class names of any script."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run_init(options: argparse.Namespace) -> int:

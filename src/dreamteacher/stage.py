@@ -52,6 +52,7 @@ class Stage:
     tmp: Path
     checkpoints: Path
     tracker: Tracker
+    inputs: dict[str, str]  # their digests
     done: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -83,7 +84,7 @@ def open_stage(name: str, *, params: dict[str, Any], inputs: dict[str, Path], ou
         digests = {key: digest_of(path) for key, path in sorted(inputs.items())}
         digest = _sha256(_to_json({"stage": name, "params": params, "inputs": digests}).encode())[:16]
         checkpoints = clock.checkpoints_of(name, digest)
-        stage = Stage(name, params, out, out.with_name(f".{out.name}.tmp"), checkpoints, Tracker())
+        stage = Stage(name, params, out, out.with_name(f".{out.name}.tmp"), checkpoints, Tracker(), digests)
         record = {"stage": name, "version": _version("dreamteacher"), "digest": digest, "params": params, "inputs": digests}
         if not overwrite and _is_complete(out, digest):
             stage.done, stage.metrics = True, read_stage(out)["metrics"]

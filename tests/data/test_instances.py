@@ -185,6 +185,15 @@ def test_outlines_are_polygons_and_run_lengths_and_the_smaller_lies_above() -> N
     assert (len(unpack(hidden)[1]), warnings) == (1, ("objects_hidden",))
 
 
+def test_objects_of_a_pixel_in_the_corner_have_no_fractions() -> None:
+    corner, runs = [[0, 0, 1, 0, 1, 1]], {"size": [20, 30], "counts": [100, 30, 470]}
+    for entries in ([corner], [corner, runs], [corner, runs, corner]):
+        read_outlines(outlines(*((outline, "a", 0) for outline in entries)), ["a"], (30, 20), 1)
+    for entries in ([[[0.1, 0.1, 0.9, 0.2, 0.5, 1]]], [corner, corner]):
+        with pytest.raises(BadPicture, match="lie within one pixel, as fractions would"):
+            read_outlines(outlines(*((outline, "a", 0) for outline in entries)), ["a"], (30, 20), 1)
+
+
 def test_outlines_turn_with_a_picture_whose_stored_size_they_name() -> None:
     label = outlines((square(2, 3, 8, 5), "a", 0))
     turned, _ = read_outlines(label, ["a"], (30, 20), 6)  # EXIF: shown as 20 x 30

@@ -94,6 +94,10 @@ def test_a_failing_step_leaves_the_others_outputs_and_finish_runs(small_project:
         ("import os; os.kill(os.getpid(), 9)", "its process was ended by SIGKILL, most likely because memory is too small"),
         ("from dreamteacher.errors import UserError; raise UserError('no pictures; add some')", "no pictures; add some"),
         ("raise ValueError('a bug')", "ValueError: a bug"),
+        (
+            "import threading; from dreamteacher.errors import UserError; threading.Timer(1, print, '.').start(); raise UserError('no')",
+            "no",
+        ),
     ],
 )
 def test_the_first_failed_step_is_told_with_its_reason(tmp_path: Path, source: str, reason: str) -> None:

@@ -342,6 +342,17 @@ def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytes
     assert load_params(Path("mine/params.yaml")).ingest.source == str(tmp_path / "home/pictures")
 
 
+@pytest.mark.parametrize("name", ["~pics", "~root", "~"])
+def test_a_folder_whose_name_begins_with_a_tilde_is_itself(name: str, tmp_path: Path) -> None:
+    classification(tmp_path / name)
+    assert init(f"--source={name}") == 0
+    assert load_params(Path("mine/params.yaml")).ingest.source == str(tmp_path / name)
+
+
+def test_a_name_that_only_begins_with_a_tilde_is_no_home_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "--source ~root does not exist" in refused(capsys, "--source=~root")
+
+
 def test_without_git_it_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     classification(tmp_path / "pictures")
     monkeypatch.setenv("PATH", "")

@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_read_is_reported(triton, tmp_path, capsys, monk
 
     monkeypatch.setattr(os, "scandir", lambda path: scandir(refuse(path)))
     monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(refuse(path)))
-    with pytest.raises(UserError, match="1 of 3 pictures could not be read"):
+    with pytest.raises(UserError, match="1 of 3 pictures or folders could not be read"):
         predict([tmp_path / "shots"], triton.http_url, "stages")
     *answers, bad = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0] for line in answers] == list(map(str, read))

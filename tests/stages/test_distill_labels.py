@@ -113,7 +113,11 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line_before_anything_is_compu
     of_8 = chain.params.model_copy(update={"taps": [8]})
     train_interpreter.run(of_8, **made, seed=0, out=tmp_path / "interpreter")
     distill_features.run(of_8, **made, out=tmp_path / "features")
-    for name, classes, labels in (("three", "background\nblob\nother\n", "auto"), ("none", "background\nblob\n", "none")):
+    for name, classes, labels in (
+        ("three", "background\nblob\nother\n", "auto"),
+        ("renamed", "background\ndrop\n", "auto"),
+        ("none", "background\nblob\n", "none"),
+    ):
         source = draw("segmentation", tmp_path / "pictures" / name)
         (source / "classes.txt").write_text(classes)
         ingest.run(brief_params(source, ingest={"labels": labels}), source=source, out=tmp_path / name)
@@ -136,6 +140,7 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line_before_anything_is_compu
         ("was trained for 2 classes of segmentation, ", {"data": tmp_path / "three"}, {}),
         ("has 2 classes of classification; run `dreamteacher train-interpreter` with this data", {"data": other.root / "data"}, {}),
         ("was trained for 2 classes of classification, ", {"interpreter": other.root / "interpreter"}, {}),
+        ("interpreter was trained with another data set than ", {"data": tmp_path / "renamed"}, {}),
         ("none has no labels; give ingest.source some", {"data": tmp_path / "none"}, {}),
         ("interpreter was made with a teacher of another size; run", {"teacher": tmp_path / "wide"}, {}),
     ]

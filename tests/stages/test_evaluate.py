@@ -277,6 +277,18 @@ def test_a_missing_seed_is_named(chain: Chain) -> None:
         chain.run("other", compare=compare)
 
 
+def test_models_of_another_data_set_are_said(chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = "the models were fine-tuned on another data set than "
+    chain.run("same", evaluate=chain.params.evaluate.model_copy(update={"batch_size": 2}))
+    assert said not in caplog.text
+    settings = chain.params.model_copy(update={"ingest": chain.params.ingest.model_copy(update={"min_side": 9})})
+    ingest.run(settings, source=chain.root / "pictures", out=tmp_path / "data")
+    places = {"teachers": chain.root, "backbones": chain.root, "finetuned": chain.root / "finetuned"}
+    outputs = {"out": tmp_path / "out", "metrics": tmp_path / "metrics.json", "plots": tmp_path / "plots"}
+    evaluate.run(chain.params, data=tmp_path / "data", **places, **outputs)
+    assert said in caplog.text
+
+
 def test_models_of_different_budgets_are_not_compared(chain: Chain) -> None:
     task = "segmentation" if "miou_mean" in chain.metrics()["scratch"] else "classification"
     finetuned(chain.root, "scratch", 7, task=task, finetune={"resolution": SIDE, "steps": 1000})

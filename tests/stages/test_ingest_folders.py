@@ -112,6 +112,10 @@ def test_drawings_of_masks_without_masks_are_named(tmp_path: Path, capsys: pytes
         (("first", "second"), ("harbour", "bridge", "field"), True),
         (("cat", "dog"), ("0", "1", "2"), False),
         (("cat", "dog"), ("img_007", "img_008", "img_009"), False),
+        (("walk", "run"), ("frame_0000", "frame_0010", "frame_0020", "frame_0030"), False),
+        (("low", "high"), ("0", "1", "2"), False),
+        (("before", "after"), ("0", "1", "2"), False),
+        (("before", "after"), ("a_0412", "a_0977", "b_0003"), True),
     ],
 )
 def test_folders_of_the_same_scenes_are_said(classes: tuple[str, ...], names: tuple[str, ...], is_said: bool, tmp_path: Path) -> None:

@@ -206,6 +206,11 @@ def test_a_file_that_is_no_list_is_refused_by_what_it_is(name: str, words: str, 
         locate(str(tmp_path / "pipe"))
 
 
+def test_the_home_folder_is_not_replaced_and_that_is_said() -> None:
+    with pytest.raises(UserError, match=r"~/pictures does not exist \(~ is not replaced by the home folder here; write it out\); name"):
+        locate("~/pictures")
+
+
 def test_a_list_may_hold_paths_of_windows(tmp_path: Path) -> None:
     save_pictures(tmp_path, "a/1.png", "a/2.png")
     (tmp_path / "list.txt").write_bytes(b"a\\1.png\r\na\\2.png\r\n")

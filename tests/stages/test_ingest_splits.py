@@ -242,6 +242,17 @@ def test_lists_of_classes_in_several_places_number_them_alike(tmp_path: Path) ->
             run(source, tmp_path / "differ")
 
 
+@pytest.mark.parametrize("numbers", ["data.yaml", "classes.txt", "labels/train/classes.txt"])
+def test_lists_that_only_number_the_classes_disagree_with_none(numbers: str, tmp_path: Path) -> None:
+    texts = {"data.yaml": "names: [Car, bus]\n", "classes.txt": "Car\nbus\n", "labels/train/classes.txt": "car\nbus\n"}
+    source = yolo_set(tmp_path / "in", "train", "val")
+    for name, text in texts.items():
+        (source / name).write_text(text)
+    (source / numbers).write_text("names: ['0', '1']\n" if numbers == "data.yaml" else "0\n1\n")
+    run(source, tmp_path / "out")
+    assert facts(tmp_path / "out")["classes"] == ["Car", "bus"]
+
+
 @pytest.mark.parametrize("points", [".45 .45 .55 .6 .5 .5 0 0", ".45 .45 1 .55 .6 0 .5 .5 1 .4 .4 1"])
 def test_poses_without_a_data_yaml_are_not_taken_for_polygons(points: str, tmp_path: Path) -> None:
     source = yolo_set(tmp_path / "in", "train", "val")

@@ -143,16 +143,32 @@ def test_columns_of_which_each_picture_has_one_are_said(tmp_path: Path) -> None:
         assert (said in summary(tmp_path / name)) == is_said
 
 
+def test_one_class_in_each_cell_is_told_the_task(tmp_path: Path) -> None:
+    for i in range(12):
+        save(picture(i), tmp_path / f"s/{i}.png")
+    (tmp_path / "s/labels.csv").write_text("path,label\n" + "".join(f"{i}.png,{('cat', 'dog')[i % 2]}\n" for i in range(12)))
+    run(tmp_path / "s", tmp_path / "out", task="multilabel")
+    said = "exactly one of the classes; if they exclude each other, set ingest.task to classification"
+    assert said in summary(tmp_path / "out")
+
+
 def test_a_background_that_is_not_0_is_said(tmp_path: Path) -> None:
     def mask(background: int, right: int) -> Image.Image:
         values = np.full((20, 24), background, np.uint8)
         values[2:8, 2:8], values[10:18, 10:right] = 2, 3
         return Image.fromarray(values)
 
-    for name, background, right, is_said in (("zero", 0, 20, False), ("one", 1, 20, True), ("parts", 0, 24, False)):
+    close_up = Image.fromarray(np.ones((20, 24), np.uint8))
+    cases = (
+        ("zero", mask(0, 20), False),
+        ("one", mask(1, 20), True),
+        ("parts", mask(0, 24), False),
+        ("close", close_up, False),
+    )
+    for name, values, is_said in cases:
         for i in range(2):
             save(picture(i), tmp_path / name / f"images/{i}.png")
-            save(mask(background, right), tmp_path / name / f"masks/{i}.png")
+            save(values, tmp_path / name / f"masks/{i}.png")
         run(tmp_path / name, tmp_path / f"of {name}", task="instances")
         assert report(tmp_path / f"of {name}")["warnings"] == ({"background_is_object": 2} if is_said else {})
 
@@ -181,3 +197,24 @@ def test_labels_of_pictures_that_exif_turns_are_said_where_no_size_tells(tmp_pat
     for name, count in (("masks", 2), ("yolo", 3)):
         run(tmp_path / name, tmp_path / f"of {name}")
         assert report(tmp_path / f"of {name}")["warnings"] == {"turned_or_not": count}
+
+
+@pytest.mark.parametrize(("form", "is_sized"), [("coco", True), ("coco", False), ("voc", True), ("voc", False), ("imagefolder", False)])
+def test_boxes_without_a_size_on_pictures_that_exif_turns_are_said(form: str, is_sized: bool, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source = tmp_path / "s"
+    save(picture(1, (24, 20)), source / "0.jpg", exif=exif.tobytes())
+    if form == "voc":
+        text = voc(voc_object("car", "0"))
+        (source / "0.xml").write_text(text if is_sized else text.replace("<size><width>24</width><height>20</height></size>", ""))
+    elif form == "coco":
+        image = {"id": 0, "file_name": "0.jpg"} | ({"width": 24, "height": 20} if is_sized else {})
+        box = {"id": 0, "image_id": 0, "category_id": 1, "bbox": [4, 4, 10, 10]}
+        stored = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "car"}]}
+        (source / "boxes.json").write_text(json.dumps(stored))
+    else:
+        line = {"file_name": "0.jpg", "objects": {"bbox": [[4, 4, 10, 10]], "category": ["car"]}}
+        (source / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    run(source, tmp_path / "out")
+    assert report(tmp_path / "out")["warnings"] == ({} if is_sized else {"turned_or_not": 1})

@@ -147,6 +147,12 @@ def _names_in_files(table: sqlite3.Connection, tree: Tree, max_bytes: int, form:
 _IS = {"labelme": is_labelme, "supervisely": is_supervisely}
 
 
+def names_a_size(label: BoxLabel) -> bool:
+    """Whether a label that `read_boxes` or `read_outlines` has read says for which size of its picture it is."""
+    size, _ = _READ[label.form](label.data, (1, 1))
+    return bool(size and all(size))
+
+
 def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, int], orientation: int) -> tuple[Boxes, tuple[str, ...]]:
     """Parse the boxes of a picture and transform them to its upright orientation.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -52,8 +51,8 @@ def read_instance_mask(data: bytes, picture: Picture, classes: ClassList | None,
 
 
 def _is_framed(packed: np.ndarray) -> bool:
-    """Whether no pixel is background, and one object touches all four sides, as a background that is not 0 does."""
-    if not packed.all():
+    """Whether no pixel is background, and one of several objects touches all four sides, as a background that is not 0 does."""
+    if not packed.all() or len(np.unique(packed[packed > IGNORE])) < 2:
         return False
     sides = [set(side[side > IGNORE].tolist()) for side in (packed[0], packed[-1], packed[:, 0], packed[:, -1])]
     return bool(set.intersection(*sides))
@@ -147,7 +146,7 @@ def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], 
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise BadPicture(f"the outline of a {name!r} is neither a polygon nor run lengths of {width} x {height} pixels") from error
         drawn.append((int(mask.sum()), -1 if crowd else class_id(name, classes), mask))
-    if label.form != "yolo" and min(upright) > SMALLEST and _are_fractions(outline for _, outline, _ in objects):
+    if label.form != "yolo" and min(upright) > SMALLEST and _are_fractions([outline for _, outline, _ in objects]):
         raise BadPicture("its outlines lie within one pixel, as fractions would; write them in pixels")
     result = np.zeros((height, width), np.int32)
     for number, (_, cls, mask) in enumerate(sorted(drawn, key=lambda each: (each[1] >= 0, -each[0])), 1):
@@ -159,10 +158,12 @@ def read_outlines(label: BoxLabel, classes: list[str], stored: tuple[int, int], 
     return (exif_transpose(result, orientation) if turn else result), ("objects_hidden",) * lost
 
 
-def _are_fractions(outlines: Iterable[Any]) -> bool:
-    """Whether there are polygons, and all within one pixel."""
-    values = [value for outline in outlines if isinstance(outline, list) for polygon in outline for value in polygon]
-    return bool(values) and max(values) <= 1
+def _are_fractions(outlines: list[Any]) -> bool:
+    """Whether all objects are polygons within one pixel; one object with whole numbers may be of this size, in the corner."""
+    if not all(isinstance(outline, list) for outline in outlines):
+        return False
+    values = [value for outline in outlines for polygon in outline for value in polygon]
+    return bool(values) and 0 < max(values) <= 1 and (len(outlines) > 1 or any(value % 1 for value in values))
 
 
 def _drawn(outline: Any, height: int, width: int) -> np.ndarray:

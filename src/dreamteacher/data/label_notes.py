@@ -36,7 +36,7 @@ _RECORDING = re.compile(
     r"patient|case|study|visit|scan|slide|vid|movie|clip|scene|seq|session|run|drive|flight|cam|day|date|^[\W\d_]*$", re.I
 )
 _VIEW = re.compile(  # folders of views, bands or versions of the same scenes
-    r"left|right|rgb|bgr|gr[ae]y|nir|t?ir|infrared|thermal|vis(ible)?|d[est]m|[lh]r|low|high|before|after|pre|post|[hv][hv]", re.IGNORECASE
+    r"left|right|rgb|bgr|gr[ae]y|nir|t?ir|infrared|thermal|vis(ible)?|d[est]m|[lh]r|[hv][hv]", re.IGNORECASE
 )
 _WORD_AND_NUMBER = re.compile(r"(.*[^\W\d_])[-_. (]*\d+\)?")  # cat.0, cat_001, cat (1)
 MIN_OF_NAME = 3  # pictures, from which names tell something
@@ -52,6 +52,7 @@ def label_notes(
     *,
     task: str,
     label_file: str,
+    are_several: bool,
     are_listed: bool,
 ) -> Iterator[str]:
     """Notes on the labels that were found.
@@ -64,6 +65,7 @@ def label_notes(
         counts: as `labels.read_labels` returns them.
         task: see `Found`.
         label_file: the file, or the lists of pictures, that give classes; empty where folders do.
+        are_several: it has a column for each class, or lists of classes.
         are_listed: classes.txt names the classes.
     """
     yield from _numbered_classes(table, boxes)
@@ -87,7 +89,7 @@ def label_notes(
         if posixpath.basename(label_file) == COLUMN_FILE:
             yield from _unread_class_folders(table, label_file)
         if task == "multilabel" and len(classes.names) > 1:
-            yield from _one_class_each(table, label_file)
+            yield from _one_class_each(table, label_file, are_several=are_several)
 
 
 def unread_metadata(metadata: Metadata, read: list[str], kind: str) -> Iterator[str]:
@@ -224,11 +226,12 @@ def _views(table: sqlite3.Connection, names: list[str]) -> Iterator[str]:
     n, n_different = table.execute(f"SELECT count(*), count(DISTINCT coalesce(split, '') || '/' || file(name)) {of_classes}").fetchone()
     if len(names) < 2 or n != n_different * len(names) or n_different < MIN_OF_NAME:
         return
-    first, n_files, n_numbers, span = table.execute(
-        "SELECT min(file(name)), count(DISTINCT file(name)), count(DISTINCT number(file(name))), "
-        f"max(number(file(name))) - min(number(file(name))) {of_classes}"
+    first, n_files, n_numbers = table.execute(
+        f"SELECT min(file(name)), count(DISTINCT file(name)), count(DISTINCT number(file(name))) {of_classes}"
     ).fetchone()
-    if n_files != n_numbers or span >= n_files or all(map(_VIEW.fullmatch, names)):
+    steps = f"SELECT number - lag(number) OVER (ORDER BY number) AS step FROM (SELECT DISTINCT number(file(name)) AS number {of_classes})"
+    n_steps = scalar(table, f"SELECT count(DISTINCT step) FROM ({steps})")
+    if n_files != n_numbers or n_steps > 1 or all(map(_VIEW.fullmatch, names)):
         yield (
             f"the classes are folders of the same file names ({names[0]} and {names[1]} have {first}), as views, bands or versions of "
             "the same scenes have; if they are, keep one of them, or set ingest.labels to none"
@@ -259,15 +262,17 @@ def _unread_class_folders(table: sqlite3.Connection, file: str) -> Iterator[str]
         yield f"labels are read from {file}, and the folders {shown} are not; if these are the classes, set ingest.task to classification"
 
 
-def _one_class_each(table: sqlite3.Connection, file: str) -> Iterator[str]:
-    """A note on columns of classes of which each picture has exactly one, as if they excluded each other."""
+def _one_class_each(table: sqlite3.Connection, file: str, *, are_several: bool) -> Iterator[str]:
+    """A note on labels of several classes of which each picture has exactly one, as if they excluded each other."""
     others = "json_array_length(value, '$.yes') != 1 OR json_array_length(value, '$.unknown') != 0"
     n, n_others = table.execute(f"SELECT count(*), total({others}) FROM labels").fetchone()
     if n >= MIN_LABELS and not n_others:
-        yield (
-            f"each picture in {file} has exactly one of the classes; if they exclude each other, write its name into a table labels.csv of "
-            "the columns path and label, which is learnt as classification"
+        instead = (
+            "write its name into a table labels.csv of the columns path and label, which is learnt as classification"
+            if are_several
+            else "set ingest.task to classification"
         )
+        yield f"each picture in {file} has exactly one of the classes; if they exclude each other, {instead}"
 
 
 def _table_notes(table: sqlite3.Connection, names: list[str], counts: dict[str, int], file: str) -> Iterator[str]:

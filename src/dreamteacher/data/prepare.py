@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dreamteacher.data.box_labels import read_boxes
+from dreamteacher.data.box_labels import names_a_size, read_boxes
 from dreamteacher.data.boxes import SUFFIX as BOXES
 from dreamteacher.data.boxes import Boxes
 from dreamteacher.data.class_list import ClassList
@@ -176,9 +176,11 @@ def prepare(
 
 def _doubt_turn(item: Item, picture: Picture) -> tuple[str, ...]:
     """A warning if EXIF turns the picture and no size tells whether the label was drawn on the upright or on the stored picture."""
+    if picture.orientation == 1:
+        return ()
     height, width = picture.image.shape[:2]
-    is_yolo = item.boxes is not None and item.boxes.form == "yolo"  # fractions
-    return ("turned_or_not",) * (picture.orientation > 1 and (picture.stored_size == (width, height) or is_yolo))
+    has_no_size = item.boxes is not None and item.boxes.form != "stored" and not names_a_size(item.boxes)
+    return ("turned_or_not",) * (picture.stored_size == (width, height) or has_no_size)
 
 
 def _read_dense(

@@ -129,7 +129,17 @@ def find(source: str | Place, labels: LabelKind, max_bytes: int, may_be_empty: b
     notes = [
         *([f"the splits are those of {', '.join(splits.used[:4])}"] if splits.used else []),
         *splits.notes,
-        *label_notes(table, kind, boxes, classes, counts, task=task, label_file=label_file, are_listed=class_list is not None),
+        *label_notes(
+            table,
+            kind,
+            boxes,
+            classes,
+            counts,
+            task=task,
+            label_file=label_file,
+            are_several=_is_multilabel(tree, tables, metadata),
+            are_listed=class_list is not None,
+        ),
         *unread_metadata(metadata, read, kind),
         *([KEYPOINTS_ARE_THERE.format(n)] if task == AUTO and (n := counts.get("objects_with_keypoints")) else ()),
         *(notes_on_cells(table, tables[0]) if kind == "csv" and task == AUTO else ()),

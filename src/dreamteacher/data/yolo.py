@@ -41,14 +41,13 @@ def read_yaml(tree: Tree, name: str) -> dict[str, object] | None:
 
 def class_names(tree: Tree, lists: list[str], classes: list[str] | None) -> tuple[list[str] | None, list[str]]:
     """Class names: `classes`, of the root's classes.txt, else those in data.yaml, else the longest list of obj.names and `lists` (files
-    beside the labels), None if there are none; those of `lists` that were read.
+    beside the labels), None if there are none; those of `lists` that were read. Lists of mere numbers count only where no other is.
 
     Raises:
         UserError: data.yaml has no classes, or has keypoints; a list has an empty line; two of all these name a class differently.
     """
     found = {"classes.txt": classes} if classes else {}
     found |= _names_in_yaml(tree, is_needed=not classes)
-    first = next(iter(found.values()), None)
     for name in ("obj.names", *lists):
         file = tree.open_text(name)
         if file is None:
@@ -60,15 +59,23 @@ def class_names(tree: Tree, lists: list[str], classes: list[str] | None) -> tupl
                 f"{tree}/{name}: line {names.index('') + 1} is empty, and lines count as ids from 0; remove it, or name the class"
             )
         found[name] = names
+    found = {name: names for name, names in found.items() if not _are_numbers(names)} or found
+    first = next((found[name] for name in ("classes.txt", *YAML) if name in found), None)
     longest = max(found, key=lambda name: len(found[name]), default="")
     for name, names in found.items():
-        number = next((i for i, (one, other) in enumerate(zip(names, found[longest], strict=False)) if one != other), None)
+        pairs = enumerate(zip(names, found[longest], strict=False))
+        number = next((i for i, (one, other) in pairs if one.casefold() != other.casefold()), None)
         if number is not None:
             raise UserError(
                 f"{tree}/{name} names class {number} {names[number]!r}, and {longest} {found[longest][number]!r}; keep the list that "
                 "numbers the classes in the texts, with all of them, and remove the other"
             )
     return first or found.get(longest) or None, lists
+
+
+def _are_numbers(names: list[str]) -> bool:
+    """Whether each class is called by its number, as tools write for classes that they do not know."""
+    return names == [str(number) for number in range(len(names))]
 
 
 def _names_in_yaml(tree: Tree, *, is_needed: bool) -> dict[str, list[str]]:

@@ -53,7 +53,7 @@ def init(folder: Path, source: str, hours: float | None = None, preset: str = "d
         raise UserError(f"{file} is a file; name another folder for the project")
     if not shutil.which("git"):
         raise UserError("git is not installed here; install it, for the project's settings and results are versioned by it")
-    source = str(Path(source).expanduser()) if source.startswith("~") else source  # as after `--source=`, where shells leave it
+    source = _expanded(source)
     place = _place(folder, source)
     top = _git_top(folder)
     print("looking at the pictures")
@@ -102,6 +102,12 @@ def init(folder: Path, source: str, hours: float | None = None, preset: str = "d
 def chain() -> str:
     """The text of dvc.yaml: the repository's or, in a wheel, its copy."""
     return files("dreamteacher.project").joinpath("chain.yaml").read_text()
+
+
+def _expanded(source: str) -> str:
+    """`source` with the home folder for ~, which shells leave after `--source=`, unless a file or folder has that name."""
+    is_home = (source == "~" or source.startswith("~/")) and not Path(source).exists()
+    return os.path.expanduser(source) if is_home else source  # noqa: PTH111 - Path's raises where there is no home folder
 
 
 def _place(folder: Path, source: str) -> str:

@@ -94,16 +94,19 @@ def predict(
         if output == "csv":
             print(_csv_line([*columns, *classes]))
         asked = bad = 0
+        what = "pictures"
         found = _pictures(images)
         rows = (Row(path, place) for path, place in (_places(found, out) if out else ((path, None) for path in found)))
         for done in _in_order(lambda part: _ask(client, part, features), _parts(rows, batch), AT_ONCE):
             for row in done:
                 asked += 1
                 bad += bool(row.error)
+                if row.error and os.path.isdir(row.path):  # noqa: PTH112 - Path's raises where a parent cannot be entered
+                    what = "pictures or folders"
                 print(render[output](row), flush=True)
     if bad:
         where = "see the lines that begin with BAD" if output == "text" else "see `error` in their lines"
-        raise UserError(f"{bad} of {asked} pictures could not be read; {where}")
+        raise UserError(f"{bad} of {asked} {what} could not be read; {where}")
 
 
 def _ask(client: Client, rows: list[Row], features: bool) -> list[Row]:

@@ -67,7 +67,7 @@ def run(
         dreamer = _dreaming(generator, settings) if settings.dreams else generator
         reader = move_frozen(reader, device)
         images = ImageSet(data, "train")
-        _check_interpreter(interpreter, facts, data, images, generator.taps)
+        _check_interpreter(interpreter, facts, data, stage.inputs["data"], images=images, taps=generator.taps)
         torch.manual_seed(seed)
         student = _build_student(params, images, generator.taps, features)
         mean, std = student.task.mean, student.task.std
@@ -121,8 +121,8 @@ def _dreaming(generator: Teacher, settings: Labels) -> Teacher:
     return generator.with_encoding(Dream(generator.encoding.T, settings.passes))
 
 
-def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, images: ImageSet, taps: list[Tap]) -> None:
-    """Check that the interpreter has these taps and the data's classes.
+def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, digest: str, *, images: ImageSet, taps: list[Tap]) -> None:
+    """Check that the interpreter has these taps and was trained with `data`, whose classes it numbers; `digest`: of the data.
 
     Raises:
         UserError: it does not.
@@ -133,6 +133,11 @@ def _check_interpreter(interpreter: Path, facts: dict[str, Any], data: Path, ima
         trained = f"{classes} classes of {'segmentation' if facts['shape']['dense'] else 'classification'}"
         found = f"{len(images.classes)} classes of {task}"
         raise UserError(f"{interpreter} was trained for {trained}, {data} has {found}; run `dreamteacher train-interpreter` with this data")
+    if read_stage(interpreter)["inputs"]["data"] != digest:  # it records no names of classes, which may be others or in another order
+        raise UserError(
+            f"{interpreter} was trained with another data set than {data}, and its classes may be others; "
+            "run `dreamteacher train-interpreter` with this data"
+        )
     _check_taps(interpreter, "train-interpreter", facts["strides"], facts["shape"]["tap_channels"], taps)
 
 

@@ -22,7 +22,7 @@ from dreamteacher.report.summary import over_seeds
 from dreamteacher.report.tables import write_table
 from dreamteacher.settings.recipes import bases
 from dreamteacher.settings.schema import Params
-from dreamteacher.stage import RECORD, digest_of, open_stage, read_stage
+from dreamteacher.stage import RECORD, open_stage, read_stage
 from dreamteacher.students.backbone import BACKBONE_FOLDER, create_backbone, load_backbone
 from dreamteacher.students.regressor import REGRESSOR_FILE
 from dreamteacher.tasks.base import Task, get_task
@@ -80,7 +80,7 @@ def run(
         if not stage.done:
             if not overwrite and not _may_be_ours(metrics, params):
                 _refuse_to_replace(metrics, plots)
-            if digest_of(data) != trained_on:
+            if stage.inputs["data"] != trained_on:
                 log.warning("the models were fine-tuned on another data set than %s, which may hold out pictures that they have seen", data)
             train, val = ImageSet(data, "train"), ImageSet(data, "val")
             if not val.labelled():
