@@ -1,8 +1,10 @@
 """Which stages of the real dvc.yaml are rerun after a change."""
 
 import json
+import shutil
 
 import yaml
+from dvc.repo import Repo
 
 from dreamteacher import cli
 from dreamteacher.settings.schema import Params
@@ -19,6 +21,18 @@ def test_chain_runs_every_stage_once(project):
         ["ingest", TEACHER, FEATURES, INTERPRETER, MIX,
          "finetune --init scratch --seed 0", "finetune --init features --seed 0", "finetune --init mix --seed 0", *AFTER_FINETUNE]
     )  # fmt: skip
+
+
+def test_the_shipped_settings_make_a_graph_of_two_teachers_without_label_recipes(tmp_path):
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(PROJECT / name, tmp_path / name)
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        named = {stage.name for stage in repo.index.stages}
+    ran = {name for name in named if name.partition("@")[0] not in ("nothing", "no-teacher")}  # empty folders that stand for no input
+    assert ran == {
+        "ingest", "train-teacher@own", "train-teacher@random", "distill-features@features", "distill-features@random-teacher",
+        *(f"finetune@{init}-{seed}" for init in ("scratch", "random-teacher", "features") for seed in range(3)), *AFTER_FINETUNE,
+    }  # fmt: skip
 
 
 def test_second_start_runs_nothing(project):

@@ -42,7 +42,7 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     (folder / "samples/nuclei").mkdir(parents=True)
     (folder / "samples/nuclei/a.png").write_bytes(b"picture")
-    (folder / "params.yaml").write_text((NUCLEI).read_text())
+    (folder / "params.yaml").write_text(NUCLEI.read_text())
     return folder
 
 

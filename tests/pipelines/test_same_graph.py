@@ -31,7 +31,7 @@ def graph_of_dvc(text: str, folder: Path) -> Graph:
     """As DVC itself reads dvc.yaml; `nothing` only makes marks."""
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    (folder / "params.yaml").write_text((NUCLEI).read_text())
+    (folder / "params.yaml").write_text(NUCLEI.read_text())
     (folder / "dvc.yaml").write_text(text)
     graph: Graph = {
         name: (set(), {key.partition(".")[0] for key in stage.get("do", stage).get("params", [])} - BY_NAME)
