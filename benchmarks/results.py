@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks import assess
 from benchmarks.paper.comparison import by_pretraining, label_counts, order, table
-from benchmarks.paper.plots import draw
+from benchmarks.paper.plots import draw, is_drawn
 from benchmarks.paper.record import read
 from benchmarks.paper.settings import read_table
 from dreamteacher.report.summary import markdown
@@ -61,7 +61,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=PAGE, help="default: %(default)s")
     options = parser.parse_args(words)
     for path in records(options.results):
-        draw(read(path), path.with_suffix(".svg"))
+        if is_drawn(content := read(path)):
+            draw(content, path.with_suffix(".svg"))
     if rows := predicted(options.results):
         assess.draw(rows, options.results / PLOT)
     options.page.write_text(page(options.results, options.page.parent))
@@ -110,7 +111,7 @@ def section(path: Path, note: str | None, plot: Path) -> str:
     if described.paper:
         parts += [text for labels in counts if (text := order(content, described.paper, labels))]
     parts.append(markdown(_without_empty(table(content))))
-    parts.append(f"![gains]({plot.as_posix()})")
+    parts += [f"![gains]({plot.as_posix()})"] if is_drawn(content) else []
     for labels in counts:
         if gains := by_pretraining(content, labels):
             parts.append(f"Gain over scratch by seed of the pretraining, {labels or 'all'} labels: {'; '.join(gains)}.")

@@ -19,6 +19,13 @@ from dreamteacher.report.summary import TITLES
 STYLE = {"svg.hashsalt": "dreamteacher", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
 
 
+def is_drawn(content: dict[str, Any]) -> bool:
+    """Whether the record has anything to plot: several numbers of labels, or a gain over scratch."""
+    counts = label_counts(content)
+    rows = of_labels(content, counts[0])
+    return len(counts) > 1 or any(gain_over(rows, content["figure"], init, SCRATCH) for init in inits(content, rows) if init != SCRATCH)
+
+
 def draw(content: dict[str, Any], path: Path) -> None:
     """Gains over scratch of each draw with mean and 95 % interval; of several numbers of labels the figures over their number."""
     save(partial(_curves if len(label_counts(content)) > 1 else _gains, content), path)
