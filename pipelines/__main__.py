@@ -12,6 +12,7 @@ from pipelines import NAMES, commands
 
 PROGRAM = "python -m pipelines"
 SAMPLE = "samples/bccd"
+OF_SAMPLE = (f"ingest.source={SAMPLE}", "compare.inits=[scratch, features]")  # without the control: a retraining has one recipe
 
 
 def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
@@ -93,7 +94,7 @@ def _run_local(options: argparse.Namespace) -> int:
         raise UserError(
             f"{project} has no {SAMPLE}, which lies in DreamTeacher's repository; leave out --sample to run on its own pictures"
         )
-    settings = [*([f"ingest.source={SAMPLE}"] if options.sample else []), *options.set]
+    settings = [*(OF_SAMPLE if options.sample else ()), *options.set]
     arguments = {"git_url": str(project), "data_rev": "", "settings": settings}
     names = [options.pipeline] if options.pipeline else NAMES if options.sample else NAMES[:1]
     for name in names:

@@ -34,7 +34,7 @@ ROOMS = {  # package or module -> our packages that it may import
     "teachers": {*BASE, "files", "plugins", "stage", "training"},  # stage: the digest of a folder
     "students": BASE,
     "assessment": {*BASE, "data", "files", "project", "report", "stage", "students", "tasks", "tracking", "training"},
-    "report": {"errors", "clock", "data", "graph", "stage"},
+    "report": {*BASE, "clock", "data", "graph", "stage"},
     "distillation": {*BASE, "plugins", "data", "report", "stage", "training", "teachers", "students", "tasks"},
     "methods": {*BASE, "data", "plugins", "training", "teachers", "students", "distillation", "tasks"},
     "tasks": {*BASE, "data", "plugins", "training", "students", "report", "stage"},
