@@ -24,11 +24,11 @@ def comparison(run: Run) -> dict[str, Any]:
     if not run.results:
         return _without(run)
     gains = _gains(run, run.figure)
-    control = next(iter(run.controls), None)
-    over_control = _gains(run, run.figure, control) if control else []
+    controls = run.controls
+    over_control = _gains(run, run.figure, controls[0]) if controls else []
     floor = constant_prediction(run.figure, run.data.json("report.json")) if run.data else None
     of_init = {init: [float(row[run.figure]) for row in run.models if row["init"] == init] for init in run.results}
-    tone, headline, explained = _headline(run, gains, over_control)
+    tone, headline, explained = _headline(run, gains, controls, over_control)
     below = [init for init, values in of_init.items() if floor and fmean(values) <= floor.value]
     return {
         "tone": tone,
@@ -38,7 +38,7 @@ def comparison(run: Run) -> dict[str, Any]:
         "floor": _floor_words(run, floor, below),
         "frozen": _frozen(run),
         "interpreters": _interpreters(run, of_init),
-        "table": _table(run, gains, over_control, floor),
+        "table": _table(run, gains, controls, over_control, floor),
         "classes": _classes(run),
         "strips": strips(of_init, f"{run.title}, %"),
         "intervals": intervals(gains, f"gain over {REFERENCE}, points of {run.title}") if gains else None,
@@ -69,18 +69,18 @@ def _without(run: Run) -> dict[str, Any]:
     return {"tone": "", "headline": headline, "explained": [why], "floor": ""}
 
 
-def _headline(run: Run, gains: list[Gain], over_control: list[Gain]) -> tuple[str, str, list[str]]:
+def _headline(run: Run, gains: list[Gain], controls: list[str], over_control: list[Gain]) -> tuple[str, str, list[str]]:
     """(tone, headline, explanation)."""
-    ours = [gain for gain in gains if gain.init not in (FOREIGN, *run.controls)]
+    ours = [gain for gain in gains if gain.init not in (FOREIGN, *controls)]
     if not ours:
         lacks = f"training from scratch; add {REFERENCE} to compare.inits" if REFERENCE not in run.results else "a pretrained backbone"
-        return "", "No gain can be stated", [f"The comparison lacks {lacks}{' of a trained teacher' if run.controls else ''}."]
+        return "", "No gain can be stated", [f"The comparison lacks {lacks}{' of a trained teacher' if controls else ''}."]
     best = max(ours, key=lambda gain: gain.mean)
     beyond = next((gain for gain in over_control if gain.init == best.init), None)
     verdicts = {gain.verdict for gain in ours}
     over = [f"{best.init}: {best.words} ({run.title}, {best.pairs} paired draw{'s' if best.pairs != 1 else ''} of labels and weights)."]
     if beyond:
-        over += [f"Over the control {run.controls[0]}, whose teacher is not trained: {beyond.words} – {beyond.verdict}."]
+        over += [f"Over the control {controls[0]}, whose teacher is not trained: {beyond.words} – {beyond.verdict}."]
     if best.verdict == "no interval":
         why = "One seed" if best.pairs == 1 else "Equal gains"
         return "", f"{why}: no interval, no verdict", [*over, "More seeds in compare.seeds are needed to tell a gain from chance."]
@@ -132,23 +132,22 @@ def _interpreters(run: Run, of_init: dict[str, list[float]]) -> list[str]:
     return found
 
 
-def _table(run: Run, gains: list[Gain], over_control: list[Gain], floor: Floor | None) -> Table:
+def _table(run: Run, gains: list[Gain], controls: list[str], over_control: list[Gain], floor: Floor | None) -> Table:
     readouts = [reading for reading in READOUTS if any(f"{reading}_{run.figure}_mean" in of for of in run.results.values())]
     of_gain = {gain.init: gain for gain in gains}
-    control = next(iter(run.controls), None)
     beyond = {gain.init: gain.short for gain in over_control}
     rows = []
     for init, figures in run.results.items():
         gain = of_gain.get(init)
         rows.append([init, spread(figures, run.figure), str(figures["n_seeds"]), *_over(gain)])
-        rows[-1] += [beyond.get(init, "")] if control else []
+        rows[-1] += [beyond.get(init, "")] if controls else []
         rows[-1] += [spread(figures, f"{reading}_{run.figure}").replace("-", "") for reading in readouts]
         rows[-1].append(_time(run, init))
     best = max(range(len(rows)), key=lambda i: run.results[rows[i][0]][f"{run.figure}_mean"])
     if floor:
         rows.append(["constant prediction", f"{100 * floor.value:.1f}", *[""] * (len(rows[0]) - 2)])
     head = ["initialisation", f"{run.title}, %", "seeds", f"over {REFERENCE}", "95 % interval", "verdict"]
-    head += ["over control"] if control else []
+    head += ["over control"] if controls else []
     head += [READOUTS[reading][1] for reading in readouts] + ["time"]
     return Table(head, rows, frozenset({1, 2, 3, 4} | set(range(6, len(head)))), best)
 
