@@ -38,12 +38,14 @@ def _pool_matrix(length: int, bins: int, like: Tensor) -> Tensor:
 
 
 def adaptive_pool(maps: Tensor, bins: int) -> Tensor:
-    """Adaptive average pooling of `(B, C, h, w)` to `(B, C, bins, bins)`, as two matrix products.
+    """Adaptive average pooling of `(B, C, h, w)` to `(B, C, bins, bins)`, as one matrix product.
 
-    torch's own operator cannot be exported to ONNX for pictures of any size.
+    torch's own operator cannot be exported to ONNX for pictures of any size. Separate products for rows and columns would be a batch of
+    B * C tiny matrices, which takes a CPU ten times as long on small maps.
     """
     rows, columns = _pool_matrix(maps.shape[2], bins, maps), _pool_matrix(maps.shape[3], bins, maps)
-    return rows @ maps @ columns.T
+    both = (rows[:, None, :, None] * columns[None, :, None, :]).reshape(bins * bins, -1)
+    return (maps.flatten(2) @ both.T).unflatten(2, (bins, bins))
 
 
 class PyramidPooling(nn.Module):
