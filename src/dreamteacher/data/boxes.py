@@ -83,8 +83,10 @@ def areas(corners: np.ndarray) -> np.ndarray:
 
 def box_iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Intersection over union of a box (4,) with boxes (N, 4)."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = (high - low).clip(0).prod(axis=1)
+    x1, y1, x2, y2 = others.T
+    width = np.minimum(box[2], x2) - np.maximum(box[0], x1)
+    height = np.minimum(box[3], y2) - np.maximum(box[1], y1)
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
     return shared / np.maximum(areas(others) + areas(box[None]) - shared, 1e-9)
 
 
