@@ -106,7 +106,6 @@ NAMED: dict[str, dict[str, dict[str, Any]]] = {
             "ema": 0.999,
         },
         "labels": {"tau": 1.0},
-        "finetune": {"carry_neck": True},
     },
 }
 BY_SIZE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
