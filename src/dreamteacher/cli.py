@@ -17,7 +17,7 @@ from typing import Any
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
 from dreamteacher.graph import STAGES, TOOLS
 from dreamteacher.serving.commands import add_commands
-from dreamteacher.settings.presets import NAMED
+from dreamteacher.settings.presets import PRESETS
 from dreamteacher.stage_commands import add_stage_options, run_stage
 from dreamteacher.teachers.commands import add_commands as add_teacher_commands
 
@@ -148,7 +148,7 @@ def _run_params(options: argparse.Namespace) -> int:
 def _add_init(init: argparse.ArgumentParser) -> None:
     init.add_argument("folder", type=Path, metavar="FOLDER", help="the project's folder; created if missing")
     init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
-    init.add_argument("--preset", choices=list(NAMED), default="demo", help="of the settings (default: %(default)s); see docs/recipes.md")
+    init.add_argument("--preset", choices=list(PRESETS), default="demo", help="of the settings (default: %(default)s); see docs/recipes.md")
     init.add_argument("--hours", type=_hours, help="time budget for the whole chain on this machine (default: 1 on CPU, 8 on GPU)")
 
 

@@ -13,7 +13,7 @@ from dreamteacher import cli
 from dreamteacher.project import create, propose, survey
 from dreamteacher.project.machine import Machine, Speed
 from dreamteacher.settings.file import load_params
-from dreamteacher.settings.presets import NAMED
+from dreamteacher.settings.presets import PRESETS
 from dreamteacher.settings.schema import Params
 from helpers import PROJECT
 
@@ -182,8 +182,8 @@ def test_a_preset_is_left_what_it_says(preset: str, tmp_path: Path) -> None:
     values = propose.sizes(survey.survey(str(KINDS["segmentation"](tmp_path / "in"))), CPU, preset)
     params = Params.model_validate(propose.propose(survey.survey(str(tmp_path / "in")), CPU, FAST, values).values)
     assert (params.preset, params.teacher.size) == (preset, "tiny")
-    assert params.distill.objectives == NAMED[preset]["distill"]["objectives"]
-    assert params.student.width == NAMED[preset]["student"].get("width", 32)
+    assert params.distill.objectives == PRESETS[preset]["distill"]["objectives"]
+    assert params.student.width == PRESETS[preset]["student"].get("width", 32)
     assert params.student.backbone == "resnet18"
 
 

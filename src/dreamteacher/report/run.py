@@ -11,7 +11,7 @@ from typing import Any
 
 from dreamteacher.report.paired import Row
 from dreamteacher.report.summary import TITLES, headline
-from dreamteacher.settings.presets import UNTRAINED
+from dreamteacher.settings.presets import UNTRAINED_KINDS
 
 METRICS, ROWS = "metrics.json", "per_model.csv"  # of evaluate
 REFERENCE = "scratch"  # the initialisation with which all others are compared
@@ -105,7 +105,7 @@ class Run:
     @property
     def controls(self) -> list[str]:
         """The compared recipes, with or without labels, whose teacher is untrained: random weights, or the pictures themselves."""
-        untrained = {name for name, output in self.below("teachers").items() if output.params["teacher"]["kind"] in UNTRAINED}
+        untrained = {name for name, output in self.below("teachers").items() if output.params["teacher"]["kind"] in UNTRAINED_KINDS}
         return [init for init in self.results if self.teacher_of.get(self.base_of.get(init, init)) in untrained]
 
     @property

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from dreamteacher.settings.downstream import AUTO, HEADS, Assess, Evaluate, Export, Finetune, Ingest, Publish, Retrain
-from dreamteacher.settings.presets import SIZED, auto_taps, fills, strides
+from dreamteacher.settings.presets import SIZED_KINDS, auto_taps, decoder_strides, preset_defaults
 from dreamteacher.settings.pretraining import Distill, Interpreter, Labels, Student, Teacher, Tune
 from dreamteacher.settings.section import Count, Name, Positive, Section
 
@@ -108,15 +108,16 @@ class Params(Section):
     assess: Assess = Assess()
 
     @model_validator(mode="after")
-    def _follow_the_size(self) -> Params:
+    def _fill_in_defaults(self) -> Params:
         """Settings that are not set take the defaults of preset, teacher.kind and teacher.size."""
         chosen = {key: getattr(self.teacher, key) if key in self.teacher.model_fields_set else None for key in ("kind", "size")}
-        for name, values in fills(self.preset, **chosen, default_kind=self.teacher.kind, default_size=self.teacher.size).items():
+        defaults = preset_defaults(self.preset, **chosen, default_kind=self.teacher.kind, default_size=self.teacher.size)
+        for name, values in defaults.items():
             group = getattr(self, name)
-            left_open = {key: value for key, value in values.items() if key not in group.model_fields_set}
-            followed = group.model_copy(update=left_open)
-            followed.__pydantic_fields_set__ = set(group.model_fields_set)  # still unset: another teacher may have another size
-            self.__dict__[name] = followed  # frozen, but not complete before this
+            unset = {key: value for key, value in values.items() if key not in group.model_fields_set}
+            filled = group.model_copy(update=unset)
+            filled.__pydantic_fields_set__ = set(group.model_fields_set)  # the defaults stay unset: another teacher may have another size
+            self.__dict__[name] = filled  # the model is frozen, but still under construction
         return self
 
     @model_validator(mode="after")
@@ -158,12 +159,12 @@ class Params(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Params:
         """Catch what would otherwise fail hours later, in another stage."""
-        if self.teacher.kind in SIZED:
+        if self.teacher.kind in SIZED_KINDS:
             self._fits_the_size()
         return self
 
     def _fits_the_size(self) -> None:
-        """For the kinds in SIZED only; the folders of other kinds record what fits, and the stages check it."""
+        """For the kinds in SIZED_KINDS only; the folders of other kinds record what fits, and the stages check it."""
         for name, group in (("distill", self.distill), ("interpreter", self.interpreter)):
             steps = self.teacher.T_train
             if group.encoding == "stratified":
@@ -172,7 +173,7 @@ class Params(Section):
             elif steps <= group.T:
                 raise ValueError(f"{name}.T = {group.T} must be below teacher.T_train = {steps}")
         size = f"teacher.size = {self.teacher.size!r}"
-        offered = strides(self.teacher.size)
+        offered = decoder_strides(self.teacher.size)
         if absent := [stride for stride in self.taps if stride not in offered] if self.taps != "auto" else []:
             raise ValueError(f"taps = {self.taps}: {size} has no decoder level at stride {absent[0]}; take some of {offered}, or auto")
         for name in ("teacher", "distill", "interpreter"):
