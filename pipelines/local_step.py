@@ -63,7 +63,7 @@ def stopped_by_signals() -> Iterator[None]:
             if _signals:
                 for process in psutil.Process().children():  # the fork server may still be importing
                     process.terminate()
-                print("stopped; start the same command again to go on", file=sys.stderr)
+                print("stopped; run the same command again to resume", file=sys.stderr)
                 raise SystemExit(128 + _signals[0])
 
 

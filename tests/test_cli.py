@@ -175,7 +175,7 @@ def test_signal_outside_training_stops_with_its_code(sent, code, in_tmp):
         assert process.stdout.readline() == "in\n"
         process.send_signal(sent)
         assert process.wait(30) == code
-        assert process.stderr.read() == "stopped; start the same command again to go on\n"
+        assert process.stderr.read() == "stopped; run the same command again to resume\n"
 
 
 def test_printed_settings_are_a_settings_file(in_tmp, capsys):

@@ -268,7 +268,7 @@ def test_no_cluster_an_unknown_context_and_an_unknown_user_are_one_line(
     assert capsys.readouterr().err == "error: no cluster to check: no kubeconfig is here; set KUBECONFIG, or run in a pod of the cluster\n"
     monkeypatch.delenv("DREAMTEACHER_IMAGE", raising=False)
     assert main(["check"]) == 2
-    assert "DREAMTEACHER_IMAGE must name the image" in capsys.readouterr().err
+    assert "set DREAMTEACHER_IMAGE to the image" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

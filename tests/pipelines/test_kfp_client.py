@@ -1,6 +1,5 @@
 """The real kfp.Client against an API that the tests own."""
 
-import argparse
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ from kfp_api import KfpApi
 
 from dreamteacher.errors import UserError
 from helpers import free_port
+from pipelines.__main__ import build_parser
 from pipelines.client import Kubeflow, check_cron
-from pipelines.commands import add_commands
 
 
 @dsl.component(base_image="registry.example/python:1", install_kfp_package=False)
@@ -48,10 +47,8 @@ def api() -> Iterator[KfpApi]:
 
 
 def run(api: KfpApi | str, *words: object) -> int:
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(required=True))
     url = api if isinstance(api, str) else api.url
-    options = parser.parse_args([*map(str, words), "--host", url])
+    options = build_parser().parse_args([*map(str, words), "--host", url])
     return options.run(options)
 
 
@@ -237,7 +234,7 @@ def test_a_forgotten_repository_asks_no_server(api: KfpApi, retraining: Path):
 @pytest.mark.parametrize("settings", ["[]", '["seed=1"]'])
 def test_a_retraining_by_the_clock_needs_a_place_where_pictures_arrive(api: KfpApi, retraining: Path, settings: str):
     words = ["schedule", retraining, "--version", "v", "--cron", "0 0 2 * * MON", "--arg", "data_rev=x", "--arg", "git_url=u"]
-    with pytest.raises(UserError, match="must say where pictures arrive"):
+    with pytest.raises(UserError, match=r"a scheduled retraining needs retrain\.incoming"):
         run(api, *words, "--arg", f"settings={settings}")
     assert api.asked == []
     assert run(api, *words, "--arg", 'settings=["retrain.incoming=s3://bucket/incoming"]') == 0

@@ -276,7 +276,7 @@ def test_another_profile_or_image_is_another_version_and_the_same_is_the_same(mo
         (["--version", "v1", "--namespace", "Bad_NS!"], "--namespace: Bad_NS! is no name for Kubernetes"),
         (["--version", "V_1"], "--version: dreamteacher-pretrain-V_1-"),
         (["--version", "v" * 40], "in all at most 63"),
-        ([], "here is no git repository; name it with --version"),
+        ([], "this folder is in no git repository; name the version with --version"),
     ],
 )
 def test_names_that_kubernetes_refuses_are_refused_here(

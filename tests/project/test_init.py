@@ -394,7 +394,7 @@ def test_a_missing_kfp_is_said_with_its_remedy(capsys: pytest.CaptureFixture, mo
     monkeypatch.setattr(builtins, "__import__", without_kfp)
     monkeypatch.setenv("DREAMTEACHER_IMAGE", f"x@sha256:{'0' * 64}")
     assert cli.main(["pipelines", "compile"]) == 2
-    assert capsys.readouterr().err == "error: kfp is not installed here; pip install 'dreamteacher[pipelines]'\n"
+    assert capsys.readouterr().err == "error: kfp is not installed; run pip install 'dreamteacher[pipelines]'\n"
 
 
 def test_an_address_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
