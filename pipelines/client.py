@@ -208,7 +208,9 @@ class Kubeflow:
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
             why = re.sub(r"^<[^>]*>: |^\w+\([^)]*\): ", "", str(reason))
-            raise UserError(f"cannot {action}: {self.host} cannot be reached ({why}); is it up, and the port forwarded?") from error
+            raise UserError(
+                f"cannot {action}: {self.host} cannot be reached ({why}); check that it runs and that the port is forwarded"
+            ) from error
 
 
 def read_package(package: Path) -> dict[str, Any]:
@@ -238,12 +240,12 @@ def check_cron(cron: str) -> None:
     fields = cron.split()
     if len(fields) != len(CRON_FIELDS):
         hint = f"; did you mean '0 {' '.join(fields)}'?" if len(fields) == 5 else ", such as '0 0 2 * * MON': Mondays at 2"
-        raise UserError(f"cron {cron!r} has {len(fields)} fields; KFP wants six, seconds first{hint}")
+        raise UserError(f"cron {cron!r} has {len(fields)} fields; KFP needs six, seconds first{hint}")
     for text, (field, low, high, names) in zip(fields, CRON_FIELDS, strict=True):
         for part in text.split(","):
             if not _is_cron_part(part, low, high, names.split()):
                 known = f", or {names.split()[0]} to {names.split()[-1]}" if names else ""
-                raise UserError(f"cron {cron!r}: {part!r} is no {field}; possible are * and {low} to {high}{known}, as 1-5, */2 or 1,3")
+                raise UserError(f"cron {cron!r}: {part!r} is not a valid {field}; use * or {low} to {high}{known}, such as 1-5, */2 or 1,3")
 
 
 def _is_cron_part(part: str, low: int, high: int, names: list[str]) -> bool:

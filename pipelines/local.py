@@ -66,7 +66,7 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
             pipeline(**arguments)
         except RuntimeError as error:
             reason = local_step.first_failure() or _plain(str(error))
-            raise UserError(f"{name}: {reason}; what the other steps made stays in {root}") from error
+            raise UserError(f"{name}: {reason}; the outputs of the other steps stay in {root}") from error
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def write() -> Path:
         with OWN.open("x") as file:
             file.write(FILE.read_text())
     except FileExistsError as error:
-        raise UserError(f"{OWN} is here already, and compile uses it; edit it, or move it away for a fresh one") from error
+        raise UserError(f"{OWN} exists, and compile uses it; edit it, or move it away to get a new copy") from error
     return OWN
 
 

@@ -142,7 +142,7 @@ def test_settings_come_from_the_named_file_and_set(stage):
     ("outcome", "code", "line"),
     [(UserError("no pictures; do this"), 2, "error: no pictures; do this\n"), (Interrupted(15, 30), 143, "at step 30"),
      (OSError(errno.EEXIST, "File exists", "README.md"), 2, "error: README.md: File exists; name another folder\n"),
-     (Interrupted(2, 30), 130, "start the same command again"), (KeyboardInterrupt(), 130, "start the same command again")],
+     (Interrupted(2, 30), 130, "run the same command again"), (KeyboardInterrupt(), 130, "start the same command again")],
 )  # fmt: skip
 def test_what_a_user_can_mend_is_one_line_and_a_code(stage, outcome, code, line, capsys):
     stage.outcome = outcome

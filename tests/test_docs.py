@@ -20,7 +20,7 @@ PROGRAMS = {"dreamteacher": cli, "python -m pipelines": pipelines_cli, "dreamtea
 
 def commands(program: str) -> dict[str, set[str]]:
     """Options of each command of a command line."""
-    subparsers = next(action for action in PROGRAMS[program]._parser()._actions if action.dest == "command")
+    subparsers = next(action for action in PROGRAMS[program].build_parser()._actions if action.dest == "command")
     assert isinstance(subparsers.choices, dict)
     return {name: {s for action in p._actions for s in action.option_strings} for name, p in subparsers.choices.items()}
 
@@ -47,8 +47,8 @@ def test_every_setting_that_a_page_sets_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_dvc_is_told_which_settings_the_file_does_not_name(page: Path) -> None:
-    """`dvc exp run -S` refuses a name that is not in params.yaml, unless a + stands before it."""
+def test_a_setting_that_the_file_lacks_gets_a_plus_in_dvc_exp_run(page: Path) -> None:
+    """`dvc exp run -S` refuses a name that is not in params.yaml, unless it is preceded by a +."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     for plus, name in re.findall(r"-S (\+?)([\w.]+)=", page.read_text()):
         group, _, key = name.partition(".")
@@ -57,7 +57,7 @@ def test_dvc_is_told_which_settings_the_file_does_not_name(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_backbone_is_loaded_with_its_weights(page: Path) -> None:
-    """timm leaves them out, without a word, unless it is asked for them."""
+    """Without `pretrained=True`, timm silently initialises at random."""
     calls = re.findall(r"""timm\.create_model\(["']local-dir:[^)]*\)""", page.read_text())
     assert all("pretrained=True" in call for call in calls), calls
     assert calls or page.name not in ("getting-started.md", "artifacts.md")

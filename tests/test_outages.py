@@ -146,7 +146,7 @@ def test_what_waiting_cannot_mend_ends_at_once(clock: Clock):
 @pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
 def test_minutes_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, text: str):
     monkeypatch.setenv(outages.MINUTES, text)
-    with pytest.raises(UserError, match=f"^DREAMTEACHER_WAIT_MINUTES = {text} is no number of minutes"):
+    with pytest.raises(UserError, match=f"^DREAMTEACHER_WAIT_MINUTES = {text} is not a number of minutes"):
         patient(lambda: None)()
 
 

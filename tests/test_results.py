@@ -99,7 +99,7 @@ def test_a_result_that_names_files_outside_its_folder_is_damaged(
     for source in (store, made.parent / "result", made.parent):  # wherever the name would lead
         (source / "outside").write_text("of somebody else")
     assert compute(tmp_path / "b/c")
-    assert "the result in the store is damaged, and computed again" in caplog.text
+    assert "the result in the store is damaged and is computed again" in caplog.text
     assert not [path for path in tmp_path.rglob("outside") if not path.is_relative_to(store)]
     assert not compute(tmp_path / "d")
 

@@ -129,7 +129,7 @@ def test_a_folder_that_is_read_is_never_replaced(out, in_tmp):
     (in_tmp / "pictures/0.png").write_bytes(b"mine")
     (in_tmp / "link").symlink_to(in_tmp / "pictures")
     opened = open_stage("ingest", params={}, inputs={"source": Path("pictures")}, out=Path(out), overwrite=True)
-    with pytest.raises(UserError, match="is or holds pictures, which is read, and would be replaced; name another folder"), opened:
+    with pytest.raises(UserError, match="is or contains the input pictures, which would be overwritten; name another folder"), opened:
         pass
     assert (in_tmp / "pictures/0.png").read_bytes() == b"mine"
 

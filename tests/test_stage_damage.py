@@ -183,7 +183,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
 
 
 def test_a_place_where_no_folder_can_be_made_is_one_line():
-    with pytest.raises(UserError, match=r"no folder can be made in /proc/1; name another --out"):
+    with pytest.raises(UserError, match=r"no folder can be created in /proc/1; name another --out"):
         make(out=Path("/proc/1/nowhere"))
 
 

@@ -56,7 +56,7 @@ def examine(
     if "wrong" in states:
         print("a run would fail here: see `wrong`")
     elif "unread" in states:
-        print("nothing wrong is seen; ask for the rights to read what is `unread`, or let someone who has them run this command")
+        print("nothing wrong was found, but some objects are `unread`; get permission to read them, or let somebody who has it run this")
     else:
         print("a run can work here" + ("" if wait is not None else "; not tried: image, volume, MLflow and S3, which need a pod"))
     return int("wrong" in states)

@@ -72,7 +72,7 @@ def connect(context: str | None) -> tuple[ApiClient, str]:
         try:
             config.load_incluster_config(client_configuration=settings)
         except config.ConfigException as error:
-            raise UserError("no cluster to check: no kubeconfig is here; set KUBECONFIG, or run in a pod of the cluster") from error
+            raise UserError("no cluster to check: there is no kubeconfig; set KUBECONFIG, or run in a pod of the cluster") from error
     settings.retries = 1
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a retry is no news
     if not settings.verify_ssl:
@@ -94,7 +94,7 @@ def read(call: Callable[..., Any], *words: Any, **options: Any) -> Any:
         return or_none(lambda: call(*words, _request_timeout=TIMEOUT, **options))
     except ApiException as error:
         if error.status == 401:
-            raise UserError(f"the Kubernetes API does not know you ({reason(error)}); log in to the cluster again") from error
+            raise UserError(f"the Kubernetes API rejects your credentials ({reason(error)}); log in to the cluster again") from error
         raise
     except HTTPError as error:
         host = call.__self__.api_client.configuration.host if hasattr(call, "__self__") else "the Kubernetes API"

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     escape_unprintable()
     if arguments[:1] == ["pipelines"]:  # it has its own parser, also for `--help`
         return import_module("pipelines.__main__").main(arguments[1:], "dreamteacher pipelines")
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     _log_to_stderr()
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -154,7 +154,8 @@ def _add_init(init: argparse.ArgumentParser) -> None:
     init.add_argument("--hours", type=_hours, help="time budget for the whole chain on this machine (default: 1 on CPU, 8 on GPU)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run`, a function that takes the options and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="dreamteacher", description="From unlabelled pictures and a few labels to a pretrained, fine-tuned and served image backbone."
     )

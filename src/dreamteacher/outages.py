@@ -89,7 +89,7 @@ def wait_minutes() -> float:
     except ValueError:
         minutes = -1.0
     if not 0 <= minutes < float("inf"):
-        raise UserError(f"{MINUTES} = {text} is no number of minutes; write one from 0 (do not wait) on")
+        raise UserError(f"{MINUTES} = {text} is not a number of minutes; set 0 (no retries) or more")
     return minutes
 
 
@@ -112,7 +112,7 @@ def patient(function: Callable[P, T]) -> Callable[P, T]:
                     waited = f"; waited {minutes:g} minutes for it ({MINUTES})" if minutes else ""
                     raise GivenUp(f"{error}{waited}") from error
                 pause = min(pause, left)
-                log.warning("%s; next try in %.0f s, for %.0f more minutes at most (Ctrl-C ends it)", error, pause, left / 60)
+                log.warning("%s; next try in %.0f s, for %.0f more minutes at most (Ctrl-C stops)", error, pause, left / 60)
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST)
 

@@ -50,12 +50,14 @@ class Clone:
         """
         shown = without_password(url)
         if not rev.strip():
-            raise UserError(f"no revision of {shown} is named; set data_rev to a commit, tag or branch of it")
+            raise UserError(f"data_rev is empty; set it to a commit, tag or branch of {shown}")
         for text in (url, rev):
             if text.startswith("-"):  # git would take it for an option, of which some run a command
                 raise UserError(f"{without_password(text)!r} begins with '-'; name a git repository, and a commit, tag or branch of it")
         if re.match(r"https?://[^/]*:[^/]*@", url):
-            log.warning("git_url holds a password, which all who see the run can read; keep it as GIT_TOKEN in the secret dreamteacher-git")
+            log.warning(
+                "git_url contains a password, which all who see the run can read; store it as GIT_TOKEN in the secret dreamteacher-git"
+            )
         self.url, self.folder = url, folder
         scratch = folder / ".git" / "dreamteacher"  # in the clone, and never a part of it
         self._environment = without_token(scratch)
@@ -153,14 +155,14 @@ class Clone:
                         found[place] = Kept(definition, _origin(out.stage.deps[0]) if out.stage.is_partial_import else "")
                 return found
         except DvcException as error:
-            raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; mend it, commit and push") from error
+            raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; fix it, commit and push") from error
 
     def _pull(self, paths: Iterable[str], outs: dict[str, Kept]) -> None:
         wanted = sorted(paths)
         for path in wanted:
             if copied := outs[_containing(path, outs) or path].copied:
                 if "://" in copied:
-                    raise UserError(f"{path}.dvc imports {copied}, which no step fetches; `dvc update {path}.dvc` and `dvc push` it")
+                    raise UserError(f"{path}.dvc imports {copied}, which no step fetches; run `dvc update {path}.dvc` and `dvc push`")
                 inside(self.folder, copied, f"what {path}.dvc imports")
         for start in range(0, len(wanted), _PULLED_AT_ONCE):
             self.dvc("pull", "--", *wanted[start : start + _PULLED_AT_ONCE])
@@ -193,11 +195,11 @@ class Clone:
             UserError: an output of dvc.yaml is missing, or something cannot be pushed.
         """
         if not self._try(sys.executable, "-m", "dvc", "config", "core.remote").stdout.strip():
-            raise UserError("the project has no DVC remote to keep the outputs; add one: `dvc remote add -d storage s3://BUCKET/PATH`")
+            raise UserError("the project has no DVC remote for the outputs; add one: `dvc remote add -d storage s3://BUCKET/PATH`")
         self.dvc("commit", "--force", "--", *stages)
         changed = json.loads(self.dvc("status", "--json", "--", *stages))
         if changed:
-            raise UserError(f"{branch} would not reproduce: {', '.join(changed)} changed; record every output of the run")
+            raise UserError(f"{branch} could not be reproduced: {', '.join(changed)} changed; record every output of the run")
         self.dvc("push", "--", *stages)
         self.git("add", "--all")
         if self.git("status", "--porcelain"):

@@ -77,7 +77,7 @@ def test_an_import_from_outside_of_a_clone_is_refused(secret: Path, tmp_path: Pa
             clone.get(wanted)
     with pytest.raises(UserError, match=r"^what data/b.png.dvc imports leads"):
         clone.get_files(["data/b.png"])
-    with pytest.raises(UserError, match=r"^web/token.dvc imports http://127.0.0.1:9/latest/token, which no step fetches; `dvc update"):
+    with pytest.raises(UserError, match=r"^web/token.dvc imports http://127.0.0.1:9/latest/token, which no step fetches; run `dvc update"):
         clone.get("web")
     assert not (tmp_path / "clone/data/b.png").exists()
     assert (clone.get("copies") / "c.txt").read_text() == "inside", "what the clone itself has may be copied in it"

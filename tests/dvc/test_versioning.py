@@ -66,7 +66,7 @@ def test_what_git_would_take_for_an_option_is_refused(origin: Project, tmp_path:
 
 @pytest.mark.parametrize("rev", ["", " "])
 def test_no_revision_is_not_taken_for_the_newest(origin: Project, tmp_path: Path, rev: str):
-    with pytest.raises(UserError, match=r"no revision of file://.* is named; set data_rev"):
+    with pytest.raises(UserError, match=r"data_rev is empty; set it to a commit, tag or branch of file://"):
         fetch(origin, rev, tmp_path / "out")
 
 

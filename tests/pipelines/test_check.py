@@ -204,7 +204,7 @@ def test_what_a_user_may_not_read_is_said_and_not_wrong(name: str, replay: Calla
     assert examine(SCENARIO[name]) == 0
     text = capsys.readouterr().out
     assert any(line.startswith("unread nodes: cannot be read: 403 User") for line in lines(text, "unread"))
-    assert "nothing wrong is seen" in text
+    assert "nothing wrong was found" in text
 
 
 def test_the_api_of_kfp_is_asked_where_it_is_named(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
@@ -259,13 +259,13 @@ def test_no_cluster_an_unknown_context_and_an_unknown_user_are_one_line(
     api.answers["GET /version/"] = [[401, {"message": "Unauthorized"}]]
     api.answers["GET /api/v1/namespaces/kubeflow/serviceaccounts/pipeline-runner"] = [[401, {"message": "Unauthorized"}]]
     assert main(["check", "--no-pod"]) == 2
-    assert capsys.readouterr().err == "error: the Kubernetes API does not know you (401 Unauthorized); log in to the cluster again\n"
+    assert capsys.readouterr().err == "error: the Kubernetes API rejects your credentials (401 Unauthorized); log in to the cluster again\n"
     api.close()
     assert main(["check", "--no-pod"]) == 2
     assert re.match(f"error: {api.url} cannot be reached .*\n$", capsys.readouterr().err)
     monkeypatch.setenv("KUBECONFIG", "none")
     assert main(["check", "--no-pod"]) == 2
-    assert capsys.readouterr().err == "error: no cluster to check: no kubeconfig is here; set KUBECONFIG, or run in a pod of the cluster\n"
+    assert capsys.readouterr().err == "error: no cluster to check: there is no kubeconfig; set KUBECONFIG, or run in a pod of the cluster\n"
     monkeypatch.delenv("DREAMTEACHER_IMAGE", raising=False)
     assert main(["check"]) == 2
     assert "set DREAMTEACHER_IMAGE to the image" in capsys.readouterr().err
@@ -295,7 +295,7 @@ def test_submit_warns_and_runs_nevertheless(package: Path, replay: Callable[[str
 def test_submit_says_when_it_cannot_look(package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("KUBECONFIG", "none")
     check.warn(package, namespace="dt", account=None)
-    assert capsys.readouterr().err.startswith("the cluster was not checked: no cluster to check: no kubeconfig is here")
+    assert capsys.readouterr().err.startswith("the cluster was not checked: no cluster to check: there is no kubeconfig")
 
 
 def test_submit_says_nothing_of_a_healthy_cluster(package: Path, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):

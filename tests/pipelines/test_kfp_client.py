@@ -184,7 +184,7 @@ def test_refusals_are_one_line(api: KfpApi, package: Path, where: str, status: i
 
 def test_unreachable_server_is_one_line(package: Path):
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(UserError, match=f"^cannot connect: {url} cannot be reached .*Connection refused.*; is it up") as caught:
+    with pytest.raises(UserError, match=f"^cannot connect: {url} cannot be reached .*Connection refused.*; check that it runs") as caught:
         run(url, "status")
     assert "\n" not in str(caught.value)
 
@@ -256,15 +256,15 @@ def test_valid_cron_expressions_are_accepted(cron: str):
 @pytest.mark.parametrize(
     ("cron", "said"),
     [
-        ("0 2 * * *", "has 5 fields; KFP wants six, seconds first; did you mean '0 0 2 * * *'?"),
-        ("@daily", "has 1 fields; KFP wants six"),
+        ("0 2 * * *", "has 5 fields; KFP needs six, seconds first; did you mean '0 0 2 * * *'?"),
+        ("@daily", "has 1 fields; KFP needs six"),
         ("0 60 * * * *", "'60' is no minute; possible are * and 0 to 59"),
         ("0 0 2 * * 7", "'7' is no day of week; possible are * and 0 to 6, or SUN to SAT"),
-        ("0 0 2 0 * *", "'0' is no day of month"),
-        ("0 0 5-2 * * *", "'5-2' is no hour"),
-        ("0 0 */0 * * *", "'*/0' is no hour"),
-        ("0 0 2 * FOO *", "'FOO' is no month"),
-        ("0 0 2, * * *", "'' is no hour"),
+        ("0 0 2 0 * *", "'0' is not a valid day of month"),
+        ("0 0 5-2 * * *", "'5-2' is not a valid hour"),
+        ("0 0 */0 * * *", "'*/0' is not a valid hour"),
+        ("0 0 2 * FOO *", "'FOO' is not a valid month"),
+        ("0 0 2, * * *", "'' is not a valid hour"),
     ],
 )  # fmt: skip
 def test_invalid_cron_expressions_are_refused_with_what_is_possible(cron: str, said: str):

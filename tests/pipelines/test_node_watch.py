@@ -97,7 +97,9 @@ def test_errors_are_read_before_the_job_fails_and_its_pods_are_removed(api: Kube
 
 
 def test_what_the_stage_itself_refuses_is_not_tried_again(either: KubernetesApi):
-    with pytest.raises(UserError, match="TrainJob job-1 is ended, since a further try would fail alike: node 0: data: /x does not exist"):
+    with pytest.raises(
+        UserError, match="TrainJob job-1 was deleted, since another attempt would fail in the same way: node 0: data: /x does not exist"
+    ):
         follow(either, lambda: either.fail_node(0, *crash("data: /x does not exist", code=2)))
     assert either.jobs == {}
 
@@ -112,7 +114,7 @@ def test_preempted_nodes_do_not_use_up_the_own_runtimes_failures(api: Kubernetes
 
     api.runtimes["dreamteacher-torch"] = OWN_RUNTIME
     follow(api, *[lambda node=node: preempted(node) for node in (0, 1, 2, 3, 0, 1, 2)], nodes=4)
-    assert "node 2: its pod is taken away (PreemptionByScheduler: for a higher priority); the next one resumes" in caplog.text
+    assert "node 2: its pod was preempted or drained (PreemptionByScheduler: for a higher priority); the next one resumes" in caplog.text
     api.runtimes = {}
     with pytest.raises(UserError, match="FailedJobs"):
         follow(api, *[lambda node=node: preempted(node) for node in (0, 1, 2, 3)], nodes=4)
@@ -246,7 +248,7 @@ def test_what_keeps_pods_from_starting_is_said_once_and_given_up_in_the_end(
 ):
     happens, said = CANNOT_START[kind]
     begun = time.monotonic()
-    with pytest.raises(UserError, match=r"TrainJob job-1 is given up: for 0.005 minutes .* could not start: ") as caught:
+    with pytest.raises(UserError, match=r"TrainJob job-1 was deleted: for 0.005 minutes .* could not start: ") as caught:
         follow(api, lambda: happens(api), *[lambda: None] * 200, start_min=0.005)
     assert caplog.text.count(said) == 1
     assert said.split("cannot start: ")[1][:30] in str(caught.value)
@@ -308,7 +310,7 @@ def test_a_queued_job_is_not_reported_as_unable_to_start(
     api.jobs["job-1"] = json.loads(json.dumps(job))
     looks = iter([lambda job: None] * 3 + [finish()])
     run(ApiClient(settings), job, poll=0.02)
-    assert "no pods are made: do the controllers of Kubeflow Trainer and JobSet run?" in caplog.text
+    assert "no pods are created: check that the controllers of Kubeflow Trainer and JobSet run" in caplog.text
 
 
 def test_a_namespace_that_is_restricted_takes_the_pods(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
@@ -320,7 +322,7 @@ def test_a_namespace_that_is_restricted_takes_the_pods(api: KubernetesApi, caplo
     del patch["template"]["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"]
     settings = Configuration()
     settings.host = api.url
-    with pytest.raises(UserError, match=f"is given up.*{RESTRICTED}.*runAsNonRoot"):
+    with pytest.raises(UserError, match=f"was deleted.*{RESTRICTED}.*runAsNonRoot"):
         api.on_get = lambda job: None
         run(ApiClient(settings), job, poll=0.02, start_min=0.001)
 

@@ -140,7 +140,7 @@ def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch:
     [
         (["--set", "nope.x=1"], "unknown setting 'nope.x'"),
         (["--set", "compare.seeds=[5]"], "export.seed = 0 is not among compare.seeds = [5]"),
-        (["--set", "compare.seeds=[0, 0]"], "compare.seeds = [0, 0] names one twice"),
+        (["--set", "compare.seeds=[0, 0]"], "compare.seeds = [0, 0] lists a value twice"),
         (["--set", "compare.inits=[features, random-teacher]"], "add scratch or imagenet"),
         (["--set", "compare.inits=[scratch]", "--set", "export.init=scratch"], "add a recipe"),
         (

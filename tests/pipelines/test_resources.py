@@ -237,7 +237,7 @@ def test_a_project_has_resources_of_its_own(capsys: pytest.CaptureFixture[str], 
     labels = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]["nodeSelector"]["labels"]
     assert labels == {"dreamteacher.io/pool": "mine"}
     assert main(["resources"]) == 2
-    assert "resources.yaml is here already" in capsys.readouterr().err
+    assert "resources.yaml exists" in capsys.readouterr().err
 
 
 def test_a_misspelt_step_is_named(tmp_path: Path) -> None:
@@ -273,9 +273,9 @@ def test_another_profile_or_image_is_another_version_and_the_same_is_the_same(mo
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--version", "v1", "--namespace", "Bad_NS!"], "--namespace: Bad_NS! is no name for Kubernetes"),
+        (["--version", "v1", "--namespace", "Bad_NS!"], "--namespace: Bad_NS! is not a valid Kubernetes name"),
         (["--version", "V_1"], "--version: dreamteacher-pretrain-V_1-"),
-        (["--version", "v" * 40], "in all at most 63"),
+        (["--version", "v" * 40], "at most 63 characters"),
         ([], "this folder is in no git repository; name the version with --version"),
     ],
 )

@@ -135,13 +135,13 @@ def test_retried_step_attaches_to_the_job_of_the_step_before(api: KubernetesApi,
     api.jobs["train-teacher-1"] = json.loads(json.dumps(JOB))
     api.on_get = finish()
     run(client(api.url), JOB, poll=0.01)
-    assert "exists: an earlier try of this step created it" in caplog.text
+    assert "exists, created by an earlier attempt of this step" in caplog.text
     assert api.asked.count(api.asked[0]) == 1  # one POST, refused
     assert api.jobs == {}
 
 
 def old_job(api: KubernetesApi, **condition: str) -> None:
-    """A job that an earlier try of the step left."""
+    """A job that an earlier attempt of the step left."""
     job = api.jobs["train-teacher-1"] = json.loads(json.dumps(JOB))
     if condition:
         finish(**condition)(job)
@@ -153,7 +153,7 @@ def test_retried_step_makes_a_job_anew_that_has_failed_meanwhile(api: Kubernetes
     api.on_get = lambda job: None if "status" in job else finish()(job)
     run(client(api.url), JOB, poll=0.01)
     assert [line.split()[0] for line in api.asked if "trainjobs" in line] == ["POST", "GET", "DELETE", "POST", "GET", "DELETE"]
-    assert "of an earlier try of this step has failed (DeadlineExceeded too late); it is made anew" in caplog.text
+    assert "of an earlier attempt of this step has failed (DeadlineExceeded too late); it is created again" in caplog.text
 
 
 def test_time_limit_of_an_earlier_try_costs_the_step_no_try_of_its_own(api: KubernetesApi):

@@ -152,7 +152,7 @@ def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, 
             (place / "stage.json").write_text(json.dumps({key: value for key, value in record.items() if key != "sha256"}))
         else:
             shutil.rmtree(place)
-        with pytest.raises(UserError, match=r"version 1 of cells is damaged: |MLflow at .* does not answer as it should"):
+        with pytest.raises(UserError, match=r"version 1 of cells is damaged: |MLflow at .* cannot be used"):
             fetch_repository("cells", "1", out)
     finally:
         shutil.rmtree(place, ignore_errors=True)

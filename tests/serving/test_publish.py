@@ -202,7 +202,7 @@ def start_step(name, project, folder, teacher="own"):
 def test_a_pipelines_publish_fails_until_the_model_is_registered(project, registry, in_tmp, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not take the records \(.*Connection refused"):
+        with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not accept the records \(.*Connection refused"):
             start_step("late", project, in_tmp / "first")
     shutil.rmtree(UNSENT)  # went with the pod
     params = PARAMS.model_copy(update={"publish": PARAMS.publish.model_copy(update={"name": "late"})})

@@ -124,7 +124,7 @@ class EncodingSettings(Section):
     @classmethod
     def _in_order(cls, edges: list[int]) -> list[int]:
         if edges != sorted(set(edges)):
-            raise ValueError("the edges must grow")
+            raise ValueError("boundaries must increase")
         return edges
 
 
@@ -220,7 +220,7 @@ class Distill(Training, EncodingSettings):
         for name in unknown:
             require_known(name, OBJECTIVES, OBJECTIVES_GROUP, "term")
         if not any(weights.values()):
-            raise ValueError("one term at least needs a weight above 0")
+            raise ValueError("at least one term needs a weight above 0")
         return {name: weights[name] for name in [*(n for n in OBJECTIVES if n in weights), *unknown]}
 
 
