@@ -258,8 +258,8 @@ def test_valid_cron_expressions_are_accepted(cron: str):
     [
         ("0 2 * * *", "has 5 fields; KFP needs six, seconds first; did you mean '0 0 2 * * *'?"),
         ("@daily", "has 1 fields; KFP needs six"),
-        ("0 60 * * * *", "'60' is no minute; possible are * and 0 to 59"),
-        ("0 0 2 * * 7", "'7' is no day of week; possible are * and 0 to 6, or SUN to SAT"),
+        ("0 60 * * * *", "'60' is not a valid minute; use * or 0 to 59"),
+        ("0 0 2 * * 7", "'7' is not a valid day of week; use * or 0 to 6, or SUN to SAT"),
         ("0 0 2 0 * *", "'0' is not a valid day of month"),
         ("0 0 5-2 * * *", "'5-2' is not a valid hour"),
         ("0 0 */0 * * *", "'*/0' is not a valid hour"),
