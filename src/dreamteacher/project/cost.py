@@ -35,6 +35,13 @@ class StageCost:
     why: str = ""
 
 
+def rough_duration(seconds: float) -> str:
+    """An estimate in the largest fitting unit: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def picture_seconds(params: Params, speed: Speed) -> dict[str, float]:
     """Seconds per picture of a training step, by group of settings.
 
