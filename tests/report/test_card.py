@@ -52,7 +52,7 @@ def test_the_card_says_what_the_model_is_how_good_from_what_and_how_to_use_it():
 
 
 def test_a_model_from_imagenet_weights_says_that_they_have_a_licence():
-    assert "ImageNet weights of timm" in model_card("cells", contract(init="imagenet"), figures(), 1e-6)
+    assert "timm's ImageNet weights" in model_card("cells", contract(init="imagenet"), figures(), 1e-6)
 
 
 def test_classification_has_its_own_figures():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher.report.paired import Row
-from dreamteacher.report.summary import TITLES, headline
+from dreamteacher.report.summary import TITLES, main_metric
 from dreamteacher.settings.presets import UNTRAINED_KINDS
 
 METRICS, ROWS = "metrics.json", "per_model.csv"  # of evaluate
@@ -109,14 +109,14 @@ class Run:
         return [init for init in self.results if self.teacher_of.get(self.base_of.get(init, init)) in untrained]
 
     @property
-    def figure(self) -> str:
+    def metric(self) -> str:
         """The key of the main metric; "" without an evaluation."""
-        return headline(self.results) if self.results else ""
+        return main_metric(self.results) if self.results else ""
 
     @property
     def title(self) -> str:
         """The display name of the main metric."""
-        return TITLES.get(self.figure, self.figure)
+        return TITLES.get(self.metric, self.metric)
 
 
 @dataclass(frozen=True)
