@@ -59,7 +59,7 @@ class Kubeflow:
 
     def __init__(self, host: str, namespace: str | None = None, token: str | None = None):
         self.host, self._token = without_password(host), token  # without, for messages
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # three retries are no news
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # do not log the three retries
         with warnings.catch_warnings(), self._errors("connect"):
             warnings.simplefilter("ignore", FutureWarning)  # "only works with Kubeflow Pipeline v2.0.0-beta.2 and later"
             self._kfp = _Client(host, namespace=namespace, existing_token=token)

@@ -223,7 +223,7 @@ def has_run(client: MlflowClient, run: str) -> bool:
 def download(client: MlflowClient, run: str, path: str, folder: Path) -> Path:
     """Download `path` of the artifacts of `run` into `folder`; returns its place there.
 
-    The client's method of that name says the same of whatever fails: that the path may be wrong.
+    The client's method of that name reports every failure as a possibly wrong path.
 
     Raises:
         UserError: `folder` has no room for it.
