@@ -93,3 +93,21 @@ def test_every_page_is_linked_from_another() -> None:
 def test_every_module_that_the_explanation_names_exists() -> None:
     for file in re.findall(r"`((?:\w+/)*\w+\.py)", (ROOT / "docs/how-it-works.md").read_text()):
         assert (ROOT / "src/dreamteacher" / file).exists(), file
+
+
+FOLDERS = "src|docs|tests|benchmarks|k8s|docker|components|pipelines|samples|scripts"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_the_repository_that_a_page_names_exists(page: Path) -> None:
+    """Except for names with a placeholder, such as components/STAGE.py, and results of benchmarks."""
+    for name in re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text()):
+        assert re.search("[A-Z]{3}", name) or name.startswith("benchmarks/results/") or (ROOT / name).exists(), name
+
+
+def test_every_environment_variable_of_ours_that_a_page_names_exists() -> None:
+    places = [path for folder in ("src", "pipelines", "components", "docker", "k8s", "tests") for path in (ROOT / folder).rglob("*")]
+    code = "\n".join(path.read_text() for path in places if path.suffix in (".py", ".yaml", ".Dockerfile") or path.name == "Dockerfile")
+    known = set(re.findall(r"\bDREAMTEACHER_[A-Z_]+", code))
+    for page in PAGES:
+        assert set(re.findall(r"\bDREAMTEACHER_[A-Z_]+", page.read_text())) <= known, page.name
