@@ -221,3 +221,26 @@ def test_threads_sleep_while_they_wait():
 def test_command_is_installed():
     scripts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"dreamteacher": "dreamteacher.cli:main"}
+
+
+def test_pipelines_are_commands_of_dreamteacher(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["pipelines", "compile", "--help"])
+    assert done.value.code == 0
+    assert "usage: dreamteacher pipelines compile" in capsys.readouterr().out
+
+
+def test_a_missing_kfp_is_reported_with_its_remedy(in_tmp: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    real = builtins.__import__
+
+    def without_kfp(name: str, *rest: object, **more: object) -> object:
+        if name.partition(".")[0] == "kfp" or name.startswith(("pipelines.compile", "pipelines.local")):
+            raise ModuleNotFoundError("No module named 'kfp'", name="kfp")
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without_kfp)
+    monkeypatch.setenv("DREAMTEACHER_IMAGE", f"x@sha256:{'0' * 64}")
+    assert cli.main(["pipelines", "compile"]) == 2
+    assert capsys.readouterr().err == "error: kfp is not installed; run pip install 'dreamteacher[pipelines]'\n"
