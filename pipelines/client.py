@@ -33,6 +33,7 @@ CRON_FIELDS = (
     ("day of week", 0, 6, "SUN MON TUE WED THU FRI SAT"),
 )
 PAGE = 100
+NEWEST = 10  # runs that `runs` returns
 
 
 @dataclass(frozen=True)
@@ -153,13 +154,13 @@ class Kubeflow:
         with self._errors("list the schedules"):
             return self._schedules(None)
 
-    def runs(self, experiment: str, limit: int = 10) -> list[V2beta1Run]:
+    def runs(self, experiment: str) -> list[V2beta1Run]:
         """The newest runs of an experiment, newest first; empty if the experiment does not exist."""
         with self._errors("list the runs"):
             found = self._kfp.list_experiments(filter=_is("display_name", experiment)).experiments
             if not found:
                 return []
-            return self._kfp.list_runs(page_size=limit, sort_by="created_at desc", experiment_id=found[0].experiment_id).runs or []
+            return self._kfp.list_runs(page_size=NEWEST, sort_by="created_at desc", experiment_id=found[0].experiment_id).runs or []
 
     def _pipeline(self, name: str) -> str | None:
         namespace = self._kfp.get_user_namespace() or None

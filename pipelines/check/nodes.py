@@ -135,8 +135,8 @@ def _is_autoscaled(cluster: Cluster) -> bool:
     return any(group.name == "karpenter.sh" for group in read(ApisApi(cluster.client).get_api_versions).groups)
 
 
-def _few(steps: list[str], most: int = 3) -> str:
-    return ", ".join(steps[:most]) + (f" and {len(steps) - most} more" if len(steps) > most else "")
+def _few(steps: list[str]) -> str:
+    return ", ".join(steps[:3]) + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
 
 
 def _readable(field: str, amount: Any) -> str:

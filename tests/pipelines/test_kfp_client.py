@@ -68,6 +68,13 @@ def test_submit_uploads_the_version_and_runs_it(api: KfpApi, package: Path, caps
     assert f"{api.url}/#/runs/details/{started['run_id']}" in capsys.readouterr().out
 
 
+def test_runs_and_schedules_use_the_service_account(api: KfpApi, package: Path):
+    words = (package, "--version", "git-1", "--arg", "data_rev=2026", "--service-account", "runner")
+    assert run(api, "submit", *words) == run(api, "schedule", *words, "--cron", "0 0 2 * * MON") == 0
+    (started,), (schedule,) = (list(api.kept[kind].values()) for kind in ("runs", "recurringruns"))
+    assert started["service_account"] == schedule["service_account"] == "runner"
+
+
 def test_an_api_without_pages_is_not_called_the_page_of_a_run(api: KfpApi, package: Path, capsys: pytest.CaptureFixture[str]):
     api.has_pages = False
     run(api, "submit", package, "--version", "git-1", "--arg", "data_rev=2026")

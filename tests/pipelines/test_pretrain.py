@@ -126,9 +126,11 @@ def test_a_long_name_of_the_folder_for_temporary_files_is_no_obstacle(tmp_path: 
 
 def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr("pipelines.local.run_local", lambda name, *_, **__: ran.append(name))
-    assert main(["run-local", "--sample", "--project", str(PROJECT)]) == 0
+    options: dict[str, bool] = {}
+    monkeypatch.setattr("pipelines.local.run_local", lambda name, *_, **more: ran.append(name) or options.update(more))
+    assert main(["run-local", "--sample", "--project", str(PROJECT), "--parallel"]) == 0
     assert ran == ["pretrain", "retrain"]
+    assert options == {"parallel": True}
     assert main(["run-local", "--sample", "--project", str(PROJECT), "--pipeline", "retrain"]) == 0
     assert ran[2:] == ["retrain"]
     assert main(["run-local", "--project", str(PROJECT)]) == 0

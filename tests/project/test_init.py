@@ -42,6 +42,12 @@ def test_a_project_has_all_that_dvc_and_the_stages_read(kind: str, tmp_path: Pat
         assert line in Path("mine/README.md").read_text()
 
 
+def test_the_preset_is_in_the_settings(tmp_path: Path) -> None:
+    classification(tmp_path / "pictures")
+    assert init("--source", "pictures", "--preset", "best") == 0
+    assert load_params(Path("mine/params.yaml")).preset == "best"
+
+
 @pytest.mark.parametrize("in_git", [False, True])
 def test_pictures_inside_the_project_are_named_from_there(in_git: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """`git add .`, the next command but one, would put gigabytes into git."""
