@@ -130,7 +130,7 @@ def test_predict_and_serve_pass_their_options(monkeypatch, in_tmp):
     ]
 
 
-def test_of_torchrun_s_processes_only_the_first_runs_a_stage_that_does_not_train(stage, monkeypatch):
+def test_a_stage_that_does_not_train_runs_only_in_the_first_process_of_torchrun(stage, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert cli.main(["publish"]) == 0
     assert stage.name == ""
@@ -139,7 +139,7 @@ def test_of_torchrun_s_processes_only_the_first_runs_a_stage_that_does_not_train
 
 
 @pytest.mark.parametrize("seed", ["-1", "99999999999999999999", "one"])
-def test_a_seed_that_is_none_is_named(seed, stage, capsys):
+def test_an_invalid_seed_is_refused(seed, stage, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["finetune", "--init", "scratch", f"--seed={seed}"])
     assert stop.value.code == 2

@@ -68,7 +68,7 @@ def test_what_is_not_to_be_reused_is_computed(store: Path, tmp_path: Path, monke
     assert compute(tmp_path / "b", stage=stage, overwrite=ask == "overwrite")
 
 
-def test_a_result_that_is_not_whole_is_none(store: Path, tmp_path: Path):
+def test_an_incomplete_result_is_not_used(store: Path, tmp_path: Path):
     assert compute(tmp_path / "a")
     (made,) = store.rglob(results.MADE)
     made.unlink()

@@ -110,7 +110,7 @@ def test_recipes_that_are_not_compared_are_left_to_dvc(origin: Project, outputs:
     )  # fmt: skip
 
 
-def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(recorded: Recorded, origin: Project):
+def test_a_run_gets_no_pictures_of_a_branch_that_moved_meanwhile(recorded: Recorded, origin: Project):
     assert find(url(origin), "moving").commit != recorded.commit
     assert [path.name for path in (recorded.clone.folder / "samples/nuclei").iterdir()] == ["a.png"]
     assert "Data and pipelines are up to date" in recorded.output

@@ -105,7 +105,7 @@ def test_after_a_failure_nothing_new_starts_and_the_exit_code_says_so(toy):
     assert not (toy.folder / "end.out").exists()
 
 
-def test_a_second_start_is_refused_in_one_line_while_the_first_goes_on(toy):
+def test_a_second_start_is_refused_in_one_line_while_the_first_continues(toy):
     (toy.folder / "wait.py").write_text(
         "import sys, time, pathlib\nname = sys.argv[1]\nopen(f'{name}.begun', 'w')\n"
         "while not pathlib.Path('go').exists(): time.sleep(0.05)\nopen(f'{name}.out', 'w').write(name)\n"

@@ -199,7 +199,7 @@ def test_the_command_for_retries_keeps_the_rest_of_the_config_map(replay: Callab
 
 
 @pytest.mark.parametrize("name", ["user of one namespace", "user without rights"])
-def test_what_a_user_may_not_read_is_said_and_not_wrong(name: str, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
+def test_unreadable_objects_are_reported_as_unread(name: str, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
     replay(name)
     assert examine(SCENARIO[name]) == 0
     text = capsys.readouterr().out
@@ -235,7 +235,7 @@ def test_the_probe_pod_is_deleted_after_an_error(replay: Callable[[str], Replay]
     assert any(question.startswith("DELETE /api/v1/namespaces/dt/pods/dreamteacher-check-1") for question in api.asked)
 
 
-def test_a_pod_that_does_not_start_in_time_is_given_up(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
+def test_a_pod_that_does_not_start_in_time_is_deleted(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
     api = replay("healthy")
     question = "GET /api/v1/namespaces/dt/pods/dreamteacher-check-1"
     api.answers[question] = api.answers[question][:1]
@@ -243,7 +243,7 @@ def test_a_pod_that_does_not_start_in_time_is_given_up(replay: Callable[[str], R
     assert "trial pod: has not started in 0 s; a large image takes longer: --wait SECONDS" in capsys.readouterr().out
 
 
-def test_a_pod_that_another_deletes_is_said(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
+def test_a_pod_deleted_by_somebody_else_is_reported(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
     api = replay("healthy")
     api.answers["GET /api/v1/namespaces/dt/pods/dreamteacher-check-1"] = [[404, {"message": "not found"}]]
     assert examine(SCENARIO["healthy"]) == 1
@@ -317,7 +317,7 @@ def test_another_cluster_than_that_of_kfp_is_one_warning(
 
 
 @pytest.mark.parametrize("text", ["", "a: [b", "- x", "hello", "contexts: []\ncurrent-context: none", b"\xff\xfe"])
-def test_a_kubeconfig_that_is_none_is_one_line(text: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_invalid_kubeconfig_is_one_line(text: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "kubeconfig"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     monkeypatch.setenv("KUBECONFIG", str(file))

@@ -111,7 +111,7 @@ def test_version_is_named_after_the_commit_which_must_hold_everything(api: KfpAp
         run(api, "submit", package, "--arg", "data_rev=x")
 
 
-def test_schedule_is_replaced_and_never_piles_up(api: KfpApi, package: Path):
+def test_a_schedule_is_replaced_and_not_duplicated(api: KfpApi, package: Path):
     first = ("schedule", package, "--version", "git-1", "--arg", "data_rev=main")
     run(api, *first, "--cron", "0 0 2 * * MON", "--name", "weekly")
     run(api, *first, "--cron", "0 0 3 * * *", "--name", "other")
@@ -123,7 +123,7 @@ def test_schedule_is_replaced_and_never_piles_up(api: KfpApi, package: Path):
     assert weekly["runtime_config"]["parameters"] == {"data_rev": "main"}
 
 
-def test_schedules_that_piled_up_by_hand_are_cleared_over_all_pages(api: KfpApi, package: Path):
+def test_duplicate_schedules_are_removed_from_all_pages(api: KfpApi, package: Path):
     server = Kubeflow(api.url)
     version = server.upload(package, "git-1")
     for _ in range(5):  # more than two pages of the fake API
@@ -214,7 +214,7 @@ def test_token_is_sent_and_namespace_asked_for(api: KfpApi, package: Path, monke
         (["--arg", "data_rev=x", "--arg", "number=["], "is not a YAML value"),
     ],
 )
-def test_bad_arguments_ask_no_server(api: KfpApi, package: Path, words: list[str], said: str):
+def test_bad_arguments_contact_no_server(api: KfpApi, package: Path, words: list[str], said: str):
     with pytest.raises(UserError, match=said):
         run(api, "submit", package, "--version", "v", *words)
     assert api.asked == []
@@ -232,7 +232,7 @@ def retraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_forgotten_repository_asks_no_server(api: KfpApi, retraining: Path):
+def test_a_forgotten_repository_contacts_no_server(api: KfpApi, retraining: Path):
     with pytest.raises(UserError, match="needs --arg git_url=VALUE"):
         run(api, "submit", retraining, "--version", "v")
     assert api.asked == []

@@ -72,7 +72,7 @@ RAISED = "Traceback (most recent call last):\n  File 'x', line 1\n{}\n"
         ("", "", False),
     ],
 )  # fmt: skip
-def test_cause_is_told_from_consequence(log: str, error: str, consequence: bool):
+def test_root_causes_are_distinguished_from_their_consequences(log: str, error: str, consequence: bool):
     found = ending(log)
     assert (found.error, found.consequence, found.final) == (error, consequence, False)
 

@@ -56,7 +56,7 @@ def test_the_pipeline_makes_what_the_chain_makes_to_the_byte(pretrained: LocalRu
     assert list(made) == INITS
 
 
-def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) -> None:
+def test_every_step_has_metadata_and_a_page(pretrained: LocalRun) -> None:
     pages = {path.parent.name: path.read_text() for path in sorted(pretrained.steps.rglob("page"), reverse=True)}  # the first pass's last
     assert len(pages) == 15
     assert "<th>files</th>" in pages["fetch-data"]
@@ -153,7 +153,7 @@ def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch:
         (["--root", "/proc/x"], "/proc/x: No such file or directory; it cannot be made there"),
     ],
 )
-def test_what_no_step_could_do_is_said_before_any_runs(capfd: pytest.CaptureFixture[str], words: list[str], output: str) -> None:
+def test_what_no_step_could_do_is_reported_before_any_runs(capfd: pytest.CaptureFixture[str], words: list[str], output: str) -> None:
     assert main(["run-local", "--sample", "--project", str(PROJECT), *words]) == 2
     error = capfd.readouterr().err.splitlines()
     assert len(error) == 1

@@ -114,11 +114,11 @@ def test_what_the_world_outside_changes_or_is_changed_by_is_never_cached(compile
 
 
 @each_package
-def test_every_step_is_tried_again(compiled: Compiled, name: str, profile: str) -> None:
+def test_every_step_is_retried(compiled: Compiled, name: str, profile: str) -> None:
     assert all(task["retryPolicy"]["maxRetryCount"] >= 2 for _, task, _ in tasks_of(compiled[name, profile][0]))
 
 
-def test_a_run_holds_on_to_the_commit_that_its_branch_was(compiled: Compiled) -> None:
+def test_a_run_keeps_its_commit_when_the_branch_moves(compiled: Compiled) -> None:
     spec = compiled["pretrain", "cpu"][0]
     tasks = {
         task["taskInfo"]["name"]: task for each in spec["components"].values() for task in each.get("dag", {}).get("tasks", {}).values()

@@ -88,13 +88,13 @@ def test_the_page_of_a_whole_run_shows_all_of_it(maker: Maker) -> None:
 COLOURS = r'<i style="background: (#[0-9a-f]{6})"></i>([^<]*)</span>'  # of a class, and its name
 
 
-def test_what_the_colours_of_predictions_mean_is_said(maker: Maker) -> None:
+def test_what_the_colours_of_predictions_mean_is_reported(maker: Maker) -> None:
     maker.whole()
     written()
     assert re.findall(COLOURS, Path("artifacts/report/report.html").read_text()) == [("#1f77b4", "cell")]
 
 
-def test_of_boxes_the_colours_are_those_drawn_whatever_classes_are_called_and_however_many_there_are(in_tmp: Path) -> None:
+def test_the_legend_of_boxes_has_the_drawn_colours_for_any_names_and_number_of_classes(in_tmp: Path) -> None:
     names = ("background", *(f"kind {i}" for i in range(299)))
     Maker(in_tmp / "artifacts", "detection", names).whole()
     written()
@@ -197,7 +197,7 @@ WITH_CONTROL = {
 }
 
 
-def test_gains_are_also_stated_over_a_control_which_is_no_result_itself(maker: Maker) -> None:
+def test_gains_over_a_control_are_shown_and_the_control_is_no_result(maker: Maker) -> None:
     maker.data()
     for name, kind in (("own", "ddpm"), ("random", "random")):
         maker.teacher(name, kind)

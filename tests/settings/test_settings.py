@@ -87,7 +87,7 @@ def test_impossible_value_says_what_is_possible(override, words):
     assert words in refusal(override)
 
 
-def test_strata_are_held_against_the_schedule_where_they_count_and_T_where_it_does():
+def test_strata_and_T_are_checked_only_for_the_encoding_that_uses_them():
     assert "interpreter.strata = [10, 2000] must end at teacher.T_train = 1000" in refusal(
         "interpreter.encoding=stratified", "interpreter.strata=[10, 2000]"
     )
@@ -100,7 +100,7 @@ def test_a_setting_that_has_moved_is_named_with_its_new_place():
     assert line in refusal("distill.at_weight=5")
 
 
-def test_taps_are_held_against_the_size_before_anything_is_computed():
+def test_taps_are_checked_against_the_size_before_anything_is_computed():
     assert "taps = [2, 4, 8, 16]: teacher.size = 'small' has no decoder level at stride 16" in refusal(
         "teacher.size=small", "taps=[2,4,8,16]"
     )

@@ -105,7 +105,7 @@ def test_default_file_may_be_missing_but_a_named_one_may_not(tmp_path, monkeypat
         load_params(tmp_path.joinpath("mine.yaml").relative_to(tmp_path))
 
 
-def test_below_a_project_its_settings_are_pointed_to_instead_of_the_defaults_taken(tmp_path, monkeypatch):
+def test_in_a_subfolder_of_a_project_the_project_is_named_instead_of_using_defaults(tmp_path, monkeypatch):
     project = tmp_path / "my project"
     (project / "notebooks/old").mkdir(parents=True)
     (project / "params.yaml").write_text("few_labels: 5\n")
