@@ -163,8 +163,7 @@ class Publish(Section):
     threads: Positive = Field(
         1,
         description="threads of each instance on CPU; several one-thread instances have the throughput of one instance with several "
-        "threads, and keep it beside other work, where threads that wait for each other collapse; more threads shorten "
-        "the latency of a single picture",
+        "threads, and lose less of it beside other work; more threads lower the latency of a single picture",
     )
     gpu: bool = Field(False, description="production instances on GPU (KIND_GPU) instead of CPU")
     pictures: bool = Field(
@@ -195,8 +194,8 @@ class Retrain(Section):
     )
     regression_z: Annotated[float, Field(ge=0)] = Field(
         1.0,
-        description="gate: how many standard errors both may be below the champion's mean; the error comes from the spread of the "
-        "champion's seeds",
+        description="gate: how many standard errors the mean and the exported seed may be below the champion's mean; the error comes "
+        "from the spread of the champion's seeds",
     )
     latency_ms: Annotated[float, Field(gt=0)] | None = Field(
         200.0, description="gate: maximum median time of one export.size picture in onnxruntime on CPU, milliseconds; null: not measured"

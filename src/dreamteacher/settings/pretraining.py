@@ -97,7 +97,7 @@ class Student(Section):
     width: Positive = Field(256, description="channels of the feature regressor (App D.1: 256), which is also the segmentation neck")
     neck: Literal["fpn-ppm", "fpn", "fpn-attention", "pafpn"] = Field(
         "fpn-ppm",
-        description="fuses the backbone's levels below the heads of taps and tasks (Tab 8): FPN with pyramid pooling, FPN, FPN with "
+        description="fusion of the backbone's levels for the heads of taps and tasks (Tab 8): FPN with pyramid pooling, FPN, FPN with "
         "self-attention on the coarsest level, or FPN with a second, bottom-up path",
     )
 

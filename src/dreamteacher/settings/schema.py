@@ -63,8 +63,8 @@ class Params(Section):
 
     preset: Literal["demo", "paper", "best"] = Field(
         "demo",
-        description="values of settings that params.yaml does not set; demo: the defaults below; paper: the paper to the letter; "
-        "best: what published evidence ranks above it (docs/recipes.md); `dreamteacher params` prints the values",
+        description="defaults of settings that params.yaml does not set; demo: those of this table; paper: the paper's values; "
+        "best: values that published evidence prefers to the paper's (docs/recipes.md); `dreamteacher params` prints them",
     )
     seed: int = Field(0, description="seed of the stages that run once (teacher, features)")
     few_labels: Positive | None = Field(
