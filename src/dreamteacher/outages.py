@@ -112,7 +112,7 @@ def patient(function: Callable[P, T]) -> Callable[P, T]:
                     waited = f"; waited {minutes:g} minutes for it ({MINUTES})" if minutes else ""
                     raise GivenUp(f"{error}{waited}") from error
                 pause = min(pause, left)
-                log.warning("%s; next try in %.0f s, for %.0f more minutes at most (Ctrl-C stops)", error, pause, left / 60)
+                log.warning("%s; next try in %.0f s, for %.0f more minutes at most (Ctrl-C ends it)", error, pause, left / 60)
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST)
 

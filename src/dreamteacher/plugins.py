@@ -26,7 +26,7 @@ def load_plugin(group: str, name: str, built_in: dict[str, str], noun: str) -> A
     entries |= {own: EntryPoint(own, value, group) for own, value in built_in.items()}
     if name not in entries:
         near = difflib.get_close_matches(name, entries, 1) or sorted(entries)
-        raise UserError(f"there is no {noun} {name!r}; name {' or '.join(near)}, or install the package that offers it")
+        raise UserError(f"no {noun} is called {name!r}; name {' or '.join(near)}, or install the package that offers it")
     try:
         return entries[name].load()
     except (ImportError, AttributeError) as error:

@@ -99,6 +99,6 @@ def test_a_nearly_full_volume_and_a_missing_login_are_reported(tmp_path: Path):
     full = {"about": "volume", "error": "", "locked": [], "free": 2**30, "uid": 1, "groups": [0]}
     assert answers.finding(full, cluster, wanted)[:3] == ("warn", "claim dreamteacher-runs", "writable, but only 1 GiB free")
     refused = {"about": "mlflow", "error": "401 login", "status": 401, "address": "http://m"}
-    assert answers.finding(refused, cluster, wanted)[:3] == ("wrong", "MLflow", "http://m wants a user: 401 login")
+    assert answers.finding(refused, cluster, wanted)[:3] == ("wrong", "MLflow", "http://m requires a login: 401 login")
     empty = {"about": "image", "error": "missing", "packages": ["dreamteacher"]}
     assert answers.finding(empty, cluster, wanted).words == "has no dreamteacher"

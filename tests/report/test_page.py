@@ -274,7 +274,7 @@ def test_what_is_missing_is_named_with_its_command(maker: Maker) -> None:
     page = written()
     assert "This run is incomplete." in page.text
     assert "teachers/own is missing: dreamteacher train-teacher --name own" in page.text
-    assert "more are missing; dreamteacher repro makes all" in page.text
+    assert "more are missing; dreamteacher repro makes them all" in page.text
     assert "No backbone was pretrained" in page.text
     assert "The fine-tuned models have not been compared; dreamteacher evaluate does that." in page.text
     with pytest.raises(UserError, match="nowhere holds no complete output of a stage"):

@@ -116,7 +116,7 @@ def test_the_margin_may_take_all_but_two_cells_of_the_coarsest_tap():
 
 @pytest.mark.parametrize("augment", ["no-flip", "none"])
 def test_where_mirrored_labels_are_untrue_the_interpreter_learns_none(augment):
-    with pytest.raises(ValueError, match=f"finetune.augment = '{augment}' means .* set interpreter.mirror = false"):
+    with pytest.raises(ValueError, match=f"finetune.augment = '{augment}' says .* set interpreter.mirror = false"):
         Params(finetune={"augment": augment})
     assert not Params(finetune={"augment": augment}, interpreter={"mirror": False}).interpreter.mirror
 

@@ -158,7 +158,7 @@ def test_a_journal_that_cannot_be_sent_does_not_stop_the_others(dead, mlflow_ser
     first.write_text(first.read_text().replace('"do": "tags"', '"do": "metrics"', 1))  # words for figures
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     with pytest.raises(
-        UserError, match=rf"^MLflow at {mlflow_server} does not take .*{first.parent.name} stays unsent \(1 in all; 1 were sent\)$"
+        UserError, match=rf"^MLflow at {mlflow_server} does not accept .*{first.parent.name} stays unsent \(1 in all; 1 were sent\)$"
     ):
         sync()
     assert list(UNSENT.glob("*/records.jsonl")) == [first]
@@ -169,7 +169,7 @@ def test_the_place_that_did_not_answer_is_named(dead, monkeypatch):
     stage()
     place = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(UserError, match=f"MLflow at {place} does not take"):
+    with pytest.raises(UserError, match=f"MLflow at {place} does not accept"):
         sync()
 
 
