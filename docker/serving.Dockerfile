@@ -1,5 +1,5 @@
-# What fetches models for Triton and follows the alias on a cluster (k8s/serving), without torch: a tenth of the size of docker/Dockerfile's.
-# `dreamteacher fetch-model`, `deploy`, `follow`, `last-run` and `status` run in it, nothing else does.
+# Fetches models for Triton and follows the alias on a cluster (k8s/serving). Without torch: a tenth of the size of docker/Dockerfile's image.
+# `dreamteacher fetch-model`, `deploy`, `follow`, `last-run` and `status` run in it.
 #
 #   docker build -f docker/serving.Dockerfile -t REGISTRY/dreamteacher-serving:git-$(git rev-parse HEAD) .
 #
@@ -11,7 +11,7 @@ ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/venv
 WORKDIR /build
 COPY constraints.txt ./
-# mlflow-skinny is MLflow's client without its server; boto3 is for artifacts that MLflow does not hand out itself.
+# mlflow-skinny is MLflow's client without its server; boto3 is for artifacts that MLflow's server does not proxy.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=pip_ca \
     pip install --quiet --constraint constraints.txt mlflow-skinny boto3 kubernetes \
         "numpy>=2" pillow onnx "tritonclient[grpc]" pydantic pyyaml psutil "setuptools>=77"
@@ -24,6 +24,6 @@ COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp USER=dreamteacher PYTHONUNBUFFERED=1 MLFLOW_DISABLE_TELEMETRY=true
 WORKDIR /tmp
 USER 65532:0
-# A build fails where these need more than is installed.
+# Fail the build if these commands import more than is installed.
 RUN python3 -c "import dreamteacher.serving.delivery, dreamteacher.serving.webhook, dreamteacher.lifecycle.last_run, mlflow.tracking, kubernetes, boto3"
 CMD ["dreamteacher", "fetch-model", "--help"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dreamteacher.errors import UserError, resource_errors_in_one_line
@@ -17,7 +18,7 @@ OF_SAMPLE = (f"ingest.source={SAMPLE}", "compare.inits=[scratch, features]")  # 
 
 def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
     """Run one command. Returns the exit code: 0, 2 for a user error, 128 + signal if stopped. `program` is the name for usage messages."""
-    options = _parser(program).parse_args(arguments)
+    options = build_parser(program).parse_args(arguments)
     try:
         with resource_errors_in_one_line():
             code: int = options.run(options)
@@ -31,34 +32,51 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("kfp", "kfp_server_api", "kubernetes"):
             raise
-        print("error: kfp is not installed here; pip install 'dreamteacher[pipelines]'", file=sys.stderr)
+        print("error: kfp is not installed; run pip install 'dreamteacher[pipelines]'", file=sys.stderr)
         return 2
 
 
-def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program, description="Run the pipelines on Kubeflow or locally.")
+def build_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run`, a function that takes the options and returns the exit code."""
+    parser = argparse.ArgumentParser(prog=program, description="Compile the pipelines, and run them on Kubeflow or on this machine.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    build = subparsers.add_parser("compile", help="compile a pipeline for KFP; DREAMTEACHER_IMAGE names the image, by digest or commit")
-    build.add_argument("--pipeline", choices=NAMES, default=NAMES[0], help="default: %(default)s")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=run)
+        return command
+
+    build = add("compile", _compile, "compile a pipeline for KFP, with the image DREAMTEACHER_IMAGE (NAME@sha256:... or NAME:git-COMMIT)")
+    build.add_argument("--pipeline", choices=NAMES, default=NAMES[0], help="pipeline to compile (default: %(default)s)")
     build.add_argument(
-        "--profile", default="single-gpu", help="of resources.yaml: this folder's, else the package's (default: %(default)s)"
+        "--profile", default="single-gpu", help="profile in resources.yaml of this folder, else of the package (default: %(default)s)"
     )
-    build.add_argument("--format", choices=("kfp", "kubernetes"), default="kfp", help="kubernetes: Pipeline and PipelineVersion manifests")
-    build.add_argument("--namespace", default="kubeflow", help="of the manifests (default: %(default)s)")
+    build.add_argument(
+        "--format",
+        choices=("kfp", "kubernetes"),
+        default="kfp",
+        help="kfp: a package to upload; kubernetes: Pipeline and PipelineVersion manifests (default: %(default)s)",
+    )
+    build.add_argument("--namespace", default="kubeflow", help="namespace of the manifests (default: %(default)s)")
     build.add_argument("--version", help="first part of the PipelineVersion's name (default: git-COMMIT)")
-    build.add_argument("--out", type=Path, metavar="FILE", help="default: the pipeline's name .yaml")
-    build.set_defaults(run=_compile)
-    own = subparsers.add_parser("resources", help="copy resources.yaml, the resources of each step, to this folder for editing")
-    own.set_defaults(run=_write_resources)
-    here = subparsers.add_parser("run-local", help="run a pipeline on this machine, each step as a process")
-    here.add_argument("--pipeline", choices=NAMES, help=f"default: {NAMES[0]}; with --sample both, one after another")
-    here.add_argument("--sample", action="store_true", help=f"run on {SAMPLE} of the repository")
-    here.add_argument("--project", type=Path, default=Path(), help="folder with params.yaml and the pictures it names (default: here)")
-    here.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
-    here.add_argument("--root", type=Path, default=Path("artifacts/local-runs"), help="output folder (default: %(default)s)")
-    here.add_argument("--parallel", action="store_true", help="run loop iterations in parallel")
-    here.set_defaults(run=_run_local)
-    commands.add_commands(subparsers)
+    build.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: PIPELINE.yaml)")
+    add("resources", _write_resources, "copy resources.yaml, which sets the resources of each step, to this folder for editing")
+    local = add("run-local", _run_local, "run a pipeline on this machine, each step in its own process")
+    local.add_argument("--pipeline", choices=NAMES, help=f"pipeline to run (default: {NAMES[0]}; with --sample both, one after the other)")
+    local.add_argument("--sample", action="store_true", help=f"run on {SAMPLE}, which only the repository has")
+    local.add_argument(
+        "--project",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="folder with params.yaml and the pictures that it names (default: this folder)",
+    )
+    local.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    local.add_argument(
+        "--root", type=Path, metavar="FOLDER", default=Path("artifacts/local-runs"), help="output folder (default: %(default)s)"
+    )
+    local.add_argument("--parallel", action="store_true", help="run the iterations of a loop in parallel")
+    commands.add_commands(add)
     return parser
 
 
@@ -80,7 +98,7 @@ def _compile(options: argparse.Namespace) -> int:
 def _write_resources(_: argparse.Namespace) -> int:
     from pipelines import resources
 
-    print(f"{resources.write()}: compile now uses this file; edit its profiles")
+    print(f"{resources.write()}: edit the profiles in this file; compile uses it from now on")
     return 0
 
 
@@ -89,10 +107,10 @@ def _run_local(options: argparse.Namespace) -> int:
 
     project = options.project.absolute()
     if not (project / "params.yaml").exists():
-        raise UserError(f"{project} has no params.yaml; name the project's folder with --project")
+        raise UserError(f"{project} has no params.yaml; set --project to the project's folder")
     if options.sample and not (project / SAMPLE).is_dir():
         raise UserError(
-            f"{project} has no {SAMPLE}, which lies in DreamTeacher's repository; leave out --sample to run on its own pictures"
+            f"{project} has no {SAMPLE}, which only DreamTeacher's repository has; omit --sample to run on the project's own pictures"
         )
     settings = [*(OF_SAMPLE if options.sample else ()), *options.set]
     arguments = {"git_url": str(project), "data_rev": "", "settings": settings}

@@ -60,7 +60,7 @@ def pretrain_and_fine_tune(
 
     The loops are nested for two reasons. A KFP loop iteration can use outputs of its own or outer levels, but cannot select from a list by
     name; a whole list as input would change, and invalidate the cache of all that reads it, with every additional teacher. And a loop
-    without items, such as that over label recipes, can only be collected if it lies in a loop that has some.
+    without items, such as that over label recipes, can be collected only if it is nested in a loop that has items.
 
     Args:
         step: sets resources and environment of each task.
@@ -71,8 +71,8 @@ def pretrain_and_fine_tune(
         parallelism: parallel loop iterations; 0: all.
 
     Returns:
-        a function that gives the outputs, to be called for each use, since KFP's compiler modifies each Collected. They are for steps and
-        outputs of the same group: KFP 2.17 keeps only one artifact of a list that is an input of a group.
+        a function that returns the outputs. Call it for each use, since KFP's compiler modifies a Collected. Use them only in steps and
+        outputs of the same group: of a list that is an input of a group, KFP 2.17 keeps only one artifact.
     """
     warm_start = {} if champion is None else {"champion": champion}
     with ParallelFor(teachers, name="teachers", parallelism=parallelism) as item:
@@ -85,16 +85,16 @@ def pretrain_and_fine_tune(
             features = step("distill-features", distilling).outputs["out"]
             listed = step("list-passes", list_passes(passes=passes, recipe=one.recipe)).outputs
             with ParallelFor(listed["seeds"], name="fine-tune-features", parallelism=parallelism) as seed:
-                given = {"data": data, "init": one.recipe, "seed": seed, "backbone": features}
-                tuning = finetune(**given, settings=finetune_settings, changes=one.finetune)
+                inputs = {"data": data, "init": one.recipe, "seed": seed, "backbone": features}
+                tuning = finetune(**inputs, settings=finetune_settings, changes=one.finetune)
                 from_features = step("finetune", tuning).outputs["out"]
             with ParallelFor(listed["mixed"], name="distill-and-fine-tune-labels", parallelism=parallelism) as mixed:
-                given = {"data": data, "teacher": teacher, "recipe": mixed.init, "seed": mixed.seed}
-                interpreting = train_interpreter(**given, settings=interpreter_settings, changes=mixed.interpreter)
+                inputs = {"data": data, "teacher": teacher, "recipe": mixed.init, "seed": mixed.seed}
+                interpreting = train_interpreter(**inputs, settings=interpreter_settings, changes=mixed.interpreter)
                 interpreter = step("train-interpreter", interpreting).outputs["out"]
-                given |= {"features": features, "interpreter": interpreter}
-                labels = step("distill-labels", distill_labels(**given, settings=labels_settings, changes=mixed.labels)).outputs["out"]
-                given = {"data": data, "init": mixed.init, "seed": mixed.seed, "backbone": labels}
-                tuning = finetune(**given, settings=finetune_settings, changes=mixed.finetune)
+                inputs |= {"features": features, "interpreter": interpreter}
+                labels = step("distill-labels", distill_labels(**inputs, settings=labels_settings, changes=mixed.labels)).outputs["out"]
+                inputs = {"data": data, "init": mixed.init, "seed": mixed.seed, "backbone": labels}
+                tuning = finetune(**inputs, settings=finetune_settings, changes=mixed.finetune)
                 from_labels = step("finetune", tuning).outputs["out"]
     return lambda: Made(*map(Collected, (teacher, features, from_features, from_labels, interpreter, labels)))

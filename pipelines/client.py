@@ -33,6 +33,7 @@ CRON_FIELDS = (
     ("day of week", 0, 6, "SUN MON TUE WED THU FRI SAT"),
 )
 PAGE = 100
+NEWEST = 10  # runs that `runs` returns
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Kubeflow:
 
     def __init__(self, host: str, namespace: str | None = None, token: str | None = None):
         self.host, self._token = without_password(host), token  # without, for messages
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # three retries are no news
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # do not log the three retries
         with warnings.catch_warnings(), self._errors("connect"):
             warnings.simplefilter("ignore", FutureWarning)  # "only works with Kubeflow Pipeline v2.0.0-beta.2 and later"
             self._kfp = _Client(host, namespace=namespace, existing_token=token)
@@ -153,13 +154,13 @@ class Kubeflow:
         with self._errors("list the schedules"):
             return self._schedules(None)
 
-    def runs(self, experiment: str, limit: int = 10) -> list[V2beta1Run]:
+    def runs(self, experiment: str) -> list[V2beta1Run]:
         """The newest runs of an experiment, newest first; empty if the experiment does not exist."""
         with self._errors("list the runs"):
             found = self._kfp.list_experiments(filter=_is("display_name", experiment)).experiments
             if not found:
                 return []
-            return self._kfp.list_runs(page_size=limit, sort_by="created_at desc", experiment_id=found[0].experiment_id).runs or []
+            return self._kfp.list_runs(page_size=NEWEST, sort_by="created_at desc", experiment_id=found[0].experiment_id).runs or []
 
     def _pipeline(self, name: str) -> str | None:
         namespace = self._kfp.get_user_namespace() or None
@@ -208,7 +209,9 @@ class Kubeflow:
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
             why = re.sub(r"^<[^>]*>: |^\w+\([^)]*\): ", "", str(reason))
-            raise UserError(f"cannot {action}: {self.host} cannot be reached ({why}); is it up, and the port forwarded?") from error
+            raise UserError(
+                f"cannot {action}: {self.host} cannot be reached ({why}); check that it runs and that the port is forwarded"
+            ) from error
 
 
 def read_package(package: Path) -> dict[str, Any]:
@@ -238,12 +241,12 @@ def check_cron(cron: str) -> None:
     fields = cron.split()
     if len(fields) != len(CRON_FIELDS):
         hint = f"; did you mean '0 {' '.join(fields)}'?" if len(fields) == 5 else ", such as '0 0 2 * * MON': Mondays at 2"
-        raise UserError(f"cron {cron!r} has {len(fields)} fields; KFP wants six, seconds first{hint}")
+        raise UserError(f"cron {cron!r} has {len(fields)} fields; KFP needs six, seconds first{hint}")
     for text, (field, low, high, names) in zip(fields, CRON_FIELDS, strict=True):
         for part in text.split(","):
             if not _is_cron_part(part, low, high, names.split()):
                 known = f", or {names.split()[0]} to {names.split()[-1]}" if names else ""
-                raise UserError(f"cron {cron!r}: {part!r} is no {field}; possible are * and {low} to {high}{known}, as 1-5, */2 or 1,3")
+                raise UserError(f"cron {cron!r}: {part!r} is not a valid {field}; use * or {low} to {high}{known}, such as 1-5, */2 or 1,3")
 
 
 def _is_cron_part(part: str, low: int, high: int, names: list[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,43 +17,38 @@ if TYPE_CHECKING:
     from pipelines.client import Kubeflow, Version
 
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add the commands to those of `python -m pipelines`; each sets `run`, a function from options to the exit code."""
-    submit = commands.add_parser("submit", help="upload a compiled pipeline and start a run")
+def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
+    """Add the commands to those of `python -m pipelines`; `add` takes name, function and help."""
+    submit = add("submit", _submit, "upload a compiled pipeline and start a run")
     _add_package(submit)
     submit.add_argument("--name", help="name of the run (default: pipeline and version)")
-    submit.set_defaults(run=_submit)
-    schedule = commands.add_parser("schedule", help="upload a compiled pipeline and schedule it; replaces a schedule of the same name")
+    schedule = add("schedule", _schedule, "upload a compiled pipeline and schedule it; replaces a schedule of the same name")
     _add_package(schedule)
     schedule.add_argument(
         "--cron", required=True, help="six fields, seconds first: '0 0 2 * * MON' is Mondays at 2 (UTC, unless set in KFP)"
     )
     schedule.add_argument("--name", help="name of the schedule (default: the pipeline's)")
-    schedule.set_defaults(run=_schedule)
     for name, run, text in (
-        ("pause", _pause, "let a schedule rest until it is scheduled again"),
-        ("unschedule", _unschedule, "remove a schedule; its runs stay"),
+        ("pause", _pause, "pause a schedule until `schedule` is run again"),
+        ("unschedule", _unschedule, "delete a schedule; its runs are kept"),
     ):
-        command = commands.add_parser(name, help=text)
+        command = add(name, run, text)
         command.add_argument("name", help="name of the schedule, as printed by `status`")
-        command.set_defaults(run=run)
         _add_server(command)
-    check = commands.add_parser("check", help="check that the cluster has what a profile needs; DREAMTEACHER_IMAGE names the image")
+    check = add("check", _check, "check that the cluster has what a profile needs; DREAMTEACHER_IMAGE names the image")
     check.add_argument(
-        "--profile", default="single-gpu", help="of resources.yaml: this folder's, else the package's (default: %(default)s)"
+        "--profile", default="single-gpu", help="profile in resources.yaml of this folder, else of the package (default: %(default)s)"
     )
     check.add_argument("--context", help="context of the kubeconfig (default: the current one)")
     check.add_argument("--namespace", help="namespace of the runs (default: KFP_NAMESPACE, else kubeflow)")
     check.add_argument("--kfp-namespace", default="kubeflow", help="namespace of Kubeflow Pipelines itself (default: %(default)s)")
-    check.add_argument("--service-account", help="the runs' account in the cluster (default: that of KFP)")
-    check.add_argument("--host", help="URL of the KFP API, to check it too (default: KF_PIPELINES_ENDPOINT)")
+    check.add_argument("--service-account", help="service account of the runs' pods (default: KFP's)")
+    check.add_argument("--host", help="URL of the KFP API, which is then checked too (default: KF_PIPELINES_ENDPOINT)")
     check.add_argument("--no-pod", action="store_true", help="skip the trial pod, which checks image, volume, MLflow and S3")
     check.add_argument(
-        "--wait", type=int, default=600, metavar="SECONDS", help="time limit of the trial pod, which pulls the image (default: %(default)s)"
+        "--wait", type=int, default=600, metavar="SECONDS", help="time limit of the trial pod, image pull included (default: %(default)s)"
     )
-    check.set_defaults(run=_check)
-    status = commands.add_parser("status", help="list the schedules and the newest runs")
-    status.set_defaults(run=_status)
+    status = add("status", _status, "list the schedules and the newest runs")
     _add_server(status)
 
 
@@ -60,13 +56,13 @@ def _add_package(command: argparse.ArgumentParser) -> None:
     command.add_argument("package", type=Path, help="output of `python -m pipelines compile`")
     command.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; repeatable")
     command.add_argument("--version", help="name of the pipeline's version (default: git-COMMIT)")
-    command.add_argument("--service-account", help="the run's account in the cluster (default: that of KFP)")
+    command.add_argument("--service-account", help="service account of the run's pods (default: KFP's)")
     _add_server(command)
 
 
 def _add_server(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", help="URL of the KFP API (default: KF_PIPELINES_ENDPOINT); a token is read from KFP_EXISTING_TOKEN")
-    command.add_argument("--namespace", help="your team's namespace, in a multi-user KFP (default: KFP_NAMESPACE)")
+    command.add_argument("--namespace", help="your namespace in a multi-user KFP (default: KFP_NAMESPACE)")
     command.add_argument("--experiment", default="dreamteacher", help="experiment of the runs (default: %(default)s)")
 
 
@@ -106,7 +102,7 @@ def _schedule(options: argparse.Namespace) -> int:
 
 def _pause(options: argparse.Namespace) -> int:
     _server(options).pause(options.name)
-    print(f"{options.name}: paused; `schedule` it again to go on")
+    print(f"{options.name}: paused; run `schedule` again to resume it")
     return 0
 
 
@@ -120,7 +116,7 @@ def _status(options: argparse.Namespace) -> int:
     server = _server(options)
     schedules, runs = server.schedules(), server.runs(options.experiment)
     for each in schedules:
-        cron = each.trigger.cron_schedule.cron if each.trigger and each.trigger.cron_schedule else "every so often"
+        cron = each.trigger.cron_schedule.cron if each.trigger and each.trigger.cron_schedule else "at intervals"
         print(f"schedule  {each.display_name}  {'runs' if each.mode == 'ENABLE' else 'paused'}  {cron}")
     for each in runs:
         print(f"run  {each.display_name}  {each.state or 'PENDING'}  {each.created_at:%Y-%m-%d %H:%M}  {each.run_id}")
@@ -137,7 +133,7 @@ def _check(options: argparse.Namespace) -> int:
     profile = resources.Profile(options.profile, IMAGE, file)
     pod = not options.no_pod
     if pod and "DREAMTEACHER_IMAGE" not in os.environ:
-        raise UserError("DREAMTEACHER_IMAGE must name the image that a trial pod runs; --no-pod checks without one")
+        raise UserError("set DREAMTEACHER_IMAGE to the image that the trial pod runs, or skip the pod with --no-pod")
     print(f"{options.profile} of {file}")
     return check.examine(
         profile,
@@ -154,7 +150,7 @@ def _server(options: argparse.Namespace) -> Kubeflow:
     options.host = options.host or os.environ.get("KF_PIPELINES_ENDPOINT")
     if not options.host:
         raise UserError(
-            "which cluster? Give --host URL or set KF_PIPELINES_ENDPOINT, such as http://localhost:8080 of a port-forward to ml-pipeline-ui"
+            "set --host or KF_PIPELINES_ENDPOINT to the KFP API, such as http://localhost:8080 with a port-forward to ml-pipeline-ui"
         )
     from pipelines.client import Kubeflow  # kfp takes two seconds to import
 
@@ -177,9 +173,11 @@ def commit_name() -> str:
     """The version's name: the commit, which must contain all files in use."""
     commit = output_of("git", "rev-parse", "--short=12", "HEAD")
     if not commit:
-        raise UserError("a version is named after its git commit, and here is no git repository; name it with --version")
+        raise UserError("a version is named after its git commit, but this folder is in no git repository; name the version with --version")
     if output_of("git", "status", "--porcelain", "--untracked-files=no"):
-        raise UserError(f"files differ from commit {commit}, after which the version is named; commit them, or name it with --version")
+        raise UserError(
+            f"files differ from commit {commit}, after which the version would be named; commit them, or name the version with --version"
+        )
     return f"git-{commit}"
 
 
@@ -212,6 +210,6 @@ def _check_incoming(package: Path, arguments: dict[str, Any]) -> None:
         str(setting).startswith("retrain.incoming=") for setting in settings
     ):
         raise UserError(
-            "a scheduled retraining must say where pictures arrive, even where params.yaml does: "
+            "a scheduled retraining needs retrain.incoming in its settings, even if params.yaml sets it: "
             """--arg 'settings=["retrain.incoming=s3://bucket/incoming"]'"""
         )

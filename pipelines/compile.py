@@ -77,7 +77,7 @@ def suggest_project() -> tuple[str, str]:
 
 def _name(option: str, name: str) -> str:
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
-        raise UserError(f"{option}: {name} is no name for Kubernetes; take a-z, 0-9 and -, in all at most 63, with no - at the ends")
+        raise UserError(f"{option}: {name} is not a valid Kubernetes name; use a-z, 0-9 and -, at most 63 characters, not - at the ends")
     return name
 
 

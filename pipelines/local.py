@@ -57,16 +57,16 @@ def run_local(name: str, root: Path, arguments: dict[str, Any], *, parallel: boo
     """
     root = root.absolute()
     (root / "checkpoints").mkdir(parents=True, exist_ok=True)
-    _mend_kfp()
+    _patch_kfp()
     with tempfile.TemporaryDirectory(prefix="dreamteacher-") as scratch, _environment(root, scratch), local_step.stopped_by_signals():
         local_step.prepare()
-        pipeline = import_module(f"pipelines.{name}").build(_as_it_is, parallelism=0 if parallel else 1)
+        pipeline = import_module(f"pipelines.{name}").build(_unchanged, parallelism=0 if parallel else 1)
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), workspace_root=scratch)
         try:
             pipeline(**arguments)
         except RuntimeError as error:
             reason = local_step.first_failure() or _plain(str(error))
-            raise UserError(f"{name}: {reason}; what the other steps made stays in {root}") from error
+            raise UserError(f"{name}: {reason}; the outputs of the other steps stay in {root}") from error
 
 
 @contextmanager
@@ -85,25 +85,25 @@ def _environment(root: Path, scratch: str) -> Iterator[None]:
         os.environ.update(own)
 
 
-def _as_it_is(_: str, task: PipelineTask) -> PipelineTask:
+def _unchanged(_: str, task: PipelineTask) -> PipelineTask:
     """No resources: KFP would also set a profile's variables here, and a cluster node's thread count would slow down and change results."""
     return task
 
 
-def _mend_kfp() -> None:
+def _patch_kfp() -> None:
     """Fork steps, and work around five bugs of kfp 2.17.0's local runner: in a ParallelFor, its item replaces every parameter that is
     another task's output or an outer loop's item; items that are one of several outputs of a task are not found, nor is such an output in
     the condition of an If without an Else; a loop without items has no outputs; nested loops collect a list of lists, where a cluster
     gives one list."""
 
-    def mended_pass(task: Any, item: Any, name: str) -> Any:
+    def patched_pass(task: Any, item: Any, name: str) -> Any:
         made = _PASS_OF_KFP(task, item, name)
         for key, value in task.inputs.parameters.items():
             if key != task.parameter_iterator.item_input:
                 made.inputs.parameters[key].CopyFrom(value)
         return made
 
-    def mended_loop(*, task_name: str, task_spec: Any, io_store: Any, components: Any, **given: Any) -> bool:
+    def patched_loop(*, task_name: str, task_spec: Any, io_store: Any, components: Any, **options: Any) -> bool:
         outputs = components[task_spec.component_ref.name].output_definitions.artifacts
         for key in outputs:
             io_store.put_task_output(task_name, key, [])
@@ -111,21 +111,21 @@ def _mend_kfp() -> None:
         if (items := task_spec.inputs.parameters[name]).HasField("task_output_parameter"):
             source = items.task_output_parameter
             io_store.put_parent_input(name, io_store.get_task_output(source.producer_task, source.output_parameter_key))
-        failed = bool(_LOOP_OF_KFP(task_name=task_name, task_spec=task_spec, io_store=io_store, components=components, **given))
+        failed = bool(_LOOP_OF_KFP(task_name=task_name, task_spec=task_spec, io_store=io_store, components=components, **options))
         for key in outputs:
             passes = io_store.get_task_output(task_name, key)
             flat = [each for one in passes for each in (one if isinstance(one, list) else [one])]
             io_store.put_task_output(task_name, key, flat)
         return failed
 
-    def mended_output(self: IOStore, task_name: str, key: str, value: Any) -> None:
+    def patched_output(self: IOStore, task_name: str, key: str, value: Any) -> None:
         _OUTPUT_OF_KFP(self, task_name, key, value)
         self.put_parent_input(f"pipelinechannel--{task_name}-{key}", value)  # where a condition looks for it
 
     subprocess_task_handler.run_local_subprocess = local_step.run
-    IOStore.put_task_output = mended_output
-    task_spec_utils.create_parameter_loop_iteration_task_spec = mended_pass
-    enhanced_dag_orchestrator._run_parallel_for_task = mended_loop
+    IOStore.put_task_output = patched_output
+    task_spec_utils.create_parameter_loop_iteration_task_spec = patched_pass
+    enhanced_dag_orchestrator._run_parallel_for_task = patched_loop
 
 
 def _plain(text: str) -> str:

@@ -24,21 +24,21 @@ from dreamteacher.graph import IDENTITY
 _FORKS = get_context("forkserver")
 MODULES = ["kfp.dsl.executor_main", "dreamteacher.cluster.launch", "dreamteacher.report.step", *forks.MODULES, "mlflow"]
 _FORKS.set_forkserver_preload(MODULES)
-ERROR = "error: "  # begins the line of a UserError
-LONGEST, SHORT = 60, ("/tmp", "/var/tmp", "/dev/shm")
-_signals: list[int] = []  # that came
+ERROR = "error: "  # prefix of the line of a UserError
+MAX_FOLDER, SHORT_FOLDERS = 60, ("/tmp", "/var/tmp", "/dev/shm")  # of the fork server's socket; bytes
+_signals: list[int] = []  # received
 _running: set[BaseProcess] = set()
 _failures: list[str] = []
 
 
 def prepare() -> None:
     """Start the fork server; it imports in the background and ends with this process."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has nothing to stop
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C must not end it
     own = tempfile.tempdir
     try:
-        # Its socket lies in the temporary folder, and a socket path may have at most 107 bytes. Other files may have longer paths.
-        if len(os.fsencode(tempfile.gettempdir())) > LONGEST:
-            tempfile.tempdir = next((place for place in SHORT if os.access(place, os.W_OK)), own)
+        # The path of its socket, in the temporary folder, may have at most 107 bytes; paths of other files may be longer.
+        if len(os.fsencode(tempfile.gettempdir())) > MAX_FOLDER:
+            tempfile.tempdir = next((place for place in SHORT_FOLDERS if os.access(place, os.W_OK)), own)
         forkserver.ensure_running()
     finally:
         tempfile.tempdir = own
@@ -63,7 +63,7 @@ def stopped_by_signals() -> Iterator[None]:
             if _signals:
                 for process in psutil.Process().children():  # the fork server may still be importing
                     process.terminate()
-                print("stopped; start the same command again to go on", file=sys.stderr)
+                print("stopped; run the same command again to resume", file=sys.stderr)
                 raise SystemExit(128 + _signals[0])
 
 
@@ -135,6 +135,6 @@ def _step(words: list[str]) -> str:
 
 
 def _title(words: list[str]) -> str:
-    """The step with what distinguishes it from others of its name: "finetune mix 0"."""
-    given = json.loads(words[words.index("--executor_input") + 1])["inputs"].get("parameterValues", {})
-    return " ".join([_step(words), *(str(given[key]) for key in IDENTITY if key in given)])
+    """The step's name and its identity among steps of that name: "finetune mix 0"."""
+    parameters = json.loads(words[words.index("--executor_input") + 1])["inputs"].get("parameterValues", {})
+    return " ".join([_step(words), *(str(parameters[key]) for key in IDENTITY if key in parameters)])

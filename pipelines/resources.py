@@ -59,7 +59,7 @@ class Environment(_Strict):
 class Step(_Strict):
     """The resources of one step."""
 
-    pool: str = Field(description="of nodes")
+    pool: str = Field(description="node pool")
     cpu: Quantity
     memory: Quantity
     shm: Quantity = Field("1Gi", description="size of /dev/shm, through which data loader processes pass pictures")
@@ -101,7 +101,7 @@ def write() -> Path:
         with OWN.open("x") as file:
             file.write(FILE.read_text())
     except FileExistsError as error:
-        raise UserError(f"{OWN} is here already, and compile uses it; edit it, or move it away for a fresh one") from error
+        raise UserError(f"{OWN} exists, and compile uses it; edit it, or move it away to get a new copy") from error
     return OWN
 
 
@@ -172,7 +172,7 @@ class Profile:
         kubernetes.add_node_selector(task, around.pool_label, "cpu" if launcher else wanted.pool)
         for name, value in (
             {} if launcher else around.labels
-        ).items():  # a queued launcher would hold the quota that its TrainJob waits for
+        ).items():  # not for a launcher: queued, it would hold the quota that its TrainJob waits for
             kubernetes.add_pod_label(task, name, value)
         if wanted.gpus and not launcher:
             task.set_accelerator_type(GPU).set_accelerator_limit(wanted.gpus)

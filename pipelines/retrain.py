@@ -20,10 +20,10 @@ from components.publish import publish
 from components.report import report
 from pipelines.chain import LOOPS, STAGES, Step, pretrain_and_fine_tune
 
-# Outputs of prepare: artifacts, and parameters that depend on the revision.
+# Outputs of prepare: parameters that find-commit resolves, and what the other steps produce.
 RESOLVED: dict[str, type] = {"teacher": str, "recipe": str, **LOOPS, **dict.fromkeys([*STAGES, "gate"], dict)}
-GIVEN: dict[str, type] = {"data": Dataset, "champion": Model, "drift": Artifact, "enough": bool}
-Prepared = NamedTuple("Prepared", [*GIVEN.items(), *RESOLVED.items()])  # type: ignore[misc]
+PRODUCED: dict[str, type] = {"data": Dataset, "champion": Model, "drift": Artifact, "enough": bool}
+Prepared = NamedTuple("Prepared", [*PRODUCED.items(), *RESOLVED.items()])  # type: ignore[misc]
 
 
 class Trained(NamedTuple):

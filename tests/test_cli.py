@@ -22,9 +22,9 @@ HEAVY = ("torch", "numpy", "mlflow", "PIL", "pydantic", "yaml", "onnxruntime", "
 
 @pytest.fixture
 def stage(monkeypatch, in_tmp):
-    """Replace the stages by one that notes its call; set `.outcome` to a result or an exception."""
+    """Replace the stages by one that records its call; set `.outcome` to a result or an exception."""
 
-    class Noted:
+    class Recorded:
         outcome: object = {"loss": 0.12345678, "n": 3.0}
         name, params, arguments = "", None, {}
 
@@ -34,9 +34,9 @@ def stage(monkeypatch, in_tmp):
                 raise self.outcome
             return self.outcome
 
-    noted = Noted()
-    monkeypatch.setattr(stage_commands, "import_module", lambda name: setattr(noted, "name", name) or noted)
-    return noted
+    recorded = Recorded()
+    monkeypatch.setattr(stage_commands, "import_module", lambda name: setattr(recorded, "name", name) or recorded)
+    return recorded
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy():
@@ -103,7 +103,34 @@ def test_stage_gets_its_places(stage, arguments, places, capsys):
     assert "n = 3" in out
 
 
-def test_of_torchrun_s_processes_only_the_first_runs_a_stage_that_does_not_train(stage, monkeypatch):
+@pytest.mark.parametrize("name", [*cli.STAGES, *cli.TOOLS])
+def test_every_path_option_reaches_the_stage(stage, name):
+    command = (cli.STAGES | cli.TOOLS)[name]
+    paths = {option: f"in/{option}" for option in [*command.inputs, *command.optional, "out"]}
+    init = ["--init", "scratch"] if "init" in command.named else []
+    assert cli.main([name, *init, *(word for option, path in paths.items() for word in (f"--{option}", path))]) == 0
+    assert {option: str(stage.arguments[option]) for option in paths} == paths
+
+
+def test_predict_and_serve_pass_their_options(monkeypatch, in_tmp):
+    calls = []
+    modules = {"predict": "predict", "triton_server": "serve"}
+    for module, function in modules.items():
+        replacement = SimpleNamespace(**{function: lambda *values, **options: calls.append((values, options))})
+        monkeypatch.setitem(sys.modules, f"dreamteacher.serving.{module}", replacement)
+    words = "predict a.jpg --url h:1 --model m --out o --protocol grpc --features --batch 4 --format csv"
+    assert cli.main(words.split()) == 0
+    assert cli.main(["serve", "repository", "--http-port", "1", "--grpc-port", "2"]) == 0
+    assert calls == [
+        (
+            ([Path("a.jpg")],),
+            {"url": "h:1", "model": "m", "out": Path("o"), "protocol": "grpc", "features": True, "batch": 4, "output": "csv"},
+        ),
+        ((Path("repository"), 1, 2), {}),
+    ]
+
+
+def test_a_stage_that_does_not_train_runs_only_in_the_first_process_of_torchrun(stage, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert cli.main(["publish"]) == 0
     assert stage.name == ""
@@ -112,7 +139,7 @@ def test_of_torchrun_s_processes_only_the_first_runs_a_stage_that_does_not_train
 
 
 @pytest.mark.parametrize("seed", ["-1", "99999999999999999999", "one"])
-def test_a_seed_that_is_none_is_named(seed, stage, capsys):
+def test_an_invalid_seed_is_refused(seed, stage, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["finetune", "--init", "scratch", f"--seed={seed}"])
     assert stop.value.code == 2
@@ -142,9 +169,9 @@ def test_settings_come_from_the_named_file_and_set(stage):
     ("outcome", "code", "line"),
     [(UserError("no pictures; do this"), 2, "error: no pictures; do this\n"), (Interrupted(15, 30), 143, "at step 30"),
      (OSError(errno.EEXIST, "File exists", "README.md"), 2, "error: README.md: File exists; name another folder\n"),
-     (Interrupted(2, 30), 130, "start the same command again"), (KeyboardInterrupt(), 130, "start the same command again")],
+     (Interrupted(2, 30), 130, "run the same command again"), (KeyboardInterrupt(), 130, "run the same command again")],
 )  # fmt: skip
-def test_what_a_user_can_mend_is_one_line_and_a_code(stage, outcome, code, line, capsys):
+def test_user_errors_and_signals_are_one_line_and_a_code(stage, outcome, code, line, capsys):
     stage.outcome = outcome
     assert cli.main(["ingest"]) == code
     errors = capsys.readouterr().err
@@ -175,7 +202,7 @@ def test_signal_outside_training_stops_with_its_code(sent, code, in_tmp):
         assert process.stdout.readline() == "in\n"
         process.send_signal(sent)
         assert process.wait(30) == code
-        assert process.stderr.read() == "stopped; start the same command again to go on\n"
+        assert process.stderr.read() == "stopped; run the same command again to resume\n"
 
 
 def test_printed_settings_are_a_settings_file(in_tmp, capsys):
@@ -221,3 +248,26 @@ def test_threads_sleep_while_they_wait():
 def test_command_is_installed():
     scripts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"dreamteacher": "dreamteacher.cli:main"}
+
+
+def test_pipelines_are_commands_of_dreamteacher(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["pipelines", "compile", "--help"])
+    assert done.value.code == 0
+    assert "usage: dreamteacher pipelines compile" in capsys.readouterr().out
+
+
+def test_a_missing_kfp_is_reported_with_its_remedy(in_tmp: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    real = builtins.__import__
+
+    def without_kfp(name: str, *rest: object, **more: object) -> object:
+        if name.partition(".")[0] == "kfp" or name.startswith(("pipelines.compile", "pipelines.local")):
+            raise ModuleNotFoundError("No module named 'kfp'", name="kfp")
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without_kfp)
+    monkeypatch.setenv("DREAMTEACHER_IMAGE", f"x@sha256:{'0' * 64}")
+    assert cli.main(["pipelines", "compile"]) == 2
+    assert capsys.readouterr().err == "error: kfp is not installed; run pip install 'dreamteacher[pipelines]'\n"

@@ -20,7 +20,7 @@ PROGRAMS = {"dreamteacher": cli, "python -m pipelines": pipelines_cli, "dreamtea
 
 def commands(program: str) -> dict[str, set[str]]:
     """Options of each command of a command line."""
-    subparsers = next(action for action in PROGRAMS[program]._parser()._actions if action.dest == "command")
+    subparsers = next(action for action in PROGRAMS[program].build_parser()._actions if action.dest == "command")
     assert isinstance(subparsers.choices, dict)
     return {name: {s for action in p._actions for s in action.option_strings} for name, p in subparsers.choices.items()}
 
@@ -47,8 +47,8 @@ def test_every_setting_that_a_page_sets_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_dvc_is_told_which_settings_the_file_does_not_name(page: Path) -> None:
-    """`dvc exp run -S` refuses a name that is not in params.yaml, unless a + stands before it."""
+def test_a_setting_that_the_file_lacks_gets_a_plus_in_dvc_exp_run(page: Path) -> None:
+    """`dvc exp run -S` refuses a name that is not in params.yaml, unless it is preceded by a +."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     for plus, name in re.findall(r"-S (\+?)([\w.]+)=", page.read_text()):
         group, _, key = name.partition(".")
@@ -57,7 +57,7 @@ def test_dvc_is_told_which_settings_the_file_does_not_name(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_backbone_is_loaded_with_its_weights(page: Path) -> None:
-    """timm leaves them out, without a word, unless it is asked for them."""
+    """Without `pretrained=True`, timm silently initialises at random."""
     calls = re.findall(r"""timm\.create_model\(["']local-dir:[^)]*\)""", page.read_text())
     assert all("pretrained=True" in call for call in calls), calls
     assert calls or page.name not in ("getting-started.md", "artifacts.md")
@@ -95,3 +95,21 @@ def test_every_page_is_linked_from_another() -> None:
 def test_every_module_that_the_explanation_names_exists() -> None:
     for file in re.findall(r"`((?:\w+/)*\w+\.py)", (ROOT / "docs/how-it-works.md").read_text()):
         assert (ROOT / "src/dreamteacher" / file).exists(), file
+
+
+FOLDERS = "src|docs|tests|benchmarks|k8s|docker|components|pipelines|samples|scripts"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_the_repository_that_a_page_names_exists(page: Path) -> None:
+    """Except for names with a placeholder, such as components/STAGE.py, and results of benchmarks."""
+    for name in re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text()):
+        assert re.search("[A-Z]{3}", name) or name.startswith("benchmarks/results/") or (ROOT / name).exists(), name
+
+
+def test_every_environment_variable_of_ours_that_a_page_names_exists() -> None:
+    places = [path for folder in ("src", "pipelines", "components", "docker", "k8s", "tests") for path in (ROOT / folder).rglob("*")]
+    code = "\n".join(path.read_text() for path in places if path.suffix in (".py", ".yaml", ".Dockerfile") or path.name == "Dockerfile")
+    known = set(re.findall(r"\bDREAMTEACHER_[A-Z_]+", code))
+    for page in PAGES:
+        assert set(re.findall(r"\bDREAMTEACHER_[A-Z_]+", page.read_text())) <= known, page.name

@@ -15,7 +15,7 @@ def here(in_tmp):
     Path("params.yaml").write_text("ingest: {source: pictures}\n")
 
 
-def test_machine_that_can_run_the_chain_is_told_so(capsys):
+def test_machine_that_can_run_the_chain_gets_exit_code_0(capsys):
     assert doctor.examine() == 0
     out = capsys.readouterr().out
     for what in ("python", "packages", "cpu", "memory", "disk", "settings", "git", "dvc", "mlflow", "triton"):

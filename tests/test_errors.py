@@ -11,7 +11,7 @@ from dreamteacher.settings.table import describe
 
 
 @pytest.mark.parametrize("make", [lambda: Path("/proc/x/y").mkdir(parents=True), lambda: Path("/proc/y").write_text("")])
-def test_a_place_in_which_nothing_can_be_made_is_named(make: Callable[[], object]) -> None:
+def test_a_folder_that_cannot_be_written_is_named(make: Callable[[], object]) -> None:
     with (
         pytest.raises(UserError, match=r"^/proc/\w: No such file or directory; it cannot be made there: name another place"),
         resource_errors_in_one_line(),

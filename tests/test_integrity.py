@@ -130,7 +130,7 @@ def test_a_file_that_the_disk_cannot_read_is_damaged(monkeypatch):
     assert check(files) == ("a", "Input/output error")
 
 
-def test_of_processes_that_check_the_same_file_one_reads_it(hashed):
+def test_only_one_of_several_processes_reads_a_file_to_check_it(hashed):
     files = put("a")
     body = (
         "import sys; from pathlib import Path; from dreamteacher import integrity; real = integrity.sha256_of\n"

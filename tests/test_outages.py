@@ -144,13 +144,13 @@ def test_what_waiting_cannot_mend_ends_at_once(clock: Clock):
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
-def test_minutes_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, text: str):
+def test_invalid_minutes_are_refused(monkeypatch: pytest.MonkeyPatch, text: str):
     monkeypatch.setenv(outages.MINUTES, text)
-    with pytest.raises(UserError, match=f"^DREAMTEACHER_WAIT_MINUTES = {text} is no number of minutes"):
+    with pytest.raises(UserError, match=f"^DREAMTEACHER_WAIT_MINUTES = {text} is not a number of minutes"):
         patient(lambda: None)()
 
 
-def test_git_is_tried_again_until_its_server_is_back(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_git_is_retried_until_its_server_is_back(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     repository, settings, url = tmp_path / "repository", tmp_path / "gitconfig", f"http://127.0.0.1:{free_port()}/"
     who = ("-c", "user.email=a@b.c", "-c", "user.name=a", "-c", "commit.gpgsign=false")
     subprocess.run(["git", "init", "-q", str(repository)], check=True)
@@ -176,7 +176,7 @@ def test_a_git_server_that_stays_away_is_waited_for_once(clock: Clock, tmp_path:
     assert sum(clock.pauses) == 60
 
 
-def test_of_a_database_the_cause_is_said_and_not_its_sql() -> None:
+def test_errors_of_a_database_show_the_cause_without_sql() -> None:
     cause = sqlite3.OperationalError("database or disk is full")
     wrapped = OperationalError("INSERT INTO runs", {}, cause)
     wrapped.add_detail("raised as a result of Query-invoked autoflush")

@@ -107,7 +107,7 @@ def test_what_is_in_the_record_is_not_computed_again(
     assert again == whole
 
 
-def test_a_session_that_ran_out_of_time_goes_on_to_the_same_figures(
+def test_a_session_that_ran_out_of_time_continues_to_the_same_metrics(
     whole: dict[str, Any], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("tab09-objectives", "--seeds", "0", "--only", "scratch", "mse")
@@ -162,7 +162,7 @@ def test_another_session_adds_draws(whole: dict[str, Any], tiny: Path, work: Pat
         ("recipes.mse.distill.T=7", r"inits\.mse\.recipe\.distill\.T = None, and this is 7"),
     ],
 )
-def test_figures_of_other_settings_are_refused(
+def test_metrics_of_other_settings_are_refused(
     whole: dict[str, Any], tiny: Path, work: Path, change: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -43,14 +43,14 @@ def test_the_project_is_here(in_tmp, monkeypatch):
     assert project_folder().absolute() == in_tmp / "sub"
 
 
-def test_a_copy_stands_for_its_project(copy, in_tmp, monkeypatch):
+def test_a_copy_uses_the_records_of_its_project(copy, in_tmp, monkeypatch):
     assert project_folder() == in_tmp
     (copy / "models/cells").mkdir(parents=True)
     monkeypatch.chdir("models/cells")
     assert project_folder() == in_tmp / "models/cells"
 
 
-def test_a_copy_of_a_project_in_a_subfolder_of_its_git_repository_stands_for_it(in_tmp, monkeypatch):
+def test_a_copy_of_a_project_in_a_subfolder_of_its_repository_uses_its_records(in_tmp, monkeypatch):
     project = in_tmp / "models"
     copy = project / ".dvc/tmp/exps/tmp1a2b/models"
     (copy / ".dvc").mkdir(parents=True)

@@ -68,7 +68,7 @@ def test_what_is_not_to_be_reused_is_computed(store: Path, tmp_path: Path, monke
     assert compute(tmp_path / "b", stage=stage, overwrite=ask == "overwrite")
 
 
-def test_a_result_that_is_not_whole_is_none(store: Path, tmp_path: Path):
+def test_an_incomplete_result_is_not_used(store: Path, tmp_path: Path):
     assert compute(tmp_path / "a")
     (made,) = store.rglob(results.MADE)
     made.unlink()
@@ -99,7 +99,7 @@ def test_a_result_that_names_files_outside_its_folder_is_damaged(
     for source in (store, made.parent / "result", made.parent):  # wherever the name would lead
         (source / "outside").write_text("of somebody else")
     assert compute(tmp_path / "b/c")
-    assert "the result in the store is damaged, and computed again" in caplog.text
+    assert "the result in the store is damaged and is computed again" in caplog.text
     assert not [path for path in tmp_path.rglob("outside") if not path.is_relative_to(store)]
     assert not compute(tmp_path / "d")
 

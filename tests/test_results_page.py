@@ -102,7 +102,7 @@ def test_the_gain_of_each_seed_of_the_pretraining_is_shown() -> None:
     assert by_pretraining(record(), 20)[1] == "mse +4.5, +5.5"
 
 
-def test_a_section_names_command_machine_date_and_commit_and_the_sentence_by_hand(tmp_path: Path) -> None:
+def test_a_section_names_command_machine_date_commit_and_its_written_sentence(tmp_path: Path) -> None:
     place = tmp_path / "results/blobs"
     place.mkdir(parents=True)
     (place / "tab09-objectives.json").write_text(to_json(record()))

@@ -70,7 +70,7 @@ def test_failure_leaves_the_old_output_and_the_checkpoints():
         assert (stage.checkpoints / "step-10").read_text() == "half way"
 
 
-def test_of_the_checkpoints_the_log_and_the_time_stay():
+def test_log_and_time_of_a_stage_remain_when_its_checkpoints_are_removed():
     with open_stage("train-teacher", params={}, inputs={}, out=Path("teacher")) as stage:
         (stage.checkpoints / "step-10").touch()
         (stage.checkpoints / "log.jsonl").write_text('{"step": 10}\n')
@@ -109,7 +109,7 @@ def test_interrupted_stage_finds_its_checkpoints_only_with_the_same_settings_and
 
 
 @pytest.mark.parametrize("what", ["other settings", "other inputs", "foreign files"])
-def test_output_of_something_else_is_not_replaced_unless_told_to(what):
+def test_output_of_something_else_is_replaced_only_with_overwrite(what):
     Path("data").mkdir()
     make("old")
     if what == "foreign files":
@@ -129,12 +129,12 @@ def test_a_folder_that_is_read_is_never_replaced(out, in_tmp):
     (in_tmp / "pictures/0.png").write_bytes(b"mine")
     (in_tmp / "link").symlink_to(in_tmp / "pictures")
     opened = open_stage("ingest", params={}, inputs={"source": Path("pictures")}, out=Path(out), overwrite=True)
-    with pytest.raises(UserError, match="is or holds pictures, which is read, and would be replaced; name another folder"), opened:
+    with pytest.raises(UserError, match="is or contains the input pictures, which would be overwritten; name another folder"), opened:
         pass
     assert (in_tmp / "pictures/0.png").read_bytes() == b"mine"
 
 
-def test_overwrite_makes_even_a_finished_output_anew():
+def test_overwrite_recomputes_even_a_finished_output():
     make("old")
     assert make("new", overwrite=True)
     assert (OUT / "unet/model.safetensors").read_text() == "new"
@@ -204,7 +204,7 @@ def test_other_ranks_write_nothing(monkeypatch):
     assert not list(Path().iterdir())
 
 
-def test_outputs_may_be_read_by_whom_the_umask_lets_read():
+def test_permissions_of_outputs_follow_the_umask():
     before = os.umask(0o027)
     try:
         with open_stage("train-teacher", params={}, inputs={}, out=OUT) as stage:
@@ -235,7 +235,7 @@ def test_record_is_plain_standard_json():
         ("finetune", {"init": "mix", "seed": 2}, "finetune mix 2"),
     ],
 )
-def test_stages_of_several_teachers_and_recipes_are_told_apart(stage, named, title, caplog, monkeypatch):
+def test_stages_of_several_teachers_and_recipes_are_distinguished(stage, named, title, caplog, monkeypatch):
     monkeypatch.setenv("DREAMTEACHER_TRACKING", "later")
     caplog.set_level(logging.INFO, "dreamteacher")
     with open_stage(stage, params=named, inputs={}, out=OUT) as opened:

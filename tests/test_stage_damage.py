@@ -182,8 +182,8 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(monkeypatch):
         read_as_input()
 
 
-def test_a_place_where_no_folder_can_be_made_is_one_line():
-    with pytest.raises(UserError, match=r"no folder can be made in /proc/1; name another --out"):
+def test_an_output_folder_that_cannot_be_created_is_one_line():
+    with pytest.raises(UserError, match=r"no folder can be created in /proc/1; name another --out"):
         make(out=Path("/proc/1/nowhere"))
 
 
@@ -198,7 +198,7 @@ def test_other_errors_are_not_hidden():
         raise OSError("not ours")
 
 
-def test_a_run_whose_notes_a_full_disk_cut_short_goes_on(monkeypatch: pytest.MonkeyPatch):
+def test_a_run_continues_although_a_full_disk_truncated_its_notes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DREAMTEACHER_TRACKING", "later")
     with pytest.raises(RuntimeError), open_stage("train-teacher", params={"lr": 1e-3}, inputs={}, out=OUT):
         raise RuntimeError

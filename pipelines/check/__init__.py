@@ -1,4 +1,4 @@
-"""What a cluster has and lacks for the pipelines, one line each, with the command that mends it."""
+"""What a cluster has and lacks for the pipelines, one line each, with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def examine(
     host: str | None = None,
     wait: int | None = None,
 ) -> int:
-    """Print what is found; 0 if the pipelines can run there, else 1.
+    """Print the findings; returns 0 if the pipelines can run there, else 1.
 
     Args:
-        profile: whose steps are to run.
+        profile: resources of the steps.
         namespace: of the runs.
         kfp_namespace: of KFP itself.
         context: of the kubeconfig (default: the current one).
         account: service account of the runs (default: KFP's).
-        host: URL of the KFP API, which is then asked as well.
-        wait: seconds that a trial pod may take; None runs none.
+        host: URL of the KFP API, which is then checked too.
+        wait: time limit of the trial pod, seconds; None: no trial pod.
 
     Raises:
-        UserError: there is no cluster, it cannot be reached, or it does not know the user.
+        UserError: there is no cluster, it cannot be reached, or it rejects the credentials.
     """
     client, name = connect(context)
     cluster, wanted = Cluster(client, namespace, kfp_namespace), needs.of_profile(profile)
@@ -50,20 +50,20 @@ def examine(
     names = _print(_of_names(cluster, wanted, account))
     states += names + _print(_of_nodes(cluster, wanted, account))
     if wait is not None:
-        left_out = [Finding("unread", "trial pod", "left out, since it needs what is wrong above")]
+        skipped = [Finding("unread", "trial pod", "skipped, because of what is wrong above")]
         trial = partial(pod.trial, cluster, wanted, account, wait)
-        states += _print(left_out if "wrong" in names else findings("trial pod", trial))
+        states += _print(skipped if "wrong" in names else findings("trial pod", trial))
     if "wrong" in states:
         print("a run would fail here: see `wrong`")
     elif "unread" in states:
-        print("nothing wrong is seen; ask for the rights to read what is `unread`, or let someone who has them run this command")
+        print("nothing wrong was found, but some objects are `unread`; get permission to read them, or let somebody who has it run this")
     else:
-        print("a run can work here" + ("" if wait is not None else "; not tried: image, volume, MLflow and S3, which need a pod"))
+        print("a run can work here" + ("" if wait is not None else "; not tested: image, volume, MLflow and S3, which need the trial pod"))
     return int("wrong" in states)
 
 
 def warn(package: Path, *, namespace: str, account: str | None) -> None:
-    """Print to stderr what would hinder a run of a compiled pipeline, as far as it is quickly seen; it never ends the command."""
+    """Print to stderr what would hinder a run of a compiled pipeline, as far as quick checks show; never raises a UserError."""
     try:
         client, name = connect(None)
         cluster, wanted = Cluster(client, namespace, KFP_NAMESPACE), needs.of_package(package)
@@ -78,11 +78,11 @@ def warn(package: Path, *, namespace: str, account: str | None) -> None:
     for each in shown:
         print(f"warning: {each.what}: {each.words}", file=sys.stderr)
     if shown:
-        print(f"warning: so says context {name}, namespace {namespace}; `python -m pipelines check` says how to fix it", file=sys.stderr)
+        print(f"warning: found in context {name}, namespace {namespace}; `python -m pipelines check` prints how to fix it", file=sys.stderr)
 
 
 def _print(found: Iterator[Finding] | list[Finding]) -> list[str]:
-    """The states of what was printed."""
+    """Print the findings; returns their states."""
     states = []
     for each in found:
         print(each.line(), flush=True)
@@ -111,7 +111,7 @@ def _of_kfp(cluster: Cluster, host: str | None = None) -> Iterator[Finding]:
 
 
 def _of_names(cluster: Cluster, wanted: Needs, account: str) -> Iterator[Finding]:
-    """What a pod refers to. Without a namespace there is nothing else to find."""
+    """The objects that a pod refers to; only the namespace if that is wrong."""
     for found in findings("namespace", partial(objects.namespace, cluster)):
         yield found
         if found.state == "wrong":

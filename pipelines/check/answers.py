@@ -1,4 +1,4 @@
-"""What the probe of a trial pod tells, as findings."""
+"""The answers of the probe in a trial pod, as findings."""
 
 from __future__ import annotations
 
@@ -10,81 +10,83 @@ from urllib.parse import urlsplit
 from pipelines.check.finding import Cluster, Finding
 from pipelines.check.needs import Needs
 
-LITTLE = 10 * 2**30  # bytes free
+MIN_FREE = 10 * 2**30  # bytes
 REFUSALS = ("no keys", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "AccessDenied")  # of S3
 
 
-def finding(told: dict[str, Any], cluster: Cluster, needs: Needs) -> Finding:
-    """One line of the probe in words, with the command that mends it."""
+def finding(answer: dict[str, Any], cluster: Cluster, needs: Needs) -> Finding:
+    """The finding for one line of the probe, with the command that fixes it."""
     edit = f"kubectl edit configmap {next(iter(needs.config_maps), '')} -n {cluster.namespace}"
-    about = told["about"]
+    about = answer["about"]
     if about == "image":
-        return _image(told, needs)
+        return _image(answer, needs)
     if about == "volume":
-        return _volume(told, cluster, needs)
-    return _mlflow(told, edit) if about == "mlflow" else _s3(told, needs, edit)
+        return _volume(answer, cluster, needs)
+    return _mlflow(answer, edit) if about == "mlflow" else _s3(answer, needs, edit)
 
 
-def _image(told: dict[str, Any], needs: Needs) -> Finding:
-    if told["error"]:
-        return Finding("wrong", f"image {needs.image}", f"has no {' and no '.join(told['packages'])}", "build it by docker/Dockerfile")
+def _image(answer: dict[str, Any], needs: Needs) -> Finding:
+    if answer["error"]:
+        return Finding("wrong", f"image {needs.image}", f"has no {' and no '.join(answer['packages'])}", "build it with docker/Dockerfile")
     return Finding("ok", f"image {needs.image}", "was pulled, and has dreamteacher and kfp")
 
 
-def _mlflow(told: dict[str, Any], edit: str) -> Finding:
-    address, error = told["address"], told["error"]
-    if told.get("skipped"):
-        return Finding("warn", "MLflow", f"MLFLOW_TRACKING_URI = {address} is no server; records end with each pod", edit)
+def _mlflow(answer: dict[str, Any], edit: str) -> Finding:
+    address, error = answer["address"], answer["error"]
+    if answer.get("skipped"):
+        return Finding("warn", "MLflow", f"MLFLOW_TRACKING_URI = {address} is not a server; records are lost with each pod", edit)
     if not error:
         return Finding("ok", "MLflow", f"{address} answers a pod")
-    if told["status"] == 403:
-        mend = f"start it with --allowed-hosts '{urlsplit(address).hostname}:*', or give the steps rights there"
-        return Finding("wrong", "MLflow", f"{address} refuses a pod: {error}", mend)
-    if told["status"] == 401:
-        mend = "put MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD into a secret that resources.yaml names"
-        return Finding("wrong", "MLflow", f"{address} wants a user: {error}", mend)
-    how = "answers a pod, but not as MLflow" if told["status"] else "does not answer a pod"
+    if answer["status"] == 403:
+        fix = f"start it with --allowed-hosts '{urlsplit(address).hostname}:*', or give the steps permission there"
+        return Finding("wrong", "MLflow", f"{address} refuses a pod: {error}", fix)
+    if answer["status"] == 401:
+        fix = "put MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD into a secret that resources.yaml names"
+        return Finding("wrong", "MLflow", f"{address} requires a login: {error}", fix)
+    how = "answers a pod, but not as MLflow" if answer["status"] else "does not answer a pod"
     return Finding("wrong", "MLflow", f"{address} {how}: {error}", edit)
 
 
-def _s3(told: dict[str, Any], needs: Needs, edit: str) -> Finding:
-    address, error = told["address"] or "Amazon's own", told["error"]
-    where = f"{address}, bucket {told['bucket']}," if told.get("bucket") else address
+def _s3(answer: dict[str, Any], needs: Needs, edit: str) -> Finding:
+    address, error = answer["address"] or "Amazon's own", answer["error"]
+    where = f"{address}, bucket {answer['bucket']}," if answer.get("bucket") else address
     if not error:
         return Finding("ok", "S3", f"{where} answers a pod")
     if error in REFUSALS:
         keys = next((f"secret {name}" for name, has in needs.secrets.items() if "AWS_ACCESS_KEY_ID" in has), "a secret")
-        return Finding("wrong", "S3", f"{where} refuses the keys ({error})", f"correct {keys}, or the rights of its keys")
-    if error in ("404", "NoSuchBucket") and told.get("bucket"):
-        return Finding("wrong", "S3", f"{where} is not there", f"make the bucket, or {edit}")
+        return Finding(
+            "wrong", "S3", f"{where} rejects the credentials ({error})", f"correct {keys}, or the permissions of its credentials"
+        )
+    if error in ("404", "NoSuchBucket") and answer.get("bucket"):
+        return Finding("wrong", "S3", f"{where} does not exist", f"create the bucket, or {edit}")
     how = "answers a pod, but not as S3" if error[:3].isdecimal() else "does not answer a pod"
     return Finding("wrong", "S3", f"{where} {how}: {error}", edit)
 
 
-def _volume(told: dict[str, Any], cluster: Cluster, needs: Needs) -> Finding:
+def _volume(answer: dict[str, Any], cluster: Cluster, needs: Needs) -> Finding:
     what = f"claim {needs.claim}"
-    if not told["error"]:
-        free = f"{told['free'] / 2**30:.0f} GiB free"
-        if told["locked"]:
-            words = f"writable, but not its {', '.join(told['locked'])}, which another user made"
-            return Finding("warn", what, words, _open_to_group(told, cluster, needs))
-        if told["free"] < LITTLE:
+    if not answer["error"]:
+        free = f"{answer['free'] / 2**30:.0f} GiB free"
+        if answer["locked"]:
+            words = f"writable, but not its {', '.join(answer['locked'])}, which another user created"
+            return Finding("warn", what, words, _open_to_group(answer, cluster, needs))
+        if answer["free"] < MIN_FREE:
             return Finding(
                 "warn",
                 what,
                 f"writable, but only {free}",
-                f"kubectl exec into a pod that has it, and remove folders of old runs from {needs.mount}",
+                f"kubectl exec into a pod that mounts it, and remove folders of old runs from {needs.mount}",
             )
-        return Finding("ok", what, f"writable by user {told['uid']}, groups {told['groups']}; {free}")
-    words = f"user {told['uid']}, groups {told['groups']}, cannot write to it: {told['error']}"
-    if "owner" in told:
-        words += f" (it belongs to user {told['owner']}, group {told['group']}, mode {told['mode']})"
-    return Finding("wrong", what, words, _open_to_group(told, cluster, needs))
+        return Finding("ok", what, f"writable by user {answer['uid']}, groups {answer['groups']}; {free}")
+    words = f"user {answer['uid']}, groups {answer['groups']}, cannot write to it: {answer['error']}"
+    if "owner" in answer:
+        words += f" (it belongs to user {answer['owner']}, group {answer['group']}, mode {answer['mode']})"
+    return Finding("wrong", what, words, _open_to_group(answer, cluster, needs))
 
 
-def _open_to_group(told: dict[str, Any], cluster: Cluster, needs: Needs) -> str:
-    """The command, which needs root: a pod, or the storage's own machine where Pod Security forbids that."""
-    group = min(told["groups"])  # 0, unless KFP sets another
+def _open_to_group(answer: dict[str, Any], cluster: Cluster, needs: Needs) -> str:
+    """The command, which needs root: in a pod, or on the storage's own machine if Pod Security forbids that."""
+    group = min(answer["groups"])  # 0, unless KFP sets another
     command = ["sh", "-c", f"chgrp -R {group} {needs.mount} && chmod -R g+rwX {needs.mount}"]
     volume = {"name": "runs", "persistentVolumeClaim": {"claimName": needs.claim}}
     container = {

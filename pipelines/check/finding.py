@@ -1,4 +1,4 @@
-"""What `check` prints a line of, and how it asks the Kubernetes API."""
+"""A finding of `check`, and requests to the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
 TIMEOUT = (5, 20)  # seconds to connect, and to wait for an answer
-APPLY = "kubectl apply -k k8s/base -n {}"  # makes all but the secrets
+APPLY = "kubectl apply -k k8s/base -n {}"  # creates all but the secrets
 
 
 class Finding(NamedTuple):
-    """One line: its state, of what, in words, and the command that mends it."""
+    """One line: state, subject, text, and the command that fixes it."""
 
-    state: str  # "ok"; "warn": a run may wait or end early; "wrong": it fails; "unread": the API does not show it to this user
+    state: str  # "ok"; "warn": a run may wait or end early; "wrong": it fails; "unread": this user may not read it
     what: str
     words: str
-    mend: str = ""
+    fix: str = ""
 
     def line(self) -> str:
-        """The finding as it is printed."""
-        return f"{self.state:7} {self.what}: {self.words}" + (f"; to fix it: {self.mend}" if self.mend else "")
+        """The printed line."""
+        return f"{self.state:7} {self.what}: {self.words}" + (f"; to fix it: {self.fix}" if self.fix else "")
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,20 @@ def connect(context: str | None) -> tuple[ApiClient, str]:
         try:
             config.load_incluster_config(client_configuration=settings)
         except config.ConfigException as error:
-            raise UserError("no cluster to check: no kubeconfig is here; set KUBECONFIG, or run in a pod of the cluster") from error
+            raise UserError("no cluster to check: there is no kubeconfig; set KUBECONFIG, or run in a pod of the cluster") from error
     settings.retries = 1
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a retry is no news
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # do not log retries
     if not settings.verify_ssl:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the kubeconfig says so
     return client.ApiClient(settings), name
 
 
 def read(call: Callable[..., Any], *words: Any, **options: Any) -> Any:
-    """What the Kubernetes API answers; None where there is no such object.
+    """The answer of the Kubernetes API; None if the object does not exist.
 
     Raises:
-        UserError: the API cannot be reached, or does not know the user.
-        ApiException: it refuses.
+        UserError: the API cannot be reached, or rejects the credentials.
+        ApiException: any other refusal.
     """
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -94,7 +94,7 @@ def read(call: Callable[..., Any], *words: Any, **options: Any) -> Any:
         return or_none(lambda: call(*words, _request_timeout=TIMEOUT, **options))
     except ApiException as error:
         if error.status == 401:
-            raise UserError(f"the Kubernetes API does not know you ({reason(error)}); log in to the cluster again") from error
+            raise UserError(f"the Kubernetes API rejects your credentials ({reason(error)}); log in to the cluster again") from error
         raise
     except HTTPError as error:
         host = call.__self__.api_client.configuration.host if hasattr(call, "__self__") else "the Kubernetes API"

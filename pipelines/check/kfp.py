@@ -1,4 +1,4 @@
-"""Findings on KFP itself: versions, and what Argo does with a pod that failed."""
+"""Findings on KFP itself: versions, and Argo's retry policy."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from kubernetes.client import AppsV1Api, CoreV1Api, VersionApi
 
 from pipelines.check.finding import Cluster, Finding, read
 
-# On these versions the pipelines ran, in November 2026.
+# Versions on which the pipelines ran in November 2026.
 KUBERNETES, KFP, ARGO = "1.34", "2.17.0", "4.0.8"
 CONTROLLER, CONFIG = "workflow-controller", "workflow-controller-configmap"
 WANTED = {"retryPolicy": "Always", "limit": "0"}
-# What is final under each of Argo's policies. Without one it is OnFailure.
+# What each of Argo's policies does not retry. The default is OnFailure.
 FINAL = {
-    "OnError": "a step that fails (a crash, out of memory, an eviction) is not tried again, only one whose pod was deleted",
-    "OnFailure": "a step whose pod was deleted (preempted, drained) is not tried again, only one that fails",
-    "OnTransientError": "most steps that fail are not tried again, whatever `retries` says",
+    "OnError": "a failed step (crash, out of memory, eviction) is not retried, only one whose pod was deleted",
+    "OnFailure": "a step whose pod was deleted (preempted, drained) is not retried, only a failed one",
+    "OnTransientError": "most failed steps are not retried, regardless of `retries`",
 }
 
 
 def kubernetes_version(cluster: Cluster) -> Iterator[Finding]:
-    """That of the API server."""
+    """Version of the Kubernetes API server."""
     version = read(VersionApi(cluster.client).get_code).git_version.removeprefix("v")
-    yield Finding("ok", "Kubernetes", version + _tried(version, KUBERNETES))
+    yield Finding("ok", "Kubernetes", version + _tested(version, KUBERNETES))
 
 
 def kfp_version(cluster: Cluster) -> Iterator[Finding]:
-    """KFP's API server."""
+    """Version of KFP's API server."""
     yield from _deployment(cluster, "ml-pipeline", "Kubeflow Pipelines", KFP)
 
 
 def argo_version(cluster: Cluster) -> Iterator[Finding]:
-    """Argo's controller, by which KFP runs its steps."""
+    """Version of Argo's controller, which runs KFP's steps."""
     yield from _deployment(cluster, CONTROLLER, "Argo", ARGO)
 
 
 def retry_policy(cluster: Cluster) -> Iterator[Finding]:
-    """What Argo tries again. KFP gives it the number of tries of a step, and not for what."""
+    """Argo's retry policy. KFP sets the number of retries of a step, but not the policy."""
     config = read(CoreV1Api(cluster.client).read_namespaced_config_map, CONFIG, cluster.kfp_namespace)
     if config is None:
-        return  # KFP is not here, which the finding on its version says
+        return  # KFP is not installed; the finding on its version says so
     text = (config.data or {}).get("workflowDefaults", "")
     try:
         defaults: Any = yaml.safe_load(text) or {}
@@ -53,18 +53,16 @@ def retry_policy(cluster: Cluster) -> Iterator[Finding]:
         policy, limit = strategy.get("retryPolicy", "OnFailure"), str(strategy.get("limit", ""))
     except (yaml.YAMLError, AttributeError):
         yield Finding(
-            "wrong", CONFIG, "its workflowDefaults is no valid YAML", f"kubectl edit configmap {CONFIG} -n {cluster.kfp_namespace}"
+            "wrong", CONFIG, "its workflowDefaults is not valid YAML", f"kubectl edit configmap {CONFIG} -n {cluster.kfp_namespace}"
         )
         return
     if policy != "Always":
-        yield Finding("warn", CONFIG, f"retryPolicy {policy}: {FINAL.get(policy, 'no policy of Argo')}", _always(cluster, defaults))
+        yield Finding("warn", CONFIG, f"retryPolicy {policy}: {FINAL.get(policy, 'not a policy of Argo')}", _always(cluster, defaults))
     elif limit != "0":
-        times = f"up to {limit} times more" if limit else "without end"
-        yield Finding(
-            "warn", CONFIG, f"limit {limit or 'missing'}: a group of steps is repeated whole, {times}", _always(cluster, defaults)
-        )
+        times = f"up to {limit} times" if limit else "without limit"
+        yield Finding("warn", CONFIG, f"limit {limit or 'missing'}: whole groups of steps are rerun, {times}", _always(cluster, defaults))
     else:
-        yield Finding("ok", CONFIG, "a step that fails or loses its pod is tried again, as often as its `retries` says")
+        yield Finding("ok", CONFIG, "a step that fails or loses its pod is retried up to `retries` times")
 
 
 def _always(cluster: Cluster, defaults: dict[str, Any]) -> str:
@@ -78,7 +76,7 @@ def _always(cluster: Cluster, defaults: dict[str, Any]) -> str:
     )
 
 
-def _deployment(cluster: Cluster, name: str, what: str, tried: str) -> Iterator[Finding]:
+def _deployment(cluster: Cluster, name: str, what: str, tested: str) -> Iterator[Finding]:
     namespace = cluster.kfp_namespace
     found = read(AppsV1Api(cluster.client).read_namespaced_deployment, name, namespace)
     if found is None:
@@ -89,17 +87,17 @@ def _deployment(cluster: Cluster, name: str, what: str, tried: str) -> Iterator[
     if not found.status.available_replicas:
         yield Finding("wrong", what, f"{name} is not running", f"kubectl describe pods -n {namespace} -l app={name}")
     elif not version:
-        yield Finding("ok", what, f"{image}, which names no version; tried with {tried}")
+        yield Finding("ok", what, f"{image}, without a version; tested with {tested}")
     elif what == "Kubeflow Pipelines" and version[1] < "2":
         yield Finding(
             "wrong",
             what,
-            f"{version[1]}; these pipelines need version 2, tried with {tried}",
+            f"{version[1]}; these pipelines need version 2, tested with {tested}",
             "kubectl apply -k 'https://github.com/kubeflow/pipelines/manifests/kustomize/env/platform-agnostic?ref=2.17.0'",
         )
     else:
-        yield Finding("ok", what, version[1] + _tried(version[1], tried))
+        yield Finding("ok", what, version[1] + _tested(version[1], tested))
 
 
-def _tried(version: str, tried: str) -> str:
-    return "" if version.split(".")[: tried.count(".") + 1] == tried.split(".") else f", tried with {tried}"
+def _tested(version: str, tested: str) -> str:
+    return "" if version.split(".")[: tested.count(".") + 1] == tested.split(".") else f"; tested with {tested}"

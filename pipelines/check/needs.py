@@ -1,4 +1,4 @@
-"""What a pipeline needs of a cluster: of a profile of resources.yaml, or of a compiled package."""
+"""What a pipeline needs from a cluster, read from a profile of resources.yaml or from a compiled package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pods:
 
 @dataclass(frozen=True)
 class Needs:
-    """The names that pods refer to, and what they ask of nodes."""
+    """The objects that pods refer to, and what they request from nodes."""
 
     image: str
     config_maps: dict[str, list[str]]  # with their keys; a pod does not start without one
@@ -41,7 +41,7 @@ class Needs:
 
     @property
     def nodes(self) -> int:
-        """Of the largest TrainJob; 1 where no step has several nodes."""
+        """Number of nodes of the largest TrainJob; 1 if no step has several nodes."""
         return max((each.count for each in self.pods), default=1)
 
 
@@ -69,7 +69,7 @@ def of_profile(profile: Profile) -> Needs:
 
 
 def of_package(package: Path) -> Needs:
-    """What the steps of a pipeline need that `compile` wrote, a file that pipelines.client.read_package takes."""
+    """What the steps of a compiled pipeline need; `package` is valid for pipelines.client.read_package."""
     with package.open() as file:
         pipeline, *others = yaml.load_all(file, yaml.CSafeLoader)  # safe_load_all in C: a package has thousands of lines
     executors = pipeline["deploymentSpec"]["executors"]

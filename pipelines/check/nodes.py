@@ -20,9 +20,9 @@ FIELDS = ["cpu", "memory", GPU]
 
 
 def pools(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
-    """One finding for each pool that is as it should be, and one for each kind of pod that no node takes.
+    """One finding for each pool in order, and one for each kind of pod that fits no node.
 
-    Nodes count as they are without the pods of others, but for those of DaemonSets.
+    Nodes are considered empty except for DaemonSets.
     """
     core = CoreV1Api(cluster.client)
     nodes = read(core.list_node).items
@@ -37,11 +37,11 @@ def pools(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
         lacking = [found for pods, steps in wanted.items() if (found := _not_taken(pods, steps, members, free, unready))]
         yield from lacking
         if not lacking:
-            yield Finding("ok", f"pool {pool}", f"{len(members)} node{'s' * (len(members) > 1)}; each step finds one")
-        bare = [node.metadata.name for node in members if free[node.metadata.name][GPU] and not node.spec.taints]
-        if bare and any(pods.gpus for pods in wanted):
-            mend = f"kubectl taint node {' '.join(bare)} {GPU}=present:NoSchedule"
-            yield Finding("warn", f"pool {pool}", f"pods without GPUs may take the room on {', '.join(bare)}", mend)
+            yield Finding("ok", f"pool {pool}", f"{len(members)} node{'s' * (len(members) > 1)}; each step fits on one")
+        untainted = [node.metadata.name for node in members if free[node.metadata.name][GPU] and not node.spec.taints]
+        if untainted and any(pods.gpus for pods in wanted):
+            fix = f"kubectl taint node {' '.join(untainted)} {GPU}=present:NoSchedule"
+            yield Finding("warn", f"pool {pool}", f"pods without GPUs may occupy {', '.join(untainted)}", fix)
 
 
 def _no_node(needs: Needs, pool: str, nodes: list[Any], state: str) -> Finding:
@@ -65,12 +65,12 @@ def _no_node(needs: Needs, pool: str, nodes: list[Any], state: str) -> Finding:
 
 
 def _not_taken(pods: Pods, steps: list[str], members: list[Any], free: dict[str, dict[str, Any]], state: str) -> Finding | None:
-    """The finding where fewer nodes take such a pod than it needs: what the nearest of the others lacks."""
+    """The finding if such a pod fits on fewer nodes than it needs: what the nearest of the others lacks."""
     reasons = {node.metadata.name: _reasons(pods, node, free[node.metadata.name]) for node in members}
     taking = sum(not each for each in reasons.values())
     if taking >= pods.count:
         return None
-    words = f"{_few(steps)} ask{'s' * (len(steps) == 1)} for {in_words(pods)}"
+    words = f"{_few(steps)} request{'s' * (len(steps) == 1)} {in_words(pods)}"
     more = MAY_COME if state == "warn" else ""
     if pods.count > 1:
         words += f" on {pods.count} nodes, and {taking} {'has' if taking == 1 else 'have'} that"
@@ -81,7 +81,7 @@ def _not_taken(pods: Pods, steps: list[str], members: list[Any], free: dict[str,
 
 
 def _reasons(pods: Pods, node: Any, free: dict[str, Any]) -> list[tuple[str, str]]:
-    """Why the node does not take such a pod, each with the command that mends it."""
+    """Why such a pod does not fit on the node, each with the command that fixes it."""
     name, found = node.metadata.name, []
     ready = next((each.status for each in node.status.conditions or [] if each.type == "Ready"), "Unknown")
     if ready != "True":
@@ -103,10 +103,8 @@ def _reasons(pods: Pods, node: Any, free: dict[str, Any]) -> list[tuple[str, str
         elif free[field]:
             found.append((f"has {int(free[field])} of them", lower))
         else:
-            drivers = (
-                "install NVIDIA's GPU operator, or look at its device plugin: kubectl get pods -A -l app=nvidia-device-plugin-daemonset"
-            )
-            found.append(("shows no nvidia.com/gpu", drivers))
+            drivers = "install NVIDIA's GPU operator, or check its device plugin: kubectl get pods -A -l app=nvidia-device-plugin-daemonset"
+            found.append(("reports no nvidia.com/gpu", drivers))
     return found
 
 
@@ -137,8 +135,8 @@ def _is_autoscaled(cluster: Cluster) -> bool:
     return any(group.name == "karpenter.sh" for group in read(ApisApi(cluster.client).get_api_versions).groups)
 
 
-def _few(steps: list[str], most: int = 3) -> str:
-    return ", ".join(steps[:most]) + (f" and {len(steps) - most} more" if len(steps) > most else "")
+def _few(steps: list[str]) -> str:
+    return ", ".join(steps[:3]) + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
 
 
 def _readable(field: str, amount: Any) -> str:

@@ -1,4 +1,4 @@
-"""Findings on what pods refer to in the namespace of the runs."""
+"""Findings on the objects in the namespace of the runs to which pods refer."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ PULL_TYPES = ("kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg")
 
 
 def namespace(cluster: Cluster) -> Iterator[Finding]:
-    """That it is there, and which pods it takes."""
+    """Whether the namespace exists, and its Pod Security level."""
     name = cluster.namespace
     found = read(CoreV1Api(cluster.client).read_namespace, name)
     if found is None:
         yield Finding(
             "wrong",
             f"namespace {name}",
-            "there is none",
-            f"name the namespace of the runs with --namespace, or kubectl create namespace {name}",
+            "does not exist",
+            f"set the namespace of the runs with --namespace, or kubectl create namespace {name}",
         )
     elif found.status.phase != "Active":
         yield Finding("wrong", f"namespace {name}", "is being deleted", f"kubectl create namespace {name}, once it is gone")
     else:
         level = (found.metadata.labels or {}).get(ENFORCE)
-        more = ", which the steps' pods meet" if level == "restricted" else ""
+        more = ", which the steps' pods satisfy" if level == "restricted" else ""
         yield Finding("ok", f"namespace {name}", f"Pod Security {level or 'not enforced'}{more}")
 
 
 def account_of_runs(cluster: Cluster) -> str:
-    """The first of KFP's usual accounts that is in the namespace; the first of all where none is seen."""
+    """The first of KFP's usual accounts that is in the namespace; the first of all if none can be read."""
     core = CoreV1Api(cluster.client)
     with suppress(ApiException):
         return next((name for name in ACCOUNTS if read(core.read_namespaced_service_account, name, cluster.namespace)), ACCOUNTS[0])
@@ -46,51 +46,55 @@ def account_of_runs(cluster: Cluster) -> str:
 
 
 def account(cluster: Cluster, name: str) -> Iterator[Finding]:
-    """That the service account of the runs is there."""
+    """Whether the service account of the runs exists."""
     if read(CoreV1Api(cluster.client).read_namespaced_service_account, name, cluster.namespace):
-        yield Finding("ok", f"service account {name}", "is there")
+        yield Finding("ok", f"service account {name}", "exists")
     else:
         yield Finding(
             "wrong",
             f"service account {name}",
-            f"not in namespace {cluster.namespace}, where runs start as it; KFP makes it where it is installed, or with a profile",
-            "name the namespace of the runs with --namespace, or their account with --service-account",
+            f"not in namespace {cluster.namespace}; KFP creates it where it is installed, and in each profile",
+            "set the namespace of the runs with --namespace, or their account with --service-account",
         )
 
 
 def config_map(cluster: Cluster, name: str, keys: list[str]) -> Iterator[Finding]:
-    """That it is there with all keys, without which no pod starts."""
+    """Whether the config map exists with all keys; otherwise no pod starts."""
     found = read(CoreV1Api(cluster.client).read_namespaced_config_map, name, cluster.namespace)
     if found is None:
         if name == "dreamteacher-env":
-            mend = f"set the addresses in k8s/base/environment.yaml, then {APPLY.format(cluster.namespace)}"
+            fix = f"set the addresses in k8s/base/environment.yaml, then {APPLY.format(cluster.namespace)}"
         else:
-            mend = f"kubectl create configmap {name} -n {cluster.namespace} {_literals(keys)}"
-        yield Finding("wrong", f"config map {name}", f"not in namespace {cluster.namespace}; no step starts without it", mend)
+            fix = f"kubectl create configmap {name} -n {cluster.namespace} {_literals(keys)}"
+        yield Finding("wrong", f"config map {name}", f"not in namespace {cluster.namespace}; no step starts without it", fix)
         return
     missing = [key for key in keys if key not in (found.data or {})]
     if missing:
         patch = ", ".join(f'"{key}": "..."' for key in missing)
-        mend = f"kubectl patch configmap {name} -n {cluster.namespace} --type merge -p '{{\"data\": {{{patch}}}}}'"
-        yield Finding("wrong", f"config map {name}", f"lacks {', '.join(missing)}; no step starts without", mend)
+        fix = f"kubectl patch configmap {name} -n {cluster.namespace} --type merge -p '{{\"data\": {{{patch}}}}}'"
+        yield Finding("wrong", f"config map {name}", f"lacks {', '.join(missing)}; no step starts without", fix)
     else:
         yield Finding("ok", f"config map {name}", f"has {len(keys)} of {len(keys)} keys")
 
 
 def secret(cluster: Cluster, name: str, keys: list[str]) -> Iterator[Finding]:
-    """That it is there with all keys. A pod starts without; what the keys open then refuses it."""
+    """Whether the secret exists with all keys. A pod starts without it, but is then refused by the services."""
     what = f"secret {name}"
     found = read(CoreV1Api(cluster.client).read_namespaced_secret, name, cluster.namespace)
     create = f"kubectl create secret generic {name} -n {cluster.namespace} {_literals(keys)}"
     if found is None:
-        yield Finding("warn", what, f"not in namespace {cluster.namespace}; steps start without it, and have none of its rights", create)
+        yield Finding(
+            "warn", what, f"not in namespace {cluster.namespace}; steps start without it, but lack the access that it gives", create
+        )
         return
     again = f"kubectl delete secret {name} -n {cluster.namespace} && {create}"
     values = {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
     missing = [key for key in keys if key not in values]
     ragged = [key for key in keys if values.get(key, b"").strip() != values.get(key, b"")]
     if ragged:
-        yield Finding("wrong", what, f"{', '.join(ragged)} begins or ends with a space or a line end, as by `echo` without -n", again)
+        yield Finding(
+            "wrong", what, f"{', '.join(ragged)} begins or ends with white space, such as the newline of `echo` without -n", again
+        )
     if missing:
         yield Finding("warn", what, f"lacks {', '.join(missing)}", again)
     if not ragged and not missing:
@@ -98,25 +102,25 @@ def secret(cluster: Cluster, name: str, keys: list[str]) -> Iterator[Finding]:
 
 
 def pull_secret(cluster: Cluster, name: str) -> Iterator[Finding]:
-    """That it is there, and of a type that nodes pull by."""
+    """Whether the image pull secret exists, with a type that nodes can use."""
     login = "--docker-server=... --docker-username=... --docker-password=..."
     create = f"kubectl create secret docker-registry {name} -n {cluster.namespace} {login}"
     found = read(CoreV1Api(cluster.client).read_namespaced_secret, name, cluster.namespace)
     if found is None:
         yield Finding("wrong", f"image pull secret {name}", f"not in namespace {cluster.namespace}", create)
     elif found.type not in PULL_TYPES:
-        mend = f"kubectl delete secret {name} -n {cluster.namespace} && {create}"
-        yield Finding("wrong", f"image pull secret {name}", f"is of type {found.type}, by which no image is pulled", mend)
+        fix = f"kubectl delete secret {name} -n {cluster.namespace} && {create}"
+        yield Finding("wrong", f"image pull secret {name}", f"is of type {found.type}, which cannot be used to pull images", fix)
     else:
-        yield Finding("ok", f"image pull secret {name}", "is there")
+        yield Finding("ok", f"image pull secret {name}", "exists")
 
 
 def claim(cluster: Cluster, name: str) -> Iterator[Finding]:
-    """That the volume of the runs is bound, and pods of several nodes may write to it."""
+    """Whether the volume of the runs is bound, and writable from several nodes."""
     what, space = f"claim {name}", cluster.namespace
     found = read(CoreV1Api(cluster.client).read_namespaced_persistent_volume_claim, name, space)
     apply = APPLY.format(space)
-    anew = f"kubectl delete pvc {name} -n {space} (its checkpoints go with it), set a storage class in k8s/base/runs.yaml, then {apply}"
+    recreate = f"kubectl delete pvc {name} -n {space} (its checkpoints go with it), set a storage class in k8s/base/runs.yaml, then {apply}"
     if found is None:
         yield Finding(
             "wrong",
@@ -131,20 +135,20 @@ def claim(cluster: Cluster, name: str) -> Iterator[Finding]:
             "wrong", what, "is being deleted", f"kubectl delete pods that use it: kubectl describe pvc {name} -n {space}; then {apply}"
         )
     elif "ReadWriteMany" not in modes:
-        yield Finding("wrong", what, f"is {', '.join(modes)}; steps on several nodes need ReadWriteMany", anew)
+        yield Finding("wrong", what, f"is {', '.join(modes)}; steps on several nodes need ReadWriteMany", recreate)
     elif phase == "Bound":
         yield Finding("ok", what, f"bound, ReadWriteMany, {(found.status.capacity or {}).get('storage', 'size unknown')}")
     elif phase == "Lost":
-        yield Finding("wrong", what, f"its volume {found.spec.volume_name} is gone", anew)
+        yield Finding("wrong", what, f"its volume {found.spec.volume_name} is gone", recreate)
     elif class_name and _waits_for_a_pod(cluster, class_name):
-        yield Finding("ok", what, f"ReadWriteMany; storage class {class_name} makes its volume for the first pod")
+        yield Finding("ok", what, f"ReadWriteMany; storage class {class_name} creates its volume with the first pod")
     else:
-        of = f"storage class {class_name} has made no volume" if class_name else "no storage class, and no volume that fits"
-        yield Finding("wrong", what, f"not bound: {of} (kubectl describe pvc {name} -n {space} says why)", anew)
+        of = f"storage class {class_name} has created no volume" if class_name else "no storage class, and no volume that fits"
+        yield Finding("wrong", what, f"not bound: {of} (kubectl describe pvc {name} -n {space} says why)", recreate)
 
 
 def quotas(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
-    """That no quota of the namespace is smaller than a single step."""
+    """Whether each step alone fits the quotas of the namespace."""
     for quota in read(CoreV1Api(cluster.client).list_namespaced_resource_quota, cluster.namespace).items:
         low = {}
         for key, hard in (quota.spec.hard or {}).items():
@@ -152,7 +156,7 @@ def quotas(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
             if resource in ("cpu", "memory", GPU):
                 for pods, steps in needs.pods.items():
                     if parse_quantity(as_resources(pods).get(resource, "0")) * pods.count > parse_quantity(hard):
-                        low[key] = f"{key} = {hard} is less than {steps[0]} asks for"
+                        low[key] = f"{key} = {hard} is less than {steps[0]} requests"
         if low:
             yield Finding(
                 "wrong",
@@ -161,7 +165,7 @@ def quotas(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
                 f"kubectl edit quota {quota.metadata.name} -n {cluster.namespace}",
             )
         else:
-            yield Finding("ok", f"quota {quota.metadata.name}", "each step is below it")
+            yield Finding("ok", f"quota {quota.metadata.name}", "each step fits")
 
 
 def _waits_for_a_pod(cluster: Cluster, name: str) -> bool:

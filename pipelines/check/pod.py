@@ -99,11 +99,11 @@ def trial(cluster: Cluster, needs: Needs, account: str, wait: int) -> Iterator[F
         log = read(core.read_namespaced_pod_log, name, cluster.namespace) or ""
     finally:
         read(core.delete_namespaced_pod, name, cluster.namespace, grace_period_seconds=0)
-    told = [found for line in log.splitlines() if (found := _parsed(line))]
-    if not told:
+    answers = [found for line in log.splitlines() if (found := _parsed(line))]
+    if not answers:
         words = f"runs no Python: {_end_of(log or why or 'its log is empty')}"
-        yield Finding("wrong", f"image {needs.image}", words, "build it by docker/Dockerfile")
-    for each in told:
+        yield Finding("wrong", f"image {needs.image}", words, "build it with docker/Dockerfile")
+    for each in answers:
         yield finding(each, cluster, needs)
 
 
@@ -125,7 +125,7 @@ def _wait(core: CoreV1Api, namespace: str, name: str, wait: int) -> Any:
     while True:
         pod = read(core.read_namespaced_pod, name, namespace)
         if pod is None:
-            return Finding("wrong", "trial pod", "was deleted by another", events)
+            return Finding("wrong", "trial pod", "was deleted by somebody else", events)
         states = [status.state for status in pod.status.container_statuses or []]
         if any(state.terminated for state in states):
             return pod
@@ -148,10 +148,10 @@ def _does_not_start(image: str, waiting: Any, namespace: str) -> Finding:
     text = _end_of(waiting.message or "")
     if "Image" in waiting.reason:
         login = "--docker-server=... --docker-username=... --docker-password=..."
-        mend = (
+        fix = (
             f"push it, or name in resources.yaml, image_pull_secrets: kubectl create secret docker-registry regcred -n {namespace} {login}"
         )
-        return Finding("wrong", f"image {image}", f"cannot be pulled: {waiting.reason} {text}", mend)
+        return Finding("wrong", f"image {image}", f"cannot be pulled: {waiting.reason} {text}", fix)
     if "non-root" in text or "runAsNonRoot" in text:
         words = f"runs as root or as a user without a number, which runAsNonRoot forbids: {text}"
         return Finding("wrong", f"image {image}", words, "end its Dockerfile with USER 65532:0")

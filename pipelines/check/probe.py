@@ -17,19 +17,19 @@ from typing import Any
 TIMEOUT = 10  # seconds
 
 
-def tell(about: str, error: str = "", **facts: Any) -> None:
-    """`error`: a word for the kind of trouble; "" where there is none."""
+def report(about: str, error: str = "", **facts: Any) -> None:
+    """Print one result as JSON. `error`: what is wrong, in a word or two; "" if nothing."""
     print(json.dumps({"about": about, "error": error, **facts}), flush=True)
 
 
 def image() -> None:
     """The packages that each step imports."""
     missing = [name for name in ("dreamteacher", "kfp") if importlib.util.find_spec(name) is None]
-    tell("image", "missing" if missing else "", packages=missing)
+    report("image", "missing" if missing else "", packages=missing)
 
 
 def volume(mount: str) -> None:
-    """Whether a folder can be made in `mount` and a file written, there and in the folders of earlier runs."""
+    """Whether a folder can be created in `mount` and a file written, there and in the folders of earlier runs."""
     user: dict[str, Any] = {"uid": os.getuid(), "groups": sorted({os.getgid(), *os.getgroups()})}
     try:
         found = Path(mount).stat()
@@ -39,17 +39,17 @@ def volume(mount: str) -> None:
         space = os.statvfs(mount)
         locked = [each.name for each in os.scandir(mount) if each.is_dir() and not os.access(each.path, os.W_OK | os.X_OK)]
         locked = [name for name in locked if name != "lost+found"]
-        tell("volume", locked=sorted(locked)[:3], free=space.f_bavail * space.f_frsize, **user)
+        report("volume", locked=sorted(locked)[:3], free=space.f_bavail * space.f_frsize, **user)
     except OSError as error:
-        tell("volume", error.strerror or type(error).__name__, **user)
+        report("volume", error.strerror or type(error).__name__, **user)
 
 
 def mlflow(address: str) -> None:
-    """Whether the tracking server answers a question, by the name and the credentials that steps use."""
+    """Whether the tracking server answers, at the address and with the credentials of the steps."""
     parts = urllib.parse.urlsplit(address)
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2])
     if parts.scheme not in ("http", "https"):
-        tell("mlflow", address=shown.geturl(), skipped=True)
+        report("mlflow", address=shown.geturl(), skipped=True)
         return
     request = urllib.request.Request(f"{shown.geturl().rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1")
     user = urllib.parse.unquote(parts.username or "") or os.environ.get("MLFLOW_TRACKING_USERNAME")
@@ -61,18 +61,18 @@ def mlflow(address: str) -> None:
     error, status, body = answer(request)
     if not error and status == 200 and "html" in body[:200].lower():
         error = "a page, and not the API of MLflow"
-    tell("mlflow", error or ("" if status == 200 else f"{status} {' '.join(body.split())[:100]}"), address=shown.geturl(), status=status)
+    report("mlflow", error or ("" if status == 200 else f"{status} {' '.join(body.split())[:100]}"), address=shown.geturl(), status=status)
 
 
 def s3(address: str, bucket: str) -> None:
-    """Whether the store takes the keys, and has the bucket of the results (if one is named)."""
+    """Whether the store accepts the credentials and has the bucket of the results (if one is named)."""
     try:
         from botocore.client import Config
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
         from botocore.session import get_session
     except ImportError:
         error, status, _ = answer(urllib.request.Request(address))
-        tell("s3", error, address=address, status=status)
+        report("s3", error, address=address, status=status)
         return
     settings = Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries={"max_attempts": 0}, s3={"addressing_style": "path"})
     try:
@@ -81,19 +81,19 @@ def s3(address: str, bucket: str) -> None:
             client.head_bucket(Bucket=bucket)
         else:
             client.list_buckets()
-        tell("s3", address=address, bucket=bucket)
+        report("s3", address=address, bucket=bucket)
     except NoCredentialsError:
-        tell("s3", "no keys", address=address)
+        report("s3", "no keys", address=address)
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         refused = code in ("403", "AccessDenied") and not bucket  # keys for one bucket need not list all
-        tell("s3", "" if refused else code, address=address, bucket=bucket)
+        report("s3", "" if refused else code, address=address, bucket=bucket)
     except (BotoCoreError, ValueError) as error:
-        tell("s3", " ".join(str(error).split())[:150], address=address)
+        report("s3", " ".join(str(error).split())[:150], address=address)
 
 
 def answer(request: urllib.request.Request) -> tuple[str, int, str]:
-    """(what hindered an answer, its status, the beginning of its text)."""
+    """(connection error or "", HTTP status, beginning of the body)."""
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as found:
             return "", found.status, found.read(2000).decode(errors="replace")
@@ -104,7 +104,7 @@ def answer(request: urllib.request.Request) -> tuple[str, int, str]:
 
 
 def main() -> None:
-    """Look at all that the environment names."""
+    """Run all probes that the environment configures."""
     environment = os.environ
     image()
     if mount := environment.get("DREAMTEACHER_RUNS"):

@@ -17,12 +17,12 @@ from typing import Any
 from dreamteacher.errors import Interrupted, UserError, resource_errors_in_one_line
 from dreamteacher.graph import STAGES, TOOLS
 from dreamteacher.serving.commands import add_commands
-from dreamteacher.settings.presets import NAMED
+from dreamteacher.settings.presets import PRESETS
 from dreamteacher.stage_commands import add_stage_options, run_stage
 from dreamteacher.teachers.commands import add_commands as add_teacher_commands
 
-AFTER = {"ingest": "assess", "train-teacher": "tune"}  # stage -> the tool that is of use once it is done
-IN_ORDER_OF_USE = [name for stage in STAGES for name in (stage, AFTER.get(stage)) if name]
+TOOL_AFTER = {"ingest": "assess", "train-teacher": "tune"}  # stage -> the tool that uses its output
+IN_ORDER_OF_USE = [name for stage in STAGES for name in (stage, TOOL_AFTER.get(stage)) if name]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     escape_unprintable()
     if arguments[:1] == ["pipelines"]:  # it has its own parser, also for `--help`
         return import_module("pipelines.__main__").main(arguments[1:], "dreamteacher pipelines")
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     _log_to_stderr()
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -45,17 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(stop, file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
-        print("stopped; start the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # of `dreamteacher params | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     finally:
-        signal.signal(signal.SIGTERM, before)  # while Python ends, an exception of ours would be a traceback
+        signal.signal(signal.SIGTERM, before)  # an exception from our handler during interpreter shutdown would print a traceback
 
 
 def escape_unprintable() -> None:
-    """Make stdout escape what the locale lacks, as stderr does: file names may be no text, and class names of any script."""
+    """Make stdout escape characters that the locale lacks, as stderr does: file names may be undecodable, class names in any script."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -148,11 +148,14 @@ def _run_params(options: argparse.Namespace) -> int:
 def _add_init(init: argparse.ArgumentParser) -> None:
     init.add_argument("folder", type=Path, metavar="FOLDER", help="the project's folder; created if missing")
     init.add_argument("--source", required=True, metavar="PICTURES", help="folder, list file or shards (path or URL)")
-    init.add_argument("--preset", choices=list(NAMED), default="demo", help="of the settings (default: %(default)s); see docs/recipes.md")
+    init.add_argument(
+        "--preset", choices=list(PRESETS), default="demo", help="preset of the settings (default: %(default)s); see docs/recipes.md"
+    )
     init.add_argument("--hours", type=_hours, help="time budget for the whole chain on this machine (default: 1 on CPU, 8 on GPU)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run`, a function that takes the options and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="dreamteacher", description="From unlabelled pictures and a few labels to a pretrained, fine-tuned and served image backbone."
     )
@@ -164,7 +167,9 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     def add_params(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="settings (default: %(default)s)")
+        command.add_argument(
+            "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="settings file (default: %(default)s)"
+        )
         command.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a setting, such as distill.T=250; repeatable")
 
     # In the order of use, in which `dreamteacher --help` lists them.
@@ -172,28 +177,33 @@ def _parser() -> argparse.ArgumentParser:
     _add_init(add("init", _run_init, "create a project for your pictures"))
     show = add("params", _run_params, "print the resolved settings")
     add_params(show)
-    show.add_argument("--markdown", action="store_true", help="print all settings as the table of the documentation")
+    show.add_argument("--markdown", action="store_true", help="print all settings as a Markdown table, that of docs/parameters.md")
     for name in IN_ORDER_OF_USE:
         stage = (STAGES | TOOLS)[name]
         command = add(name, run_stage, stage.help)
         add_params(command)
         add_stage_options(command, stage)
-    repro = add("repro", _run_repro, "bring the project up to date like `dvc repro`, with independent stages in parallel")
-    repro.add_argument("--jobs", type=_count, metavar="N", help="stages in parallel; default: as cores and memory allow, 1 with a GPU")
-    add("sync", _run_sync, "send the records that MLflow could not store before")
+    repro = add("repro", _run_repro, "run what has changed, like `dvc repro`, with independent stages in parallel")
+    repro.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="maximum number of stages in parallel (default: as cores and memory allow; 1 with a GPU)",
+    )
+    add("sync", _run_sync, "send the records that MLflow could not store earlier")
     _add_serving(add)
-    promote = add("promote", _run_promote, "make a registered version champion")
-    promote.add_argument("--version", metavar="N", help="default: the challenger, which publish registered")
+    promote = add("promote", _run_promote, "make a registered version the champion")
+    promote.add_argument("--version", metavar="N", help="version to promote (default: the challenger, which publish registered)")
     promote.add_argument(
         "--artifacts",
         type=Path,
         default=Path("artifacts"),
         metavar="FOLDER",
-        help="artifacts of the chain that made it (default: %(default)s)",
+        help="outputs of the run that made the version (default: %(default)s)",
     )
     rollback = add("rollback", _run_rollback, "swap champion and previous")
     for command in (promote, rollback):
-        command.add_argument("name", nargs="?", help="name of the registered model; default: publish.name in params.yaml")
+        command.add_argument("name", nargs="?", help="registered model (default: publish.name in params.yaml)")
     add_commands(add)
     add_teacher_commands(add)
     commands.add_parser("pipelines", help="run all stages locally or on Kubeflow, like `python -m pipelines`", add_help=False)
@@ -202,22 +212,28 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_serving(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
     serve = add("serve", _run_serve, "start a local Triton on a published repository")
-    serve.add_argument("repository", type=Path, nargs="?", default=Path("artifacts/triton/local"), help="default: %(default)s")
-    serve.add_argument("--http-port", type=int, help="default: a free one")
-    serve.add_argument("--grpc-port", type=int, help="default: a free one")
+    serve.add_argument(
+        "repository", type=Path, nargs="?", default=Path("artifacts/triton/local"), help="model repository (default: %(default)s)"
+    )
+    serve.add_argument("--http-port", type=int, metavar="PORT", help="default: a free port")
+    serve.add_argument("--grpc-port", type=int, metavar="PORT", help="default: a free port")
     predict = add("predict", _run_predict, "send pictures to a served model")
     of_images = "file, folder (recursive) or glob pattern, such as 'shots/**/*.jpg'"
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=of_images)
     predict.add_argument("--url", required=True, help="HOST:PORT of the server, as printed by `dreamteacher serve`")
-    predict.add_argument("--model", default="dreamteacher", help="name in the model repository (default: %(default)s)")
-    predict.add_argument("--out", type=Path, metavar="FOLDER", help="folder for overlays and features; default: only print the prediction")
-    predict.add_argument("--protocol", choices=("http", "grpc"), default="http", help="default: %(default)s")
-    predict.add_argument("--features", action="store_true", help="write the backbone's features as well")
-    predict.add_argument("--batch", type=_count, default=1, metavar="N", help="pictures per request (default: %(default)s)")
+    predict.add_argument("--model", default="dreamteacher", help="model name, publish.name of its settings (default: %(default)s)")
+    predict.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write masks, overlays and features to this folder (default: only print)"
+    )
+    predict.add_argument(
+        "--protocol", choices=("http", "grpc"), default="http", help="protocol of the port in --url (default: %(default)s)"
+    )
+    predict.add_argument("--features", action="store_true", help="also write the backbone's features to --out")
+    predict.add_argument("--batch", type=_positive, default=1, metavar="N", help="pictures per request (default: %(default)s)")
     predict.add_argument("--format", choices=("text", "jsonl", "csv"), default="text", help="output format (default: %(default)s)")
 
 
-def _count(text: str) -> int:
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
@@ -235,7 +251,7 @@ def _hours(text: str) -> float:
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     """Handle SIGTERM outside training, where stopping at once loses nothing; training's own handler saves a checkpoint first."""
-    print("stopped; start the same command again to go on", file=sys.stderr)
+    print("stopped; run the same command again to resume", file=sys.stderr)
     raise SystemExit(128 + signum)
 
 

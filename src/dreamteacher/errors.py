@@ -22,7 +22,7 @@ class Interrupted(Exception):
     """
 
     def __init__(self, signum: int, step: int, unsaved: str = ""):
-        then = f", which is not saved: {unsaved}" if unsaved else "; start the same command again to resume"
+        then = f", which is not saved: {unsaved}" if unsaved else "; run the same command again to resume"
         super().__init__(f"stopped by signal {signum} at step {step}{then}")
         self.signum = signum
         self.step = step
@@ -160,8 +160,8 @@ def _disk_trouble(error: Exception) -> str | None:
     "No such file" is about an output only if a folder or file was being created, as below /proc; otherwise an input is missing.
     """
     advice = {
-        errno.ENOSPC: "free some space and start the same command again: it resumes",
-        errno.EDQUOT: "free some of the quota and start the same command again: it resumes",
+        errno.ENOSPC: "free some space and run the same command again: it resumes",
+        errno.EDQUOT: "free some of the quota and run the same command again: it resumes",
         errno.EACCES: "grant the permission or name another folder",
         errno.EPERM: "grant the permission or name another folder",
         errno.EROFS: "name a folder on a writable file system",

@@ -133,7 +133,7 @@ def share(folder: Path) -> None:
     allowed = stat.S_IMODE(new.stat().st_mode)
     new.unlink()
     for path in folder.rglob("*"):
-        mode = path.lstat().st_mode  # what a link leads to may be of somebody else
+        mode = path.lstat().st_mode  # the target of a link may belong to somebody else
         if stat.S_ISREG(mode) and mode | allowed != mode:
             path.chmod(stat.S_IMODE(mode) | allowed)
 

@@ -26,7 +26,7 @@ def locked(tmp: Path) -> Iterator[None]:
     try:
         tmp.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # what /proc and its like say
-        raise UserError(f"no folder can be made in {tmp.parent}; name another --out") from error
+        raise UserError(f"no folder can be created in {tmp.parent}; name another --out") from error
     with lock(tmp / LOCK) as mine:
         if not mine:
             raise UserError(f"another process is writing {tmp}; wait for it to end, or name another --out")
@@ -50,7 +50,7 @@ def in_turn(checkpoints: Path) -> Iterator[None]:
     """Lock `checkpoints`, which two steps share if they compute the same for different outputs; the second waits for the first."""
 
     def say() -> None:
-        log.info("another process computes the same; waiting for %s", checkpoints)
+        log.info("another process computes the same result; waiting for %s", checkpoints)
 
     while True:
         checkpoints.mkdir(parents=True, exist_ok=True)

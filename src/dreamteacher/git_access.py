@@ -50,7 +50,7 @@ def with_token(url: str, scratch: Path) -> dict[str, str]:
     token, scope = os.environ.get("GIT_TOKEN"), _scope()
     if token and not scope and url.lower().startswith("https://"):
         raise UserError(
-            "GIT_TOKEN is set, but not for which host; set GIT_HOST beside it (in the secret dreamteacher-git), "
+            "GIT_TOKEN is set without GIT_HOST, the host to send it to; set GIT_HOST too (in the secret dreamteacher-git), "
             "such as git.example.org or https://git.example.org/team"
         )
     if token and scope:
@@ -79,5 +79,5 @@ def _scope() -> str:
     scope = host if "://" in host else f"https://{host}"
     if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]+)?(/[\w.~/-]*)?", scope):
         shown = without_password(host)
-        raise UserError(f"GIT_HOST = {shown}: write a host or the beginning of an https address, such as https://git.example.org/team")
+        raise UserError(f"GIT_HOST = {shown} is not a host or the beginning of an https URL, such as https://git.example.org/team")
     return scope

@@ -27,7 +27,7 @@ def api_client() -> ApiClient:
         from kubernetes import config
         from kubernetes.client import ApiClient
     except ModuleNotFoundError as error:
-        raise UserError("Kubernetes' client is not installed here; pip install 'dreamteacher[pipelines]'") from error
+        raise UserError("the Kubernetes client is not installed; run pip install 'dreamteacher[pipelines]'") from error
 
     try:
         config.load_kube_config()
@@ -51,7 +51,7 @@ def patiently(call: Callable[[], Any], poll: float) -> Any:
         except (ApiException, HTTPError) as error:
             if (isinstance(error, ApiException) and error.status < 500 and error.status != 429) or time.monotonic() > end:
                 return refusals("watch the TrainJob", call)
-            log.warning("the Kubernetes API does not answer; asked again in %g s", poll)
+            log.warning("the Kubernetes API does not answer; next try in %g s", poll)
             time.sleep(poll)
 
 

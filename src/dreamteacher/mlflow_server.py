@@ -223,7 +223,7 @@ def has_run(client: MlflowClient, run: str) -> bool:
 def download(client: MlflowClient, run: str, path: str, folder: Path) -> Path:
     """Download `path` of the artifacts of `run` into `folder`; returns its place there.
 
-    The client's method of that name says the same of whatever fails: that the path may be wrong.
+    The client's method of that name reports every failure as a possibly wrong path.
 
     Raises:
         UserError: `folder` has no room for it.
@@ -238,7 +238,9 @@ def download(client: MlflowClient, run: str, path: str, folder: Path) -> Path:
         why, outage = reason(error)
         if outage or not is_disk_full(error):
             raise
-        raise UserError(f"{folder.parent} has no room for {path} of MLflow's run {run} ({why}); free some space and start again") from error
+        raise UserError(
+            f"{folder.parent} has no room for {path} of MLflow's run {run} ({why}); free some space and run the command again"
+        ) from error
 
 
 def _upload(client: MlflowClient, run: str, path: Path, folder: str) -> None:

@@ -33,5 +33,5 @@ def load(path: Path) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; run `dreamteacher export-onnx` first") from error
     except Exception as error:  # protobuf and the checker raise classes of their own
-        raise UserError(f"{path} is no valid ONNX file ({first_line(error)}); export it again") from error
+        raise UserError(f"{path} is not a valid ONNX file ({first_line(error)}); export it again") from error
     return model

@@ -89,7 +89,7 @@ def wait_minutes() -> float:
     except ValueError:
         minutes = -1.0
     if not 0 <= minutes < float("inf"):
-        raise UserError(f"{MINUTES} = {text} is no number of minutes; write one from 0 (do not wait) on")
+        raise UserError(f"{MINUTES} = {text} is not a number of minutes; set 0 (no retries) or more")
     return minutes
 
 

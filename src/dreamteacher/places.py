@@ -71,7 +71,7 @@ def inside(folder: Path, name: str | Path, what: str) -> Path:
     led_to = place.resolve()
     if not led_to.is_relative_to(folder.resolve()) and not _CACHED.search(str(led_to)):
         led = f"is a link to {led_to}" if place.is_symlink() else f"leads to {led_to}"
-        raise UserError(f"{what} {led}, out of the project; keep it inside, or copy there what it names")
+        raise UserError(f"{what} {led}, out of the project; move it inside, or copy its target there")
     return place
 
 
@@ -85,7 +85,7 @@ def put(outputs: list[Path], places: list[Place], folder: Path) -> dict[str, Pat
     for output in outputs:
         place = next((place for place in places if place.ours and place.holds(output)), None)
         if place is None:
-            raise UserError(f"{output} is of no stage of dvc.yaml; record a run whose settings are those of its params.yaml")
+            raise UserError(f"{output} belongs to no stage of dvc.yaml; record a run with the settings of its params.yaml")
         target = inside(folder, place.out, f"dvc.yaml: {place.out} of stage {place.stage}")
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(output, target)

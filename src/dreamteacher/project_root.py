@@ -35,5 +35,5 @@ def refuse_subfolder() -> None:
     for folder in here.parents:
         if (folder / "params.yaml").exists() and (folder / "dvc.yaml").exists():
             raise UserError(
-                f"{here} lies in a project and has no params.yaml of its own; start from the project: cd {shlex.quote(str(folder))}"
+                f"{here} lies in a project and has no params.yaml of its own; change to the project: cd {shlex.quote(str(folder))}"
             )

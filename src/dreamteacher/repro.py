@@ -35,9 +35,9 @@ from dreamteacher.locks import lock
 from dreamteacher.tracking import is_sent_later, sync
 
 log = logging.getLogger(__name__)
-MEMORY = 2 << 30  # memory of a stage of the demo, bytes
+STAGE_MEMORY = 2 << 30  # of a stage of the demo, bytes
 LOCK = ".dvc/tmp/dreamteacher-repro.lock"
-MOST = 4  # default maximum of parallel stages
+MAX_JOBS = 4  # default maximum of parallel stages
 
 
 def repro(jobs: int | None = None) -> int:
@@ -71,10 +71,10 @@ def repro(jobs: int | None = None) -> int:
 
 
 def default_jobs() -> int:
-    """How many stages this machine can run at a time."""
+    """How many stages this machine can run in parallel."""
     if Path("/dev/nvidiactl").exists():
         return 1
-    return max(1, min(cores(), MOST, int(min(psutil.virtual_memory().available, memory_limit())) // MEMORY))
+    return max(1, min(cores(), MAX_JOBS, int(min(psutil.virtual_memory().available, memory_limit())) // STAGE_MEMORY))
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _alone() -> Iterator[None]:
     Raises:
         UserError: another `dreamteacher repro` runs in it.
     """
-    if not Path(".dvc").is_dir():  # no project, as `_outdated` says
+    if not Path(".dvc").is_dir():  # not a project; `_outdated` refuses it
         yield
         return
     Path(LOCK).parent.mkdir(exist_ok=True)
@@ -113,7 +113,7 @@ def _outdated() -> dict[str, set[str]]:
                     plan[stage.addressing] = needs & plan.keys()
     except NotDvcRepoError as error:
         raise UserError(
-            f"{Path.cwd()} is no project; start in a project's folder, or make one: dreamteacher init FOLDER --source PICTURES"
+            f"{Path.cwd()} is not a project; change to one, or create one: `dreamteacher init FOLDER --source PICTURES`"
         ) from error
     except LockError as error:
         raise UserError(
@@ -170,8 +170,8 @@ def _run(plan: Mapping[str, Collection[str]], jobs: int) -> int:
 
 
 def _slow_imports(plan: Collection[str]) -> list[str]:
-    """Modules that the stages of `plan` need and that take seconds to import; none where no stage is called like one that trains, or the
-    command is that of another environment."""
+    """Modules to import before forking, since they take seconds; none if no stage of `plan` trains, or if `dreamteacher` on PATH belongs to
+    another environment."""
     names = {stage.partition("@")[0] for stage in plan} & {name for name, stage in STAGES.items() if stage.trains}
     return forks.MODULES if names and _is_ours("dreamteacher", os.environ.get("PATH")) else []
 
@@ -182,14 +182,14 @@ def _is_ours(command: str, path: str | None) -> bool:
 
 def _import(modules: list[str], go_on: Callable[[], bool]) -> None:
     """Import `modules` while `go_on()`."""
-    given = os.environ.get("OMP_NUM_THREADS")
+    before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # numpy's BLAS fixes its thread count at import; stages share the cores
     for name in modules:
         if go_on():
             importlib.import_module(name)
     del os.environ["OMP_NUM_THREADS"]
-    if given is not None:
-        os.environ["OMP_NUM_THREADS"] = given
+    if before is not None:
+        os.environ["OMP_NUM_THREADS"] = before
 
 
 def _reproduce(stage: str, threads: int) -> None:
@@ -210,19 +210,19 @@ def _reproduce(stage: str, threads: int) -> None:
 
 
 def _fork_or(run_by_dvc: Callable[..., None]) -> Callable[..., None]:
-    """Replacement of `run_by_dvc`, which starts a command in a shell: fork if it is one of ours and needs no shell."""
+    """Replacement of `run_by_dvc`, which runs a command in a shell: commands of `dreamteacher` that need no shell run in a fork."""
 
-    def run(executable: str, command: str, **given: Any) -> None:
+    def run(executable: str, command: str, **options: Any) -> None:
         from dvc.stage.exceptions import StageCmdFailedError
 
         name, *words = shlex.split(command)
-        ours = name == "dreamteacher" and _is_ours(name, given["env"].get("PATH"))
+        ours = name == "dreamteacher" and _is_ours(name, options["env"].get("PATH"))
         if not ours or not re.fullmatch(r"[\w\s./=@:,-]+", command):
-            run_by_dvc(executable, command, **given)
+            run_by_dvc(executable, command, **options)
             return
-        process = multiprocessing.get_context("fork").Process(target=_run_stage, args=(words, given["cwd"], given["env"]))
+        process = multiprocessing.get_context("fork").Process(target=_run_stage, args=(words, options["cwd"], options["env"]))
         process.start()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as DVC does: the command ends by itself first
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as DVC does: the command handles Ctrl-C and ends first
         try:
             process.join()
         finally:

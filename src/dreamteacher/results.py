@@ -1,4 +1,4 @@
-"""A shared store of stage results, for `dvc repro` on a laptop and runs on a cluster, whatever their image.
+"""A shared store of stage results, for `dvc repro` on a laptop and runs on a cluster, with any image.
 
 The key of a result is the stage's digest (settings and inputs), the code of this package, and the versions of the packages that affect
 results. It is stored at STAGE/KEY: `result/`, the stage's output, and `made.json`, which is written last and names the run that made it.

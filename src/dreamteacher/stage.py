@@ -119,7 +119,7 @@ def _refuse_to_replace(out: Path, inputs: dict[str, Path]) -> None:
     place = out.resolve()
     for path in inputs.values():
         if place in (path.resolve(), *path.resolve().parents):
-            raise UserError(f"--out {out} is or holds {path}, which is read, and would be replaced; name another folder")
+            raise UserError(f"--out {out} is or contains the input {path}, which would be overwritten; name another folder")
 
 
 def _title(name: str, params: dict[str, Any]) -> str:
@@ -137,7 +137,7 @@ def _take(stage: Stage, digest: str) -> str | None:
             stage.done = True
             return made
     except UserError as error:
-        log.warning("%s: the result in the store is damaged, and computed again (%s)", stage.title, error)
+        log.warning("%s: the result in the store is damaged and is computed again (%s)", stage.title, error)
         results.forget(stage.name, digest)
     empty(stage.tmp)
     results.nothing_to_take()
@@ -228,10 +228,10 @@ def _is_complete(out: Path, digest: str) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / RECORD).is_file():
-        raise UserError(f"{out} holds files that no stage recorded; name another --out, or give --overwrite to replace them")
+        raise UserError(f"{out} holds files that no stage recorded; name another --out, or pass --overwrite to replace them")
     record = read_stage(out)
     if record["digest"] != digest:
-        raise UserError(f"{out} holds the result of other settings or inputs; name another --out, or give --overwrite to replace it")
+        raise UserError(f"{out} holds the result of other settings or inputs; name another --out, or pass --overwrite to replace it")
     return True
 
 

@@ -12,11 +12,27 @@ from typing import Any
 from dreamteacher.errors import UserError
 from dreamteacher.graph import STAGES, TOOLS, StageCommand
 
+_PATH_HELP = {  # help of the options with a default path
+    "data": "data set, made by ingest",
+    "teacher": "teacher, made by train-teacher",
+    "interpreter": "feature interpreter, made by train-interpreter",
+    "features": "backbone and neck, made by distill-features",
+    "teachers": "folder of all teachers",
+    "backbones": "folder of all backbones",
+    "finetuned": "fine-tuned model; for evaluate the folder of all",
+    "onnx": "ONNX files, made by export-onnx",
+    "evaluation": "made by evaluate",
+    "artifacts": "folder of the outputs of all stages",
+    "metrics": "JSON file to write the metrics to",
+    "plots": "folder to write the plots to",
+    "out": "output folder",
+}
+
 
 def add_stage_options(command: argparse.ArgumentParser, stage: StageCommand) -> None:
     """Add the options of a stage to a parser."""
     for option, setting in stage.named.items():
-        command.add_argument(f"--{option}", metavar="NAME", help=f"one of {setting} in the settings; default: the only one")
+        command.add_argument(f"--{option}", metavar="NAME", help=f"one of `{setting}` in the settings; default: the only one")
     for option, setting in stage.settings.items():
         command.add_argument(f"--{option}", metavar="NUMBER", help=f"short for --set {setting}=NUMBER")
     if stage.seed:
@@ -24,7 +40,9 @@ def add_stage_options(command: argparse.ArgumentParser, stage: StageCommand) -> 
     for option, text in stage.optional.items():
         command.add_argument(f"--{option}", metavar="PATH", help=text)
     for option, default in {**stage.inputs, "out": stage.out}.items():
-        command.add_argument(f"--{option}", type=Path, metavar="PATH", help=f"default: {default}")
+        command.add_argument(
+            f"--{option}", type=Path, metavar="PATH", help=f"{_PATH_HELP[option]} (default: {default.replace('params.', '')})"
+        )
     command.add_argument("--overwrite", action="store_true", help="replace the content of --out")
     command.add_argument("--sections", action="store_true", help=argparse.SUPPRESS)  # used by pipeline steps: settings.file.read_sections
 
@@ -83,7 +101,7 @@ def _only(name: str, setting: str, params: Any) -> str:
     group, _, key = setting.partition(".")
     names = list(getattr(getattr(params, group), key) if key else getattr(params, group))
     if len(names) != 1:
-        raise UserError(f"which one? {setting} has {', '.join(names) or 'nothing'}: give --{name}")
+        raise UserError(f"{setting} has {', '.join(names) or 'no entry'}; choose one with --{name}")
     return str(names[0])
 
 
@@ -98,7 +116,7 @@ def _resolve(params: Any, stage: str, names: dict[str, Any]) -> tuple[Any, dict[
         wanted, found = (STAGES | TOOLS)[stage].named["recipe"], kinds[names["recipe"] in params.label_recipes]
         resolved = recipes.of_recipe(params, names["recipe"])
         if wanted != found:
-            raise UserError(f"{stage} is for {wanted}, and {names['recipe']!r} is one of {found}")
+            raise UserError(f"{stage} takes a name from {wanted}, but {names['recipe']!r} is one of {found}")
         features = recipes.base_of(params, names["recipe"])
         return resolved, {"features": features, "teacher": params.recipes[features].teacher}
     return (recipes.of_init(params, names["init"]), {}) if "init" in names else (params, {})

@@ -85,7 +85,7 @@ def how_run_ended(state: str, done: dict[str, str]) -> tuple[str, bool]:
     """How a run ended, in words, and whether the run's folder may go: KFP calls it a success, or no external effect is missing.
 
     KFP 2.17's server updates the state of a group of steps only when a pod of one of its steps ends. So the steps may have succeeded and
-    still be called RUNNING: if a group's last step came from the cache, a loop had no items, or a condition did not hold; or FAILED: if one
+    still be called RUNNING: if a group's last step came from the cache, a loop had no items, or a condition was false; or FAILED: if one
     was retried besides. A killed pod, too, leaves RUNNING. Then the effects decide.
 
     Args:

@@ -50,7 +50,7 @@ class Tracker:
         self._curves = set[str]()
 
     def metrics(self, values: dict[str, float], step: int | None = None) -> None:
-        """Record metrics with their optimiser step, or final ones without; a final one of which there is a curve is its last point."""
+        """Record metrics with their optimiser step, or final ones without; a final value is skipped if the metric has a curve."""
         if step is None:
             values = {name: value for name, value in values.items() if name not in self._curves}
         else:
@@ -100,7 +100,7 @@ class Tracker:
         except Exception as error:
             if not self._warned:
                 log.warning(
-                    "%s; the stage goes on, its records stay in %s: `dreamteacher sync` sends them",
+                    "%s; the stage continues, its records stay in %s until `dreamteacher sync` sends them",
                     _why(error, self._journal),
                     self._journal,
                 )
@@ -253,7 +253,7 @@ def _send(journal: Path) -> None:
     records = _records(journal)
     with _first_alone():
         client = client_of(_place_of(journal))
-    if cursor["run"] and not has_run(client, cursor["run"]):  # another server than before, which has no records yet
+    if cursor["run"] and not has_run(client, cursor["run"]):  # a different server, which has no records yet
         cursor = nothing
     while unsent := records[cursor["sent"] :]:
         record = unsent[0]
@@ -295,7 +295,7 @@ def _drop_torn_line(journal: Path) -> None:
     """Remove the incomplete last line of a killed process, before appending."""
     path = journal / RECORDS
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
-        os.truncate(path, text.rfind(b"\n") + 1)  # needs no room, unlike writing the file again
+        os.truncate(path, text.rfind(b"\n") + 1)  # needs no disk space, unlike rewriting the file
 
 
 def _key(name: str) -> str:
@@ -304,7 +304,7 @@ def _key(name: str) -> str:
 
 
 def _why(error: Exception, journal: Path) -> str:
-    return without_password(f"MLflow at {_place_of(journal)} does not take the records ({reason(error)[0]})")
+    return without_password(f"MLflow at {_place_of(journal)} does not accept the records ({reason(error)[0]})")
 
 
 def _now() -> int:

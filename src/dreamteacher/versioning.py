@@ -1,9 +1,9 @@
-"""git and DVC on a machine that has neither checkout nor home: get a data version, give a run's outputs back.
+"""git and DVC on a machine without checkout or home folder: fetch a data version, push a run's outputs.
 
-Both are called as commands, since those are their stable interface. Each use has a clone of its own: DVC allows one process a workspace.
+Both are called as commands, which are their stable interface. Each use has its own clone: DVC allows one process per workspace.
 
-What a revision holds comes from whoever may push to it, so nothing of it is run, no link leads out of the clone, and the token goes to
-git alone, for the host that the cluster's secret names.
+Anybody who may push to the repository controls its content. So none of it is executed, links out of the clone are refused, and only git
+gets the token, for the host that the cluster's secret names.
 """
 
 from __future__ import annotations
@@ -40,24 +40,26 @@ class Kept(NamedTuple):
 
 
 class Clone:
-    """A git clone of a DVC project at one revision, in a folder of its own. Where a server does not answer, it waits (see `outages`)."""
+    """A git clone of a DVC project at one revision, in its own folder. If a server does not answer, it retries (see `outages`)."""
 
     def __init__(self, url: str, rev: str, folder: Path):
-        """Clone shallowly where the server gives the revision by name, else wholly.
+        """Clone shallowly if the server offers the revision by name, else completely.
 
         Raises:
             UserError: there is no such repository or revision, or it cannot be read.
         """
         shown = without_password(url)
         if not rev.strip():
-            raise UserError(f"no revision of {shown} is named; set data_rev to a commit, tag or branch of it")
+            raise UserError(f"data_rev is empty; set it to a commit, tag or branch of {shown}")
         for text in (url, rev):
             if text.startswith("-"):  # git would take it for an option, of which some run a command
                 raise UserError(f"{without_password(text)!r} begins with '-'; name a git repository, and a commit, tag or branch of it")
         if re.match(r"https?://[^/]*:[^/]*@", url):
-            log.warning("git_url holds a password, which all who see the run can read; keep it as GIT_TOKEN in the secret dreamteacher-git")
+            log.warning(
+                "git_url contains a password, which all who see the run can read; store it as GIT_TOKEN in the secret dreamteacher-git"
+            )
         self.url, self.folder = url, folder
-        scratch = folder / ".git" / "dreamteacher"  # in the clone, and never a part of it
+        scratch = folder / ".git" / "dreamteacher"  # in the clone, but never committed
         self._environment = without_token(scratch)
         self._git_environment = with_token(url, scratch)
         scratch.mkdir(parents=True)
@@ -83,11 +85,11 @@ class Clone:
             self.dvc("cache", "dir", "--local", cache)
 
     def git(self, *words: str) -> str:
-        """Run git; what it prints."""
+        """Run git; returns its output."""
         return self._run("git", *words)
 
     def dvc(self, *words: str) -> str:
-        """Run DVC; what it prints."""
+        """Run DVC; returns its output."""
         return self._run(sys.executable, "-m", "dvc", *words)
 
     def get(self, path: str) -> Path:
@@ -108,7 +110,7 @@ class Clone:
         return place
 
     def get_files(self, names: Iterable[str]) -> None:
-        """Fetch what DVC has of the files `names`, which may be many and need not be there."""
+        """Fetch those of the files `names` that DVC has; the others are ignored."""
         outs = self._outs()
         if outs:
             self._pull({out for name in names if (out := _containing(posixpath.normpath(name), outs))}, outs)
@@ -123,9 +125,9 @@ class Clone:
             return bool(repo.dvcfs.isfile(f"/{posixpath.normpath(path)}"))
 
     def last_change(self, paths: Iterable[str]) -> str:
-        """The newest commit, of this revision and those before it, that changed what lies at `paths`, in git or in DVC.
+        """The newest commit, of this revision and those before it, that changed the files at `paths`, in git or in DVC.
 
-        Commits and names of files are fetched for it, contents are not. A change of where DVC's remote is counts as one of the data.
+        Only commits and file names are fetched. A change of DVC's remote counts as a change of the data.
         """
         wanted = {posixpath.normpath(path) for path in paths}
         kept_by = {".dvc/config"}
@@ -137,7 +139,7 @@ class Clone:
         return self.git("log", "-1", "--format=%H", self.commit, "--", *sorted(wanted | kept_by)) or self.commit
 
     def _outs(self) -> dict[str, Kept]:
-        """{path in the project: what DVC knows of it} of all that DVC keeps."""
+        """{path in the project: Kept} of all outputs that DVC keeps."""
         if not (self.folder / ".dvc").is_dir():
             return {}
         from dvc.exceptions import DvcException
@@ -145,7 +147,7 @@ class Clone:
 
         try:
             with Repo(str(self.folder)) as repo:
-                # `dvc import-url --no-download` leaves an output without a hash, which DVC copies from wherever its dependency lies.
+                # `dvc import-url --no-download` leaves an output without a hash, which DVC copies from the path or URL of its dependency.
                 found = {}
                 for out in (out for out in repo.index.outs if out.use_cache and out.protocol == "local"):
                     place, definition = (Path(os.path.relpath(path, repo.root_dir)).as_posix() for path in (out.fs_path, out.stage.path))
@@ -153,14 +155,14 @@ class Clone:
                         found[place] = Kept(definition, _origin(out.stage.deps[0]) if out.stage.is_partial_import else "")
                 return found
         except DvcException as error:
-            raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; mend it, commit and push") from error
+            raise UserError(f"revision {self.commit[:12]}: {first_line(error)}; fix it, commit and push") from error
 
     def _pull(self, paths: Iterable[str], outs: dict[str, Kept]) -> None:
         wanted = sorted(paths)
         for path in wanted:
             if copied := outs[_containing(path, outs) or path].copied:
                 if "://" in copied:
-                    raise UserError(f"{path}.dvc imports {copied}, which no step fetches; `dvc update {path}.dvc` and `dvc push` it")
+                    raise UserError(f"{path}.dvc imports {copied}, which no step fetches; run `dvc update {path}.dvc` and `dvc push`")
                 inside(self.folder, copied, f"what {path}.dvc imports")
         for start in range(0, len(wanted), _PULLED_AT_ONCE):
             self.dvc("pull", "--", *wanted[start : start + _PULLED_AT_ONCE])
@@ -185,19 +187,19 @@ class Clone:
             ]
 
     def push(self, stages: list[str], branch: str, message: str) -> str:
-        """Record what lies in the folder as the outputs of `stages`: models in DVC's remote, dvc.lock and all else on `branch`; the commit.
+        """Record the files in the folder as the outputs of `stages`: models in DVC's remote, the rest on `branch`; returns the commit.
 
-        Nothing is run, and data that the stages do not read need not be there. A branch of that name is replaced: it is this run's own.
+        No stage is run, and data that the stages do not read may be missing. An existing branch of that name is replaced.
 
         Raises:
             UserError: an output of dvc.yaml is missing, or something cannot be pushed.
         """
         if not self._try(sys.executable, "-m", "dvc", "config", "core.remote").stdout.strip():
-            raise UserError("the project has no DVC remote to keep the outputs; add one: `dvc remote add -d storage s3://BUCKET/PATH`")
+            raise UserError("the project has no DVC remote for the outputs; add one: `dvc remote add -d storage s3://BUCKET/PATH`")
         self.dvc("commit", "--force", "--", *stages)
         changed = json.loads(self.dvc("status", "--json", "--", *stages))
         if changed:
-            raise UserError(f"{branch} would not reproduce: {', '.join(changed)} changed; record every output of the run")
+            raise UserError(f"{branch} could not be reproduced: {', '.join(changed)} changed; record every output of the run")
         self.dvc("push", "--", *stages)
         self.git("add", "--all")
         if self.git("status", "--porcelain"):
@@ -226,7 +228,7 @@ class Clone:
 
 
 def _containing(path: str, outs: Iterable[str]) -> str | None:
-    """The one of `outs` that is `path` or has it within."""
+    """The one of `outs` that is `path` or contains it."""
     above = path
     while above not in outs:
         above, _, _ = above.rpartition("/")
@@ -236,7 +238,7 @@ def _containing(path: str, outs: Iterable[str]) -> str | None:
 
 
 def _origin(dependency: Any) -> str:
-    """The path or web address of DVC's `dependency`, either of which may be the pod's own: its secrets, its cloud's metadata service.
+    """The path or URL of DVC's `dependency`, either of which may belong to the pod: its secrets, its cloud's metadata service.
 
     "" for one in another repository or an object store.
     """
@@ -250,7 +252,7 @@ def _command(words: str | list[str]) -> str:
 
 
 def _error_line(text: str) -> str:
-    """The line in which git or DVC say what is wrong."""
+    """The error line in the output of git or DVC."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("ERROR:", "fatal:", "error:", "remote:"))] or lines or ["no reason given"]
     return without_password(errors[0])[:300]

@@ -11,7 +11,8 @@ from dreamteacher.assessment.changes import Change, changes, shortened, with_set
 from dreamteacher.assessment.curve import Curve, fit
 from dreamteacher.assessment.plan import Point, Speed, curve_sizes, make_plan
 from dreamteacher.assessment.prediction import expectation, predict, realised, seeds_to_show, to_json
-from dreamteacher.assessment.verdict import duration, points, text, verdict
+from dreamteacher.assessment.verdict import points, text, verdict
+from dreamteacher.project.cost import rough_duration
 from dreamteacher.settings.schema import Params
 
 STEEP = Curve(0.9, 1.0, 0.5)  # 20 labels: 67.6, 40: 74.2
@@ -220,4 +221,4 @@ def test_what_came_is_held_against_what_was_predicted() -> None:
 
 def test_figures_are_per_cent_and_times_are_rounded() -> None:
     assert (points(0.8236), points(0.01, "+"), points(-0.0001, "+"), points(-0.0001)) == ("82.4", "+1.0", "+0.0", "0.0")
-    assert [duration(seconds) for seconds in (40, 600, 12600)] == ["40 s", "10 min", "3.5 h"]
+    assert [rough_duration(seconds) for seconds in (40, 600, 12600)] == ["40 s", "10 min", "3.5 h"]

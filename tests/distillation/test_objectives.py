@@ -49,13 +49,13 @@ def test_standardize_whitening_centres_and_scales_each_channel() -> None:
     assert whitened.tolist() == [[[[-1.0, 1.0]], [[-2.0, 2.0]]]]
 
 
-def test_equation_1_by_hand() -> None:
+def test_equation_1_on_small_numbers() -> None:
     """Two taps: squares 1, 4 (mean 2.5) and 9 (mean 9); their mean is 5.75."""
     regressed = [torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[3.0]]]])]
     assert feature_mse(regressed, [torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 1)]).item() == pytest.approx(5.75)
 
 
-def test_equation_2_by_hand() -> None:
+def test_equation_2_on_small_numbers() -> None:
     """Regressed: two channels (1, 0) and (1, 0) at two pixels sum to Q = (2, 0), a unit vector (1, 0).
 
     Target: one channel (sqrt 3, 2) gives Q = (3, 4), the unit vector (0.6, 0.8). Their distance is sqrt(0.4^2 + 0.8^2) = sqrt 0.8.
@@ -160,7 +160,7 @@ def test_the_places_of_large_maps_are_compared_after_averaging_and_in_float32() 
         assert torch.equal(self_similarity(large), similarity)
 
 
-def test_equation_5_by_hand() -> None:
+def test_equation_5_on_small_numbers() -> None:
     """tau = 4: teacher logits (4 ln 3, 0) soften to (3/4, 1/4); student logits (0, 0) to (1/2, 1/2). H = ln 2."""
     teacher, student = torch.tensor([[4 * math.log(3), 0.0]]), torch.zeros(1, 2)
     assert soft_label_cross_entropy(student, teacher, 4.0).item() == pytest.approx(math.log(2))

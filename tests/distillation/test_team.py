@@ -96,7 +96,7 @@ def losses(model: TeamRegressor, team: Team, step: int = 0, drop: float = 0.0) -
     return team_losses(model, team, pictures(), StepRandom(0, step, 0, 1), **where, drop=drop)
 
 
-def test_a_student_that_knows_nothing_has_learned_nothing_of_any_teacher(team: Team) -> None:
+def test_a_random_student_explains_nothing_of_any_teacher(team: Team) -> None:
     """By the terms: an error of whitened targets of 1, an attention of 1, a cosine of 0."""
     balanced = balance(team, [pictures(4), pictures(2)], seed=3)
     assert balanced["diffusion"].scale == pytest.approx(12, rel=1e-3)

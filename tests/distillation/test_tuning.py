@@ -100,7 +100,7 @@ class Crops:
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_a_probe_reads_what_features_tell_and_nothing_of_what_it_was_fitted_on(dense: bool) -> None:
+def test_a_probe_is_scored_on_pictures_that_it_was_not_fitted_on(dense: bool) -> None:
     task = get_task("segmentation" if dense else "classification")
 
     def read(make: Any, channels: int) -> float:

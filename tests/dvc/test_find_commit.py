@@ -131,7 +131,7 @@ def test_a_retraining_needs_one_recipe_of_either_kind(origin: Project, inits: li
     assert found.recipes == {found.teacher: [{"recipe": "features", "distill": {}, "finetune": {}}]}
 
 
-def test_a_retraining_goes_on_with_the_settings_of_its_recipe(origin: Project):
+def test_a_retraining_continues_with_the_settings_of_its_recipe(origin: Project):
     overrides = ["teachers.large={size: small, pretrained: null}", "recipes.noisy={teacher: large, student: {width: 16}, distill: {T: 9}}"]
     overrides += ["compare.inits=[scratch, noisy]", "export.init=noisy"]
     found, params = (

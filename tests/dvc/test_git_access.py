@@ -62,12 +62,12 @@ def test_a_host_may_be_narrowed_to_a_path(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("host", "url", "message"),
     [
-        (None, "https://git.example.org/x.git", "GIT_TOKEN is set, but not for which host; set GIT_HOST"),
-        ("", "HTTPS://git.example.org/x.git", "GIT_TOKEN is set, but not for which host; set GIT_HOST"),
-        ("http://git.example.org", "https://git.example.org/x.git", "GIT_HOST = http://git.example.org: write a host"),
-        ("*", "https://git.example.org/x.git", r"GIT_HOST = \*: write a host"),
-        ("https://me:hunter2@host", "https://host/x.git", "GIT_HOST = https://host: write a host"),
-        ("a b", "https://host/x.git", "GIT_HOST = a b: write a host"),
+        (None, "https://git.example.org/x.git", "GIT_TOKEN is set without GIT_HOST, the host to send it to; set GIT_HOST"),
+        ("", "HTTPS://git.example.org/x.git", "GIT_TOKEN is set without GIT_HOST, the host to send it to; set GIT_HOST"),
+        ("http://git.example.org", "https://git.example.org/x.git", "GIT_HOST = http://git.example.org is not a host"),
+        ("*", "https://git.example.org/x.git", r"GIT_HOST = \* is not a host"),
+        ("https://me:hunter2@host", "https://host/x.git", "GIT_HOST = https://host is not a host"),
+        ("a b", "https://host/x.git", "GIT_HOST = a b is not a host"),
     ],
 )
 def test_a_token_for_no_host_is_refused_in_one_line(

@@ -77,7 +77,7 @@ def test_an_import_from_outside_of_a_clone_is_refused(secret: Path, tmp_path: Pa
             clone.get(wanted)
     with pytest.raises(UserError, match=r"^what data/b.png.dvc imports leads"):
         clone.get_files(["data/b.png"])
-    with pytest.raises(UserError, match=r"^web/token.dvc imports http://127.0.0.1:9/latest/token, which no step fetches; `dvc update"):
+    with pytest.raises(UserError, match=r"^web/token.dvc imports http://127.0.0.1:9/latest/token, which no step fetches; run `dvc update"):
         clone.get("web")
     assert not (tmp_path / "clone/data/b.png").exists()
     assert (clone.get("copies") / "c.txt").read_text() == "inside", "what the clone itself has may be copied in it"
@@ -132,7 +132,7 @@ def test_a_line_of_a_list_that_leads_out_of_the_project_is_named(secret: Path, t
     assert not list((tmp_path / "out").rglob("token.png"))
 
 
-def test_shards_come_as_they_lie_in_the_project(secret: Path, tmp_path: Path):
+def test_shards_are_fetched_unchanged(secret: Path, tmp_path: Path):
     for name in ("s-0.tar", "s-1.tar", "classes.txt"):
         (tmp_path / "project/data" / name).write_text(name)
     facts = local(tmp_path / "project", tmp_path / "out", "ingest.source=data/s-{0..1}.tar")

@@ -110,7 +110,7 @@ def test_recipes_that_are_not_compared_are_left_to_dvc(origin: Project, outputs:
     )  # fmt: skip
 
 
-def test_a_branch_that_moves_while_a_run_trains_lends_it_no_pictures(recorded: Recorded, origin: Project):
+def test_a_run_gets_no_pictures_of_a_branch_that_moved_meanwhile(recorded: Recorded, origin: Project):
     assert find(url(origin), "moving").commit != recorded.commit
     assert [path.name for path in (recorded.clone.folder / "samples/nuclei").iterdir()] == ["a.png"]
     assert "Data and pipelines are up to date" in recorded.output
@@ -123,7 +123,7 @@ def test_missing_and_foreign_outputs_are_refused(origin: Project, outputs: list[
     lacking = [path for path in outputs if '"export-onnx"' not in (path / "stage.json").read_text()]
     with pytest.raises(UserError, match=r"the run has no output of export-onnx, which dvc.yaml has"):
         recorded(lacking, OVERRIDES)
-    with pytest.raises(UserError, match=r"is of no stage of dvc.yaml"):
+    with pytest.raises(UserError, match=r"belongs to no stage of dvc.yaml"):
         recorded(outputs, ["compare.seeds=[1]", "export.seed=1"])
     assert "runs/bad" not in origin.run("git", "ls-remote", url(origin))
 
@@ -157,7 +157,7 @@ def test_project_without_a_remote_is_refused_before_anything_is_pushed(project: 
     config = Clone(bare.as_uri(), "HEAD", tmp_path / "look").folder / ".dvc/config"
     if "remote" in config.read_text():  # another test gave the project one
         pytest.skip("the project has a remote")
-    with pytest.raises(UserError, match="no DVC remote to keep the outputs"):
+    with pytest.raises(UserError, match="no DVC remote for the outputs"):
         record.run(git_url=bare.as_uri(), commit="HEAD", overrides=OVERRIDES, outputs=outputs, run_id="x")
 
 

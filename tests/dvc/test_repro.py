@@ -105,7 +105,7 @@ def test_after_a_failure_nothing_new_starts_and_the_exit_code_says_so(toy):
     assert not (toy.folder / "end.out").exists()
 
 
-def test_a_second_start_is_refused_in_one_line_while_the_first_goes_on(toy):
+def test_a_second_start_is_refused_in_one_line_while_the_first_continues(toy):
     (toy.folder / "wait.py").write_text(
         "import sys, time, pathlib\nname = sys.argv[1]\nopen(f'{name}.begun', 'w')\n"
         "while not pathlib.Path('go').exists(): time.sleep(0.05)\nopen(f'{name}.out', 'w').write(name)\n"
@@ -192,7 +192,7 @@ def test_a_stage_of_ours_that_fails_says_why_in_one_line(ours):
 def test_a_folder_without_dvc_is_refused_in_one_line(tmp_path):
     done = subprocess.run(REPRO, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path} is no project; start in ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {tmp_path} is not a project; change to one") and done.stderr.count("\n") == 1
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=tmp_path, check=True)
     (tmp_path / "dvc.yaml").write_text("stages: 3\n")
     done = subprocess.run(REPRO, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -49,7 +49,7 @@ def test_data_in_dvc_are_pulled_through_the_shared_cache(origin: Project, tmp_pa
         ("v1", "finetun.lr=1", "did you mean 'finetune.lr'"),
     ],
 )
-def test_what_cannot_be_fetched_is_said_in_one_line(origin: Project, tmp_path: Path, rev: str, override: str, message: str):
+def test_what_cannot_be_fetched_is_reported_in_one_line(origin: Project, tmp_path: Path, rev: str, override: str, message: str):
     with pytest.raises(UserError, match=message) as caught:
         fetch(origin, rev, tmp_path / "out", override)
     assert "\n" not in str(caught.value)
@@ -65,8 +65,8 @@ def test_what_git_would_take_for_an_option_is_refused(origin: Project, tmp_path:
 
 
 @pytest.mark.parametrize("rev", ["", " "])
-def test_no_revision_is_not_taken_for_the_newest(origin: Project, tmp_path: Path, rev: str):
-    with pytest.raises(UserError, match=r"no revision of file://.* is named; set data_rev"):
+def test_an_empty_revision_is_refused(origin: Project, tmp_path: Path, rev: str):
+    with pytest.raises(UserError, match=r"data_rev is empty; set it to a commit, tag or branch of file://"):
         fetch(origin, rev, tmp_path / "out")
 
 
@@ -95,13 +95,13 @@ def test_data_are_waited_for_until_their_store_is_back(
     assert re.match(r"dvc pull failed: ERROR: .*Could not connect to the endpoint URL.*; next try in 10 s", message)
 
 
-def test_unreadable_repository_is_said_without_its_password(tmp_path: Path):
+def test_unreadable_repository_is_reported_without_its_password(tmp_path: Path):
     with pytest.raises(UserError, match=r"cannot read git repository https://127.0.0.1:9/x.git: git fetch failed") as caught:
         Clone("https://me:secret@127.0.0.1:9/x.git", "main", tmp_path / "clone")
     assert "secret" not in str(caught.value)
 
 
-def test_local_project_is_taken_as_it_is(origin: Project, tmp_path: Path):
+def test_local_project_is_used_unchanged(origin: Project, tmp_path: Path):
     folder = str(origin.folder)
     found = find(folder, "", "seed=3")
     facts = fetch_data.run(git_url=folder, data_version=found.data_version, source=found.source, out=tmp_path / "out")

@@ -147,7 +147,7 @@ def test_a_kfp_component_runs_without_network(volume):
     assert (Path(task.outputs["data"].path) / "stage.json").exists()
 
 
-def test_it_says_what_it_is_and_keeps_no_secret():
+def test_image_has_labels_and_no_secrets():
     config = json.loads(docker("inspect", IMAGE).stdout)[0]["Config"]
     labels = config["Labels"]
     assert re.fullmatch("[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])

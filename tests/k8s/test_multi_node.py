@@ -45,7 +45,7 @@ def test_runtime_is_the_one_that_the_step_looks_for():
     assert patch["template"]["spec"]["template"]["spec"]["containers"][0]["name"] == container["name"] == CONTAINER
 
 
-def test_job_that_comes_of_it_does_not_count_disruptions_and_keeps_failed_pods():
+def test_rendered_job_does_not_count_disruptions_and_keeps_failed_pods():
     """The Job as JobSet makes it: completion mode and parallelism are added by its webhook and by Kubeflow Trainer."""
     spec = NODE["template"]["spec"]
     whole = spec | {"completionMode": "Indexed", "completions": 4, "parallelism": 4}

@@ -55,7 +55,7 @@ def test_what_the_containers_start_is_what_the_command_line_takes(serving: list[
     following = pods_of(one("CronJob", serving))["spec"]["containers"][0]["command"]
     watching = pods_of(one("CronJob", component("retraining-watch")))["spec"]["containers"][0]["command"]
     for command in (fetching, following, watching):
-        options = cli._parser().parse_args([word.replace("$(BACKEND)", "local") for word in command[1:]])
+        options = cli.build_parser().parse_args([word.replace("$(BACKEND)", "local") for word in command[1:]])
         assert options.run
     assert "--model-control-mode=none" in pods["spec"]["containers"][0]["args"]
 

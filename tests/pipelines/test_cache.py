@@ -105,7 +105,7 @@ def test_a_picture_more_runs_everything_and_a_note_nothing(kfp: Kfp, spec: dict[
     assert ran(kfp, spec, project) == ALL | ALWAYS | {"fetch-data"}
 
 
-def test_a_new_seed_runs_its_own_passes_alone(kfp: Kfp, spec: dict[str, Any], project: Path):
+def test_a_new_seed_runs_only_its_own_fine_tunings(kfp: Kfp, spec: dict[str, Any], project: Path):
     started = kfp.run(spec, arguments(project, "compare.seeds=[0, 1, 2, 3]"))
     assert sorted(each for each in started if each in FINETUNE) == sorted(FINETUNE)  # one pass of each, not four
 

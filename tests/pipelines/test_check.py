@@ -28,25 +28,25 @@ SCENARIO = {scenario.name: scenario for scenario in SCENARIOS}
 FOUND = {
     "healthy": [],
     "healthy gpu": [],
-    "stock retry policy": ["warn workflow-controller-configmap: retryPolicy OnError: a step that fails"],
+    "stock retry policy": ["warn workflow-controller-configmap: retryPolicy OnError: a failed step"],
     "no retry policy": ["warn workflow-controller-configmap: retryPolicy OnFailure: a step whose pod was deleted"],
-    "groups repeated": ["warn workflow-controller-configmap: limit 2: a group of steps is repeated whole, up to 2 times more"],
-    "broken workflow defaults": ["wrong workflow-controller-configmap: its workflowDefaults is no valid YAML"],
+    "groups repeated": ["warn workflow-controller-configmap: limit 2: whole groups of steps are rerun, up to 2 times"],
+    "broken workflow defaults": ["wrong workflow-controller-configmap: its workflowDefaults is not valid YAML"],
     "old KFP": ["wrong Kubeflow Pipelines: 1.8.5; these pipelines need version 2"],
     "KFP down": ["wrong Kubeflow Pipelines: ml-pipeline is not running"],
     "KFP elsewhere": ["wrong Kubeflow Pipelines: no deployment ml-pipeline in namespace default", "wrong Argo: no deployment"],
-    "no namespace": ["wrong namespace nowhere: there is none"],
+    "no namespace": ["wrong namespace nowhere: does not exist"],
     "namespace being deleted": ["wrong namespace leaving: is being deleted"],
     "no account": ["wrong service account pipeline-runner: not in namespace dt"],
     "no config map": ["wrong config map dreamteacher-env: not in namespace dt; no step starts without it"],
     "config map lacks a key": ["wrong config map dreamteacher-env: lacks AWS_ENDPOINT_URL"],
     "no secret": ["warn secret dreamteacher-s3: not in namespace dt; steps start without it"],
     "secret lacks a key": ["warn secret dreamteacher-git: lacks GIT_HOST"],
-    "secret with a line end": ["wrong secret dreamteacher-git: GIT_TOKEN begins or ends with a space or a line end"],
+    "secret with a line end": ["wrong secret dreamteacher-git: GIT_TOKEN begins or ends with white space"],
     "no pull secret": ["wrong image pull secret regcred: not in namespace dt"],
-    "pull secret of another type": ["wrong image pull secret regcred: is of type Opaque, by which no image is pulled"],
+    "pull secret of another type": ["wrong image pull secret regcred: is of type Opaque, which cannot be used to pull images"],
     "no claim": ["wrong claim dreamteacher-runs: not in namespace dt; no step starts without it"],
-    "unbound claim": ["wrong claim dreamteacher-runs: not bound: storage class nfs has made no volume"],
+    "unbound claim": ["wrong claim dreamteacher-runs: not bound: storage class nfs has created no volume"],
     "claim for one node": ["wrong claim dreamteacher-runs: is ReadWriteOnce; steps on several nodes need ReadWriteMany"],
     "claim that waits for a pod": [],
     "claim being deleted": ["wrong claim dreamteacher-runs: is being deleted"],
@@ -54,22 +54,22 @@ FOUND = {
     "quota": ["wrong quota small: requests.cpu = 50m is less than"],
     "no label": ["wrong pool cpu: no node has the label dreamteacher.io/pool=cpu (there is gpu)"],
     "no GPU node": ["wrong pool gpu: no node has the label dreamteacher.io/pool=gpu (there is cpu), so train-teacher would wait"],
-    "no device plugin": ["wrong pool gpu: train-teacher asks for 8 GPUs, cpu 32, memory 256Gi; node gpu1 shows no nvidia.com/gpu"],
-    "few GPUs": ["wrong pool gpu: train-teacher asks for 8 GPUs, cpu 32, memory 256Gi; node gpu1 has 4 of them"],
-    "too small nodes": ["wrong pool cpu: .* ask for cpu 4, memory 2Ti; node node1 has cpu 2, has memory 23"],
-    "room of DaemonSets": ["wrong pool cpu: .* ask for cpu 1900m, memory 128Mi; node node1 has cpu 1.8"],
+    "no device plugin": ["wrong pool gpu: train-teacher requests 8 GPUs, cpu 32, memory 256Gi; node gpu1 reports no nvidia.com/gpu"],
+    "few GPUs": ["wrong pool gpu: train-teacher requests 8 GPUs, cpu 32, memory 256Gi; node gpu1 has 4 of them"],
+    "too small nodes": ["wrong pool cpu: .* request cpu 4, memory 2Ti; node node1 has cpu 2, has memory 23"],
+    "room of DaemonSets": ["wrong pool cpu: .* request cpu 1900m, memory 128Mi; node node1 has cpu 1.8"],
     "foreign taint": ["wrong pool cpu: .* node node1 has the taint team:NoSchedule"],
     "cordoned": ["wrong pool cpu: .* node node1 is cordoned"],
     "node not ready": ["wrong pool gpu: .* node gpu1 is not ready"],
-    "no taint on GPU nodes": ["warn pool gpu: pods without GPUs may take the room on gpu1, gpu2"],
-    "fewer nodes than a TrainJob has": ["wrong pool gpu: train-teacher asks for .* on 2 nodes, and 1 has that; node gpu2 is cordoned"],
+    "no taint on GPU nodes": ["warn pool gpu: pods without GPUs may occupy gpu1, gpu2"],
+    "fewer nodes than a TrainJob has": ["wrong pool gpu: train-teacher requests .* on 2 nodes, and 1 has that; node gpu2 is cordoned"],
     "autoscaler": ["warn pool gpu: no node has the label .*; an autoscaler may add one"],
-    "no JobSet": ["wrong JobSet: the cluster has none"],
+    "no JobSet": ["wrong JobSet: not installed"],
     "no Trainer": ["wrong Kubeflow Trainer: the cluster has no trainer.kubeflow.org", "wrong runtime: no TrainingRuntime"],
     "old Trainer": ["wrong Kubeflow Trainer: older than 2.3"],
-    "Trainer's runtime": ["warn runtime: no TrainingRuntime dreamteacher-torch, so nodes run by torch-distributed"],
+    "Trainer's runtime": ["warn runtime: no TrainingRuntime dreamteacher-torch, so nodes use torch-distributed"],
     "no runtime": ["wrong runtime: no TrainingRuntime dreamteacher-torch, and no ClusterTrainingRuntime torch-distributed"],
-    "no rights": ["wrong rights of pipeline-runner: it may not create/get/list/watch/delete trainjobs, "],
+    "no rights": ["wrong rights of pipeline-runner: may not create/get/list/watch/delete trainjobs, "],
     "image unknown to the registry": ["wrong image .*:git-9999999: cannot be pulled: ErrImagePull"],
     "image of root": ["wrong image .*:git-4444444: runs as root or as a user without a number, which runAsNonRoot forbids"],
     "image without Python": ["wrong image localhost/pause:1: runs no Python: .*executable file not found"],
@@ -83,11 +83,11 @@ FOUND = {
     "another server than MLflow": ["wrong MLflow: http://seaweedfs.kubeflow.svc:8333 answers a pod, but not as MLflow: 500"],
     "MLflow of no such name": ["wrong MLflow: http://mlflow.nowhere.svc:5000 does not answer a pod: .*name resolution"],
     "MLflow refuses the name": ["wrong MLflow: .* refuses a pod: 403 Invalid Host header.*--allowed-hosts 'stranger.mlflow.svc:"],
-    "MLflow is a file": ["warn MLflow: MLFLOW_TRACKING_URI = file:///tmp/mlruns is no server"],
+    "MLflow is a file": ["warn MLflow: MLFLOW_TRACKING_URI = file:///tmp/mlruns is not a server"],
     "S3 does not answer": ["wrong S3: http://10.88.0.1:1 does not answer a pod"],
     "another server than S3": ["wrong S3: http://mlflow.mlflow.svc:5000 answers a pod, but not as S3: 500"],
-    "S3 refuses the keys": [r"wrong S3: .* refuses the keys \(SignatureDoesNotMatch\).*correct secret dreamteacher-s3"],
-    "no bucket for results": ["wrong S3: .*, bucket missing, is not there"],
+    "S3 refuses the keys": [r"wrong S3: .* rejects the credentials \(SignatureDoesNotMatch\).*correct secret dreamteacher-s3"],
+    "no bucket for results": ["wrong S3: .*, bucket missing, does not exist"],
     "user of one namespace": [],
     "user without rights": [],
 }  # fmt: skip
@@ -199,12 +199,12 @@ def test_the_command_for_retries_keeps_the_rest_of_the_config_map(replay: Callab
 
 
 @pytest.mark.parametrize("name", ["user of one namespace", "user without rights"])
-def test_what_a_user_may_not_read_is_said_and_not_wrong(name: str, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
+def test_unreadable_objects_are_reported_as_unread(name: str, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
     replay(name)
     assert examine(SCENARIO[name]) == 0
     text = capsys.readouterr().out
     assert any(line.startswith("unread nodes: cannot be read: 403 User") for line in lines(text, "unread"))
-    assert "nothing wrong is seen" in text
+    assert "nothing wrong was found" in text
 
 
 def test_the_api_of_kfp_is_asked_where_it_is_named(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
@@ -235,7 +235,7 @@ def test_the_probe_pod_is_deleted_after_an_error(replay: Callable[[str], Replay]
     assert any(question.startswith("DELETE /api/v1/namespaces/dt/pods/dreamteacher-check-1") for question in api.asked)
 
 
-def test_a_pod_that_does_not_start_in_time_is_given_up(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
+def test_a_pod_that_does_not_start_in_time_is_deleted(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
     api = replay("healthy")
     question = "GET /api/v1/namespaces/dt/pods/dreamteacher-check-1"
     api.answers[question] = api.answers[question][:1]
@@ -243,7 +243,7 @@ def test_a_pod_that_does_not_start_in_time_is_given_up(replay: Callable[[str], R
     assert "trial pod: has not started in 0 s; a large image takes longer: --wait SECONDS" in capsys.readouterr().out
 
 
-def test_a_pod_that_another_deletes_is_said(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
+def test_a_pod_deleted_by_somebody_else_is_reported(replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
     api = replay("healthy")
     api.answers["GET /api/v1/namespaces/dt/pods/dreamteacher-check-1"] = [[404, {"message": "not found"}]]
     assert examine(SCENARIO["healthy"]) == 1
@@ -259,16 +259,16 @@ def test_no_cluster_an_unknown_context_and_an_unknown_user_are_one_line(
     api.answers["GET /version/"] = [[401, {"message": "Unauthorized"}]]
     api.answers["GET /api/v1/namespaces/kubeflow/serviceaccounts/pipeline-runner"] = [[401, {"message": "Unauthorized"}]]
     assert main(["check", "--no-pod"]) == 2
-    assert capsys.readouterr().err == "error: the Kubernetes API does not know you (401 Unauthorized); log in to the cluster again\n"
+    assert capsys.readouterr().err == "error: the Kubernetes API rejects your credentials (401 Unauthorized); log in to the cluster again\n"
     api.close()
     assert main(["check", "--no-pod"]) == 2
     assert re.match(f"error: {api.url} cannot be reached .*\n$", capsys.readouterr().err)
     monkeypatch.setenv("KUBECONFIG", "none")
     assert main(["check", "--no-pod"]) == 2
-    assert capsys.readouterr().err == "error: no cluster to check: no kubeconfig is here; set KUBECONFIG, or run in a pod of the cluster\n"
+    assert capsys.readouterr().err == "error: no cluster to check: there is no kubeconfig; set KUBECONFIG, or run in a pod of the cluster\n"
     monkeypatch.delenv("DREAMTEACHER_IMAGE", raising=False)
     assert main(["check"]) == 2
-    assert "DREAMTEACHER_IMAGE must name the image" in capsys.readouterr().err
+    assert "set DREAMTEACHER_IMAGE to the image" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -288,14 +288,14 @@ def test_submit_warns_and_runs_nevertheless(package: Path, replay: Callable[[str
         assert main(words) == 0
         assert len(server.kept["runs"]) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert errors[0].startswith("warning: claim dreamteacher-runs: not bound: storage class nfs has made no volume")
-    assert errors[1:] == ["warning: so says context x, namespace dt; `python -m pipelines check` says how to fix it"]
+    assert errors[0].startswith("warning: claim dreamteacher-runs: not bound: storage class nfs has created no volume")
+    assert errors[1:] == ["warning: found in context x, namespace dt; `python -m pipelines check` prints how to fix it"]
 
 
 def test_submit_says_when_it_cannot_look(package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("KUBECONFIG", "none")
     check.warn(package, namespace="dt", account=None)
-    assert capsys.readouterr().err.startswith("the cluster was not checked: no cluster to check: no kubeconfig is here")
+    assert capsys.readouterr().err.startswith("the cluster was not checked: no cluster to check: there is no kubeconfig")
 
 
 def test_submit_says_nothing_of_a_healthy_cluster(package: Path, replay: Callable[[str], Replay], capsys: pytest.CaptureFixture[str]):
@@ -317,7 +317,7 @@ def test_another_cluster_than_that_of_kfp_is_one_warning(
 
 
 @pytest.mark.parametrize("text", ["", "a: [b", "- x", "hello", "contexts: []\ncurrent-context: none", b"\xff\xfe"])
-def test_a_kubeconfig_that_is_none_is_one_line(text: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_invalid_kubeconfig_is_one_line(text: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "kubeconfig"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     monkeypatch.setenv("KUBECONFIG", str(file))

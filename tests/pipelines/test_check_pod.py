@@ -93,12 +93,12 @@ def test_the_probe_finds_a_volume_a_server_with_a_password_and_a_store_without_k
     assert without["volume"]["error"]
 
 
-def test_a_nearly_full_volume_and_a_server_that_wants_a_user_are_said(tmp_path: Path):
+def test_a_nearly_full_volume_and_a_missing_login_are_reported(tmp_path: Path):
     wanted = needs.of_profile(SCENARIO["healthy"].read_profile(tmp_path))
     cluster = Cluster(None, "dt", "kubeflow")  # type: ignore[arg-type]
     full = {"about": "volume", "error": "", "locked": [], "free": 2**30, "uid": 1, "groups": [0]}
     assert answers.finding(full, cluster, wanted)[:3] == ("warn", "claim dreamteacher-runs", "writable, but only 1 GiB free")
     refused = {"about": "mlflow", "error": "401 login", "status": 401, "address": "http://m"}
-    assert answers.finding(refused, cluster, wanted)[:3] == ("wrong", "MLflow", "http://m wants a user: 401 login")
+    assert answers.finding(refused, cluster, wanted)[:3] == ("wrong", "MLflow", "http://m requires a login: 401 login")
     empty = {"about": "image", "error": "missing", "packages": ["dreamteacher"]}
     assert answers.finding(empty, cluster, wanted).words == "has no dreamteacher"

@@ -1,6 +1,5 @@
 """The real kfp.Client against an API that the tests own."""
 
-import argparse
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ from kfp_api import KfpApi
 
 from dreamteacher.errors import UserError
 from helpers import free_port
+from pipelines.__main__ import build_parser
 from pipelines.client import Kubeflow, check_cron
-from pipelines.commands import add_commands
 
 
 @dsl.component(base_image="registry.example/python:1", install_kfp_package=False)
@@ -48,10 +47,8 @@ def api() -> Iterator[KfpApi]:
 
 
 def run(api: KfpApi | str, *words: object) -> int:
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(required=True))
     url = api if isinstance(api, str) else api.url
-    options = parser.parse_args([*map(str, words), "--host", url])
+    options = build_parser().parse_args([*map(str, words), "--host", url])
     return options.run(options)
 
 
@@ -69,6 +66,13 @@ def test_submit_uploads_the_version_and_runs_it(api: KfpApi, package: Path, caps
     assert started["runtime_config"]["parameters"] == {"data_rev": "2026", "number": 7}  # text stays text
     assert started["display_name"] == "pretrain git-1"
     assert f"{api.url}/#/runs/details/{started['run_id']}" in capsys.readouterr().out
+
+
+def test_runs_and_schedules_use_the_service_account(api: KfpApi, package: Path):
+    words = (package, "--version", "git-1", "--arg", "data_rev=2026", "--service-account", "runner")
+    assert run(api, "submit", *words) == run(api, "schedule", *words, "--cron", "0 0 2 * * MON") == 0
+    (started,), (schedule,) = (list(api.kept[kind].values()) for kind in ("runs", "recurringruns"))
+    assert started["service_account"] == schedule["service_account"] == "runner"
 
 
 def test_an_api_without_pages_is_not_called_the_page_of_a_run(api: KfpApi, package: Path, capsys: pytest.CaptureFixture[str]):
@@ -107,7 +111,7 @@ def test_version_is_named_after_the_commit_which_must_hold_everything(api: KfpAp
         run(api, "submit", package, "--arg", "data_rev=x")
 
 
-def test_schedule_is_replaced_and_never_piles_up(api: KfpApi, package: Path):
+def test_a_schedule_is_replaced_and_not_duplicated(api: KfpApi, package: Path):
     first = ("schedule", package, "--version", "git-1", "--arg", "data_rev=main")
     run(api, *first, "--cron", "0 0 2 * * MON", "--name", "weekly")
     run(api, *first, "--cron", "0 0 3 * * *", "--name", "other")
@@ -119,7 +123,7 @@ def test_schedule_is_replaced_and_never_piles_up(api: KfpApi, package: Path):
     assert weekly["runtime_config"]["parameters"] == {"data_rev": "main"}
 
 
-def test_schedules_that_piled_up_by_hand_are_cleared_over_all_pages(api: KfpApi, package: Path):
+def test_duplicate_schedules_are_removed_from_all_pages(api: KfpApi, package: Path):
     server = Kubeflow(api.url)
     version = server.upload(package, "git-1")
     for _ in range(5):  # more than two pages of the fake API
@@ -187,7 +191,7 @@ def test_refusals_are_one_line(api: KfpApi, package: Path, where: str, status: i
 
 def test_unreachable_server_is_one_line(package: Path):
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(UserError, match=f"^cannot connect: {url} cannot be reached .*Connection refused.*; is it up") as caught:
+    with pytest.raises(UserError, match=f"^cannot connect: {url} cannot be reached .*Connection refused.*; check that it runs") as caught:
         run(url, "status")
     assert "\n" not in str(caught.value)
 
@@ -210,7 +214,7 @@ def test_token_is_sent_and_namespace_asked_for(api: KfpApi, package: Path, monke
         (["--arg", "data_rev=x", "--arg", "number=["], "is not a YAML value"),
     ],
 )
-def test_bad_arguments_ask_no_server(api: KfpApi, package: Path, words: list[str], said: str):
+def test_bad_arguments_contact_no_server(api: KfpApi, package: Path, words: list[str], said: str):
     with pytest.raises(UserError, match=said):
         run(api, "submit", package, "--version", "v", *words)
     assert api.asked == []
@@ -228,7 +232,7 @@ def retraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_forgotten_repository_asks_no_server(api: KfpApi, retraining: Path):
+def test_a_forgotten_repository_contacts_no_server(api: KfpApi, retraining: Path):
     with pytest.raises(UserError, match="needs --arg git_url=VALUE"):
         run(api, "submit", retraining, "--version", "v")
     assert api.asked == []
@@ -237,7 +241,7 @@ def test_a_forgotten_repository_asks_no_server(api: KfpApi, retraining: Path):
 @pytest.mark.parametrize("settings", ["[]", '["seed=1"]'])
 def test_a_retraining_by_the_clock_needs_a_place_where_pictures_arrive(api: KfpApi, retraining: Path, settings: str):
     words = ["schedule", retraining, "--version", "v", "--cron", "0 0 2 * * MON", "--arg", "data_rev=x", "--arg", "git_url=u"]
-    with pytest.raises(UserError, match="must say where pictures arrive"):
+    with pytest.raises(UserError, match=r"a scheduled retraining needs retrain\.incoming"):
         run(api, *words, "--arg", f"settings={settings}")
     assert api.asked == []
     assert run(api, *words, "--arg", 'settings=["retrain.incoming=s3://bucket/incoming"]') == 0
@@ -259,15 +263,15 @@ def test_valid_cron_expressions_are_accepted(cron: str):
 @pytest.mark.parametrize(
     ("cron", "said"),
     [
-        ("0 2 * * *", "has 5 fields; KFP wants six, seconds first; did you mean '0 0 2 * * *'?"),
-        ("@daily", "has 1 fields; KFP wants six"),
-        ("0 60 * * * *", "'60' is no minute; possible are * and 0 to 59"),
-        ("0 0 2 * * 7", "'7' is no day of week; possible are * and 0 to 6, or SUN to SAT"),
-        ("0 0 2 0 * *", "'0' is no day of month"),
-        ("0 0 5-2 * * *", "'5-2' is no hour"),
-        ("0 0 */0 * * *", "'*/0' is no hour"),
-        ("0 0 2 * FOO *", "'FOO' is no month"),
-        ("0 0 2, * * *", "'' is no hour"),
+        ("0 2 * * *", "has 5 fields; KFP needs six, seconds first; did you mean '0 0 2 * * *'?"),
+        ("@daily", "has 1 fields; KFP needs six"),
+        ("0 60 * * * *", "'60' is not a valid minute; use * or 0 to 59"),
+        ("0 0 2 * * 7", "'7' is not a valid day of week; use * or 0 to 6, or SUN to SAT"),
+        ("0 0 2 0 * *", "'0' is not a valid day of month"),
+        ("0 0 5-2 * * *", "'5-2' is not a valid hour"),
+        ("0 0 */0 * * *", "'*/0' is not a valid hour"),
+        ("0 0 2 * FOO *", "'FOO' is not a valid month"),
+        ("0 0 2, * * *", "'' is not a valid hour"),
     ],
 )  # fmt: skip
 def test_invalid_cron_expressions_are_refused_with_what_is_possible(cron: str, said: str):

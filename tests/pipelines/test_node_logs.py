@@ -66,13 +66,13 @@ RAISED = "Traceback (most recent call last):\n  File 'x', line 1\n{}\n"
          "another of the processes that train together has ended; its own message says why", True),
         (RAISED.format("torch.distributed.DistNetworkError: cannot reach the first node"),
          "torch.distributed.DistNetworkError: cannot reach the first node", True),
-        ("stopped by signal 15 at step 48; start the same command again to resume\n",
-         "stopped by signal 15 at step 48; start the same command again to resume", True),
+        ("stopped by signal 15 at step 48; run the same command again to resume\n",
+         "stopped by signal 15 at step 48; run the same command again to resume", True),
         ("step 1\nstep 2\n\n", "step 2", False),
         ("", "", False),
     ],
 )  # fmt: skip
-def test_cause_is_told_from_consequence(log: str, error: str, consequence: bool):
+def test_root_causes_are_distinguished_from_their_consequences(log: str, error: str, consequence: bool):
     found = ending(log)
     assert (found.error, found.consequence, found.final) == (error, consequence, False)
 

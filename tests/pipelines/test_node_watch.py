@@ -63,7 +63,7 @@ def crash(error: str, code: int = 1) -> list[str]:
 PEER = "torch.distributed.DistBackendError: NCCL error: remote process exited"
 
 
-def test_first_failure_is_shown_when_it_happens_and_not_when_the_job_is_given_up(either: KubernetesApi, caplog: pytest.LogCaptureFixture):
+def test_first_failure_is_shown_when_it_happens_and_not_when_the_job_ends(either: KubernetesApi, caplog: pytest.LogCaptureFixture):
     follow(either, lambda: either.fail_node(1, *crash("ValueError: bad batch")))
     assert "node 1 failed (exit code 1): ValueError: bad batch\n  step 100 loss 0.5\n" in caplog.text
     assert "torchrun" not in caplog.text
@@ -96,8 +96,10 @@ def test_errors_are_read_before_the_job_fails_and_its_pods_are_removed(api: Kube
     assert caplog.text.count("step 100 loss 0.5") == 1  # seven times the same says nothing
 
 
-def test_what_the_stage_itself_refuses_is_not_tried_again(either: KubernetesApi):
-    with pytest.raises(UserError, match="TrainJob job-1 is ended, since a further try would fail alike: node 0: data: /x does not exist"):
+def test_what_the_stage_itself_refuses_is_not_retried(either: KubernetesApi):
+    with pytest.raises(
+        UserError, match="TrainJob job-1 was deleted, since another attempt would fail in the same way: node 0: data: /x does not exist"
+    ):
         follow(either, lambda: either.fail_node(0, *crash("data: /x does not exist", code=2)))
     assert either.jobs == {}
 
@@ -112,7 +114,7 @@ def test_preempted_nodes_do_not_use_up_the_own_runtimes_failures(api: Kubernetes
 
     api.runtimes["dreamteacher-torch"] = OWN_RUNTIME
     follow(api, *[lambda node=node: preempted(node) for node in (0, 1, 2, 3, 0, 1, 2)], nodes=4)
-    assert "node 2: its pod is taken away (PreemptionByScheduler: for a higher priority); the next one resumes" in caplog.text
+    assert "node 2: its pod was preempted or drained (PreemptionByScheduler: for a higher priority); the next one resumes" in caplog.text
     api.runtimes = {}
     with pytest.raises(UserError, match="FailedJobs"):
         follow(api, *[lambda node=node: preempted(node) for node in (0, 1, 2, 3)], nodes=4)
@@ -122,7 +124,7 @@ def test_preempted_nodes_do_not_use_up_the_own_runtimes_failures(api: Kubernetes
     ("reason", "code", "said"),
     [("OOMKilled", 137, "more memory than the step's `memory`"), ("StartError", 128, "StartError"), ("Error", 139, "step 7")],
 )
-def test_end_without_a_traceback_is_told_by_what_kubernetes_says(api: KubernetesApi, reason: str, code: int, said: str):
+def test_failure_without_a_traceback_is_explained_by_kubernetes(api: KubernetesApi, reason: str, code: int, said: str):
     with pytest.raises(UserError, match=said):
         follow(api, *[lambda: api.fail_node(0, *(["step 7"] if code != 128 else []), code=code, reason=reason)] * 8)
 
@@ -142,7 +144,7 @@ def test_lost_log_does_not_hide_what_the_nodes_log_said_before(api: KubernetesAp
     assert "unable to retrieve" not in caplog.text
 
 
-def test_evicted_pod_is_told_by_why(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+def test_reason_of_an_evicted_pod_is_reported(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
     def evicted() -> None:
         pod = api.node(1)
         pod.phase, pod.state = "Failed", {}
@@ -194,7 +196,7 @@ def test_retried_step_shows_the_end_of_the_log_and_what_follows(api: KubernetesA
     assert told == [f"node 0: step {i}" for i in range(70, 200)]
 
 
-def test_api_that_does_not_answer_for_a_while_costs_no_line(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+def test_no_log_line_is_lost_while_the_api_does_not_answer(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
 
     def away() -> None:
@@ -241,12 +243,12 @@ CANNOT_START: dict[str, tuple[Callable[[KubernetesApi], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", CANNOT_START)
-def test_what_keeps_pods_from_starting_is_said_once_and_given_up_in_the_end(
+def test_what_keeps_pods_from_starting_is_reported_once_and_given_up_in_the_end(
     api: KubernetesApi, caplog: pytest.LogCaptureFixture, kind: str
 ):
     happens, said = CANNOT_START[kind]
     begun = time.monotonic()
-    with pytest.raises(UserError, match=r"TrainJob job-1 is given up: for 0.005 minutes .* could not start: ") as caught:
+    with pytest.raises(UserError, match=r"TrainJob job-1 was deleted: for 0.005 minutes .* could not start: ") as caught:
         follow(api, lambda: happens(api), *[lambda: None] * 200, start_min=0.005)
     assert caplog.text.count(said) == 1
     assert said.split("cannot start: ")[1][:30] in str(caught.value)
@@ -254,7 +256,7 @@ def test_what_keeps_pods_from_starting_is_said_once_and_given_up_in_the_end(
     assert api.jobs == {}
 
 
-def test_waiting_for_nodes_that_others_use_is_said_and_not_given_up(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+def test_waiting_for_nodes_that_others_use_is_reported_and_not_given_up(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     busy = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu."
 
@@ -308,7 +310,7 @@ def test_a_queued_job_is_not_reported_as_unable_to_start(
     api.jobs["job-1"] = json.loads(json.dumps(job))
     looks = iter([lambda job: None] * 3 + [finish()])
     run(ApiClient(settings), job, poll=0.02)
-    assert "no pods are made: do the controllers of Kubeflow Trainer and JobSet run?" in caplog.text
+    assert "no pods are created: check that the controllers of Kubeflow Trainer and JobSet run" in caplog.text
 
 
 def test_a_namespace_that_is_restricted_takes_the_pods(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
@@ -320,12 +322,12 @@ def test_a_namespace_that_is_restricted_takes_the_pods(api: KubernetesApi, caplo
     del patch["template"]["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"]
     settings = Configuration()
     settings.host = api.url
-    with pytest.raises(UserError, match=f"is given up.*{RESTRICTED}.*runAsNonRoot"):
+    with pytest.raises(UserError, match=f"was deleted.*{RESTRICTED}.*runAsNonRoot"):
         api.on_get = lambda job: None
         run(ApiClient(settings), job, poll=0.02, start_min=0.001)
 
 
-def test_role_that_may_not_watch_pods_is_said_once_and_hinders_nothing(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+def test_role_that_may_not_watch_pods_is_reported_once_and_stops_nothing(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
     api.forbidden.add("watch pods")
     follow(api, lambda: None, lambda: None)
     assert caplog.text.count("cannot be watched: 403 Forbidden; the step's service account needs the role of k8s/base") == 1

@@ -56,7 +56,7 @@ def test_the_pipeline_makes_what_the_chain_makes_to_the_byte(pretrained: LocalRu
     assert list(made) == INITS
 
 
-def test_every_step_tells_the_user_interface_what_it_made(pretrained: LocalRun) -> None:
+def test_every_step_has_metadata_and_a_page(pretrained: LocalRun) -> None:
     pages = {path.parent.name: path.read_text() for path in sorted(pretrained.steps.rglob("page"), reverse=True)}  # the first pass's last
     assert len(pages) == 15
     assert "<th>files</th>" in pages["fetch-data"]
@@ -126,9 +126,11 @@ def test_a_long_name_of_the_folder_for_temporary_files_is_no_obstacle(tmp_path: 
 
 def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr("pipelines.local.run_local", lambda name, *_, **__: ran.append(name))
-    assert main(["run-local", "--sample", "--project", str(PROJECT)]) == 0
+    options: dict[str, bool] = {}
+    monkeypatch.setattr("pipelines.local.run_local", lambda name, *_, **more: ran.append(name) or options.update(more))
+    assert main(["run-local", "--sample", "--project", str(PROJECT), "--parallel"]) == 0
     assert ran == ["pretrain", "retrain"]
+    assert options == {"parallel": True}
     assert main(["run-local", "--sample", "--project", str(PROJECT), "--pipeline", "retrain"]) == 0
     assert ran[2:] == ["retrain"]
     assert main(["run-local", "--project", str(PROJECT)]) == 0
@@ -140,7 +142,7 @@ def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch:
     [
         (["--set", "nope.x=1"], "unknown setting 'nope.x'"),
         (["--set", "compare.seeds=[5]"], "export.seed = 0 is not among compare.seeds = [5]"),
-        (["--set", "compare.seeds=[0, 0]"], "compare.seeds = [0, 0] names one twice"),
+        (["--set", "compare.seeds=[0, 0]"], "compare.seeds = [0, 0] lists a value twice"),
         (["--set", "compare.inits=[features, random-teacher]"], "add scratch or imagenet"),
         (["--set", "compare.inits=[scratch]", "--set", "export.init=scratch"], "add a recipe"),
         (
@@ -151,7 +153,7 @@ def test_the_sample_goes_through_both_pipelines_unless_one_is_named(monkeypatch:
         (["--root", "/proc/x"], "/proc/x: No such file or directory; it cannot be made there"),
     ],
 )
-def test_what_no_step_could_do_is_said_before_any_runs(capfd: pytest.CaptureFixture[str], words: list[str], output: str) -> None:
+def test_what_no_step_could_do_is_reported_before_any_runs(capfd: pytest.CaptureFixture[str], words: list[str], output: str) -> None:
     assert main(["run-local", "--sample", "--project", str(PROJECT), *words]) == 2
     error = capfd.readouterr().err.splitlines()
     assert len(error) == 1

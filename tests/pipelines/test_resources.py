@@ -114,11 +114,11 @@ def test_what_the_world_outside_changes_or_is_changed_by_is_never_cached(compile
 
 
 @each_package
-def test_every_step_is_tried_again(compiled: Compiled, name: str, profile: str) -> None:
+def test_every_step_is_retried(compiled: Compiled, name: str, profile: str) -> None:
     assert all(task["retryPolicy"]["maxRetryCount"] >= 2 for _, task, _ in tasks_of(compiled[name, profile][0]))
 
 
-def test_a_run_holds_on_to_the_commit_that_its_branch_was(compiled: Compiled) -> None:
+def test_a_run_keeps_its_commit_when_the_branch_moves(compiled: Compiled) -> None:
     spec = compiled["pretrain", "cpu"][0]
     tasks = {
         task["taskInfo"]["name"]: task for each in spec["components"].values() for task in each.get("dag", {}).get("tasks", {}).values()
@@ -237,7 +237,7 @@ def test_a_project_has_resources_of_its_own(capsys: pytest.CaptureFixture[str], 
     labels = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]["nodeSelector"]["labels"]
     assert labels == {"dreamteacher.io/pool": "mine"}
     assert main(["resources"]) == 2
-    assert "resources.yaml is here already" in capsys.readouterr().err
+    assert "resources.yaml exists" in capsys.readouterr().err
 
 
 def test_a_misspelt_step_is_named(tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_another_profile_or_image_is_another_version_and_the_same_is_the_same(mo
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--version", "v1", "--namespace", "Bad_NS!"], "--namespace: Bad_NS! is no name for Kubernetes"),
+        (["--version", "v1", "--namespace", "Bad_NS!"], "--namespace: Bad_NS! is not a valid Kubernetes name"),
         (["--version", "V_1"], "--version: dreamteacher-pretrain-V_1-"),
-        (["--version", "v" * 40], "in all at most 63"),
-        ([], "here is no git repository; name it with --version"),
+        (["--version", "v" * 40], "at most 63 characters"),
+        ([], "this folder is in no git repository; name the version with --version"),
     ],
 )
 def test_names_that_kubernetes_refuses_are_refused_here(

@@ -68,7 +68,7 @@ def test_a_step_that_was_killed_and_then_stopped_gives_the_same_bytes(
     second.terminate()
     assert second.wait() == 128 + signal.SIGTERM, second.output
     assert "stopped by signal 2 at step" in second.output  # what Ctrl-C sends to all, to each process
-    assert second.output.splitlines()[-1] == "stopped; start the same command again to go on"
+    assert second.output.splitlines()[-1] == "stopped; run the same command again to resume"
     left = psutil.wait_procs(below, timeout=5)[1]
     assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []  # those only wait for the container's first
 

@@ -25,7 +25,7 @@ from components.promote import promote
 from dreamteacher import cli
 from dreamteacher.settings.file import load_params
 from dreamteacher.stage import digest_of, read_stage
-from pipelines.__main__ import _parser
+from pipelines.__main__ import build_parser
 
 TRAINING = ("train-teacher", "distill-features", "train-interpreter", "distill-labels", "finetune")
 LIMITS = (
@@ -189,6 +189,6 @@ def test_the_benchmark_of_rounds_uses_options_that_run_local_has(tmp_path: Path,
     monkeypatch.setattr(retrain_rounds, "subprocess", SimpleNamespace(run=run, PIPE=None, STDOUT=None))
     monkeypatch.setattr(retrain_rounds, "aliases", lambda _: {})
     assert retrain_rounds.run_round("+0", tmp_path, ["0", "1"], ["finetune.steps=1"])["end"] == "promoted"
-    options = _parser().parse_args(commands[0][3:])
+    options = build_parser().parse_args(commands[0][3:])
     given = ["ingest.source=pictures", f"retrain.incoming={tmp_path}/incoming", "compare.seeds=[0,1]", "finetune.steps=1"]
     assert (options.pipeline, options.project, options.set) == ("retrain", tmp_path / "project", given)

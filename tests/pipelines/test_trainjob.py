@@ -84,7 +84,7 @@ def test_pods_are_as_pod_security_restricted_asks():
     assert pod["containers"][0]["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def test_cpu_nodes_ask_for_no_gpu():
+def test_cpu_nodes_request_no_gpu():
     job = manifest(Nodes(image="i"), "n", "r", "ml", [])
     validator().validate(job)
     assert "nvidia.com/gpu" not in json.dumps(job)
@@ -97,7 +97,7 @@ def stage_output(folder: Path, content: str) -> Path:
     return folder
 
 
-def test_name_tells_steps_apart_and_tries_of_a_step_not(tmp_path: Path):
+def test_name_differs_between_steps_and_not_between_attempts(tmp_path: Path):
     params, other = Params(), Params(seed=1)
     data = {"data": stage_output(tmp_path / "a", "1")}
     copied = {"data": Path(shutil.copytree(tmp_path / "a", tmp_path / "pod-of-the-retry"))}
@@ -135,25 +135,25 @@ def test_retried_step_attaches_to_the_job_of_the_step_before(api: KubernetesApi,
     api.jobs["train-teacher-1"] = json.loads(json.dumps(JOB))
     api.on_get = finish()
     run(client(api.url), JOB, poll=0.01)
-    assert "exists: an earlier try of this step created it" in caplog.text
+    assert "exists, created by an earlier attempt of this step" in caplog.text
     assert api.asked.count(api.asked[0]) == 1  # one POST, refused
     assert api.jobs == {}
 
 
 def old_job(api: KubernetesApi, **condition: str) -> None:
-    """A job that an earlier try of the step left."""
+    """A job that an earlier attempt of the step left."""
     job = api.jobs["train-teacher-1"] = json.loads(json.dumps(JOB))
     if condition:
         finish(**condition)(job)
 
 
-def test_retried_step_makes_a_job_anew_that_has_failed_meanwhile(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
+def test_retried_step_creates_a_job_again_that_has_failed_meanwhile(api: KubernetesApi, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     old_job(api, kind="Failed", reason="DeadlineExceeded", message="too late")
     api.on_get = lambda job: None if "status" in job else finish()(job)
     run(client(api.url), JOB, poll=0.01)
     assert [line.split()[0] for line in api.asked if "trainjobs" in line] == ["POST", "GET", "DELETE", "POST", "GET", "DELETE"]
-    assert "of an earlier try of this step has failed (DeadlineExceeded too late); it is made anew" in caplog.text
+    assert "of an earlier attempt of this step has failed (DeadlineExceeded too late); it is created again" in caplog.text
 
 
 def test_time_limit_of_an_earlier_try_costs_the_step_no_try_of_its_own(api: KubernetesApi):
@@ -171,7 +171,7 @@ def test_time_limit_of_its_own_job_fails_the_step(api: KubernetesApi):
     assert sum(line.startswith("POST") for line in api.asked) == 1
 
 
-def test_job_ends_before_the_step_that_took_long_to_begin_it(api: KubernetesApi):
+def test_time_limit_of_the_job_counts_from_the_start_of_the_step(api: KubernetesApi):
     limits = []
     api.on_get = lambda job: (limits.append(job["spec"]["activeDeadlineSeconds"]), finish()(job))
     run(client(api.url), JOB, begun=time.monotonic() - 3600, poll=0.01)
@@ -196,7 +196,7 @@ def test_own_runtime_is_preferred_where_the_namespace_has_it(api: KubernetesApi,
     assert "apply k8s/base again" in caplog.text
 
 
-def test_refusal_of_a_webhook_is_not_put_down_to_the_role(api: KubernetesApi):
+def test_refusal_by_a_webhook_is_not_reported_as_a_missing_role(api: KubernetesApi):
     with pytest.raises(UserError, match=r"must be created before the TrainJob is created$"):
         run(client(api.url), manifest(NODES, "n", "r", "ml", [], own_runtime=True), poll=0.01)
 
@@ -216,7 +216,7 @@ def test_looking_for_a_cluster_prints_nothing(monkeypatch: pytest.MonkeyPatch, t
     assert capsys.readouterr() == ("", "")
 
 
-def test_job_that_is_being_deleted_is_awaited_and_made_anew(api: KubernetesApi):
+def test_job_that_is_being_deleted_is_awaited_and_created_again(api: KubernetesApi):
     api.jobs["train-teacher-1"] = json.loads(json.dumps(JOB)) | {
         "metadata": JOB["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
     }
@@ -241,13 +241,13 @@ run(client({api.url!r}), json.load(open("job.json")), poll=0.05)"""
     assert not any(line.startswith("DELETE") for line in api.asked)
 
 
-def test_job_deleted_by_another_is_said(api: KubernetesApi):
+def test_job_deleted_by_somebody_else_is_reported(api: KubernetesApi):
     api.on_get = lambda job: api.jobs.clear()
     with pytest.raises(UserError, match="was deleted while it ran"):
         run(client(api.url), JOB, poll=0.01)
 
 
-def test_api_that_is_away_for_a_while_costs_nothing(api: KubernetesApi):
+def test_the_job_survives_an_outage_of_the_api(api: KubernetesApi):
     api.fail["GET"] = [500, 503, 429, 529]
     api.on_get = finish()
     run(client(api.url), JOB, poll=0.01)
@@ -318,7 +318,7 @@ def test_finish_removes_the_checkpoints_of_its_own_run_once_no_retry_needs_them(
 
 
 @pytest.mark.parametrize(("profile", "expected"), [("multi-node", "true"), ("single-gpu", None)])
-def test_finish_is_told_whether_to_delete(profile: str, expected: str | None):
+def test_finish_deletes_trainjobs_only_for_multi_node_profiles(profile: str, expected: str | None):
     @dsl.pipeline(name="x")
     def only():
         Profile(profile, "i:1a2b3c4").apply("finish", finish_nothing())

@@ -52,10 +52,10 @@ def test_the_card_says_what_the_model_is_how_good_from_what_and_how_to_use_it():
 
 
 def test_a_model_from_imagenet_weights_says_that_they_have_a_licence():
-    assert "ImageNet weights of timm" in model_card("cells", contract(init="imagenet"), figures(), 1e-6)
+    assert "timm's ImageNet weights" in model_card("cells", contract(init="imagenet"), figures(), 1e-6)
 
 
-def test_classification_has_its_own_figures():
+def test_classification_has_its_own_metrics():
     of_task = contract(task="classification", classes=["a|b", "c"], scale_to=64, short_side=None)
     text = model_card("cells", of_task, figures("a|b", "c", kind="accuracy", name="top1"), 1e-6)
     assert "top-1 mean ± std" in text
@@ -63,7 +63,7 @@ def test_classification_has_its_own_figures():
     assert "in their own size, then scaled to 64 px" in text
 
 
-def test_a_figure_of_another_task_goes_by_its_key():
+def test_a_metric_of_another_task_is_shown_by_its_key():
     text = model_card("cells", contract(task="mine:TASK"), figures(name="fit"), 1e-6)
     assert "fit mean ± std" in text
     assert "of each class" not in text

@@ -67,7 +67,7 @@ def test_the_page_of_a_whole_run_shows_all_of_it(maker: Maker) -> None:
         "Pretraining helps: features gains 10.3 points of mIoU over training from scratch",
         f"features: {gain} (mIoU, 3 paired draws of labels and weights)",
         "1 of 2 pretrained initialisations gain",
-        "the interval is not corrected for that choice",
+        "its interval is not corrected for this selection",
         "A constant prediction (“background” everywhere) scores 45.0",
         f"linear probe of features: {gain} over random weights – gain",
         "no gain beyond the spread",
@@ -88,13 +88,13 @@ def test_the_page_of_a_whole_run_shows_all_of_it(maker: Maker) -> None:
 COLOURS = r'<i style="background: (#[0-9a-f]{6})"></i>([^<]*)</span>'  # of a class, and its name
 
 
-def test_what_the_colours_of_predictions_mean_is_said(maker: Maker) -> None:
+def test_what_the_colours_of_predictions_mean_is_reported(maker: Maker) -> None:
     maker.whole()
     written()
     assert re.findall(COLOURS, Path("artifacts/report/report.html").read_text()) == [("#1f77b4", "cell")]
 
 
-def test_of_boxes_the_colours_are_those_drawn_whatever_classes_are_called_and_however_many_there_are(in_tmp: Path) -> None:
+def test_the_legend_of_boxes_has_the_drawn_colours_for_any_names_and_number_of_classes(in_tmp: Path) -> None:
     names = ("background", *(f"kind {i}" for i in range(299)))
     Maker(in_tmp / "artifacts", "detection", names).whole()
     written()
@@ -104,14 +104,14 @@ def test_of_boxes_the_colours_are_those_drawn_whatever_classes_are_called_and_ho
     assert len(found) == 50
 
 
-def test_a_distillation_that_learnt_nothing_is_said_to_be_one(maker: Maker) -> None:
+def test_a_distillation_that_learnt_nothing_is_reported(maker: Maker) -> None:
     maker.whole()
-    assert "nothing was distilled yet" not in written().text
+    assert "nothing has been distilled" not in written().text
     maker.recipe(explained=-12.8)
-    assert "The regression of the teacher’s features by features is worse than their mean" in written().text
+    assert "features predicts the teacher’s features no better than their mean" in written().text
 
 
-def test_the_page_asks_no_server_and_runs_nothing(maker: Maker) -> None:
+def test_the_page_loads_nothing_and_runs_nothing(maker: Maker) -> None:
     maker.whole()
     page = written()
     assert "script" not in page.tags and "link" not in page.tags
@@ -197,7 +197,7 @@ WITH_CONTROL = {
 }
 
 
-def test_gains_are_also_stated_over_a_control_which_is_no_result_itself(maker: Maker) -> None:
+def test_gains_over_a_control_are_shown_and_the_control_is_no_result(maker: Maker) -> None:
     maker.data()
     for name, kind in (("own", "ddpm"), ("random", "random")):
         maker.teacher(name, kind)
@@ -274,7 +274,7 @@ def test_what_is_missing_is_named_with_its_command(maker: Maker) -> None:
     page = written()
     assert "This run is incomplete." in page.text
     assert "teachers/own is missing: dreamteacher train-teacher --name own" in page.text
-    assert "more are missing; dreamteacher repro makes all" in page.text
+    assert "more are missing; dreamteacher repro makes them all" in page.text
     assert "No backbone was pretrained" in page.text
     assert "The fine-tuned models have not been compared; dreamteacher evaluate does that." in page.text
     with pytest.raises(UserError, match="nowhere holds no complete output of a stage"):
@@ -312,9 +312,9 @@ def test_what_was_predicted_stands_beside_what_came(maker: Maker) -> None:
 
 def test_where_no_time_is_on_record_the_page_says_so(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     maker.data()
-    assert "No time is on record" not in written().text
+    assert "No time is recorded" not in written().text
     monkeypatch.setenv("DREAMTEACHER_CHECKPOINTS", "elsewhere")
-    assert "No time is on record here for data" in written().text
+    assert "No time is recorded here for data" in written().text
 
 
 def test_a_page_leaves_out_pictures_before_it_becomes_too_large(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +324,7 @@ def test_a_page_leaves_out_pictures_before_it_becomes_too_large(maker: Maker, mo
     monkeypatch.setattr(page_module, "MAX_PICTURE_BYTES", 60_000)
     page = written()
     assert Path("artifacts/report/report.html").stat().st_size < whole
-    assert "Left out, as the page would become too large: " in page.text
+    assert "Omitted, because the page would become too large: " in page.text
     assert page.tags.count("img") > 0
 
 

@@ -37,7 +37,7 @@ def test_drawings_have_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_that_the_font_lacks_are_drawn_and_differ(tmp_path: Path) -> None:
+def test_characters_that_the_font_lacks_are_drawn_as_codes(tmp_path: Path) -> None:
     picture = np.zeros((20, 30, 3), np.uint8)
     for name in ("\N{FOX FACE}", "\N{BEAR FACE}", r"$\fox$"):
         save_panels([[(f"truth: {name}\nmix: caf\u00e9", picture)]], tmp_path / f"{ord(name[0])}.png")

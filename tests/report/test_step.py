@@ -16,7 +16,7 @@ from dreamteacher.stage import open_stage
         ("finetune", {"init": "mix", "seed": 2}, {"init": "mix", "seed": 2}),
     ],
 )
-def test_artifacts_are_told_apart_and_keep_their_own_name(
+def test_artifacts_are_distinguished_and_keep_their_own_name(
     stage: str, params: dict[str, object], expected: dict[str, object], tmp_path: Path
 ) -> None:
     with open_stage(stage, params=params, inputs={}, out=tmp_path / "out") as opened:

@@ -24,7 +24,7 @@ def test_a_champion_whose_lineage_is_not_stored_is_named(registry, tmp_path):
     assert fetch_champion("bare", tmp_path / "a") is fetch_champion("nobody", tmp_path / "b") is None
     assert not list((tmp_path / "a").iterdir())
     promote("bare", version="2")
-    with pytest.raises(UserError, match=r"nobody stored what version 2 of bare, the champion, was made from; .*promote bare --version 2"):
+    with pytest.raises(UserError, match=r"the lineage of version 2 of bare, the champion, is not stored; .*promote bare --version 2"):
         fetch_champion("bare", tmp_path / "c")
 
 
@@ -45,7 +45,7 @@ def test_a_champion_that_was_deleted_is_no_first_champion(lost, promoted, regist
     with pytest.raises(UserError) as error:
         fetch_champion(name, tmp_path / "champion")
     assert str(error.value) == (
-        f"the champion of {name} in MLflow was deleted, or lost its alias, so nothing can be compared; "
+        f"the champion of {name} in MLflow was deleted, or lost its alias, so a new model cannot be compared with it; "
         f"`dreamteacher promote {name} --version N` makes one of {left} champion"
     )
     assert not list((tmp_path / "champion").glob("champion.json"))
@@ -58,7 +58,9 @@ def test_after_the_only_version_was_deleted_a_person_decides_that_all_begins_ane
     add_versions(registry, "emptied", 1)
     promote("emptied", version="1")
     registry.delete_model_version("emptied", "1")
-    with pytest.raises(UserError, match=r"the champion of emptied .* so nothing can be compared; delete emptied to begin anew$"):
+    with pytest.raises(
+        UserError, match=r"the champion of emptied .* so a new model cannot be compared with it; delete emptied to start over$"
+    ):
         fetch_champion("emptied", tmp_path / "champion")
     registry.delete_registered_model("emptied")
     assert fetch_champion("emptied", tmp_path / "champion") is None
@@ -71,7 +73,7 @@ def test_a_champion_whose_artifacts_were_deleted_is_named(registry, in_tmp):
     promote("hollow", version="1")
     run = registry.get_run(registry.get_model_version("hollow", "1").run_id)
     shutil.rmtree(run.info.artifact_uri.removeprefix("file://"))
-    said = r"what MLflow stores with version 1 of hollow cannot be read \(.*\); mend its artifacts, or promote another version$"
+    said = r"what MLflow stores with version 1 of hollow cannot be read \(.*\); repair its artifacts, or promote another version$"
     with pytest.raises(UserError, match=said):
         fetch_champion("hollow", in_tmp / "champion")
 
@@ -112,7 +114,7 @@ def test_a_disk_without_room_for_a_champion_is_one_line_that_does_not_blame_mlfl
     with monkeypatch.context() as patch:
         patch.setattr(LocalArtifactRepository, "download_artifacts", full)
         said = r"champion has no room for lineage/e+/data of MLflow's run \w+ \(\[Errno 28\] No space left on device\); free some space"
-        with pytest.raises(UserError, match=rf"^{re.escape(str(in_tmp))}/{said} and start again$"):
+        with pytest.raises(UserError, match=rf"^{re.escape(str(in_tmp))}/{said} and run the command again$"):
             fetch_champion("large", in_tmp / "champion")
     with pytest.raises(OSError, match="No space left on device"), promotion.registry_client():
         Path("/dev/full").write_text("champion.json")

@@ -91,7 +91,7 @@ def test_several_registered_models_come_as_one_repository(published, project: Pa
     assert cli.main(["fetch-model", "cells,roads", "--version=roads=1,faces=7", "--out", str(tmp_path / "again")]) == 0
     assert "version 1 of cells, version 1 of roads: cells, cells-backbone, cells-pictures, roads" in capsys.readouterr().out
     assert cli.main(["fetch-model", "cells,roads", "--version=1", "--out", str(tmp_path / "again")]) == 2
-    assert "--version 1 does not say of which of cells, roads; write NAME=N, separated by commas" in capsys.readouterr().err
+    assert "--version 1 names no model, and there are cells, roads; write NAME=N, separated by commas" in capsys.readouterr().err
     client.delete_registered_model_alias("cells", "champion")
 
 
@@ -152,7 +152,7 @@ def test_what_is_damaged_in_the_store_reaches_no_pod(published, tmp_path: Path, 
             (place / "stage.json").write_text(json.dumps({key: value for key, value in record.items() if key != "sha256"}))
         else:
             shutil.rmtree(place)
-        with pytest.raises(UserError, match=r"version 1 of cells is damaged: |MLflow at .* does not answer as it should"):
+        with pytest.raises(UserError, match=r"version 1 of cells is damaged: |MLflow at .* cannot be used"):
             fetch_repository("cells", "1", out)
     finally:
         shutil.rmtree(place, ignore_errors=True)

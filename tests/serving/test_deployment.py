@@ -118,4 +118,4 @@ def test_status_says_version_replicas_and_since_when(cluster: Cluster):
 def test_without_the_client_of_kubernetes_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     assert cli.main(["status"]) == 2
-    assert capsys.readouterr().err == "error: Kubernetes' client is not installed here; pip install 'dreamteacher[pipelines]'\n"
+    assert capsys.readouterr().err == "error: the Kubernetes client is not installed; run pip install 'dreamteacher[pipelines]'\n"

@@ -191,7 +191,7 @@ def test_damaged_and_missing_files_are_named(tmp_path, project):
         load(tmp_path / "model.onnx")
     data = (project / "onnx" / "segmentation" / "model.onnx").read_bytes()
     (tmp_path / "model.onnx").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="no valid ONNX file"):
+    with pytest.raises(UserError, match="not a valid ONNX file"):
         load(tmp_path / "model.onnx")
 
 

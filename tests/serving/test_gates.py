@@ -150,7 +150,7 @@ def test_a_model_measured_on_other_pictures_than_the_champion_is_refused_for_a_p
     names = [check["name"] for check in verdict["checks"]]
     assert "same validation split" in names and ("no regression" in names) == (differ == 0)
     if differ:
-        said = f"{differ} validation pictures differ from the champion's, so the two cannot be compared: a person decides"
+        said = f"{differ} validation pictures differ from the champion's, so the models cannot be compared; a person must decide"
         assert verdict["reason"] == f"same validation split: {said}"
 
 

@@ -28,12 +28,12 @@ def test_a_schedule_that_missed_its_day_is_an_error(client: MlflowClient, capsys
     assert cli.main(["last-run"]) == cli.main(["last-run", "--within-days", "10"]) == 0
     assert "the newest run of experiment dreamteacher, compare-data, began" in capsys.readouterr().out
     assert cli.main(["last-run", "--within-days", "8"]) == 2
-    assert "9.0 days ago, more than 8; is the schedule of retraining alive?" in capsys.readouterr().err
+    assert "9.0 days ago, more than 8; check the retraining schedule" in capsys.readouterr().err
 
 
 def test_without_an_experiment_or_a_run_it_says_so(client: MlflowClient, capsys: pytest.CaptureFixture[str]):
     client.create_experiment("empty")
     assert cli.main(["last-run", "--experiment", "none"]) == cli.main(["last-run", "--experiment", "empty"]) == 2
     stderr = capsys.readouterr().err
-    assert "MLflow has no experiment none; --experiment names another" in stderr
+    assert "MLflow has no experiment none; name another with --experiment" in stderr
     assert "experiment empty has no run" in stderr

@@ -159,7 +159,7 @@ def test_a_server_that_is_killed_while_it_takes_an_upload_leaves_nothing_half_st
         with pytest.raises(UserError) as raised:
             upload.result()
     assert 0 < len(arrived) < files
-    assert f"MLflow at {server.url} does not answer" in str(raised.value)
+    assert f"MLflow at {server.url} cannot be used" in str(raised.value)
     assert "\n" not in str(raised.value)
 
     monkeypatch.setenv("DREAMTEACHER_WAIT_MINUTES", "3")

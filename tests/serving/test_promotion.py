@@ -236,7 +236,7 @@ def test_what_is_missing_is_named(registry):
         choose("lone")
     with pytest.raises(UserError, match="lone has no version 7; it has 1, 2"):
         promote("lone", version="7")
-    with pytest.raises(UserError, match=r"lone has no version of this file: MLflow did not take it; publish again when it does"):
+    with pytest.raises(UserError, match=r"lone has no version of this file: MLflow did not answer during publish"):
         choose("lone", sha256="f" * 64)
 
 

@@ -60,7 +60,7 @@ def test_registered_version_says_what_it_is_and_runs_equal(project, registry, in
     assert set(version.tags) == {"sha256", "init", "evaluation", PUBLISHED}  # what promotion and sync read; the rest is in the card
     assert version.description.startswith("# cells\n\nSegmentation of background, cell, debris. Initialisation `mix`, seed 0.")
     assert "d" * 64 in version.description and told["git_revision"] in version.description
-    assert "alias `champion` says which version to serve" in registry.get_registered_model("cells").description
+    assert "Alias `champion`: the version to serve" in registry.get_registered_model("cells").description
 
     mlflow.set_tracking_uri(f"sqlite:///{in_tmp}/mlflow.db")
     loaded = mlflow.onnx.load_model("models:/cells@challenger")
@@ -202,7 +202,7 @@ def start_step(name, project, folder, teacher="own"):
 def test_a_pipelines_publish_fails_until_the_model_is_registered(project, registry, in_tmp, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not take the records \(.*Connection refused"):
+        with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not accept the records \(.*Connection refused"):
             start_step("late", project, in_tmp / "first")
     shutil.rmtree(UNSENT)  # went with the pod
     params = PARAMS.model_copy(update={"publish": PARAMS.publish.model_copy(update={"name": "late"})})

@@ -41,8 +41,8 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
         ("compare.inits=[scratch, magic]", "there are ['scratch', 'imagenet', 'features', 'mix']"),
         ("recipes.features.teacher=gan", "recipes.features.teacher = 'gan' is not among teachers; there are ['own']"),
         ("label_recipes.mix.features=feature", "label_recipes.mix.features = 'feature' is not among recipes; did you mean 'features'?"),
-        ("teachers.own.kind=stylegan2", "label_recipes.mix builds on a teacher of kind 'stylegan2', which makes pictures of its own"),
-        ("teachers.none={}", "teachers.none stands for no teacher in recipes"),
+        ("teachers.own.kind=stylegan2", "label_recipes.mix builds on a teacher of kind 'stylegan2', which cannot encode labelled pictures"),
+        ("teachers.none={}", "teachers.none: in recipes this name means no teacher"),
         ("label_recipes.features={features: features}", "'features' names two initialisations"),
         ("recipes.scratch={teacher: own}", "'scratch' names two initialisations"),
         (
@@ -66,28 +66,28 @@ def test_unknown_setting_that_resembles_nothing_lists_the_known_ones():
         ("distill.objectives={mze: 1}", "there is no term 'mze'; name mse"),
         ("distill.objectives.at=-1", "distill.objectives.at = -1 is not possible"),
         ("distill.objectives={}", "at least 1 item"),
-        ("distill.objectives={mse: 0}", "one term at least needs a weight above 0"),
+        ("distill.objectives={mse: 0}", "at least one term needs a weight above 0"),
         ("distill.encoding=dreams", "'stochastic', 'ddim', 'stratified' or 'dream'"),
         ("interpreter.encoding=dream", "'stochastic', 'ddim' or 'stratified'"),
-        ("distill.strata=[10, 5]", "the edges must grow"),
+        ("distill.strata=[10, 5]", "boundaries must increase"),
         ("distill.strata=[10]", "at least 2 items"),
         ("distill.T=1000", "must be below teacher.T_train = 1000"),
-        ("teacher.resolution=36", "teacher.resolution = 36 does not fit teacher.size = 'tiny': take a multiple of 16"),
-        ("distill.resolution=40", "distill.resolution = 40 does not fit teacher.size = 'tiny': take a multiple of 16"),
-        ("interpreter.resolution=8", "interpreter.resolution = 8 does not fit teacher.size = 'tiny': take a multiple of 16"),
+        ("teacher.resolution=36", "teacher.resolution = 36 does not fit teacher.size = 'tiny': set a multiple of 16"),
+        ("distill.resolution=40", "distill.resolution = 40 does not fit teacher.size = 'tiny': set a multiple of 16"),
+        ("interpreter.resolution=8", "interpreter.resolution = 8 does not fit teacher.size = 'tiny': set a multiple of 16"),
         (
             "distill.margin=17",
             "distill.margin = 17 leaves less than 2 x 2 of the 4 x 4 cells at stride 16; lower it to 16",
         ),
         ("distill.margin=-1", "greater than or equal to 0"),
-        ("taps=[4, 32]", "teacher.size = 'tiny' has no decoder level at stride 32; take some of [1, 2, 4, 8, 16], or auto"),
+        ("taps=[4, 32]", "teacher.size = 'tiny' has no decoder level at stride 32; choose from [1, 2, 4, 8, 16], or set auto"),
     ],
 )
 def test_impossible_value_says_what_is_possible(override, words):
     assert words in refusal(override)
 
 
-def test_strata_are_held_against_the_schedule_where_they_count_and_T_where_it_does():
+def test_strata_and_T_are_checked_only_for_the_encoding_that_uses_them():
     assert "interpreter.strata = [10, 2000] must end at teacher.T_train = 1000" in refusal(
         "interpreter.encoding=stratified", "interpreter.strata=[10, 2000]"
     )
@@ -100,7 +100,7 @@ def test_a_setting_that_has_moved_is_named_with_its_new_place():
     assert line in refusal("distill.at_weight=5")
 
 
-def test_taps_are_held_against_the_size_before_anything_is_computed():
+def test_taps_are_checked_against_the_size_before_anything_is_computed():
     assert "taps = [2, 4, 8, 16]: teacher.size = 'small' has no decoder level at stride 16" in refusal(
         "teacher.size=small", "taps=[2,4,8,16]"
     )
@@ -116,7 +116,7 @@ def test_the_margin_may_take_all_but_two_cells_of_the_coarsest_tap():
 
 @pytest.mark.parametrize("augment", ["no-flip", "none"])
 def test_where_mirrored_labels_are_untrue_the_interpreter_learns_none(augment):
-    with pytest.raises(ValueError, match=f"finetune.augment = '{augment}' means .* set interpreter.mirror = false"):
+    with pytest.raises(ValueError, match=f"finetune.augment = '{augment}' says .* set interpreter.mirror = false"):
         Params(finetune={"augment": augment})
     assert not Params(finetune={"augment": augment}, interpreter={"mirror": False}).interpreter.mirror
 

@@ -65,10 +65,10 @@ def test_no_text_after_set_is_a_defect(overrides):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ingest:\n  val_fraction: 0.1\n  val_fraction: 0.2\n", "'val_fraction' is there twice, line 3"),
-        ("ingest:\n  val_fraction: 0.3\nteacher:\n  steps: 5\ningest:\n  short_side: 128\n", "'ingest' is there twice, line 5"),
-        ("teacher:\n  steps: 0100\n", "0100 means other numbers to other programs"),
-        ("teacher:\n  steps: 1:30\n", "1:30 means other numbers to other programs"),
+        ("ingest:\n  val_fraction: 0.1\n  val_fraction: 0.2\n", "'val_fraction' appears twice, line 3"),
+        ("ingest:\n  val_fraction: 0.3\nteacher:\n  steps: 5\ningest:\n  short_side: 128\n", "'ingest' appears twice, line 5"),
+        ("teacher:\n  steps: 0100\n", "0100 is read differently by other programs"),
+        ("teacher:\n  steps: 1:30\n", "1:30 is read differently by other programs"),
         ("teacher:\n  steps: on\n", "teacher.steps = True is not possible: true and false"),
         ("ingest:\n  labels: no\n", "ingest.labels = False is not possible: true and false"),
         (
@@ -105,14 +105,14 @@ def test_default_file_may_be_missing_but_a_named_one_may_not(tmp_path, monkeypat
         load_params(tmp_path.joinpath("mine.yaml").relative_to(tmp_path))
 
 
-def test_below_a_project_its_settings_are_pointed_to_instead_of_the_defaults_taken(tmp_path, monkeypatch):
+def test_in_a_subfolder_of_a_project_the_project_is_named_instead_of_using_defaults(tmp_path, monkeypatch):
     project = tmp_path / "my project"
     (project / "notebooks/old").mkdir(parents=True)
     (project / "params.yaml").write_text("few_labels: 5\n")
     monkeypatch.chdir(project / "notebooks/old")
     assert load_params() == Params(), "a params.yaml alone makes no project"
     (project / "dvc.yaml").touch()
-    with pytest.raises(UserError, match=rf"no params.yaml of its own; start from the project: cd '{project}'"):
+    with pytest.raises(UserError, match=rf"no params.yaml of its own; change to the project: cd '{project}'"):
         load_params()
     assert load_params(project / "params.yaml").few_labels == 5
     (project / "notebooks/old/params.yaml").write_text("few_labels: 7\n")

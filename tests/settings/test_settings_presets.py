@@ -5,7 +5,7 @@ from given_settings import loaded
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.file import load_params
-from dreamteacher.settings.presets import LEVELS, NAMED
+from dreamteacher.settings.presets import LEVELS, PRESETS
 from dreamteacher.settings.pretraining import Teacher
 from dreamteacher.settings.recipes import of_recipe
 from dreamteacher.settings.schema import Params
@@ -48,12 +48,12 @@ def test_a_size_set_in_python_means_the_same():
     assert Params(teacher=Teacher(size="small", steps=3)).teacher.resolution == 64
 
 
-@pytest.mark.parametrize("preset", list(NAMED))
+@pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_presets_values_are_possible_at_every_size(preset: str) -> None:
     for size in LEVELS:
         params = Params(preset=preset, teacher={"size": size})
         assert Params.model_validate(params.model_dump()) == params
-        for group, values in NAMED[preset].items():
+        for group, values in PRESETS[preset].items():
             for name, value in values.items():
                 if name != "size":
                     assert getattr(getattr(params, group), name) == value, f"{group}.{name}"
@@ -86,6 +86,6 @@ def test_the_papers_values_are_documented() -> None:
     """Each in the table of docs/recipes.md, with its place in the paper."""
     text = (PROJECT / "docs/recipes.md").read_text()
     for preset in ("paper", "best"):
-        for group, values in NAMED[preset].items():
+        for group, values in PRESETS[preset].items():
             for name in values:
                 assert f"`{group}.{name}`" in text, f"{preset}: {group}.{name}"

@@ -117,7 +117,7 @@ def test_a_teacher_takes_features_without_a_class(kind: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", [ddpm, edm])
-def test_training_goes_on_where_classes_are_the_same_and_is_refused_elsewhere(kind: Any, tmp_path: Path) -> None:
+def test_training_continues_where_classes_are_the_same_and_is_refused_elsewhere(kind: Any, tmp_path: Path) -> None:
     generator, network, _ = built(kind, classes=CLASSES)
     generator.save(network, tmp_path, {})
     _, other, _ = built(kind, classes=CLASSES)

@@ -219,7 +219,7 @@ def test_a_saved_teacher_opens_with_diffusers_and_gives_the_same_taps(size: str,
     torch.testing.assert_close(finest.teach(images(1), random()).features[0], ours[2], rtol=1e-4, atol=1e-5)
 
 
-def test_a_saved_teacher_bears_no_trace_of_where_and_when(tmp_path: Path) -> None:
+def test_a_saved_teacher_contains_no_paths_and_no_times(tmp_path: Path) -> None:
     for name in ("a", "b"):
         torch.manual_seed(0)
         Generator(Teacher()).save(build_unet("tiny", 16), tmp_path / name, {})
@@ -256,7 +256,7 @@ def test_a_damaged_teacher_is_refused_in_one_line(tmp_path: Path, file: str, sha
     assert "\n" not in str(caught.value)
 
 
-def test_a_teacher_to_go_on_from_whose_weights_are_damaged_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_teacher_to_continue_from_is_refused_in_one_line(tmp_path: Path) -> None:
     Generator(Teacher()).save(build_unet("tiny", 16), tmp_path, {})
     weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])

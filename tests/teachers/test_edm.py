@@ -120,7 +120,7 @@ def test_the_teacher_hands_out_what_a_full_pass_at_the_same_noise_does(T: int, t
         torch.testing.assert_close(maps, reference, rtol=1e-3, atol=1e-4)
 
 
-def test_training_goes_on_from_what_was_saved(tmp_path: Path) -> None:
+def test_training_continues_from_what_was_saved(tmp_path: Path) -> None:
     denoiser, generator = built(), Generator(Teacher(resolution=16))
     generator.save(denoiser, tmp_path, {})
     torch.manual_seed(1)

@@ -153,7 +153,7 @@ def test_regularisation_is_lazy_and_scaled_for_it() -> None:
     assert default_gamma(256, 16) == pytest.approx(0.8192)
 
 
-def test_augmentation_adapts_to_how_well_real_pictures_are_told() -> None:
+def test_augmentation_adapts_to_how_well_real_pictures_are_recognised() -> None:
     """At 0.6 mean sign p stays; above it rises by 4 batches of 500,000 every 4 steps; it never passes 0.8, nor does it fall below 0."""
     adaptation = ada.Adaptation(0.6)
     sure, lost = torch.ones(50_000), -torch.ones(50_000)
@@ -198,7 +198,7 @@ def test_p_is_the_share_of_pictures_that_are_changed() -> None:
     assert float((parameters[:, 2] != 0).float().mean()) == pytest.approx(0.3, abs=0.02)
 
 
-def test_a_trained_one_goes_on_and_teaches_from_its_folder(tmp_path: Path) -> None:
+def test_a_trained_one_continues_and_teaches_from_its_folder(tmp_path: Path) -> None:
     generator, players = built()
     generator.save(players, tmp_path, {"resolution": 16})
     torch.manual_seed(1)

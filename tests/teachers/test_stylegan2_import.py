@@ -136,7 +136,7 @@ def test_the_network_is_that_of_the_equations_on_the_files_own_tensors() -> None
             torch.testing.assert_close(pictures[i], reference(weights, z[i], alone), rtol=1e-4, atol=1e-4)
 
 
-def test_training_goes_on_from_an_import_of_the_same_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_from_an_import_of_the_same_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "tiny", (8, 2, 64, 8))
     kind = Generator(Teacher(resolution=16))
     made = kind.build()

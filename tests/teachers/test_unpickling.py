@@ -82,7 +82,7 @@ def test_a_pickle_cannot_change_what_it_calls(tmp_path: Path) -> None:
     assert not hasattr(dict, "hello") and not hasattr(OrderedDict, "hello")
 
 
-def test_a_small_pickle_cannot_ask_for_much(tmp_path: Path) -> None:
+def test_a_small_pickle_cannot_allocate_much_memory(tmp_path: Path) -> None:
     wide = torch.ones(1).expand(1 << 40)  # a storage of 4 bytes
     storage = torch.ones(1).storage()
     content = Runs(torch._utils._rebuild_tensor_v2, storage, 0, tuple(wide.shape), (0,), False, OrderedDict())

@@ -53,7 +53,7 @@ def kubeflow(live, monkeypatch, request):
     return Kubeflow(monkeypatch, request.node.name)
 
 
-def test_with_kubeflows_plugin_the_stage_is_in_the_run_of_its_task_and_the_pipelines_run_goes_on(kubeflow):
+def test_with_kubeflows_plugin_the_stage_is_in_the_run_of_its_task_and_the_pipelines_run_continues(kubeflow):
     task = kubeflow.start_task()
     stage()
     assert kubeflow.runs() == {task, kubeflow.pipeline}
@@ -71,7 +71,7 @@ def test_with_kubeflows_plugin_the_stage_is_in_the_run_of_its_task_and_the_pipel
     assert not list(UNSENT.iterdir())
 
 
-def test_a_step_that_is_tried_again_goes_on_in_the_run_of_its_task_and_sends_nothing_twice(kubeflow):
+def test_a_step_that_is_retried_continues_in_the_run_of_its_task_and_sends_nothing_twice(kubeflow):
     task = kubeflow.start_task()
     with pytest.raises(Interrupted):
         stage(fail=Interrupted(15, 3))

@@ -22,7 +22,7 @@ from helpers import free_port, process_inside
 STEPS = (0, 10, 40, 50)
 
 
-def test_points_of_an_earlier_try_are_known_by_their_steps():
+def test_points_of_an_earlier_attempt_are_recognised_by_their_steps():
     logged = {"loss": [10, 40], "miou": [0, 0], "both": [0, 40]}
     sent = [(key, step) for key in ("loss", "miou", "both", "new") for step in STEPS if not _is_logged(key, step, logged)]
     assert sent == [
@@ -76,7 +76,7 @@ def test_sync_that_breaks_off_sends_nothing_twice(dead, mlflow_server, monkeypat
     assert_complete(found["finetune init=mix seed=2"], found["chain adhoc"])
 
 
-def test_stage_resumed_while_the_server_is_away_is_one_run_all_the_same(dead, mlflow_server, monkeypatch):
+def test_a_stage_resumed_during_an_outage_is_one_run(dead, mlflow_server, monkeypatch):
     with pytest.raises(Interrupted):
         stage(fail=Interrupted(15, 3))
     stage()
@@ -128,7 +128,7 @@ def test_a_stop_stays_a_stop_where_the_disk_has_no_room_for_the_last_record(monk
 
 
 @pytest.mark.parametrize("then", ["stage", "sync"])
-def test_records_find_a_new_run_where_the_server_is_another_than_before(then, database, tmp_path, monkeypatch):
+def test_records_go_to_a_new_run_after_a_change_of_server(then, database, tmp_path, monkeypatch):
     """The stage was stopped, MLflow moved or its database was removed, and the run of before is unknown."""
     with pytest.raises(Interrupted):
         stage(fail=Interrupted(15, 3))
@@ -148,7 +148,7 @@ def test_records_find_a_new_run_where_the_server_is_another_than_before(then, da
     assert not list(UNSENT.glob("*/records.jsonl"))
 
 
-def test_a_journal_that_cannot_be_sent_does_not_hold_up_the_others(dead, mlflow_server, monkeypatch):
+def test_a_journal_that_cannot_be_sent_does_not_stop_the_others(dead, mlflow_server, monkeypatch):
     for name in ("ingest", "publish"):
         with open_tracker(name, {}, {}):
             pass
@@ -158,7 +158,7 @@ def test_a_journal_that_cannot_be_sent_does_not_hold_up_the_others(dead, mlflow_
     first.write_text(first.read_text().replace('"do": "tags"', '"do": "metrics"', 1))  # words for figures
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     with pytest.raises(
-        UserError, match=rf"^MLflow at {mlflow_server} does not take .*{first.parent.name} stays unsent \(1 in all; 1 were sent\)$"
+        UserError, match=rf"^MLflow at {mlflow_server} does not accept .*{first.parent.name} stays unsent \(1 in all; 1 were sent\)$"
     ):
         sync()
     assert list(UNSENT.glob("*/records.jsonl")) == [first]
@@ -169,11 +169,11 @@ def test_the_place_that_did_not_answer_is_named(dead, monkeypatch):
     stage()
     place = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(UserError, match=f"MLflow at {place} does not take"):
+    with pytest.raises(UserError, match=f"MLflow at {place} does not accept"):
         sync()
 
 
-def test_a_database_that_cannot_be_opened_holds_nobody_up(monkeypatch):
+def test_a_database_that_cannot_be_opened_stops_no_stage(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/1/none.db")
     begin = time.monotonic()
     stage()
@@ -187,7 +187,7 @@ def test_sync_leaves_running_stages_alone():
     assert runs()["ingest"].info.status == "FINISHED"
 
 
-def test_a_stage_that_starts_again_while_its_records_are_sent_goes_on_in_a_new_journal(dead):
+def test_a_stage_that_starts_again_while_its_records_are_sent_continues_in_a_new_journal(dead):
     """`dreamteacher sync` may take long, and the user may not wait for it."""
     memory = Path("run.json")
     with pytest.raises(KeyboardInterrupt), open_tracker("ingest", {}, {}, memory):
@@ -213,7 +213,7 @@ def test_records_that_another_process_sends_meanwhile_are_no_failure(dead, mlflo
     assert sync() == [first.name]
 
 
-def test_a_stage_that_is_sent_late_does_not_end_the_chains_run_anew(monkeypatch, database):
+def test_a_stage_that_is_sent_late_does_not_end_the_chains_run_again(monkeypatch, database):
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
         with pytest.raises(ValueError, match="boom"), open_tracker("ingest", {}, {}):

@@ -90,7 +90,7 @@ def test_the_experiment_may_be_named_by_its_id(monkeypatch, caplog):
     ("fail", "status"),
     [(ZeroDivisionError(), "FAILED"), (Interrupted(15, 3), "KILLED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")],
 )
-def test_stopped_stage_says_so_and_goes_on_in_the_same_run(fail, status):
+def test_stopped_stage_says_so_and_continues_in_the_same_run(fail, status):
     with pytest.raises(type(fail)):
         stage(fail=fail)
     assert runs()["finetune init=mix seed=2"].info.status == status

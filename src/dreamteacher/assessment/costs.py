@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from dreamteacher.assessment.plan import Speed
-from dreamteacher.assessment.verdict import duration
 from dreamteacher.data.dataset import ImageSet
-from dreamteacher.project.cost import START, StageCost, stage_costs
+from dreamteacher.project.cost import START, StageCost, rough_duration, stage_costs
 from dreamteacher.settings.schema import Params
 
 
@@ -41,4 +40,4 @@ def chain_cost(params: Params, train: ImageSet, val: ImageSet, *, speed: Speed, 
 def pretraining_cost(params: Params, train: ImageSet, device: torch.device) -> str:
     """The time of the stages that need no labels, in words."""
     costs = stage_costs(params, train, device, with_labels=False)
-    return ", ".join(f"{cost.name} {duration(cost.seconds)}" for cost in costs if cost.seconds is not None) or "not measured"
+    return ", ".join(f"{cost.name} {rough_duration(cost.seconds)}" for cost in costs if cost.seconds is not None) or "not measured"

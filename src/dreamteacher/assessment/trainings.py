@@ -18,8 +18,8 @@ import torch
 from dreamteacher.assessment.changes import Change, changes, shortened, with_settings
 from dreamteacher.assessment.draws import Draws
 from dreamteacher.assessment.plan import Plan, Point, Speed, make_plan
-from dreamteacher.assessment.verdict import duration
 from dreamteacher.files import replace_file
+from dreamteacher.project.cost import rough_duration
 from dreamteacher.settings.schema import Params
 from dreamteacher.stage import NOT_DIGESTED
 from dreamteacher.tasks.base import NeckHead, get_task
@@ -84,7 +84,7 @@ class Trainings:
             if settings.steps:
                 plan = Plan(settings.steps, plan.points, plan.needed, plan.needed)
             _save_json(path, asdict(plan) | {"speed": asdict(speed)})
-        log.info("assess: %d trainings of %d steps, about %s", len(plan.points), plan.steps, duration(plan.seconds))
+        log.info("assess: %d trainings of %d steps, about %s", len(plan.points), plan.steps, rough_duration(plan.seconds))
         return plan, speed
 
     def changes(self, steps: int) -> dict[str, Change]:
@@ -140,7 +140,7 @@ class Trainings:
             trained += weights[point]
             left = sum(weights[each] for each in plan.points[number:]) * (time.perf_counter() - begin) / trained
             log.info("assess [%d/%d]: %s: %s %.1f; about %s left",
-                     number, len(plan.points), words, task.title, 100 * figures[point], duration(left))  # fmt: skip
+                     number, len(plan.points), words, task.title, 100 * figures[point], rough_duration(left))  # fmt: skip
         return figures
 
     def _key(self, params: Params, point: Point) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dreamteacher.assessment.changes import FACTOR
 from dreamteacher.assessment.prediction import MIN_GAIN, seeds_to_show
+from dreamteacher.project.cost import rough_duration
 
 CONVERGED = 0.01  # gain of FACTOR times the steps below which the number of steps is enough
 ABOVE_FLOOR = 0.02
@@ -139,7 +140,9 @@ def text(facts: dict[str, Any]) -> str:
     lines += ["", f"cost on {facts['cost']['machine']}:"]
     lines += _columns([(stage["name"], _cost_words(stage)) for stage in facts["cost"]["stages"]])
     total = facts["cost"]["price"]
-    lines.append(f"  in all {duration(facts['cost']['seconds'])}" + (f", {total:.2f} at the given price" if total is not None else ""))
+    lines.append(
+        f"  in all {rough_duration(facts['cost']['seconds'])}" + (f", {total:.2f} at the given price" if total is not None else "")
+    )
     outcome = facts["verdict"]
     lines += ["", f"{outcome['words']}; because", *(f"  * {reason}" for reason in outcome["because"])]
     if outcome["help"]:
@@ -160,7 +163,7 @@ def _set(each: dict[str, Any]) -> str:
 def _cost_words(stage: dict[str, Any]) -> str:
     if stage["seconds"] is None:
         return f"not measured: {stage['why']}"
-    return duration(stage["seconds"]) + (f", {stage['times']} times" if stage["times"] > 1 else "")
+    return rough_duration(stage["seconds"]) + (f", {stage['times']} times" if stage["times"] > 1 else "")
 
 
 def _columns(rows: list[tuple[str, str]]) -> list[str]:
@@ -170,10 +173,3 @@ def _columns(rows: list[tuple[str, str]]) -> list[str]:
 
 def _spread(mean: float, std: float) -> str:
     return f"{points(mean)} ± {points(std)}"
-
-
-def duration(seconds: float) -> str:
-    """In the largest fitting unit: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -49,7 +49,7 @@ def launch(stage: str, params: Params, inputs: dict[str, str], out: str, **extra
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
             done = subprocess.run([*torchrun, "--module", "dreamteacher.cli", *words], check=False)
         if done.returncode:
-            raise UserError(f"{stage} failed in its {processes} processes (exit code {done.returncode}); the reason stands above")
+            raise UserError(f"{stage} failed in its {processes} processes (exit code {done.returncode}); the log above has the reason")
     else:
         _run(stage, params, folders, Path(out), extra)
     metrics: dict[str, float] = read_stage(Path(out))["metrics"]

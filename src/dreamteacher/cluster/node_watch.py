@@ -90,11 +90,13 @@ class NodeWatch:
             if starting:
                 self._take_problems(newest, since)
             self._first_lines = 1000
-        except (ApiException, HTTPError) as error:  # if the API does not answer, the next request, for the job's state, waits for it
+        except (ApiException, HTTPError) as error:  # if the API is down, the next request (the job's state) retries
             self._say(f"the pods of TrainJob {self._name} cannot be watched: {_why(error)}")
         if self._final:
             node, how = self._final
-            raise UserError(f"TrainJob {self._name} is ended, since a further try would fail alike: node {node}: {how.error}")
+            raise UserError(
+                f"TrainJob {self._name} was deleted, since another attempt would fail in the same way: node {node}: {how.error}"
+            )
         time.sleep(max(0.0, end - time.monotonic()))
 
     def summary(self) -> str:
@@ -114,7 +116,7 @@ class NodeWatch:
         status, uid = pod.get("status", {}), pod["metadata"]["uid"]
         disruption = _condition(pod, "DisruptionTarget")
         if disruption.get("status") == "True" and self._is_news(uid, "DisruptionTarget"):
-            log.warning("node %s: its pod is taken away (%s); the next one resumes", _node(pod), _reason_and_message(disruption))
+            log.warning("node %s: its pod was preempted or drained (%s); the next one resumes", _node(pod), _reason_and_message(disruption))
         container: dict[str, Any] = next((each for each in status.get("containerStatuses") or [] if each["name"] == CONTAINER), {})
         for state, previous in (("lastState", True), ("state", False)):
             ended = (container.get(state) or {}).get("terminated") or {}
@@ -134,7 +136,7 @@ class NodeWatch:
         how, code = ending(text), ended.get("exitCode")
         disrupted = _condition(pod, "DisruptionTarget").get("status") == "True"
         if disrupted:
-            how = how._replace(error="its pod was taken away", consequence=True, final=False)
+            how = how._replace(error="its pod was preempted or drained", consequence=True, final=False)
         elif status.get("reason"):  # Evicted, NodeLost
             how = how._replace(error=_reason_and_message(status), consequence=False, final=False)
         elif ended.get("reason") == "OOMKilled":
@@ -205,7 +207,7 @@ class NodeWatch:
             for made in (self._name, f"{self._name}-{CONTAINER}-0"):  # the TrainJob and its JobSet; the Job
                 problems += [("", *problem) for problem in self._events(made, since, r"FailedCreate$|(Creation|Reconcile)Failed$")]
         if not newest and not problems and time.monotonic() - self._begun > NO_PODS:
-            problems = [("", "no pods are made", "do the controllers of Kubeflow Trainer and JobSet run?")]
+            problems = [("", "no pods are created", "check that the controllers of Kubeflow Trainer and JobSet run")]
         for node, reason, message in problems:
             who = f"node {node}" if node else "a node"
             self._say(f"TrainJob {self._name}: {who} cannot start: {reason}: {message}{_advice(reason, message)}", f"{reason} {message}")
@@ -224,7 +226,7 @@ class NodeWatch:
             node, reason, message = counted[0]
             who = f"node {node}" if node else "a node"
             raise UserError(
-                f"TrainJob {self._name} is given up: for {self._start_min:g} minutes (`start_min` in resources.yaml) {who} could not "
+                f"TrainJob {self._name} was deleted: for {self._start_min:g} minutes (`start_min` in resources.yaml) {who} could not "
                 f"start: {reason}: {message[:300]}{_advice(reason, message)}"
             )
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUN_LABEL = "dreamteacher.io/run"
 RUNTIME = "dreamteacher-torch"  # TrainingRuntime of k8s/multi-node, which survives more preemptions than the shipped one
-SHORTEST = 60  # minimum time limit of a job, seconds
+MIN_TIME_LIMIT = 60  # of a job, seconds
 SETTINGS = "DREAMTEACHER_TRAINJOB"  # environment variable with Nodes as JSON
 
 
@@ -44,22 +44,22 @@ class Nodes(BaseModel):
 
     image: str = Field(description="the step's own image, by digest or commit")
     nodes: int = Field(2, ge=1)
-    gpus: int = Field(0, ge=0, description="of each node, and so its processes; 0: one process on CPU")
+    gpus: int = Field(0, ge=0, description="GPUs of each node, with a process each; 0: one process on CPU")
     cpu: str = "8"
     memory: str = "32Gi"
     shm: str = Field("8Gi", description="shared memory of the loader processes")
     claim: str = Field("dreamteacher-runs", description="PersistentVolumeClaim (ReadWriteMany) that step and nodes share")
-    mount: str = Field("/runs", description="where both have it")
-    timeout: int = Field(86400, ge=1, description="seconds after the step's start at which the job is ended")
-    start_min: float = Field(60, ge=0, description="minutes for which nodes may be unable to start; 0: without end")
+    mount: str = Field("/runs", description="mount path of the claim in both")
+    timeout: int = Field(86400, ge=1, description="time limit of the job, seconds after the step's start")
+    start_min: float = Field(60, ge=0, description="minutes for which nodes may be unable to start; 0: no limit")
     runtime: str = Field("torch-distributed", description=f"ClusterTrainingRuntime for namespaces without the TrainingRuntime {RUNTIME}")
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     config_maps: dict[str, dict[str, str]] = Field(default_factory=dict, description="{config map: {key: variable}}")
     secrets: dict[str, dict[str, str]] = Field(default_factory=dict, description="{secret: {key: variable}}; missing secrets are ignored")
-    image_pull_secrets: list[str] = Field(default_factory=list, description="names of secrets by which the nodes pull `image`")
-    labels: dict[str, str] = Field(default_factory=dict, description="of the TrainJob, such as that of Kueue's queue")
+    image_pull_secrets: list[str] = Field(default_factory=list, description="secrets with which the nodes pull `image`")
+    labels: dict[str, str] = Field(default_factory=dict, description="labels of the TrainJob, such as Kueue's queue name")
 
 
 def settings_of(environment: Mapping[str, str]) -> Nodes | None:
@@ -134,7 +134,7 @@ def has_own_runtime(client: ApiClient, namespace: str) -> bool:
         except ApiException as error:
             if error.status != 403:
                 raise
-            log.warning("the step's service account may not look for the TrainingRuntime %s: apply k8s/base again", RUNTIME)
+            log.warning("the step's service account may not read the TrainingRuntime %s; apply k8s/base again", RUNTIME)
             return None
 
     return patiently(get, 10.0) is not None
@@ -222,7 +222,7 @@ def run(client: ApiClient, job: dict[str, Any], *, begun: float | None = None, s
         get = partial(jobs.get_namespaced_custom_object, GROUP, VERSION, namespace, PLURAL, name, _request_timeout=60)
         found = patiently(get, poll)
         if found is None:
-            raise UserError(f"TrainJob {name} was deleted while it ran; start the run again, it resumes from its checkpoints")
+            raise UserError(f"TrainJob {name} was deleted while it ran; retry the run, which resumes from its checkpoints")
         conditions = _conditions(found)
         state = ", ".join(conditions) or "Running"
         if state != logged:
@@ -243,7 +243,7 @@ def run(client: ApiClient, job: dict[str, Any], *, begun: float | None = None, s
             return
         if is_new or conditions["Failed"].get("reason") != "DeadlineExceeded":
             raise UserError(f"TrainJob {name} failed ({_reason(conditions['Failed'])}); {watch.summary()}")
-        log.warning("TrainJob %s reached the time limit of an earlier try of this step; it is made anew, and resumes", name)
+        log.warning("TrainJob %s reached the time limit set by an earlier attempt of this step; it is created again and resumes", name)
         is_new, logged = obtain(), ""
 
 
@@ -279,7 +279,7 @@ def _create(jobs: Any, job: dict[str, Any], limit: float) -> bool | None:
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
 
     def create() -> bool | None:
-        left = max(SHORTEST, int(limit - time.monotonic()))
+        left = max(MIN_TIME_LIMIT, int(limit - time.monotonic()))
         body = job | {"spec": job["spec"] | {"activeDeadlineSeconds": left}}
         try:
             jobs.create_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, body)
@@ -291,10 +291,10 @@ def _create(jobs: Any, job: dict[str, Any], limit: float) -> bool | None:
         if found is None or "deletionTimestamp" in found["metadata"]:
             return None
         if failed := _conditions(found).get("Failed"):
-            log.info("TrainJob %s of an earlier try of this step has failed (%s); it is made anew", name, _reason(failed))
+            log.info("TrainJob %s of an earlier attempt of this step has failed (%s); it is created again", name, _reason(failed))
             _delete(jobs, name, namespace)
             return None
-        log.info("TrainJob %s exists: an earlier try of this step created it", name)
+        log.info("TrainJob %s exists, created by an earlier attempt of this step", name)
         return False
 
     is_new: bool | None = refusals(f"create TrainJob {name} in {namespace}", create)

@@ -59,7 +59,7 @@ def check_regression(name: str, figure: str, values: Sequence[float], champion: 
 def check_same_split(ours: set[str], theirs: set[str]) -> Check:
     """Gate: the validation pictures, by sha256, are the champion's; if not, a comparison would not be fair."""
     differ = len(ours ^ theirs)
-    then = ", so the two cannot be compared: a person decides" if differ else ""
+    then = ", so the models cannot be compared; a person must decide" if differ else ""
     words = f"{differ} validation pictures differ from the champion's{then}"
     return Check("same validation split", not differ, differ, 0, words)
 

@@ -22,7 +22,7 @@ def last_run(experiment: str, within_days: float | None = None) -> str:
     with registry_client() as client:
         found = client.get_experiment_by_name(experiment)
         if not found:
-            raise UserError(f"MLflow has no experiment {experiment}; --experiment names another")
+            raise UserError(f"MLflow has no experiment {experiment}; name another with --experiment")
         runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
     if not runs:
         raise UserError(f"experiment {experiment} has no run")
@@ -30,5 +30,5 @@ def last_run(experiment: str, within_days: float | None = None) -> str:
     days = (datetime.now(UTC) - began).total_seconds() / 86400
     words = f"the newest run of experiment {experiment}, {runs[0].info.run_name}, began {began:%Y-%m-%d %H:%M} UTC, {days:.1f} days ago"
     if within_days is not None and days > within_days:
-        raise UserError(f"{words}, more than {within_days:g}; is the schedule of retraining alive? (docs/operations.md)")
+        raise UserError(f"{words}, more than {within_days:g}; check the retraining schedule (docs/operations.md)")
     return words

@@ -55,7 +55,7 @@ def choose(name: str, *, version: str | None = None, sha256: str | None = None) 
             missing = f"version {version}; it has {', '.join(str(one.version) for one in known) or 'none'}"
         elif sha256:
             found = [one for one in known if one.tags.get("sha256") == sha256]
-            missing = "version of this file: MLflow did not take it; publish again when it does (`dreamteacher publish`, Retry of the run)"
+            missing = "version of this file: MLflow did not answer during publish; run `dreamteacher publish` again, or Retry of the run"
         else:
             found = [one for one in known if str(one.version) == aliases_of(model).get(CHALLENGER)]
             missing = "challenger; `dreamteacher publish` makes one, or name a version with --version"
@@ -65,7 +65,7 @@ def choose(name: str, *, version: str | None = None, sha256: str | None = None) 
         if not (version or sha256) and "refused" in chosen.tags:
             raise UserError(
                 f"version {chosen.version} of {name}, the challenger, was refused ({chosen.tags['refused']}); "
-                f"`dreamteacher promote {name} --version {chosen.version}` promotes it all the same"
+                f"`dreamteacher promote {name} --version {chosen.version}` promotes it anyway"
             )
         return str(chosen.version)
 
@@ -142,7 +142,7 @@ def keep_lineage(name: str, version: str, folders: dict[str, Path], *, digest: s
     with registry_client() as client:
         chosen = client.get_model_version(name, version)
         if chosen.tags.get("evaluation") != digest:
-            raise UserError(f"{folders['evaluation']} is not what version {version} of {name} was published with")
+            raise UserError(f"{folders['evaluation']} is not the evaluation that version {version} of {name} was published with")
         place = f"lineage/{digest[:16]}"
         if chosen.tags.get("lineage") == place:
             return
@@ -193,14 +193,16 @@ def fetch_champion(name: str, out: Path) -> str | None:
         if number is None:
             if CHAMPION in model.tags or PREVIOUS in aliases:  # without a comparison any model would become champion
                 left = ", ".join(sorted((str(version.version) for version in versions), key=int))
-                then = f"`dreamteacher promote {name} --version N` makes one of {left} champion" if left else f"delete {name} to begin anew"
-                raise UserError(f"the champion of {name} in MLflow was deleted, or lost its alias, so nothing can be compared; {then}")
+                then = f"`dreamteacher promote {name} --version N` makes one of {left} champion" if left else f"delete {name} to start over"
+                raise UserError(
+                    f"the champion of {name} in MLflow was deleted, or lost its alias, so a new model cannot be compared with it; {then}"
+                )
             return None
         champion = client.get_model_version(name, number)
         if "lineage" not in champion.tags:
             raise UserError(
-                f"nobody stored what version {number} of {name}, the champion, was made from; where its artifacts are, "
-                f"`dreamteacher promote {name} --version {number}` does"
+                f"the lineage of version {number} of {name}, the champion, is not stored; where its artifacts are, run "
+                f"`dreamteacher promote {name} --version {number}`"
             )
         for part in LINEAGE:
             _download(client, champion, part, out / part)
@@ -210,7 +212,7 @@ def fetch_champion(name: str, out: Path) -> str | None:
 
 def _download(client: MlflowClient, version: ModelVersion, part: str, out: Path) -> None:
     stored = f"what MLflow stores with version {version.version} of {version.name}"
-    advice = "mend its artifacts, or promote another version"
+    advice = "repair its artifacts, or promote another version"
     with TemporaryDirectory(dir=out.parent) as scratch:
         try:
             found = download(client, run_of(version), f"{version.tags['lineage']}/{part}", Path(scratch))
@@ -253,7 +255,7 @@ def start_input(champion: Any, name: str) -> dict[str, str]:
 
 
 def _set_champion(client: MlflowClient, name: str, version: str) -> None:
-    client.set_registered_model_tag(name, CHAMPION, version)  # first, so that what was interrupted in between is repeated
+    client.set_registered_model_tag(name, CHAMPION, version)  # first: after an interruption in between, the call can be repeated
     client.set_registered_model_alias(name, CHAMPION, version)
 
 
@@ -284,8 +286,7 @@ def registry_client() -> Iterator[MlflowClient]:
     """A registry client that does not create a database; errors in the block become a one-line UserError, except of a full disk here."""
     if file := missing_database():
         raise UserError(
-            f"there is no {file}, so no stage has been tracked here; start in the project's folder, or name MLflow's server in "
-            "MLFLOW_TRACKING_URI"
+            f"there is no {file}, so no stage has been tracked here; run the command in the project's folder, or set MLFLOW_TRACKING_URI"
         )
     try:
         yield connect()
@@ -294,5 +295,5 @@ def registry_client() -> Iterator[MlflowClient]:
             raise
         where = without_password(tracking_uri())
         raise refusal(
-            error, lambda why: f"MLflow at {where} does not answer as it should ({without_password(why)}); check MLFLOW_TRACKING_URI"
+            error, lambda why: f"MLflow at {where} cannot be used ({without_password(why)}); check MLFLOW_TRACKING_URI"
         ) from error

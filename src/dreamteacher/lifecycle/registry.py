@@ -28,7 +28,7 @@ def register(tracker: Tracker, file: Path, name: str, *, tags: dict[str, str], d
     model's artifact.
 
     Raises:
-        UserError: `file` is no ONNX file.
+        UserError: `file` is not an ONNX file.
     """
     import mlflow.onnx
     from mlflow.models import ModelSignature

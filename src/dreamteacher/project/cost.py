@@ -14,7 +14,7 @@ from dreamteacher.data.dataset import ImageSet, Samples
 from dreamteacher.errors import UserError
 from dreamteacher.methods.base import Method, get_method
 from dreamteacher.project.machine import Speed, step_seconds
-from dreamteacher.settings.presets import UNTRAINED
+from dreamteacher.settings.presets import UNTRAINED_KINDS
 from dreamteacher.settings.recipes import of_recipe, of_teacher
 from dreamteacher.settings.schema import ALL_TEACHERS, Params
 from dreamteacher.students.backbone import create_backbone
@@ -33,6 +33,13 @@ class StageCost:
     seconds: float | None
     times: int = 1
     why: str = ""
+
+
+def rough_duration(seconds: float) -> str:
+    """An estimate in the largest fitting unit: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def picture_seconds(params: Params, speed: Speed) -> dict[str, float]:
@@ -66,7 +73,7 @@ def stage_costs(params: Params, images: ImageSet, device: torch.device, with_lab
                 teachers[name] = _prepare_teacher(own, Path(scratch) / "teachers" / name, device), ""
             except UserError as error:
                 teachers[name] = None, str(error)
-            taken = own.teacher.pretrained or own.teacher.kind in UNTRAINED
+            taken = own.teacher.pretrained or own.teacher.kind in UNTRAINED_KINDS
             costs.append(_cost(f"train-teacher {name}", 0.0 if taken else teachers[name][0], own.teacher, 1, teachers[name][1]))
         speeds: dict[str, Speed | None] = {}
         for name, recipe in params.recipes.items():

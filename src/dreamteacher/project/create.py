@@ -15,6 +15,7 @@ from dreamteacher.data.formats import SUFFIXES
 from dreamteacher.data.shard_source import are_shards, expand
 from dreamteacher.errors import UserError
 from dreamteacher.project import propose
+from dreamteacher.project.cost import rough_duration
 from dreamteacher.project.machine import look, measure
 from dreamteacher.project.survey import Survey, survey
 from dreamteacher.settings.file import load_params
@@ -64,16 +65,16 @@ def init(folder: Path, source: str, hours: float | None = None, preset: str = "d
     values = propose.sizes(found, machine, preset)
     print(f"timing training steps on this {'GPU' if machine.device == 'cuda' else 'CPU'}", flush=True)
     proposal = propose.propose(found, machine, measure(_checked(values), machine), values, hours)
-    print(f"  {machine.line()}; the whole takes about {_duration(proposal.hours)} here")
+    print(f"  {machine.line()}; the whole takes about {rough_duration(3600 * proposal.hours)} here")
     if machine.device == "cpu" and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
         print(f"  other programs keep the CPU busy (load {os.getloadavg()[0]:.1f}), which slowed the timing; alone it is faster")
     if proposal.hours > 1.3 * proposal.budget:
-        print(f"  in {_duration(proposal.budget)} nothing would be learnt: these are the fewest steps that make sense")
+        print(f"  in {rough_duration(3600 * proposal.budget)} nothing would be learnt: these are the fewest steps that make sense")
     if found.may_have_labels and len(proposal.values["compare"]["seeds"]) == 1:
         print("  there is time for one seed only, so figures will have no spread; more --hours allow three")
     heading = [
         f"Proposed by `dreamteacher init` for {found.pictures:,} pictures and {machine.name}; all of it takes about "
-        f"{_duration(proposal.hours)} there.",
+        f"{rough_duration(3600 * proposal.hours)} there.",
         "What is not named here has its default: `dreamteacher params` prints all. Every group stays, because dvc.yaml names it.",
     ]
     text = propose.write(proposal, heading)
@@ -194,11 +195,6 @@ def _check(text: str) -> None:
         load_params(path)
 
 
-def _duration(hours: float) -> str:
-    minutes = round(hours * 60)
-    return f"{minutes} min" if minutes < 90 else f"{hours:.1f} h"
-
-
 def _is_inside(source: str) -> bool:
     return "://" not in source and not Path(source).is_absolute()
 
@@ -237,7 +233,7 @@ def _readme(folder: Path, found: Survey, machine: str, hours: float, *, alone: b
         f"# {folder.absolute().name}",
         "A [DreamTeacher](https://arxiv.org/abs/2307.07487) project, made by `dreamteacher init`. What it found:",
         "\n".join(f"* {line}" for line in found.lines()),
-        f"The next commands; on {machine} all of the chain takes about {_duration(hours)}:",
+        f"The next commands; on {machine} all of the chain takes about {rough_duration(3600 * hours)}:",
         "\n".join(f"    {line}" for line in commands),
     ]
     if found.may_have_labels:

@@ -10,7 +10,7 @@ import yaml
 from dreamteacher.project.cost import START, picture_seconds
 from dreamteacher.project.machine import Machine, Speed
 from dreamteacher.project.survey import Survey
-from dreamteacher.settings.presets import NAMED
+from dreamteacher.settings.presets import PRESETS
 from dreamteacher.settings.schema import Params
 from dreamteacher.tasks.base import get_task
 
@@ -78,7 +78,7 @@ def sizes(found: Survey, machine: Machine, preset: str = "demo") -> dict[str, An
         values["teacher"]["accumulate"] = 2 if machine.memory > 20e9 else 4
     if found.complete and found.train < 4 * Params().distill.monitor_images:
         values["distill"]["monitor_images"] = max(1, found.train // 8)
-    for group, named in NAMED[preset].items():
+    for group, named in PRESETS[preset].items():
         kept = BUDGET.get(group, ())
         values[group] = {key: value for key, value in values.get(group, {}).items() if key in kept or key not in named}
     return values

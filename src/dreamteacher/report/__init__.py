@@ -1,1 +1,1 @@
-"""The HTML report of a run, and the figures, plots and tables that stages write."""
+"""The HTML report of a run, and the pictures, plots and tables that stages write."""

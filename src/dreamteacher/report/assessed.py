@@ -31,12 +31,12 @@ def assessment(run: Run) -> dict[str, Any]:
 
 def _gains(run: Run, predicted: dict[str, Any]) -> Table:
     """Predicted and measured metric of scratch, and gain of each other initialisation."""
-    same = predicted["figure"] == run.figure
-    scratch = [float(row[run.figure]) for row in run.models if row["init"] == REFERENCE] if same else []
+    same = predicted["figure"] == run.metric
+    scratch = [float(row[run.metric]) for row in run.models if row["init"] == REFERENCE] if same else []
     measured = f"{100 * fmean(scratch):.1f}" if scratch else "not measured"
     rows = [[REFERENCE, f"{100 * predicted['scratch']:.1f}", "", measured, ""]]
     for init, each in predicted["prediction"].items():
-        gain = gain_over(run.models, run.figure, init, REFERENCE) if same else None
+        gain = gain_over(run.models, run.metric, init, REFERENCE) if same else None
         between = f"{points(each['low'])} to {points(each['high'])}"
         inside = "" if gain is None else "yes" if each["low"] <= gain.mean <= each["high"] else "no"
         rows.append([init, points(each["expected"]), between, gain.words if gain else "not measured", inside])
@@ -58,5 +58,5 @@ def _costs(run: Run, stages: list[dict[str, Any]]) -> Table:
         clocks = [clock_of(stage, output.record["digest"]) for output in outputs]
         spent = sum(clock["seconds"] for clock in clocks) if clocks and all(clocks) else None
         predicted_time = duration(each["seconds"]) if each["seconds"] is not None else "not measured"
-        rows.append([each["name"], predicted_time, duration(spent) if spent is not None else "not on record"])
+        rows.append([each["name"], predicted_time, duration(spent) if spent is not None else "not recorded"])
     return Table(["stage", "predicted", "measured"], rows, frozenset({1, 2}))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dreamteacher.report.summary import headline, markdown, spread, table
+from dreamteacher.report.summary import main_metric, markdown, spread, table
 
 LENGTH = 5000  # maximum characters of a description in MLflow's databases
 CLASSES = 20  # at most named in the first line
@@ -17,28 +17,28 @@ OF_CLASSES = {
     "map": ("ap", "AP"),
 }  # metric -> (key, name) of its per-class metric
 ABOUT = (
-    "`dreamteacher publish` makes the versions of this model; each has a model card. The alias `champion` says which version to serve, "
-    "`challenger` which was published last, `previous` which was champion before. `dreamteacher promote` and `rollback` move the aliases."
+    "`dreamteacher publish` creates the versions of this model; each has a model card. Alias `champion`: the version to serve; "
+    "`challenger`: the version published last; `previous`: the former champion. `dreamteacher promote` and `rollback` move the aliases."
 )
 
 
-def model_card(name: str, contract: Mapping[str, str], figures: dict[str, dict[str, Any]], parity: float) -> str:
+def model_card(name: str, contract: Mapping[str, str], metrics: dict[str, dict[str, Any]], parity: float) -> str:
     """Markdown of at most LENGTH characters, for a registered version of `name`.
 
     Args:
         name: of the model in Triton and MLflow.
         contract: metadata of its ONNX file.
-        figures: `metrics.json` of evaluate, {initialisation: {FIGURE_mean, FIGURE_std, n_seeds}}.
+        metrics: `metrics.json` of evaluate, {initialisation: {METRIC_mean, METRIC_std, n_seeds}}.
         parity: largest |onnxruntime - torch|.
     """
-    by_class = _by_class(contract, figures)
-    text = _render(name, contract, figures, parity, by_class)
+    by_class = _by_class(contract, metrics)
+    text = _render(name, contract, metrics, parity, by_class)
     if len(text) > LENGTH:
-        text = _render(name, contract, figures, parity, "Per-class metrics are in the evaluation's `metrics.json`.")
+        text = _render(name, contract, metrics, parity, "Per-class metrics are in the evaluation's `metrics.json`.")
     return text if len(text) <= LENGTH else text[: LENGTH - 4].rpartition("\n")[0] + "\n..."
 
 
-def _render(name: str, contract: Mapping[str, str], figures: dict[str, dict[str, Any]], parity: float, by_class: str) -> str:
+def _render(name: str, contract: Mapping[str, str], metrics: dict[str, dict[str, Any]], parity: float, by_class: str) -> str:
     init, seed, size = contract["init"], contract["seed"], contract["size"]
     counts, trained = json.loads(contract["counts"]), json.loads(contract["trained"])
     labelled = f"{counts['labelled_train']} of them labelled" + (
@@ -55,16 +55,16 @@ def _render(name: str, contract: Mapping[str, str], figures: dict[str, dict[str,
         "made by": f"dreamteacher {contract['dreamteacher_version']}, commit `{contract['git_revision'] or 'unknown'}`",
     }
     rows = [["", ""], *([key, _cell(value)] for key, value in facts.items())]
-    weights = " It started from ImageNet weights of timm, which have a licence of their own." if init == "imagenet" else ""
+    weights = " They were initialised from timm's ImageNet weights, which have their own licence." if init == "imagenet" else ""
     return "\n".join(
         [
             f"# {name}",
             "",
             f"{contract['task'].capitalize()} of {_classes(json.loads(contract['classes']))}. Initialisation `{init}`, seed {seed}.",
             "",
-            "## Figures on the validation split, in per cent",
+            "## Metrics on the validation split, in per cent",
             "",
-            table(figures),
+            table(metrics),
             "",
             by_class,
             "",
@@ -78,7 +78,7 @@ def _render(name: str, contract: Mapping[str, str], figures: dict[str, dict[str,
             "    tritonserver --model-repository artifacts/triton/production",
             f"    dreamteacher predict IMAGE --url HOST:PORT --model {name} --out predictions",
             "",
-            "How a picture is prepared is in the ONNX file's metadata and in Triton's model configuration.",
+            "The ONNX file's metadata and Triton's model configuration describe the preprocessing of pictures.",
             "",
             "## Licence",
             "",
@@ -87,11 +87,11 @@ def _render(name: str, contract: Mapping[str, str], figures: dict[str, dict[str,
     )
 
 
-def _by_class(contract: Mapping[str, str], figures: dict[str, dict[str, Any]]) -> str:
-    init, (kind, name) = contract["init"], OF_CLASSES.get(headline(figures), ("", ""))
-    inits = [each for each in dict.fromkeys(["scratch", init]) if each in figures]
-    classes = [each for each in json.loads(contract["classes"]) if any(f"{kind}_{each}_mean" in figures[of] for of in inits)]
-    rows = [["class", *inits], *([_cell(each), *(spread(figures[of], f"{kind}_{each}") for of in inits)] for each in classes)]
+def _by_class(contract: Mapping[str, str], metrics: dict[str, dict[str, Any]]) -> str:
+    init, (kind, name) = contract["init"], OF_CLASSES.get(main_metric(metrics), ("", ""))
+    inits = [each for each in dict.fromkeys(["scratch", init]) if each in metrics]
+    classes = [each for each in json.loads(contract["classes"]) if any(f"{kind}_{each}_mean" in metrics[of] for of in inits)]
+    rows = [["class", *inits], *([_cell(each), *(spread(metrics[of], f"{kind}_{each}") for of in inits)] for each in classes)]
     return f"{name} of each class:\n\n{markdown(rows)}" if classes and inits else ""
 
 

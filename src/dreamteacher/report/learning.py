@@ -67,7 +67,7 @@ def recipes(run: Run, album: Album) -> dict[str, Any]:
 
 
 def _recipe(name: str, output: Output, run: Run) -> list[str]:
-    settings, figures = output.params, output.metrics
+    settings, metrics = output.params, output.metrics
     inputs = [key for key in output.record["inputs"] if key == "teacher" or key.startswith("teachers/")]
     teacher = ", ".join(key.partition("/")[2] for key in inputs if "/" in key) or run.teacher_of.get(name, "") if inputs else "none"
     return [
@@ -76,8 +76,8 @@ def _recipe(name: str, output: Output, run: Run) -> list[str]:
         teacher,
         settings["student"]["backbone"],
         str(settings["distill"]["steps"]),
-        *(f"{100 * figures[share]:.1f} %" if share in figures else "" for share in (VARIANCE, WITHIN)),
-        f"{figures['embedding_spread']:.2f}" if "embedding_spread" in figures else "",
+        *(f"{100 * metrics[share]:.1f} %" if share in metrics else "" for share in (VARIANCE, WITHIN)),
+        f"{metrics['embedding_spread']:.2f}" if "embedding_spread" in metrics else "",
     ]
 
 
@@ -103,7 +103,7 @@ def label_recipes(run: Run) -> Table | None:
             name, _, seed = place.rpartition("/")
             losses = [each.metrics.get("loss") if each else None for each in (interpreter, output)]
             mode = output.params["labels"].get("mode", "")
-            read = interpreter.metrics.get(f"val_{run.figure}") if interpreter else None
+            read = interpreter.metrics.get(f"val_{run.metric}") if interpreter else None
             shown = [f"{loss:.3g}" if loss is not None else "" for loss in losses]
             rows.append([name, seed, mode, *shown, f"{100 * read:.1f}" if read is not None else ""])
     head = ["recipe", "seed", "mode", "interpreter's loss", "distillation's loss", f"interpreter's {run.title}, %"]

@@ -44,12 +44,12 @@ class Gain:
         return f"{points(self.mean)} points, {without if math.isnan(self.half) else interval}"
 
 
-def gain_over(rows: Sequence[Row], figure: str, init: str, reference: str) -> Gain | None:
+def gain_over(rows: Sequence[Row], metric: str, init: str, reference: str) -> Gain | None:
     """The gain of `init` over `reference` on their common seeds (same draws of labels), with Student's 95 % interval.
 
     The half width is nan for one pair or equal gains. None without a pair.
     """
-    by_seed = {(row["init"], int(row["seed"])): float(row[figure]) for row in rows if row.get(figure) not in (None, "")}
+    by_seed = {(row["init"], int(row["seed"])): float(row[metric]) for row in rows if row.get(metric) not in (None, "")}
     pairs = [(value, by_seed[reference, seed]) for (name, seed), value in by_seed.items() if name == init and (reference, seed) in by_seed]
     gains = [value - other for value, other in pairs]
     if not gains:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamteacher.report.paired import Row
-from dreamteacher.report.summary import TITLES, headline
-from dreamteacher.settings.presets import UNTRAINED
+from dreamteacher.report.summary import TITLES, main_metric
+from dreamteacher.settings.presets import UNTRAINED_KINDS
 
 METRICS, ROWS = "metrics.json", "per_model.csv"  # of evaluate
 REFERENCE = "scratch"  # the initialisation with which all others are compared
@@ -105,18 +105,18 @@ class Run:
     @property
     def controls(self) -> list[str]:
         """The compared recipes, with or without labels, whose teacher is untrained: random weights, or the pictures themselves."""
-        untrained = {name for name, output in self.below("teachers").items() if output.params["teacher"]["kind"] in UNTRAINED}
+        untrained = {name for name, output in self.below("teachers").items() if output.params["teacher"]["kind"] in UNTRAINED_KINDS}
         return [init for init in self.results if self.teacher_of.get(self.base_of.get(init, init)) in untrained]
 
     @property
-    def figure(self) -> str:
+    def metric(self) -> str:
         """The key of the main metric; "" without an evaluation."""
-        return headline(self.results) if self.results else ""
+        return main_metric(self.results) if self.results else ""
 
     @property
     def title(self) -> str:
         """The display name of the main metric."""
-        return TITLES.get(self.figure, self.figure)
+        return TITLES.get(self.metric, self.metric)
 
 
 @dataclass(frozen=True)

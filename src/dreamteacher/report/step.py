@@ -1,4 +1,4 @@
-"""What the KFP UI shows of a finished step: metadata of the artifact, and a self-contained HTML page."""
+"""What the KFP UI shows for a finished step: the artifact's metadata, and a self-contained HTML page."""
 
 from __future__ import annotations
 

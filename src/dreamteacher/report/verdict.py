@@ -13,7 +13,7 @@ from dreamteacher.report.records import duration
 from dreamteacher.report.run import REFERENCE, Run, Table
 from dreamteacher.report.summary import spread
 
-READOUTS = {"linear": ("linear probe", "frozen, linear"), "knn": ("kNN probe", "frozen, kNN")}  # name in a sentence, name in a header
+PROBES = {"linear": ("linear probe", "frozen, linear"), "knn": ("kNN probe", "frozen, kNN")}  # name in a sentence, name in a header
 TONES = {"gain": "good", "loss": "bad"}
 CLASSES = 200  # maximum rows of the table of classes
 FOREIGN = "imagenet"  # pretrained by others: compared, but not a result of this run
@@ -23,11 +23,11 @@ def comparison(run: Run) -> dict[str, Any]:
     """Template variables of the comparison; without an evaluation `headline` says why there is none."""
     if not run.results:
         return _without(run)
-    gains = _gains(run, run.figure)
+    gains = _gains(run, run.metric)
     controls = run.controls
-    over_control = _gains(run, run.figure, controls[0]) if controls else []
-    floor = constant_prediction(run.figure, run.data.json("report.json")) if run.data else None
-    of_init = {init: [float(row[run.figure]) for row in run.models if row["init"] == init] for init in run.results}
+    over_control = _gains(run, run.metric, controls[0]) if controls else []
+    floor = constant_prediction(run.metric, run.data.json("report.json")) if run.data else None
+    of_init = {init: [float(row[run.metric]) for row in run.models if row["init"] == init] for init in run.results}
     tone, headline, explained = _headline(run, gains, controls, over_control)
     below = [init for init, values in of_init.items() if floor and fmean(values) <= floor.value]
     return {
@@ -48,16 +48,16 @@ def comparison(run: Run) -> dict[str, Any]:
 def gains_of(run: Run) -> dict[str, float]:
     """{INIT_gain, INIT_gain_half} over training from scratch, in [-1, 1]; the half width only where there is an interval."""
     found: dict[str, float] = {}
-    for gain in _gains(run, run.figure):
+    for gain in _gains(run, run.metric):
         found[f"{gain.init}_gain"] = gain.mean
         if gain.verdict != "no interval":
             found[f"{gain.init}_gain_half"] = gain.half
     return found
 
 
-def _gains(run: Run, figure: str, reference: str = REFERENCE) -> list[Gain]:
+def _gains(run: Run, metric: str, reference: str = REFERENCE) -> list[Gain]:
     others = [init for init in run.results if init not in (REFERENCE, reference)]
-    return [gain for init in others if (gain := gain_over(run.models, figure, init, reference))]
+    return [gain for init in others if (gain := gain_over(run.models, metric, init, reference))]
 
 
 def _without(run: Run) -> dict[str, Any]:
@@ -83,14 +83,14 @@ def _headline(run: Run, gains: list[Gain], controls: list[str], over_control: li
         over += [f"Over the control {controls[0]}, whose teacher is not trained: {beyond.words} – {beyond.verdict}."]
     if best.verdict == "no interval":
         why = "One seed" if best.pairs == 1 else "Equal gains"
-        return "", f"{why}: no interval, no verdict", [*over, "More seeds in compare.seeds are needed to tell a gain from chance."]
+        return "", f"{why}: no interval, no verdict", [*over, "More seeds in compare.seeds are needed to distinguish a gain from chance."]
     if best.verdict == "gain":
         gained = f"{points(best.mean).lstrip('+')} points of {run.title} over training from scratch"
         winners = sum(gain.verdict == "gain" for gain in ours)
-        caution = ["It is the best of several, and the interval is not corrected for that choice."] if len(ours) > 1 else []
+        caution = ["It is the best of several initialisations; its interval is not corrected for this selection."] if len(ours) > 1 else []
         several = [f"{winners} of {len(ours)} pretrained initialisations gain."] if len(ours) > 1 else []
         if beyond and beyond.verdict != "gain":
-            why = "So the gain may come from the distillation as such, not from the training of the teacher."
+            why = "So the gain may come from distillation itself, not from the training of the teacher."
             return "flat", f"{best.init} gains {gained}, but not over the control", [*over, why, *several, *caution]
         return "good", f"Pretraining helps: {best.init} gains {gained}", [*over, *several, *caution]
     if verdicts == {"loss"}:
@@ -109,9 +109,9 @@ def _floor_words(run: Run, floor: Floor | None, below: list[str]) -> str:
 def _frozen(run: Run) -> list[str]:
     """A sentence per recipe and probe: the gain of frozen features over random weights."""
     found = []
-    tuned = {gain.init: gain.mean for gain in _gains(run, run.figure)}
-    for reading, (words, _) in READOUTS.items():
-        for gain in _gains(run, f"{reading}_{run.figure}"):
+    tuned = {gain.init: gain.mean for gain in _gains(run, run.metric)}
+    for probe, (words, _) in PROBES.items():
+        for gain in _gains(run, f"{probe}_{run.metric}"):
             left = f" After fine-tuning {points(tuned[gain.init])} points are left." if gain.verdict == "gain" else ""
             found.append(f"{words} of {gain.init}: {gain.words} over random weights – {gain.verdict}.{left}")
     return found
@@ -121,7 +121,7 @@ def _interpreters(run: Run, of_init: dict[str, list[float]]) -> list[str]:
     """A sentence per label recipe: the metric of its interpreter."""
     read: dict[str, list[float]] = {}
     for place, output in run.below("interpreters").items():
-        if (value := output.metrics.get(f"val_{run.figure}")) is not None:
+        if (value := output.metrics.get(f"val_{run.metric}")) is not None:
             read.setdefault(place.partition("/")[0], []).append(value)
     found = []
     for recipe, values in read.items():
@@ -133,27 +133,27 @@ def _interpreters(run: Run, of_init: dict[str, list[float]]) -> list[str]:
 
 
 def _table(run: Run, gains: list[Gain], controls: list[str], over_control: list[Gain], floor: Floor | None) -> Table:
-    readouts = [reading for reading in READOUTS if any(f"{reading}_{run.figure}_mean" in of for of in run.results.values())]
+    probes = [probe for probe in PROBES if any(f"{probe}_{run.metric}_mean" in of for of in run.results.values())]
     of_gain = {gain.init: gain for gain in gains}
     beyond = {gain.init: gain.short for gain in over_control}
     rows = []
-    for init, figures in run.results.items():
+    for init, metrics in run.results.items():
         gain = of_gain.get(init)
-        rows.append([init, spread(figures, run.figure), str(figures["n_seeds"]), *_over(gain)])
+        rows.append([init, spread(metrics, run.metric), str(metrics["n_seeds"]), *_over(gain)])
         rows[-1] += [beyond.get(init, "")] if controls else []
-        rows[-1] += [spread(figures, f"{reading}_{run.figure}").replace("-", "") for reading in readouts]
+        rows[-1] += [spread(metrics, f"{probe}_{run.metric}").replace("-", "") for probe in probes]
         rows[-1].append(_time(run, init))
-    best = max(range(len(rows)), key=lambda i: run.results[rows[i][0]][f"{run.figure}_mean"])
+    best = max(range(len(rows)), key=lambda i: run.results[rows[i][0]][f"{run.metric}_mean"])
     if floor:
         rows.append(["constant prediction", f"{100 * floor.value:.1f}", *[""] * (len(rows[0]) - 2)])
     head = ["initialisation", f"{run.title}, %", "seeds", f"over {REFERENCE}", "95 % interval", "verdict"]
     head += ["over control"] if controls else []
-    head += [READOUTS[reading][1] for reading in readouts] + ["time"]
+    head += [PROBES[probe][1] for probe in probes] + ["time"]
     return Table(head, rows, frozenset({1, 2, 3, 4} | set(range(6, len(head)))), best)
 
 
 def _time(run: Run, init: str) -> str:
-    """Recorded time of pretraining and fine-tuning one model, averaged over the seeds; "" unless all of it is on record.
+    """Recorded time of pretraining and fine-tuning one model, averaged over the seeds; "" unless all of it is recorded.
 
     A recipe with labels counts the distillation that it starts from, too.
     """
@@ -178,7 +178,7 @@ def _classes(run: Run) -> Table | None:
     """Metrics per class, one column per initialisation; None for fewer than two classes."""
     known = run.description.get("classes", [])
     kinds = {"miou": "iou", "top1": "accuracy", "ap": "ap"}
-    kind = kinds.get(run.figure, run.figure)
+    kind = kinds.get(run.metric, run.metric)
     names = [name for name in known if any(f"{kind}_{name}_mean" in of for of in run.results.values())]
     if len(names) < 2:
         return None

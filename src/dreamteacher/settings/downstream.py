@@ -1,4 +1,4 @@
-"""Settings of what lies before and after pretraining: pictures in; fine-tuning, evaluation, export, serving, retraining."""
+"""Settings of the stages before and after pretraining: ingest, fine-tuning, evaluation, export, serving, retraining."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEADS_GROUP = "dreamteacher.heads"  # of entry points, by which packages add hea
 
 
 class Ingest(Section):
-    """Any pictures in, one data set out."""
+    """How pictures and labels become a data set."""
 
     source: str = Field(
         "samples/nuclei",
@@ -44,7 +44,7 @@ class Ingest(Section):
 
 
 class Finetune(Training):
-    """The downstream task, the same budget for every initialisation."""
+    """Training on the downstream task, with the same budget for every initialisation."""
 
     resolution: Positive = Field(64, description="side of the training crops, pixels")
     head: str = Field(
@@ -94,7 +94,7 @@ class Finetune(Training):
 
 
 class Evaluate(Section):
-    """Figures and pictures on the untouched validation split."""
+    """Metrics and pictures on the validation split."""
 
     batch_size: Positive = Field(8, description="pictures per batch")
     overlays: Count = Field(8, description="pictures drawn with their predictions")
@@ -102,7 +102,7 @@ class Evaluate(Section):
 
 
 class Assess(Section):
-    """What `dreamteacher assess` spends to say what to expect of pretraining; no stage of the chain reads it."""
+    """Budget of `dreamteacher assess`, which estimates the gain of pretraining; no stage of the chain reads it."""
 
     minutes: Annotated[float, Field(gt=0)] = Field(
         10.0, description="approximate total time; number and length of the trainings are chosen to fit, at most finetune.steps each"
@@ -163,8 +163,7 @@ class Publish(Section):
     threads: Positive = Field(
         1,
         description="threads of each instance on CPU; several one-thread instances have the throughput of one instance with several "
-        "threads, and keep it beside other work, where threads that wait for each other collapse; more threads shorten "
-        "the latency of a single picture",
+        "threads, and lose less of it beside other work; more threads lower the latency of a single picture",
     )
     gpu: bool = Field(False, description="production instances on GPU (KIND_GPU) instead of CPU")
     pictures: bool = Field(
@@ -183,7 +182,7 @@ class Publish(Section):
 
 
 class Retrain(Section):
-    """Training again on what has arrived, and what a model must show to be promoted."""
+    """Retraining on new pictures, and the gates that a model must pass to be promoted."""
 
     incoming: str | None = Field(
         None, description="folder or s3:// prefix where unlabelled pictures arrive, in addition to ingest.source; null: none"
@@ -195,8 +194,8 @@ class Retrain(Section):
     )
     regression_z: Annotated[float, Field(ge=0)] = Field(
         1.0,
-        description="gate: how many standard errors both may be below the champion's mean; the error comes from the spread of the "
-        "champion's seeds",
+        description="gate: how many standard errors the mean and the exported seed may be below the champion's mean; the error comes "
+        "from the spread of the champion's seeds",
     )
     latency_ms: Annotated[float, Field(gt=0)] | None = Field(
         200.0, description="gate: maximum median time of one export.size picture in onnxruntime on CPU, milliseconds; null: not measured"

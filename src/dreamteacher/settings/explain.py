@@ -22,7 +22,7 @@ def explain(error: ValidationError, where: str) -> str:
     if not problem["loc"]:
         return f"{where}: {problem['ctx']['error']}"
     location, name = [str(part) for part in problem["loc"]], _setting(problem)
-    # Of a setting that may be this or that, pydantic says why it is neither.
+    # For a setting of several types pydantic reports an error for each type.
     wrong = [each["msg"].removeprefix("Value error, ") for each in error.errors() if _setting(each) == name]
     more = "" if error.error_count() == len(wrong) else f" (and {error.error_count() - len(wrong)} more)"
     if name in MOVED and problem["type"] == "extra_forbidden":
@@ -43,5 +43,5 @@ def explain(error: ValidationError, where: str) -> str:
 
 
 def _setting(problem: ErrorDetails) -> str:
-    """The dotted name of the setting that a problem is of, without what pydantic says of types."""
+    """The dotted name of the setting with the problem, without the type names that pydantic adds to the location."""
     return ".".join(part for part in map(str, problem["loc"]) if re.sub("[_.]", "", part).isalnum() and not part.startswith("function"))

@@ -30,14 +30,14 @@ class _Yaml(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} appears twice", key.start_mark)
             seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """An integer; refuses notations that other readers read as another number."""
         if re.match(r"[-+]?0[0-9_]*[0-9]$|.*:", node.value):
-            problem = f"{node.value} means other numbers to other programs; write it without a 0 in front and without colons, or in quotes"
+            problem = f"{node.value} is read differently by other programs; write it without a leading 0 and without colons, or in quotes"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_yaml_int(node)
 
@@ -87,8 +87,8 @@ def load_params(path: Path | None = Path("params.yaml"), overrides: list[str] | 
 
 
 def restore_params(changes: dict[str, Any] | None = None, **sections: Any) -> Params:
-    """Settings from the sections that a pipeline passes to a step: the result of `Params.section`, or its YAML text, in which null values
-    may be the word "null". `changes` are the overrides of a teacher or recipe, from `recipes.changes`.
+    """Settings from the sections that a pipeline passes to a step: the result of `Params.section`, or its YAML text, where the word
+    "null" may stand for null. `changes` are the overrides of a teacher or recipe, from `recipes.changes`.
 
     They were validated with all others when the run began; checks across groups are not possible without the other groups. Other sections
     have their defaults, and the step does not read them.
@@ -173,7 +173,7 @@ def _default_table(name: str) -> dict[str, Any]:
 
 
 def _problem(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:  # whose text ends with a drawing
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:  # str(error) ends with an excerpt of the file
         return f"{error.problem}, line {error.problem_mark.line + 1}"
     return (str(error).splitlines() or [type(error).__name__])[-1].strip()
 

@@ -1,4 +1,4 @@
-"""Defaults that depend on preset, teacher.kind and teacher.size, in this order of precedence. They fill settings that are not set.
+"""Defaults that depend on preset, teacher.kind and teacher.size, in this order of precedence. They apply to settings that are not set.
 
 The values of `demo` and `tiny` are the defaults in pretraining.py.
 
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-LEVELS = {"tiny": 5, "mini": 4, "small": 4, "adm-256": 6}  # of the U-Net, at strides 1, 2, 4, ...
+LEVELS = {"tiny": 5, "mini": 4, "small": 4, "adm-256": 6}  # teacher.size -> levels of the U-Net, at strides 1, 2, 4, ...
 
-SIZED = ("ddpm", "edm", "random", "pixels")  # kinds whose decoder levels and noise steps are determined by the settings, not by a folder
-UNTRAINED = ("random", "pixels")  # kinds that serve as controls
-DREAMING = ("stylegan2", "biggan", "icgan")  # kinds that only generate pictures and cannot encode given ones
+# Values of `teacher.kind`:
+SIZED_KINDS = ("ddpm", "edm", "random", "pixels")  # the settings determine decoder levels and noise steps; else a folder does
+UNTRAINED_KINDS = ("random", "pixels")  # controls
+GENERATE_ONLY_KINDS = ("stylegan2", "biggan", "icgan")  # generate pictures, but cannot encode a given one
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+# Defaults of a teacher.size.
+BY_TEACHER_SIZE: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {},
     # For an hour on a GPU: a fifth of the FLOPs of `small`.
     "mini": {
@@ -53,15 +55,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# Defaults of a kind of teacher, for any size: Adam, learning rate and EMA of StyleGAN2-ADA.
-BY_KIND: dict[str, dict[str, dict[str, Any]]] = {
+# Defaults of a teacher.kind, for any size: Adam, learning rate and EMA of StyleGAN2-ADA.
+BY_TEACHER_KIND: dict[str, dict[str, dict[str, Any]]] = {
     "stylegan2": {"teacher": {"lr": 2e-3, "betas": (0.0, 0.99), "clip": None, "warmup_steps": 0, "ema": 0.999}},
 }
 
-
-# Values of `preset`. docs/recipes.md lists the source of each value of `paper`, how contradictions were resolved, and the evidence for
-# `best`. The budget (pictures, batch, steps) comes from teacher.size, which `paper` sets to the paper's; BY_SIZE has the paper's additions.
-NAMED: dict[str, dict[str, dict[str, Any]]] = {
+# Defaults of a `preset`. docs/recipes.md lists the source of each value of `paper`, how contradictions were resolved, and the evidence for
+# `best`. The budget (resolution, batch size, steps) comes from teacher.size, which `paper` sets to adm-256; what the paper trains longer
+# than adm-256 does is in BY_PRESET_AND_SIZE.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {},
     "paper": {
         "teacher": {"kind": "ddpm", "size": "adm-256", "prediction": "epsilon", "T_train": 1000, "weight_decay": 0.0},
@@ -108,7 +110,8 @@ NAMED: dict[str, dict[str, dict[str, Any]]] = {
         "labels": {"tau": 1.0},
     },
 }
-BY_SIZE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+
+BY_PRESET_AND_SIZE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     # Tab 17, BDD100K: 600 epochs of 70,000 pictures by 256, of which 30 warm up.
     ("paper", "adm-256"): {
         "distill": {"steps": 164_000, "warmup_steps": 8_200},
@@ -117,34 +120,40 @@ BY_SIZE: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 }
 
 
-def fills(preset: str, *, kind: str | None, size: str | None, default_kind: str, default_size: str) -> dict[str, dict[str, Any]]:
-    """{group: {setting: value}} for settings that are not set; `kind` and `size` of the teacher are None if they are not set."""
-    named = NAMED[preset]
-    kind = kind or named.get("teacher", {}).get("kind", default_kind)
-    size = size or named.get("teacher", {}).get("size", default_size)
-    filled: dict[str, dict[str, Any]] = {}
-    for values in (PRESETS[size], BY_KIND.get(kind, {}), named, BY_SIZE.get((preset, size), {})):  # the last takes precedence
-        for group, of_group in values.items():
-            filled.setdefault(group, {}).update(of_group)
-    return filled
+def preset_defaults(preset: str, *, kind: str | None, size: str | None, default_kind: str, default_size: str) -> dict[str, dict[str, Any]]:
+    """{group: {setting: value}} for settings that are not set.
+
+    `kind` and `size` are teacher.kind and teacher.size, None if not set: then the preset's value applies, else `default_kind` and
+    `default_size`.
+    """
+    of_preset = PRESETS[preset]
+    kind = kind or of_preset.get("teacher", {}).get("kind", default_kind)
+    size = size or of_preset.get("teacher", {}).get("size", default_size)
+    by_precedence = (BY_TEACHER_SIZE[size], BY_TEACHER_KIND.get(kind, {}), of_preset, BY_PRESET_AND_SIZE.get((preset, size), {}))
+    defaults: dict[str, dict[str, Any]] = {}
+    for groups in by_precedence:  # the last takes precedence
+        for group, values in groups.items():
+            defaults.setdefault(group, {}).update(values)
+    return defaults
 
 
-def strides(size: str) -> list[int]:
-    """Of the decoder levels of a teacher of this size, fine to coarse."""
+def decoder_strides(size: str) -> list[int]:
+    """Strides of the decoder levels of a teacher of this teacher.size, fine to coarse."""
     return [2**level for level in range(LEVELS[size])]
 
 
 def auto_taps(offered: list[int]) -> list[int]:
-    """What `taps: auto` means for a teacher with decoder levels at these strides: the coarsest four of 2 to 32 (Sec 3.1: 4 to 32).
+    """The strides that `taps: auto` selects of `offered`, the strides of a teacher's decoder levels: the coarsest four of 2 to 32.
 
-    No backbone has a level beyond 32, where some teachers have one. Where nothing lies in that range, all that is offered.
+    The paper uses 4 to 32 (Sec 3.1). Levels beyond 32, which some teachers have, correspond to no level of a backbone. If no level is in
+    that range, all are selected.
     """
     return [stride for stride in sorted(offered) if 1 < stride <= 32][-4:] or sorted(offered)
 
 
-def by_size(group: str, name: str) -> str:
-    """What the sizes other than `tiny` say of a setting, for its description: "by teacher.size; small: 64, adm-256: 256"."""
-    values = {size: groups.get(group, {}).get(name) for size, groups in PRESETS.items()}
+def by_teacher_size(group: str, name: str) -> str:
+    """The defaults of a setting by teacher.size, for its description: "by teacher.size; small: 64, adm-256: 256"."""
+    values = {size: groups.get(group, {}).get(name) for size, groups in BY_TEACHER_SIZE.items()}
     return "by teacher.size; " + ", ".join(
         f"{size}: {value if isinstance(value, str) else format(value, 'g')}" for size, value in values.items() if value is not None
     )

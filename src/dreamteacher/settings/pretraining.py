@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dreamteacher.settings.presets import by_size
+from dreamteacher.settings.presets import by_teacher_size
 from dreamteacher.settings.section import BATCH, PARTS, WARMUP, Augment, Count, Fraction, Name, Positive, Section, Training, require_known
 
 OBJECTIVES = ("mse", "at", "cosine", "smooth_l1", "relational", "global")
@@ -42,7 +42,7 @@ class Teacher(Training):
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "v_prediction",
         description="prediction target of a ddpm's U-Net: the noise, or v (Salimans & Ho 2022), which gives good samples after fewer "
-        f"steps ({by_size('teacher', 'prediction')})",
+        f"steps ({by_teacher_size('teacher', 'prediction')})",
     )
     self_conditioning: bool = Field(
         False,
@@ -55,12 +55,12 @@ class Teacher(Training):
         description="condition a ddpm or edm on the class of each train picture that has one (class folders, labels.csv), dropped one "
         "time in ten; features are taken without a class. It uses all labels, not only few_labels of them",
     )
-    resolution: Positive = Field(64, description=f"side of the random training crops, pixels ({by_size('teacher', 'resolution')})")
+    resolution: Positive = Field(64, description=f"side of the random training crops, pixels ({by_teacher_size('teacher', 'resolution')})")
     T_train: Positive = Field(1000, description="diffusion steps of the linear schedule, betas 1e-4 to 2e-2 (Tab 16)")
     samples: Count = Field(16, description="pictures in a sample grid; 0: no grid")
     sample_every: Positive = Field(
         500,
-        description=f"steps between sample grids; all are logged, the last is saved ({by_size('teacher', 'sample_every')})",
+        description=f"steps between sample grids; all are logged, the last is saved ({by_teacher_size('teacher', 'sample_every')})",
     )
     sample_steps: Positive = Field(50, description="DDIM steps for a sample grid")
     r1_gamma: Annotated[float, Field(ge=0)] | None = Field(
@@ -72,16 +72,16 @@ class Teacher(Training):
         description="target of StyleGAN2-ADA's adaptive augmentation: mean sign of the discriminator's output on real pictures, "
         "stylegan2 only; null: no augmentation, for 100,000 pictures and more",
     )
-    steps: Positive = Field(4500, description=f"optimiser steps ({by_size('teacher', 'steps')})")
-    batch_size: Positive = Field(32, description=f"{BATCH} ({by_size('teacher', 'batch_size')})")
-    accumulate: Positive = Field(1, description=f"{PARTS} ({by_size('teacher', 'accumulate')})")
-    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description=f"peak learning rate ({by_size('teacher', 'lr')})")
+    steps: Positive = Field(4500, description=f"optimiser steps ({by_teacher_size('teacher', 'steps')})")
+    batch_size: Positive = Field(32, description=f"{BATCH} ({by_teacher_size('teacher', 'batch_size')})")
+    accumulate: Positive = Field(1, description=f"{PARTS} ({by_teacher_size('teacher', 'accumulate')})")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description=f"peak learning rate ({by_teacher_size('teacher', 'lr')})")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="none in Tab 16")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="betas of AdamW")
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         0.999,
         description="decay of the exponential moving average of the weights; the averaged weights are the teacher "
-        f"({by_size('teacher', 'ema')})",
+        f"({by_teacher_size('teacher', 'ema')})",
     )
 
 
@@ -97,7 +97,7 @@ class Student(Section):
     width: Positive = Field(256, description="channels of the feature regressor (App D.1: 256), which is also the segmentation neck")
     neck: Literal["fpn-ppm", "fpn", "fpn-attention", "pafpn"] = Field(
         "fpn-ppm",
-        description="fuses the backbone's levels below the heads of taps and tasks (Tab 8): FPN with pyramid pooling, FPN, FPN with "
+        description="fusion of the backbone's levels for the heads of taps and tasks (Tab 8): FPN with pyramid pooling, FPN, FPN with "
         "self-attention on the coarsest level, or FPN with a second, bottom-up path",
     )
 
@@ -124,7 +124,7 @@ class EncodingSettings(Section):
     @classmethod
     def _in_order(cls, edges: list[int]) -> list[int]:
         if edges != sorted(set(edges)):
-            raise ValueError("the edges must grow")
+            raise ValueError("boundaries must increase")
         return edges
 
 
@@ -138,13 +138,13 @@ class Distill(Training, EncodingSettings):
         "packages may add methods. encoding, T, strata, passes, whitening, stats_images, objectives and margin only apply "
         "to features and team",
     )
-    steps: Positive = Field(150, description=f"optimiser steps ({by_size('distill', 'steps')})")
-    batch_size: Positive = Field(32, description=f"{BATCH} ({by_size('distill', 'batch_size')})")
-    accumulate: Positive = Field(1, description=f"{PARTS} ({by_size('distill', 'accumulate')})")
-    warmup_steps: Count = Field(20, description=f"{WARMUP} ({by_size('distill', 'warmup_steps')})")
-    lr: Annotated[float, Field(gt=0)] = Field(2e-3, description=f"peak learning rate ({by_size('distill', 'lr')})")
+    steps: Positive = Field(150, description=f"optimiser steps ({by_teacher_size('distill', 'steps')})")
+    batch_size: Positive = Field(32, description=f"{BATCH} ({by_teacher_size('distill', 'batch_size')})")
+    accumulate: Positive = Field(1, description=f"{PARTS} ({by_teacher_size('distill', 'accumulate')})")
+    warmup_steps: Count = Field(20, description=f"{WARMUP} ({by_teacher_size('distill', 'warmup_steps')})")
+    lr: Annotated[float, Field(gt=0)] = Field(2e-3, description=f"peak learning rate ({by_teacher_size('distill', 'lr')})")
     T: Count = Field(50, description="noise step of the encoding (Tab 17: 50, ImageNet 150; best of Tab 11: 250)")
-    resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('distill', 'resolution')})")
+    resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_teacher_size('distill', 'resolution')})")
     whitening: Literal["layernorm", "standardize", "phi-s"] = Field(
         "layernorm",
         description="W of Eq 1; layernorm: LayerNorm over channels and positions; standardize: mean and std per channel; phi-s: a "
@@ -206,7 +206,7 @@ class Distill(Training, EncodingSettings):
     monitor_every: Positive = Field(
         50,
         description="steps between measurements of explained variance on held-out unlabelled pictures "
-        f"({by_size('distill', 'monitor_every')})",
+        f"({by_teacher_size('distill', 'monitor_every')})",
     )
     monitor_images: Positive = Field(
         64, description="train pictures held out for that measurement: features are not distilled on them, their labels are not read"
@@ -220,7 +220,7 @@ class Distill(Training, EncodingSettings):
         for name in unknown:
             require_known(name, OBJECTIVES, OBJECTIVES_GROUP, "term")
         if not any(weights.values()):
-            raise ValueError("one term at least needs a weight above 0")
+            raise ValueError("at least one term needs a weight above 0")
         return {name: weights[name] for name in [*(n for n in OBJECTIVES if n in weights), *unknown]}
 
 
@@ -232,7 +232,7 @@ class Interpreter(Training, EncodingSettings):
     )
     width: Positive = Field(256, description="channels of its fuse layers (App D.2: 256)")
     T: Count = Field(50, description="noise step of the encoding (App G.2: 50)")
-    resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_size('interpreter', 'resolution')})")
+    resolution: Positive = Field(64, description=f"side of the random crops, pixels ({by_teacher_size('interpreter', 'resolution')})")
     mirror: bool = Field(
         True,
         description="flip crops horizontally at random; set to false if finetune.augment is no-flip or none, as flips would change "

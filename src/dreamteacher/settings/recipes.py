@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from dreamteacher.errors import UserError
 from dreamteacher.settings.explain import explain
-from dreamteacher.settings.presets import DREAMING
+from dreamteacher.settings.presets import GENERATE_ONLY_KINDS
 from dreamteacher.settings.schema import FRESH, Params
 
 
@@ -39,10 +39,10 @@ def of_recipe(params: Params, name: str) -> Params:
     if with_labels:
         changes |= {"interpreter": with_labels.interpreter, "labels": with_labels.labels}
     resolved = _with(params, f"{'label_recipes' if with_labels else 'recipes'}.{name}", **changes)
-    if with_labels and resolved.teacher.kind in DREAMING:
+    if with_labels and resolved.teacher.kind in GENERATE_ONLY_KINDS:
         raise UserError(
-            f"label_recipes.{name} builds on a teacher of kind {resolved.teacher.kind!r}, which makes pictures of its own and cannot encode"
-            " labelled ones; build it on a recipe of another teacher, or drop it, and from compare.inits"
+            f"label_recipes.{name} builds on a teacher of kind {resolved.teacher.kind!r}, which cannot encode"
+            " labelled pictures; build it on a recipe of another teacher, or remove it, also from compare.inits"
         )
     return resolved
 
@@ -84,7 +84,7 @@ def check(params: Params) -> None:
 
 def _get(group: dict[str, Any], name: str, what: str) -> Any:
     if name not in group:
-        raise UserError(f"{name!r} is not among {what}; there are {', '.join(group)}")
+        raise UserError(f"{what} has no {name!r}; it has {', '.join(group)}")
     return group[name]
 
 

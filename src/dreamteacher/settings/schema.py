@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from dreamteacher.settings.downstream import AUTO, HEADS, Assess, Evaluate, Export, Finetune, Ingest, Publish, Retrain
-from dreamteacher.settings.presets import SIZED, auto_taps, fills, strides
+from dreamteacher.settings.presets import SIZED_KINDS, auto_taps, decoder_strides, preset_defaults
 from dreamteacher.settings.pretraining import Distill, Interpreter, Labels, Student, Teacher, Tune
 from dreamteacher.settings.section import Count, Name, Positive, Section
 
@@ -63,8 +63,8 @@ class Params(Section):
 
     preset: Literal["demo", "paper", "best"] = Field(
         "demo",
-        description="values of settings that params.yaml does not set; demo: the defaults below; paper: the paper to the letter; "
-        "best: what published evidence ranks above it (docs/recipes.md); `dreamteacher params` prints the values",
+        description="defaults of settings that params.yaml does not set; demo: those of this table; paper: the paper's values; "
+        "best: values that published evidence prefers to the paper's (docs/recipes.md); `dreamteacher params` prints them",
     )
     seed: int = Field(0, description="seed of the stages that run once (teacher, features)")
     few_labels: Positive | None = Field(
@@ -108,22 +108,25 @@ class Params(Section):
     assess: Assess = Assess()
 
     @model_validator(mode="after")
-    def _follow_the_size(self) -> Params:
+    def _fill_in_defaults(self) -> Params:
         """Settings that are not set take the defaults of preset, teacher.kind and teacher.size."""
         chosen = {key: getattr(self.teacher, key) if key in self.teacher.model_fields_set else None for key in ("kind", "size")}
-        for name, values in fills(self.preset, **chosen, default_kind=self.teacher.kind, default_size=self.teacher.size).items():
+        defaults = preset_defaults(self.preset, **chosen, default_kind=self.teacher.kind, default_size=self.teacher.size)
+        for name, values in defaults.items():
             group = getattr(self, name)
-            left_open = {key: value for key, value in values.items() if key not in group.model_fields_set}
-            followed = group.model_copy(update=left_open)
-            followed.__pydantic_fields_set__ = set(group.model_fields_set)  # still unset: another teacher may have another size
-            self.__dict__[name] = followed  # frozen, but not complete before this
+            unset = {key: value for key, value in values.items() if key not in group.model_fields_set}
+            filled = group.model_copy(update=unset)
+            filled.__pydantic_fields_set__ = set(group.model_fields_set)  # the defaults stay unset: another teacher may have another size
+            self.__dict__[name] = filled  # the model is frozen, but still under construction
         return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> Params:
         taken = [*FRESH, *self.recipes, *self.label_recipes]
         if twice := next((name for name in taken if taken.count(name) > 1), None):
-            raise ValueError(f"{twice!r} names two initialisations; scratch, imagenet, recipes and label_recipes need names of their own")
+            raise ValueError(
+                f"{twice!r} names two initialisations; names of recipes and label_recipes must differ from each other, scratch and imagenet"
+            )
         named = [
             *(
                 (f"recipes.{name}.teacher", recipe.teacher, "teachers", list(self.teachers))
@@ -144,26 +147,28 @@ class Params(Section):
                     f"{setting} = {name!r} is not among {group}; " + (f"did you mean {near[0]!r}?" if near else f"there are {possible}")
                 )
         if NO_TEACHER in self.teachers:
-            raise ValueError(f"teachers.{NO_TEACHER} stands for no teacher in recipes; give it another name")
+            raise ValueError(f"teachers.{NO_TEACHER}: in recipes this name means no teacher; choose another")
         for name, recipe in self.label_recipes.items():
             if not self.recipes[recipe.features].one_teacher:
-                raise ValueError(f"label_recipes.{name}.features = {recipe.features!r} has no teacher to read labels from; name another")
+                raise ValueError(
+                    f"label_recipes.{name}.features = {recipe.features!r} has no teacher, which label distillation needs; name another"
+                )
         if self.export.seed not in self.compare.seeds:
             raise ValueError(f"export.seed = {self.export.seed!r} is not among compare.seeds = {self.compare.seeds}; set it to one of them")
         for name, values in self.compare:
             if len(set(values)) < len(values):
-                raise ValueError(f"compare.{name} = {values} names one twice")
+                raise ValueError(f"compare.{name} = {values} lists a value twice")
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Params:
         """Catch what would otherwise fail hours later, in another stage."""
-        if self.teacher.kind in SIZED:
+        if self.teacher.kind in SIZED_KINDS:
             self._fits_the_size()
         return self
 
     def _fits_the_size(self) -> None:
-        """For the kinds in SIZED only; the folders of other kinds record what fits, and the stages check it."""
+        """For SIZED_KINDS only. The folders of other kinds record the valid values, and the stages check them."""
         for name, group in (("distill", self.distill), ("interpreter", self.interpreter)):
             steps = self.teacher.T_train
             if group.encoding == "stratified":
@@ -172,13 +177,13 @@ class Params(Section):
             elif steps <= group.T:
                 raise ValueError(f"{name}.T = {group.T} must be below teacher.T_train = {steps}")
         size = f"teacher.size = {self.teacher.size!r}"
-        offered = strides(self.teacher.size)
+        offered = decoder_strides(self.teacher.size)
         if absent := [stride for stride in self.taps if stride not in offered] if self.taps != "auto" else []:
-            raise ValueError(f"taps = {self.taps}: {size} has no decoder level at stride {absent[0]}; take some of {offered}, or auto")
+            raise ValueError(f"taps = {self.taps}: {size} has no decoder level at stride {absent[0]}; choose from {offered}, or set auto")
         for name in ("teacher", "distill", "interpreter"):
             side = getattr(self, name).resolution
             if side % offered[-1]:
-                raise ValueError(f"{name}.resolution = {side} does not fit {size}: take a multiple of {offered[-1]}")
+                raise ValueError(f"{name}.resolution = {side} does not fit {size}: set a multiple of {offered[-1]}")
         coarsest = max(auto_taps(offered) if self.taps == "auto" else self.taps)
         cells = self.distill.resolution // coarsest
         if self.distill.margin and cells - 2 * -(-self.distill.margin // coarsest) < 2:
@@ -191,8 +196,7 @@ class Params(Section):
     def _head_steps_end_with_the_run(self) -> Params:
         if self.finetune.head_steps > self.finetune.steps:
             raise ValueError(
-                f"finetune.head_steps = {self.finetune.head_steps} is more than finetune.steps = {self.finetune.steps}, of which they are "
-                "the first; lower it"
+                f"finetune.head_steps = {self.finetune.head_steps} is more than finetune.steps = {self.finetune.steps}; lower it"
             )
         return self
 
@@ -214,8 +218,8 @@ class Params(Section):
     def _mirrors_no_untrue_labels(self) -> Params:
         if self.interpreter.mirror and self.finetune.augment in ("no-flip", "none"):
             raise ValueError(
-                f"finetune.augment = {self.finetune.augment!r} means that labels do not hold for mirrored pictures, "
-                "from which the interpreter would learn, too; set interpreter.mirror = false"
+                f"finetune.augment = {self.finetune.augment!r} says that mirroring changes the labels, "
+                "but the interpreter also trains on mirrored pictures; set interpreter.mirror = false"
             )
         return self
 

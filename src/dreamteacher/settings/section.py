@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 
 def spelled(pattern: str, words: str) -> AfterValidator:
-    """A check of text by a regular expression, which `words` describe to the user in its place."""
+    """Validate text by a regular expression; `words` describes the pattern in the error message."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -47,7 +47,7 @@ class Section(BaseModel):
     def _no_truth_value_for_a_number_or_word(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads yes, no, on and off as true or false, which pydantic would convert to 1 or 0."""
         if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError("true and false (in YAML also yes, no, on, off) are no value of it; put a word into quotes")
+            raise ValueError("true and false (in YAML also yes, no, on, off) are not valid here; put the word in quotes")
         return value
 
 

@@ -49,7 +49,7 @@ def import_weights(source: str, out: Path, options: dict[str, str]) -> None:
         source: .pt or .safetensors file of a state dict.
         out: an empty folder.
         options: guided-diffusion's flags by their names, and `class`: the class of a class-conditional checkpoint whose embedding every
-            picture gets ("mean", the default: the mean of all; "none": zeros; or a number). ADM has no class of its own for no class.
+            picture gets ("mean", the default: the mean of all; "none": zeros; or a number). ADM has no null class.
 
     Raises:
         UserError: a flag does not fit the state dict, or is needed and missing.

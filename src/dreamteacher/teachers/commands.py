@@ -10,11 +10,11 @@ from pathlib import Path
 def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
     """Add the command to those of `dreamteacher`; `add` takes name, function and help."""
     command = add("import-teacher", _import_teacher, "import a trained generator as a teacher; see docs/teachers.md")
-    command.add_argument("kind", metavar="KIND", help="such as adm or diffusers")
+    command.add_argument("kind", metavar="KIND", help="adm, diffusers, stylegan2, biggan, icgan or timm")
     command.add_argument("source", metavar="SOURCE", help="checkpoint, folder or hub id, depending on the kind")
-    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the teacher; it must be new or empty")
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write the teacher to, new or empty")
     command.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the kind; licence=... is recorded verbatim"
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the kind, or licence=TEXT to record; repeatable"
     )
 
 

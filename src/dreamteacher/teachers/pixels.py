@@ -25,7 +25,7 @@ class Generator:
     trains = False
 
     def __init__(self, settings: Settings):
-        self.taps = [Tap(f"stride{stride}", stride, 3) for stride in presets.strides(settings.size)]
+        self.taps = [Tap(f"stride{stride}", stride, 3) for stride in presets.decoder_strides(settings.size)]
 
     def build(self) -> nn.Module:
         """No network."""

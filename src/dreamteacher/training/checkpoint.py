@@ -104,7 +104,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; make room or make it writable, then start the same command again"
+            f"cannot write to {folder}: {error.strerror or error}; make room or make it writable, then run the same command again"
         ) from error
 
 
