@@ -10,6 +10,7 @@ import pytest
 from ingest_sources import facts, report, run, save_pictures
 
 from dreamteacher.data.box_labels import read_boxes
+from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.items import BoxLabel
 from dreamteacher.data.shard_source import _class_of
 from dreamteacher.data.voc import read
@@ -48,7 +49,7 @@ def test_objects_of_pascal_voc_are_found_in_any_namespace_and_encoding(data: byt
     ],
 )
 def test_other_xml_is_no_picture_without_objects(data: bytes, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(BadPicture, match=reason):
         read(data)
 
 
