@@ -78,13 +78,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> bytes:
-    """sha256 of a file's content; empty for broken links and unreadable files."""
+    """sha256 of a file's content; empty for broken links, unreadable files and folders."""
     if not os.path.exists(path):  # noqa: PTH110
         return b""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - see walk
             return hashlib.file_digest(file, "sha256").digest()
-    except PermissionError:
+    except (PermissionError, IsADirectoryError):
         return b""
 
 

@@ -121,7 +121,7 @@ def _looks_right(form: str, data: bytes) -> bool:
     if form in _IS:
         return _IS[form](data)
     try:
-        return bool(voc.ROOT in data and voc.read(data)[1] is not None) if form == "voc" else bool(list(_yolo(data, 1, 1)))
+        return voc.read(data)[1] is not None if form == "voc" else bool(list(_yolo(data, 1, 1)))
     except BadPicture:
         return False
 
@@ -181,7 +181,8 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
     numbers = np.array([row[:4] for row in rows], np.float64).reshape(-1, 4)
     if not np.isfinite(numbers).all():
         raise BadPicture("a box holds a number that is not finite")
-    if label.form not in ("yolo", "stored") and len(numbers) and numbers[:, 2:].max() <= 1 and min(upright) > SMALLEST:
+    in_one_pixel = label.form not in ("yolo", "stored") and bool((numbers[:, 2:] <= 1).all()) and len(numbers) and min(upright) > SMALLEST
+    if in_one_pixel and (len(numbers) > 1 or (numbers % 1).any()):
         raise BadPicture("its boxes lie within one pixel, as fractions would; write them in pixels")
     classes_of = np.array([class_id(row[4], classes) for row in rows], np.int64)
     turned = (numbers[:, :2] > numbers[:, 2:]).any()
@@ -192,7 +193,8 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
         width, height = upright
     boxes, warnings = _tidy(boxes, width, height)
     from_zero = label.form == "voc" and bool((numbers == -1).any())  # as they count from 1
-    return boxes, ("boxes_turned",) * bool(turned) + ("boxes_from_zero",) * from_zero + warnings
+    doubts = ("boxes_turned",) * bool(turned) + ("boxes_from_zero",) * from_zero + ("box_of_a_pixel",) * bool(in_one_pixel)
+    return boxes, doubts + warnings
 
 
 def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]]:

@@ -106,8 +106,14 @@ def _is_coco(tree: Tree, name: str) -> bool:
     with file:
         try:
             start = file.read(PEEKED).lstrip()
-        except UnicodeDecodeError:
+        except UnicodeDecodeError as error:
+            if _begins_as_coco(error.object.replace(b"\0", b"").lstrip(b"\xff\xfe").decode("latin-1")):
+                raise UserError(f"{tree}/{name} is not UTF-8 text; save it as UTF-8") from error
             return False
+    return _begins_as_coco(start)
+
+
+def _begins_as_coco(start: str) -> bool:
     return start.startswith("{") and any(f'"{key}"' in start for key in ("images", "annotations", "categories"))
 
 
@@ -136,7 +142,7 @@ def _import(
                         raise UserError(f"{where}: the category {category!r} has other keypoints than in a file before; make them alike")
                 elif key == "images":
                     path = tidy(str(element["file_name"]).replace("\\", "/"))
-                    row = (number, str(element["id"]), nfc(path), json.dumps([element.get("width"), element.get("height")]))
+                    row = (number, _identity(element["id"]), nfc(path), json.dumps([element.get("width"), element.get("height")]))
                     if table.execute("INSERT OR IGNORE INTO coco_pictures VALUES (?, ?, ?, ?)", row).rowcount == 0:
                         raise UserError(f"{where}: two pictures have the id {element['id']}; give each its own")
                 elif key == "annotations":
@@ -148,7 +154,7 @@ def _import(
                     points = element.get("keypoints")
                     counts["objects_with_keypoints"] += not detail and isinstance(points, list) and count_of(element) > 0
                     crowd = is_set(element.get("iscrowd")) or is_set(element.get("ignore"))
-                    box_row = (number, str(element["image_id"]), *box, int(element["category_id"]), crowd)
+                    box_row = (number, _identity(element["image_id"]), *box, int(element["category_id"]), crowd)
                     table.execute("INSERT INTO coco_boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*box_row, _detail(element, detail)))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UserError):
@@ -169,10 +175,30 @@ def _import(
     return categories
 
 
+def _identity(value: Any) -> str:
+    """The id of a picture as text; tables write whole numbers as 7.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _outline(element: dict[str, Any]) -> Any:
+    """`segmentation`: run lengths, or a list of polygons, each a flat list x, y, x, y ..., as which a lone flat list and pairs are read."""
+    found = element.get("segmentation")
+    if not isinstance(found, list) or not found:
+        return found
+    if not isinstance(found[0], list):
+        return [found]
+    are_pairs = [all(isinstance(point, list) and len(point) == 2 for point in polygon) for polygon in found if isinstance(polygon, list)]
+    if all(are_pairs) and len(are_pairs) == len(found):
+        return [[value for point in polygon for value in point] for polygon in found]
+    if all(len(point) == 2 for point in found):
+        return [[value for point in found for value in point]]
+    return found
+
+
 def _detail(element: dict[str, Any], detail: Detail) -> str | None:
     """The outline or keypoints of an annotation as JSON; None if it has none."""
-    if detail == "outlines" and element.get("segmentation"):
-        return json.dumps(element["segmentation"])
+    if detail == "outlines" and (outline := _outline(element)):
+        return json.dumps(outline)
     if detail == "keypoints" and count_of(element):
         return json.dumps({"points": element["keypoints"], "area": element.get("area")})
     return None
@@ -185,8 +211,8 @@ def _box(element: dict[str, Any], detail: Detail = "") -> list[float] | None:
         raise ValueError(f"a bbox has {len(box)} numbers")
     if box and (None in box or (float(box[2]) and float(box[3]))):
         return [float(value) for value in box]
-    outline = element.get("segmentation")
-    if isinstance(outline, list) and outline and isinstance(outline[0], list):
+    outline = _outline(element)
+    if isinstance(outline, list) and outline:
         xs, ys = [x for p in outline for x in p[::2]], [y for p in outline for y in p[1::2]]
         return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     if isinstance(outline, dict):
@@ -232,8 +258,15 @@ def _find_pictures(
                 )
         elif split := _split_of(files[number]):
             table.execute("UPDATE files SET split = ? WHERE name = ?", (split, there))
-    orphans = "SELECT count(*) FROM coco_boxes AS b WHERE NOT EXISTS (SELECT 1 FROM coco_pictures WHERE file = b.file AND id = picture)"
-    return {"boxes_without_picture": missing, "boxes_of_no_entry": table.execute(orphans).fetchone()[0]}, examples
+    orphans = "FROM coco_boxes AS b WHERE NOT EXISTS (SELECT 1 FROM coco_pictures WHERE file = b.file AND id = picture)"
+    n_orphans, first, file = table.execute(f"SELECT count(*), min(picture), file {orphans}").fetchone()
+    if n_orphans and n_orphans == table.execute("SELECT count(*) FROM coco_boxes").fetchone()[0]:
+        known = table.execute("SELECT min(id) FROM coco_pictures WHERE file = ?", [file]).fetchone()[0]
+        raise UserError(
+            f"{tree}/{files[file]}: no box names an image_id that `images` has: one is {first!r}, and an id there is {known!r}; write both "
+            "alike"
+        )
+    return {"boxes_without_picture": missing, "boxes_of_no_entry": n_orphans}, examples
 
 
 def _objects(value: str) -> list[str]:

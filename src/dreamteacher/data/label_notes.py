@@ -139,14 +139,18 @@ def other_tools(table: sqlite3.Connection, tree: Tree, skipped: Skipped) -> list
         file = tree.open_text(name)
         if file is None:
             continue
-        with file, suppress(UnicodeDecodeError):
-            head = file.read(LOOKED_INTO).encode()
-            if tool := detect_tool(head):
-                found.append(f"{name} is of {tool[0]}, and is not read: {tool[1]}")
-            elif name.lower().endswith(".txt") and (reason := why_no_yolo(head)):
-                found.append(f"{name} is no label of YOLO: {reason}")
-            elif name.lower().endswith(".xml") and len(head) < LOOKED_INTO and (reason := why_no_voc(head)):
-                found.append(f"{name} is no label of Pascal VOC: {reason}")
+        with file:
+            try:
+                head = file.read(LOOKED_INTO).encode()
+            except UnicodeDecodeError:
+                found.append(f"{name} is not UTF-8 text; if it holds labels, save it as UTF-8")
+                continue
+        if tool := detect_tool(head):
+            found.append(f"{name} is of {tool[0]}, and is not read: {tool[1]}")
+        elif name.lower().endswith(".txt") and (reason := why_no_yolo(head)):
+            found.append(f"{name} is no label of YOLO: {reason}")
+        elif name.lower().endswith(".xml") and len(head) < LOOKED_INTO and (reason := why_no_voc(head)):
+            found.append(f"{name} is no label of Pascal VOC: {reason}")
     return found
 
 

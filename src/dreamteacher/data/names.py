@@ -8,17 +8,20 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from dreamteacher.data.items import BOX_SUFFIXES, MASK_SUFFIXES, utf8
 from dreamteacher.data.layout import Meaning, is_item, meaning, without_extra_tail, without_image_tail, without_mask_tail
+from dreamteacher.errors import UserError
 
 _PICTURE_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
 UNLABELLED = re.compile(  # folders of unlabelled pictures: unlabeled2017, train_unlabelled, unlabeled_images, no_label
     r"[\W_]*((train|all)[\W_]*)?((un|no[nt]?[\W_]?)labell?ed|(no|without)[\W_]?labels?)[\W_\d]*(images?|imgs?|pictures?|data|set|pool|train)?[\W_\d]*",
     re.IGNORECASE,
 )
+PROBED = 20  # lines of a list, of which one must name a file
 LISTED_TAILS = ("", ".mask", "_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L", "_labelTrainIds", "_labelIds")
 
 
@@ -165,10 +168,34 @@ def _mask_folders(root: str, folder: str) -> list[str]:
     return found
 
 
+def require_files(path: Path, setting: str) -> None:
+    """UserError if none of the first lines of a list, the value of `setting`, names a file."""
+    first = list(islice(_lines(path), PROBED))
+    places = [posixpath.join(path.parent, name) for name in first]
+    if first and not any(os.path.lexists(place) and not os.path.isdir(place) for place in places):  # noqa: PTH112 - as above
+        raise UserError(
+            f"{setting}: none of the first {len(first)} lines of {path} names a file, such as {first[0]!r}; write one path on each line, "
+            f"absolute or from {path.parent}, and nothing else (classes go into labels.csv beside the list)"
+        )
+
+
 def _lines(path: Path) -> Iterator[str]:
+    """The paths in a list. Lines that begin with # are comments unless there is such a file; paths may stand in quotes."""
     remedy = "name a folder, a text file of paths, or WebDataset shards"
     with path.open(encoding="utf-8-sig") as lines, utf8(f"ingest.source: {path}", remedy):
-        yield from (tidy(slashes(line.strip())) or "." for line in lines if line.strip() and not line.startswith("#"))
+        for line in lines:
+            text = line.strip()
+            if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'":
+                text = text[1:-1]
+            name = _on_disk(path.parent, tidy(slashes(text)) or ".")
+            if text and (not line.startswith("#") or os.path.lexists(posixpath.join(path.parent, name))):
+                yield name
+
+
+def _on_disk(folder: Path, name: str) -> str:
+    """The name in the Unicode normal form in which there is such a file, since lists are often written on another system."""
+    forms = (name, nfc(name), unicodedata.normalize("NFD", name))
+    return next((form for form in forms if os.path.lexists(posixpath.join(folder, form))), name)
 
 
 def _folders_of_all(listing: Path) -> int:

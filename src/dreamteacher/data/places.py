@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamteacher.data.formats import NOT_A_LIST
-from dreamteacher.data.names import read_list
+from dreamteacher.data.names import read_list, require_files
 from dreamteacher.data.shard_source import are_shards, expand
 from dreamteacher.data.trees import NOT_PICTURES, Folder, Prefix, Tree, describe
 from dreamteacher.errors import UserError
@@ -29,8 +29,10 @@ def locate(source: str, setting: str = "ingest.source") -> Place:
     """Resolve `source`, the value of `setting`.
 
     Raises:
-        UserError: there is nothing at `source`.
+        UserError: there is nothing at `source`, or it is a list that names no file.
     """
+    if not source:
+        raise UserError(f"{setting} is empty; name a folder, an address, a text file of paths, or WebDataset shards")
     if are_shards(source):
         return Place(source, expand(source), None, None)
     if "://" in source:
@@ -43,7 +45,10 @@ def locate(source: str, setting: str = "ingest.source") -> Place:
         raise UserError(f"{setting}: {source} is neither a folder nor a file, but a pipe, a socket or a device; name a folder")
     if not path.is_dir() and (what := NOT_A_LIST.get(path.suffix.lower())):
         raise UserError(f"{setting}: {source} is {what}")
-    return Place(source, [], Folder(path), None) if path.is_dir() else Place(source, [], Folder(path.parent), path)
+    if path.is_dir():
+        return Place(source, [], Folder(path), None)
+    require_files(path, setting)
+    return Place(source, [], Folder(path.parent), path)
 
 
 def inputs_of(place: Place) -> dict[str, Path]:

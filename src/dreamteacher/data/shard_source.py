@@ -267,9 +267,12 @@ def _key_and_suffix(path: str) -> tuple[str, str] | tuple[None, None]:
 
 
 def _class_of(sample: dict[str, Any]) -> str | None:
-    """The class as text, from KEY.cls or KEY.json ("label" or "cls")."""
+    """The class as text, from KEY.cls or KEY.json ("label" or "cls", which may be a list)."""
     if _CLASS in sample:
         return class_name(sample[_CLASS].decode("utf-8"))
     facts = json.loads(sample["json"]) if "json" in sample else {}
     value = facts.get("label", facts.get("cls")) if isinstance(facts, dict) else None
-    return None if value is None else class_name(str(value))
+    values = [
+        int(each) if isinstance(each, float) and each.is_integer() else each for each in (value if isinstance(value, list) else [value])
+    ]
+    return None if value is None else class_name(";".join(map(str, values)))  # as multilabel.SEPARATORS divide it

@@ -25,6 +25,7 @@ _TOOLS = (  # pattern of a file's beginning, tool, remedy
         f"put each into ann/ under its picture's name (A.jpg.json for img/A.jpg){_OUTLINES}",
     ),
     (rb'\[.{0,4000}"(annotations|completions)"\s*:.{0,20000}"result"\s*:', "Label Studio", _COCO),
+    (rb'\[.{0,4000}"(rectanglelabels|polygonlabels|brushlabels|original_width)"\s*:', "Label Studio", _COCO),  # its JSON-MIN
     (rb'\{.{0,4000}"(regions|shape_attributes|_via_settings)"\s*:', "VGG Image Annotator", _COCO),
     (rb'\[.{0,4000}"coordinates"\s*:', "Create ML", _COCO),
     (rb'\[.{0,4000}"(box2d|poly2d)"\s*:', "BDD100K (Scalabel)", f"{_COCO} (bdd100k.label.to_coco)"),
@@ -74,8 +75,8 @@ def _has_list(data: bytes, key: str) -> bool:
 
 
 def labelme(data: bytes) -> tuple[list[Any], list[Shape]]:
-    """([width, height], objects) of a labelme file. Rectangles and circles become polygons; shapes with the same label and group_id become
-    one object.
+    """([width, height], objects) of a labelme file. Rectangles, also rotated ones, and circles become polygons; shapes with the same label
+    and group_id become one object.
 
     Raises:
         BadPicture: the file is damaged, or has a shape without an area, such as a line.
@@ -90,7 +91,7 @@ def labelme(data: bytes) -> tuple[list[Any], list[Shape]]:
                 points = _rectangle(*points)
             elif kind == "circle" and len(points) == 2:
                 points = _circle(*points)
-            elif kind not in ("polygon", "rectangle") or len(points) < 3:
+            elif kind not in ("polygon", "rectangle", "rotation") or len(points) < 3:
                 raise BadPicture(f"its .json (labelme) holds a {kind} of {len(points)} points; polygons, rectangles and circles are read")
             found = _shape(shape["label"], points)
             group = shape.get("group_id")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree
 
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.names import class_name, is_set
 
-ROOT = b"<annotation"
+ROOT = "annotation"
+_ENCODING = re.compile(rb"\s*<\?xml[^>]*encoding=[\"']([\w.-]+)")
 Row = tuple[float, float, float, float, str | int, bool]  # x1, y1, x2, y2, name of the class, ignored
 
 
@@ -17,10 +19,10 @@ def read(data: bytes) -> tuple[list[float], list[Row]]:
     Raises:
         BadPicture: the file cannot be parsed.
     """
-    if b"<!ENTITY" in data:
-        raise BadPicture("its .xml declares entities, which are not read")
     try:
-        root = ElementTree.fromstring(data)
+        root = _parse(data)
+        if root.tag != ROOT:
+            raise ValueError(f"it holds <{root.tag[:40]}>, not <{ROOT}>")
         size = [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
         rows: list[Row] = []
         for thing in root.iter("object"):
@@ -30,9 +32,22 @@ def read(data: bytes) -> tuple[list[float], list[Row]]:
             x1, y1, x2, y2 = (float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
             (x1, x2), (y1, y2) = _between_pixels(x1, x2), _between_pixels(y1, y2)
             rows.append((x1, y1, x2, y2, name, is_set(thing.findtext("difficult"))))
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise BadPicture(f"its .xml is no Pascal VOC annotation: {error}") from error
     return size, rows
+
+
+def _parse(data: bytes) -> ElementTree.Element:
+    """The root; namespaces are removed from tags, as elements would not be found by their names. Raises ParseError, ValueError or
+    LookupError."""
+    declared = _ENCODING.match(data)
+    text = data.decode(declared[1].decode()) if declared else data  # expat lacks multi-byte encodings such as GBK
+    if "<!ENTITY" in (text if isinstance(text, str) else text.replace(b"\0", b"").decode("latin-1")):  # UTF-16 has zeros between letters
+        raise BadPicture("its .xml declares entities, which are not read")
+    root = ElementTree.fromstring(text)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root
 
 
 def why_no_voc(data: bytes) -> str | None:
@@ -40,7 +55,7 @@ def why_no_voc(data: bytes) -> str | None:
     try:
         read(data)
     except BadPicture as error:
-        return error.reason if ROOT in data else None
+        return error.reason if f"<{ROOT}".encode() in data.replace(b"\0", b"") else None
     return None
 
 

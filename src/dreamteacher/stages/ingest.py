@@ -63,7 +63,7 @@ def run(
     settings = params.ingest
     task = _labels_as_of(settings.task)
     with resource_errors_in_one_line("ingest"):
-        place = locate(str(source or settings.source))
+        place = locate(settings.source if source is None else str(source))
         beside = locate(str(incoming), "retrain.incoming") if incoming else None
         inputs = inputs_of(place)
         _refuse_results_among_pictures(out, place, beside)
