@@ -95,6 +95,7 @@ def test_what_is_odd_of_the_picture_comes_along():
     infrared = tiff(np.dstack([PIXELS, PIXELS[..., 0] // 2 + 60]), photometric=2, extra=(2,))
     assert prepared(data=infrared).warnings == ("alpha_is_not_transparency",)
     of_boxes = {
+        "box_of_a_pixel",
         "boxes_turned",
         "boxes_empty",
         "boxes_from_zero",
