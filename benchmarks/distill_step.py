@@ -1,6 +1,6 @@
 """How fast distillation is beside its parts, and teacher training beside the same U-Net in plain diffusers training.
 
-    python -m benchmarks.distill_step [--preset tiny] [--size 64] [--batch 32] [--steps 20] [--repeats 3]
+    python -m benchmarks.distill_step [--unet tiny] [--size 64] [--batch 32] [--steps 20] [--repeats 3]
 
 1. Distillation: the loop's share, see `loop_share`. At least 0.95 is wanted.
 2. Teacher training through the loop as it chooses precision and layout, over the same U-Net in fp32, contiguous, as diffusers'
@@ -46,7 +46,7 @@ from dreamteacher.training.run import Step
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="tiny", choices=tuple(LEVELS), help="U-Net (default: %(default)s)")
+    parser.add_argument("--unet", default="tiny", choices=tuple(LEVELS), help="U-Net (default: %(default)s)")
     parser.add_argument("--backbone", default="resnet18", help="student (default: %(default)s)")
     parser.add_argument("--width", type=int, default=128, help="of the student's neck (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side of the crops, pixels (default: %(default)s)")
@@ -92,7 +92,7 @@ def teacher_training(options: argparse.Namespace, samples: Samples, folder: Path
     """Seconds that options.steps steps take: through the loop, and plain."""
     device = this_process().device
     settings = settings_of(options, ema=0.999, weight_decay=0.0, betas=(0.9, 0.999))
-    ours, scheduler = build_unet(options.preset, options.size), build_scheduler(1000)
+    ours, scheduler = build_unet(options.unet, options.size), build_scheduler(1000)
     plain = UNet2DModel.from_config(ours.config).to(device)
     images = fixed_batch(samples, options.batch).to(device) * 2 - 1
 
