@@ -1,4 +1,4 @@
-# Fetches models for Triton and follows the alias on a cluster (k8s/serving). Without torch: a tenth of the size of docker/Dockerfile's image.
+# Fetches models for Triton and follows the alias on a cluster (k8s/serving). Without torch: a tenth of docker/Dockerfile's size.
 # `dreamteacher fetch-model`, `deploy`, `follow`, `last-run` and `status` run in it.
 #
 #   docker build -f docker/serving.Dockerfile -t REGISTRY/dreamteacher-serving:git-$(git rev-parse HEAD) .

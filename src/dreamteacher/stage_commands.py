@@ -19,7 +19,7 @@ _PATH_HELP = {  # help of the options with a default path
     "features": "backbone and neck, made by distill-features",
     "teachers": "folder of all teachers",
     "backbones": "folder of all backbones",
-    "finetuned": "fine-tuned model; for evaluate the folder of all",
+    "finetuned": "fine-tuned models, made by finetune",
     "onnx": "ONNX files, made by export-onnx",
     "evaluation": "made by evaluate",
     "artifacts": "folder of the outputs of all stages",
@@ -101,7 +101,7 @@ def _only(name: str, setting: str, params: Any) -> str:
     group, _, key = setting.partition(".")
     names = list(getattr(getattr(params, group), key) if key else getattr(params, group))
     if len(names) != 1:
-        raise UserError(f"{setting} has {', '.join(names) or 'no entry'}; choose one with --{name}")
+        raise UserError(f"{setting} has {', '.join(names)}; choose one with --{name}" if names else f"{setting} in the settings is empty")
     return str(names[0])
 
 

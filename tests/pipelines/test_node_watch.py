@@ -114,7 +114,7 @@ def test_preempted_nodes_do_not_use_up_the_own_runtimes_failures(api: Kubernetes
 
     api.runtimes["dreamteacher-torch"] = OWN_RUNTIME
     follow(api, *[lambda node=node: preempted(node) for node in (0, 1, 2, 3, 0, 1, 2)], nodes=4)
-    assert "node 2: its pod was preempted or drained (PreemptionByScheduler: for a higher priority); the next one resumes" in caplog.text
+    assert "node 2: its pod was evicted (PreemptionByScheduler: for a higher priority); the next one resumes" in caplog.text
     api.runtimes = {}
     with pytest.raises(UserError, match="FailedJobs"):
         follow(api, *[lambda node=node: preempted(node) for node in (0, 1, 2, 3)], nodes=4)

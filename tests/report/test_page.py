@@ -108,7 +108,7 @@ def test_a_distillation_that_learnt_nothing_is_reported(maker: Maker) -> None:
     maker.whole()
     assert "nothing has been distilled" not in written().text
     maker.recipe(explained=-12.8)
-    assert "features predicts the teacher’s features no better than their mean" in written().text
+    assert "The student of features predicts the teacher’s features no better than their mean" in written().text
 
 
 def test_the_page_loads_nothing_and_runs_nothing(maker: Maker) -> None:
@@ -302,7 +302,7 @@ def test_what_was_predicted_stands_beside_what_came(maker: Maker) -> None:
     maker.whole()
     maker.assessed()
     page = written()
-    assert "expect much from pretraining; because 20 labels reach 61" in page.text
+    assert "expect much from pretraining. Reasons: 20 labels reach 61" in page.text
     assert re.search(r"scratch\s*61\.2\s*61\.0", page.text)
     assert re.search(r"features\s*\+5\.0\s*\+0\.0 to \+12\.0\s*\+10\.3 points, .*?\s*yes", page.text)
     assert re.search(r"mix\s*\+5\.0\s*\+2\.0 to \+12\.0\s*\+0\.3 points, .*?\s*no", page.text)

@@ -236,7 +236,10 @@ def test_what_is_missing_is_named(registry):
         choose("lone")
     with pytest.raises(UserError, match="lone has no version 7; it has 1, 2"):
         promote("lone", version="7")
-    with pytest.raises(UserError, match=r"lone has no version of this file: MLflow did not answer during publish"):
+    with pytest.raises(
+        UserError,
+        match=r"lone has no version of this file, so publish has not registered it; run `dreamteacher publish` again, or retry the run",
+    ):
         choose("lone", sha256="f" * 64)
 
 

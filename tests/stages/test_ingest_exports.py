@@ -12,6 +12,7 @@ from ingest_sources import facts, report, run, save_pictures
 from dreamteacher.data.box_labels import read_boxes
 from dreamteacher.data.formats import BadPicture
 from dreamteacher.data.items import BoxLabel
+from dreamteacher.data.multilabel import to_label
 from dreamteacher.data.shard_source import _class_of
 from dreamteacher.data.voc import read
 from dreamteacher.errors import UserError
@@ -80,6 +81,18 @@ def test_one_box_of_a_pixel_is_read_and_said() -> None:
     assert (boxes.corners.tolist(), warnings) == ([[0, 0, 1, 1]], ("box_of_a_pixel",))
 
 
-@pytest.mark.parametrize(("label", "expected"), [(1.0, "1"), ([2], "2"), (["cat", "dog"], "cat;dog"), ("cat", "cat")])
+@pytest.mark.parametrize(("label", "expected"), [(1.0, "1"), ([2], "2"), ("cat", "cat")])
 def test_classes_in_the_json_of_shards_may_be_whole_floats_or_lists(label: Any, expected: str) -> None:
-    assert _class_of({"json": json.dumps({"label": label}).encode()}) == expected
+    assert _class_of({"json": json.dumps({"label": label}).encode()}, "auto") == expected
+
+
+@pytest.mark.parametrize(("names", "label"), [(["cat", "a,b"], (1, 0, 1)), ([], (0, 0, 0))])
+def test_lists_in_the_json_of_shards_are_the_classes_of_multilabel(names: list[str], label: tuple[int, ...]) -> None:
+    value = _class_of({"json": json.dumps({"label": names}).encode()}, "multilabel")
+    assert value is not None
+    assert to_label(value, ["cat", "dog", "a,b"]) == label
+
+
+def test_several_classes_of_a_picture_are_no_class() -> None:
+    with pytest.raises(ValueError, match="too many values"):
+        _class_of({"json": b'{"label": ["cat", "dog"]}'}, "auto")

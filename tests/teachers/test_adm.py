@@ -173,7 +173,7 @@ def test_the_paper_s_checkpoint_has_the_published_number_of_weights() -> None:
         (
             "256",
             {"num_channels": "64"},
-            r"--option num_channels=64 does not fit .*model\.pt, whose state dict has 32; leave it out or mend it",
+            r"--option num_channels=64 does not fit .*model\.pt, whose state dict has 32; leave it out or correct it",
         ),
         ("256", {"num_res_blocks": "3"}, r"num_res_blocks=3 does not fit .* has 2"),
         ("256", {"channel_mult": "1,2,3,4"}, r"channel_mult=1,2,3,4 does not fit .* has 1,1,2,2,4,4"),

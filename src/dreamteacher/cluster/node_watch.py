@@ -116,7 +116,7 @@ class NodeWatch:
         status, uid = pod.get("status", {}), pod["metadata"]["uid"]
         disruption = _condition(pod, "DisruptionTarget")
         if disruption.get("status") == "True" and self._is_news(uid, "DisruptionTarget"):
-            log.warning("node %s: its pod was preempted or drained (%s); the next one resumes", _node(pod), _reason_and_message(disruption))
+            log.warning("node %s: its pod was evicted (%s); the next one resumes", _node(pod), _reason_and_message(disruption))
         container: dict[str, Any] = next((each for each in status.get("containerStatuses") or [] if each["name"] == CONTAINER), {})
         for state, previous in (("lastState", True), ("state", False)):
             ended = (container.get(state) or {}).get("terminated") or {}
@@ -134,9 +134,10 @@ class NodeWatch:
                 self._positions[pod["metadata"]["uid"]][0].restart()
             text = plain(self._read(pod, previous, tail_lines=2000))
         how, code = ending(text), ended.get("exitCode")
-        disrupted = _condition(pod, "DisruptionTarget").get("status") == "True"
+        disruption = _condition(pod, "DisruptionTarget")
+        disrupted = disruption.get("status") == "True"
         if disrupted:
-            how = how._replace(error="its pod was preempted or drained", consequence=True, final=False)
+            how = how._replace(error=f"its pod was evicted ({_reason_and_message(disruption)})", consequence=True, final=False)
         elif status.get("reason"):  # Evicted, NodeLost
             how = how._replace(error=_reason_and_message(status), consequence=False, final=False)
         elif ended.get("reason") == "OOMKilled":

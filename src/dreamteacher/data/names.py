@@ -21,7 +21,7 @@ UNLABELLED = re.compile(  # folders of unlabelled pictures: unlabeled2017, train
     r"[\W_]*((train|all)[\W_]*)?((un|no[nt]?[\W_]?)labell?ed|(no|without)[\W_]?labels?)[\W_\d]*(images?|imgs?|pictures?|data|set|pool|train)?[\W_\d]*",
     re.IGNORECASE,
 )
-PROBED = 20  # lines of a list, of which one must name a file
+PROBED = 1000  # lines of a list, of which one must name a file
 LISTED_TAILS = ("", ".mask", "_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L", "_labelTrainIds", "_labelIds")
 
 
@@ -171,37 +171,49 @@ def _mask_folders(root: str, folder: str) -> list[str]:
 def require_files(path: Path, setting: str) -> None:
     """UserError if none of the first lines of a list, the value of `setting`, names a file."""
     first = list(islice(_lines(path), PROBED))
-    places = [posixpath.join(path.parent, name) for name in first]
+    places = (posixpath.join(path.parent, name) for name in first)
     if first and not any(os.path.lexists(place) and not os.path.isdir(place) for place in places):  # noqa: PTH112 - as above
         raise UserError(
-            f"{setting}: none of the first {len(first)} lines of {path} names a file, such as {first[0]!r}; write one path on each line, "
-            f"absolute or from {path.parent}, and nothing else (classes go into labels.csv beside the list)"
+            f"{setting}: none of the first {len(first)} lines of {path} names a file that exists, such as {first[0]!r}; make the files "
+            f"available (is their disk mounted?), and write one path on each line, absolute or from {path.parent}, and nothing else "
+            "(classes go into labels.csv beside the list)"
         )
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The paths in a list. Lines that begin with # are comments unless there is such a file; paths may stand in quotes."""
+    """The paths in a list. Lines that begin with # are comments unless there is such a file."""
+    for text in _written(path):
+        name = _on_disk(path.parent, text)
+        if not text.startswith("#") or os.path.lexists(posixpath.join(path.parent, name)):
+            yield name
+
+
+def _written(path: Path) -> Iterator[str]:
+    """The lines of a list that are not empty, as paths, without the quotes in which some tools write them; the disk is not asked."""
     remedy = "name a folder, a text file of paths, or WebDataset shards"
     with path.open(encoding="utf-8-sig") as lines, utf8(f"ingest.source: {path}", remedy):
         for line in lines:
             text = line.strip()
             if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'":
                 text = text[1:-1]
-            name = _on_disk(path.parent, tidy(slashes(text)) or ".")
-            if text and (not line.startswith("#") or os.path.lexists(posixpath.join(path.parent, name))):
-                yield name
+            if text:
+                yield tidy(slashes(text)) or "."
 
 
 def _on_disk(folder: Path, name: str) -> str:
     """The name in the Unicode normal form in which there is such a file, since lists are often written on another system."""
-    forms = (name, nfc(name), unicodedata.normalize("NFD", name))
+    if name.isascii():
+        return name
+    forms = dict.fromkeys((name, nfc(name), unicodedata.normalize("NFD", name)))
     return next((form for form in forms if os.path.lexists(posixpath.join(folder, form))), name)
 
 
 def _folders_of_all(listing: Path) -> int:
     """Number of leading folders that all absolute paths share, the data set's location; 0 if a path is relative."""
     common: list[str] | None = None
-    for name in _lines(listing):
+    for name in _written(listing):
+        if name.startswith("#"):
+            continue
         folders = name.split("/")[:-1] if name[0] == "/" else []
         common = folders if common is None else list(posixpath.commonprefix([common, folders]))
         if not common:

@@ -201,9 +201,9 @@ def _item(name: str, split: str | None, suffix: str, sample: dict[str, Any], lab
         if isinstance(part, OSError):
             return Item(name, split, problem=f"cannot be read: {part.strerror}")
     try:
-        cls = sample[MULTILABEL].decode() if task == "multilabel" and MULTILABEL in sample else _class_of(sample)
+        cls = sample[MULTILABEL].decode() if task == "multilabel" and MULTILABEL in sample else _class_of(sample, task)
     except (ValueError, TypeError, AttributeError):
-        return Item(name, split, problem="its .cls or .json cannot be read")
+        return Item(name, split, problem="its .cls or .json has no class, or several; for these set ingest.task: multilabel")
     if boxes is not None:
         return Item(name, split, sample[suffix], boxes=BoxLabel("stored", boxes))
     cls = cls if labels in ("auto", "folders", "csv") and task in (AUTO, "classification", "multilabel") else None
@@ -266,13 +266,24 @@ def _key_and_suffix(path: str) -> tuple[str, str] | tuple[None, None]:
     return posixpath.join(folder, stem), suffix
 
 
-def _class_of(sample: dict[str, Any]) -> str | None:
-    """The class as text, from KEY.cls or KEY.json ("label" or "cls", which may be a list)."""
+def _class_of(sample: dict[str, Any], task: str) -> str | None:
+    """The class as text, from KEY.cls or KEY.json ("label" or "cls"); of a list in a multilabel task the value that `to_label` reads.
+
+    Raises:
+        ValueError: a list of another number of classes than one, and the task is not multilabel.
+    """
     if _CLASS in sample:
         return class_name(sample[_CLASS].decode("utf-8"))
     facts = json.loads(sample["json"]) if "json" in sample else {}
     value = facts.get("label", facts.get("cls")) if isinstance(facts, dict) else None
-    values = [
-        int(each) if isinstance(each, float) and each.is_integer() else each for each in (value if isinstance(value, list) else [value])
-    ]
-    return None if value is None else class_name(";".join(map(str, values)))  # as multilabel.SEPARATORS divide it
+    if value is None:
+        return None
+    names = [class_name(str(int(each) if isinstance(each, float) and each.is_integer() else each)) for each in _as_list(value)]
+    if task == "multilabel" and isinstance(value, list):
+        return json.dumps({"yes": names, "unknown": []})
+    (name,) = names
+    return name
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

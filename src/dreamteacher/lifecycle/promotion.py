@@ -55,7 +55,7 @@ def choose(name: str, *, version: str | None = None, sha256: str | None = None) 
             missing = f"version {version}; it has {', '.join(str(one.version) for one in known) or 'none'}"
         elif sha256:
             found = [one for one in known if one.tags.get("sha256") == sha256]
-            missing = "version of this file: MLflow did not answer during publish; run `dreamteacher publish` again, or Retry of the run"
+            missing = "version of this file, so publish has not registered it; run `dreamteacher publish` again, or retry the run"
         else:
             found = [one for one in known if str(one.version) == aliases_of(model).get(CHALLENGER)]
             missing = "challenger; `dreamteacher publish` makes one, or name a version with --version"

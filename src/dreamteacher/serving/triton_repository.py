@@ -90,7 +90,7 @@ def check_repository(repository: Path) -> list[str]:
         try:
             config = text_format.Parse(path.read_text(), ModelConfig())
         except text_format.ParseError as error:
-            raise UserError(f"{path}: {error}; mend it, or write it anew with `dreamteacher publish --overwrite`") from error
+            raise UserError(f"{path}: {error}; fix it, or write it again with `dreamteacher publish --overwrite`") from error
         whose, inputs, outputs = _tensors(path, config)
         for kind, declared, ours in (("input", config.input, inputs), ("output", config.output, outputs)):
             theirs: Tensors = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in declared}

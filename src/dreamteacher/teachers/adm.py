@@ -117,7 +117,9 @@ def _compare(found: dict[str, Any], flags: dict[str, str], source: str) -> None:
         else:
             stated = _number(flag, text)
         if stated != actual:
-            raise UserError(f"--option {flag}={text} does not fit {source}, whose state dict has {_show(actual)}; leave it out or mend it")
+            raise UserError(
+                f"--option {flag}={text} does not fit {source}, whose state dict has {_show(actual)}; leave it out or correct it"
+            )
 
 
 def _choose(flags: dict[str, str], source: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def embed_prompt(source: str, index: dict[str, Any], prompt: str, more: dict[str
         how = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         embedded = pipeline.encode_prompt(prompt, **how, **_other_prompts(name, prompt))
     except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
-        raise UserError(f"the text encoder of {source} cannot be read ({first_line(error)}); mend it, {instead}") from error
+        raise UserError(f"the text encoder of {source} cannot be read ({first_line(error)}); repair it, {instead}") from error
     parts = dict(zip(KEYS, (embedded[0], embedded[2] if len(embedded) > 2 else None), strict=True))
     return {key: value.float() for key, value in parts.items() if value is not None}
 
