@@ -263,3 +263,9 @@ def test_a_stage_says_first_what_runs_except_in_a_terminal(caplog: pytest.LogCap
     monkeypatch.delenv("RANK")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert first_line(11) == ""
+
+
+@pytest.mark.parametrize("out", [".", ""])
+def test_the_current_folder_is_no_output(out: str):
+    with pytest.raises(UserError, match=r"--out \. is the current folder, which cannot be replaced; name a folder in it"):
+        make(out=Path(out))

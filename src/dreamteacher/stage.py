@@ -120,6 +120,8 @@ def _refuse_to_replace(out: Path, inputs: dict[str, Path]) -> None:
     for path in inputs.values():
         if place in (path.resolve(), *path.resolve().parents):
             raise UserError(f"--out {out} is or contains the input {path}, which would be overwritten; name another folder")
+    if not out.name:
+        raise UserError(f"--out {out} is the current folder, which cannot be replaced; name a folder in it")
 
 
 def _title(name: str, params: dict[str, Any]) -> str:

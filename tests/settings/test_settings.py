@@ -12,7 +12,8 @@ from dreamteacher.settings.table import describe, known_keys, markdown
 @pytest.mark.parametrize(
     ("override", "meant"),
     [("distil.T=5", "distill.T"), ("distill.lrr=1", "distill.lr"), ("few_label=3", "few_labels"), ("finetune.step=3", "finetune.steps"),
-     ("Teacher.steps=3", "teacher.steps"), ("lr=1", "teacher.lr")],
+     ("Teacher.steps=3", "teacher.steps"), ("lr=1", "teacher.lr"), ("fine-tune.lr=1", "finetune.lr"),
+     ("compare.seeds[0]=3", "compare.seeds")],
 )  # fmt: skip
 def test_unknown_setting_names_the_nearest_known_one(override, meant):
     assert f"unknown setting {override.split('=')[0]!r}; did you mean {meant!r}?" in refusal(override)
@@ -159,3 +160,8 @@ def test_a_gan_whose_loss_has_second_derivatives_is_not_compiled():
 
 def test_no_setting_has_a_regular_expression_that_its_message_would_show():
     assert '"pattern"' not in json.dumps(Params.model_json_schema())
+
+
+@pytest.mark.parametrize("override", ["seed=4294967296", "seed=-1", "compare.seeds=[4294967296]"])
+def test_seeds_that_the_generators_refuse_are_refused_before_any_stage(override: str) -> None:
+    assert "is not possible: Input should be" in refusal(override)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dreamteacher.settings.section import Augment, Count, Fraction, Positive, Section, Training, Word, require_known
+from dreamteacher.settings.section import Augment, Count, Fraction, Positive, Section, Seed, Training, Word, require_known
 
 AUTO = "auto"
 HEADS = {"faster-rcnn": "detection", "mask-rcnn": "instances"}  # other heads than a task's own -> the task
@@ -123,7 +123,7 @@ class Export(Section):
     """ONNX files of the backbone and of the task model."""
 
     init: str = Field("mix", description="initialisation of the exported model; must be among compare.inits")
-    seed: int = Field(0, description="seed of the exported model; must be among compare.seeds")
+    seed: Seed = Field(0, description="seed of the exported model; must be among compare.seeds")
     size: Annotated[int, Field(gt=0, multiple_of=32)] = Field(
         128, description="side of the example input, pixels; other multiples of 32 work if the model allows them"
     )

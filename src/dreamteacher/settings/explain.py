@@ -6,7 +6,6 @@ import difflib
 import re
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from dreamteacher.settings.table import known_keys
 
@@ -21,14 +20,15 @@ def explain(error: ValidationError, where: str) -> str:
     problem = error.errors()[0]
     if not problem["loc"]:
         return f"{where}: {problem['ctx']['error']}"
-    location, name = [str(part) for part in problem["loc"]], _setting(problem)
+    location, name = [str(part) for part in problem["loc"]], _setting(problem["loc"])
     # For a setting of several types pydantic reports an error for each type.
-    wrong = [each["msg"].removeprefix("Value error, ") for each in error.errors() if _setting(each) == name]
+    wrong = [each["msg"].removeprefix("Value error, ") for each in error.errors() if _setting(each["loc"]) == name]
     more = "" if error.error_count() == len(wrong) else f" (and {error.error_count() - len(wrong)} more)"
     if name in MOVED and problem["type"] == "extra_forbidden":
         return f"{where}: {name} is now part of another setting; write {MOVED[name].format(problem['input'])}"
     if problem["type"] == "extra_forbidden":
         known = known_keys()
+        name = ".".join(filter(None, (_setting(problem["loc"][:-1]), location[-1])))  # the last as it is written, such as `fine-tune`
         if isinstance(problem["input"], dict) and problem["input"]:
             name += f".{next(iter(problem['input']))}"
         if name in known:
@@ -42,6 +42,6 @@ def explain(error: ValidationError, where: str) -> str:
     return f"{where}: {name} = {shown if len(shown) < 80 else shown[:77] + '...'} is not possible: {', or '.join(wrong)}{more}"
 
 
-def _setting(problem: ErrorDetails) -> str:
-    """The dotted name of the setting with the problem, without the type names that pydantic adds to the location."""
-    return ".".join(part for part in map(str, problem["loc"]) if re.sub("[_.]", "", part).isalnum() and not part.startswith("function"))
+def _setting(location: tuple[int | str, ...]) -> str:
+    """The dotted name of the setting at an error's location, without the type names that pydantic adds to it."""
+    return ".".join(part for part in map(str, location) if re.sub("[_.]", "", part).isalnum() and not part.startswith("function"))

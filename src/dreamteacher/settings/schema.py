@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from dreamteacher.settings.downstream import AUTO, HEADS, Assess, Evaluate, Export, Finetune, Ingest, Publish, Retrain
 from dreamteacher.settings.presets import SIZED_KINDS, auto_taps, decoder_strides, preset_defaults
 from dreamteacher.settings.pretraining import Distill, Interpreter, Labels, Student, Teacher, Tune
-from dreamteacher.settings.section import Count, Name, Positive, Section
+from dreamteacher.settings.section import Name, Positive, Section, Seed
 
 Taps = Annotated[list[Positive], Field(min_length=1)] | Literal["auto"]
 _OR_NOTHING = BeforeValidator(lambda value: {} if value is None else value)  # `NAME:` without anything after it
@@ -53,7 +53,7 @@ class Compare(Section):
         ["scratch", "features", "mix"],
         description="initialisations to fine-tune from: scratch, imagenet (timm's weights), and names of recipes and label_recipes",
     )
-    seeds: Annotated[list[Count], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         [0, 1, 2], description="each seed draws its own few labels and its own random weights"
     )
 
@@ -66,7 +66,7 @@ class Params(Section):
         description="defaults of settings that params.yaml does not set; demo: those of this table; paper: the paper's values; "
         "best: values that published evidence prefers to the paper's (docs/recipes.md); `dreamteacher params` prints them",
     )
-    seed: int = Field(0, description="seed of the stages that run once (teacher, features)")
+    seed: Seed = Field(0, description="seed of the stages that run once (teacher, features)")
     few_labels: Positive | None = Field(
         None, description="number of labelled train pictures that interpreter and fine-tuning use, drawn by seed; null: all"
     )

@@ -24,6 +24,7 @@ def spelled(pattern: str, words: str) -> AfterValidator:
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # Of a teacher or a recipe, and of a folder.
 Name = Annotated[str, spelled(r"[a-z][a-z0-9_-]*", "small letters a to z, digits, - and _, beginning with a letter, such as cells-2")]

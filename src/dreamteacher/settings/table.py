@@ -44,7 +44,7 @@ def _words(kind: Any, metadata: Any = ()) -> str:
     origin = get_origin(kind)
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "of length >="}
     limits = [
-        f"{sign} {getattr(part, name):g}"
+        f"{sign} {getattr(part, name):.10g}"
         for constraint in metadata
         for part in getattr(constraint, "metadata", None) or [constraint]
         for name, sign in signs.items()
