@@ -181,20 +181,32 @@ def read_boxes(label: BoxLabel, classes: list[str] | None, stored: tuple[int, in
     numbers = np.array([row[:4] for row in rows], np.float64).reshape(-1, 4)
     if not np.isfinite(numbers).all():
         raise BadPicture("a box holds a number that is not finite")
-    in_one_pixel = label.form not in ("yolo", "stored") and bool((numbers[:, 2:] <= 1).all()) and len(numbers) and min(upright) > SMALLEST
-    if in_one_pixel and (len(numbers) > 1 or (numbers % 1).any()):
-        raise BadPicture("its boxes lie within one pixel, as fractions would; write them in pixels")
-    classes_of = np.array([class_id(row[4], classes) for row in rows], np.int64)
     turned = (numbers[:, :2] > numbers[:, 2:]).any()
     numbers = np.hstack([np.minimum(numbers[:, :2], numbers[:, 2:]), np.maximum(numbers[:, :2], numbers[:, 2:])])
+    are_of_a_pixel = label.form not in ("yolo", "stored") and min(upright) > SMALLEST and _are_of_a_pixel(numbers)
+    classes_of = np.array([class_id(row[4], classes) for row in rows], np.int64)
     boxes = Boxes(numbers.astype(np.float32), classes_of, np.array([row[5] for row in rows], bool))
     if turn:
         boxes = boxes.exif_transposed(orientation, *stored)
         width, height = upright
     boxes, warnings = _tidy(boxes, width, height)
     from_zero = label.form == "voc" and bool((numbers == -1).any())  # as they count from 1
-    doubts = ("boxes_turned",) * bool(turned) + ("boxes_from_zero",) * from_zero + ("box_of_a_pixel",) * bool(in_one_pixel)
+    doubts = ("boxes_turned",) * bool(turned) + ("boxes_from_zero",) * from_zero + ("box_of_a_pixel",) * are_of_a_pixel
     return boxes, doubts + warnings
+
+
+def _are_of_a_pixel(corners: np.ndarray) -> bool:
+    """Whether all boxes with an extent end in the pixel in the corner, and one covers it.
+
+    Raises:
+        BadPicture: they do, and have fractions.
+    """
+    real = corners[(corners[:, :2] < corners[:, 2:]).all(axis=1)]
+    if not len(real) or (real[:, 2:] > 1).any():
+        return False
+    if (real % 1).any():
+        raise BadPicture("its boxes lie within one pixel, as fractions would; write them in pixels")
+    return bool((real.clip(0) == (0, 0, 1, 1)).all(axis=1).any())
 
 
 def _tidy(boxes: Boxes, width: int, height: int) -> tuple[Boxes, tuple[str, ...]]:

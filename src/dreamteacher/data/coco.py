@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import posixpath
 import re
@@ -21,6 +22,10 @@ from dreamteacher.data.trees import Tree
 from dreamteacher.errors import UserError
 
 PEEKED = 1 << 16
+OVERLAP = 64  # characters of a block that are searched again with the next: a key and its bracket may be divided
+KEYS = ("images", "annotations", "categories")
+_LIST = re.compile(rf'"({"|".join(KEYS)})"\s*:\s*\[')
+OR_OTHER_LABELS = "or set ingest.labels to another kind"
 MAX_FILES = 100  # JSON files not named after a picture; if there are more, none is taken for COCO
 Detail = Literal["", "outlines", "keypoints"]  # what is read besides boxes
 ORDER = ("val", "val?", "test", None, "train")  # priority of the split for a picture that is in several files
@@ -48,7 +53,8 @@ def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coc
         None if there is no COCO file, or it has no annotation with a box.
 
     Raises:
-        UserError: a file is damaged, two files disagree about a picture, a name matches several pictures, or no object has the `detail`.
+        UserError: a file is damaged or not UTF-8 text, two files disagree about a picture, a name matches several pictures, or no object
+            has the `detail`.
     """
     candidates = [
         name
@@ -57,7 +63,8 @@ def read_coco(table: sqlite3.Connection, tree: Tree, detail: Detail = "") -> Coc
             f"AND p.role = 'picture') ORDER BY name LIMIT {MAX_FILES + 1}"
         )
     ]
-    found = [name for name in candidates if _is_coco(tree, name)] if len(candidates) <= MAX_FILES else []
+    table.execute("CREATE TABLE not_utf8 (name TEXT)")
+    found = [name for name in candidates if _is_coco(table, tree, name)] if len(candidates) <= MAX_FILES else []
     # One folder has instances_val2017.json, person_keypoints_val2017.json, and files of stuff and captions.
     word = re.compile(".*keypoints" if detail == "keypoints" else "instances")
     preferred = [name for name in found if word.match(posixpath.basename(name))]
@@ -99,22 +106,39 @@ def _split_of(name: str) -> str | None:
     return found[0] if found else None
 
 
-def _is_coco(tree: Tree, name: str) -> bool:
+def _is_coco(table: sqlite3.Connection, tree: Tree, name: str) -> bool:
+    """Whether a file begins as one of COCO. One that is not UTF-8 text is refused if it has two of COCO's lists; with one it cannot have
+    boxes, and is named in the table `not_utf8`."""
     file = tree.open_text(name)
     if file is None:
         return False
     with file:
         try:
-            start = file.read(PEEKED).lstrip()
-        except UnicodeDecodeError as error:
-            if _begins_as_coco(error.object.replace(b"\0", b"").lstrip(b"\xff\xfe").decode("latin-1")):
-                raise UserError(f"{tree}/{name} is not UTF-8 text; save it as UTF-8") from error
-            return False
-    return _begins_as_coco(start)
+            return _begins_as_coco(file.read(PEEKED).lstrip())
+        except UnicodeDecodeError:
+            lists = _lists_in(tree, name)
+    if len(lists) > 1:
+        raise UserError(f"{tree}/{name} is not UTF-8 text; save it as UTF-8, {OR_OTHER_LABELS}")
+    table.executemany("INSERT INTO not_utf8 VALUES (?)", [(name,)] * len(lists))
+    return False
 
 
 def _begins_as_coco(start: str) -> bool:
-    return start.startswith("{") and any(f'"{key}"' in start for key in ("images", "annotations", "categories"))
+    return start.startswith("{") and any(f'"{key}"' in start for key in KEYS)
+
+
+def _lists_in(tree: Tree, name: str) -> set[str]:
+    """The keys of COCO that have a list in a file of any encoding, read until there are two; none if it does not begin as one of COCO."""
+    file, found = tree.open_text(name), set[str]()
+    assert isinstance(file, io.TextIOWrapper), "it was opened before"
+    with file:
+        file.reconfigure(encoding="latin-1")  # reads any bytes; UTF-16 has zeros between letters
+        text = file.read(PEEKED).replace("\0", "").lstrip("\xef\xbb\xbf\xff\xfe \t\r\n")
+        while text and len(found) < 2 and (found or _begins_as_coco(text)):
+            found |= set(_LIST.findall(text))
+            more = file.read(PEEKED).replace("\0", "")
+            text = more and text[-OVERLAP:] + more
+    return found
 
 
 def _import(
@@ -130,7 +154,7 @@ def _import(
     file = tree.open_text(name)
     assert file, "it was opened before"
     try:
-        with file, utf8(where):
+        with file, utf8(where, f"save it as UTF-8, {OR_OTHER_LABELS}"):
             for key, element in elements(file):
                 if key == "categories":
                     category = class_name(str("" if element["name"] is None else element["name"]))
@@ -160,7 +184,7 @@ def _import(
         if isinstance(error, UserError):
             raise
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{where} is no COCO file of boxes ({what}); mend it, or set ingest.labels to another kind") from error
+        raise UserError(f"{where} is no COCO file of boxes ({what}); fix it, {OR_OTHER_LABELS}") from error
     counts["annotations_without_box"] += without if boxed else 0
     if not boxed:  # captions, or a list of test pictures
         table.execute("DELETE FROM coco_pictures WHERE file = ?", [number])
@@ -185,14 +209,16 @@ def _outline(element: dict[str, Any]) -> Any:
     found = element.get("segmentation")
     if not isinstance(found, list) or not found:
         return found
-    if not isinstance(found[0], list):
-        return [found]
-    are_pairs = [all(isinstance(point, list) and len(point) == 2 for point in polygon) for polygon in found if isinstance(polygon, list)]
-    if all(are_pairs) and len(are_pairs) == len(found):
-        return [[value for point in polygon for value in point] for polygon in found]
-    if all(len(point) == 2 for point in found):
-        return [[value for point in found for value in point]]
-    return found
+    if isinstance(found[0], int | float) or _are_points(found):
+        found = [found]
+    return [[value for point in polygon for value in point] if _are_points(polygon) else polygon for polygon in found]
+
+
+def _are_points(values: Any) -> bool:
+    """Whether these are pairs of numbers."""
+    return isinstance(values, list) and all(
+        isinstance(point, list) and len(point) == 2 and all(isinstance(value, int | float) for value in point) for point in values
+    )
 
 
 def _detail(element: dict[str, Any], detail: Detail) -> str | None:
@@ -212,8 +238,9 @@ def _box(element: dict[str, Any], detail: Detail = "") -> list[float] | None:
     if box and (None in box or (float(box[2]) and float(box[3]))):
         return [float(value) for value in box]
     outline = _outline(element)
-    if isinstance(outline, list) and outline:
-        xs, ys = [x for p in outline for x in p[::2]], [y for p in outline for y in p[1::2]]
+    polygons = outline if isinstance(outline, list) and all(isinstance(each, list) for each in outline) else []
+    xs, ys = [x for p in polygons for x in p[::2]], [y for p in polygons for y in p[1::2]]
+    if xs and ys:
         return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     if isinstance(outline, dict):
         return bounds_of_runs(outline)
@@ -262,6 +289,8 @@ def _find_pictures(
     n_orphans, first, file = table.execute(f"SELECT count(*), min(picture), file {orphans}").fetchone()
     if n_orphans and n_orphans == table.execute("SELECT count(*) FROM coco_boxes").fetchone()[0]:
         known = table.execute("SELECT min(id) FROM coco_pictures WHERE file = ?", [file]).fetchone()[0]
+        if known is None:
+            raise UserError(f"{tree}/{files[file]} has boxes and no `images`; put images and annotations into one file")
         raise UserError(
             f"{tree}/{files[file]}: no box names an image_id that `images` has: one is {first!r}, and an id there is {known!r}; write both "
             "alike"

@@ -20,10 +20,11 @@ from dreamteacher.data.names import UNLABELLED
 from dreamteacher.data.table import scalar
 from dreamteacher.data.tool_labels import detect_tool
 from dreamteacher.data.trees import Tree
-from dreamteacher.data.voc import why_no_voc
+from dreamteacher.data.voc import is_xml, why_no_voc
 from dreamteacher.data.yolo import why_no_yolo
 
 LOOKED_INTO = 1 << 15  # characters of a file that are read to detect its tool
+MAX_XML = 1 << 22  # bytes of a file that is read to see whether it is XML in its own encoding
 _NO_CLASS_FOLDER = re.compile(
     r"[\W_]*(trash|deleted|rejected|discarded|todo|unsorted|unknown|ambiguous|te?mp|backup|bak|old|new|cache|thumbs?|thumbnails?|previews?"
     r"|duplicates?|copies|archive)[\W_\d]*",
@@ -40,6 +41,7 @@ _VIEW = re.compile(  # folders of views, bands or versions of the same scenes
 )
 _WORD_AND_NUMBER = re.compile(r"(.*[^\W\d_])[-_. (]*\d+\)?")  # cat.0, cat_001, cat (1)
 MIN_OF_NAME = 3  # pictures, from which names tell something
+NOT_UTF8 = "{} is not UTF-8 text; if it holds labels, save it as UTF-8"
 NO_CLASSES = ("nan", "<na>", "n/a", "#n/a", "null", "?")  # what tools write for a missing value
 
 
@@ -68,6 +70,8 @@ def label_notes(
         are_several: it has a column for each class, or lists of classes.
         are_listed: classes.txt names the classes.
     """
+    if kind != "none":  # without labels `other_tools` names them
+        yield from map(NOT_UTF8.format, _not_utf8(table)[:3])
     yield from _numbered_classes(table, boxes)
     yield from _shared_labels(table)
     yield from _labels_of_pictures_elsewhere(table)
@@ -135,7 +139,7 @@ def other_tools(table: sqlite3.Connection, tree: Tree, skipped: Skipped) -> list
     names = [name for (name,) in table.execute("SELECT min(name) FROM box_files GROUP BY suffix")]
     names += [skipped.by_suffix[".csv"][1]] if ".csv" in skipped.by_suffix else []
     found = []
-    for name in names:
+    for name in dict.fromkeys(names + _not_utf8(table)[:3]):
         file = tree.open_text(name)
         if file is None:
             continue
@@ -143,8 +147,11 @@ def other_tools(table: sqlite3.Connection, tree: Tree, skipped: Skipped) -> list
             try:
                 head = file.read(LOOKED_INTO).encode()
             except UnicodeDecodeError:
-                found.append(f"{name} is not UTF-8 text; if it holds labels, save it as UTF-8")
-                continue
+                (whole,) = tree.read([name], MAX_XML) if name.lower().endswith(".xml") else (None,)
+                if not isinstance(whole, bytes) or not is_xml(whole):
+                    found.append(NOT_UTF8.format(name))
+                    continue
+                head = whole
         if tool := detect_tool(head):
             found.append(f"{name} is of {tool[0]}, and is not read: {tool[1]}")
         elif name.lower().endswith(".txt") and (reason := why_no_yolo(head)):
@@ -152,6 +159,12 @@ def other_tools(table: sqlite3.Connection, tree: Tree, skipped: Skipped) -> list
         elif name.lower().endswith(".xml") and len(head) < LOOKED_INTO and (reason := why_no_voc(head)):
             found.append(f"{name} is no label of Pascal VOC: {reason}")
     return found
+
+
+def _not_utf8(table: sqlite3.Connection) -> list[str]:
+    """JSON files that `read_coco` passed over as they are not UTF-8 text."""
+    was_called = scalar(table, "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'not_utf8')")
+    return [name for (name,) in table.execute("SELECT name FROM not_utf8 ORDER BY name")] if was_called else []
 
 
 def _numbers_in_lists(tree: Tree, lists: list[str]) -> Iterator[str]:

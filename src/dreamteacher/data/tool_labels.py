@@ -25,7 +25,8 @@ _TOOLS = (  # pattern of a file's beginning, tool, remedy
         f"put each into ann/ under its picture's name (A.jpg.json for img/A.jpg){_OUTLINES}",
     ),
     (rb'\[.{0,4000}"(annotations|completions)"\s*:.{0,20000}"result"\s*:', "Label Studio", _COCO),
-    (rb'\[.{0,4000}"(rectanglelabels|polygonlabels|brushlabels|original_width)"\s*:', "Label Studio", _COCO),  # its JSON-MIN
+    (rb'\[.{0,4000}"(rectangle|polygon|brush|ellipse|keypoint)labels"\s*:', "Label Studio", _COCO),  # its JSON-MIN
+    (rb'\[(?=.{0,4000}"original_width"\s*:)(?=.{0,4000}"original_height"\s*:).{0,4000}"x"\s*:', "Label Studio", _COCO),
     (rb'\{.{0,4000}"(regions|shape_attributes|_via_settings)"\s*:', "VGG Image Annotator", _COCO),
     (rb'\[.{0,4000}"coordinates"\s*:', "Create ML", _COCO),
     (rb'\[.{0,4000}"(box2d|poly2d)"\s*:', "BDD100K (Scalabel)", f"{_COCO} (bdd100k.label.to_coco)"),

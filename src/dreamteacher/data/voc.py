@@ -20,9 +20,7 @@ def read(data: bytes) -> tuple[list[float], list[Row]]:
         BadPicture: the file cannot be parsed.
     """
     try:
-        root = _parse(data)
-        if root.tag != ROOT:
-            raise ValueError(f"it holds <{root.tag[:40]}>, not <{ROOT}>")
+        root = _annotation(_parse(data))
         size = [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
         rows: list[Row] = []
         for thing in root.iter("object"):
@@ -48,6 +46,25 @@ def _parse(data: bytes) -> ElementTree.Element:
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
     return root
+
+
+def _annotation(root: ElementTree.Element) -> ElementTree.Element:
+    """The root, or the one annotation that it wraps; ValueError if there is none, or several."""
+    found = [root] if root.tag == ROOT else list(root.iter(ROOT))
+    if not found:
+        raise ValueError(f"it holds <{root.tag[:40]}>, not <{ROOT}>")
+    if len(found) > 1:
+        raise ValueError(f"it holds {len(found)} <{ROOT}>; write a file for each")
+    return found[0]
+
+
+def is_xml(data: bytes) -> bool:
+    """Whether the data can be parsed, in the encoding that it declares."""
+    try:
+        _parse(data)
+    except (ElementTree.ParseError, ValueError, LookupError, BadPicture):
+        return False
+    return True
 
 
 def why_no_voc(data: bytes) -> str | None:
