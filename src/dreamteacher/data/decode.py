@@ -36,7 +36,7 @@ WARNINGS = {  # key in Picture and Prepared -> message, which follows the number
     "boxes_turned": "pictures have boxes whose right or lower side comes first; they were read from the other corner",
     "boxes_from_zero": "pictures have boxes of Pascal VOC at pixel 0; they are read as counted from 1, so if pixels count from 0, boxes "
     "lie one too far up and left",
-    "box_of_a_pixel": "pictures have one box, of the pixel in the corner; if it means the whole picture, write it in pixels",
+    "box_of_a_pixel": "pictures have only boxes of the pixel in the corner; if they mean the whole picture, write them in pixels",
     "boxes_outside": "pictures have boxes that reach more than 2 pixels beyond the border, and were cut (are they of other pictures?)",
     "turned_or_not": "labelled pictures are turned by EXIF, and no size tells whether their labels were drawn on the picture as displayed "
     "or as stored; they are read as drawn on the displayed one",
