@@ -31,7 +31,7 @@ def test_the_shipped_settings_make_a_graph_of_two_teachers_without_label_recipes
     ran = {name for name in named if name.partition("@")[0] not in ("nothing", "no-teacher")}  # empty folders that stand for no input
     assert ran == {
         "ingest", "train-teacher@own", "train-teacher@random", "distill-features@features", "distill-features@random-teacher",
-        *(f"finetune@{init}-{seed}" for init in ("scratch", "random-teacher", "features") for seed in range(3)), *AFTER_FINETUNE,
+        *(f"finetune@{init}-{seed}" for init in ("scratch", "random-teacher", "features") for seed in range(4)), *AFTER_FINETUNE,
     }  # fmt: skip
 
 

@@ -247,7 +247,7 @@ def test_a_pod_deleted_by_somebody_else_is_reported(replay: Callable[[str], Repl
     api = replay("healthy")
     api.answers["GET /api/v1/namespaces/dt/pods/dreamteacher-check-1"] = [[404, {"message": "not found"}]]
     assert examine(SCENARIO["healthy"]) == 1
-    assert "trial pod: was deleted by another" in capsys.readouterr().out
+    assert "trial pod: was deleted by somebody else" in capsys.readouterr().out
 
 
 def test_no_cluster_an_unknown_context_and_an_unknown_user_are_one_line(

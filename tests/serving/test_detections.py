@@ -42,7 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("DREAMTEACHER_TRACKING", "off")
         make_finetuned(folder / "finetuned", model)
         make_data(folder / "data", short_side=None)
-        export_onnx.run(PARAMS, data=folder / "data", finetuned=folder / "finetuned", out=folder / "onnx")
+        # Weights as large as these amplify rounding errors a thousand times.
+        loose = PARAMS.export.model_copy(update={"tolerance": 1e-3})
+        export_onnx.run(
+            PARAMS.model_copy(update={"export": loose}), data=folder / "data", finetuned=folder / "finetuned", out=folder / "onnx"
+        )
         models = {"things": folder / "onnx/model.onnx", "things-backbone": folder / "onnx/backbone.onnx"}
         write_repository(models, folder / "triton", backend="python", settings=PARAMS.publish)
     return folder
